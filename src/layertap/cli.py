@@ -1,0 +1,104 @@
+"""The command line: `layertap COMMAND ...`.
+
+Flags are made from the dataclasses in `config.py` by tyro, with underscores as in the field names; hyphens are
+accepted too. Errors that Layertap raises on purpose are printed as one message without a traceback, and decide the
+exit status: 0 done, 2 wrong input or usage, 1 anything else, 130 interrupted in a state that can be resumed.
+
+A command's room is imported when it runs, not before: `layertap --help` and `layertap verify` start without JAX.
+"""
+
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any, TypeVar
+
+import tyro
+
+from layertap.config import DemoConfig, ExtractConfig, VerifyConfig
+from layertap.errors import InputError, LayertapError
+
+INTERRUPTED = 130
+
+T = TypeVar("T")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run `layertap` with these arguments (default: the process's own); returns the exit status."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given and given[0] in _COMMANDS:
+        command = _COMMANDS[given[0]]
+        return run_command(command.config, command.run, given[1:], prog=f"layertap {given[0]}")
+    asked = bool(given) and given[0] in ("-h", "--help")
+    if given and not asked:
+        print(f"error: layertap has no command {given[0]!r}", file=sys.stderr)
+    print(_usage(), file=sys.stdout if asked else sys.stderr)
+    return 0 if asked else InputError.exit_status
+
+
+def extract_main() -> int:
+    """Run `extract_activations.py`, which is `layertap extract`."""
+    return run_command(ExtractConfig, _extract, sys.argv[1:], prog="extract_activations.py")
+
+
+def run_command(config_type: type[T], run: Callable[[T], int], arguments: Sequence[str], *, prog: str) -> int:
+    """Read `arguments` into a `config_type`, run it, and turn errors into a message and an exit status."""
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        config = tyro.cli(config_type, prog=prog, args=arguments, use_underscores=True)
+        return run(config)
+    except LayertapError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_status
+    except KeyboardInterrupt:
+        print("interrupted; what was committed is safe, the same command goes on from there", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _terminate(_signal: int, _frame: FrameType | None) -> None:
+    """A preemption notice is an interruption: what is being committed is finished."""
+    raise KeyboardInterrupt
+
+
+def _extract(config: ExtractConfig) -> int:
+    from layertap.extract.run import extract
+    from layertap.extract.summary import describe
+
+    print(describe(extract(config), config))
+    return 0
+
+
+def _demo(config: DemoConfig) -> int:
+    from layertap.demo.run import demo
+
+    demo(config)
+    return 0
+
+
+def _verify(config: VerifyConfig) -> int:
+    from layertap.store.verify import verify
+
+    report = verify(Path(config.path).expanduser())
+    print(report.describe())
+    return 0 if report.sound else LayertapError.exit_status
+
+
+@dataclass(frozen=True)
+class _Command:
+    config: type
+    run: Callable[[Any], int]
+    summary: str
+
+
+_COMMANDS = {
+    "extract": _Command(ExtractConfig, _extract, "extract activations from a dataset; resumes where it was stopped"),
+    "verify": _Command(VerifyConfig, _verify, "read an output folder back and check every byte of it"),
+    "demo": _Command(DemoConfig, _demo, "make a tiny model and tasks on the spot, extract from them, verify"),
+}
+
+
+def _usage() -> str:
+    lines = [f"  {name:<10}{command.summary}" for name, command in _COMMANDS.items()]
+    return "\n".join(("usage: layertap COMMAND [FLAGS]   (layertap COMMAND --help lists its flags)", "", *lines))

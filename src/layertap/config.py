@@ -1,0 +1,182 @@
+"""The settings of a run: one frozen dataclass, from which the command line is made.
+
+Each field is one flag, and the sentence under it is the flag's help. Contradictions are refused here, before anything
+is read; what only the model can tell (does it have that layer?) is refused when the model's config has been read.
+"""
+
+import os
+from dataclasses import dataclass
+from typing import Literal
+
+import tyro
+
+from layertap.dataset import DatasetFormat
+from layertap.errors import UsageError
+from layertap.tap import Site
+
+StorageDtype = Literal["float32", "bfloat16", "float16"]
+
+# Row lengths and query blocks must fit: attention works in key blocks of 256 tokens (model/attention.py).
+_ROW_MULTIPLE = 256
+
+
+@dataclass(frozen=True)
+class ExtractConfig:
+    """Extract activations of a Qwen 2.5 model from ARC tasks or plain text."""
+
+    dataset_path: str
+    """ARC tasks or plain text: a JSONL or JSON file, or a folder of JSON files; a local path or any fsspec URL."""
+
+    dataset_format: DatasetFormat = "auto"
+    """The shape of the dataset; auto finds it out from the content."""
+
+    max_tasks: int | None = None
+    """Stop after this many tasks of the dataset (default: all)."""
+
+    machine_id: int = 0
+    """Which share of the dataset is this machine's: tasks machine_id, machine_id + total_machines, ..."""
+
+    total_machines: int = 1
+    """How many machines share the dataset, round robin by task."""
+
+    on_bad_task: Literal["error", "skip"] = "error"
+    """A malformed task stops the run, or is skipped and listed in the manifest."""
+
+    grid_encoder: str = "GridShapeEncoder(RowNumberEncoder(MinimalGridEncoder()))"
+    """How a grid becomes text: an expression of composed encoders."""
+
+    prompt_version: str = "output-from-examples-v0"
+    """The prompt's wording: output-from-examples-v0 (full instruction) or output-from-examples-v1 (short)."""
+
+    prompt_template: str | None = None
+    """A folder with your own system.j2, user.j2 and assistant.j2, instead of --prompt_version."""
+
+    predictions_per_task: int = 8
+    """How many augmented prompts are made of each test input."""
+
+    include_answer: bool = False
+    """Put the test output into the prompt, as the assistant's answer, where it is known."""
+
+    random_seed: int = 42
+    """Seed of the augmentations; each depends on the seed, the task's id and the prediction's number alone."""
+
+    model_path: str = "Qwen/Qwen2.5-0.5B"
+    """A checkpoint folder in Hugging Face layout, or a Hub id."""
+
+    compute_dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """Operands of matrix products; sums, norms, softmax and the residual stream are float32 in either case."""
+
+    layers_to_extract: tuple[int, ...] = ()
+    """Layer numbers, counted from 0 (default: all layers). No layer above the last one is loaded or run."""
+
+    activation_type: tuple[Site, ...] = ("residual",)
+    """residual: the layer's output; mlp, attn: that block's output before its residual add. Several share one pass."""
+
+    batch_size: int = 4
+    """Rows a step."""
+
+    row_length: int = 4096
+    """Tokens a row, into which samples are packed; a longer sample gets a row of twice, four times, ... this length."""
+
+    max_seq_length: int = 16_384
+    """The longest sample that is extracted, in tokens."""
+
+    overlong: Literal["error", "skip", "truncate"] = "error"
+    """A longer sample stops the run, is skipped, or is cut at its end; the manifest counts and lists it."""
+
+    window_samples: int = 1024
+    """How many samples are packed together: more fill rows better, fewer start sooner."""
+
+    output_dir: str = "./activations"
+    """Where shards and metadata.json are written; one folder a site where there are several."""
+
+    storage_dtype: StorageDtype = "float32"
+    """The dtype on disk. float32 holds bfloat16 exactly; float16 is checked for overflow; bfloat16 needs ml_dtypes to
+    read."""
+
+    shard_size_gb: float = 1.0
+    """A shard is closed before its activations exceed this many GB (1e9 bytes) before compression."""
+
+    compress_shards: bool = True
+    """Compress shards with gzip."""
+
+    worker_id: int | None = None
+    """This worker's number (default: TPU_WORKER_ID of the environment, else 0)."""
+
+    checkpoint_dir: str = "./checkpoints"
+    """Where checkpoint_worker_{id}.json is kept."""
+
+    checkpointing: bool = True
+    """Keep a checkpoint and resume from it. Without, a folder that already holds shards is refused."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that contradict each other; raises UsageError."""
+        positive = (
+            "total_machines",
+            "predictions_per_task",
+            "batch_size",
+            "row_length",
+            "max_seq_length",
+            "window_samples",
+        )
+        for name in positive:
+            _require(getattr(self, name) >= 1, f"--{name} must be at least 1, not {getattr(self, name)}")
+        _require(self.max_tasks is None or self.max_tasks >= 1, f"--max_tasks must be at least 1, not {self.max_tasks}")
+        _require(
+            0 <= self.machine_id < self.total_machines,
+            f"--machine_id {self.machine_id} is not one of {self.total_machines} machines"
+            f" (0 to {self.total_machines - 1}); set --total_machines",
+        )
+        _require(
+            self.row_length % _ROW_MULTIPLE == 0,
+            f"--row_length {self.row_length} must be a multiple of {_ROW_MULTIPLE}",
+        )
+        _require(self.shard_size_gb > 0, f"--shard_size_gb must be positive, not {self.shard_size_gb}")
+        _require(min(self.layers_to_extract, default=0) >= 0, "--layers_to_extract counts layers from 0")
+        _require(len(self.activation_type) > 0, "--activation_type needs at least one of residual, mlp, attn")
+        _require(self.worker >= 0, f"--worker_id must not be negative, but is {self.worker}")
+
+    @property
+    def worker(self) -> int:
+        """The worker id: the flag, else `TPU_WORKER_ID`, else 0."""
+        if self.worker_id is not None:
+            return self.worker_id
+        text = os.environ.get("TPU_WORKER_ID", "0")
+        _require(text.isdecimal(), f"TPU_WORKER_ID is {text!r}, not a number; give --worker_id")
+        return int(text)
+
+    @property
+    def shard_bytes(self) -> int:
+        """The largest shard, in bytes of uncompressed activations."""
+        return int(self.shard_size_gb * 1e9)
+
+
+@dataclass(frozen=True)
+class VerifyConfig:
+    """Read an output folder back and check it against its manifest."""
+
+    path: tyro.conf.Positional[str]
+    """The output folder of a run."""
+
+
+@dataclass(frozen=True)
+class DemoConfig:
+    """Make a tiny model and ARC-style tasks on the spot, extract three sites from them, and verify what was written."""
+
+    output_dir: str = "./layertap-demo"
+    """Where model, tasks and activations go."""
+
+    num_tasks: int = 24
+    """How many tasks are made."""
+
+    seed: int = 0
+    """Seed of the weights and the tasks."""
+
+    def __post_init__(self) -> None:
+        """Refuse an empty demo; raises UsageError."""
+        _require(self.num_tasks >= 1, f"--num_tasks must be at least 1, not {self.num_tasks}")
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise UsageError(message)

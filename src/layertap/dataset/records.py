@@ -1,0 +1,99 @@
+"""From a path to checked records: the whole way, with ids and duplicates.
+
+A record's id is the first of: its file's stem or its key, where one of these names it; its own `task_id`, `id` or
+`uid`; `task_00000012` (`text_00000012`), the number being the record's place in the dataset, counted from 0. For a
+JSONL file that is the row. Malformed records are counted too, so leaving them out changes no other record's id.
+
+Duplicates are found by 8-byte hashes of the ids. As Python keeps them, each costs 60 to 90 bytes of memory (82 MB for a
+million); ids made from numbers cost nothing. Two different ids that share a hash would be called duplicates: among ten
+million ids the chance of any such pair is 3 in a million, and it would be reported, not silent.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from hashlib import blake2b
+from itertools import islice
+
+from layertap.dataset.arc import task_from_pairs, task_from_problem, task_from_splits
+from layertap.dataset.files import raw_records
+from layertap.dataset.formats import DatasetFormat, Kind
+from layertap.dataset.raw import RawRecord, RawRecords
+from layertap.dataset.source import locate
+from layertap.dataset.strict_json import kind_name
+from layertap.dataset.text import document_from_row, refuse_half_characters
+from layertap.errors import BadTaskError, DatasetError
+from layertap.task import BadTask, Document, Record, Task
+
+_ID_KEYS = ("task_id", "id", "uid")
+
+_CHECKS: Mapping[Kind, Callable[[object, str], Task | Document]] = {
+    "task": task_from_splits,
+    "problem": task_from_problem,
+    "pairs": task_from_pairs,
+    "text": document_from_row,
+}
+
+
+def read_records(
+    path: str, *, dataset_format: DatasetFormat = "auto", max_tasks: int | None = None
+) -> Iterator[Record]:
+    """The records of a dataset in dataset order, of which at most the first `max_tasks`, good or bad.
+
+    `path` is a file or folder, local (`~` allowed) or any URL that fsspec serves; files may be gzip. `DatasetFormat`
+    lists the formats. Nothing is opened before the first record is asked for. JSONL files are read line by line and
+    folders file by file, so they may be larger than memory; a file that is a single JSON value is read whole.
+
+    A malformed record comes as `BadTask`, and reading goes on after it: whether to stop is the caller's choice. Raises
+    DatasetError where there is no dataset: nothing there, nothing in it, not readable, not JSON, or no known shape.
+    """
+    count = 0
+    for record in islice(_checked(raw_records(locate(path), dataset_format)), max_tasks):
+        count += 1
+        yield record
+    if count == 0 and max_tasks != 0:
+        raise DatasetError(f"{path}: holds no tasks; give a dataset with at least one")
+
+
+def _checked(raws: RawRecords) -> Iterator[Record]:
+    seen: set[int] = set()
+    for number, raw in enumerate(raws):
+        yield raw if isinstance(raw, BadTask) else _check(raw, number, seen)
+
+
+def _check(raw: RawRecord, number: int, seen: set[int]) -> Record:
+    task_id = None
+    try:
+        task_id = _given_id(raw)
+        if task_id is None:
+            task_id = f"{'text' if raw.kind == 'text' else 'task'}_{number:08d}"
+        else:
+            _refuse_repeated(task_id, seen)
+        return _CHECKS[raw.kind](raw.value, task_id)
+    except BadTaskError as error:
+        return BadTask(raw.where, task_id, str(error))
+
+
+def _given_id(raw: RawRecord) -> str | None:
+    if raw.task_id is not None:
+        return _sound_id(raw.task_id, "its id")
+    if not isinstance(raw.value, dict):
+        return None
+    key = next((key for key in _ID_KEYS if key in raw.value), None)
+    return None if key is None else _sound_id(raw.value[key], repr(key))
+
+
+def _sound_id(value: object, where: str) -> str:
+    if type(value) is int:
+        return str(value)
+    if not isinstance(value, str):
+        raise BadTaskError(f"{where} is {kind_name(value)}, not a text or whole number")
+    if not value:
+        raise BadTaskError(f"{where} is empty")
+    refuse_half_characters(value, where)
+    return value
+
+
+def _refuse_repeated(task_id: str, seen: set[int]) -> None:
+    digest = int.from_bytes(blake2b(task_id.encode("utf-8"), digest_size=8).digest(), "big")
+    if digest in seen:
+        raise BadTaskError("an earlier record has the same id; keep one of them, or give them different ids")
+    seen.add(digest)

@@ -1,0 +1,131 @@
+"""Files and folders, local or behind a URL, as lines of bytes.
+
+Everything that touches a disk or a network goes through `Place`, by way of fsspec: a path with `~`, `gs://`, `s3://`,
+`memory://` are all the same here. fsspec takes longer to import than all the rest of this package, so it is imported
+when the first place is looked up, not before.
+
+Lines are bytes, not text, so that one line that is not UTF-8 is one bad record and not the end of the reading. gzip is
+known by its first two bytes: object stores may unpack a `.gz` on the way, and not every packed file is named so.
+"""
+
+import gzip
+import io
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING
+
+from layertap.errors import DatasetError
+
+if TYPE_CHECKING:
+    from fsspec import AbstractFileSystem
+
+_GZIP_MAGIC = b"\x1f\x8b"
+_SHOWN_NAMES = 5
+
+
+@dataclass(frozen=True)
+class Place:
+    """One file or folder. As text it is what the user wrote, so that messages name it in the user's words."""
+
+    shown: str
+    path: str
+    filesystem: "AbstractFileSystem"
+
+    def __str__(self) -> str:
+        return self.shown
+
+    @property
+    def name(self) -> str:
+        """The last part of the path, without `.gz`."""
+        return PurePosixPath(self.path).name.removesuffix(".gz")
+
+    @property
+    def stem(self) -> str:
+        """The name without its last suffix."""
+        return PurePosixPath(self.name).stem
+
+    def is_folder(self) -> bool:
+        """Whether this is a folder; False where nothing is there."""
+        with _translated(self):
+            return bool(self.filesystem.isdir(self.path))
+
+    def is_there(self) -> bool:
+        """Whether there is a file or folder; a place that may not be looked at raises DatasetError instead."""
+        # fsspec's own `exists` answers False to any failure, also to a lost connection.
+        with _translated(self):
+            try:
+                self.filesystem.info(self.path)
+            except FileNotFoundError:
+                return False
+            return True
+
+    def beside(self, old: str, new: str) -> "Place":
+        """The place whose last path part has `new` wherever this one's has `old`."""
+        folder, slash, name = self.path.rpartition("/")
+        shown_folder, shown_slash, shown_name = self.shown.rpartition("/")
+        return Place(
+            shown_folder + shown_slash + shown_name.replace(old, new),
+            folder + slash + name.replace(old, new),
+            self.filesystem,
+        )
+
+    def json_files(self) -> list["Place"]:
+        """The `*.json` files of this folder by name, hidden ones left out; DatasetError where there is none."""
+        with _translated(self):
+            entries = self.filesystem.ls(self.path, detail=True)
+        kinds = {PurePosixPath(entry["name"]).name: entry["type"] for entry in entries}
+        names = sorted(
+            name
+            for name, kind in kinds.items()
+            if name.endswith(".json") and not name.startswith(".") and kind != "directory"
+        )
+        if not names:
+            raise DatasetError(f"{self}: a folder without *.json files, {_holding(sorted(kinds))}")
+        return [self._child(name) for name in names]
+
+    def _child(self, name: str) -> "Place":
+        return Place(f"{self.shown.rstrip('/')}/{name}", f"{self.path.rstrip('/')}/{name}", self.filesystem)
+
+    def lines(self) -> Iterator[bytes]:
+        """The file's lines, unpacked where it is gzip, each with its line end; never more than one in memory."""
+        with _translated(self), self.filesystem.open(self.path, "rb") as stored:
+            buffered = io.BufferedReader(stored)
+            packed = buffered.peek(len(_GZIP_MAGIC)).startswith(_GZIP_MAGIC)
+            yield from gzip.GzipFile(fileobj=buffered) if packed else buffered
+
+
+def locate(path: str) -> Place:
+    """The place that `path` names; nothing is opened yet. DatasetError where fsspec does not know its protocol."""
+    from fsspec.core import url_to_fs
+
+    if not path:
+        raise DatasetError("the dataset path is empty; give a file or folder as --dataset_path")
+    try:
+        filesystem, inner = url_to_fs(path)
+    except (ValueError, ImportError) as error:
+        raise DatasetError(f"{path}: {error}; give a local path or a URL that an installed fsspec serves") from error
+    return Place(path, inner, filesystem)
+
+
+@contextmanager
+def _translated(place: Place) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise DatasetError(f"{place}: no such file or folder; check --dataset_path") from error
+    except PermissionError as error:
+        raise DatasetError(f"{place}: may not be read; check its rights and your credentials ({error})") from error
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise DatasetError(f"{place}: its gzip data is damaged; copy the file again ({error})") from error
+    except OSError as error:
+        raise DatasetError(f"{place}: cannot be read: {error}") from error
+
+
+def _holding(names: list[str]) -> str:
+    if not names:
+        return "it is empty"
+    more = ", ..." if len(names) > _SHOWN_NAMES else ""
+    return f"it holds {', '.join(names[:_SHOWN_NAMES])}{more}; give one of its files or folders"

@@ -1,0 +1,240 @@
+"""A Qwen 2.5 checkpoint with random weights, in the layout of Hugging Face, made without a download.
+
+For demos, tests and benchmarks: real shapes, real file layout, and activations that mean nothing. Weights go to the
+disk as they are drawn, so memory stays at some tens of MiB for any size, and `config.json` is written last, so that a
+folder holding one is complete. The safetensors layout (a length, a JSON header, raw bytes) is written here by hand
+because the library wants whole files in memory.
+
+    python -m layertap.demo.checkpoint FOLDER --size 0.5b
+"""
+
+import dataclasses
+import json
+import struct
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from layertap.demo.corpus import demo_texts
+from layertap.demo.tokenizer import write_tokenizer
+from layertap.demo.weights import NUMPY_DTYPES, WeightDtype, WeightTensor, weight_tensors
+from layertap.errors import LayertapError, ModelError, PromptError, UsageError
+from layertap.model.config import Qwen2Config, published_config
+from layertap.store.files import atomic_write
+
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "vocab.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
+_SAFETENSORS_DTYPES: dict[WeightDtype, str] = {"bfloat16": "BF16", "float32": "F32"}
+_CONTEXT = 32_768  # as published; only what generates text reads it
+
+
+def write_checkpoint(
+    folder: Path,
+    size: str | Qwen2Config = "tiny",
+    *,
+    seed: int = 0,
+    dtype: WeightDtype = "bfloat16",
+    tokenizer: Path | None = None,
+    max_file_bytes: int | None = None,
+    layers: int | None = None,
+) -> Qwen2Config:
+    """Write a checkpoint with its tokenizer into `folder` and return its shape. The same arguments give the same bytes.
+
+    `size` is "tiny" (four layers of width 64), a published one ("0.5b" to "72b") or a shape of your own; `layers`
+    replaces its number of layers. `tokenizer` is a folder to copy one from; without it one is trained on `demo_texts`.
+    With `max_file_bytes`, weights that take more are split into several files with an index, none of them larger unless
+    a single tensor is.
+
+    Raises ModelError where `folder` already holds a checkpoint, the size is not known or the vocabulary does not cover
+    the tokenizer; PromptError where `tokenizer` holds none; UsageError for numbers that make no sense.
+    """
+    if (layers is not None and layers < 1) or (max_file_bytes is not None and max_file_bytes < 1):
+        raise UsageError(f"layers ({layers}) and max_file_bytes ({max_file_bytes}) must be at least 1 where given")
+    _refuse_occupied(folder)
+    known_size = published_config(size) if isinstance(size, str) and size != "tiny" else size
+    tokens = _write_tokenizer(folder, tokenizer)
+    config = known_size if isinstance(known_size, Qwen2Config) else _tiny_config(tokens)
+    if layers is not None:
+        config = dataclasses.replace(config, num_hidden_layers=layers)
+    if config.vocab_size < tokens:
+        raise ModelError(f"{folder}: vocab_size {config.vocab_size} does not cover the tokenizer's {tokens} tokens")
+    _write_weights(folder, weight_tensors(config), seed, dtype, max_file_bytes)
+    _write_json(folder / "config.json", config_json(config, dtype))
+    return config
+
+
+def config_json(config: Qwen2Config, dtype: WeightDtype) -> dict[str, Any]:
+    """The `config.json` of a checkpoint of this shape, as Qwen 2.5's are published (transformers 4 and 5 read it).
+
+    Token ids (`bos_token_id`, `eos_token_id`) are left out: they belong to a tokenizer, and nothing here generates.
+    """
+    shape = dataclasses.asdict(config)
+    if config.head_dim == config.hidden_size // config.num_attention_heads:
+        del shape["head_dim"]  # what every reader derives; published files do not name it
+    return {
+        "architectures": ["Qwen2ForCausalLM"],
+        "model_type": "qwen2",
+        "hidden_act": "silu",
+        "attention_dropout": 0.0,
+        "initializer_range": 0.02,
+        "max_position_embeddings": _CONTEXT,
+        "use_sliding_window": False,
+        "sliding_window": _CONTEXT,
+        "max_window_layers": config.num_hidden_layers,
+        "torch_dtype": dtype,
+        "use_cache": True,
+        **shape,
+    }
+
+
+def _tiny_config(tokens: int) -> Qwen2Config:
+    return Qwen2Config(
+        hidden_size=64,
+        intermediate_size=160,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        vocab_size=-(-tokens // 64) * 64,  # rounded up: real vocabularies have spare rows too
+        rms_norm_eps=1e-6,
+        rope_theta=1e6,
+        tie_word_embeddings=True,
+    )
+
+
+def _refuse_occupied(folder: Path) -> None:
+    held = [*folder.glob("config.json"), *folder.glob("model*.safetensors"), *folder.glob("model*.safetensors.*.json")]
+    if held:
+        raise ModelError(f"{folder}: already holds {held[0].name}; remove that checkpoint or choose another folder")
+
+
+def _write_tokenizer(folder: Path, source: Path | None) -> int:
+    """The number of tokens, counted as ids up to the highest, since rows of the embedding are looked up by id."""
+    if source is None:
+        return write_tokenizer(folder, demo_texts())
+    tokens = _highest_id(source / "tokenizer.json") + 1
+    for path in (source / name for name in _TOKENIZER_FILES):
+        if path.is_file():
+            content = path.read_bytes()
+            with atomic_write(folder / path.name) as file:
+                file.write(content)
+    return tokens
+
+
+def _highest_id(path: Path) -> int:
+    try:
+        described = json.loads(path.read_text(encoding="utf-8"))
+        added = [token["id"] for token in described["added_tokens"]]
+        return int(max([*described["model"]["vocab"].values(), *added]))
+    except FileNotFoundError as error:
+        raise PromptError(f"{path}: no such file; --tokenizer must be a folder that holds a tokenizer.json") from error
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise PromptError(f"{path}: is not a byte-level BPE tokenizer in one file: {error!r}") from error
+
+
+def _write_weights(
+    folder: Path, tensors: Sequence[WeightTensor], seed: int, dtype: WeightDtype, max_file_bytes: int | None
+) -> None:
+    files = _split(tensors, dtype, max_file_bytes)
+    if len(files) == 1:
+        _write_safetensors(folder / "model.safetensors", tensors, seed, dtype)
+        return
+    places = {}
+    for number, held in enumerate(files, start=1):
+        name = f"model-{number:05}-of-{len(files):05}.safetensors"
+        _write_safetensors(folder / name, held, seed, dtype)
+        places.update({tensor.name: name for tensor in held})
+    total = sum(_num_bytes(tensor, dtype) for tensor in tensors)
+    _write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": places})
+
+
+def _split(tensors: Iterable[WeightTensor], dtype: WeightDtype, limit: int | None) -> list[list[WeightTensor]]:
+    files: list[list[WeightTensor]] = [[]]
+    filled = 0
+    for tensor in tensors:
+        size = _num_bytes(tensor, dtype)
+        if limit is not None and files[-1] and filled + size > limit:
+            files.append([])
+            filled = 0
+        files[-1].append(tensor)
+        filled += size
+    return files
+
+
+def _write_safetensors(path: Path, tensors: Iterable[WeightTensor], seed: int, dtype: WeightDtype) -> None:
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers refuses a file without it
+    end = 0
+    for tensor in tensors:
+        begin, end = end, end + _num_bytes(tensor, dtype)
+        header[tensor.name] = {"dtype": _SAFETENSORS_DTYPES[dtype], "shape": tensor.shape, "data_offsets": (begin, end)}
+    encoded = json.dumps(header).encode()
+    encoded += b" " * (-len(encoded) % 8)  # the data begin at a multiple of eight bytes
+    with atomic_write(path) as file:
+        file.write(struct.pack("<Q", len(encoded)) + encoded)
+        for tensor in tensors:
+            for chunk in tensor.chunks(seed, dtype):
+                file.write(chunk.tobytes())
+
+
+def _num_bytes(tensor: WeightTensor, dtype: WeightDtype) -> int:
+    return tensor.size * NUMPY_DTYPES[dtype].itemsize
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    with atomic_write(path) as file:
+        file.write(json.dumps(content, indent=2).encode() + b"\n")
+
+
+def _command(
+    folder: Annotated[Path, tyro.conf.Positional],
+    size: str = "tiny",
+    dtype: WeightDtype = "bfloat16",
+    seed: int = 0,
+    tokenizer: Path | None = None,
+    max_file_bytes: int | None = None,
+    layers: int | None = None,
+) -> None:
+    """Write a Qwen 2.5 checkpoint with random weights.
+
+    Args:
+        folder: Where to; it must not hold a checkpoint yet.
+        size: "tiny", "0.5b", "1.5b", "3b", "7b", "14b", "32b" or "72b".
+        dtype: What the weights are stored in.
+        seed: Another seed gives other weights.
+        tokenizer: A folder to copy the tokenizer from; a small one is trained when this is not given.
+        max_file_bytes: Split weights that take more into several files.
+        layers: This many layers instead of the size's own number.
+    """
+    config = write_checkpoint(
+        folder,
+        size,
+        seed=seed,
+        dtype=dtype,
+        tokenizer=tokenizer,
+        max_file_bytes=max_file_bytes,
+        layers=layers,
+    )
+    print(f"{folder}: {config.num_hidden_layers} layers of width {config.hidden_size}, {dtype}, seed {seed}")
+
+
+def main() -> None:
+    """Run the command line; exits with the error's own status where Layertap refuses."""
+    try:
+        tyro.cli(_command, prog="python -m layertap.demo.checkpoint", use_underscores=True)
+    except LayertapError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_status)
+
+
+if __name__ == "__main__":
+    main()

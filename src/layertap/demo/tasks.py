@@ -1,0 +1,98 @@
+"""Sample ARC tasks, made on the spot.
+
+The demo must run with no download, so its tasks are drawn from puzzle families of our own (`rules_same_size`,
+`rules_new_size`). Task `i` of a seed depends on nothing but `(seed, i)`: asking for more tasks only adds to the end,
+and every machine makes the same ones. Each has 3 or 4 demonstrations and 1 or 2 tests, grids of 1 to 30 a side.
+"""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from layertap.demo import rules_new_size as other
+from layertap.demo import rules_same_size as same
+from layertap.demo.drawing import Draw, Family
+from layertap.demo.scenes import Cells
+from layertap.store.files import atomic_write
+from layertap.task import Grid, Pair, Task
+
+# In this order, so that even the first few tasks differ in kind and in length.
+FAMILIES: tuple[Family, ...] = (
+    same.gravity,
+    same.reflect,
+    other.crop,
+    same.outline,
+    other.scale_up,
+    same.recolour,
+    other.count,
+    same.draw_lines,
+    same.complete_symmetry,
+    other.tile,
+    same.fill_holes,
+    same.rotate,
+    same.sort_columns,
+    other.combine_halves,
+    same.move_until_wall,
+    other.mirror_concatenate,
+    same.largest_object,
+    same.shift,
+    same.extend_pattern,
+    same.swap_colours,
+    other.border,
+    same.connect,
+    same.checkerboard,
+    same.denoise,
+)
+
+
+def make_tasks(count: int = 24, seed: int = 0) -> list[Task]:
+    """`count` tasks, going round the families; ids are like `demo_gravity_00`, numbered within their family."""
+    return [_make_task(index, seed) for index in range(count)]
+
+
+def write_tasks(path: Path, tasks: Iterable[Task]) -> None:
+    """Write one JSON object a line, with `task_id`, `train` and `test`, in place of whatever `path` held.
+
+    Raises StorageError where the system refuses the writing.
+    """
+    with atomic_write(path) as file:
+        for task in tasks:
+            file.write(json.dumps(_as_json(task)).encode() + b"\n")
+
+
+def _make_task(index: int, seed: int) -> Task:
+    lap, place = divmod(index, len(FAMILIES))
+    family = FAMILIES[place]
+    task_id = f"demo_{family.__name__}_{lap:02}"
+    rng = Random(f"{seed}/{task_id}")
+    trains, tests = rng.randint(3, 4), rng.randint(1, 2)
+    pairs = _draw_pairs(family(rng), rng, trains + tests)
+    return Task(task_id, train=pairs[:trains], test=pairs[trains:])
+
+
+def _draw_pairs(draw: Draw, rng: Random, wanted: int) -> tuple[Pair, ...]:
+    """Pairs with different inputs, none of which the rule leaves as it was (a symmetric picture, say, when mirroring).
+
+    This ends because every family changes nearly every picture it draws.
+    """
+    pairs: dict[Grid, Pair] = {}
+    while len(pairs) < wanted:
+        given, answer = map(_as_grid, draw(rng))
+        if given != answer:
+            pairs[given] = Pair(given, answer)
+    return tuple(pairs.values())
+
+
+def _as_grid(cells: Cells) -> Grid:
+    return tuple(map(tuple, cells.tolist()))
+
+
+def _as_json(task: Task) -> dict[str, Any]:
+    sides = {"train": task.train, "test": task.test}
+    return {"task_id": task.task_id, **{side: [_pair_as_json(pair) for pair in pairs] for side, pairs in sides.items()}}
+
+
+def _pair_as_json(pair: Pair) -> dict[str, Grid]:
+    return {"input": pair.input} if pair.output is None else {"input": pair.input, "output": pair.output}

@@ -1,0 +1,70 @@
+"""Every error that Layertap raises on purpose.
+
+    LayertapError                 exit status 1
+    ├── InputError                exit status 2: what the user gave is wrong, and the message says where and what to do
+    │   ├── UsageError            flags that contradict each other or make no sense
+    │   ├── DatasetError          a file or folder of tasks that cannot be read as one
+    │   │   └── BadTaskError      one task that is malformed
+    │   ├── PromptError           a grid encoder, template or tokenizer that cannot be used
+    │   │   └── OverlongError     a sample longer than `--max_seq_length`
+    │   ├── ModelError            a checkpoint that is missing, unsupported or does not fit its config
+    │   └── RunMismatchError      the output folder belongs to another run
+    ├── DeviceError               a step that the device could not run
+    └── StorageError              output that could not be written, read or believed
+        └── DamageError           a stored file that is not what the manifest says it is
+
+Library errors (JSON, safetensors, fsspec, tokenizers, OS) are translated once, where they first enter Layertap, with
+`raise ... from error`. Every message names the file, tensor, task or shard, and what can be done about it.
+"""
+
+
+class LayertapError(Exception):
+    """The root: catch this one to catch everything that Layertap raises on purpose."""
+
+    exit_status = 1
+
+
+class InputError(LayertapError):
+    """Something that the user gave is wrong."""
+
+    exit_status = 2
+
+
+class UsageError(InputError):
+    """Flags that contradict each other or make no sense."""
+
+
+class DatasetError(InputError):
+    """A dataset that cannot be read as one."""
+
+
+class BadTaskError(DatasetError):
+    """One malformed task, with its file, line and id."""
+
+
+class PromptError(InputError):
+    """A grid encoder, template or tokenizer that cannot be used."""
+
+
+class OverlongError(PromptError):
+    """A sample with more tokens than `--max_seq_length`."""
+
+
+class ModelError(InputError):
+    """A checkpoint that is missing, unsupported or does not fit its own config."""
+
+
+class RunMismatchError(InputError):
+    """The output folder holds another run's shards."""
+
+
+class DeviceError(LayertapError):
+    """A step that the device could not run."""
+
+
+class StorageError(LayertapError):
+    """Output that could not be written, read or believed."""
+
+
+class DamageError(StorageError):
+    """A stored file that is not what the manifest says it is."""

@@ -1,0 +1,29 @@
+"""How JAX is set up, once, before the first array.
+
+Compiled programs are kept in a cache folder (`$XDG_CACHE_HOME/layertap/xla`, else `~/.cache/layertap/xla`), so that a
+second start, and every restart after a preemption, compiles nothing. `JAX_COMPILATION_CACHE_DIR` overrides it, as
+anywhere in JAX.
+"""
+
+import os
+from pathlib import Path
+
+import jax
+
+
+def configure() -> None:
+    """Switch the persistent compilation cache on, for programs of any size."""
+    settings: dict[str, str | float] = {
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "layertap" / "xla"
+        settings["jax_compilation_cache_dir"] = str(cache)
+    for name, value in settings.items():
+        jax.config.update(name, value)  # type: ignore[no-untyped-call]
+
+
+def description() -> dict[str, str]:
+    """What of the backend decides the bits of a result: JAX's version and the kind of device."""
+    return {"jax": jax.__version__, "platform": jax.default_backend()}

@@ -1,0 +1,75 @@
+"""Two threads beside the main one: the next window is prepared, and shards are written, while the device works.
+
+Both hand their exceptions on in place: what the reader raises comes out where its window would have, what the writer
+raises at the next `submit` or at `finish`. Both queues are short on purpose: at most two windows of token ids, and at
+most one shard being written beside one that waits, are held in memory.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def read_ahead(items: Iterator[T]) -> Iterator[T]:
+    """The same items, each made by a thread while the one before is in use; the first is begun at once."""
+    pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="read-ahead")
+    return _drain(pool, items, pool.submit(next, items, _FINISHED))
+
+
+def _drain(pool: ThreadPoolExecutor, items: Iterator[T], upcoming: "Future[T | _Finished]") -> Iterator[T]:
+    try:
+        while not isinstance(item := upcoming.result(), _Finished):
+            upcoming = pool.submit(next, items, _FINISHED)
+            yield item
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+class _Finished:
+    """What stands behind the last item."""
+
+
+_FINISHED = _Finished()
+
+
+class BackgroundQueue:
+    """Runs calls one after another in a thread; at most `waiting` of them wait.
+
+    A call that fails is the last one that runs: those behind it may build upon it. On leaving the block after an
+    exception, calls that were queued are still run: they are work that was done.
+    """
+
+    def __init__(self, waiting: int = 1) -> None:
+        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="writer")
+        self._calls: deque[Future[None]] = deque()
+        self._most = waiting + 1
+        self._broken = False
+
+    def submit(self, call: Callable[[], None]) -> None:
+        """Queue `call`, after waiting for room; raises what an earlier call raised, and then queues nothing."""
+        while len(self._calls) >= self._most or (self._calls and self._calls[0].done()):
+            self._calls.popleft().result()
+        self._calls.append(self._pool.submit(self._run, call))
+
+    def finish(self) -> None:
+        """Wait for every call; raises what one of them raised."""
+        while self._calls:
+            self._calls.popleft().result()
+
+    def _run(self, call: Callable[[], None]) -> None:
+        if not self._broken:
+            self._broken = True
+            call()
+            self._broken = False
+
+    def __enter__(self) -> "BackgroundQueue":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._pool.shutdown(wait=True)

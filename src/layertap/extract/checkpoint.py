@@ -1,0 +1,103 @@
+"""Where a run goes on: `checkpoint_worker_{id}.json`, and the manifest that it is checked against.
+
+The manifest beside the shards is the truth, because it is replaced in the same breath as the shards appear. The
+checkpoint repeats its position after each commit, for whoever watches the run, and guards against the one loss that
+the manifest cannot see: its own. A checkpoint that knows of more shards than the output folder holds stops the run
+instead of starting anew in silence.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from layertap.errors import DamageError, RunMismatchError, StorageError
+from layertap.extract.windows import Position
+from layertap.store.files import atomic_write
+from layertap.store.manifest import FILE_NAME, Manifest, read_manifest
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What `checkpoint_worker_{id}.json` says."""
+
+    fingerprint: str
+    output_dir: str
+    shards: int
+    samples: int
+    tokens: int
+    complete: bool
+    progress: dict[str, object]
+
+
+def checkpoint_path(folder: Path, worker: int) -> Path:
+    """The checkpoint's file for this worker."""
+    return folder / f"checkpoint_worker_{worker}.json"
+
+
+def write_checkpoint(path: Path, output_dir: Path, manifest: Manifest) -> None:
+    """Repeat the manifest's position at `path`, atomically."""
+    checkpoint = Checkpoint(
+        fingerprint=manifest.fingerprint,
+        output_dir=str(output_dir.resolve()),
+        shards=len(manifest.shards),
+        samples=manifest.samples,
+        tokens=manifest.tokens,
+        complete=manifest.complete,
+        progress=dict(manifest.progress),
+    )
+    with atomic_write(path) as file:
+        file.write((json.dumps(asdict(checkpoint), indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def read_checkpoint(path: Path) -> Checkpoint | None:
+    """The checkpoint at `path`, or None; raises DamageError where it is not one."""
+    try:
+        return Checkpoint(**json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError) as error:
+        raise DamageError(
+            f"{path}: is not a checkpoint ({error}); the output folder alone is enough: remove it"
+        ) from error
+
+
+def resume(output_dir: Path, fresh: Manifest, checkpoint: Path | None) -> tuple[Manifest, Position]:
+    """The manifest to go on from (`fresh` where the folder holds none) and the position of its next window.
+
+    Raises RunMismatchError where the folder holds another run, or a run at all while `checkpoint` is None
+    (`--no_checkpointing`); StorageError where committed shards have gone.
+    """
+    found = read_manifest(output_dir)
+    if checkpoint is not None:
+        _require_all_shards(output_dir, found, read_checkpoint(checkpoint), checkpoint)
+    if found is None:
+        return fresh, Position()
+    found.require_same_run(fresh, output_dir)
+    if checkpoint is None:
+        raise RunMismatchError(
+            f"{output_dir} already holds {len(found.shards)} shards, and --no_checkpointing neither resumes nor"
+            " overwrites; leave it out to go on, or give another --output_dir"
+        )
+    _require_files(output_dir, found)
+    return found, Position.from_json(found.progress) if found.progress else Position()
+
+
+def _require_all_shards(output_dir: Path, found: Manifest | None, known: Checkpoint | None, path: Path) -> None:
+    held = 0 if found is None else len(found.shards)
+    if known is not None and known.output_dir == str(output_dir.resolve()) and known.shards > held:
+        raise StorageError(
+            f"{path} knows of {known.shards} shards in {output_dir}, where {FILE_NAME} names {held};"
+            " restore the folder, or remove that checkpoint to begin again"
+        )
+
+
+def _require_files(output_dir: Path, manifest: Manifest) -> None:
+    for shard in manifest.shards:
+        for file in shard.files:
+            path = output_dir / file.path
+            size = path.stat().st_size if path.exists() else None
+            if size != file.bytes:
+                state = "is gone" if size is None else f"has {size} bytes"
+                raise DamageError(
+                    f"{path}: {state}, but {FILE_NAME} says {file.bytes}; restore it, or give another --output_dir"
+                )

@@ -1,0 +1,122 @@
+"""Packing: which sample goes into which row of which step.
+
+Pure functions of the samples' lengths, so that a window is packed the same way by every run that reads it.
+
+Rows come in a short ladder of lengths: `row_length`, twice, four times, ... up to the longest sample allowed. Samples
+are placed longest first, each into the open row that it fills best, else into a new row of the shortest rung that
+holds it (best-fit decreasing; at most 11/9 of the optimal number of rows, Johnson 1974). The gaps of long rows are so
+filled with short samples.
+
+Rows of the first rung run `batch_size` at a time, what is left of them one at a time, and longer rows one at a time:
+no step ever holds an empty row, and default settings compile four programs. On ARC-AGI-1 training 97 to 98 % of
+computed tokens are real (docs/LOG.md). Longest steps run first: a run that does not fit in memory fails at its
+beginning.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Int32
+
+_LENGTH_MULTIPLE = 256
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Sample `sample` (its place in the window) stands in row `row` of its step, `length` tokens from `start`."""
+
+    sample: int
+    row: int
+    start: int
+    length: int
+
+
+@dataclass(frozen=True)
+class Step:
+    """One device call: `rows` rows of `length` tokens, and what stands in them, row by row from left to right."""
+
+    rows: int
+    length: int
+    placements: tuple[Placement, ...]
+
+    @property
+    def real_tokens(self) -> int:
+        """How many of the step's tokens belong to a sample."""
+        return sum(placement.length for placement in self.placements)
+
+    @property
+    def computed_tokens(self) -> int:
+        """How many tokens the device computes."""
+        return self.rows * self.length
+
+
+def row_ladder(row_length: int, longest: int) -> tuple[int, ...]:
+    """The row lengths, ascending: `row_length`, doubled until a row holds a sample of `longest` tokens."""
+    rungs = [row_length]
+    while rungs[-1] < longest:
+        doubled = 2 * rungs[-1]
+        enough = -(-longest // _LENGTH_MULTIPLE) * _LENGTH_MULTIPLE
+        rungs.append(min(doubled, enough))
+    return tuple(rungs)
+
+
+def pack_window(lengths: Sequence[int], ladder: Sequence[int], batch_size: int) -> list[Step]:
+    """Pack samples of these lengths (each at least 1, none longer than the last rung) into steps, each sample once."""
+    rows = _fill_rows(lengths, ladder)
+    steps = []
+    for length in reversed(ladder):
+        of_length = [row for row in rows if row.length == length]
+        while of_length:
+            count = batch_size if length == ladder[0] and len(of_length) >= batch_size else 1
+            steps.append(_step(of_length[:count], lengths))
+            of_length = of_length[count:]
+    return steps
+
+
+def batch_arrays(
+    step: Step, token_ids: Sequence[Int32[np.ndarray, " tokens"]]
+) -> tuple[Int32[np.ndarray, "rows length"], Int32[np.ndarray, "rows length"]]:
+    """What the device is given: token ids and `seg_start`, [rows, length] each.
+
+    Padding has token 0 and its own index as `seg_start`: it sees itself alone, and nothing sees it.
+    """
+    tokens = np.zeros((step.rows, step.length), np.int32)
+    seg_start = np.tile(np.arange(step.length, dtype=np.int32), (step.rows, 1))
+    for place in step.placements:
+        span = slice(place.start, place.start + place.length)
+        tokens[place.row, span] = token_ids[place.sample]
+        seg_start[place.row, span] = place.start
+    return tokens, seg_start
+
+
+@dataclass
+class _Row:
+    length: int
+    used: int
+    samples: list[int]
+
+
+def _fill_rows(lengths: Sequence[int], ladder: Sequence[int]) -> list[_Row]:
+    rows: list[_Row] = []
+    for sample in sorted(range(len(lengths)), key=lambda index: (-lengths[index], index)):
+        need = lengths[sample]
+        fitting = [row for row in rows if row.length - row.used >= need]
+        if fitting:
+            row = min(fitting, key=lambda row: row.length - row.used)
+        else:
+            row = _Row(next(rung for rung in ladder if rung >= need), 0, [])
+            rows.append(row)
+        row.used += need
+        row.samples.append(sample)
+    return rows
+
+
+def _step(rows: Sequence[_Row], lengths: Sequence[int]) -> Step:
+    placements = []
+    for number, row in enumerate(rows):
+        start = 0
+        for sample in row.samples:
+            placements.append(Placement(sample, number, start, lengths[sample]))
+            start += lengths[sample]
+    return Step(len(rows), rows[0].length, tuple(placements))

@@ -1,0 +1,70 @@
+"""What the user sees while a run goes on: a bar on a terminal, a plain line now and then anywhere else.
+
+Everything goes to standard error; standard output keeps the summary alone.
+"""
+
+import sys
+import time
+
+from tqdm import tqdm
+
+from layertap.extract.clock import StageClock
+
+_SECONDS_BETWEEN_LINES = 10.0
+_SECONDS_BETWEEN_DRAWINGS = 0.2
+
+
+class Progress:
+    """Counts samples and tokens, and shows them with the speed and what the run is waiting for."""
+
+    def __init__(self, clock: StageClock, *, samples: int = 0, terminal: bool | None = None) -> None:
+        self.samples = 0
+        self.tokens = 0
+        self._clock = clock
+        self._begun: float | None = None
+        self._last = time.monotonic()
+        shown = sys.stderr.isatty() if terminal is None else terminal
+        self._bar = tqdm(unit=" samples", initial=samples, dynamic_ncols=True, leave=False) if shown else None
+
+    def note(self, message: str) -> None:
+        """Say something that is not a number."""
+        if self._bar is None:
+            print(message, file=sys.stderr, flush=True)
+        else:
+            self._bar.write(message, file=sys.stderr)
+
+    def begin(self) -> None:
+        """Start to measure speed: the model is loaded, the first step goes out."""
+        self._begun = time.monotonic()
+
+    def add(self, samples: int, tokens: int) -> None:
+        """Count what a step brought."""
+        self.samples += samples
+        self.tokens += tokens
+        if self._bar is not None:
+            self._bar.update(samples)
+
+    def refresh(self) -> None:
+        """Show how things stand; cheap enough to be called while waiting."""
+        now = time.monotonic()
+        pause = _SECONDS_BETWEEN_LINES if self._bar is None else _SECONDS_BETWEEN_DRAWINGS
+        if now - self._last < pause:
+            return
+        self._last = now
+        if self._bar is not None:
+            self._bar.set_postfix_str(self._standing(), refresh=True)
+        else:
+            self.note(f"{self.samples} samples, {self._standing()}")
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Real tokens a second since `begin`."""
+        return self.tokens / (time.monotonic() - self._begun) if self._begun is not None else 0.0
+
+    def close(self) -> None:
+        """Take the bar away."""
+        if self._bar is not None:
+            self._bar.close()
+
+    def _standing(self) -> str:
+        return f"{self.tokens_per_second:.0f} tokens/s, waiting for {self._clock.current or 'nothing'}"

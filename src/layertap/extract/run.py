@@ -1,0 +1,235 @@
+"""A whole run, from tasks to committed shards, as one line of stages.
+
+    read-ahead thread      main thread                                     writer thread
+    records -> window  ->  dispatch step i+1, then harvest step i  ->      encode, sync, rename, manifest, checkpoint
+
+The device always has a step queued while the main thread harvests the one before; windows are read, rendered and
+tokenised one ahead; one shard is written while another fills. In memory at any time: two windows of token ids, the
+outputs of two steps, and three shards (filling, waiting, being written).
+
+Whatever stops the run (a bad task, a full disk, Ctrl-C, SIGKILL), committed shards stay, the shard that was filling is
+dropped, and the same command goes on with the first sample that is not committed.
+"""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+from layertap.config import ExtractConfig
+from layertap.errors import InputError, RunMismatchError
+from layertap.extract import backend
+from layertap.extract.background import BackgroundQueue, read_ahead
+from layertap.extract.checkpoint import checkpoint_path, resume, write_checkpoint
+from layertap.extract.clock import Stage, StageClock
+from layertap.extract.packing import Placement, Step, batch_arrays
+from layertap.extract.progress import Progress
+from layertap.extract.setup import Setup, prepare
+from layertap.extract.step import HostOutputs, Outputs, StepProgram, transfer_dtype
+from layertap.extract.windows import Position, Window, read_windows
+from layertap.model import weights
+from layertap.store.files import remove_leftovers
+from layertap.store.lock import exclusive
+from layertap.store.manifest import Manifest
+from layertap.store.samples import StoredSample
+from layertap.store.writer import ShardBuffer, ShardWriter
+
+_PREVIEW_CHARACTERS = 200
+_POLL_SECONDS = 0.005
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """What this start of a run did, and the manifest that all its starts made."""
+
+    manifest: Manifest
+    resumed_shards: int
+    """Shards that earlier starts had committed."""
+    samples: int
+    tokens: int
+    computed_tokens: int
+    """Tokens that the device computed, padding included."""
+    seconds: float
+    waited: dict[Stage, float]
+    """Seconds that the main thread waited for each stage."""
+
+
+def extract(config: ExtractConfig) -> RunSummary:
+    """Extract what `config` asks for into its output folder, going on where an earlier start of the same run stopped.
+
+    Raises an InputError for what the user can mend, StorageError where output cannot be written.
+    """
+    backend.configure()
+    output = Path(config.output_dir).expanduser()
+    with exclusive(output):
+        setup = prepare(config)
+        remove_leftovers(output)
+        checkpoint = _checkpoint_path(config)
+        manifest, start = resume(output, setup.manifest, checkpoint)
+        after_commit = partial(write_checkpoint, checkpoint, output) if checkpoint else _nothing
+        run = _Run(setup, ShardWriter(output, manifest, setup.shard_format, after_commit), start)
+        return run.execute()
+
+
+class _Run:
+    """One start of a run, from `start` to the end of the dataset."""
+
+    def __init__(self, setup: Setup, writer: ShardWriter, start: Position) -> None:
+        self._setup = setup
+        self._writer = writer
+        self._start = start
+        self._resumed_shards = len(writer.manifest.shards)
+        self._buffer = ShardBuffer(setup.shard_format, setup.config.shard_bytes)
+        self._reached = start  # the position behind the last sample in the buffer
+        self._end = start  # the position behind the last window
+        self._computed_tokens = 0
+        self._clock = StageClock()
+        self._progress = Progress(self._clock, samples=writer.manifest.samples)
+
+    def execute(self) -> RunSummary:
+        try:
+            if self._writer.manifest.complete:
+                self._require_nothing_new()
+            else:
+                self._extract()
+        finally:
+            self._progress.close()
+        return RunSummary(
+            manifest=self._writer.manifest,
+            resumed_shards=self._resumed_shards,
+            samples=self._progress.samples,
+            tokens=self._progress.tokens,
+            computed_tokens=self._computed_tokens,
+            seconds=self._clock.elapsed,
+            waited=dict(self._clock.seconds),
+        )
+
+    def _extract(self) -> None:
+        windows = read_ahead(self._windows())
+        self._announce()
+        program = self._load()
+        self._progress.begin()
+        with BackgroundQueue() as queue:
+            for flight in _one_behind(self._dispatch(windows, program)):
+                self._collect(flight, program, queue)
+            self._commit(queue, self._end, complete=True)
+            with self._clock.waiting_for("writing"):
+                queue.finish()
+
+    def _windows(self) -> Iterator[Window]:
+        return read_windows(self._setup.records(), self._setup.maker, self._setup.rules, self._start)
+
+    def _load(self) -> StepProgram:
+        setup = self._setup
+        with self._clock.waiting_for("loading"):
+            model = weights.load(setup.checkpoint, setup.num_layers, setup.compute_dtype)
+        return StepProgram(model, setup.taps, transfer_dtype(setup.compute_dtype, setup.shard_format.dtype))
+
+    def _dispatch(self, windows: Iterator[Window], program: StepProgram) -> Iterator["_Flight"]:
+        """Start every step that holds a sample which is not committed yet."""
+        while (window := self._next_window(windows)) is not None:
+            token_ids = [sample.token_ids for sample in window.samples]
+            emitted = 0
+            for step in window.steps:
+                before, emitted = emitted, emitted + len(step.placements)
+                if emitted > window.start.emitted:
+                    with self._clock.waiting_for("device"):
+                        outputs = program.dispatch(*batch_arrays(step, token_ids))
+                    yield _Flight(window, step, before, outputs)
+            self._end = window.end
+
+    def _next_window(self, windows: Iterator[Window]) -> Window | None:
+        with self._clock.waiting_for("input"):
+            return next(windows, None)
+
+    def _collect(self, flight: "_Flight", program: StepProgram, queue: BackgroundQueue) -> None:
+        """Wait for a step, and let its samples join the shard; a shard that has no room is committed first."""
+        with self._clock.waiting_for("device"):
+            while not program.is_ready(flight.outputs):
+                self._progress.refresh()
+                time.sleep(_POLL_SECONDS)
+        with self._clock.waiting_for("transfer"):
+            arrays = program.harvest(flight.outputs)
+        for emitted, place in flight.uncommitted():
+            sample = _stored(flight.window, place, arrays)
+            if not self._buffer.has_room(sample):
+                self._commit(queue, self._reached, complete=False)
+            self._buffer.add(sample)
+            self._reached = replace(flight.window.start, emitted=emitted)
+            self._progress.add(1, sample.tokens)
+        self._computed_tokens += flight.step.computed_tokens
+        self._progress.refresh()
+
+    def _commit(self, queue: BackgroundQueue, position: Position, *, complete: bool) -> None:
+        samples = self._buffer.take()
+        with self._clock.waiting_for("writing"):
+            queue.submit(partial(self._writer.commit, samples, position.to_json(), complete=complete))
+
+    def _announce(self) -> None:
+        setup, manifest = self._setup, self._writer.manifest
+        sites, layers = ", ".join(setup.shard_format.sites), len(setup.shard_format.layers)
+        self._progress.note(f"{setup.config.model_path}: {sites} of {layers} layers, running {setup.num_layers}")
+        if manifest.shards:
+            self._progress.note(f"going on after {len(manifest.shards)} shards, {manifest.samples} samples")
+
+    def _require_nothing_new(self) -> None:
+        if next(self._windows(), None) is not None:
+            raise RunMismatchError(
+                f"{self._setup.config.output_dir} holds a complete run, but the dataset has more tasks now;"
+                " extract them into another --output_dir"
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class _Flight:
+    """A step on the device; `before` samples of its window were emitted by earlier steps."""
+
+    window: Window
+    step: Step
+    before: int
+    outputs: Outputs
+
+    def uncommitted(self) -> Iterator[tuple[int, Placement]]:
+        """The step's samples that are not committed yet, each with how many of its window are emitted when it is."""
+        for emitted, place in enumerate(self.step.placements, self.before + 1):
+            if emitted > self.window.start.emitted:
+                yield emitted, place
+
+
+def _one_behind(flights: Iterator[_Flight]) -> Iterator[_Flight]:
+    """The same flights, each held back until the next one has started; none is lost where the input ends in an
+    error.
+    """
+    previous = None
+    try:
+        for flight in flights:
+            if previous is not None:
+                yield previous
+            previous = flight
+    except InputError:
+        if previous is not None:
+            yield previous
+        raise
+    if previous is not None:
+        yield previous
+
+
+def _stored(window: Window, place: Placement, arrays: HostOutputs) -> StoredSample:
+    sample = window.samples[place.sample]
+    span = slice(place.start, place.start + place.length)
+    return StoredSample(
+        sample_idx=sample.sample_idx,
+        task_id=sample.task_id,
+        text_preview=sample.text[:_PREVIEW_CHARACTERS],
+        token_ids=sample.token_ids,
+        activations={tap: values[place.row, span] for tap, values in arrays.items()},
+    )
+
+
+def _checkpoint_path(config: ExtractConfig) -> Path | None:
+    return checkpoint_path(Path(config.checkpoint_dir).expanduser(), config.worker) if config.checkpointing else None
+
+
+def _nothing(_manifest: Manifest) -> None:
+    """Without checkpointing, nothing follows a commit."""

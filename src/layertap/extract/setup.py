@@ -1,0 +1,165 @@
+"""Everything that a run needs, resolved and checked before the first weight is read.
+
+`prepare` opens the checkpoint's small files, the tokenizer and the template, decides the taps, and computes the run
+fingerprint: the hash of everything that decides the output's bytes. What it does not contain can change between two
+starts of one run: paths, and what happens to records that are bad or samples that are too long, as long as nothing of
+them was written. The dataset is recognised task by task instead (`windows.py`), so that a broken line can be repaired
+and the run goes on.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+import layertap
+from layertap.config import ExtractConfig
+from layertap.dataset import read_records
+from layertap.errors import ModelError
+from layertap.extract import backend
+from layertap.extract.packing import row_ladder
+from layertap.extract.step import resolve_taps
+from layertap.extract.windows import WindowRules
+from layertap.model import weights
+from layertap.model.checkpoint import Checkpoint, open_checkpoint
+from layertap.prompts import PromptMaker, load_template, load_tokenizer, parse_grid_encoder
+from layertap.store.manifest import Manifest
+from layertap.store.pickles import codec
+from layertap.store.writer import ShardFormat
+from layertap.tap import Tap
+from layertap.task import Record
+
+_DTYPES = {"float32": np.dtype(np.float32), "float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A resolved run."""
+
+    config: ExtractConfig
+    checkpoint: Checkpoint
+    taps: tuple[Tap, ...]
+    maker: PromptMaker
+    rules: WindowRules
+    shard_format: ShardFormat
+    manifest: Manifest
+    """The manifest of this run before its first shard."""
+
+    @property
+    def num_layers(self) -> int:
+        """How many layers are loaded and run."""
+        return self.taps[-1].layer + 1
+
+    @property
+    def compute_dtype(self) -> np.dtype:
+        """Operands of matrix products."""
+        return _DTYPES[self.config.compute_dtype]
+
+    def records(self) -> Iterator[Record]:
+        """The dataset, from its beginning."""
+        return read_records(
+            self.config.dataset_path, dataset_format=self.config.dataset_format, max_tasks=self.config.max_tasks
+        )
+
+
+def prepare(config: ExtractConfig) -> Setup:
+    """Resolve `config`; raises an InputError where model, tokenizer, template or flags do not fit together."""
+    checkpoint = open_checkpoint(config.model_path)
+    taps = _resolve_taps(config, checkpoint)
+    maker = _prompt_maker(config, checkpoint)
+    rules = _window_rules(config)
+    shard_format = ShardFormat(
+        layers=tuple(sorted({tap.layer for tap in taps})),
+        sites=tuple(dict.fromkeys(config.activation_type)),
+        hidden_size=checkpoint.config.hidden_size,
+        dtype=_DTYPES[config.storage_dtype],
+        compress=config.compress_shards,
+    )
+    identity = _identity(config, checkpoint, maker, taps, shard_format)
+    manifest = Manifest(
+        fingerprint=hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest(),
+        identity=identity,
+        config=_plain(asdict(config)),
+        worker_id=config.worker,
+        layers=shard_format.layers,
+        sites=shard_format.sites,
+        hidden_size=shard_format.hidden_size,
+        storage_dtype=config.storage_dtype,
+    )
+    return Setup(config, checkpoint, taps, maker, rules, shard_format, manifest)
+
+
+def _resolve_taps(config: ExtractConfig, checkpoint: Checkpoint) -> tuple[Tap, ...]:
+    num_layers = checkpoint.config.num_hidden_layers
+    impossible = [layer for layer in config.layers_to_extract if layer >= num_layers]
+    if impossible:
+        raise ModelError(
+            f"--layers_to_extract {' '.join(map(str, impossible))}: {config.model_path} has layers"
+            f" 0 to {num_layers - 1}"
+        )
+    layers = sorted(set(config.layers_to_extract))
+    return resolve_taps(layers, tuple(dict.fromkeys(config.activation_type)), num_layers)
+
+
+def _prompt_maker(config: ExtractConfig, checkpoint: Checkpoint) -> PromptMaker:
+    tokenizer = load_tokenizer(checkpoint.folder)
+    if tokenizer.vocab_size > checkpoint.config.vocab_size:
+        raise ModelError(
+            f"{checkpoint.folder}: the tokenizer has {tokenizer.vocab_size} tokens, the model's embedding only"
+            f" {checkpoint.config.vocab_size}; they belong to different models"
+        )
+    return PromptMaker(
+        tokenizer=tokenizer,
+        template=load_template(config.prompt_version, config.prompt_template),
+        encoder=parse_grid_encoder(config.grid_encoder),
+        predictions_per_task=config.predictions_per_task,
+        include_answer=config.include_answer,
+        seed=config.random_seed,
+    )
+
+
+def _window_rules(config: ExtractConfig) -> WindowRules:
+    return WindowRules(
+        window_samples=config.window_samples,
+        ladder=row_ladder(config.row_length, config.max_seq_length),
+        batch_size=config.batch_size,
+        longest=config.max_seq_length,
+        overlong=config.overlong,
+        on_bad_task=config.on_bad_task,
+        machine_id=config.machine_id,
+        total_machines=config.total_machines,
+    )
+
+
+def _identity(
+    config: ExtractConfig, checkpoint: Checkpoint, maker: PromptMaker, taps: tuple[Tap, ...], shard_format: ShardFormat
+) -> dict[str, Any]:
+    packing = ("row_length", "batch_size", "max_seq_length", "window_samples")
+    return {
+        "layertap": layertap.__version__,
+        "backend": backend.description(),
+        "model": {
+            "weights": checkpoint.identity(weights.tensor_names(taps[-1].layer + 1)),
+            "compute_dtype": config.compute_dtype,
+        },
+        "layers": list(shard_format.layers),
+        "sites": list(shard_format.sites),
+        "prompts": _plain(maker.identity()),
+        "dataset": {name: getattr(config, name) for name in ("max_tasks", "machine_id", "total_machines")},
+        "packing": {name: getattr(config, name) for name in packing} | {"truncate": config.overlong == "truncate"},
+        "storage": {
+            "format": "pickle",
+            "dtype": config.storage_dtype,
+            "shard_bytes": config.shard_bytes,
+            "codec": codec(compress=config.compress_shards),
+        },
+    }
+
+
+def _plain(value: Any) -> Any:  # noqa: ANN401 - JSON in, JSON out
+    """What `value` is once it has been through JSON: tuples become lists, so that it compares equal when read back."""
+    return json.loads(json.dumps(value))

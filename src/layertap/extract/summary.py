@@ -1,0 +1,40 @@
+"""The end of a run, in words: what lies where, how fast it went, and where the time went."""
+
+from layertap.config import ExtractConfig
+from layertap.extract.run import RunSummary
+
+
+def describe(summary: RunSummary, config: ExtractConfig) -> str:
+    """Lines for a person; see `RunSummary` for the figures."""
+    manifest = summary.manifest
+    if summary.samples == 0 and summary.resumed_shards:
+        return f"already complete: {manifest.samples} samples in {len(manifest.shards)} shards in {config.output_dir}"
+    lines = [
+        f"{manifest.samples} samples, {manifest.tokens} tokens, {len(manifest.shards)} shards in {config.output_dir}",
+        *_left_out(summary),
+        _speed(summary),
+    ]
+    if summary.resumed_shards:
+        lines.insert(1, f"resumed after {summary.resumed_shards} shards that earlier starts had committed")
+    return "\n".join(lines)
+
+
+def _left_out(summary: RunSummary) -> list[str]:
+    progress = summary.manifest.progress
+    skipped, overlong = progress["skipped_tasks"]["count"], progress["overlong_samples"]["count"]
+    lines = []
+    if skipped:
+        lines.append(f"{skipped} malformed tasks were skipped; metadata.json lists them")
+    if overlong:
+        lines.append(f"{overlong} samples were longer than --max_seq_length; metadata.json lists them")
+    return lines
+
+
+def _speed(summary: RunSummary) -> str:
+    working = summary.seconds - summary.waited["loading"]
+    real = summary.tokens / max(summary.computed_tokens, 1)
+    waits = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in summary.waited.items())
+    return (
+        f"{summary.seconds:.1f} s, {summary.tokens / max(working, 1e-9):.0f} tokens/s,"
+        f" {real:.1%} of computed tokens were real; waited for {waits}"
+    )

@@ -1,0 +1,190 @@
+"""From dataset records to packed windows: the part of a run that decides its order, and where it goes on.
+
+A window is a run of whole records that brings at least `window_samples` samples (or the rest of the dataset). Its
+samples are packed among themselves, and emitted step by step, row by row. So the order in which samples are emitted
+follows from the dataset and the settings alone, and "window w, e samples emitted" is an exact position: a restart
+packs the same window again and drops its first e samples. Windows fix the order, not the shards: at 24 layers of
+float32 a 1 GB shard holds nine prompts, far too few to fill rows well.
+
+A restart reads the dataset again from its beginning up to its position (parsing is some thousand times faster than
+extracting) and compares a digest over those records: tasks already extracted must be the same, later ones may have
+been repaired.
+
+Every record is counted by every machine, so `sample_idx` is the same whichever machine extracts a sample; a machine
+makes prompts of its own records alone. A record that is not a task, or a sample that is too long, raises before any
+step of its window.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
+from typing import Any, Literal
+
+from layertap.errors import BadTaskError, DamageError, OverlongError, RunMismatchError
+from layertap.extract.packing import Step, pack_window
+from layertap.prompts import PromptMaker, Sample
+from layertap.task import BadTask, Document, Record, Task
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where a window begins, and what was left out before it."""
+
+    record: int = 0
+    """Records before the window."""
+    sample_idx: int = 0
+    """The next sample's number."""
+    digest: str = hashlib.sha256().hexdigest()
+    """SHA-256 (hex) over the tasks before the window."""
+    emitted: int = 0
+    """Samples of the window that are committed already."""
+    skipped_tasks: tuple[Mapping[str, Any], ...] = ()
+    """This machine's records that are not tasks."""
+    overlong_samples: tuple[Mapping[str, Any], ...] = ()
+    """Samples longer than allowed, with what was done to them."""
+
+    @classmethod
+    def from_json(cls, raw: Mapping[str, Any]) -> "Position":
+        """Read what `to_json` wrote; raises DamageError."""
+        try:
+            lists = {name: tuple(raw[name]["list"]) for name in ("skipped_tasks", "overlong_samples")}
+            return cls(raw["record"], raw["sample_idx"], raw["digest"], raw["emitted"], **lists)
+        except (KeyError, TypeError) as error:
+            raise DamageError(f"the manifest's progress lacks or garbles {error}; it was edited or damaged") from error
+
+    def to_json(self) -> dict[str, Any]:
+        """As it stands in the manifest; lists carry their count."""
+        raw = asdict(self)
+        for name in ("skipped_tasks", "overlong_samples"):
+            raw[name] = {"count": len(raw[name]), "list": list(raw[name])}
+        return raw
+
+
+@dataclass(frozen=True)
+class Window:
+    """Samples packed among themselves; `end` is where the next window begins."""
+
+    start: Position
+    samples: Sequence[Sample]
+    steps: Sequence[Step]
+    end: Position
+
+
+@dataclass(frozen=True)
+class WindowRules:
+    """The settings that windows depend on."""
+
+    window_samples: int
+    ladder: tuple[int, ...]
+    batch_size: int
+    longest: int
+    overlong: Literal["error", "skip", "truncate"]
+    on_bad_task: Literal["error", "skip"]
+    machine_id: int
+    total_machines: int
+
+
+def read_windows(
+    records: Iterator[Record], maker: PromptMaker, rules: WindowRules, start: Position
+) -> Iterator[Window]:
+    """The windows from `start` on; one may be without samples, where a machine's share ends before the dataset.
+
+    Raises BadTaskError and OverlongError as `rules` say, and RunMismatchError where the records before `start` are
+    not those that were extracted.
+    """
+    tally = _Tally(maker, rules)
+    for record in islice(records, start.record):
+        tally.count(record)
+    tally.resume(start)
+    emitted = start.emitted
+    while True:
+        begin = replace(tally.position(), emitted=emitted)
+        own = tally.take(records)
+        if tally.records == begin.record:
+            return
+        samples = tally.within_length(maker.make(own))
+        steps = pack_window([len(sample.token_ids) for sample in samples], rules.ladder, rules.batch_size)
+        yield Window(begin, samples, steps, tally.position())
+        emitted = 0
+
+
+class _Tally:
+    """Counts records, samples and what was left out, as records go by."""
+
+    def __init__(self, maker: PromptMaker, rules: WindowRules) -> None:
+        self.records = 0
+        self._samples = 0
+        self._hash = hashlib.sha256()
+        self._skipped: list[Mapping[str, Any]] = []
+        self._overlong: list[Mapping[str, Any]] = []
+        self._maker = maker
+        self._rules = rules
+
+    def position(self) -> Position:
+        return Position(
+            self.records, self._samples, self._hash.hexdigest(), 0, tuple(self._skipped), tuple(self._overlong)
+        )
+
+    def resume(self, start: Position) -> None:
+        """Make sure that the records gone by are those that were extracted."""
+        if (self.records, self._samples, self._hash.hexdigest()) != (start.record, start.sample_idx, start.digest):
+            raise RunMismatchError(
+                f"the dataset's first {start.record} tasks are not those that were extracted here"
+                f" ({self.records} read); give the same dataset, or another --output_dir"
+            )
+        self._overlong = list(start.overlong_samples)
+
+    def take(self, records: Iterator[Record]) -> list[tuple[int, Task | Document]]:
+        """The machine's share of the next records, a window's samples of it; each with its first `sample_idx`."""
+        own: list[tuple[int, Task | Document]] = []
+        samples = 0
+        while samples < self._rules.window_samples and (record := next(records, None)) is not None:
+            mine, first = self._mine(), self._samples
+            if isinstance(record, BadTask):
+                self._refuse(record)
+            elif mine:
+                own.append((first, record))
+            self.count(record)
+            samples += self._samples - first if mine else 0
+        return own
+
+    def count(self, record: Record) -> None:
+        """Let a record go by."""
+        if not isinstance(record, BadTask):
+            self._samples += self._maker.count(record)
+            self._hash.update(json.dumps(asdict(record), separators=(",", ":")).encode())
+        elif self._mine():
+            self._skipped.append({"where": record.where, "task_id": record.task_id, "reason": record.reason})
+        self.records += 1
+
+    def within_length(self, samples: Sequence[Sample]) -> list[Sample]:
+        """The samples, less or cut those that are too long; raises OverlongError under `--overlong error`."""
+        kept = []
+        for sample in samples:
+            if len(sample.token_ids) <= self._rules.longest:
+                kept.append(sample)
+                continue
+            self._list_overlong(sample)
+            if self._rules.overlong == "truncate":
+                kept.append(replace(sample, token_ids=sample.token_ids[: self._rules.longest]))
+        return kept
+
+    def _mine(self) -> bool:
+        return self.records % self._rules.total_machines == self._rules.machine_id
+
+    def _refuse(self, record: BadTask) -> None:
+        if self._rules.on_bad_task == "error":
+            raise BadTaskError(f"{record}. Repair it and run the same command again, or pass --on_bad_task skip")
+
+    def _list_overlong(self, sample: Sample) -> None:
+        tokens, rules = len(sample.token_ids), self._rules
+        if rules.overlong == "error":
+            raise OverlongError(
+                f"task {sample.task_id}, sample {sample.sample_idx}: {tokens} tokens, but --max_seq_length is"
+                f" {rules.longest}; raise it, or pass --overlong skip or truncate"
+            )
+        action = {"skip": "skipped", "truncate": "truncated"}[rules.overlong]
+        entry = {"sample_idx": sample.sample_idx, "task_id": sample.task_id, "tokens": tokens, "action": action}
+        self._overlong.append(entry)

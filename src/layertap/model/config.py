@@ -1,0 +1,142 @@
+"""What a Qwen 2.5 checkpoint says of itself in `config.json`, checked before any weight is read.
+
+Field names and meanings are those of `transformers.Qwen2Config`. What Layertap does not implement (rope scaling,
+sliding windows, quantised weights, other architectures) is refused here by name, because running it all the same would
+give plausible but wrong activations. This module does not import JAX.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from layertap.errors import ModelError
+
+_REQUIRED = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "vocab_size",
+)
+
+
+@dataclass(frozen=True)
+class Qwen2Config:
+    """The shape of a Qwen 2.5 decoder: everything in `config.json` that decides its activations."""
+
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    vocab_size: int
+    rms_norm_eps: float
+    rope_theta: float
+    tie_word_embeddings: bool
+
+    def __post_init__(self) -> None:
+        """Refuse shapes that no attention layer can have."""
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ModelError(
+                f"config.json: {self.num_attention_heads} attention heads cannot share"
+                f" {self.num_key_value_heads} key-value heads evenly"
+            )
+        if self.head_dim <= 0 or self.head_dim % 2:
+            raise ModelError(
+                f"config.json: head_dim {self.head_dim} is not a number of pairs, which rotary embeddings turn"
+            )
+
+
+# The published shapes (config.json of Qwen/Qwen2.5-*). Base, Instruct, Coder and Math of one size share theirs; what
+# differs between them (rope_theta 1e4 for Math, 1e6 else) is read from the checkpoint itself.
+_PUBLISHED = {
+    #        hidden, intermediate, layers, heads, kv heads, vocabulary, tied
+    "0.5b": (896, 4864, 24, 14, 2, 151_936, True),
+    "1.5b": (1536, 8960, 28, 12, 2, 151_936, True),
+    "3b": (2048, 11_008, 36, 16, 2, 151_936, True),
+    "7b": (3584, 18_944, 28, 28, 4, 152_064, False),
+    "14b": (5120, 13_824, 48, 40, 8, 152_064, False),
+    "32b": (5120, 27_648, 64, 40, 8, 152_064, False),
+    "72b": (8192, 29_568, 80, 64, 8, 152_064, False),
+}
+
+
+def published_config(size: str) -> Qwen2Config:
+    """The shape of the Qwen 2.5 release of this size: "0.5b", "1.5b", "3b", "7b", "14b", "32b" or "72b"."""
+    if size not in _PUBLISHED:
+        raise ModelError(f"no Qwen 2.5 of size {size!r} was published; sizes are {', '.join(_PUBLISHED)}")
+    hidden, intermediate, layers, heads, kv_heads, vocabulary, tied = _PUBLISHED[size]
+    return Qwen2Config(
+        hidden_size=hidden,
+        intermediate_size=intermediate,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        head_dim=hidden // heads,
+        vocab_size=vocabulary,
+        rms_norm_eps=1e-6,
+        rope_theta=1e6,
+        tie_word_embeddings=tied,
+    )
+
+
+def read_config(folder: Path) -> Qwen2Config:
+    """Read `folder/config.json`.
+
+    Raises ModelError where the file is missing or malformed, or describes a model that Layertap does not run.
+    """
+    path = folder / "config.json"
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ModelError(f"{path}: no such file; --model_path must be a Hugging Face checkpoint folder") from error
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path}: cannot be read as JSON: {error}") from error
+    if not isinstance(raw, dict):
+        raise ModelError(f"{path}: holds a {type(raw).__name__}, not an object")
+    _refuse_unsupported(raw, path)
+    return _parse(raw, path)
+
+
+def _refuse_unsupported(raw: Mapping[str, Any], path: Path) -> None:
+    if raw.get("model_type") != "qwen2":
+        raise ModelError(f"{path}: model_type is {raw.get('model_type')!r}; Layertap runs 'qwen2' (Qwen2 and Qwen 2.5)")
+    if raw.get("quantization_config"):
+        method = raw["quantization_config"].get("quant_method", "unknown")
+        raise ModelError(f"{path}: weights are quantised ({method}); give the bfloat16 or float32 release")
+    layer_types = raw.get("layer_types") or []
+    if raw.get("use_sliding_window") or any(kind != "full_attention" for kind in layer_types):
+        raise ModelError(f"{path}: sliding-window attention is switched on, which Layertap does not implement")
+    if raw.get("hidden_act", "silu") != "silu":
+        raise ModelError(f"{path}: hidden_act is {raw['hidden_act']!r}; Qwen 2.5 uses 'silu'")
+    rope_type = _rope(raw).get("rope_type", _rope(raw).get("type", "default"))
+    if rope_type != "default":
+        raise ModelError(
+            f"{path}: rope scaling of type {rope_type!r} is not implemented; remove it for prompts that fit"
+        )
+
+
+def _rope(raw: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The rope settings: `rope_parameters` since transformers 5, `rope_scaling` before, either may be absent."""
+    return raw.get("rope_parameters") or raw.get("rope_scaling") or {}
+
+
+def _parse(raw: Mapping[str, Any], path: Path) -> Qwen2Config:
+    missing = [key for key in _REQUIRED if raw.get(key) is None]
+    if missing:
+        raise ModelError(f"{path}: lacks {', '.join(missing)}")
+    given = {key: raw[key] for key in (*_REQUIRED, "num_key_value_heads", "head_dim") if raw.get(key) is not None}
+    wrong = [f"{key} ({value!r})" for key, value in given.items() if not isinstance(value, int) or value <= 0]
+    if wrong:
+        raise ModelError(f"{path}: {', '.join(wrong)} must be positive whole numbers")
+    heads = raw["num_attention_heads"]
+    derived = {"num_key_value_heads": heads, "head_dim": raw["hidden_size"] // heads}
+    return Qwen2Config(
+        **{**derived, **given},
+        rms_norm_eps=float(raw.get("rms_norm_eps", 1e-6)),
+        rope_theta=float(_rope(raw).get("rope_theta", raw.get("rope_theta", 10_000.0))),
+        tie_word_embeddings=bool(raw.get("tie_word_embeddings", False)),
+    )

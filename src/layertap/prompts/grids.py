@@ -1,0 +1,206 @@
+"""Grid encoders: small immutable objects that write a grid as text and read it back, and that nest.
+
+    GridShapeEncoder(RowNumberEncoder(MinimalGridEncoder()))     ```grid shape: 2x2
+                                                                 1 01
+                                                                 2 23
+                                                                 ```
+
+There are four kinds, and each may hold only a kind below it: a code block (`GridCodeBlockEncoder`, `GridShapeEncoder`)
+holds row numbers (`RowNumberEncoder`), these hold symbols (`ReplaceNumberEncoder`), these hold cells
+(`MinimalGridEncoder`, `GridWithSeparationEncoder`, `RepeatNumberEncoder`). Kinds may be left out, except the cells. Any
+other nesting is refused when it is built: it would number fences, or replace the digits of a row number.
+
+Every nesting that can be built is invertible, and `decode` is strict: it reads loosely, writes what it read again, and
+accepts only if that is the given text to the last character. So the rules of a format stand in one place, `encode`.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, fields
+from typing import ClassVar
+
+from layertap.errors import PromptError
+from layertap.task import Grid
+
+_MAX_SIDE = 30
+_DIGITS = "0123456789"
+# Phonetic letters U+0250 to U+0259: rare, unchanged by Unicode normalisation, and in the Qwen vocabulary one token each that
+# merges with nothing beside it, so that a cell stays one token wherever it stands.
+_SYMBOLS = "ɐɑɒɓɔɕɖɗɘə"
+_TO_SYMBOLS = str.maketrans(_DIGITS, _SYMBOLS)
+_TO_DIGITS = str.maketrans(_SYMBOLS, _DIGITS)
+_FENCE = "```"
+
+
+@dataclass(frozen=True)
+class GridEncoder(ABC):
+    """A way to write grids as text. `str()` of one is the expression that `parse_grid_encoder` reads."""
+
+    rank: ClassVar[int] = 0
+    """An encoder may hold only encoders of a lower rank."""
+
+    @abstractmethod
+    def encode(self, grid: Grid) -> str:
+        """The text of `grid`, with no line break at its end."""
+
+    def decode(self, text: str) -> Grid:
+        """The grid whose encoding is exactly `text`; PromptError where there is none."""
+        try:
+            grid = self._read(text)
+        except ValueError as error:
+            raise self._unreadable(text) from error
+        if not _is_grid(grid) or self.encode(grid) != text:
+            raise self._unreadable(text)
+        return grid
+
+    def __str__(self) -> str:
+        """The canonical expression, such as `GridCodeBlockEncoder(RepeatNumberEncoder(3))`."""
+        values = [getattr(self, field.name) for field in fields(self)]
+        arguments = [str(value) if isinstance(value, GridEncoder) else repr(value) for value in values]
+        return f"{type(self).__name__}({', '.join(arguments)})"
+
+    @abstractmethod
+    def _read(self, text: str) -> Grid:
+        """The grid of a text that `encode` wrote; of any other text some rows of numbers, or ValueError."""
+
+    def _unreadable(self, text: str) -> PromptError:
+        excerpt = text if len(text) <= 80 else f"{text[:80]}..."
+        return PromptError(f"{self} writes no grid as {excerpt!r}")
+
+
+@dataclass(frozen=True)
+class MinimalGridEncoder(GridEncoder):
+    """Digits with nothing between them, one line a row."""
+
+    def encode(self, grid: Grid) -> str:
+        return "\n".join(["".join([_DIGITS[cell] for cell in row]) for row in grid])
+
+    def _read(self, text: str) -> Grid:
+        return tuple(tuple(int(digit) for digit in line) for line in text.split("\n"))
+
+
+@dataclass(frozen=True)
+class GridWithSeparationEncoder(GridEncoder):
+    """Digits with `separator` between them, one line a row."""
+
+    separator: str
+
+    def __post_init__(self) -> None:
+        """Refuse separators that could be taken for a cell or the end of a row."""
+        if not self.separator:
+            raise PromptError(f"{self}: the separator is empty; for cells without one use MinimalGridEncoder()")
+        if any(character.isnumeric() for character in self.separator):
+            raise PromptError(f"{self}: a separator with a digit in it cannot be told from the cells")
+        # Line breaks of every sort, control characters and halves of surrogate pairs are what is not printable.
+        if not self.separator.replace("\t", " ").isprintable():
+            raise PromptError(f"{self}: a separator must be printable characters or tabs; line breaks end the rows")
+
+    def encode(self, grid: Grid) -> str:
+        return "\n".join([self.separator.join([_DIGITS[cell] for cell in row]) for row in grid])
+
+    def _read(self, text: str) -> Grid:
+        return tuple(tuple(int(digit) for digit in line.split(self.separator)) for line in text.split("\n"))
+
+
+@dataclass(frozen=True)
+class RepeatNumberEncoder(GridEncoder):
+    """Every digit `n` times over, one line a row, for vocabularies that merge neighbouring digits."""
+
+    n: int = 3
+
+    def __post_init__(self) -> None:
+        """Refuse numbers below 2."""
+        if self.n < 2:
+            raise PromptError(f"{self}: n must be 2 or more; for every digit once use MinimalGridEncoder()")
+
+    def encode(self, grid: Grid) -> str:
+        return "\n".join(["".join([_DIGITS[cell] * self.n for cell in row]) for row in grid])
+
+    def _read(self, text: str) -> Grid:
+        return tuple(tuple(int(digit) for digit in line[:: self.n]) for line in text.split("\n"))
+
+
+@dataclass(frozen=True)
+class _Wrapper(GridEncoder):
+    """An encoder that adds something to the text of another."""
+
+    inner: GridEncoder
+    otherwise: ClassVar[str]
+    """What would go wrong if this encoder held one of its own rank or higher."""
+
+    def __post_init__(self) -> None:
+        """Refuse encoders of the same or a higher rank."""
+        if self.inner.rank >= self.rank:
+            raise PromptError(
+                f"{self}: {type(self.inner).__name__} cannot stand inside {type(self).__name__}, because"
+                f" {self.otherwise}. From the outside in, the order is: GridCodeBlockEncoder or GridShapeEncoder,"
+                " RowNumberEncoder, ReplaceNumberEncoder, then the cells"
+            )
+
+
+@dataclass(frozen=True)
+class ReplaceNumberEncoder(_Wrapper):
+    """Cells as ten rare symbols instead of digits: colour 0 is ɐ, colour 9 is ə."""
+
+    rank: ClassVar[int] = 1
+    otherwise: ClassVar[str] = "it would replace digits that are no cells"
+
+    def __post_init__(self) -> None:
+        """Refuse separators that have a replacing symbol in them."""
+        super().__post_init__()
+        if isinstance(self.inner, GridWithSeparationEncoder) and not set(_SYMBOLS).isdisjoint(self.inner.separator):
+            raise PromptError(f"{self}: the separator has one of {_SYMBOLS} in it, which are the cells here")
+
+    def encode(self, grid: Grid) -> str:
+        return self.inner.encode(grid).translate(_TO_SYMBOLS)
+
+    def _read(self, text: str) -> Grid:
+        return self.inner._read(text.translate(_TO_DIGITS))
+
+
+@dataclass(frozen=True)
+class RowNumberEncoder(_Wrapper):
+    """Every row after its number, counted from 1, and a space."""
+
+    rank: ClassVar[int] = 2
+    otherwise: ClassVar[str] = "it would number lines that are no bare rows of cells"
+
+    def encode(self, grid: Grid) -> str:
+        rows = self.inner.encode(grid).split("\n")
+        return "\n".join([f"{number} {row}" for number, row in enumerate(rows, start=1)])
+
+    def _read(self, text: str) -> Grid:
+        return self.inner._read("\n".join(line.partition(" ")[2] for line in text.split("\n")))
+
+
+@dataclass(frozen=True)
+class GridCodeBlockEncoder(_Wrapper):
+    """The grid in a fenced code block of the language `grid`."""
+
+    rank: ClassVar[int] = 3
+    otherwise: ClassVar[str] = "fences inside fences would end the block too early"
+
+    def encode(self, grid: Grid) -> str:
+        return f"{self._opening(grid)}\n{self.inner.encode(grid)}\n{_FENCE}"
+
+    def _opening(self, grid: Grid) -> str:
+        return f"{_FENCE}grid"
+
+    def _read(self, text: str) -> Grid:
+        return self.inner._read("\n".join(text.split("\n")[1:-1]))
+
+
+@dataclass(frozen=True)
+class GridShapeEncoder(GridCodeBlockEncoder):
+    """The grid in a fenced code block that opens with its shape, rows x columns."""
+
+    def _opening(self, grid: Grid) -> str:
+        return f"{_FENCE}grid shape: {len(grid)}x{len(grid[0])}"
+
+
+def _is_grid(rows: Grid) -> bool:
+    width = len(rows[0])
+    return (
+        1 <= len(rows) <= _MAX_SIDE
+        and 1 <= width <= _MAX_SIDE
+        and all(len(row) == width and all(0 <= cell <= 9 for cell in row) for row in rows)
+    )

@@ -1,0 +1,121 @@
+"""Prompt templates: three Jinja2 files, `system.j2`, `user.j2` and `assistant.j2`, one for each turn.
+
+The bundled ones lie in the folder `templates` beside this file, named by the version that `--prompt_version` gives. A
+user's own folder of the same three files goes the same way through the same code. All of them see `examples` (a list of
+train pairs, each with `input` and `output`) and `test_input`, as texts; `assistant.j2` alone sees `answer` as well, so
+that no prompt can give its answer away by mistake.
+
+A prompt without an answer needs the words before the answer, and only these. They are found by rendering `assistant.j2`
+with a mark for the answer and cutting at the mark, so that a template may have text after the answer, too.
+"""
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+from pathlib import Path
+
+from layertap.errors import PromptError
+from layertap.prompts.chat import Messages
+from layertap.prompts.grids import GridEncoder
+from layertap.prompts.sandbox import SandboxedTemplate, compile_template, prompt_environment
+from layertap.task import Grid, Task
+
+PROMPT_VERSIONS = ("output-from-examples-v0", "output-from-examples-v1")
+_CUSTOM = "custom"
+_ANSWER_MARK = "\0"
+
+
+@dataclass(frozen=True, eq=False)
+class PromptTemplate:
+    """The three compiled templates of one version; `version` is "custom" for a user's own."""
+
+    version: str
+    system: SandboxedTemplate
+    user: SandboxedTemplate
+    assistant: SandboxedTemplate
+
+    def __post_init__(self) -> None:
+        """Refuse an `assistant.j2` that would leave every answer out."""
+        if "answer" not in self.assistant.variables:
+            raise PromptError(f"{self.assistant.filename}: never uses {{{{ answer }}}}, the text of the output grid")
+
+    def render(self, task: Task, test_index: int, encoder: GridEncoder, include_answer: bool) -> Messages:
+        """The conversation about test pair `test_index` of `task`.
+
+        It is complete only where `include_answer` is set and the test output is known. Raises PromptError naming file
+        and line where a template fails.
+        """
+        test = task.test[test_index]
+        shown = {"examples": _examples(task, encoder), "test_input": encoder.encode(test.input)}
+        system, user = self.system.render(**shown), self.user.render(**shown)
+        if not include_answer or test.output is None:
+            return Messages(system, user, self._opening(shown), complete=False)
+        assistant = self.assistant.render(**shown, answer=encoder.encode(test.output))
+        return Messages(system, user, assistant, complete=True)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256, in hex, of the texts of the three files."""
+        texts = [self.system.source, self.user.source, self.assistant.source]
+        return sha256("\0".join(texts).encode("utf-8")).hexdigest()
+
+    def _opening(self, shown: Mapping[str, object]) -> str:
+        opening, mark, _ = self.assistant.render(**shown, answer=_ANSWER_MARK).partition(_ANSWER_MARK)
+        if not mark:
+            raise PromptError(
+                f"{self.assistant.filename}: does not write {{{{ answer }}}} as it is, so there is no telling where the"
+                " answer begins; use --include_answer, or write the answer without filters and conditions"
+            )
+        return opening
+
+
+def load_template(version: str = PROMPT_VERSIONS[0], folder: str | None = None) -> PromptTemplate:
+    """The bundled template of this version, or the user's own in `folder`, where one is given.
+
+    `folder` must hold `system.j2` (which may be empty), `user.j2` and `assistant.j2`. Raises PromptError for an unknown
+    version, a missing or unreadable file, and syntax errors, with their lines.
+    """
+    if folder is not None:
+        return _load(_CUSTOM, Path(folder), folder)
+    if version not in PROMPT_VERSIONS:
+        close = difflib.get_close_matches(version, PROMPT_VERSIONS, n=1)
+        suggestion = f"did you mean {close[0]}?" if close else f"there are {', '.join(PROMPT_VERSIONS)}"
+        raise PromptError(f"--prompt_version {version!r} is unknown; {suggestion}")
+    return _load(version, files("layertap.prompts") / "templates" / version, version)
+
+
+def _load(version: str, folder: Traversable, shown_as: str) -> PromptTemplate:
+    environment = prompt_environment()
+    system, user, assistant = (
+        compile_template(environment, _read(folder / name, f"{shown_as}/{name}"), f"{shown_as}/{name}")
+        for name in ("system.j2", "user.j2", "assistant.j2")
+    )
+    return PromptTemplate(version, system, user, assistant)
+
+
+def _read(path: Traversable, shown_as: str) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise PromptError(
+            f"{shown_as}: no such file; a prompt template is a folder with system.j2, user.j2 and assistant.j2"
+            " (system.j2 may be empty: it is asked for because chat templates fill in a system message of their own)"
+        ) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise PromptError(f"{shown_as}: cannot be read: {error}") from error
+
+
+def _examples(task: Task, encoder: GridEncoder) -> list[dict[str, str]]:
+    return [
+        {"input": encoder.encode(pair.input), "output": encoder.encode(_known(pair.output, task))}
+        for pair in task.train
+    ]
+
+
+def _known(output: Grid | None, task: Task) -> Grid:
+    if output is None:
+        raise PromptError(f"task {task.task_id!r}: a train pair has no output, and it cannot be shown as an example")
+    return output

@@ -1,0 +1,133 @@
+"""The tokenizer of a checkpoint, on the `tokenizers` library alone.
+
+The promise is the ids of `transformers.AutoTokenizer(text, add_special_tokens=False)`, id for id, without importing
+transformers, which costs seconds and pulls in much that no prompt needs. `tokenizer.json` says everything that decides
+ids. Three things in it or beside it would break the promise and are dealt with on loading: truncation and padding are
+switched off; BPE dropout is refused, because it is random; and so is a `tokenizer_config.json` that names added tokens
+which `tokenizer.json` does not have.
+
+The library encodes the texts of a batch on all cores and lets go of the interpreter lock meanwhile
+(`TOKENIZERS_PARALLELISM=false` keeps it to one core). Its encodings take many times the memory of the ids, so a batch
+is worked off in pieces, and each becomes arrays of 4 bytes a token before the next one begins.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int32
+from tokenizers import Tokenizer
+
+from layertap.errors import PromptError
+from layertap.prompts.chat import ChatTemplate, Messages, load_chat_template
+
+_TEXTS_AT_ONCE = 128
+
+
+@dataclass(frozen=True, eq=False)
+class PromptTokenizer:
+    """Texts to token ids, and conversations to texts."""
+
+    digest: str
+    """SHA-256, in hex, of everything that decides ids and chat text. Rewriting the same files otherwise changes it."""
+    vocab_size: int
+    """One more than the largest id; models may have more embedding rows than that."""
+    special_ids: frozenset[int]
+    """Ids of tokens such as `<|im_start|>`, which stand for structure and not for text."""
+    chat: ChatTemplate
+    _tokenizer: Tokenizer
+
+    def render_chat(self, messages: Messages) -> str:
+        """The text of a conversation by the tokenizer's chat template; see `ChatTemplate.render`."""
+        return self.chat.render(messages)
+
+    def encode_batch(self, texts: Sequence[str]) -> list[Int32[np.ndarray, "tokens"]]:
+        """The ids of each text, with nothing added, cut or padded. Texts must be valid Unicode (no lone surrogates)."""
+        ids = []
+        for start in range(0, len(texts), _TEXTS_AT_ONCE):
+            piece = list(texts[start : start + _TEXTS_AT_ONCE])
+            encodings = self._tokenizer.encode_batch_fast(piece, add_special_tokens=False)
+            ids += [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
+        return ids
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of these ids, special tokens included."""
+        return str(self._tokenizer.decode([int(token) for token in ids], skip_special_tokens=False))
+
+
+def load_tokenizer(folder: Path) -> PromptTokenizer:
+    """The tokenizer in a checkpoint folder, from `tokenizer.json` and, where they are there, its config and template.
+
+    Raises PromptError naming the file that is missing, malformed or at odds with another one.
+    """
+    path = folder / "tokenizer.json"
+    serialized = _read_bytes(path)
+    tokenizer = _parse(serialized, path)
+    config = _read_config(folder / "tokenizer_config.json")
+    _check_added_tokens(tokenizer, config, folder)
+    chat = load_chat_template(folder, config)
+    return PromptTokenizer(
+        digest=sha256(sha256(serialized).digest() + chat.digest.encode("ascii")).hexdigest(),
+        vocab_size=1 + max(tokenizer.get_vocab(with_added_tokens=True).values()),
+        special_ids=frozenset(id_ for id_, token in tokenizer.get_added_tokens_decoder().items() if token.special),
+        chat=chat,
+        _tokenizer=tokenizer,
+    )
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise PromptError(
+            f"{path}: no such file; save the tokenizer with transformers' `save_pretrained`, which writes it"
+        ) from error
+    except OSError as error:
+        raise PromptError(f"{path}: cannot be read: {error}") from error
+
+
+def _parse(serialized: bytes, path: Path) -> Tokenizer:
+    try:
+        tokenizer = Tokenizer.from_buffer(serialized)
+    except ValueError as error:
+        raise PromptError(f"{path}: is no tokenizer: {error}") from error
+    if getattr(tokenizer.model, "dropout", None):
+        raise PromptError(f"{path}: BPE dropout is set, which gives other tokens each time; set model.dropout to null")
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def _read_config(path: Path) -> Mapping[str, Any]:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}  # it holds nothing that decides ids, and a checkpoint without a chat template may go without it
+    except (OSError, ValueError) as error:
+        raise PromptError(f"{path}: cannot be read as JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise PromptError(f"{path}: holds a {type(config).__name__}, not an object")
+    return config
+
+
+def _check_added_tokens(tokenizer: Tokenizer, config: Mapping[str, Any], folder: Path) -> None:
+    """`transformers` would add the missing ones; a checkpoint that needs this was put together from two others."""
+    known = {str(id_): token.content for id_, token in tokenizer.get_added_tokens_decoder().items()}
+    match config.get("added_tokens_decoder", {}):
+        case dict() as named:
+            missing = {id_: token for id_, token in named.items() if known.get(id_) != _content(token)}
+        case _:
+            raise PromptError(f"{folder / 'tokenizer_config.json'}: added_tokens_decoder is not an object")
+    if missing:
+        raise PromptError(
+            f"{folder}: tokenizer_config.json names {len(missing)} added tokens that tokenizer.json does not have, such"
+            f" as {_content(next(iter(missing.values())))!r}; take both files from the same checkpoint"
+        )
+
+
+def _content(token: object) -> object:
+    return token.get("content") if isinstance(token, dict) else token

@@ -1,0 +1,91 @@
+"""Files that are either whole or not there.
+
+`atomic_write` writes to a temporary name beside the target, syncs, renames, and syncs the folder: after a crash at
+any moment the target holds its old content or its new one, never a part. A temporary file left by a killed process
+ends in `TEMPORARY` and is removed by the next run of the same output folder (`remove_leftovers`).
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from pickle import PickleBuffer
+from typing import BinaryIO
+
+import google_crc32c
+import numpy as np
+
+from layertap.errors import StorageError
+
+TEMPORARY = ".partial"
+
+
+class Checksummed:
+    """A binary sink that counts the bytes that pass through it and sums them up with CRC-32C (Castagnoli)."""
+
+    def __init__(self, sink: BinaryIO) -> None:
+        self._sink = sink
+        self._crc = 0
+        self.size = 0
+
+    def write(self, data: "bytes | memoryview[int] | PickleBuffer") -> int:
+        """Pass `data` on; any contiguous buffer will do."""
+        flat = np.frombuffer(memoryview(data), np.uint8)  # google_crc32c takes arrays and bytes, but no memoryview
+        self._crc = google_crc32c.extend(self._crc, flat)
+        self.size += flat.size
+        return self._sink.write(flat.data)
+
+    def flush(self) -> None:
+        """Flush the sink."""
+        self._sink.flush()
+
+    @property
+    def crc32c(self) -> str:
+        """The checksum so far, eight hexadecimal digits."""
+        return f"{self._crc:08x}"
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[Checksummed]:
+    """Open `path` for writing; it appears, whole and synced, when the block ends without an exception.
+
+    Raises StorageError naming the path where the disk is full, read-only or otherwise unwilling.
+    """
+    temporary = path.with_name(path.name + TEMPORARY)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            yield Checksummed(file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise StorageError(
+            f"{path}: cannot be written: {error.strerror or error}. What was committed before is safe;"
+            " make room or allow writing, then run the same command again"
+        ) from error
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files that a killed run left below `folder`."""
+    for leftover in folder.rglob(f"*{TEMPORARY}"):
+        leftover.unlink()
+
+
+def file_crc32c(path: Path, chunk_bytes: int = 1 << 22) -> str:
+    """CRC-32C of a file, eight hexadecimal digits; reads `chunk_bytes` at a time."""
+    crc = 0
+    with path.open("rb") as file:
+        while chunk := file.read(chunk_bytes):
+            crc = google_crc32c.extend(crc, chunk)
+    return f"{crc:08x}"
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,33 @@
+"""One writer an output folder.
+
+An advisory lock (`flock`) on `.lock` in the folder, held for as long as the process lives: the system releases it
+however the process ends, so a killed run leaves nothing to clean up. Two workers given one folder by mistake: the
+second is refused.
+"""
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from layertap.errors import StorageError
+
+
+@contextmanager
+def exclusive(folder: Path) -> Iterator[None]:
+    """Hold `folder`, which is made where it is missing; raises StorageError where another process holds it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise StorageError(f"{folder}: cannot be written to: {error.strerror or error}") from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as error:
+        raise StorageError(
+            f"{folder}: another run is writing here; wait for it, or give another --output_dir"
+        ) from error
+    finally:
+        os.close(descriptor)

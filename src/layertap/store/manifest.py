@@ -1,0 +1,152 @@
+"""The manifest, `metadata.json`: what an output folder holds, true after every commit.
+
+It is written after the shard's files are whole on disk, and replaced atomically, so every shard that it names exists,
+and a file that it does not name does not count. It carries the position from which the run goes on: with the shards,
+it is all that a restart needs.
+
+There is no time and no host in it: the manifest of an interrupted and resumed run equals, byte for byte, that of one
+which ran through.
+"""
+
+import dataclasses
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from layertap.errors import DamageError, RunMismatchError
+from layertap.store.files import atomic_write
+
+FILE_NAME = "metadata.json"
+FORMAT_VERSION = 1
+
+Json = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """One file of a shard: its path below the output folder, its site, its size in bytes and its CRC-32C (hex)."""
+
+    path: str
+    site: str
+    bytes: int
+    crc32c: str
+
+
+@dataclass(frozen=True)
+class ShardEntry:
+    """One committed shard; `sample_idx` as ascending, inclusive ranges."""
+
+    index: int
+    samples: int
+    tokens: int
+    sample_idx: tuple[tuple[int, int], ...]
+    files: tuple[StoredFile, ...]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything `metadata.json` says."""
+
+    fingerprint: str
+    identity: Json
+    """What the fingerprint is the hash of: everything that decides the output's bytes."""
+    config: Json
+    """The resolved settings of the run."""
+    worker_id: int
+    layers: tuple[int, ...]
+    sites: tuple[str, ...]
+    hidden_size: int
+    storage_dtype: str
+    shards: tuple[ShardEntry, ...] = ()
+    progress: Json = field(default_factory=dict)
+    """Where the run goes on, what it skipped, whether it is complete (extract/windows.py)."""
+    complete: bool = False
+
+    @property
+    def samples(self) -> int:
+        """Samples in committed shards."""
+        return sum(shard.samples for shard in self.shards)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens in committed shards."""
+        return sum(shard.tokens for shard in self.shards)
+
+    def with_shard(self, shard: ShardEntry | None, progress: Json, *, complete: bool) -> "Manifest":
+        """The manifest after one more commit."""
+        shards = self.shards if shard is None else (*self.shards, shard)
+        return dataclasses.replace(self, shards=shards, progress=progress, complete=complete)
+
+    def require_same_run(self, other: "Manifest", folder: Path) -> None:
+        """Raise RunMismatchError, saying what differs, unless `other` would write the same bytes as the same worker."""
+        differing = _differences(self.identity, other.identity)
+        if self.worker_id != other.worker_id:
+            differing.append(f"worker_id: {self.worker_id} there, {other.worker_id} now")
+        if differing:
+            raise RunMismatchError(
+                f"{folder} holds another run's output; give another --output_dir, or the same settings:\n  "
+                + "\n  ".join(differing)
+            )
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Replace `folder/metadata.json` atomically; one line a shard, so that a person can read it."""
+    header = dataclasses.asdict(manifest)
+    shards = header.pop("shards")
+    totals = {"shards": len(shards), "samples": manifest.samples, "tokens": manifest.tokens}
+    text = json.dumps({"format_version": FORMAT_VERSION, **header, "totals": totals}, indent=2, ensure_ascii=False)
+    lines = ",\n".join("    " + json.dumps(shard, ensure_ascii=False) for shard in shards)
+    listed = f"[\n{lines}\n  ]" if shards else "[]"
+    with atomic_write(folder / FILE_NAME) as file:
+        file.write(f'{text[:-2]},\n  "shards": {listed}\n}}\n'.encode())
+
+
+def read_manifest(folder: Path) -> Manifest | None:
+    """The manifest of `folder`, or None where it holds none; raises DamageError where it is not one."""
+    path = folder / FILE_NAME
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise DamageError(f"{path}: is not JSON: {error}") from error
+    if not isinstance(raw, dict) or raw.get("format_version") != FORMAT_VERSION:
+        raise DamageError(f"{path}: is not a Layertap manifest of format version {FORMAT_VERSION}")
+    try:
+        return _parse(raw)
+    except (KeyError, TypeError, ValueError) as error:
+        raise DamageError(f"{path}: lacks or garbles a field: {error!r}") from error
+
+
+def index_ranges(indices: Iterable[int]) -> tuple[tuple[int, int], ...]:
+    """Ascending, inclusive ranges that cover exactly `indices`."""
+    ranges: list[tuple[int, int]] = []
+    for index in sorted(indices):
+        if ranges and index == ranges[-1][1] + 1:
+            ranges[-1] = (ranges[-1][0], index)
+        else:
+            ranges.append((index, index))
+    return tuple(ranges)
+
+
+def _parse(raw: Json) -> Manifest:
+    names = {field.name for field in dataclasses.fields(Manifest)}
+    values = {name: raw[name] for name in names}
+    values["layers"], values["sites"] = tuple(raw["layers"]), tuple(raw["sites"])
+    values["shards"] = tuple(_parse_shard(shard) for shard in raw["shards"])
+    return Manifest(**values)
+
+
+def _parse_shard(raw: Json) -> ShardEntry:
+    files = tuple(StoredFile(**file) for file in raw["files"])
+    ranges = tuple((int(first), int(last)) for first, last in raw["sample_idx"])
+    return ShardEntry(raw["index"], raw["samples"], raw["tokens"], ranges, files)
+
+
+def _differences(there: object, now: object, path: str = "") -> list[str]:
+    if isinstance(there, Mapping) and isinstance(now, Mapping):
+        keys = [*there, *(key for key in now if key not in there)]
+        return [line for key in keys for line in _differences(there.get(key), now.get(key), f"{path}{key}.")]
+    return [] if there == now else [f"{path.rstrip('.')}: {there} there, {now} now"]

@@ -1,0 +1,138 @@
+"""Reading a whole output folder back, and checking that it is what its manifest says.
+
+Checked: every file is there with its size and CRC-32C, and no shard file is there that the manifest does not name;
+every shard holds the samples, layers, tokens, shapes and dtype that it should, with the same token ids at every layer
+and site and no NaN or infinity; no sample stands in two shards. All findings are collected: one damaged shard does
+not hide the next. Costs one pass over the data, one shard in memory at a time.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import groupby, pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from layertap.errors import DamageError
+from layertap.store.files import file_crc32c
+from layertap.store.manifest import FILE_NAME, Manifest, ShardEntry, StoredFile, index_ranges, read_manifest
+from layertap.store.pickles import read_pickle
+
+# One sample as its shard tells it at one layer: (sample_idx, task_id, token ids).
+_Told = tuple[int, str, bytes]
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """What was read, and everything that is wrong with it."""
+
+    folder: Path
+    manifest: Manifest
+    findings: tuple[str, ...]
+
+    @property
+    def sound(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.findings
+
+    def describe(self) -> str:
+        """Lines for a person."""
+        manifest = self.manifest
+        what = f"{len(manifest.shards)} shards, {manifest.samples} samples, {manifest.tokens} tokens"
+        if not self.sound:
+            return "\n".join((f"{self.folder}: DAMAGED; {len(self.findings)} findings in {what}:", *self.findings))
+        state = "complete" if manifest.complete else "sound so far, the run is not complete"
+        return f"{self.folder}: {state}; {what}, every file read back and checked"
+
+
+def verify(folder: Path) -> VerifyReport:
+    """Check an output folder; raises DamageError where it holds no manifest that can be read."""
+    manifest = read_manifest(folder)
+    if manifest is None:
+        raise DamageError(f"{folder / FILE_NAME}: no such file; {folder} is not the output folder of a run")
+    findings = [
+        *_unexpected_files(folder, manifest),
+        *_repeated_samples(manifest),
+        *(finding for shard in manifest.shards for finding in _check_shard(folder, manifest, shard)),
+    ]
+    return VerifyReport(folder, manifest, tuple(findings))
+
+
+def _unexpected_files(folder: Path, manifest: Manifest) -> Iterator[str]:
+    named = {file.path for shard in manifest.shards for file in shard.files}
+    for path in sorted(folder.rglob("shard_*")):
+        relative = path.relative_to(folder).as_posix()
+        if relative not in named:
+            yield f"{relative}: not named by {FILE_NAME}"
+
+
+def _repeated_samples(manifest: Manifest) -> Iterator[str]:
+    ranges = sorted((*pair, shard.index) for shard in manifest.shards for pair in shard.sample_idx)
+    for (_, last, before), (first, _, shard) in pairwise(ranges):
+        if first <= last:
+            yield f"sample {first} stands in shard {before} and in shard {shard}"
+
+
+def _check_shard(folder: Path, manifest: Manifest, shard: ShardEntry) -> Iterator[str]:
+    told: list[tuple[str, list[_Told]]] = []
+    for file in shard.files:
+        damage = _file_damage(folder, file)
+        if damage:
+            yield f"{file.path}: {damage}"
+            continue
+        try:
+            content = read_pickle(folder / file.path)
+        except DamageError as error:
+            yield str(error)
+            continue
+        yield from (f"{file.path}: {finding}" for finding in _check_content(manifest, content))
+        told += [(f"{file.path} layer {layer}", _tell(entries)) for layer, entries in content.items()]
+    yield from _check_agreement(shard, told)
+
+
+def _file_damage(folder: Path, file: StoredFile) -> str | None:
+    path = folder / file.path
+    if not path.exists():
+        return "missing"
+    if path.stat().st_size != file.bytes:
+        return f"has {path.stat().st_size} bytes, should have {file.bytes}"
+    crc32c = file_crc32c(path)
+    return None if crc32c == file.crc32c else f"has CRC-32C {crc32c}, should have {file.crc32c}"
+
+
+def _check_content(manifest: Manifest, content: dict[int, list[dict[str, Any]]]) -> Iterator[str]:
+    if tuple(content) != manifest.layers:
+        yield f"holds layers {list(content)}, should hold {list(manifest.layers)}"
+    for layer, entries in content.items():
+        for entry in entries:
+            wrong = _wrong_activation(manifest, entry)
+            if wrong:
+                yield f"layer {layer}, sample {entry['sample_idx']}: {wrong}"
+
+
+def _wrong_activation(manifest: Manifest, entry: dict[str, Any]) -> str | None:
+    activation = entry["activation"]
+    expected = (len(entry["token_ids"]), manifest.hidden_size)
+    if activation.shape != expected or tuple(entry["shape"]) != expected:
+        return f"activation has shape {activation.shape}, should have {expected}"
+    if activation.dtype.name != manifest.storage_dtype:
+        return f"activation is {activation.dtype.name}, should be {manifest.storage_dtype}"
+    return None if np.isfinite(activation).all() else "activation has a NaN or an infinity"
+
+
+def _tell(entries: Iterable[dict[str, Any]]) -> list[_Told]:
+    return [(entry["sample_idx"], entry["task_id"], entry["token_ids"].tobytes()) for entry in entries]
+
+
+def _check_agreement(shard: ShardEntry, told: list[tuple[str, list[_Told]]]) -> Iterator[str]:
+    """Every layer and site tells of the same samples in the same order, and they are those of the manifest."""
+    if len([*groupby(samples for _, samples in told)]) > 1:
+        names = ", ".join(name for name, _ in told)
+        yield f"shard {shard.index}: layers or sites disagree about samples or tokens: {names}"
+    for name, samples in told[:1]:
+        tokens = sum(len(ids) // np.dtype(np.int32).itemsize for _, _, ids in samples)
+        if index_ranges(index for index, _, _ in samples) != shard.sample_idx or len(samples) != shard.samples:
+            yield f"{name}: holds samples {[index for index, _, _ in samples]}, should hold {list(shard.sample_idx)}"
+        if tokens != shard.tokens:
+            yield f"{name}: holds {tokens} tokens, should hold {shard.tokens}"

@@ -1,0 +1,108 @@
+import json
+import subprocess
+import sys
+
+import pytest
+
+from layertap.demo.tasks import FAMILIES, make_tasks, write_tasks
+from layertap.errors import StorageError
+from layertap.task import Pair, Task
+
+
+def grids(task):
+    return [grid for pair in (*task.train, *task.test) for grid in (pair.input, pair.output)]
+
+
+@pytest.fixture(scope="module", params=range(4))
+def tasks(request):
+    return make_tasks(2 * len(FAMILIES), seed=request.param)
+
+
+def test_there_are_twenty_four_families_and_one_task_of_each_by_default():
+    tasks = make_tasks()
+    assert len(FAMILIES) == 24
+    assert {task.task_id for task in tasks} == {f"demo_{family.__name__}_00" for family in FAMILIES}
+
+
+def test_every_grid_is_one_that_arc_allows(tasks):
+    for grid in (grid for task in tasks for grid in grids(task)):
+        assert 1 <= len(grid) <= 30
+        assert {len(row) for row in grid} <= set(range(1, 31))
+        assert len({len(row) for row in grid}) == 1
+        assert {cell for row in grid for cell in row} <= set(range(10))
+
+
+def test_every_cell_is_an_ordinary_int(tasks):
+    assert {type(cell) for task in tasks for grid in grids(task) for row in grid for cell in row} == {int}
+
+
+def test_tasks_have_three_or_four_demonstrations_and_one_or_two_tests(tasks):
+    assert {len(task.train) for task in tasks} == {3, 4}
+    assert {len(task.test) for task in tasks} == {1, 2}
+
+
+def test_no_answer_repeats_its_question_and_no_question_comes_twice(tasks):
+    for task in tasks:
+        pairs = (*task.train, *task.test)
+        assert all(pair.input != pair.output for pair in pairs)
+        assert len({pair.input for pair in pairs}) == len(pairs)
+
+
+def test_questions_vary_from_three_cells_a_side_to_fourteen_or_so(tasks):
+    sides = {side for task in tasks for pair in task.train for side in (len(pair.input), len(pair.input[0]))}
+    assert min(sides) == 3
+    assert 14 <= max(sides) <= 16
+
+
+def test_ids_differ(tasks):
+    assert len({task.task_id for task in tasks}) == len(tasks)
+
+
+def test_asking_for_more_tasks_only_adds_to_the_end():
+    assert make_tasks(30, seed=1)[:7] == make_tasks(7, seed=1)
+
+
+def test_another_seed_gives_other_pictures_under_the_same_ids():
+    one, other = make_tasks(seed=0), make_tasks(seed=1)
+    assert [task.task_id for task in one] == [task.task_id for task in other]
+    assert all(a.train != b.train for a, b in zip(one, other, strict=True))
+
+
+def test_the_second_round_of_a_family_is_another_task():
+    tasks = make_tasks(len(FAMILIES) + 1)
+    assert (tasks[0].task_id, tasks[-1].task_id) == ("demo_gravity_00", "demo_gravity_01")
+    assert tasks[0].train != tasks[-1].train
+
+
+def test_another_process_makes_the_same_tasks(tmp_path):
+    script = (
+        "import sys, pathlib, layertap.demo.tasks as t; t.write_tasks(pathlib.Path(sys.argv[1]), t.make_tasks(24, 3))"
+    )
+    subprocess.run([sys.executable, "-c", script, tmp_path / "there.jsonl"], check=True)
+    write_tasks(tmp_path / "here.jsonl", make_tasks(24, 3))
+    assert (tmp_path / "here.jsonl").read_bytes() == (tmp_path / "there.jsonl").read_bytes()
+
+
+def test_a_written_line_holds_the_whole_task(tmp_path):
+    path = tmp_path / "deep" / "tasks.jsonl"
+    tasks = make_tasks(3)
+    write_tasks(path, tasks)
+    first, *_ = lines = path.read_text().splitlines()
+    assert len(lines) == 3
+    assert json.loads(first) == {
+        "task_id": tasks[0].task_id,
+        "train": [{"input": list(map(list, p.input)), "output": list(map(list, p.output))} for p in tasks[0].train],
+        "test": [{"input": list(map(list, p.input)), "output": list(map(list, p.output))} for p in tasks[0].test],
+    }
+
+
+def test_an_unknown_answer_is_left_out(tmp_path):
+    path = tmp_path / "tasks.jsonl"
+    write_tasks(path, [Task("a", (Pair(((1,),), ((2,),)),), (Pair(((3,),), None),))])
+    assert json.loads(path.read_text())["test"] == [{"input": [[3]]}]
+
+
+def test_a_path_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match=r"file/tasks\.jsonl"):
+        write_tasks(tmp_path / "file" / "tasks.jsonl", make_tasks(1))
