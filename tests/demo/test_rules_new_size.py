@@ -1,4 +1,4 @@
-"""Each family is held to its rule as restated here in plain Python; one restatement must explain every pair of a task."""
+"""Each family is held to its rule, restated here in plain Python; one restatement must explain all pairs of a task."""
 
 import operator
 from collections.abc import Callable

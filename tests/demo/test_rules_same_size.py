@@ -1,4 +1,4 @@
-"""Each family is held to its rule as restated here in plain Python; one restatement must explain every pair of a task."""
+"""Each family is held to its rule, restated here in plain Python; one restatement must explain all pairs of a task."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -75,10 +75,10 @@ def outlined(colour: int, rows: Rows) -> Rows:
 
 
 def connected(cells: set[tuple[int, int]], start: tuple[int, int]) -> set[tuple[int, int]]:
-    found, edge = {start}, [start]
+    found, edge = {start}, {start}
     while edge:
-        edge = [cell for place in edge for cell in neighbours(*place) if cell in cells - found]
-        found.update(edge)
+        edge = {cell for place in edge for cell in neighbours(*place)} & (cells - found)
+        found |= edge
     return found
 
 

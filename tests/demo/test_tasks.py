@@ -103,6 +103,6 @@ def test_an_unknown_answer_is_left_out(tmp_path):
 
 
 def test_a_path_that_cannot_be_written_is_named(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(StorageError, match=r"file/tasks\.jsonl"):
-        write_tasks(tmp_path / "file" / "tasks.jsonl", make_tasks(1))
+    (tmp_path / "tasks.jsonl").mkdir()
+    with pytest.raises(StorageError, match=r"tasks\.jsonl: cannot be written"):
+        write_tasks(tmp_path / "tasks.jsonl", make_tasks(1))

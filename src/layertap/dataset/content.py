@@ -92,7 +92,7 @@ class _Head:
 
     def is_one_value(self) -> bool:
         if not isinstance(self.rows[0], BadTaskError):
-            return self.ended and len(self.rows) == 1
+            return len(self.rows) == 1
         together = b"".join(self.lines)
         return isinstance(whole(iter([together])), Whole) if self.ended else may_go_on(together)
 

@@ -38,7 +38,7 @@ def parse(data: bytes) -> object:
 def may_go_on(data: bytes) -> bool:
     """Whether whole lines of text are one JSON value so far: complete, or broken off only because they end."""
     try:
-        text = data.decode("utf-8-sig").rstrip()
+        text = data.decode("utf-8-sig")
         json.loads(text)
     except json.JSONDecodeError as error:
         return error.pos >= len(text)

@@ -61,9 +61,9 @@ def write_checkpoint(
     if (layers is not None and layers < 1) or (max_file_bytes is not None and max_file_bytes < 1):
         raise UsageError(f"layers ({layers}) and max_file_bytes ({max_file_bytes}) must be at least 1 where given")
     _refuse_occupied(folder)
-    known_size = published_config(size) if isinstance(size, str) and size != "tiny" else size
+    shape = published_config(size) if isinstance(size, str) and size != "tiny" else size
     tokens = _write_tokenizer(folder, tokenizer)
-    config = known_size if isinstance(known_size, Qwen2Config) else _tiny_config(tokens)
+    config = _tiny_config(tokens) if isinstance(shape, str) else shape
     if layers is not None:
         config = dataclasses.replace(config, num_hidden_layers=layers)
     if config.vocab_size < tokens:
@@ -172,7 +172,7 @@ def _split(tensors: Iterable[WeightTensor], dtype: WeightDtype, limit: int | Non
 
 
 def _write_safetensors(path: Path, tensors: Iterable[WeightTensor], seed: int, dtype: WeightDtype) -> None:
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers refuses a file without it
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers 4 loads no file without it
     end = 0
     for tensor in tensors:
         begin, end = end, end + _num_bytes(tensor, dtype)

@@ -13,10 +13,14 @@ from layertap.demo.tasks import make_tasks, write_tasks
 from layertap.errors import DamageError, StorageError
 from layertap.store.verify import verify
 
-_NEXT = """ Next: {verify} python extract_activations.py --dataset_path {tasks} --model_path {model}
---layers_to_extract 1 3 --output_dir ./activations python extract_activations.py --dataset_path YOUR_TASKS.jsonl
---model_path Qwen/Qwen2.5-0.5B --layers_to_extract 6 12 18 docs/formats.md shows how a shard is read, with nothing but
-gzip, pickle and numpy."""
+_NEXT = """
+Next:
+  layertap verify {output}
+  python extract_activations.py --dataset_path {tasks} --model_path {model} \\
+      --layers_to_extract 1 3 --output_dir ./activations
+  python extract_activations.py --dataset_path YOUR_TASKS.jsonl --model_path Qwen/Qwen2.5-0.5B \\
+      --layers_to_extract 6 12 18
+docs/formats.md shows how a shard is read, with nothing but gzip, pickle and numpy."""
 
 
 def demo(config: DemoConfig) -> None:
@@ -44,4 +48,4 @@ def demo(config: DemoConfig) -> None:
     print(report.describe())
     if not report.sound:
         raise DamageError(f"{output}: the demo's own output did not pass verification; please report this")
-    print(_NEXT.format(verify=f"layertap verify {output}", tasks=tasks, model=model))
+    print(_NEXT.format(output=output, tasks=tasks, model=model))

@@ -75,7 +75,7 @@ def pack_window(lengths: Sequence[int], ladder: Sequence[int], batch_size: int) 
 
 
 def batch_arrays(
-    step: Step, token_ids: Sequence[Int32[np.ndarray, " tokens"]]
+    step: Step, token_ids: Sequence[Int32[np.ndarray, " _tokens"]]
 ) -> tuple[Int32[np.ndarray, "rows length"], Int32[np.ndarray, "rows length"]]:
     """What the device is given: token ids and `seg_start`, [rows, length] each.
 

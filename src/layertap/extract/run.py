@@ -13,7 +13,7 @@ dropped, and the same command goes on with the first sample that is not committe
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -156,7 +156,7 @@ class _Run:
             if not self._buffer.has_room(sample):
                 self._commit(queue, self._reached, complete=False)
             self._buffer.add(sample)
-            self._reached = replace(flight.window.start, emitted=emitted)
+            self._reached = flight.window.position(emitted)
             self._progress.add(1, sample.tokens)
         self._computed_tokens += flight.step.computed_tokens
         self._progress.refresh()

@@ -40,6 +40,8 @@ class Position:
     """SHA-256 (hex) over the tasks before the window."""
     emitted: int = 0
     """Samples of the window that are committed already."""
+    window_digest: str | None = None
+    """`digest` behind the window, where some of its samples are committed."""
     skipped_tasks: tuple[Mapping[str, Any], ...] = ()
     """This machine's records that are not tasks."""
     overlong_samples: tuple[Mapping[str, Any], ...] = ()
@@ -50,7 +52,8 @@ class Position:
         """Read what `to_json` wrote; raises DamageError."""
         try:
             lists = {name: tuple(raw[name]["list"]) for name in ("skipped_tasks", "overlong_samples")}
-            return cls(raw["record"], raw["sample_idx"], raw["digest"], raw["emitted"], **lists)
+            numbers = {name: raw[name] for name in ("record", "sample_idx", "digest", "emitted", "window_digest")}
+            return cls(**numbers, **lists)
         except (KeyError, TypeError) as error:
             raise DamageError(f"the manifest's progress lacks or garbles {error}; it was edited or damaged") from error
 
@@ -70,6 +73,10 @@ class Window:
     samples: Sequence[Sample]
     steps: Sequence[Step]
     end: Position
+
+    def position(self, emitted: int) -> Position:
+        """The position when the first `emitted` of its samples are committed."""
+        return replace(self.start, emitted=emitted, window_digest=self.end.digest)
 
 
 @dataclass(frozen=True)
@@ -97,11 +104,14 @@ def read_windows(
     tally = _Tally(maker, rules)
     for record in islice(records, start.record):
         tally.count(record)
-    tally.resume(start)
+    tally.require(start.record, start.digest)
+    tally.overlong = list(start.overlong_samples)
     emitted = start.emitted
     while True:
         begin = replace(tally.position(), emitted=emitted)
         own = tally.take(records)
+        if emitted:
+            tally.require(tally.records, start.window_digest)
         if tally.records == begin.record:
             return
         samples = tally.within_length(maker.make(own))
@@ -118,23 +128,26 @@ class _Tally:
         self._samples = 0
         self._hash = hashlib.sha256()
         self._skipped: list[Mapping[str, Any]] = []
-        self._overlong: list[Mapping[str, Any]] = []
+        self.overlong: list[Mapping[str, Any]] = []
         self._maker = maker
         self._rules = rules
 
     def position(self) -> Position:
         return Position(
-            self.records, self._samples, self._hash.hexdigest(), 0, tuple(self._skipped), tuple(self._overlong)
+            record=self.records,
+            sample_idx=self._samples,
+            digest=self._hash.hexdigest(),
+            skipped_tasks=tuple(self._skipped),
+            overlong_samples=tuple(self.overlong),
         )
 
-    def resume(self, start: Position) -> None:
-        """Make sure that the records gone by are those that were extracted."""
-        if (self.records, self._samples, self._hash.hexdigest()) != (start.record, start.sample_idx, start.digest):
+    def require(self, records: int, digest: str | None) -> None:
+        """Make sure that so many records went by, and that they are those of which samples were extracted."""
+        if (self.records, self._hash.hexdigest()) != (records, digest):
             raise RunMismatchError(
-                f"the dataset's first {start.record} tasks are not those that were extracted here"
-                f" ({self.records} read); give the same dataset, or another --output_dir"
+                f"the first {records} tasks of the dataset are not those that were extracted here;"
+                " give the same dataset, or another --output_dir"
             )
-        self._overlong = list(start.overlong_samples)
 
     def take(self, records: Iterator[Record]) -> list[tuple[int, Task | Document]]:
         """The machine's share of the next records, a window's samples of it; each with its first `sample_idx`."""
@@ -187,4 +200,4 @@ class _Tally:
             )
         action = {"skip": "skipped", "truncate": "truncated"}[rules.overlong]
         entry = {"sample_idx": sample.sample_idx, "task_id": sample.task_id, "tokens": tokens, "action": action}
-        self._overlong.append(entry)
+        self.overlong.append(entry)

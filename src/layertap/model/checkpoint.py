@@ -1,23 +1,31 @@
-"""A Hugging Face checkpoint: where its files are, in a folder or on the Hub.
+"""A Hugging Face checkpoint, in a folder or on the Hub: where its files are, and its tensors by name.
 
 A Hub id is fetched with `huggingface_hub` into its ordinary cache, in two steps: first config, tokenizer and weight
 index, then, once the taps are known, only the safetensors files that hold a needed tensor. A 72B checkpoint tapped at
-layer 20 downloads a quarter of its files.
+layer 20 downloads a quarter of its files. The second step asks for the commit that the first one got, so an update of
+the repository in between never mixes two versions.
 
-`identity` tells two checkpoints apart without reading them whole: for each safetensors file its header (names,
-shapes, offsets) and the first 4 KiB of each needed tensor. Hashing every byte of a 72B checkpoint would take longer
-than loading it does; a fine-tuned variant differs in every tensor.
+`identity` tells two checkpoints apart without reading them whole: of each needed tensor the dtype, the shape and the
+leading numbers (a vector's all, a matrix's first row). What no activation depends on does not count: tensors above the
+last tap, and how tensors are split into files. Hashing every byte of a 72B checkpoint would take longer than loading it
+does, and training moves first rows too; what it cannot see is a matrix edited by hand further down.
 """
 
 import hashlib
 import json
-import struct
-from collections.abc import Iterable
+import os
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import ml_dtypes  # noqa: F401  # numpy knows bfloat16 from here on
+import numpy as np
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
+from safetensors import SafetensorError, safe_open
 
 from layertap.errors import ModelError
 from layertap.model.config import Qwen2Config, read_config
@@ -25,7 +33,38 @@ from layertap.model.config import Qwen2Config, read_config
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _SMALL_FILES = ["config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", _INDEX]
-_SAMPLED_BYTES = 4096
+_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+
+# Connection errors are of the HTTP library under huggingface_hub, which has been requests, httpx and httpx2 by turns.
+_HTTP_ERROR: type[Exception] = HfHubHTTPError.__bases__[0]
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One tensor of an open safetensors file; nothing is read until `read`."""
+
+    name: str
+    path: Path
+    _view: Any
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """As stored: torch keeps matrices [outputs, inputs]."""
+        return tuple(self._view.get_shape())
+
+    @property
+    def dtype(self) -> str:
+        """As safetensors writes it, such as "BF16"."""
+        return str(self._view.get_dtype())
+
+    def read(self, *index: slice) -> np.ndarray:
+        """The part that `index` cuts out, in the dtype it is stored in; raises ModelError where there is none."""
+        try:
+            return self._view[index]
+        except (SafetensorError, TypeError) as error:
+            raise ModelError(
+                f"{self.path}: {self.name} {self.dtype}{list(self.shape)} cannot be read: {error}"
+            ) from error
 
 
 @dataclass(frozen=True)
@@ -39,27 +78,45 @@ class Checkpoint:
     def tensor_files(self, names: Iterable[str]) -> dict[str, Path]:
         """The safetensors file of each tensor, fetched first where the checkpoint is on the Hub.
 
-        Raises ModelError naming every tensor that the checkpoint lacks.
+        Raises ModelError where there is none, and where the index lacks tensors, of which it names the first five.
         """
         wanted = list(names)
         index = self._weight_map()
         if index is None:
             self._fetch([_SINGLE])
             return dict.fromkeys(wanted, self._existing(_SINGLE))
-        missing = [name for name in wanted if name not in index]
-        if missing:
-            raise ModelError(f"{self.folder / _INDEX}: lacks {len(missing)} tensors: {', '.join(missing[:5])}")
+        _refuse_missing(self.folder / _INDEX, [name for name in wanted if name not in index])
         self._fetch(sorted({index[name] for name in wanted}))
         return {name: self._existing(index[name]) for name in wanted}
 
+    @contextmanager
+    def open_tensors(self, names: Iterable[str]) -> Iterator[dict[str, Tensor]]:
+        """Those of the named tensors that their files hold; fetched first where the checkpoint is on the Hub.
+
+        Raises ModelError as `tensor_files` does, and for a file that is not safetensors or was cut short.
+        """
+        files = self.tensor_files(names)
+        with ExitStack() as stack:
+            opened = {path: stack.enter_context(_open_safetensors(path)) for path in sorted(set(files.values()))}
+            held = {path: set(file.keys()) for path, file in opened.items()}
+            yield {
+                name: Tensor(name, path, opened[path].get_slice(name))
+                for name, path in files.items()
+                if name in held[path]
+            }
+
     def identity(self, names: Iterable[str]) -> str:
-        """A sha256 (hex) over the config and, for the needed tensors, headers and leading bytes."""
+        """A sha256 (hex) over `config.json` and, of each named tensor, dtype, shape and leading numbers.
+
+        Raises ModelError as `open_tensors` does, and where a file lacks a tensor.
+        """
         digest = hashlib.sha256((self.folder / "config.json").read_bytes())
-        by_file: dict[Path, list[str]] = {}
-        for name, path in sorted(self.tensor_files(names).items()):
-            by_file.setdefault(path, []).append(name)
-        for path, tensors in sorted(by_file.items()):
-            _update_with_file(digest, path, tensors)
+        wanted = sorted(names)
+        with self.open_tensors(wanted) as tensors:
+            _refuse_missing(self.folder, [name for name in wanted if name not in tensors])
+            for name, tensor in tensors.items():
+                leading = tensor.read(slice(None)) if len(tensor.shape) == 1 else tensor.read(slice(1))
+                digest.update(f"{name} {tensor.dtype} {tensor.shape}".encode() + leading.tobytes())
         return digest.hexdigest()
 
     def _weight_map(self) -> dict[str, str] | None:
@@ -67,9 +124,13 @@ class Checkpoint:
         if not path.exists():
             return None
         try:
-            return dict(json.loads(path.read_text(encoding="utf-8"))["weight_map"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            index: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+            misplaced = [file for file in index.values() if Path(file).name != file]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ModelError(f"{path}: is not a safetensors index with a weight_map: {error!r}") from error
+        if misplaced:
+            raise ModelError(f"{path}: {misplaced[0]!r} is not the name of a file beside the index")
+        return index
 
     def _existing(self, file: str) -> Path:
         path = self.folder / file
@@ -81,7 +142,7 @@ class Checkpoint:
 
     def _fetch(self, files: list[str]) -> None:
         if self.hub_id is not None:
-            _download(self.hub_id, files)
+            _download(self.hub_id, files, commit=self.folder.name)
 
 
 def open_checkpoint(model_path: str) -> Checkpoint:
@@ -89,41 +150,45 @@ def open_checkpoint(model_path: str) -> Checkpoint:
 
     Raises ModelError for a missing folder, an unknown id, no network, or a model that Layertap does not run.
     """
-    folder = Path(model_path).expanduser()
-    if folder.is_dir():
-        return Checkpoint(folder, None, read_config(folder))
-    if folder.exists() or model_path.count("/") != 1 or model_path.startswith((".", "~")):
+    path = os.path.expanduser(model_path)  # os.path says no where pathlib raises: an unknown user, no permission
+    if os.path.isdir(path):
+        return Checkpoint(Path(path), None, read_config(Path(path)))
+    if os.path.exists(path) or not _HUB_ID.fullmatch(model_path):
         raise ModelError(f"--model_path {model_path}: neither a folder nor a Hub id such as Qwen/Qwen2.5-0.5B")
     fetched = _download(model_path, _SMALL_FILES)
     return Checkpoint(fetched, model_path, read_config(fetched))
 
 
-def _download(hub_id: str, files: list[str]) -> Path:
+def _download(hub_id: str, files: list[str], commit: str | None = None) -> Path:
+    """The folder of one commit (the latest one by default) in the cache, with these files in it where they exist."""
     try:
-        return Path(snapshot_download(hub_id, allow_patterns=files))
+        return Path(snapshot_download(hub_id, revision=commit, allow_patterns=files))
+    except GatedRepoError as error:
+        raise ModelError(
+            f"--model_path {hub_id}: its owner wants to be asked: accept the terms on the model's page of the Hugging"
+            " Face Hub, then log in with `hf auth login`"
+        ) from error
     except RepositoryNotFoundError as error:
         raise ModelError(
             f"--model_path {hub_id}: no such folder here, and the Hugging Face Hub has no such model"
             " (or it is private: log in with `hf auth login`)"
         ) from error
-    except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
+    except (OSError, ValueError, RuntimeError, _HTTP_ERROR) as error:  # hf_xet's broken transfers are RuntimeErrors
         raise ModelError(
             f"--model_path {hub_id}: no such folder here, and {', '.join(files)} could not be fetched from the Hugging"
-            f" Face Hub: {error}. Offline, download the checkpoint elsewhere and give its folder."
+            f" Face Hub. Without a network, give the folder of a checkpoint downloaded elsewhere. The cause: {error}"
         ) from error
 
 
-def _update_with_file(digest: "hashlib._Hash", path: Path, tensors: list[str]) -> None:
+def _open_safetensors(path: Path) -> safe_open:
     try:
-        with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            header = file.read(length)
-            offsets = json.loads(header)
-            for name in tensors:
-                begin, end = offsets[name]["data_offsets"]
-                file.seek(8 + length + begin)
-                digest.update(name.encode() + file.read(min(_SAMPLED_BYTES, end - begin)))
-    except KeyError as error:
-        raise ModelError(f"{path}: lacks the tensor {error.args[0]}") from error
-    except (OSError, ValueError, struct.error) as error:
-        raise ModelError(f"{path}: is not a safetensors file: {error}") from error
+        return safe_open(path, framework="numpy")
+    except (SafetensorError, OSError) as error:
+        raise ModelError(
+            f"{path}: is not a whole safetensors file ({error}); fetch it again, with `git lfs pull` if it came by git"
+        ) from error
+
+
+def _refuse_missing(place: Path, names: list[str]) -> None:
+    if names:
+        raise ModelError(f"{place}: lacks {len(names)} tensors: {', '.join(names[:5])}")

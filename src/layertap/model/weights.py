@@ -9,22 +9,18 @@ Kernels are kept [inputs, outputs], the transpose of what torch stores, and quer
 side by side in one kernel.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 from flax import nnx
 from jax.sharding import Sharding, SingleDeviceSharding
 from jax.typing import DTypeLike
-from safetensors import SafetensorError, safe_open
 
 from layertap.errors import ModelError
-from layertap.model.checkpoint import Checkpoint
+from layertap.model.checkpoint import Checkpoint, Tensor
 from layertap.model.config import Qwen2Config
 from layertap.model.qwen2 import Qwen2
 
@@ -39,6 +35,9 @@ _LAYER_TABLE = {
     "mlp.down.kernel": ("mlp.down_proj.weight",),
 }
 
+_READABLE = ("BF16", "F16", "F32")
+_SHOWN = 20  # mismatches in one message
+
 ShardingOf = Callable[[str, tuple[int, ...]], Sharding]
 
 
@@ -51,17 +50,16 @@ def load(checkpoint: Checkpoint, num_layers: int, dtype: DTypeLike, sharding_of:
     """Load the embedding and the first `num_layers` layers; kernels and embedding in `dtype`, norms and biases in
     float32.
 
-    `sharding_of(parameter, shape)` places each parameter (default: the first device). Raises ModelError listing every
-    tensor that is missing or has another shape than `config.json` says.
+    `sharding_of(parameter, shape)` places each parameter (default: the first device). Raises one ModelError for
+    all tensors that are missing, quantised or of another shape than `config.json` says, naming the first twenty.
     """
     place = sharding_of or (lambda _name, _shape: SingleDeviceSharding(jax.devices()[0]))
     graph, state = nnx.split(abstract_model(checkpoint.config, num_layers, dtype))
-    flat = dict(state.flat_state())
+    flat = dict(nnx.to_flat_state(state))
     sources = _table(num_layers)
-    with ExitStack() as stack:
-        tensors = _open_tensors(checkpoint, tensor_names(num_layers), stack)
-        wanted = {path: _Parameter(".".join(map(str, path)), flat[path].get_value()) for path in flat}
-        _check_shapes(wanted.values(), sources, tensors)
+    wanted = {path: _Parameter(".".join(map(str, path)), flat[path].get_value()) for path in flat}
+    with checkpoint.open_tensors(tensor_names(num_layers)) as tensors:
+        _refuse_mismatches(checkpoint, wanted.values(), sources, tensors)
 
         def read(parameter: _Parameter) -> jax.Array:
             parts = [tensors[name] for name in sources[parameter.name]]
@@ -101,48 +99,40 @@ class _Parameter:
         return self.name.endswith(".kernel")
 
 
-@dataclass(frozen=True)
-class _Tensor:
-    """One tensor of an open safetensors file."""
-
-    name: str
-    path: Path
-    view: Any
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return tuple(self.view.get_shape())
-
-
-def _open_tensors(checkpoint: Checkpoint, names: list[str], stack: ExitStack) -> dict[str, _Tensor]:
-    files = checkpoint.tensor_files(names)
-    try:
-        opened = {path: stack.enter_context(safe_open(path, framework="numpy")) for path in sorted(set(files.values()))}
-    except (SafetensorError, OSError) as error:
-        raise ModelError(f"{checkpoint.folder}: a weight file is not readable as safetensors: {error}") from error
-    held = {path: set(file.keys()) for path, file in opened.items()}
-    missing = [f"{name} (should be in {path.name})" for name, path in files.items() if name not in held[path]]
-    if missing:
-        raise ModelError(f"{checkpoint.folder}: lacks {len(missing)} tensors: {', '.join(missing[:5])}")
-    return {name: _Tensor(name, path, opened[path].get_slice(name)) for name, path in files.items()}
-
-
-def _check_shapes(
-    parameters: Iterable[_Parameter], sources: dict[str, tuple[str, ...]], tensors: dict[str, _Tensor]
+def _refuse_mismatches(
+    checkpoint: Checkpoint,
+    parameters: Iterable[_Parameter],
+    sources: Mapping[str, tuple[str, ...]],
+    tensors: Mapping[str, Tensor],
 ) -> None:
     wrong = []
     for parameter in parameters:
-        parts = [tensors[name] for name in sources[parameter.name]]
-        total = (sum(part.shape[0] for part in parts), *parts[0].shape[1:])
-        expected = parameter.shape[::-1] if parameter.transposed else parameter.shape
-        if total != expected:
-            names = " + ".join(part.name for part in parts)
-            wrong.append(f"{parts[0].path.name}: {names} has shape {total}, config.json implies {expected}")
+        shapes = _source_shapes(parameter, checkpoint.config)
+        for name, shape in zip(sources[parameter.name], shapes, strict=True):
+            if name not in tensors:
+                wrong.append(f"{name} is missing")
+            elif tensors[name].shape != shape:
+                wrong.append(f"{name} has shape {tensors[name].shape}, config.json implies {shape}")
+            elif tensors[name].dtype not in _READABLE:
+                wrong.append(f"{name} is stored as {tensors[name].dtype}, not as one of {', '.join(_READABLE)}")
     if wrong:
-        raise ModelError("weights do not fit their config:\n  " + "\n  ".join(wrong))
+        shown = wrong[:_SHOWN] + [f"and {len(wrong) - _SHOWN} more"] * (len(wrong) > _SHOWN)
+        raise ModelError(f"{checkpoint.folder}: weights do not fit config.json:\n  " + "\n  ".join(shown))
 
 
-def _read_parameter(parameter: _Parameter, parts: list[_Tensor], sharding: Sharding) -> jax.Array:
+def _source_shapes(parameter: _Parameter, config: Qwen2Config) -> list[tuple[int, ...]]:
+    """The shapes of the tensors that stand side by side in a parameter."""
+    outputs, *inputs = parameter.shape[::-1] if parameter.transposed else parameter.shape
+    heads, kv_heads = (n * config.head_dim for n in (config.num_attention_heads, config.num_key_value_heads))
+    parts = [outputs]
+    if ".qkv." in parameter.name:
+        parts = [heads, kv_heads, kv_heads]
+    elif ".gate_up." in parameter.name:
+        parts = [config.intermediate_size] * 2
+    return [(part, *inputs) for part in parts]
+
+
+def _read_parameter(parameter: _Parameter, parts: list[Tensor], sharding: Sharding) -> jax.Array:
     dtype = np.dtype(parameter.abstract.dtype)
 
     def read_slice(index: tuple[slice, ...] | None) -> np.ndarray:
@@ -155,13 +145,13 @@ def _read_parameter(parameter: _Parameter, parts: list[_Tensor], sharding: Shard
     return jax.make_array_from_callback(parameter.shape, sharding, read_slice)
 
 
-def _read_rows(parts: list[_Tensor], rows: slice, rest: tuple[slice, ...]) -> np.ndarray:
+def _read_rows(parts: list[Tensor], rows: slice, rest: tuple[slice, ...]) -> np.ndarray:
     """Rows `rows` of the parts stacked on their first dimension, and `rest` of their other dimensions."""
     first, last, _ = rows.indices(sum(part.shape[0] for part in parts))
     pieces, offset = [], 0
     for part in parts:
         begin, end = max(first - offset, 0), min(last - offset, part.shape[0])
         if begin < end:
-            pieces.append(part.view[(slice(begin, end), *rest)])
+            pieces.append(part.read(slice(begin, end), *rest))
         offset += part.shape[0]
     return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)

@@ -23,8 +23,9 @@ from layertap.task import Grid
 
 _MAX_SIDE = 30
 _DIGITS = "0123456789"
-# Phonetic letters U+0250 to U+0259: rare, unchanged by Unicode normalisation, and in the Qwen vocabulary one token each that
-# merges with nothing beside it, so that a cell stays one token wherever it stands.
+# Phonetic letters, U+0250 to U+0259: rare, unchanged by Unicode normalisation, and in the Qwen vocabulary one token
+# each that merges with nothing beside it. Most symbols merge with a space before them, and would change after a row
+# number.
 _SYMBOLS = "ɐɑɒɓɔɕɖɗɘə"
 _TO_SYMBOLS = str.maketrans(_DIGITS, _SYMBOLS)
 _TO_DIGITS = str.maketrans(_SYMBOLS, _DIGITS)

@@ -1,8 +1,9 @@
 """Files that are either whole or not there.
 
 `atomic_write` writes to a temporary name beside the target, syncs, renames, and syncs the folder: after a crash at
-any moment the target holds its old content or its new one, never a part. A temporary file left by a killed process
-ends in `TEMPORARY` and is removed by the next run of the same output folder (`remove_leftovers`).
+any moment the target holds its old content or its new one, never a part. A write that fails removes its temporary
+file; one left by a killed process ends in `TEMPORARY`, an ending that no other program uses, and is removed by the
+next run of the same output folder (`remove_leftovers`).
 """
 
 import os
@@ -17,7 +18,7 @@ import numpy as np
 
 from layertap.errors import StorageError
 
-TEMPORARY = ".partial"
+TEMPORARY = ".layertap.partial"
 
 
 class Checksummed:
@@ -55,13 +56,15 @@ def atomic_write(path: Path) -> Iterator[Checksummed]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:
-            yield Checksummed(file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+            try:
+                yield Checksummed(file)
+                file.flush()
+                os.fsync(file.fileno())
+                temporary.replace(path)
+            finally:
+                temporary.unlink(missing_ok=True)  # where all went well, it bears its own name by now
         _sync_folder(path.parent)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise StorageError(
             f"{path}: cannot be written: {error.strerror or error}. What was committed before is safe;"
             " make room or allow writing, then run the same command again"
@@ -69,9 +72,12 @@ def atomic_write(path: Path) -> Iterator[Checksummed]:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove the temporary files that a killed run left below `folder`."""
+    """Remove the temporary files that a killed run left below `folder`; raises StorageError where one cannot be."""
     for leftover in folder.rglob(f"*{TEMPORARY}"):
-        leftover.unlink()
+        try:
+            leftover.unlink()
+        except OSError as error:
+            raise StorageError(f"{leftover}: cannot be removed: {error.strerror}; remove it by hand") from error
 
 
 def file_crc32c(path: Path, chunk_bytes: int = 1 << 22) -> str:

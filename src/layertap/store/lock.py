@@ -16,18 +16,28 @@ from layertap.errors import StorageError
 
 @contextmanager
 def exclusive(folder: Path) -> Iterator[None]:
-    """Hold `folder`, which is made where it is missing; raises StorageError where another process holds it."""
+    """Hold `folder`, which is made where it is missing.
+
+    Raises StorageError where another process holds it, or where it cannot be written to or locked.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
         raise StorageError(f"{folder}: cannot be written to: {error.strerror or error}") from error
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _lock(descriptor, folder)
         yield
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, folder: Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         raise StorageError(
             f"{folder}: another run is writing here; wait for it, or give another --output_dir"
         ) from error
-    finally:
-        os.close(descriptor)
+    except OSError as error:  # file systems without locks
+        raise StorageError(f"{folder}: cannot be locked: {error.strerror}; give a local --output_dir") from error

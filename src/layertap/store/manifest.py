@@ -12,14 +12,18 @@ import dataclasses
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from operator import index as exact_int
+from pathlib import Path, PurePosixPath
+from typing import Any, get_origin
 
-from layertap.errors import DamageError, RunMismatchError
+from layertap.errors import DamageError, RunMismatchError, StorageError
 from layertap.store.files import atomic_write
 
 FILE_NAME = "metadata.json"
 FORMAT_VERSION = 1
+
+_REMEDY = "restore it from a copy, or extract into another --output_dir"
+_IN_JSON: Mapping[object, object] = {tuple: list, Mapping: dict}
 
 Json = Mapping[str, Any]
 
@@ -95,29 +99,34 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Replace `folder/metadata.json` atomically; one line a shard, so that a person can read it."""
     header = dataclasses.asdict(manifest)
     shards = header.pop("shards")
-    totals = {"shards": len(shards), "samples": manifest.samples, "tokens": manifest.tokens}
-    text = json.dumps({"format_version": FORMAT_VERSION, **header, "totals": totals}, indent=2, ensure_ascii=False)
-    lines = ",\n".join("    " + json.dumps(shard, ensure_ascii=False) for shard in shards)
+    # Escaped to ASCII: a path or a task id may hold half a surrogate pair, which UTF-8 cannot.
+    text = json.dumps({"format_version": FORMAT_VERSION, **header, "totals": _totals(manifest)}, indent=2)
+    lines = ",\n".join("    " + json.dumps(shard) for shard in shards)
     listed = f"[\n{lines}\n  ]" if shards else "[]"
     with atomic_write(folder / FILE_NAME) as file:
         file.write(f'{text[:-2]},\n  "shards": {listed}\n}}\n'.encode())
 
 
 def read_manifest(folder: Path) -> Manifest | None:
-    """The manifest of `folder`, or None where it holds none; raises DamageError where it is not one."""
+    """The manifest of `folder`, or None where it holds none; raises DamageError where it is not one.
+
+    What it says is of the right types and adds up; whether the shards agree is for `verify` to find out.
+    """
     path = folder / FILE_NAME
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    except ValueError as error:
-        raise DamageError(f"{path}: is not JSON: {error}") from error
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise DamageError(f"{path}: is not JSON: {error}; {_REMEDY}") from error
     if not isinstance(raw, dict) or raw.get("format_version") != FORMAT_VERSION:
-        raise DamageError(f"{path}: is not a Layertap manifest of format version {FORMAT_VERSION}")
+        raise DamageError(f"{path}: is not a Layertap manifest of format version {FORMAT_VERSION}; {_REMEDY}")
     try:
         return _parse(raw)
     except (KeyError, TypeError, ValueError) as error:
-        raise DamageError(f"{path}: lacks or garbles a field: {error!r}") from error
+        raise DamageError(f"{path}: lacks or garbles a field: {error!r}; {_REMEDY}") from error
 
 
 def index_ranges(indices: Iterable[int]) -> tuple[tuple[int, int], ...]:
@@ -131,18 +140,45 @@ def index_ranges(indices: Iterable[int]) -> tuple[tuple[int, int], ...]:
     return tuple(ranges)
 
 
+def _totals(manifest: Manifest) -> dict[str, int]:
+    return {"shards": len(manifest.shards), "samples": manifest.samples, "tokens": manifest.tokens}
+
+
 def _parse(raw: Json) -> Manifest:
-    names = {field.name for field in dataclasses.fields(Manifest)}
-    values = {name: raw[name] for name in names}
-    values["layers"], values["sites"] = tuple(raw["layers"]), tuple(raw["sites"])
-    values["shards"] = tuple(_parse_shard(shard) for shard in raw["shards"])
-    return Manifest(**values)
+    values = _declared(Manifest, raw)
+    values["layers"] = tuple(map(exact_int, raw["layers"]))
+    values["sites"] = tuple(raw["sites"])
+    values["shards"] = tuple(map(_parse_shard, raw["shards"]))
+    manifest = Manifest(**values)
+    if raw["totals"] != _totals(manifest):
+        raise ValueError(f"totals are {raw['totals']}, but the shards add up to {_totals(manifest)}")
+    return manifest
 
 
 def _parse_shard(raw: Json) -> ShardEntry:
-    files = tuple(StoredFile(**file) for file in raw["files"])
-    ranges = tuple((int(first), int(last)) for first, last in raw["sample_idx"])
-    return ShardEntry(raw["index"], raw["samples"], raw["tokens"], ranges, files)
+    values = _declared(ShardEntry, raw)
+    values["sample_idx"] = tuple((exact_int(first), exact_int(last)) for first, last in raw["sample_idx"])
+    values["files"] = tuple(map(_parse_file, raw["files"]))
+    return ShardEntry(**values)
+
+
+def _parse_file(raw: Json) -> StoredFile:
+    file = StoredFile(**_declared(StoredFile, raw))
+    path = PurePosixPath(file.path)
+    if path.is_absolute() or ".." in path.parts:
+        raise ValueError(f"path {file.path!r} leads out of the folder")
+    return file
+
+
+def _declared(kind: type[Manifest | ShardEntry | StoredFile], raw: Json) -> dict[str, Any]:
+    """The fields of `kind` in `raw`; raises KeyError or TypeError where one is missing or of another type."""
+    values: dict[str, Any] = {}
+    for declared in dataclasses.fields(kind):
+        value = values[declared.name] = raw[declared.name]
+        expected = get_origin(declared.type) or declared.type
+        if type(value) is not _IN_JSON.get(expected, expected):
+            raise TypeError(f"{declared.name} is {value!r}")
+    return values
 
 
 def _differences(there: object, now: object, path: str = "") -> list[str]:

@@ -1,7 +1,10 @@
 """The pickle format: `{layer: [{"sample_idx", "activation", "shape", "text_preview", "task_id", "token_ids"}, ...]}`.
 
-Any Python with numpy reads it, in three lines and with no Layertap (docs/formats.md). The same samples give the same
-bytes: the gzip header carries neither time nor name, and every object is made anew in one order.
+Any Python with numpy, 1 or 2, reads it in three lines and with no Layertap (docs/formats.md): an array is a call of
+`numpy.ndarray(shape, dtype, buffer)`. numpy's own way of pickling names private functions, which numpy 1 lacks.
+
+The same samples give the same bytes: the gzip header carries neither time nor name, and the pickler keeps no memo, so
+it does not matter which objects samples share. Nor does the memo then keep every converted array alive.
 
 gzip is written by `isal` at level 2: some 20 times the speed of the standard library at the same ratio. Its level 0,
 and zlib-ng's level 1, make such data larger. Where isal has no wheel (anything but x86-64 and ARM), zlib's level 1
@@ -20,6 +23,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import IO, Any, BinaryIO, cast
 
+import ml_dtypes
 import numpy as np
 
 from layertap.errors import DamageError, StorageError
@@ -70,9 +74,10 @@ class _Pending:
         self.tap = tap
 
     def converted(self, dtype: np.dtype) -> Activation:
-        with np.errstate(over="ignore"):  # reported below, with the sample's name
-            converted = np.ascontiguousarray(self.activation, dtype)
-        if dtype == np.float16 and not np.isfinite(converted).all() and np.isfinite(self.activation).all():
+        with np.errstate(over="ignore", invalid="ignore"):  # what is lost is reported below; NaN stays NaN
+            converted = np.asarray(self.activation, dtype)
+            too_large = dtype == np.float16 and (np.isinf(converted) & np.isfinite(self.activation)).any()
+        if too_large:
             raise StorageError(
                 f"sample {self.sample_idx}, layer {self.tap.layer}, {self.tap.site}: a value is too large for float16"
                 " (65504); use --storage_dtype float32 or bfloat16"
@@ -83,10 +88,20 @@ class _Pending:
 class _ShardPickler(pickle.Pickler):
     def __init__(self, file: IO[bytes], dtype: np.dtype) -> None:
         super().__init__(file, PROTOCOL)
+        self.fast = True  # no memo
         self._dtype = dtype
 
     def reducer_override(self, obj: Any) -> Any:  # noqa: ANN401, RUF100 - the pickle protocol's own types
-        return obj.converted(self._dtype).__reduce_ex__(PROTOCOL) if isinstance(obj, _Pending) else NotImplemented
+        if isinstance(obj, _Pending):
+            return _array_call(obj.converted(self._dtype))
+        return _array_call(obj) if isinstance(obj, np.ndarray) else NotImplemented
+
+
+def _array_call(array: np.ndarray) -> tuple[object, ...]:
+    """The call that makes `array` again; writable even where a device lent it read-only."""
+    own = np.require(array, requirements=["C_CONTIGUOUS", "WRITEABLE"])
+    dtype = own.dtype.type if own.dtype == ml_dtypes.bfloat16 else own.dtype.str  # bfloat16 has no name of its own
+    return np.ndarray, (own.shape, dtype, pickle.PickleBuffer(own.view(np.uint8).data))
 
 
 def _entry(sample: StoredSample, tap: Tap) -> dict[str, object]:
@@ -117,42 +132,81 @@ def _compressed(sink: Checksummed, *, compress: bool) -> Iterator[IO[bytes]]:
 def read_pickle(path: Path) -> dict[int, list[dict[str, Any]]]:
     """Read a shard back; gzip is recognised by its magic bytes.
 
-    Nothing but numpy arrays, and the plain containers they stand in, is ever made of the file: a pickle that names
-    anything else is refused, as is a file that ends early. Raises DamageError naming the file.
+    Nothing but numpy arrays and plain containers is ever made of the file, so that a hostile one can run nothing.
+    Raises DamageError, naming the file, where it asks for anything else, ends early, goes on behind the shard, or
+    holds no samples as `write_pickle` writes them; whether they are the right ones is for `verify` to find out.
     """
     try:
         with path.open("rb") as raw:
             is_gzip = raw.read(2) == b"\x1f\x8b"
             raw.seek(0)
             file = (gzip if igzip is None else igzip).open(raw, "rb") if is_gzip else raw
-            return cast(dict[int, list[dict[str, Any]]], _ArrayUnpickler(file).load())
+            shard = _ShardUnpickler(file).load()
+            if file.read(1):  # asked at the end, gzip compares its own checksum
+                raise pickle.UnpicklingError("it goes on behind the shard")
+        _require_layers(shard)
     except _UNREADABLE as error:
-        raise DamageError(f"{path}: cannot be read as a shard: {error}") from error
+        raise DamageError(f"{path}: cannot be read as a shard: {str(error) or repr(error)}") from error
+    return cast(dict[int, list[dict[str, Any]]], shard)
 
 
-# What numpy 1 and 2 call the functions that make an array, and the one dtype that is not numpy's own.
-_ALLOWED = {
-    *((f"numpy.{core}.multiarray", "_reconstruct") for core in ("core", "_core")),
-    *((f"numpy.{core}.numeric", "_frombuffer") for core in ("core", "_core")),
-    ("numpy", "ndarray"),
-    ("numpy", "dtype"),
-    ("ml_dtypes", "bfloat16"),
-}
+# What damaged bytes make a decompressor, the unpickler and numpy raise.
 _UNREADABLE = (
+    pickle.UnpicklingError,
+    zlib.error if igzip is None else igzip.igzip_lib.IsalError,
     OSError,
     EOFError,
-    pickle.UnpicklingError,
-    zlib.error,
     ValueError,
     TypeError,
-    KeyError,
-    IndexError,
+    LookupError,
     AttributeError,
+    OverflowError,
+    MemoryError,
+    RecursionError,
 )
+_BFLOAT16 = "bfloat16"
+_DTYPES = {dtype.str: dtype for dtype in map(np.dtype, ("f4", "f2", "i4"))} | {_BFLOAT16: np.dtype(ml_dtypes.bfloat16)}
 
 
-class _ArrayUnpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:  # noqa: ANN401, RUF100 - the pickle protocol's own types
-        if (module, name) not in _ALLOWED:
-            raise pickle.UnpicklingError(f"it names {module}.{name}, which no shard does; it was not made by Layertap")
-        return super().find_class(module, name)
+class _ShardUnpickler(pickle.Unpickler):
+    """Puts its own, closed function in the place of `numpy.ndarray`, which can make arrays of wild pointers."""
+
+    def find_class(self, module: str, name: str) -> object:
+        if (module, name) == ("numpy", "ndarray"):
+            return self._array
+        if (module, name) == ("ml_dtypes", "bfloat16"):
+            return _BFLOAT16
+        raise pickle.UnpicklingError(f"it names {module}.{name}, which no shard does; it was not made by Layertap")
+
+    def _array(self, shape: tuple[int, ...], dtype: str, data: bytearray) -> np.ndarray:
+        return np.frombuffer(data, _DTYPES[dtype]).reshape(shape)
+
+
+_FIELDS = {
+    "sample_idx": int,
+    "activation": np.ndarray,
+    "shape": tuple,
+    "text_preview": str,
+    "task_id": str,
+    "token_ids": np.ndarray,
+}
+
+
+def _require_layers(shard: object) -> None:
+    if not isinstance(shard, dict):
+        raise TypeError(f"it holds a {type(shard).__name__}, not a dict of layers")
+    for layer, entries in shard.items():
+        if type(layer) is not int or not isinstance(entries, list):
+            raise TypeError(f"layer {layer!r} is not a number with a list of samples")
+        for number, entry in enumerate(entries):
+            _require_entry(entry, f"layer {layer}, entry {number}")
+
+
+def _require_entry(entry: object, where: str) -> None:
+    if not isinstance(entry, dict):
+        raise TypeError(f"{where} is a {type(entry).__name__}, not a dict")
+    for name, kind in _FIELDS.items():
+        if not isinstance(entry.get(name), kind):
+            raise TypeError(f"{where}: {name} is missing or not of type {kind.__name__}")
+    if entry["token_ids"].dtype != np.int32 or entry["token_ids"].ndim != 1:
+        raise TypeError(f"{where}: token_ids are not one row of int32")

@@ -87,9 +87,10 @@ class ShardWriter:
         Raises StorageError where that fails; the manifest on disk is then still the one before.
         """
         shard = self._write_shard(samples) if samples else None
-        self.manifest = self.manifest.with_shard(shard, progress, complete=complete)
-        write_manifest(self._folder, self.manifest)
-        self._after_commit(self.manifest)
+        manifest = self.manifest.with_shard(shard, progress, complete=complete)
+        write_manifest(self._folder, manifest)
+        self.manifest = manifest
+        self._after_commit(manifest)
 
     def _write_shard(self, samples: Sequence[StoredSample]) -> ShardEntry:
         index = len(self.manifest.shards) + 1

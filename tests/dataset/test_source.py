@@ -1,0 +1,119 @@
+"""Places are found locally and behind URLs, and what refuses to be read is named."""
+
+import gzip
+import os
+import subprocess
+import sys
+
+import fsspec
+import pytest
+
+from layertap.dataset.source import locate
+from layertap.errors import DatasetError
+
+
+def test_a_home_folder_is_found(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "a.json").write_bytes(b"x\ny")
+
+    assert list(locate("~/a.json").lines()) == [b"x\n", b"y"]
+
+
+def test_gzip_is_known_by_its_bytes_not_by_its_name(tmp_path):
+    (tmp_path / "packed.json").write_bytes(gzip.compress(b"x\n"))
+    (tmp_path / "plain.json.gz").write_bytes(b"y\n")
+
+    assert list(locate(str(tmp_path / "packed.json")).lines()) == [b"x\n"]
+    assert list(locate(str(tmp_path / "plain.json.gz")).lines()) == [b"y\n"]
+
+
+def test_lines_end_at_line_feeds_alone(tmp_path):
+    (tmp_path / "a").write_bytes("x\u2028y\rz\x0c\n".encode())
+
+    assert list(locate(str(tmp_path / "a")).lines()) == ["x\u2028y\rz\x0c\n".encode()]
+
+
+def test_names_drop_their_packing():
+    place = locate("memory://folder/a.b.json.gz")
+
+    assert (place.name, place.stem, str(place)) == ("a.b.json", "a.b", "memory://folder/a.b.json.gz")
+
+
+def test_a_place_beside_differs_in_its_last_part_only():
+    beside = locate("memory://old/x_old.json").beside("old", "new")
+
+    assert (beside.shown, beside.path) == ("memory://old/x_new.json", "/old/x_new.json")
+
+
+def test_files_of_a_url_are_told_as_urls():
+    fsspec.filesystem("memory").pipe("/listed/b.json", b"1")
+    fsspec.filesystem("memory").pipe("/listed/a.json", b"2")
+
+    files = locate("memory://listed/").json_files()
+    assert [str(file) for file in files] == ["memory://listed/a.json", "memory://listed/b.json"]
+    assert list(files[0].lines()) == [b"2"]
+
+
+@pytest.mark.parametrize("path", ["/nowhere/at/all.jsonl", "memory://nowhere/at/all.jsonl"])
+def test_nothing_there_is_said(path):
+    with pytest.raises(DatasetError, match=f"^{path}: no such file or folder"):
+        list(locate(path).lines())
+
+
+def test_an_unknown_protocol_is_said():
+    with pytest.raises(DatasetError, match=r"^nope://a: Protocol not known: nope; give a local path or a URL"):
+        locate("nope://a")
+
+
+def test_an_empty_path_is_not_the_working_folder():
+    with pytest.raises(DatasetError, match="the dataset path is empty"):
+        locate("")
+
+
+_PACKED = gzip.compress(bytes(range(100)))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        pytest.param(_PACKED[:-12], id="cut short"),
+        pytest.param(_PACKED[:30] + b"\xff" + _PACKED[31:], id="checksum"),
+        pytest.param(_PACKED[:10] + b"\xff" + _PACKED[11:], id="block type"),
+    ],
+)
+def test_damaged_gzip_is_said(tmp_path, data):
+    path = tmp_path / "a.jsonl.gz"
+    path.write_bytes(data)
+
+    with pytest.raises(DatasetError, match=r"a\.jsonl\.gz: its gzip data is damaged"):
+        list(locate(str(path)).lines())
+
+
+def test_a_refusal_of_rights_is_said(tmp_path):
+    class Locked:
+        def open(self, path, mode):
+            raise PermissionError(13, "Permission denied")
+
+    place = locate(str(tmp_path / "a.json"))
+    locked = type(place)(place.shown, place.path, Locked())
+
+    with pytest.raises(DatasetError, match=r"a\.json: may not be read; check its rights and your credentials"):
+        list(locked.lines())
+
+
+def test_a_lost_connection_is_not_an_absence(tmp_path):
+    class Lost:
+        def info(self, path):
+            raise ConnectionResetError("reset by peer")
+
+    place = locate(str(tmp_path / "a.json"))
+
+    with pytest.raises(DatasetError, match="cannot be read: reset by peer"):
+        type(place)(place.shown, place.path, Lost()).is_there()
+
+
+def test_fsspec_waits_until_it_is_needed():
+    code = "import sys, layertap.dataset; sys.exit('fsspec' in sys.modules)"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+
+    assert subprocess.run([sys.executable, "-c", code], env=environment, check=False).returncode == 0

@@ -1,0 +1,80 @@
+"""What the two threads promise about order and errors."""
+
+import threading
+
+import pytest
+
+from layertap.extract.background import BackgroundQueue, read_ahead
+
+
+def test_read_ahead_gives_the_same_items() -> None:
+    assert list(read_ahead(iter(range(20)))) == list(range(20))
+
+
+def test_read_ahead_raises_where_the_item_would_have_been() -> None:
+    def items():
+        yield 1
+        yield 2
+        raise ValueError("third")
+
+    ahead = read_ahead(items())
+    assert next(ahead) == 1
+    assert next(ahead) == 2
+    with pytest.raises(ValueError, match="third"):
+        next(ahead)
+
+
+def test_read_ahead_begins_before_it_is_asked() -> None:
+    begun = threading.Event()
+
+    def items():
+        begun.set()
+        yield 1
+
+    read_ahead(items())
+    assert begun.wait(10)
+
+
+def test_queue_runs_calls_in_order() -> None:
+    done: list[int] = []
+    with BackgroundQueue() as queue:
+        for number in range(10):
+            queue.submit(lambda number=number: done.append(number))
+        queue.finish()
+    assert done == list(range(10))
+
+
+def test_nothing_runs_behind_a_call_that_failed() -> None:
+    done: list[int] = []
+    gate = threading.Event()
+
+    def fail() -> None:
+        gate.wait(10)
+        raise OSError("disk")
+
+    with BackgroundQueue() as queue:
+        queue.submit(fail)
+        queue.submit(lambda: done.append(1))
+        gate.set()
+        with pytest.raises(OSError, match="disk"):
+            queue.finish()
+    assert done == []
+
+
+def test_a_failed_call_is_reported_at_the_next_submit_that_must_wait() -> None:
+    def fail() -> None:
+        raise OSError("disk")
+
+    with BackgroundQueue() as queue, pytest.raises(OSError, match="disk"):  # noqa: PT012
+        queue.submit(fail)
+        for _ in range(3):
+            queue.submit(lambda: None)
+
+
+def test_queued_calls_are_finished_when_the_block_ends_in_an_error() -> None:
+    done: list[int] = []
+    with pytest.raises(ValueError, match="elsewhere"), BackgroundQueue() as queue:  # noqa: PT012
+        queue.submit(lambda: done.append(1))
+        queue.submit(lambda: done.append(2))
+        raise ValueError("elsewhere")
+    assert done == [1, 2]

@@ -1,0 +1,59 @@
+"""Packing as a property of any lengths."""
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from layertap.extract.packing import Placement, Step, batch_arrays, pack_window, row_ladder
+
+LADDER = row_ladder(512, 2000)
+lengths_of_windows = st.lists(st.integers(1, 2000), max_size=120)
+
+
+def test_the_ladder_doubles_and_ends_where_the_longest_sample_fits() -> None:
+    assert row_ladder(4096, 16_384) == (4096, 8192, 16_384)
+    assert row_ladder(4096, 10_000) == (4096, 8192, 10_240)
+    assert row_ladder(4096, 100) == (4096,)
+
+
+@given(lengths_of_windows, st.integers(1, 5))
+def test_every_sample_is_placed_once_and_whole(lengths: list[int], batch_size: int) -> None:
+    steps = pack_window(lengths, LADDER, batch_size)
+    placed = [place for step in steps for place in step.placements]
+    assert sorted(place.sample for place in placed) == list(range(len(lengths)))
+    assert all(place.length == lengths[place.sample] for place in placed)
+
+
+@given(lengths_of_windows, st.integers(1, 5))
+def test_samples_in_a_row_stand_side_by_side_and_fit(lengths: list[int], batch_size: int) -> None:
+    for step in pack_window(lengths, LADDER, batch_size):
+        for row in range(step.rows):
+            end = 0
+            for place in (place for place in step.placements if place.row == row):
+                assert place.start == end
+                end += place.length
+            assert 0 < end <= step.length
+
+
+@given(lengths_of_windows, st.integers(1, 5))
+def test_few_shapes_are_compiled(lengths: list[int], batch_size: int) -> None:
+    shapes = {(step.rows, step.length) for step in pack_window(lengths, LADDER, batch_size)}
+    assert shapes <= {(batch_size, LADDER[0]), *((1, length) for length in LADDER)}
+
+
+@given(lengths_of_windows)
+def test_longer_rows_run_first(lengths: list[int]) -> None:
+    steps = pack_window(lengths, LADDER, 2)
+    assert [step.length for step in steps] == sorted((step.length for step in steps), reverse=True)
+
+
+def test_short_samples_fill_the_gaps_of_long_rows() -> None:
+    (step,) = pack_window([1500, 300, 200], LADDER, 4)
+    assert (step.rows, step.length, step.real_tokens) == (1, 2000 // 256 * 256 + 256, 2000)
+
+
+def test_batch_arrays_say_who_sees_whom() -> None:
+    step = Step(2, 8, (Placement(1, 0, 0, 3), Placement(0, 0, 3, 2), Placement(2, 1, 0, 1)))
+    tokens, seg_start = batch_arrays(step, [np.array([7, 8], np.int32), np.array([1, 2, 3], np.int32), np.array([9], np.int32)])
+    assert tokens.tolist() == [[1, 2, 3, 7, 8, 0, 0, 0], [9, 0, 0, 0, 0, 0, 0, 0]]
+    assert seg_start.tolist() == [[0, 0, 0, 3, 3, 5, 6, 7], [0, 1, 2, 3, 4, 5, 6, 7]]

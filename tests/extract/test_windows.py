@@ -1,0 +1,104 @@
+"""Windows fix the order of a run: from any position, what is left is the rest of the whole."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from layertap.dataset import read_records
+from layertap.errors import DamageError, RunMismatchError
+from layertap.extract.packing import row_ladder
+from layertap.extract.windows import Position, Window, WindowRules, read_windows
+from layertap.prompts import PromptMaker, load_template, load_tokenizer, parse_grid_encoder
+
+RULES = WindowRules(
+    window_samples=6,
+    ladder=row_ladder(1024, 4096),
+    batch_size=2,
+    longest=4096,
+    overlong="error",
+    on_bad_task="error",
+    machine_id=0,
+    total_machines=1,
+)
+
+
+@pytest.fixture(scope="module")
+def maker(tiny_model: Path) -> PromptMaker:
+    encoder = parse_grid_encoder("MinimalGridEncoder()")
+    template = load_template("output-from-examples-v1", None)
+    return PromptMaker(load_tokenizer(tiny_model), template, encoder, 3, include_answer=False, seed=1)
+
+
+def windows(maker: PromptMaker, path: Path, start: Position = Position(), rules: WindowRules = RULES) -> list[Window]:  # noqa: B008
+    return list(read_windows(read_records(str(path)), maker, rules, start))
+
+
+def order(window: Window) -> list[int]:
+    """The numbers of a window's samples, as they are emitted."""
+    return [window.samples[place.sample].sample_idx for step in window.steps for place in step.placements]
+
+
+def test_windows_hold_every_sample_in_turn(maker: PromptMaker, demo_tasks: Path) -> None:
+    found = windows(maker, demo_tasks)
+    assert len(found) > 3
+    assert [index for window in found for index in sorted(order(window))] == list(range(found[-1].end.sample_idx))
+    assert all(len(window.samples) >= 6 for window in found[:-1])
+
+
+def test_from_any_position_the_rest_is_the_same(maker: PromptMaker, demo_tasks: Path) -> None:
+    whole = windows(maker, demo_tasks)
+    for number, window in enumerate(whole):
+        for emitted in range(1, len(window.samples) + 1):
+            start = Position.from_json(window.position(emitted).to_json())
+            rest = windows(maker, demo_tasks, start)
+            assert [order(part) for part in rest] == [order(part) for part in whole[number:]]
+            assert rest[0].start.emitted == emitted
+            assert all(part.start.emitted == 0 for part in rest[1:])
+
+
+def test_records_behind_the_position_may_change_and_those_before_may_not(
+    maker: PromptMaker, demo_tasks: Path, tmp_path: Path
+) -> None:
+    whole = windows(maker, demo_tasks)
+    lines = demo_tasks.read_text().splitlines()
+    changed = tmp_path / "changed.jsonl"
+    last_of_second = whole[1].end.record - 1
+    lines[last_of_second], lines[-1] = lines[-1], lines[last_of_second]
+    changed.write_text("\n".join(lines))
+    assert windows(maker, changed, whole[0].position(len(whole[0].samples)))
+    assert windows(maker, changed, whole[0].end)
+    for start in (whole[1].position(1), whole[1].end, whole[2].position(2)):
+        with pytest.raises(RunMismatchError, match="not those that were extracted here"):
+            windows(maker, changed, start)
+
+
+def test_a_dataset_that_shrank_is_refused(maker: PromptMaker, demo_tasks: Path, tmp_path: Path) -> None:
+    end = windows(maker, demo_tasks)[-1].end
+    shorter = tmp_path / "shorter.jsonl"
+    shorter.write_text("\n".join(demo_tasks.read_text().splitlines()[:-1]))
+    with pytest.raises(RunMismatchError):
+        windows(maker, shorter, end)
+
+
+def test_machines_number_samples_alike(maker: PromptMaker, demo_tasks: Path) -> None:
+    whole = {sample.sample_idx: sample for window in windows(maker, demo_tasks) for sample in window.samples}
+    shares = [
+        sample
+        for machine in range(4)
+        for window in windows(maker, demo_tasks, rules=replace(RULES, machine_id=machine, total_machines=4))
+        for sample in window.samples
+    ]
+    assert sorted(sample.sample_idx for sample in shares) == sorted(whole)
+    assert all(sample.text == whole[sample.sample_idx].text for sample in shares)
+
+
+def test_a_machine_without_tasks_reaches_the_end(maker: PromptMaker, demo_tasks: Path) -> None:
+    (window,) = windows(maker, demo_tasks, rules=replace(RULES, machine_id=50, total_machines=99))
+    assert not window.samples
+    assert window.end.record == len(demo_tasks.read_text().splitlines())
+
+
+def test_a_garbled_position_is_refused() -> None:
+    with pytest.raises(DamageError, match="emitted"):
+        Position.from_json({name: value for name, value in Position().to_json().items() if name != "emitted"})

@@ -1,0 +1,186 @@
+"""A Hugging Face Hub on loopback, for `huggingface_hub.snapshot_download` as it is installed, with nothing patched.
+
+The client reads its settings once, on import. So code under test runs in a process of its own, with `environment`.
+
+    GET        /api/models/{id}[/revision/{revision}]   commit and file names
+    GET        /api/models/{id}/tree/{revision}         files with their sizes
+    HEAD, GET  /{id}/resolve/{revision}/{file}          a file, or the part of it that a Range header asks for
+
+Every commit that was ever published can be asked for by its hash, the latest one also as `main`. What the real Hub adds
+and this one does not have: redirects to another host for large files, the Xet protocol, pages of long listings.
+"""
+
+import hashlib
+import json
+import os
+import re
+import threading
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+_API = re.compile(r"/api/models/(?P<repo_id>[^/]+/[^/]+)(?:/(?P<what>revision|tree)/(?P<revision>[^/]+))?")
+_RESOLVE = re.compile(r"/(?P<repo_id>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<file>.+)")
+_DECIDES_FOR_CLIENT = re.compile(r"HF_|HUGGING_?FACE|TRANSFORMERS_|\w+_proxy$", re.IGNORECASE)
+
+TOKEN = "hf_the_only_valid_token"
+
+Files = dict[str, bytes]
+
+
+@dataclass(frozen=True)
+class Request:
+    """One request, as it arrived; `first_byte` is where its Range header begins."""
+
+    method: str
+    path: str
+    first_byte: int = 0
+
+
+class FakeHub:
+    """Serves while used as a context manager; what it should refuse is set by its public attributes at any time."""
+
+    def __init__(self) -> None:
+        self.requests: list[Request] = []
+        self.private: set[str] = set()
+        self.gated: set[str] = set()
+        self.outage: int | None = None
+        """Answer everything with this status."""
+        self.hangs_up = False
+        """Close every connection without an answer."""
+        self.breaks_off: dict[str, int] = {}
+        """File name -> after how many bytes its next download ends; used up by that download."""
+        self._commits: dict[str, dict[str, Files]] = {}
+        self._latest: dict[str, str] = {}
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self}))
+        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01})
+
+    def __enter__(self) -> "FakeHub":
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+    def publish(self, repo_id: str, folder: Path) -> str:
+        """Make the files of `folder`, as they are now, the latest commit of a model; returns the commit's hash."""
+        files = {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+        commit = hashlib.sha1(b"".join(name.encode() + content for name, content in files.items())).hexdigest()
+        self._commits.setdefault(repo_id, {})[commit] = files
+        self._latest[repo_id] = commit
+        return commit
+
+    def environment(self, home: Path, **settings: str) -> dict[str, str]:
+        """This process's environment with the client's settings for this Hub, and its cache and token in `home`."""
+        inherited = {name: value for name, value in os.environ.items() if not _DECIDES_FOR_CLIENT.match(name)}
+        return {
+            **inherited,
+            "HF_ENDPOINT": f"http://127.0.0.1:{self._server.server_port}",
+            "HF_HOME": str(home),
+            "HF_HUB_DISABLE_XET": "1",
+            **settings,
+        }
+
+    def downloads(self) -> list[str]:
+        """The files whose content was asked for, in order."""
+        matches = [_RESOLVE.fullmatch(request.path) for request in self.requests if request.method == "GET"]
+        return [match["file"] for match in matches if match]
+
+    def find(self, repo_id: str, revision: str) -> tuple[str, Files] | None:
+        """The commit's hash and files, or None where this model has no such revision."""
+        commit = self._latest[repo_id] if revision == "main" else revision
+        files = self._commits[repo_id].get(commit)
+        return None if files is None else (commit, files)
+
+    def shows(self, repo_id: str, *, logged_in: bool) -> bool:
+        """Whether the model exists as far as this client may know."""
+        return repo_id in self._latest and (logged_in or repo_id not in self.private)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"  # the client keeps its connections, as with the real Hub
+    hub: FakeHub
+
+    def do_GET(self) -> None:
+        path = unquote(urlsplit(self.path).path)
+        self.hub.requests.append(Request(self.command, path, self._first_byte()))
+        if self.hub.hangs_up:
+            self.close_connection = True
+        elif self.hub.outage is not None:
+            self._refuse(self.hub.outage, "", "Come back later.")
+        elif match := _API.fullmatch(path) or _RESOLVE.fullmatch(path):
+            self._answer(**{"what": None, "file": None, **match.groupdict()})
+        else:
+            self._refuse(404, "", "Sorry, we can't find the page you are looking for.")
+
+    do_HEAD = do_GET
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+    def _answer(self, repo_id: str, what: str | None, revision: str | None, file: str | None) -> None:
+        credentials = self.headers.get("Authorization")
+        if credentials not in (None, f"Bearer {TOKEN}"):
+            return self._refuse(401, "", "Invalid credentials in Authorization header")
+        if not self.hub.shows(repo_id, logged_in=credentials is not None):
+            # The code goes with 401 too: the client guesses it from the status for https addresses only.
+            return self._refuse(404 if credentials else 401, "RepoNotFound", "Invalid username or password.")
+        found = self.hub.find(repo_id, revision or "main")
+        if found is None:
+            return self._refuse(404, "RevisionNotFound", f"Invalid rev id: {revision}")
+        if file is not None:
+            return self._resolve(repo_id, *found, file)
+        return self._send_json(_tree(found[1]) if what == "tree" else _info(repo_id, *found))
+
+    def _resolve(self, repo_id: str, commit: str, files: Files, file: str) -> None:
+        if repo_id in self.hub.gated:
+            return self._refuse(403, "GatedRepo", f"Access to model {repo_id} is restricted.")
+        if file not in files:
+            return self._refuse(404, "EntryNotFound", "Entry not found")
+        content, first = files[file], self._first_byte()
+        headers = {"ETag": f'"{_blob_id(content)}"', "X-Repo-Commit": commit, "Accept-Ranges": "bytes"}
+        if first:
+            headers["Content-Range"] = f"bytes {first}-{len(content) - 1}/{len(content)}"
+        cut = self.hub.breaks_off.pop(file, None) if self.command == "GET" else None
+        return self._send(206 if first else 200, content[first:], headers, cut)
+
+    def _first_byte(self) -> int:
+        asked = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
+        return int(asked[1]) if asked else 0
+
+    def _send_json(self, value: Any) -> None:
+        self._send(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
+
+    def _refuse(self, status: int, code: str, message: str) -> None:
+        self._send(status, json.dumps({"error": message}).encode(), {"X-Error-Code": code, "X-Error-Message": message})
+
+    def _send(self, status: int, content: bytes, headers: dict[str, str], cut: int | None = None) -> None:
+        self.send_response(status)
+        for name, value in {**headers, "Content-Length": str(len(content))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(content[:cut])
+        if cut is not None:
+            self.close_connection = True
+
+
+def _info(repo_id: str, commit: str, files: Files) -> dict[str, Any]:
+    return {"id": repo_id, "sha": commit, "siblings": [{"rfilename": name} for name in files]}
+
+
+def _tree(files: Files) -> list[dict[str, Any]]:
+    return [
+        {"type": "file", "path": name, "size": len(content), "oid": _blob_id(content)}
+        for name, content in files.items()
+    ]
+
+
+def _blob_id(content: bytes) -> str:
+    """What git calls the file."""
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()

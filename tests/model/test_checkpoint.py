@@ -1,0 +1,239 @@
+"""Checkpoints in folders: where their files are, what is read from them, and what tells two of them apart."""
+
+import json
+import shutil
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from layertap.demo.checkpoint import write_checkpoint
+from layertap.errors import ModelError
+from layertap.model.checkpoint import Checkpoint, open_checkpoint
+from layertap.model.weights import tensor_names
+
+INDEX = "model.safetensors.index.json"
+EMBEDDING = "model.embed_tokens.weight"
+
+
+@pytest.fixture(scope="module")
+def single(tmp_path_factory) -> Path:
+    """Weights in one file; read only."""
+    folder = tmp_path_factory.mktemp("checkpoint") / "single"
+    write_checkpoint(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def several(tmp_path_factory) -> Path:
+    """The same weights in five files; read only."""
+    folder = tmp_path_factory.mktemp("checkpoint") / "several"
+    write_checkpoint(folder, max_file_bytes=100_000)
+    return folder
+
+
+@pytest.fixture
+def own_single(single, tmp_path) -> Path:
+    return shutil.copytree(single, tmp_path / "own")
+
+
+@pytest.fixture
+def own_several(several, tmp_path) -> Path:
+    return shutil.copytree(several, tmp_path / "own")
+
+
+def weight_map(folder: Path) -> dict[str, str]:
+    return json.loads((folder / INDEX).read_text())["weight_map"]
+
+
+def identity(folder: Path, num_layers: int = 2) -> str:
+    return open_checkpoint(str(folder)).identity(tensor_names(num_layers))
+
+
+def flip_bit(path: Path, tensor: str, byte: int) -> None:
+    """Change one number of a tensor; `byte` counts from its first one, or back from its end."""
+    content = bytearray(path.read_bytes())
+    (length,) = struct.unpack("<Q", content[:8])
+    begin, end = json.loads(content[8 : 8 + length])[tensor]["data_offsets"]
+    content[8 + length + (begin if byte >= 0 else end) + byte] ^= 1
+    path.write_bytes(content)
+
+
+# --- a folder
+
+
+def test_a_folder_is_read_where_it_is(tmp_path):
+    config = write_checkpoint(tmp_path)
+    assert open_checkpoint(str(tmp_path)) == Checkpoint(tmp_path, None, config)
+
+
+def test_a_folder_can_be_given_from_the_home_folder(single, monkeypatch):
+    monkeypatch.setenv("HOME", str(single.parent))
+    assert open_checkpoint("~/single").folder == single
+
+
+@pytest.mark.parametrize(
+    "path", ["./missing", "/missing", "~/missing", "~nobody-here/missing", "missing", "a/b/c", "models/", "a b/c"]
+)
+def test_what_is_neither_a_folder_nor_a_hub_id_is_refused_without_asking_the_hub(path):
+    with pytest.raises(ModelError, match=rf"--model_path {path}: neither a folder nor a Hub id"):
+        open_checkpoint(path)
+
+
+def test_a_file_is_no_checkpoint_though_its_path_could_be_a_hub_id(single, monkeypatch):
+    monkeypatch.chdir(single.parent)
+    with pytest.raises(ModelError, match=r"--model_path single/config\.json: neither a folder nor a Hub id"):
+        open_checkpoint("single/config.json")
+
+
+def test_every_tensor_of_an_undivided_checkpoint_is_in_its_one_file(single):
+    files = open_checkpoint(str(single)).tensor_files(tensor_names(4))
+    assert files == dict.fromkeys(tensor_names(4), single / "model.safetensors")
+
+
+def test_the_index_says_which_file_holds_a_tensor(several):
+    files = open_checkpoint(str(several)).tensor_files(tensor_names(4))
+    assert files == {name: several / weight_map(several)[name] for name in tensor_names(4)}
+    assert len(set(files.values())) == 5
+
+
+def test_tensors_that_the_index_lacks_are_counted_and_named(several):
+    absent = [name for name in tensor_names(5) if ".4." in name]
+    with pytest.raises(ModelError, match=rf"{INDEX}: lacks 12 tensors: {', '.join(absent[:5])}$"):
+        open_checkpoint(str(several)).tensor_files(tensor_names(5))
+
+
+def test_a_checkpoint_without_safetensors_is_refused(own_single):
+    (own_single / "model.safetensors").rename(own_single / "pytorch_model.bin")
+    with pytest.raises(ModelError, match=r"own/model\.safetensors: no such file; Layertap reads safetensors"):
+        open_checkpoint(str(own_single)).tensor_files([EMBEDDING])
+
+
+def test_a_weight_file_that_is_gone_is_named(own_several):
+    (own_several / "model-00003-of-00005.safetensors").unlink()
+    with pytest.raises(ModelError, match=r"own/model-00003-of-00005\.safetensors: no such file"):
+        open_checkpoint(str(own_several)).tensor_files(tensor_names(4))
+
+
+@pytest.mark.parametrize(
+    "index",
+    ["{", "[]", "{}", '{"weight_map": []}', '{"weight_map": {"a": 5}}', '{"weight_map": {"a": "../a.safetensors"}}'],
+)
+def test_a_malformed_index_is_refused(own_several, index):
+    (own_several / INDEX).write_text(index)
+    with pytest.raises(ModelError, match=rf"own/{INDEX}: .*(is not a safetensors index|is not the name of a file)"):
+        open_checkpoint(str(own_several)).tensor_files([EMBEDDING])
+
+
+# --- tensors
+
+
+def test_a_part_of_a_tensor_is_read_as_it_is_stored(single):
+    stored = safetensors.numpy.load_file(single / "model.safetensors")[EMBEDDING]
+    with open_checkpoint(str(single)).open_tensors([EMBEDDING]) as tensors:
+        tensor = tensors[EMBEDDING]
+        assert (tensor.name, tensor.path, tensor.dtype) == (EMBEDDING, single / "model.safetensors", "BF16")
+        assert tensor.shape == stored.shape
+        np.testing.assert_array_equal(tensor.read(slice(3, 9), slice(16, 32)), stored[3:9, 16:32])
+
+
+def test_reading_past_the_end_names_the_tensor(single):
+    norm = "model.layers.0.input_layernorm.weight"
+    with (
+        open_checkpoint(str(single)).open_tensors([norm]) as tensors,
+        pytest.raises(ModelError, match=rf"{norm} BF16\[64\] cannot be read"),
+    ):
+        tensors[norm].read(slice(0, 65))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 450136\n",
+        struct.pack("<Q", 8) + b"not json",
+        struct.pack("<Q", 2) + b"[]",
+    ],
+    ids=["empty", "git lfs pointer", "header not JSON", "header not an object"],
+)
+def test_what_is_not_safetensors_is_refused(own_single, content):
+    (own_single / "model.safetensors").write_bytes(content)
+    with pytest.raises(ModelError, match=r"own/model\.safetensors: is not a whole safetensors file .*git lfs pull"):
+        identity(own_single)
+
+
+def test_a_file_that_was_cut_short_is_refused(own_single):
+    path = own_single / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(ModelError, match=r"own/model\.safetensors: is not a whole safetensors file"):
+        identity(own_single)
+
+
+# --- identity
+
+
+def test_copies_have_the_same_identity(single, own_single):
+    assert identity(own_single) == identity(single)
+
+
+def test_the_order_of_the_names_does_not_matter(single):
+    assert open_checkpoint(str(single)).identity(reversed(tensor_names(2))) == identity(single)
+
+
+def test_a_process_without_jax_finds_the_same_identity(single):
+    program = (
+        "import sys; from layertap.model.checkpoint import open_checkpoint;"
+        "print(open_checkpoint(sys.argv[1]).identity(sys.argv[2:]), 'jax' in sys.modules)"
+    )
+    command = [sys.executable, "-c", program, single, *tensor_names(2)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert done.stdout.split() == [identity(single), "False"]
+
+
+def test_how_tensors_are_split_into_files_does_not_matter(single, several):
+    assert identity(several) == identity(single)
+
+
+def test_more_layers_have_another_identity(single):
+    assert identity(single, 1) != identity(single, 2)
+
+
+@pytest.mark.parametrize("name", tensor_names(2))
+def test_the_first_number_of_every_needed_tensor_counts(single, own_single, name):
+    flip_bit(own_single / "model.safetensors", name, 0)
+    assert identity(own_single) != identity(single)
+
+
+@pytest.mark.parametrize(
+    "name", ["model.layers.1.post_attention_layernorm.weight", "model.layers.1.self_attn.q_proj.bias"]
+)
+def test_the_last_number_of_a_vector_counts(single, own_single, name):
+    flip_bit(own_single / "model.safetensors", name, -1)
+    assert identity(own_single) != identity(single)
+
+
+@pytest.mark.parametrize("name", ["model.layers.2.input_layernorm.weight", "model.norm.weight"])
+def test_tensors_above_the_last_tap_do_not_count(single, own_single, name):
+    flip_bit(own_single / "model.safetensors", name, 0)
+    assert identity(own_single) == identity(single)
+
+
+def test_the_same_bytes_in_another_dtype_count(single, own_single):
+    path = own_single / "model.safetensors"
+    path.write_bytes(path.read_bytes().replace(b'"BF16"', b' "F16"'))
+    assert identity(own_single) != identity(single)
+
+
+def test_the_config_counts(single, own_single):
+    path = own_single / "config.json"
+    path.write_text(path.read_text().replace('"rope_theta": 1000000.0', '"rope_theta": 10000.0'))
+    assert identity(own_single) != identity(single)
+
+
+def test_there_is_no_identity_without_a_needed_tensor(single):
+    with pytest.raises(ModelError, match=r"single: lacks 12 tensors: model\.layers\.4\."):
+        identity(single, 5)

@@ -1,0 +1,191 @@
+import json
+
+import pytest
+
+from layertap.errors import ModelError
+from layertap.model.config import Qwen2Config, published_config, read_config
+
+# As Qwen/Qwen2.5-0.5B publishes it, less what no reader of activations needs.
+PUBLISHED = {
+    "architectures": ["Qwen2ForCausalLM"],
+    "attention_dropout": 0.0,
+    "bos_token_id": 151643,
+    "eos_token_id": 151643,
+    "hidden_act": "silu",
+    "hidden_size": 896,
+    "intermediate_size": 4864,
+    "max_position_embeddings": 32768,
+    "max_window_layers": 24,
+    "model_type": "qwen2",
+    "num_attention_heads": 14,
+    "num_hidden_layers": 24,
+    "num_key_value_heads": 2,
+    "rms_norm_eps": 1e-06,
+    "rope_theta": 1000000.0,
+    "sliding_window": 32768,
+    "tie_word_embeddings": True,
+    "torch_dtype": "bfloat16",
+    "use_sliding_window": False,
+    "vocab_size": 151936,
+}
+WITHOUT_THETA = {key: value for key, value in PUBLISHED.items() if key != "rope_theta"}
+
+
+def read(folder, content):
+    (folder / "config.json").write_text(content if isinstance(content, str) else json.dumps(content))
+    return read_config(folder)
+
+
+def test_the_published_file_is_the_published_shape(tmp_path):
+    assert read(tmp_path, PUBLISHED) == published_config("0.5b")
+
+
+@pytest.mark.parametrize(
+    ("size", "layers", "hidden", "heads", "kv_heads", "head_dim"),
+    [
+        ("0.5b", 24, 896, 14, 2, 64),
+        ("1.5b", 28, 1536, 12, 2, 128),
+        ("3b", 36, 2048, 16, 2, 128),
+        ("7b", 28, 3584, 28, 4, 128),
+        ("14b", 48, 5120, 40, 8, 128),
+        ("32b", 64, 5120, 40, 8, 128),
+        ("72b", 80, 8192, 64, 8, 128),
+    ],
+)
+def test_published_shapes(size, layers, hidden, heads, kv_heads, head_dim):
+    config = published_config(size)
+    assert (config.num_hidden_layers, config.hidden_size) == (layers, hidden)
+    assert (config.num_attention_heads, config.num_key_value_heads, config.head_dim) == (heads, kv_heads, head_dim)
+
+
+@pytest.mark.parametrize("size", ["0.5b", "1.5b", "3b"])
+def test_small_sizes_tie_their_embeddings(size):
+    config = published_config(size)
+    assert (config.tie_word_embeddings, config.vocab_size) == (True, 151_936)
+
+
+@pytest.mark.parametrize("size", ["7b", "14b", "32b", "72b"])
+def test_large_sizes_have_a_head_of_their_own_and_more_spare_rows(size):
+    config = published_config(size)
+    assert (config.tie_word_embeddings, config.vocab_size) == (False, 152_064)
+
+
+def test_a_size_that_was_never_published_is_refused_with_those_that_were():
+    with pytest.raises(ModelError, match=r"'9b' was published; sizes are 0\.5b, .*72b"):
+        published_config("9b")
+
+
+@pytest.mark.parametrize(
+    ("rope", "theta"),
+    [
+        ({"rope_theta": 5e5}, 5e5),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}, 5e5),
+        ({"rope_theta": 1e4, "rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}, 5e5),
+        ({"rope_theta": 5e5, "rope_scaling": None}, 5e5),
+        ({"rope_theta": 5e5, "rope_scaling": {"type": "default"}}, 5e5),
+        ({}, 1e4),
+    ],
+    ids=["top level", "rope_parameters", "rope_parameters first", "null scaling", "default scaling", "nowhere"],
+)
+def test_rope_theta_is_found_where_either_version_of_transformers_puts_it(tmp_path, rope, theta):
+    assert read(tmp_path, {**WITHOUT_THETA, **rope}).rope_theta == theta
+
+
+def test_what_may_be_left_out_has_the_meaning_it_has_in_transformers(tmp_path):
+    optional = {"num_key_value_heads", "rms_norm_eps", "tie_word_embeddings", "hidden_act"}
+    config = read(tmp_path, {key: value for key, value in PUBLISHED.items() if key not in optional})
+    assert (config.num_key_value_heads, config.rms_norm_eps, config.tie_word_embeddings) == (14, 1e-6, False)
+
+
+def test_a_head_dim_of_its_own_is_kept(tmp_path):
+    assert read(tmp_path, {**PUBLISHED, "head_dim": 128}).head_dim == 128
+
+
+@pytest.mark.parametrize("optional", ["head_dim", "num_key_value_heads"])
+def test_null_is_as_good_as_absent(tmp_path, optional):
+    absent = {key: value for key, value in PUBLISHED.items() if key != optional}
+    assert read(tmp_path, {**PUBLISHED, optional: None}) == read(tmp_path, absent)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model_type": "llama"}, r"model_type is 'llama'; Layertap runs 'qwen2'"),
+        ({"model_type": None}, r"model_type is None"),
+        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, r"weights are quantised \(gptq\)"),
+        ({"quantization_config": {"bits": 4}}, r"weights are quantised \(unknown\)"),
+        ({"use_sliding_window": True}, r"sliding-window attention is switched on"),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, r"sliding-window attention is switched on"),
+        ({"hidden_act": "gelu"}, r"hidden_act is 'gelu'; Qwen 2.5 uses 'silu'"),
+        ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, r"rope scaling of type 'yarn'"),
+        ({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, r"rope scaling of type 'dynamic'"),
+        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e6}}, r"rope scaling of type 'yarn'"),
+        ({"num_attention_heads": 15}, r"15 attention heads cannot share 2 key-value heads evenly"),
+        ({"head_dim": 63}, r"head_dim 63"),
+        ({"hidden_size": 8}, r"head_dim 0"),
+        ({"num_attention_heads": 0}, r"num_attention_heads \(0\) must be positive whole numbers"),
+        ({"num_key_value_heads": 0}, r"num_key_value_heads \(0\) must be positive"),
+        ({"hidden_size": "896"}, r"hidden_size \('896'\) must be positive"),
+        (
+            {"num_hidden_layers": -1, "vocab_size": 0.5},
+            r"num_hidden_layers \(-1\), vocab_size \(0\.5\) must be positive",
+        ),
+    ],
+)
+def test_what_layertap_does_not_run_is_refused_by_name(tmp_path, change, message):
+    with pytest.raises(ModelError, match=message):
+        read(tmp_path, {**PUBLISHED, **change})
+
+
+@pytest.mark.parametrize("layer_types", [None, ["full_attention"] * 24])
+def test_full_attention_said_aloud_is_accepted(tmp_path, layer_types):
+    assert read(tmp_path, {**PUBLISHED, "layer_types": layer_types}) == published_config("0.5b")
+
+
+@pytest.mark.parametrize(
+    "key", ["hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size"]
+)
+def test_a_missing_key_is_named(tmp_path, key):
+    with pytest.raises(ModelError, match=rf"config\.json: lacks {key}$"):
+        read(tmp_path, {name: value for name, value in PUBLISHED.items() if name != key})
+
+
+def test_all_missing_keys_are_named_at_once(tmp_path):
+    with pytest.raises(ModelError, match=r"lacks hidden_size, .*num_hidden_layers, .*vocab_size$"):
+        read(tmp_path, {"model_type": "qwen2"})
+
+
+def test_a_folder_without_a_config_is_refused(tmp_path):
+    with pytest.raises(ModelError, match=r"config\.json: no such file; --model_path"):
+        read_config(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("{", r"cannot be read as JSON"), ("[1]", r"holds a list, not an object"), ("null", r"holds a NoneType")],
+)
+def test_a_file_that_is_no_json_object_is_refused(tmp_path, content, message):
+    with pytest.raises(ModelError, match=message):
+        read(tmp_path, content)
+
+
+def test_a_config_that_is_not_text_is_refused(tmp_path):
+    (tmp_path / "config.json").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ModelError, match="cannot be read as JSON"):
+        read_config(tmp_path)
+
+
+def test_a_shape_made_by_hand_is_checked_too():
+    with pytest.raises(ModelError, match="4 attention heads cannot share 3 key-value heads"):
+        Qwen2Config(
+            hidden_size=64,
+            intermediate_size=96,
+            num_hidden_layers=1,
+            num_attention_heads=4,
+            num_key_value_heads=3,
+            head_dim=16,
+            vocab_size=64,
+            rms_norm_eps=1e-6,
+            rope_theta=1e6,
+            tie_word_embeddings=True,
+        )

@@ -1,0 +1,172 @@
+"""Every layer and site against transformers, and packed against alone."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import huggingface
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from layertap.demo.checkpoint import write_checkpoint
+from layertap.extract.packing import Placement, Step, batch_arrays
+from layertap.extract.step import StepProgram, resolve_taps
+from layertap.model import weights
+from layertap.model.attention import Attend, attend_dense, attend_flash
+from layertap.model.checkpoint import open_checkpoint
+from layertap.model.config import Qwen2Config
+from layertap.tap import SITES, Tap
+
+_LIKE_0_5B = Qwen2Config(
+    hidden_size=896,
+    intermediate_size=1216,
+    num_hidden_layers=3,
+    num_attention_heads=14,
+    num_key_value_heads=2,
+    head_dim=64,
+    vocab_size=1024,
+    rms_norm_eps=1e-6,
+    rope_theta=1e6,
+    tie_word_embeddings=True,
+)
+
+
+@dataclass(frozen=True)
+class _Case:
+    config: Qwen2Config
+    max_file_bytes: int | None = None
+
+
+CASES = {
+    "like-0.5b": _Case(_LIKE_0_5B),
+    "like-7b": _Case(
+        replace(
+            _LIKE_0_5B,
+            hidden_size=3584,
+            intermediate_size=2368,
+            num_hidden_layers=2,
+            num_attention_heads=28,
+            num_key_value_heads=4,
+            head_dim=128,
+            tie_word_embeddings=False,
+        )
+    ),
+    "several-files": _Case(
+        replace(_LIKE_0_5B, hidden_size=256, num_attention_heads=4, num_hidden_layers=4), max_file_bytes=4_000_000
+    ),
+    "one-key-per-query": _Case(
+        replace(_LIKE_0_5B, hidden_size=256, num_attention_heads=4, num_key_value_heads=4, rms_norm_eps=1e-5)
+    ),
+    "math-theta": _Case(replace(_LIKE_0_5B, hidden_size=128, num_attention_heads=2, rope_theta=1e4)),
+}
+
+
+@pytest.fixture(scope="module", params=CASES)
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    case = CASES[request.param]
+    path = tmp_path_factory.mktemp(request.param)
+    write_checkpoint(path, case.config, dtype="float32", max_file_bytes=case.max_file_bytes)
+    assert (len(list(path.glob("*.safetensors"))) > 1) == (case.max_file_bytes is not None)
+    return path
+
+
+def random_ids(count: int, vocabulary: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, vocabulary, count, dtype=np.int32)
+
+
+def run(
+    folder: Path, ids: np.ndarray, dtype: str = "float32", attend: Attend = attend_flash
+) -> dict[Tap, np.ndarray]:
+    """One sequence alone in a row, padded to whole blocks."""
+    checkpoint = open_checkpoint(str(folder))
+    layers = checkpoint.config.num_hidden_layers
+    program = StepProgram(
+        weights.load(checkpoint, layers, jnp.dtype(dtype)), resolve_taps((), SITES, layers), jnp.float32, attend
+    )
+    length = -(-len(ids) // 256) * 256
+    arrays = program.harvest(program.dispatch(*batch_arrays(Step(1, length, (Placement(0, 0, 0, len(ids)),)), [ids])))
+    return {tap: value[0, : len(ids)] for tap, value in arrays.items()}
+
+
+@pytest.mark.parametrize("attend", [attend_flash, attend_dense])
+def test_float32_is_within_1e_4_of_transformers_at_every_layer_and_site(folder: Path, attend: Attend) -> None:
+    ids = random_ids(700, 1024)
+    truth = huggingface.activations(folder, ids)
+    values = run(folder, ids, attend=attend)
+    assert set(values) == set(truth)
+    worst = {tap: huggingface.relative_errors(values[tap], truth[tap]).max() for tap in truth}
+    assert max(worst.values()) <= 1e-4, worst
+
+
+def test_bfloat16_is_no_further_from_float32_than_transformers_in_bfloat16(folder: Path) -> None:
+    ids = random_ids(700, 1024, seed=1)
+    truth = huggingface.activations(folder, ids)
+    theirs = huggingface.activations(folder, ids, "bfloat16")
+    ours = {tap: value.astype(jnp.bfloat16) for tap, value in run(folder, ids, "bfloat16").items()}  # as they are stored
+    mean_ours = {tap: huggingface.relative_errors(ours[tap], truth[tap]).mean() for tap in truth}
+    mean_theirs = {tap: huggingface.relative_errors(theirs[tap], truth[tap]).mean() for tap in truth}
+    further = {tap: (mean_ours[tap], mean_theirs[tap]) for tap in truth if mean_ours[tap] > mean_theirs[tap]}
+    assert not further
+
+
+def test_every_norm_bias_and_the_rotation_matter(tmp_path: Path) -> None:
+    """The parity tests above would not see a forgotten norm or bias if random weights left them at ones and zeros."""
+    write_checkpoint(tmp_path, replace(_LIKE_0_5B, hidden_size=128, num_attention_heads=2), dtype="float32")
+    model = weights.load(open_checkpoint(str(tmp_path)), 1, jnp.float32)
+    layer = model.layers[0]
+    for scale in (layer.attention_norm.scale, layer.mlp_norm.scale):
+        assert np.std(scale[...]) > 0.05
+    assert np.std(layer.attention.qkv.bias[...]) > 0.1
+
+
+@pytest.mark.parametrize("place", ["first", "middle", "last"])
+@pytest.mark.parametrize("row_length", [512, 1024])
+def test_packed_equals_alone(tmp_path_factory: pytest.TempPathFactory, place: str, row_length: int) -> None:
+    folder = tmp_path_factory.mktemp("packed")
+    write_checkpoint(folder, replace(_LIKE_0_5B, hidden_size=256, num_attention_heads=4), dtype="float32")
+    sample, *others = (random_ids(count, 1024, seed) for seed, count in enumerate((150, 97, 130)))
+    order = {"first": [0, 1, 2], "middle": [1, 0, 2], "last": [1, 2, 0]}[place]
+    alone = run(folder, sample)
+
+    ids = [sample, *others]
+    starts = np.cumsum([0] + [len(ids[index]) for index in order])
+    placements = tuple(
+        Placement(index, 1, int(start), len(ids[index])) for index, start in zip(order, starts, strict=False)
+    )
+    filler = Placement(3, 0, 0, row_length)
+    checkpoint = open_checkpoint(str(folder))
+    program = StepProgram(weights.load(checkpoint, 3, jnp.float32), resolve_taps((), SITES, 3), jnp.float32)
+    step = Step(2, row_length, (filler, *placements))
+    packed = program.harvest(program.dispatch(*batch_arrays(step, [*ids, random_ids(row_length, 1024, 9)])))
+    start = placements[order.index(0)].start
+    for tap, value in alone.items():
+        np.testing.assert_allclose(packed[tap][1, start : start + len(sample)], value, rtol=1e-5, atol=1e-5)
+
+
+def test_layers_above_the_last_tap_change_nothing(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, replace(_LIKE_0_5B, hidden_size=128, num_attention_heads=2), dtype="float32")
+    ids = random_ids(256, 1024)
+    whole = run(tmp_path, ids)
+    checkpoint = open_checkpoint(str(tmp_path))
+    program = StepProgram(weights.load(checkpoint, 2, jnp.float32), (Tap(1, "residual"),), jnp.float32)
+    arrays = program.harvest(program.dispatch(*batch_arrays(Step(1, 256, (Placement(0, 0, 0, 256),)), [ids])))
+    np.testing.assert_allclose(arrays[Tap(1, "residual")][0], whole[Tap(1, "residual")], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_full_0_5b_shape_on_real_prompts(shared_data: Path, tmp_path: Path) -> None:
+    """24 layers, 151,936 tokens of vocabulary, three real ARC prompts."""
+    from layertap.dataset import read_records
+    from layertap.prompts import PromptMaker, load_template, load_tokenizer, parse_grid_encoder
+
+    write_checkpoint(tmp_path, "0.5b", dtype="float32", tokenizer=shared_data / "qwen2.5-tokenizer")
+    encoder = parse_grid_encoder("GridShapeEncoder(RowNumberEncoder(MinimalGridEncoder()))")
+    template = load_template("output-from-examples-v0", None)
+    maker = PromptMaker(load_tokenizer(tmp_path), template, encoder, 1, include_answer=False, seed=42)
+    tasks = list(read_records(str(shared_data / "arc-agi-1" / "training.jsonl"), max_tasks=3))
+    for sample in maker.make([(0, tasks[0]), (1, tasks[1]), (2, tasks[2])])[:3]:
+        truth = huggingface.activations(tmp_path, sample.token_ids)
+        values = run(tmp_path, sample.token_ids)
+        worst = {tap: huggingface.relative_errors(values[tap], truth[tap]).max() for tap in truth}
+        print(sample.task_id, len(sample.token_ids), "tokens, worst relative error", max(worst.values()))
+        assert max(worst.values()) <= 1e-4, worst

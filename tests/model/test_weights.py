@@ -1,0 +1,183 @@
+"""What `load` puts into the model against the tensors in the files, and what it refuses."""
+
+import shutil
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+import safetensors.numpy
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from layertap.demo.checkpoint import write_checkpoint
+from layertap.errors import ModelError
+from layertap.model import weights
+from layertap.model.checkpoint import open_checkpoint
+
+DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory) -> dict[tuple[str, bool], Path]:
+    """By stored dtype and whether the weights are in several files; read only."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    made = {(dtype, split): folder / f"{dtype}-{split}" for dtype in DTYPES for split in (False, True)}
+    for (dtype, split), path in made.items():
+        write_checkpoint(path, dtype=dtype, max_file_bytes=100_000 if split else None)
+    return made
+
+
+@pytest.fixture
+def own(checkpoints, tmp_path) -> Path:
+    """A checkpoint in one float32 file, to be spoilt."""
+    return shutil.copytree(checkpoints["float32", False], tmp_path / "own")
+
+
+def stored_tensors(folder: Path) -> dict[str, np.ndarray]:
+    files = sorted(folder.glob("*.safetensors"))
+    return {name: tensor for path in files for name, tensor in safetensors.numpy.load_file(path).items()}
+
+
+def rewrite(folder: Path, changes: dict[str, np.ndarray | None]) -> None:
+    """Replace tensors, or remove those that are None."""
+    tensors = {name: tensor for name, tensor in {**stored_tensors(folder), **changes}.items() if tensor is not None}
+    safetensors.numpy.save_file(tensors, folder / "model.safetensors")
+
+
+def loaded(folder: Path, num_layers: int, dtype, sharding_of=None) -> dict[str, jax.Array]:
+    model = weights.load(open_checkpoint(str(folder)), num_layers, dtype, sharding_of)
+    return {".".join(map(str, path)): variable.get_value() for path, variable in nnx.to_flat_state(nnx.state(model))}
+
+
+def expected(folder: Path, num_layers: int) -> dict[str, np.ndarray]:
+    """Every parameter, put together from the stored tensors by hand, in the dtype they are stored in."""
+    stored = stored_tensors(folder)
+    parameters = {"embedding": stored["model.embed_tokens.weight"]}
+    for i in range(num_layers):
+        layer = {name.removeprefix(f"model.layers.{i}."): tensor for name, tensor in stored.items()}
+        attention, mlp = "self_attn.{}_proj.{}".format, "mlp.{}_proj.weight".format
+        parameters |= {
+            f"layers.{i}.attention_norm.scale": layer["input_layernorm.weight"],
+            f"layers.{i}.attention.qkv.kernel": np.vstack([layer[attention(x, "weight")] for x in "qkv"]).T,
+            f"layers.{i}.attention.qkv.bias": np.hstack([layer[attention(x, "bias")] for x in "qkv"]),
+            f"layers.{i}.attention.out.kernel": layer[attention("o", "weight")].T,
+            f"layers.{i}.mlp_norm.scale": layer["post_attention_layernorm.weight"],
+            f"layers.{i}.mlp.gate_up.kernel": np.vstack([layer[mlp("gate")], layer[mlp("up")]]).T,
+            f"layers.{i}.mlp.down.kernel": layer[mlp("down")].T,
+        }
+    return parameters
+
+
+def is_float32(name: str) -> bool:
+    return name.endswith((".bias", ".scale"))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("split", [False, True], ids=["one file", "several files"])
+@pytest.mark.parametrize("stored", DTYPES)
+def test_every_parameter_is_what_the_file_says(checkpoints, stored, split, dtype):
+    folder = checkpoints[stored, split]
+    truth, found = expected(folder, 4), loaded(folder, 4, DTYPES[dtype])
+    assert found.keys() == truth.keys()
+    for name, parameter in found.items():
+        wanted = jnp.asarray(truth[name]).astype(jnp.float32 if is_float32(name) else DTYPES[dtype])
+        assert parameter.dtype == wanted.dtype, name
+        np.testing.assert_array_equal(parameter, wanted, err_msg=name)
+
+
+def test_half_precision_is_read_too(own):
+    rewrite(own, {name: tensor.astype(np.float16) for name, tensor in stored_tensors(own).items()})
+    truth, found = expected(own, 1), loaded(own, 1, jnp.bfloat16)
+    for name, parameter in found.items():
+        wanted = jnp.asarray(truth[name]).astype(jnp.float32 if is_float32(name) else jnp.bfloat16)
+        np.testing.assert_array_equal(parameter, wanted, err_msg=name)
+
+
+@pytest.mark.parametrize("axis", [0, 1], ids=["inputs", "outputs"])
+def test_sharded_parameters_have_the_same_values(checkpoints, axis):
+    folder = checkpoints["bfloat16", True]
+    mesh = Mesh(np.array(jax.devices()), ("shards",))
+
+    def sharding_of(name: str, shape: tuple[int, ...]) -> NamedSharding:
+        sharded = axis if name.endswith(".kernel") else 0
+        return NamedSharding(mesh, PartitionSpec(*("shards" if i == sharded else None for i in range(len(shape)))))
+
+    sharded, whole = (loaded(folder, 2, jnp.bfloat16, place) for place in (sharding_of, None))
+    for name, parameter in whole.items():
+        np.testing.assert_array_equal(sharded[name], parameter, err_msg=name)
+        assert {shard.data.size for shard in sharded[name].addressable_shards} == {parameter.size // 2}
+
+
+def test_parameters_are_on_the_first_device_by_default(checkpoints):
+    parameters = loaded(checkpoints["bfloat16", False], 1, jnp.bfloat16)
+    assert {device for parameter in parameters.values() for device in parameter.devices()} == {jax.devices()[0]}
+
+
+def test_files_without_a_needed_tensor_need_not_be_there(checkpoints, tmp_path):
+    folder = shutil.copytree(checkpoints["bfloat16", True], tmp_path / "own")
+    truth = expected(folder, 1)
+    needed = set(open_checkpoint(str(folder)).tensor_files(weights.tensor_names(1)).values())
+    others = set(folder.glob("*.safetensors")) - needed
+    assert others
+    for path in others:
+        path.unlink()
+    np.testing.assert_array_equal(loaded(folder, 1, jnp.bfloat16)["embedding"], truth["embedding"])
+
+
+def test_the_table_names_every_tensor_but_the_final_norm(checkpoints):
+    stored = stored_tensors(checkpoints["bfloat16", False])
+    assert sorted(weights.tensor_names(4)) == sorted(stored.keys() - {"model.norm.weight"})
+
+
+def test_an_abstract_model_has_the_shapes_of_the_loaded_one_and_no_arrays(checkpoints):
+    checkpoint = open_checkpoint(str(checkpoints["bfloat16", False]))
+    abstract = jax.tree.leaves(nnx.state(weights.abstract_model(checkpoint.config, 2, jnp.bfloat16)))
+    arrays = jax.tree.leaves(nnx.state(weights.load(checkpoint, 2, jnp.bfloat16)))
+    assert {type(leaf) for leaf in abstract} == {jax.ShapeDtypeStruct}
+    assert [(leaf.shape, leaf.dtype) for leaf in abstract] == [(leaf.shape, leaf.dtype) for leaf in arrays]
+
+
+def test_all_mismatches_are_in_one_error(own):
+    rewrite(
+        own,
+        {
+            "model.layers.0.mlp.down_proj.weight": np.zeros((64, 7), np.float32),
+            "model.layers.1.input_layernorm.weight": np.zeros(63, np.float32),
+            "model.layers.1.self_attn.o_proj.weight": np.zeros((64, 64), np.int8),
+            "model.layers.1.self_attn.k_proj.bias": None,
+        },
+    )
+    with pytest.raises(ModelError) as caught:
+        loaded(own, 2, jnp.float32)
+    heading, *lines = str(caught.value).splitlines()
+    assert heading == f"{own}: weights do not fit config.json:"
+    assert sorted(lines) == [
+        "  model.layers.0.mlp.down_proj.weight has shape (64, 7), config.json implies (64, 160)",
+        "  model.layers.1.input_layernorm.weight has shape (63,), config.json implies (64,)",
+        "  model.layers.1.self_attn.k_proj.bias is missing",
+        "  model.layers.1.self_attn.o_proj.weight is stored as I8, not as one of BF16, F16, F32",
+    ]
+
+
+def test_mismatches_above_the_last_layer_asked_for_do_not_matter(own):
+    rewrite(own, {"model.layers.1.input_layernorm.weight": np.zeros(63, np.float32)})
+    assert "embedding" in loaded(own, 1, jnp.float32)
+
+
+def test_keys_and_values_that_only_together_have_the_right_size_are_refused(own):
+    key, value = (f"model.layers.0.self_attn.{x}_proj.bias" for x in "kv")
+    rewrite(own, {key: np.zeros(16, np.float32), value: np.zeros(48, np.float32)})
+    with pytest.raises(ModelError, match=rf"(?s){key} has shape \(16,\).*{value} has shape \(48,\)"):
+        loaded(own, 1, jnp.float32)
+
+
+def test_of_many_mismatches_the_first_twenty_are_named(own):
+    rewrite(own, dict.fromkeys(weights.tensor_names(4)))
+    with pytest.raises(ModelError) as caught:
+        loaded(own, 4, jnp.float32)
+    _, *lines, last = str(caught.value).splitlines()
+    assert len(lines) == 20
+    assert last == "  and 29 more"

@@ -1,0 +1,105 @@
+"""Small output folders, written by the real writer, and the means to damage them."""
+
+import gzip
+import json
+import pickle
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import shards
+from layertap.store.files import file_crc32c
+from layertap.store.manifest import Manifest
+from layertap.store.samples import StoredSample
+from layertap.store.writer import ShardFormat, ShardWriter
+from layertap.tap import Tap
+
+LAYERS = (0, 2)
+HIDDEN = 4
+RESIDUAL = ("residual",)
+
+
+def sample(index: int, tokens: int = 3, sites: Sequence[str] = RESIDUAL) -> StoredSample:
+    """A sample whose content depends on its number alone."""
+    rng = np.random.default_rng(index)
+    return StoredSample(
+        sample_idx=index,
+        task_id=f"task{index // 2}",
+        text_preview=f"prompt {index}",
+        token_ids=rng.integers(0, 1000, tokens, np.int32),
+        activations={
+            Tap(layer, site): rng.standard_normal((tokens, HIDDEN), np.float32) for layer in LAYERS for site in sites
+        },
+    )
+
+
+def shard_format(sites: Sequence[str] = RESIDUAL, dtype: str = "float32", compress: bool = True) -> ShardFormat:
+    return ShardFormat(LAYERS, tuple(sites), HIDDEN, np.dtype(dtype), compress)
+
+
+def manifest(form: ShardFormat, **changed: Any) -> Manifest:
+    """The manifest of a run before its first shard."""
+    fields = {
+        "fingerprint": "f" * 64,
+        "identity": {"layers": list(form.layers), "storage": {"dtype": form.dtype.name}},
+        "config": {"batch_size": 4},
+        "worker_id": 0,
+        "layers": form.layers,
+        "sites": form.sites,
+        "hidden_size": form.hidden_size,
+        "storage_dtype": form.dtype.name,
+    }
+    return Manifest(**(fields | changed))
+
+
+def write(folder: Path, contents: Sequence[Sequence[StoredSample]], form: ShardFormat) -> None:
+    """A complete run with these shards."""
+    writer = ShardWriter(folder, manifest(form), form, lambda _: None)
+    for number, samples in enumerate(contents, 1):
+        writer.commit(samples, {"record": number}, complete=number == len(contents))
+
+
+def edit_manifest(folder: Path, edit: Callable[[dict[str, Any]], object]) -> None:
+    """Let `edit` change the manifest; the totals are made to add up again."""
+    path = folder / "metadata.json"
+    document = json.loads(path.read_text())
+    edit(document)
+    listed = document["shards"]
+    document["totals"] = {"shards": len(listed)} | {
+        name: sum(shard[name] for shard in listed) for name in ("samples", "tokens")
+    }
+    path.write_text(json.dumps(document))
+
+
+def rewrite(folder: Path, name: str, edit: Callable[[dict[int, Any]], object]) -> None:
+    """Let `edit` change a shard's content; the manifest is made to tell its new size and checksum."""
+    content = shards.read(folder / name)
+    edit(content)
+    dump(folder / name, content)
+    believe(folder, name)
+
+
+def believe(folder: Path, name: str) -> None:
+    """Make the manifest tell the size and checksum that the file has."""
+
+    def edit(document: dict[str, Any]) -> None:
+        for file in (file for shard in document["shards"] for file in shard["files"]):
+            if file["path"] == name:
+                file.update(bytes=(folder / name).stat().st_size, crc32c=file_crc32c(folder / name))
+
+    edit_manifest(folder, edit)
+
+
+def dump(path: Path, content: object) -> None:
+    """Write any content in the way of shards, as docs/formats.md has it."""
+    with gzip.open(path, "wb") if path.suffix == ".gz" else path.open("wb") as file:
+        _PlainPickler(file, 5).dump(content)
+
+
+class _PlainPickler(pickle.Pickler):
+    def reducer_override(self, obj: Any) -> Any:
+        if isinstance(obj, np.ndarray):
+            return np.ndarray, (obj.shape, obj.dtype.str, pickle.PickleBuffer(bytearray(obj.tobytes())))
+        return NotImplemented

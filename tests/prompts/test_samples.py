@@ -1,0 +1,144 @@
+import dataclasses
+from hashlib import sha256
+
+import pytest
+
+from layertap.errors import PromptError
+from layertap.prompts import PromptMaker, draw_augmentation, load_template, load_tokenizer, parse_grid_encoder
+from layertap.task import Document, Pair, Task
+
+_EXPRESSION = "GridShapeEncoder(RowNumberEncoder(MinimalGridEncoder()))"
+_ONE_TEST = Task("one-test", train=(Pair(((1, 2, 3),), ((3, 2, 1),)),), test=(Pair(((0, 5),), ((5, 0),)),))
+_DOCUMENT = Document("page", "plain é text <|im_end|>")
+
+
+@pytest.fixture
+def maker(byte_folder):
+    return PromptMaker(
+        tokenizer=load_tokenizer(byte_folder),
+        template=load_template(),
+        encoder=parse_grid_encoder(_EXPRESSION),
+        predictions_per_task=3,
+        include_answer=True,
+        seed=42,
+    )
+
+
+def _sha256(token_ids):
+    return sha256(token_ids.astype("<i4").tobytes()).hexdigest()[:16]
+
+
+def _content(sample):
+    """All of a sample but its place in the dataset."""
+    place = (sample.task_id, sample.test_index, sample.prediction)
+    return place, sample.augmentation, sample.text, sample.token_ids.tolist()
+
+
+def test_test_inputs_come_outer_and_predictions_inner(maker, two_tests):
+    samples = maker.make([(10, two_tests)])
+    assert [(s.sample_idx, s.test_index, s.prediction) for s in samples] == [
+        (10, 0, 0), (11, 0, 1), (12, 0, 2), (13, 1, 0), (14, 1, 1), (15, 1, 2),
+    ]  # fmt: skip
+
+
+def test_count_is_how_many_samples_are_made(maker, two_tests):
+    for record in (two_tests, _ONE_TEST, _DOCUMENT):
+        assert maker.count(record) == len(maker.make([(0, record)]))
+
+
+def test_sample_numbers_are_the_ones_given(maker):
+    samples = maker.make([(7, _DOCUMENT), (100, _ONE_TEST), (3, _DOCUMENT)])
+    assert [sample.sample_idx for sample in samples] == [7, 100, 101, 102, 3]
+
+
+def test_neighbours_and_place_change_nothing(maker, two_tests):
+    alone = [_content(sample) for sample in maker.make([(0, two_tests)])]
+    among_others = maker.make([(5, _ONE_TEST), (900, two_tests), (8, _DOCUMENT)])
+    assert [_content(sample) for sample in among_others if sample.task_id == "two-tests"] == alone
+
+
+def test_more_predictions_leave_the_first_ones_as_they_were(maker):
+    more = dataclasses.replace(maker, predictions_per_task=5)
+    few, many = maker.make([(0, _ONE_TEST)]), more.make([(0, _ONE_TEST)])
+    assert [_content(sample) for sample in many[:3]] == [_content(sample) for sample in few]
+
+
+def test_a_test_input_is_made_without_regard_to_the_others(maker, two_tests):
+    only_first = dataclasses.replace(two_tests, test=two_tests.test[:1])
+    alone, together = maker.make([(0, only_first)]), maker.make([(0, two_tests)])
+    assert [_content(sample) for sample in together[:3]] == [_content(sample) for sample in alone]
+
+
+def test_the_seed_changes_the_prompts(maker):
+    other = dataclasses.replace(maker, seed=43)
+    assert maker.make([(0, _ONE_TEST)])[0].text != other.make([(0, _ONE_TEST)])[0].text
+
+
+def test_the_text_shows_the_augmented_task(maker, two_tests):
+    for sample in maker.make([(0, two_tests)]):
+        assert sample.augmentation == draw_augmentation(42, "two-tests", sample.prediction, 2)
+        shown = maker.encoder.encode(sample.augmentation.apply(two_tests).test[sample.test_index].input)
+        assert sample.text.count(f"## Test case\n\n### Input\n{shown}<|im_end|>\n") == 1
+
+
+def test_token_ids_are_those_of_the_text(maker, two_tests):
+    for sample in maker.make([(0, two_tests), (6, _DOCUMENT)]):
+        assert maker.tokenizer.decode(sample.token_ids) == sample.text
+
+
+def test_an_answer_is_shown_where_it_is_known(maker, two_tests):
+    samples = maker.make([(0, two_tests)])
+    ends = [sample.text.endswith("### Output\n") for sample in samples]
+    assert ends == [False] * 3 + [True] * 3
+
+
+def test_no_answer_is_shown_unless_asked_for(maker):
+    unanswered = dataclasses.replace(maker, include_answer=False)
+    assert all(sample.text.endswith("### Output\n") for sample in unanswered.make([(0, _ONE_TEST)]))
+
+
+def test_documents_are_taken_as_they_stand(maker):
+    (sample,) = maker.make([(4, _DOCUMENT)])
+    assert sample.text == _DOCUMENT.text
+    assert (sample.test_index, sample.prediction, sample.augmentation) == (None, 0, None)
+
+
+def test_no_records_are_no_samples(maker):
+    assert maker.make([]) == []
+
+
+def test_a_text_without_tokens_names_its_task(maker):
+    with pytest.raises(PromptError, match="task 'blank': its text '' has no tokens"):
+        maker.make([(0, _DOCUMENT), (1, Document("blank", ""))])
+
+
+def test_a_text_that_is_not_unicode_names_its_task(maker):
+    with pytest.raises(PromptError, match="task 'half': its text is not valid Unicode"):
+        maker.make([(0, Document("half", "\ud800"))])
+
+
+def test_at_least_one_prediction_is_made(maker):
+    with pytest.raises(PromptError, match="predictions_per_task is 0"):
+        dataclasses.replace(maker, predictions_per_task=0)
+
+
+def test_identity_names_every_setting(maker):
+    assert maker.identity() == {
+        "tokenizer": maker.tokenizer.digest,
+        "prompt_version": "output-from-examples-v0",
+        "prompt_template": maker.template.digest,
+        "grid_encoder": _EXPRESSION,
+        "predictions_per_task": 3,
+        "include_answer": True,
+        "random_seed": 42,
+    }
+
+
+def test_tokens_of_a_real_task_never_change(maker, qwen_folder, arc_tasks):
+    qwen = dataclasses.replace(maker, tokenizer=load_tokenizer(qwen_folder))
+    samples = qwen.make([(0, arc_tasks[0])])
+    assert [_sha256(sample.token_ids) for sample in samples] == [
+        "2417c6ae908f57f4",
+        "a0bb7a71b744049d",
+        "27a446eca4ffbe4c",
+    ]

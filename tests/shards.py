@@ -1,0 +1,28 @@
+"""Reading and comparing output folders in tests, with nothing of Layertap but the file names."""
+
+import gzip
+import pickle
+from pathlib import Path
+from typing import Any
+
+
+def read(path: Path) -> dict[int, list[dict[str, Any]]]:
+    """A shard as plain gzip and pickle read it."""
+    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+        return pickle.load(file)
+
+
+def samples(folder: Path, layer: int) -> dict[int, dict[str, Any]]:
+    """Every sample of an output folder at one layer, by its number; fails where one stands twice."""
+    found: dict[int, dict[str, Any]] = {}
+    for path in sorted(folder.glob("shard_*")):
+        for entry in read(path)[layer]:
+            assert entry["sample_idx"] not in found
+            found[entry["sample_idx"]] = entry
+    return found
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file of an output folder, byte for byte; the lock file is not output."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != ".lock")
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}

@@ -1,0 +1,71 @@
+"""Who may know whom, as docs/architecture.md says it."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import layertap
+
+_PACKAGE = Path(layertap.__file__).parent
+
+# A room may import itself, the ground floor, and the rooms named here.
+_GROUND = {"errors", "task", "tap"}
+_MAY_KNOW = {
+    "errors": set(),
+    "task": set(),
+    "tap": set(),
+    "dataset": set(),
+    "prompts": set(),
+    "model": set(),
+    "store": set(),
+    "config": {"dataset"},
+    "extract": {"config", "dataset", "prompts", "model", "store"},
+    "demo": {"config", "dataset", "prompts", "model", "store", "extract"},
+    "cli": {"config", "dataset", "prompts", "model", "store", "extract", "demo"},
+    "__main__": {"cli"},
+    "__init__": set(),
+}
+_MAY_KNOW_JAX = {"model", "extract"}
+
+
+def _imports(path: Path) -> set[str]:
+    tree = ast.parse(path.read_text())
+    names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    froms = (node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom))
+    assert all(node.level == 0 for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)), f"{path}: relative"
+    for node in froms:
+        names.add(node.module or "")
+        if node.module == "layertap":
+            names |= {f"layertap.{alias.name}" for alias in node.names}
+    return names
+
+
+def _room(path: Path) -> str:
+    return path.relative_to(_PACKAGE).parts[0].removesuffix(".py")
+
+
+FILES = sorted(_PACKAGE.rglob("*.py"))
+
+
+def test_every_room_has_its_rule() -> None:
+    assert {_room(path) for path in FILES} == set(_MAY_KNOW)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(_PACKAGE).as_posix())
+def test_imports_run_one_way(path: Path) -> None:
+    room = _room(path)
+    rooms = {name.split(".")[1] for name in _imports(path) if name.startswith("layertap.")}
+    unknown = rooms - _MAY_KNOW[room] - _GROUND - {room}
+    assert not unknown, f"{room} must not know {unknown}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(_PACKAGE).as_posix())
+def test_jax_stays_where_it_is_needed(path: Path) -> None:
+    heavy = {name.split(".")[0] for name in _imports(path)} & {"jax", "flax"}
+    assert not heavy or _room(path) in _MAY_KNOW_JAX
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(_PACKAGE).as_posix())
+def test_torch_is_never_needed(path: Path) -> None:
+    assert not {name.split(".")[0] for name in _imports(path)} & {"torch", "transformers"}
