@@ -17,12 +17,12 @@ def extract(*flags: str | Path) -> int:
     return main(["extract", *map(str, flags)])
 
 
-def test_the_command_of_the_description_runs_as_printed(
-    tiny_model: Path, demo_tasks: Path, tmp_path: Path
-) -> None:
+def test_the_command_of_the_description_runs_as_printed(tiny_model: Path, demo_tasks: Path, tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "stream_0.jsonl").write_bytes(demo_tasks.read_bytes())
-    flags = "--batch_size 4 --layers_to_extract 0 1 2 3 --activation_type residual --max_tasks 2 --predictions_per_task 1"
+    flags = (
+        "--batch_size 4 --layers_to_extract 0 1 2 3 --activation_type residual --max_tasks 2 --predictions_per_task 1"
+    )
     done = commands.run(
         [
             commands.ROOT / "extract_activations.py",
@@ -139,9 +139,7 @@ def test_bad_input_is_named_and_nothing_is_written(
     assert json.loads((out / "metadata.json").read_text())["progress"]["skipped_tasks"]["count"] == 1
 
 
-@pytest.mark.parametrize(
-    ("content", "message"), [("", "empty"), ('[1, 2, 3]', "tasks"), ("\x00\x01garbage", "JSON")]
-)
+@pytest.mark.parametrize(("content", "message"), [("", "empty"), ("[1, 2, 3]", "tasks"), ("\x00\x01garbage", "JSON")])
 def test_a_file_that_is_no_dataset_is_refused(
     content: str, message: str, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

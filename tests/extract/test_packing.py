@@ -54,6 +54,8 @@ def test_short_samples_fill_the_gaps_of_long_rows() -> None:
 
 def test_batch_arrays_say_who_sees_whom() -> None:
     step = Step(2, 8, (Placement(1, 0, 0, 3), Placement(0, 0, 3, 2), Placement(2, 1, 0, 1)))
-    tokens, seg_start = batch_arrays(step, [np.array([7, 8], np.int32), np.array([1, 2, 3], np.int32), np.array([9], np.int32)])
+    tokens, seg_start = batch_arrays(
+        step, [np.array([7, 8], np.int32), np.array([1, 2, 3], np.int32), np.array([9], np.int32)]
+    )
     assert tokens.tolist() == [[1, 2, 3, 7, 8, 0, 0, 0], [9, 0, 0, 0, 0, 0, 0, 0]]
     assert seg_start.tolist() == [[0, 0, 0, 3, 3, 5, 6, 7], [0, 1, 2, 3, 4, 5, 6, 7]]

@@ -74,9 +74,7 @@ def random_ids(count: int, vocabulary: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, vocabulary, count, dtype=np.int32)
 
 
-def run(
-    folder: Path, ids: np.ndarray, dtype: str = "float32", attend: Attend = attend_flash
-) -> dict[Tap, np.ndarray]:
+def run(folder: Path, ids: np.ndarray, dtype: str = "float32", attend: Attend = attend_flash) -> dict[Tap, np.ndarray]:
     """One sequence alone in a row, padded to whole blocks."""
     checkpoint = open_checkpoint(str(folder))
     layers = checkpoint.config.num_hidden_layers
@@ -102,7 +100,9 @@ def test_bfloat16_is_no_further_from_float32_than_transformers_in_bfloat16(folde
     ids = random_ids(700, 1024, seed=1)
     truth = huggingface.activations(folder, ids)
     theirs = huggingface.activations(folder, ids, "bfloat16")
-    ours = {tap: value.astype(jnp.bfloat16) for tap, value in run(folder, ids, "bfloat16").items()}  # as they are stored
+    ours = {
+        tap: value.astype(jnp.bfloat16) for tap, value in run(folder, ids, "bfloat16").items()
+    }  # as they are stored
     mean_ours = {tap: huggingface.relative_errors(ours[tap], truth[tap]).mean() for tap in truth}
     mean_theirs = {tap: huggingface.relative_errors(theirs[tap], truth[tap]).mean() for tap in truth}
     further = {tap: (mean_ours[tap], mean_theirs[tap]) for tap in truth if mean_ours[tap] > mean_theirs[tap]}

@@ -218,7 +218,9 @@ def test_every_bfloat16_is_kept_exactly_in_bfloat16(tmp_path):
 @pytest.mark.parametrize("dtype", [FLOAT32, BFLOAT16])
 def test_a_value_too_large_for_float16_is_refused_with_its_sample_and_place(dtype, beside):
     samples = [one_layer(np.ones((1, 2), dtype)), one_layer(np.array([[beside, -1e5]], dtype), index=41)]
-    with pytest.raises(StorageError, match=r"^sample 41, layer 0, residual: a value is too large for float16 \(65504\)"):
+    with pytest.raises(
+        StorageError, match=r"^sample 41, layer 0, residual: a value is too large for float16 \(65504\)"
+    ):
         written(samples, FLOAT16, layers=(0,))
 
 
