@@ -96,7 +96,7 @@ def test_the_same_run_twice_gives_the_same_bytes(config: ExtractConfig, tmp_path
 
 
 def test_a_run_stopped_after_each_shard_ends_with_the_same_bytes(config: ExtractConfig, tmp_path: Path) -> None:
-    """What a kill between two commits leaves is exactly a manifest with fewer shards; the test with real kills is slow."""
+    """What a kill leaves is a manifest with fewer shards; test_kill.py kills in earnest."""
     extract(config)
     whole = shards.contents(out(config))
     document = manifest(config)

@@ -51,7 +51,7 @@ class Position:
     def from_json(cls, raw: Mapping[str, Any]) -> "Position":
         """Read what `to_json` wrote; raises DamageError."""
         try:
-            lists = {name: tuple(raw[name]["list"]) for name in ("skipped_tasks", "overlong_samples")}
+            lists: dict[str, Any] = {name: tuple(raw[name]["list"]) for name in ("skipped_tasks", "overlong_samples")}
             numbers = {name: raw[name] for name in ("record", "sample_idx", "digest", "emitted", "window_digest")}
             return cls(**numbers, **lists)
         except (KeyError, TypeError) as error:

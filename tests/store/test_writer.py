@@ -1,0 +1,193 @@
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import outputs
+import shards
+from layertap.errors import StorageError
+from layertap.store.files import file_crc32c
+from layertap.store.manifest import read_manifest
+from layertap.store.samples import StoredSample
+from layertap.store.verify import verify
+from layertap.store.writer import ShardBuffer, ShardWriter
+
+FORMAT = outputs.shard_format()
+THREE_SITES = outputs.shard_format(("residual", "mlp", "attn"))
+
+
+def nothing(_manifest):
+    pass
+
+
+def writer(folder, form=FORMAT, after_commit=nothing, manifest=None) -> ShardWriter:
+    return ShardWriter(folder, manifest or outputs.manifest(form), form, after_commit)
+
+
+def bare(index: int, tokens: int) -> StoredSample:
+    """A sample of which only the length counts."""
+    return StoredSample(index, "task", "prompt", np.zeros(tokens, np.int32), {})
+
+
+def test_bytes_per_token_counts_every_layer_and_site():
+    assert outputs.shard_format(dtype="float32").bytes_per_token == 2 * 1 * 4 * 4
+    assert outputs.shard_format(("residual", "mlp", "attn"), "float16").bytes_per_token == 2 * 3 * 4 * 2
+
+
+@given(st.lists(st.integers(1, 20)), st.integers(1, 40))
+def test_a_shard_is_closed_before_it_is_too_large_and_not_earlier(lengths, limit_tokens):
+    limit = limit_tokens * FORMAT.bytes_per_token + FORMAT.bytes_per_token // 2
+    buffer, closed = ShardBuffer(FORMAT, limit), []
+    for sample in (bare(index, tokens) for index, tokens in enumerate(lengths)):
+        if not buffer.has_room(sample):
+            closed.append((buffer.take(), sample))
+            assert len(buffer) == 0
+        buffer.add(sample)
+    in_order = [sample.sample_idx for samples, _ in closed for sample in samples]
+    in_order += [sample.sample_idx for sample in buffer.take()]
+    assert in_order == list(range(len(lengths)))
+    for samples, refused in closed:
+        tokens = sum(sample.tokens for sample in samples)
+        assert tokens <= limit_tokens or len(samples) == 1
+        assert tokens + refused.tokens > limit_tokens
+
+
+def test_an_empty_shard_takes_any_sample_and_then_no_other():
+    buffer = ShardBuffer(FORMAT, 1)
+    assert buffer.has_room(bare(0, 1000))
+    buffer.add(bare(0, 1000))
+    assert not buffer.has_room(bare(1, 1))
+    assert len(buffer) == 1
+
+
+@pytest.mark.parametrize(
+    ("form", "index", "path"),
+    [
+        (FORMAT, 1, "shard_0001.pkl.gz"),
+        (FORMAT, 12345, "shard_12345.pkl.gz"),
+        (outputs.shard_format(compress=False), 20, "shard_0020.pkl"),
+        (THREE_SITES, 3, "mlp/shard_0003.pkl.gz"),
+    ],
+)
+def test_shards_are_named_by_number_and_by_site_where_there_are_several(form, index, path):
+    assert form.path(index, "mlp" if len(form.sites) > 1 else "residual") == path
+
+
+def test_every_site_has_its_own_folder_and_its_own_activations(tmp_path):
+    samples = [outputs.sample(index, sites=THREE_SITES.sites) for index in range(2)]
+    writer(tmp_path, THREE_SITES).commit(samples, {}, complete=True)
+    assert sorted(shards.contents(tmp_path)) == [
+        "attn/shard_0001.pkl.gz",
+        "metadata.json",
+        "mlp/shard_0001.pkl.gz",
+        "residual/shard_0001.pkl.gz",
+    ]
+    for site in THREE_SITES.sites:
+        for entry, sample in zip(shards.read(tmp_path / site / "shard_0001.pkl.gz")[2], samples, strict=True):
+            assert np.array_equal(entry["activation"], sample.activations[2, site])
+
+
+def test_the_manifest_tells_what_was_written(tmp_path):
+    samples = [outputs.sample(4, tokens=3), outputs.sample(5, tokens=2), outputs.sample(9, tokens=1)]
+    writer(tmp_path).commit(samples, {"record": 3}, complete=False)
+    manifest = read_manifest(tmp_path)
+    (shard,) = manifest.shards
+    (file,) = shard.files
+    assert (shard.index, shard.samples, shard.tokens, shard.sample_idx) == (1, 3, 6, ((4, 5), (9, 9)))
+    assert (file.path, file.site) == ("shard_0001.pkl.gz", "residual")
+    assert file.bytes == (tmp_path / file.path).stat().st_size
+    assert file.crc32c == file_crc32c(tmp_path / file.path)
+    assert (manifest.progress, manifest.complete) == ({"record": 3}, False)
+
+
+def test_a_commit_without_samples_keeps_the_progress_alone(tmp_path):
+    writer(tmp_path).commit([], {"record": 8}, complete=True)
+    assert list(shards.contents(tmp_path)) == ["metadata.json"]
+    manifest = read_manifest(tmp_path)
+    assert (manifest.shards, manifest.progress, manifest.complete) == ((), {"record": 8}, True)
+
+
+def test_what_follows_a_commit_finds_it_on_disk(tmp_path):
+    found = []
+
+    def look(manifest):
+        assert read_manifest(tmp_path) == manifest
+        assert verify(tmp_path).sound
+        found.append(len(manifest.shards))
+
+    committing = writer(tmp_path, after_commit=look)
+    for index in range(3):
+        committing.commit([outputs.sample(index)], {}, complete=index == 2)
+    assert found == [1, 2, 3]
+
+
+def test_a_writer_goes_on_from_the_shards_of_its_manifest(tmp_path):
+    writer(tmp_path).commit([outputs.sample(0)], {}, complete=False)
+    writer(tmp_path, manifest=read_manifest(tmp_path)).commit([outputs.sample(1)], {}, complete=True)
+    assert [shard.files[0].path for shard in read_manifest(tmp_path).shards] == ["shard_0001.pkl.gz", "shard_0002.pkl.gz"]
+    assert verify(tmp_path).sound
+
+
+def undisturbed(folder, form):
+    outputs.write(folder, [[outputs.sample(index, sites=form.sites)] for index in range(2)], form)
+    return shards.contents(folder)
+
+
+@pytest.mark.parametrize(("form", "blocked"), [(FORMAT, "shard_0002.pkl.gz"), (THREE_SITES, "attn/shard_0002.pkl.gz")])
+def test_a_failing_shard_leaves_the_previous_manifest_and_can_be_committed_again(tmp_path, form, blocked):
+    expected = undisturbed(tmp_path / "undisturbed", form)
+    output, told = tmp_path / "output", []
+    committing = writer(output, form, after_commit=told.append)
+    committing.commit([outputs.sample(0, sites=form.sites)], {"record": 1}, complete=False)
+    (output / blocked).mkdir()
+    before = (output / "metadata.json").read_bytes()
+
+    second = [outputs.sample(1, sites=form.sites)]
+    with pytest.raises(StorageError, match=blocked):
+        committing.commit(second, {"record": 2}, complete=True)
+    assert (output / "metadata.json").read_bytes() == before
+    assert len(committing.manifest.shards) == 1
+    assert len(told) == 1
+
+    (output / blocked).rmdir()
+    committing.commit(second, {"record": 2}, complete=True)
+    assert shards.contents(output) == expected
+
+
+def test_a_failing_manifest_commits_nothing(tmp_path):
+    (tmp_path / "metadata.json").mkdir()
+    told = []
+    committing = writer(tmp_path, after_commit=told.append)
+    with pytest.raises(StorageError, match=r"metadata\.json: cannot be written"):
+        committing.commit([outputs.sample(0)], {}, complete=True)
+    assert committing.manifest.shards == ()
+    assert told == []
+
+
+def test_what_a_killed_run_left_is_written_over(tmp_path):
+    expected = undisturbed(tmp_path / "undisturbed", FORMAT)
+    output = tmp_path / "output"
+    output.mkdir()
+    (output / "shard_0001.pkl.gz").write_bytes(b"not committed")
+    undisturbed(output, FORMAT)
+    assert shards.contents(output) == expected
+
+
+def test_a_value_too_large_for_float16_is_refused_before_anything_is_committed(tmp_path):
+    form = outputs.shard_format(dtype="float16")
+    sample = outputs.sample(0)
+    sample.activations[2, "residual"][1, 1] = 1e6
+    with pytest.raises(StorageError, match="sample 0, layer 2, residual"):
+        writer(tmp_path, form).commit([sample], {}, complete=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_manifest_names_no_shard_twice_after_many_commits(tmp_path):
+    committing = writer(tmp_path)
+    for index in range(12):
+        committing.commit([outputs.sample(index)], {"record": index}, complete=False)
+    document = json.loads((tmp_path / "metadata.json").read_text())
+    assert [shard["index"] for shard in document["shards"]] == list(range(1, 13))
+    assert len({shard["files"][0]["path"] for shard in document["shards"]}) == 12
