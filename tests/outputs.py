@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
 import shards
+
 from layertap.store.files import file_crc32c
 from layertap.store.manifest import Manifest
 from layertap.store.samples import StoredSample
+from layertap.store.verify import verify
 from layertap.store.writer import ShardFormat, ShardWriter
 from layertap.tap import Tap
 
@@ -33,6 +34,12 @@ def sample(index: int, tokens: int = 3, sites: Sequence[str] = RESIDUAL) -> Stor
             Tap(layer, site): rng.standard_normal((tokens, HIDDEN), np.float32) for layer in LAYERS for site in sites
         },
     )
+
+
+def three_shards(sites: Sequence[str] = RESIDUAL) -> list[list[StoredSample]]:
+    """Three shards of two samples of unequal lengths."""
+    samples = [sample(index, tokens, sites) for index, tokens in enumerate((3, 5, 3, 4, 2, 6))]
+    return [samples[begin : begin + 2] for begin in (0, 2, 4)]
 
 
 def shard_format(sites: Sequence[str] = RESIDUAL, dtype: str = "float32", compress: bool = True) -> ShardFormat:
@@ -59,6 +66,19 @@ def write(folder: Path, contents: Sequence[Sequence[StoredSample]], form: ShardF
     writer = ShardWriter(folder, manifest(form), form, lambda _: None)
     for number, samples in enumerate(contents, 1):
         writer.commit(samples, {"record": number}, complete=number == len(contents))
+
+
+def findings(folder: Path) -> list[str]:
+    """What `verify` finds."""
+    report = verify(folder)
+    assert report.sound == (not report.findings)
+    return list(report.findings)
+
+
+def the_finding(folder: Path) -> str:
+    """The only thing that `verify` finds."""
+    (finding,) = findings(folder)
+    return finding
 
 
 def edit_manifest(folder: Path, edit: Callable[[dict[str, Any]], object]) -> None:

@@ -94,13 +94,31 @@ def test_target_keeps_its_old_content_until_the_block_ends(tmp_path):
     assert files(tmp_path) == ["file"]
 
 
+def test_content_is_synced_before_it_gets_its_name_and_the_folder_afterwards(tmp_path, monkeypatch):
+    path, synced, fsync = tmp_path / "file", [], os.fsync
+
+    def watched(descriptor):
+        synced.append((os.fstat(descriptor).st_ino, path.exists()))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", watched)
+    with atomic_write(path) as file:
+        file.write(b"content")
+    assert synced == [(path.stat().st_ino, False), (tmp_path.stat().st_ino, True)]
+
+
+def half_write(path, error):
+    with atomic_write(path) as file:
+        file.write(b"half")
+        raise error
+
+
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, StorageError])
 def test_an_exception_inside_leaves_the_old_content_and_no_temporary(tmp_path, error):
     path = tmp_path / "file"
     path.write_bytes(b"old")
-    with pytest.raises(error, match="^said inside$"), atomic_write(path) as file:
-        file.write(b"half")
-        raise error("said inside")
+    with pytest.raises(error, match=r"^said inside$"):
+        half_write(path, error("said inside"))
     assert path.read_bytes() == b"old"
     assert files(tmp_path) == ["file"]
 
@@ -139,8 +157,8 @@ def test_running_out_of_room_leaves_the_old_content_and_no_temporary(tmp_path, k
 def test_an_impossible_place_is_refused_by_name_and_left_as_it_is(tmp_path, place):
     (tmp_path / "file").write_bytes(b"a file")
     (tmp_path / "folder").mkdir()
-    with pytest.raises(StorageError, match="cannot be written") as refused, atomic_write(tmp_path / place) as file:
-        file.write(b"content")
+    with pytest.raises(StorageError, match="cannot be written") as refused, atomic_write(tmp_path / place):
+        pass
     assert str(refused.value).startswith(f"{tmp_path / place}: ")
     assert files(tmp_path) == ["file", "folder"]
 

@@ -64,7 +64,7 @@ def test_one_process_does_not_hold_a_folder_twice(tmp_path):
 
 @pytest.mark.parametrize("error", [ValueError, BlockingIOError, OSError])
 def test_an_exception_inside_passes_unchanged_and_the_folder_is_free_again(tmp_path, error):
-    with pytest.raises(error, match="^said inside$"), exclusive(tmp_path):
+    with pytest.raises(error, match=r"^said inside$"), exclusive(tmp_path):
         raise error("said inside")
     with exclusive(tmp_path):
         pass

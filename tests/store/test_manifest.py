@@ -1,13 +1,14 @@
 import dataclasses
 import json
 import string
+from itertools import pairwise
 
 import numpy as np
+import outputs
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import outputs
 from layertap.errors import DamageError, RunMismatchError, StorageError
 from layertap.store.manifest import (
     Manifest,
@@ -83,7 +84,11 @@ def test_it_is_json_with_version_and_totals(tmp_path, manifest):
     write_manifest(tmp_path, manifest)
     document = json.loads((tmp_path / "metadata.json").read_text(encoding="ascii"))
     assert document["format_version"] == 1
-    assert document["totals"] == {"shards": len(manifest.shards), "samples": manifest.samples, "tokens": manifest.tokens}
+    assert document["totals"] == {
+        "shards": len(manifest.shards),
+        "samples": manifest.samples,
+        "tokens": manifest.tokens,
+    }
 
 
 def test_equal_manifests_are_equal_bytes(tmp_path):
@@ -102,7 +107,7 @@ def test_a_commit_adds_its_shard_and_replaces_the_progress():
 def test_ranges_cover_exactly_the_indices_and_are_as_few_as_can_be(indices):
     ranges = index_ranges(indices)
     assert [index for first, last in ranges for index in range(first, last + 1)] == sorted(indices)
-    gaps = [after - last for (_, last), (after, _) in zip(ranges, ranges[1:], strict=False)]
+    gaps = [after - last for (_, last), (after, _) in pairwise(ranges)]
     assert all(gap > 1 for gap in gaps)
 
 

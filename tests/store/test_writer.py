@@ -1,12 +1,12 @@
 import json
 
 import numpy as np
+import outputs
 import pytest
+import shards
 from hypothesis import given
 from hypothesis import strategies as st
 
-import outputs
-import shards
 from layertap.errors import StorageError
 from layertap.store.files import file_crc32c
 from layertap.store.manifest import read_manifest
@@ -38,7 +38,7 @@ def test_bytes_per_token_counts_every_layer_and_site():
 
 @given(st.lists(st.integers(1, 20)), st.integers(1, 40))
 def test_a_shard_is_closed_before_it_is_too_large_and_not_earlier(lengths, limit_tokens):
-    limit = limit_tokens * FORMAT.bytes_per_token + FORMAT.bytes_per_token // 2
+    limit = limit_tokens * FORMAT.bytes_per_token
     buffer, closed = ShardBuffer(FORMAT, limit), []
     for sample in (bare(index, tokens) for index, tokens in enumerate(lengths)):
         if not buffer.has_room(sample):
@@ -126,7 +126,10 @@ def test_what_follows_a_commit_finds_it_on_disk(tmp_path):
 def test_a_writer_goes_on_from_the_shards_of_its_manifest(tmp_path):
     writer(tmp_path).commit([outputs.sample(0)], {}, complete=False)
     writer(tmp_path, manifest=read_manifest(tmp_path)).commit([outputs.sample(1)], {}, complete=True)
-    assert [shard.files[0].path for shard in read_manifest(tmp_path).shards] == ["shard_0001.pkl.gz", "shard_0002.pkl.gz"]
+    assert [shard.files[0].path for shard in read_manifest(tmp_path).shards] == [
+        "shard_0001.pkl.gz",
+        "shard_0002.pkl.gz",
+    ]
     assert verify(tmp_path).sound
 
 

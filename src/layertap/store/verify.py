@@ -4,7 +4,7 @@ Checked: every file is there with its size and CRC-32C, and no shard file is the
 every shard has a file for each site, and holds the samples, layers, tokens, shapes and dtype that it should, with the
 same token ids at every layer and site and no NaN or infinity; no sample stands twice. All findings are collected: one
 damaged shard does not hide the next, and no content, however damaged, ends the check. Every file is read twice, the
-second time from the system's cache; one shard is in memory at a time.
+second time from the system's cache; one is in memory at a time.
 
 What a killed run leaves (temporary files, and the next shard without a manifest that names it) is no damage: the same
 command writes it again.
@@ -22,8 +22,9 @@ from layertap.store.files import TEMPORARY, file_crc32c
 from layertap.store.manifest import FILE_NAME, Manifest, ShardEntry, StoredFile, index_ranges, read_manifest
 from layertap.store.pickles import read_pickle
 
-# One sample as its shard tells it at one layer: (sample_idx, task_id, token ids).
+# One sample as its shard tells it at one layer: (sample_idx, task_id, token ids); and a layer's, with the layer's name.
 _Told = tuple[int, str, bytes]
+_ToldLayer = tuple[str, list[_Told]]
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class VerifyReport:
 
 
 def verify(folder: Path) -> VerifyReport:
-    """Check an output folder; raises DamageError where it holds no manifest that can be read."""
+    """Check an output folder; raises StorageError where it holds no manifest that can be read."""
     manifest = read_manifest(folder)
     if manifest is None:
         raise DamageError(f"{folder / FILE_NAME}: no such file; {folder} is not the output folder of a run")
@@ -92,23 +93,28 @@ def _repeated_samples(manifest: Manifest) -> Iterator[str]:
 def _check_shard(folder: Path, manifest: Manifest, shard: ShardEntry) -> Iterator[str]:
     sites = tuple(file.site for file in shard.files)
     if sites != manifest.sites:
-        yield f"shard {shard.index}: has files for {', '.join(sites)}; should have {', '.join(manifest.sites)}"
-    told: list[tuple[str, list[_Told]]] = []
+        yield f"shard {shard.index}: has files of sites {list(sites)}, should have {list(manifest.sites)}"
+    told: list[_ToldLayer] = []
     for file in shard.files:
-        damage = _file_damage(folder, file)
-        if damage:
-            yield f"{file.path}: {damage}"
-            continue
-        try:
-            content = read_pickle(folder / file.path)
-        except DamageError as error:
-            yield str(error)
-            continue
-        yield from (f"{file.path}: {finding}" for finding in _check_content(manifest, content))
-        told += [(f"{file.path}, layer {layer}", _tell(entries)) for layer, entries in content.items()]
+        findings, layers = _check_file(folder, manifest, file)
+        yield from findings
+        told += layers
     if told:
         yield from _check_samples(shard, *told[0])
         yield from _disagreements(*told)
+
+
+def _check_file(folder: Path, manifest: Manifest, file: StoredFile) -> tuple[list[str], list[_ToldLayer]]:
+    """What is wrong with the file, and what it tells of its samples."""
+    damage = _file_damage(folder, file)
+    if damage:
+        return [f"{file.path}: {damage}"], []
+    try:
+        content = read_pickle(folder / file.path)
+    except DamageError as error:
+        return [str(error)], []
+    findings = [f"{file.path}: {finding}" for finding in _check_content(manifest, content)]
+    return findings, [(f"{file.path}, layer {layer}", _tell(entries)) for layer, entries in content.items()]
 
 
 def _file_damage(folder: Path, file: StoredFile) -> str | None:
@@ -168,7 +174,7 @@ def _listed(ranges: Iterable[tuple[int, int]]) -> str:
     return ", ".join(f"{first} to {last}" for first, last in ranges)
 
 
-def _disagreements(first: tuple[str, list[_Told]], *others: tuple[str, list[_Told]]) -> Iterator[str]:
+def _disagreements(first: _ToldLayer, *others: _ToldLayer) -> Iterator[str]:
     """Every layer and site tells of the same samples, in the same order."""
     for name, samples in others:
         if samples != first[1]:
