@@ -5,22 +5,23 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-slow check format clean
+.PHONY: demo test test-slow check lint format clean
 
 demo: $(VENV)/.run-time
 	$(BIN)/layertap demo
 
 test: $(VENV)/.test
-	$(BIN)/pytest -q -n 2 --dist loadfile -m "not slow"
+	$(BIN)/pytest -q -n 2 -m "not slow"
 
 test-slow: $(VENV)/.test
 	$(BIN)/pytest -q -m slow
 
-check: $(VENV)/.test
+check: lint test
+
+lint: $(VENV)/.test
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/pytest -q -n 2 --dist loadfile -m "not slow"
 
 format: $(VENV)/.test
 	$(BIN)/ruff format .

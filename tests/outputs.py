@@ -29,6 +29,7 @@ def sample(index: int, tokens: int = 3, sites: Sequence[str] = RESIDUAL) -> Stor
         sample_idx=index,
         task_id=f"task{index // 2}",
         text_preview=f"prompt {index}",
+        origin={"prediction": index % 2, "augmentation": {"colors": (0, 2, 1)}},
         token_ids=rng.integers(0, 1000, tokens, np.int32),
         activations={
             Tap(layer, site): rng.standard_normal((tokens, HIDDEN), np.float32) for layer in LAYERS for site in sites

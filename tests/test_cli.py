@@ -17,7 +17,7 @@ def extract(*flags: str | Path) -> int:
     return main(["extract", *map(str, flags)])
 
 
-def test_the_command_of_the_description_runs_as_printed(tiny_model: Path, demo_tasks: Path, tmp_path: Path) -> None:
+def test_the_entry_script_writes_what_plain_pickle_reads(tiny_model: Path, demo_tasks: Path, tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "stream_0.jsonl").write_bytes(demo_tasks.read_bytes())
     flags = (
@@ -82,6 +82,9 @@ def test_usage_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
         (["--shard_size_gb", "0"], "--shard_size_gb must be positive"),
         (["--max_tasks", "0"], "--max_tasks must be at least 1"),
         (["--worker_id", "-1"], "--worker_id must not be negative"),
+        (["--shard_size_gb", "inf"], "--shard_size_gb must be positive"),
+        (["--checkpoint_dir", "gs://bucket/a"], "gs://bucket/a: is a URL"),
+        (["--checkpoint_dir", "~nobody-here/a"], "~nobody-here"),
         (["--layers_to_extract", "9"], "has layers 0 to 3"),
         (["--grid_encoder", "MinimalGridEncoder(__import__('os'))"], "grid encoder"),
         (["--grid_encoder", "MinimalGridEncodr()"], "MinimalGridEncoder"),
@@ -164,8 +167,12 @@ def test_output_that_cannot_be_written_is_an_error_of_its_own(
     demo_tasks: Path, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").write_text("not a folder")
-    assert extract("--dataset_path", demo_tasks, "--model_path", tiny_model, "--output_dir", tmp_path / "file/out") == 1
+    assert extract("--dataset_path", demo_tasks, "--model_path", tiny_model, "--output_dir", tmp_path / "file/out") == 2
     assert str(tmp_path / "file/out") in capsys.readouterr().err
+    flags = ("--output_dir", tmp_path / "out", "--checkpoint_dir", tmp_path / "file/checkpoints")
+    assert extract("--dataset_path", demo_tasks, "--model_path", tiny_model, *flags) == 2
+    assert "--checkpoint_dir" in capsys.readouterr().err
+    assert not shards.contents(tmp_path / "out")
 
 
 def test_verify_finds_nothing_wrong_or_says_what(
@@ -179,7 +186,7 @@ def test_verify_finds_nothing_wrong_or_says_what(
     shard.write_bytes(shard.read_bytes()[:-1])
     assert main(["verify", str(out)]) == 1
     assert "shard_0001.pkl.gz" in capsys.readouterr().out
-    assert main(["verify", str(tmp_path)]) == 1
+    assert main(["verify", str(tmp_path)]) == 2
 
 
 def test_the_demo_runs_and_verifies(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -187,7 +194,7 @@ def test_the_demo_runs_and_verifies(tmp_path: Path, capsys: pytest.CaptureFixtur
     text = capsys.readouterr().out
     assert "every file read back and checked" in text
     assert {path.name for path in (tmp_path / "demo" / "activations").iterdir()} >= {"residual", "mlp", "attn"}
-    assert main(["demo", "--output_dir", str(tmp_path / "demo")]) == 1
+    assert main(["demo", "--output_dir", str(tmp_path / "demo")]) == 2
 
 
 def test_commands_that_need_no_model_start_without_jax(tmp_path: Path) -> None:

@@ -7,17 +7,18 @@ exit status: 0 done, 2 wrong input or usage, 1 anything else, 130 interrupted in
 A command's room is imported when it runs, not before: `layertap --help` and `layertap verify` start without JAX.
 """
 
+import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar
 
 import tyro
 
-from layertap.config import DemoConfig, ExtractConfig, VerifyConfig
+from layertap.config import DemoConfig, ExtractConfig, VerifyConfig, local_path
 from layertap.errors import InputError, LayertapError
 
 INTERRUPTED = 130
@@ -45,28 +46,47 @@ def extract_main() -> int:
 
 def run_command(config_type: type[T], run: Callable[[T], int], arguments: Sequence[str], *, prog: str) -> int:
     """Read `arguments` into a `config_type`, run it, and turn errors into a message and an exit status."""
-    signal.signal(signal.SIGTERM, _terminate)
     try:
-        config = tyro.cli(config_type, prog=prog, args=arguments, use_underscores=True)
-        return run(config)
+        with _interruptible():
+            return run(tyro.cli(config_type, prog=prog, args=arguments, use_underscores=True))
     except LayertapError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_status
     except KeyboardInterrupt:
-        print("interrupted; what was committed is safe, the same command goes on from there", file=sys.stderr)
         return INTERRUPTED
 
 
-def _terminate(_signal: int, _frame: FrameType | None) -> None:
-    """A preemption notice is an interruption: what is being committed is finished."""
-    raise KeyboardInterrupt
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Ctrl-C and SIGTERM (a preemption notice) interrupt once, and end the process at once when they come again.
+
+    Ending it at once loses nothing that is committed: a run withstands SIGKILL.
+    """
+
+    def interrupt(_signal: int, _frame: FrameType | None) -> None:
+        for number in handled:
+            signal.signal(number, lambda *_: os._exit(INTERRUPTED))
+        os.write(2, b"interrupted; what is being written is finished first (once more: stop at once)\n")
+        raise KeyboardInterrupt
+
+    handled = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, before in handled.items():
+            signal.signal(number, before)
 
 
 def _extract(config: ExtractConfig) -> int:
     from layertap.extract.run import extract
     from layertap.extract.summary import describe
 
-    print(describe(extract(config), config))
+    try:
+        print(describe(extract(config), config))
+    except KeyboardInterrupt:
+        if config.checkpointing:
+            print("committed shards are safe; the same command goes on from there", file=sys.stderr)
+        raise
     return 0
 
 
@@ -80,7 +100,7 @@ def _demo(config: DemoConfig) -> int:
 def _verify(config: VerifyConfig) -> int:
     from layertap.store.verify import verify
 
-    report = verify(Path(config.path).expanduser())
+    report = verify(local_path(config.path))
     print(report.describe())
     return 0 if report.sound else LayertapError.exit_status
 

@@ -4,8 +4,10 @@ Each field is one flag, and the sentence under it is the flag's help. Contradict
 is read; what only the model can tell (does it have that layer?) is refused when the model's config has been read.
 """
 
+import math
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import tyro
@@ -31,7 +33,7 @@ class ExtractConfig:
     """The shape of the dataset; auto finds it out from the content."""
 
     max_tasks: int | None = None
-    """Stop after this many tasks of the dataset (default: all)."""
+    """Stop after this many tasks of the dataset; None stands for all."""
 
     machine_id: int = 0
     """Which share of the dataset is this machine's: tasks machine_id, machine_id + total_machines, ..."""
@@ -67,7 +69,7 @@ class ExtractConfig:
     """Operands of matrix products; sums, norms, softmax and the residual stream are float32 in either case."""
 
     layers_to_extract: tuple[int, ...] = ()
-    """Layer numbers, counted from 0 (default: all layers). No layer above the last one is loaded or run."""
+    """Layer numbers, counted from 0; none stand for all. No layer above the last one is loaded or run."""
 
     activation_type: tuple[Site, ...] = ("residual",)
     """residual: the layer's output; mlp, attn: that block's output before its residual add. Several share one pass."""
@@ -101,7 +103,7 @@ class ExtractConfig:
     """Compress shards with gzip."""
 
     worker_id: int | None = None
-    """This worker's number (default: TPU_WORKER_ID of the environment, else 0)."""
+    """This worker's number; None stands for TPU_WORKER_ID of the environment, else 0."""
 
     checkpoint_dir: str = "./checkpoints"
     """Where checkpoint_worker_{id}.json is kept."""
@@ -131,7 +133,9 @@ class ExtractConfig:
             self.row_length % _ROW_MULTIPLE == 0,
             f"--row_length {self.row_length} must be a multiple of {_ROW_MULTIPLE}",
         )
-        _require(self.shard_size_gb > 0, f"--shard_size_gb must be positive, not {self.shard_size_gb}")
+        _require(0 < self.shard_size_gb < math.inf, f"--shard_size_gb must be positive, not {self.shard_size_gb}")
+        for flag, folder in (("output_dir", self.output_dir), ("checkpoint_dir", self.checkpoint_dir)):
+            _require("://" not in folder, f"--{flag} {folder}: is a URL; give a local folder")
         _require(min(self.layers_to_extract, default=0) >= 0, "--layers_to_extract counts layers from 0")
         _require(len(self.activation_type) > 0, "--activation_type needs at least one of residual, mlp, attn")
         _require(self.worker >= 0, f"--worker_id must not be negative, but is {self.worker}")
@@ -144,6 +148,16 @@ class ExtractConfig:
         text = os.environ.get("TPU_WORKER_ID", "0")
         _require(text.isdecimal(), f"TPU_WORKER_ID is {text!r}, not a number; give --worker_id")
         return int(text)
+
+    @property
+    def output_folder(self) -> Path:
+        """`output_dir`, with `~` expanded."""
+        return local_path(self.output_dir)
+
+    @property
+    def checkpoint_folder(self) -> Path:
+        """`checkpoint_dir`, with `~` expanded."""
+        return local_path(self.checkpoint_dir)
 
     @property
     def shard_bytes(self) -> int:
@@ -175,6 +189,14 @@ class DemoConfig:
     def __post_init__(self) -> None:
         """Refuse an empty demo; raises UsageError."""
         _require(self.num_tasks >= 1, f"--num_tasks must be at least 1, not {self.num_tasks}")
+
+
+def local_path(text: str) -> Path:
+    """`text` as a path with `~` expanded; raises UsageError where `~` stands for nobody."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise UsageError(f"{text}: {error}") from error
 
 
 def _require(condition: bool, message: str) -> None:

@@ -66,6 +66,7 @@ def test_killed_at_ten_moments_and_resumed_gives_the_same_bytes(tiny_model: Path
         process.communicate()
         assert process.returncode == -signal.SIGKILL
         moments.append(shard_count(tmp_path / "killed"))
+    assert len(set(moments)) >= KILLS // 2  # most kills fell at a stage of their own
     print("killed with so many shards committed:", moments, "of", total)
     last = commands.run(command, tmp_path / "killed")
     assert last.returncode == 0, last.stderr

@@ -1,6 +1,5 @@
 """Whole runs in this process: what they write, where they stop, how they go on."""
 
-import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -9,46 +8,13 @@ import huggingface
 import numpy as np
 import pytest
 import shards
+from runs import changed, lines, manifest, out
 
 from layertap.config import ExtractConfig
-from layertap.errors import BadTaskError, DamageError, ModelError, OverlongError, RunMismatchError, StorageError
+from layertap.errors import BadTaskError, ModelError, OverlongError, StorageError
 from layertap.extract.run import extract
 from layertap.store.verify import verify
 from layertap.tap import Tap
-
-
-@pytest.fixture
-def config(tiny_model: Path, demo_tasks: Path, tmp_path: Path) -> ExtractConfig:
-    return ExtractConfig(
-        dataset_path=str(demo_tasks),
-        model_path=str(tiny_model),
-        predictions_per_task=2,
-        prompt_version="output-from-examples-v1",
-        row_length=1024,
-        batch_size=2,
-        max_seq_length=4096,
-        window_samples=10,
-        layers_to_extract=(1, 3),
-        output_dir=str(tmp_path / "out"),
-        checkpoint_dir=str(tmp_path / "checkpoints"),
-        shard_size_gb=0.001,
-    )
-
-
-def changed(config: ExtractConfig, **changes: Any) -> ExtractConfig:
-    return dataclasses.replace(config, **changes)
-
-
-def out(config: ExtractConfig) -> Path:
-    return Path(config.output_dir)
-
-
-def manifest(config: ExtractConfig) -> dict[str, Any]:
-    return json.loads((out(config) / "metadata.json").read_text())
-
-
-def lines(path: str) -> list[str]:
-    return Path(path).read_text().splitlines()
 
 
 def test_every_sample_is_written_once_with_its_own_tokens(config: ExtractConfig) -> None:
@@ -93,131 +59,6 @@ def test_the_same_run_twice_gives_the_same_bytes(config: ExtractConfig, tmp_path
     checkpoints = [json.loads(files.pop("checkpoints/checkpoint_worker_0.json")) for files in written]
     assert checkpoints[0] == checkpoints[1] | {"output_dir": checkpoints[0]["output_dir"]}
     assert written[0] == written[1]
-
-
-def test_a_run_stopped_after_each_shard_ends_with_the_same_bytes(config: ExtractConfig, tmp_path: Path) -> None:
-    """What a kill leaves is a manifest with fewer shards; test_kill.py kills in earnest."""
-    extract(config)
-    whole = shards.contents(out(config))
-    document = manifest(config)
-    text = (out(config) / "metadata.json").read_text()
-    count = len(document["shards"])
-    for kept in (0, 1, count // 2, count - 1):
-        partial = changed(config, output_dir=str(tmp_path / f"kept{kept}"), checkpoint_dir=str(tmp_path / f"ck{kept}"))
-        stopped = extract_some(partial, kept)
-        assert len(stopped["shards"]) == kept
-        extract(partial)
-        resumed = shards.contents(out(partial))
-        resumed["metadata.json"] = resumed["metadata.json"].replace(str(tmp_path / f"kept{kept}").encode(), b"OUT")
-        expected = dict(whole)
-        expected["metadata.json"] = text.replace(str(out(config)), "OUT").encode()
-        assert strip_paths(resumed) == strip_paths(expected)
-
-
-def strip_paths(files: dict[str, bytes]) -> dict[str, Any]:
-    """The files, the manifest without the paths that the settings name."""
-    document = json.loads(files["metadata.json"])
-    del document["config"]["output_dir"], document["config"]["checkpoint_dir"]
-    return {**files, "metadata.json": document}
-
-
-def extract_some(config: ExtractConfig, count: int) -> dict[str, Any]:
-    """Run, and be interrupted as the commit after `count` shards begins."""
-    from layertap.store.writer import ShardWriter
-
-    commit = ShardWriter.commit
-
-    def interrupted(self: ShardWriter, *arguments: Any, **options: Any) -> None:
-        if len(self.manifest.shards) == count:
-            raise KeyboardInterrupt
-        commit(self, *arguments, **options)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ShardWriter, "commit", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            extract(config)
-    path = out(config) / "metadata.json"
-    return json.loads(path.read_text()) if path.exists() else {"shards": []}
-
-
-def test_a_complete_run_is_left_alone(config: ExtractConfig) -> None:
-    extract(config)
-    before = shards.contents(out(config))
-    summary = extract(config)
-    assert summary.samples == 0
-    assert shards.contents(out(config)) == before
-
-
-@pytest.mark.parametrize(
-    ("change", "named"),
-    [
-        ({"random_seed": 7}, "random_seed: 42 there, 7 now"),
-        ({"layers_to_extract": (1,)}, "layers"),
-        ({"compute_dtype": "float32"}, "compute_dtype"),
-        ({"activation_type": ("mlp",)}, "sites"),
-        ({"batch_size": 3}, "batch_size: 2 there, 3 now"),
-        ({"worker_id": 3}, "worker_id: 0 there, 3 now"),
-        ({"storage_dtype": "float16"}, "storage.dtype"),
-        ({"prompt_version": "output-from-examples-v0"}, "prompt_version"),
-    ],
-)
-def test_another_run_in_the_same_folder_is_refused(config: ExtractConfig, change: dict[str, Any], named: str) -> None:
-    extract(config)
-    before = shards.contents(out(config))
-    with pytest.raises(RunMismatchError) as raised:
-        extract(changed(config, **change))
-    assert named in str(raised.value)
-    assert shards.contents(out(config)) == before
-
-
-def test_another_model_is_refused(config: ExtractConfig, tmp_path: Path) -> None:
-    from layertap.demo.checkpoint import write_checkpoint
-
-    extract(config)
-    write_checkpoint(tmp_path / "other", "tiny", seed=1)
-    with pytest.raises(RunMismatchError, match=r"model\.weights"):
-        extract(changed(config, model_path=str(tmp_path / "other")))
-
-
-def test_another_dataset_is_refused(config: ExtractConfig, tmp_path: Path) -> None:
-    extract_some(config, 2)
-    tasks = lines(config.dataset_path)
-    swapped = tmp_path / "swapped.jsonl"
-    swapped.write_text("\n".join(reversed(tasks)))
-    with pytest.raises(RunMismatchError, match="not those that were extracted"):
-        extract(changed(config, dataset_path=str(swapped)))
-
-
-def test_a_dataset_that_grew_after_the_run_is_refused(config: ExtractConfig, tmp_path: Path) -> None:
-    tasks = lines(config.dataset_path)
-    grown = tmp_path / "grown.jsonl"
-    grown.write_text("\n".join(tasks[:-1]))
-    extract(changed(config, dataset_path=str(grown)))
-    grown.write_text("\n".join(tasks))
-    with pytest.raises(RunMismatchError, match="more tasks now"):
-        extract(changed(config, dataset_path=str(grown)))
-
-
-def test_without_checkpointing_nothing_is_resumed_or_overwritten(config: ExtractConfig) -> None:
-    alone = changed(config, checkpointing=False)
-    extract(alone)
-    assert not Path(config.checkpoint_dir).exists()
-    with pytest.raises(RunMismatchError, match="no_checkpointing"):
-        extract(alone)
-
-
-def test_lost_output_is_not_begun_anew_in_silence(config: ExtractConfig) -> None:
-    extract(config)
-    (out(config) / "metadata.json").unlink()
-    with pytest.raises(StorageError, match="knows of"):
-        extract(config)
-
-
-def test_a_lost_shard_stops_the_resume(config: ExtractConfig) -> None:
-    extract_some(config, 2)
-    (out(config) / "shard_0001.pkl.gz").unlink()
-    with pytest.raises(DamageError, match=r"shard_0001\.pkl\.gz: is gone"):
-        extract(config)
 
 
 def test_machines_share_the_dataset_and_agree_on_numbers(config: ExtractConfig, tmp_path: Path) -> None:

@@ -1,7 +1,10 @@
 import json
+import re
+from pathlib import Path
 
 import pytest
 
+from layertap.demo.checkpoint import config_json
 from layertap.errors import ModelError
 from layertap.model.config import Qwen2Config, published_config, read_config
 
@@ -80,12 +83,12 @@ def test_a_size_that_was_never_published_is_refused_with_those_that_were():
     [
         ({"rope_theta": 5e5}, 5e5),
         ({"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}, 5e5),
-        ({"rope_theta": 1e4, "rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}, 5e5),
+        ({"rope_theta": 5e5, "rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}, 5e5),
         ({"rope_theta": 5e5, "rope_scaling": None}, 5e5),
         ({"rope_theta": 5e5, "rope_scaling": {"type": "default"}}, 5e5),
         ({}, 1e4),
     ],
-    ids=["top level", "rope_parameters", "rope_parameters first", "null scaling", "default scaling", "nowhere"],
+    ids=["top level", "rope_parameters", "both alike", "null scaling", "default scaling", "nowhere"],
 )
 def test_rope_theta_is_found_where_either_version_of_transformers_puts_it(tmp_path, rope, theta):
     assert read(tmp_path, {**WITHOUT_THETA, **rope}).rope_theta == theta
@@ -189,3 +192,31 @@ def test_a_shape_made_by_hand_is_checked_too():
             rope_theta=1e6,
             tie_word_embeddings=True,
         )
+
+
+def test_rope_scaling_is_refused_wherever_it_stands(tmp_path: Path) -> None:
+    yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
+    plain = {"rope_type": "default", "rope_theta": 1e6}
+    for both in ({"rope_parameters": plain, "rope_scaling": yarn}, {"rope_parameters": yarn, "rope_scaling": plain}):
+        raw = config_json(published_config("0.5b"), "bfloat16") | both
+        (tmp_path / "config.json").write_text(json.dumps(raw))
+        with pytest.raises(ModelError, match="rope scaling of type 'yarn'"):
+            read_config(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"rope_theta": 0}, "rope_theta is 0, not a positive number"),
+        ({"rms_norm_eps": -1}, "rms_norm_eps is -1, not a positive number"),
+        ({"rope_scaling": "yarn"}, "rope_scaling is 'yarn', not an object"),
+        ({"quantization_config": "gptq"}, "quantization_config is 'gptq', not an object"),
+        ({"layer_types": 5}, "layer_types is 5, not a list"),
+        ({"rope_theta": 1e6, "rope_parameters": {"rope_theta": 1e4}}, "rope_theta is given twice, and differs"),
+    ],
+)
+def test_nonsense_is_refused_by_name(tmp_path: Path, change: dict[str, object], message: str) -> None:
+    raw = config_json(published_config("0.5b"), "bfloat16") | change
+    (tmp_path / "config.json").write_text(json.dumps(raw))
+    with pytest.raises(ModelError, match=re.escape(message)):
+        read_config(tmp_path)

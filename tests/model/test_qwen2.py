@@ -7,6 +7,7 @@ import huggingface
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from layertap.demo.checkpoint import write_checkpoint
 from layertap.extract.packing import Placement, Step, batch_arrays
@@ -57,6 +58,7 @@ CASES = {
     "one-key-per-query": _Case(
         replace(_LIKE_0_5B, hidden_size=256, num_attention_heads=4, num_key_value_heads=4, rms_norm_eps=1e-5)
     ),
+    "explicit-head-dim": _Case(replace(_LIKE_0_5B, hidden_size=256, num_attention_heads=4, head_dim=32)),
     "math-theta": _Case(replace(_LIKE_0_5B, hidden_size=128, num_attention_heads=2, rope_theta=1e4)),
 }
 
@@ -109,14 +111,30 @@ def test_bfloat16_is_no_further_from_float32_than_transformers_in_bfloat16(folde
     assert not further
 
 
-def test_every_norm_bias_and_the_rotation_matter(tmp_path: Path) -> None:
-    """The parity tests above would not see a forgotten norm or bias if random weights left them at ones and zeros."""
+@pytest.mark.parametrize(
+    "forgotten", ["input_layernorm", "post_attention_layernorm", "q_proj.bias", "k_proj.bias", "v_proj.bias"]
+)
+def test_no_norm_or_bias_could_be_forgotten_unnoticed(tmp_path: Path, forgotten: str) -> None:
+    """The parity tests see nothing where random weights leave norms at one and biases at zero; ours must not."""
     write_checkpoint(tmp_path, replace(_LIKE_0_5B, hidden_size=128, num_attention_heads=2), dtype="float32")
-    model = weights.load(open_checkpoint(str(tmp_path)), 1, jnp.float32)
-    layer = model.layers[0]
-    for scale in (layer.attention_norm.scale, layer.mlp_norm.scale):
-        assert np.std(scale[...]) > 0.05
-    assert np.std(layer.attention.qkv.bias[...]) > 0.1
+    ids = random_ids(64, 1024)
+    before = run(tmp_path, ids)
+    path = tmp_path / "model.safetensors"
+    tensors = load_file(path)
+    for name in [name for name in tensors if forgotten in name]:
+        tensors[name] = np.zeros_like(tensors[name]) if "bias" in name else np.ones_like(tensors[name])
+    save_file(tensors, path, metadata={"format": "pt"})
+    after = run(tmp_path, ids)
+    # Softmax does not see what is added to all keys, but rotation makes even the key bias differ by position.
+    assert huggingface.relative_errors(after[Tap(2, "residual")], before[Tap(2, "residual")]).max() > 1e-3
+
+
+def test_a_token_knows_its_position(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, replace(_LIKE_0_5B, hidden_size=128, num_attention_heads=2), dtype="float32")
+    one, other = random_ids(2, 1024)
+    first = run(tmp_path, np.array([one, other, other], np.int32))[Tap(0, "attn")]
+    second = run(tmp_path, np.array([other, one, other], np.int32))[Tap(0, "attn")]
+    assert huggingface.relative_errors(first[2:], second[2:]).min() > 1e-3
 
 
 @pytest.mark.parametrize("place", ["first", "middle", "last"])

@@ -89,7 +89,7 @@ def test_target_keeps_its_old_content_until_the_block_ends(tmp_path):
         file.write(b"new")
         file.flush()
         assert path.read_bytes() == b"old"
-        assert files(tmp_path) == ["file", "file" + TEMPORARY]
+        assert files(tmp_path) == ["file", f"file.{os.getpid()}{TEMPORARY}"]
     assert path.read_bytes() == b"new"
     assert files(tmp_path) == ["file"]
 

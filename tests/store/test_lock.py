@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from layertap.errors import StorageError
+from layertap.errors import StorageError, UsageError
 from layertap.store.lock import exclusive
 
 HOLDER = """
@@ -74,7 +74,7 @@ def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path):
     path = tmp_path / "file"
     path.touch()
     for place in (path, path / "below"):
-        with pytest.raises(StorageError, match="cannot be written to"), exclusive(place):
+        with pytest.raises(UsageError, match="is a file, or lies below one"), exclusive(place):
             pytest.fail("a file is no folder")
 
 

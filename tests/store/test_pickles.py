@@ -51,7 +51,7 @@ def stored_activation(path: Path, activation, dtype) -> np.ndarray:
 def require_equal(entries, samples, layer):
     for entry, sample in zip(entries, samples, strict=True):
         activation = sample.activations[Tap(layer, "residual")]
-        assert list(entry) == ["sample_idx", "activation", "shape", "text_preview", "task_id", "token_ids"]
+        assert list(entry) == ["sample_idx", "activation", "shape", "text_preview", "task_id", "token_ids", "origin"]
         assert np.array_equal(entry["activation"], activation)
         assert np.array_equal(entry["token_ids"], sample.token_ids)
         assert (entry["shape"], entry["activation"].dtype) == (activation.shape, activation.dtype)

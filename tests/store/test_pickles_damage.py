@@ -160,6 +160,7 @@ def entry(**changed):
         "text_preview": "prompt",
         "task_id": "task",
         "token_ids": np.zeros(2, np.int32),
+        "origin": {"prediction": 0},
     }
     return {name: value for name, value in (sound | changed).items() if value is not None}
 
@@ -187,6 +188,7 @@ def entry(**changed):
                 "text_preview": "str",
                 "task_id": "str",
                 "token_ids": "ndarray",
+                "origin": "dict",
             }.items()
         ),
     ],

@@ -4,7 +4,7 @@ import outputs
 import pytest
 import shards
 
-from layertap.errors import DamageError, StorageError
+from layertap.errors import DamageError, StorageError, UsageError
 from layertap.store.files import TEMPORARY
 from layertap.store.verify import verify
 
@@ -35,7 +35,7 @@ def test_a_run_without_a_sample_is_sound(tmp_path):
 
 
 def test_a_folder_that_no_run_wrote_is_refused(tmp_path):
-    with pytest.raises(DamageError, match=r"metadata\.json: no such file; .* is not the output folder of a run"):
+    with pytest.raises(UsageError, match=r"metadata\.json: no such file; .* is not the output folder of a run"):
         verify(tmp_path)
 
 

@@ -105,7 +105,7 @@ def locate(path: str) -> Place:
         raise DatasetError("the dataset path is empty; give a file or folder as --dataset_path")
     try:
         filesystem, inner = url_to_fs(path)
-    except (ValueError, ImportError) as error:
+    except (ValueError, ImportError, OSError) as error:
         raise DatasetError(f"{path}: {error}; give a local path or a URL that an installed fsspec serves") from error
     return Place(path, inner, filesystem)
 

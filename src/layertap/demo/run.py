@@ -5,12 +5,10 @@ earnest: a checkpoint in Hugging Face layout, a real byte-level BPE, ARC-style t
 and a manifest, verified.
 """
 
-from pathlib import Path
-
-from layertap.config import DemoConfig, ExtractConfig
+from layertap.config import DemoConfig, ExtractConfig, local_path
 from layertap.demo.checkpoint import write_checkpoint
 from layertap.demo.tasks import make_tasks, write_tasks
-from layertap.errors import DamageError, StorageError
+from layertap.errors import DamageError, UsageError
 from layertap.store.verify import verify
 
 _NEXT = """
@@ -28,10 +26,10 @@ def demo(config: DemoConfig) -> None:
     from layertap.extract.run import extract
     from layertap.extract.summary import describe
 
-    folder = Path(config.output_dir).expanduser()
+    folder = local_path(config.output_dir)
     model, tasks, output = folder / "model", folder / "tasks.jsonl", folder / "activations"
     if output.exists():
-        raise StorageError(f"{output} is there already; remove {folder} to run the demo anew, or give --output_dir")
+        raise UsageError(f"{output} is there already; remove {folder} to run the demo anew, or give --output_dir")
     shape = write_checkpoint(model, "tiny", seed=config.seed)
     print(f"{model}: a Qwen2 checkpoint with random weights, {shape.num_hidden_layers} layers of {shape.hidden_size}")
     write_tasks(tasks, make_tasks(config.num_tasks, config.seed))

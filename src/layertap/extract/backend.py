@@ -6,7 +6,6 @@ anywhere in JAX.
 """
 
 import os
-from pathlib import Path
 
 import jax
 
@@ -18,12 +17,15 @@ def configure() -> None:
         "jax_persistent_cache_min_entry_size_bytes": -1,
     }
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "layertap" / "xla"
-        settings["jax_compilation_cache_dir"] = str(cache)
+        cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+        settings["jax_compilation_cache_dir"] = os.path.join(cache, "layertap", "xla")
     for name, value in settings.items():
         jax.config.update(name, value)  # type: ignore[no-untyped-call]
 
 
 def description() -> dict[str, str]:
-    """What of the backend decides the bits of a result: JAX's version and the kind of device."""
-    return {"jax": jax.__version__, "platform": jax.default_backend()}
+    """What of the backend decides the bits of a result: JAX's version and the kind of device.
+
+    Processors are all of one kind ("cpu") to JAX, though their matrix kernels may sum in other orders.
+    """
+    return {"jax": jax.__version__, "platform": jax.default_backend(), "device": jax.devices()[0].device_kind}

@@ -7,10 +7,12 @@ instead of starting anew in silence.
 """
 
 import json
+import operator
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from layertap.errors import DamageError, RunMismatchError, StorageError
+from layertap.errors import DamageError, RunMismatchError, StorageError, UsageError
 from layertap.extract.windows import Position
 from layertap.store.files import atomic_write
 from layertap.store.manifest import FILE_NAME, Manifest, read_manifest
@@ -46,15 +48,19 @@ def write_checkpoint(path: Path, output_dir: Path, manifest: Manifest) -> None:
         progress=dict(manifest.progress),
     )
     with atomic_write(path) as file:
-        file.write((json.dumps(asdict(checkpoint), indent=2, ensure_ascii=False) + "\n").encode())
+        file.write((json.dumps(asdict(checkpoint), indent=2) + "\n").encode())
 
 
 def read_checkpoint(path: Path) -> Checkpoint | None:
     """The checkpoint at `path`, or None; raises DamageError where it is not one."""
     try:
-        return Checkpoint(**json.loads(path.read_text(encoding="utf-8")))
+        checkpoint = Checkpoint(**json.loads(path.read_text(encoding="utf-8")))
+        operator.index(checkpoint.shards)
+        return checkpoint
     except FileNotFoundError:
         return None
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read: {error.strerror or error}; give another --checkpoint_dir") from error
     except (ValueError, TypeError) as error:
         raise DamageError(
             f"{path}: is not a checkpoint ({error}); the output folder alone is enough: remove it"
@@ -69,8 +75,10 @@ def resume(output_dir: Path, fresh: Manifest, checkpoint: Path | None) -> tuple[
     """
     found = read_manifest(output_dir)
     if checkpoint is not None:
+        _require_writable(checkpoint.parent)
         _require_all_shards(output_dir, found, read_checkpoint(checkpoint), checkpoint)
     if found is None:
+        _require_no_shards(output_dir)
         return fresh, Position()
     found.require_same_run(fresh, output_dir)
     if checkpoint is None:
@@ -89,6 +97,25 @@ def _require_all_shards(output_dir: Path, found: Manifest | None, known: Checkpo
             f"{path} knows of {known.shards} shards in {output_dir}, where {FILE_NAME} names {held};"
             " restore the folder, or remove that checkpoint to begin again"
         )
+
+
+def _require_no_shards(output_dir: Path) -> None:
+    """A run killed before its first commit leaves the files of one shard at most; more have lost their manifest."""
+    numbers = {path.name.split(".")[0] for path in output_dir.rglob("shard_*")}
+    if len(numbers) > 1:
+        raise StorageError(
+            f"{output_dir} holds {len(numbers)} shards but no {FILE_NAME}; restore it, or give another --output_dir"
+        )
+
+
+def _require_writable(folder: Path) -> None:
+    """Find out before the first shard is made."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"--checkpoint_dir {folder}: cannot be made: {error.strerror or error}") from error
+    if not os.access(folder, os.W_OK):
+        raise UsageError(f"--checkpoint_dir {folder}: cannot be written to")
 
 
 def _require_files(output_dir: Path, manifest: Manifest) -> None:

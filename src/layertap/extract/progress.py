@@ -1,9 +1,11 @@
 """What the user sees while a run goes on: a bar on a terminal, a plain line now and then anywhere else.
 
-Everything goes to standard error; standard output keeps the summary alone.
+A thread of its own draws it, so that it tells what the run is waiting for while it waits, be it a compilation or a full
+disk's queue. Everything goes to standard error; standard output keeps the summary alone.
 """
 
 import sys
+import threading
 import time
 
 from tqdm import tqdm
@@ -15,16 +17,18 @@ _SECONDS_BETWEEN_DRAWINGS = 0.2
 
 
 class Progress:
-    """Counts samples and tokens, and shows them with the speed and what the run is waiting for."""
+    """Counts samples and tokens, and shows them with the speed and what the run is waiting for, until it is closed."""
 
     def __init__(self, clock: StageClock, *, samples: int = 0, terminal: bool | None = None) -> None:
         self.samples = 0
         self.tokens = 0
         self._clock = clock
         self._begun: float | None = None
-        self._last = time.monotonic()
         shown = sys.stderr.isatty() if terminal is None else terminal
         self._bar = tqdm(unit=" samples", initial=samples, dynamic_ncols=True, leave=False) if shown else None
+        self._closed = threading.Event()
+        self._drawing = threading.Thread(target=self._draw, name="progress", daemon=True)
+        self._drawing.start()
 
     def note(self, message: str) -> None:
         """Say something that is not a number."""
@@ -44,18 +48,6 @@ class Progress:
         if self._bar is not None:
             self._bar.update(samples)
 
-    def refresh(self) -> None:
-        """Show how things stand; cheap enough to be called while waiting."""
-        now = time.monotonic()
-        pause = _SECONDS_BETWEEN_LINES if self._bar is None else _SECONDS_BETWEEN_DRAWINGS
-        if now - self._last < pause:
-            return
-        self._last = now
-        if self._bar is not None:
-            self._bar.set_postfix_str(self._standing(), refresh=True)
-        else:
-            self.note(f"{self.samples} samples, {self._standing()}")
-
     @property
     def tokens_per_second(self) -> float:
         """Real tokens a second since `begin`."""
@@ -63,8 +55,16 @@ class Progress:
 
     def close(self) -> None:
         """Take the bar away."""
+        self._closed.set()
+        self._drawing.join()
         if self._bar is not None:
             self._bar.close()
 
-    def _standing(self) -> str:
-        return f"{self.tokens_per_second:.0f} tokens/s, waiting for {self._clock.current or 'nothing'}"
+    def _draw(self) -> None:
+        pause = _SECONDS_BETWEEN_LINES if self._bar is None else _SECONDS_BETWEEN_DRAWINGS
+        while not self._closed.wait(pause):
+            standing = f"{self.tokens_per_second:.0f} tokens/s, waiting for {self._clock.current or 'nothing'}"
+            if self._bar is not None:
+                self._bar.set_postfix_str(standing, refresh=True)
+            else:
+                self.note(f"{self.samples} samples, {standing}")

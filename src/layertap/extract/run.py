@@ -13,9 +13,10 @@ dropped, and the same command goes on with the first sample that is not committe
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from layertap.config import ExtractConfig
 from layertap.errors import InputError, RunMismatchError
@@ -29,6 +30,7 @@ from layertap.extract.setup import Setup, prepare
 from layertap.extract.step import HostOutputs, Outputs, StepProgram, transfer_dtype
 from layertap.extract.windows import Position, Window, read_windows
 from layertap.model import weights
+from layertap.prompts import Sample
 from layertap.store.files import remove_leftovers
 from layertap.store.lock import exclusive
 from layertap.store.manifest import Manifest
@@ -61,7 +63,7 @@ def extract(config: ExtractConfig) -> RunSummary:
     Raises an InputError for what the user can mend, StorageError where output cannot be written.
     """
     backend.configure()
-    output = Path(config.output_dir).expanduser()
+    output = config.output_folder
     with exclusive(output):
         setup = prepare(config)
         remove_leftovers(output)
@@ -147,8 +149,7 @@ class _Run:
         """Wait for a step, and let its samples join the shard; a shard that has no room is committed first."""
         with self._clock.waiting_for("device"):
             while not program.is_ready(flight.outputs):
-                self._progress.refresh()
-                time.sleep(_POLL_SECONDS)
+                time.sleep(_POLL_SECONDS)  # a blocking wait would hold back Ctrl-C until the step ends
         with self._clock.waiting_for("transfer"):
             arrays = program.harvest(flight.outputs)
         for emitted, place in flight.uncommitted():
@@ -159,7 +160,6 @@ class _Run:
             self._reached = flight.window.position(emitted)
             self._progress.add(1, sample.tokens)
         self._computed_tokens += flight.step.computed_tokens
-        self._progress.refresh()
 
     def _commit(self, queue: BackgroundQueue, position: Position, *, complete: bool) -> None:
         samples = self._buffer.take()
@@ -198,8 +198,9 @@ class _Flight:
 
 
 def _one_behind(flights: Iterator[_Flight]) -> Iterator[_Flight]:
-    """The same flights, each held back until the next one has started; none is lost where the input ends in an
-    error.
+    """The same flights, each held back until the next one has started.
+
+    Where the input ends in an error, the last flight still comes out: it may complete a shard.
     """
     previous = None
     try:
@@ -222,13 +223,20 @@ def _stored(window: Window, place: Placement, arrays: HostOutputs) -> StoredSamp
         sample_idx=sample.sample_idx,
         task_id=sample.task_id,
         text_preview=sample.text[:_PREVIEW_CHARACTERS],
+        origin=_origin(sample),
         token_ids=sample.token_ids,
         activations={tap: values[place.row, span] for tap, values in arrays.items()},
     )
 
 
+def _origin(sample: Sample) -> dict[str, Any]:
+    """Which prompt of its task a sample is; enough to make the augmentation again and revert it."""
+    augmentation = None if sample.augmentation is None else asdict(sample.augmentation)
+    return {"test_index": sample.test_index, "prediction": sample.prediction, "augmentation": augmentation}
+
+
 def _checkpoint_path(config: ExtractConfig) -> Path | None:
-    return checkpoint_path(Path(config.checkpoint_dir).expanduser(), config.worker) if config.checkpointing else None
+    return checkpoint_path(config.checkpoint_folder, config.worker) if config.checkpointing else None
 
 
 def _nothing(_manifest: Manifest) -> None:

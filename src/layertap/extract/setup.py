@@ -17,7 +17,7 @@ import ml_dtypes
 import numpy as np
 
 import layertap
-from layertap.config import ExtractConfig
+from layertap.config import ExtractConfig, local_path
 from layertap.dataset import read_records
 from layertap.errors import ModelError
 from layertap.extract import backend
@@ -112,9 +112,10 @@ def _prompt_maker(config: ExtractConfig, checkpoint: Checkpoint) -> PromptMaker:
             f"{checkpoint.folder}: the tokenizer has {tokenizer.vocab_size} tokens, the model's embedding only"
             f" {checkpoint.config.vocab_size}; they belong to different models"
         )
+    folder = None if config.prompt_template is None else str(local_path(config.prompt_template))
     return PromptMaker(
         tokenizer=tokenizer,
-        template=load_template(config.prompt_version, config.prompt_template),
+        template=load_template(config.prompt_version, folder),
         encoder=parse_grid_encoder(config.grid_encoder),
         predictions_per_task=config.predictions_per_task,
         include_answer=config.include_answer,

@@ -5,7 +5,8 @@ gives numpy arrays when they are there. Activations are rounded on the device to
 dtype, so that a bfloat16 run moves two bytes a value.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -50,15 +51,10 @@ class StepProgram:
     def dispatch(
         self, token_ids: Int32[np.ndarray, "rows length"], seg_start: Int32[np.ndarray, "rows length"]
     ) -> Outputs:
-        """Start one step; compiles where the shape is new."""
-        outputs = run_step(
-            self.model,
-            jnp.asarray(token_ids),
-            jnp.asarray(seg_start),
-            taps=self.taps,
-            dtype=self.dtype,
-            attend=self.attend,
-        )
+        """Start one step; compiles where the shape is new. Raises DeviceError where that fails."""
+        inputs = jnp.asarray(token_ids), jnp.asarray(seg_start)
+        with _device_errors(token_ids.shape):
+            outputs = run_step(self.model, *inputs, taps=self.taps, dtype=self.dtype, attend=self.attend)
         for output in outputs:
             output.copy_to_host_async()
         return outputs
@@ -72,14 +68,19 @@ class StepProgram:
 
         Raises DeviceError where the step failed.
         """
-        try:
+        with _device_errors(outputs[0].shape):
             return {tap: np.asarray(output) for tap, output in zip(self.taps, outputs, strict=True)}
-        except jax.errors.JaxRuntimeError as error:
-            shape = " x ".join(map(str, outputs[0].shape[:2]))
-            raise DeviceError(
-                f"the device failed on a step of {shape} tokens: {error}."
-                " Where memory ran out, lower --batch_size or --row_length"
-            ) from error
+
+
+@contextmanager
+def _device_errors(shape: tuple[int, ...]) -> Iterator[None]:
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        raise DeviceError(
+            f"the device failed on a step of {shape[0]} x {shape[1]} tokens: {error}."
+            " Where memory ran out, lower --batch_size or --row_length"
+        ) from error
 
 
 def transfer_dtype(compute: DTypeLike, storage: DTypeLike) -> np.dtype:

@@ -10,13 +10,15 @@ A restart reads the dataset again from its beginning up to its position (parsing
 extracting) and compares a digest over those records: tasks already extracted must be the same, later ones may have
 been repaired.
 
-Every record is counted by every machine, so `sample_idx` is the same whichever machine extracts a sample; a machine
-makes prompts of its own records alone. A record that is not a task, or a sample that is too long, raises before any
-step of its window.
+Every record is counted by every machine, so `sample_idx` is the same whichever machine extracts a sample, as long as
+they read the same dataset (a record that is not a task counts for no samples: repaired between two machines' runs, it
+would shift the numbers behind it). A machine makes prompts of its own records alone. A record that is not a task, or
+a sample that is too long, raises before any step of its window.
 """
 
 import hashlib
 import json
+import operator
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
@@ -26,6 +28,8 @@ from layertap.errors import BadTaskError, DamageError, OverlongError, RunMismatc
 from layertap.extract.packing import Step, pack_window
 from layertap.prompts import PromptMaker, Sample
 from layertap.task import BadTask, Document, Record, Task
+
+_NUMBERS = ("record", "sample_idx", "emitted", "overlong_before")
 
 
 @dataclass(frozen=True)
@@ -42,18 +46,20 @@ class Position:
     """Samples of the window that are committed already."""
     window_digest: str | None = None
     """`digest` behind the window, where some of its samples are committed."""
+    overlong_before: int = 0
+    """How many of `overlong_samples` stand before the window."""
     skipped_tasks: tuple[Mapping[str, Any], ...] = ()
-    """This machine's records that are not tasks."""
+    """This machine's records that are not tasks, those of the window included once a sample of it is committed."""
     overlong_samples: tuple[Mapping[str, Any], ...] = ()
-    """Samples longer than allowed, with what was done to them."""
+    """Samples longer than allowed, with what was done to them; likewise."""
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> "Position":
         """Read what `to_json` wrote; raises DamageError."""
         try:
             lists: dict[str, Any] = {name: tuple(raw[name]["list"]) for name in ("skipped_tasks", "overlong_samples")}
-            numbers = {name: raw[name] for name in ("record", "sample_idx", "digest", "emitted", "window_digest")}
-            return cls(**numbers, **lists)
+            numbers: dict[str, Any] = {name: operator.index(raw[name]) for name in _NUMBERS}
+            return cls(**numbers, digest=raw["digest"], window_digest=raw["window_digest"], **lists)
         except (KeyError, TypeError) as error:
             raise DamageError(f"the manifest's progress lacks or garbles {error}; it was edited or damaged") from error
 
@@ -76,7 +82,13 @@ class Window:
 
     def position(self, emitted: int) -> Position:
         """The position when the first `emitted` of its samples are committed."""
-        return replace(self.start, emitted=emitted, window_digest=self.end.digest)
+        return replace(
+            self.start,
+            emitted=emitted,
+            window_digest=self.end.digest,
+            skipped_tasks=self.end.skipped_tasks,
+            overlong_samples=self.end.overlong_samples,
+        )
 
 
 @dataclass(frozen=True)
@@ -105,7 +117,7 @@ def read_windows(
     for record in islice(records, start.record):
         tally.count(record)
     tally.require(start.record, start.digest)
-    tally.overlong = list(start.overlong_samples)
+    tally.overlong = list(start.overlong_samples[: start.overlong_before])
     emitted = start.emitted
     while True:
         begin = replace(tally.position(), emitted=emitted)
@@ -137,6 +149,7 @@ class _Tally:
             record=self.records,
             sample_idx=self._samples,
             digest=self._hash.hexdigest(),
+            overlong_before=len(self.overlong),
             skipped_tasks=tuple(self._skipped),
             overlong_samples=tuple(self.overlong),
         )

@@ -6,6 +6,7 @@ give plausible but wrong activations. This module does not import JAX.
 """
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,9 @@ _REQUIRED = (
     "num_attention_heads",
     "vocab_size",
 )
+
+# Rope settings stand in `rope_parameters` since transformers 5, in `rope_scaling` before; a file may have both.
+_ROPE_KEYS = ("rope_parameters", "rope_scaling")
 
 
 @dataclass(frozen=True)
@@ -105,23 +109,46 @@ def _refuse_unsupported(raw: Mapping[str, Any], path: Path) -> None:
     if raw.get("model_type") != "qwen2":
         raise ModelError(f"{path}: model_type is {raw.get('model_type')!r}; Layertap runs 'qwen2' (Qwen2 and Qwen 2.5)")
     if raw.get("quantization_config"):
-        method = raw["quantization_config"].get("quant_method", "unknown")
+        method = _object(raw, "quantization_config", path).get("quant_method", "unknown")
         raise ModelError(f"{path}: weights are quantised ({method}); give the bfloat16 or float32 release")
     layer_types = raw.get("layer_types") or []
+    if not isinstance(layer_types, list):
+        raise ModelError(f"{path}: layer_types is {layer_types!r}, not a list")
     if raw.get("use_sliding_window") or any(kind != "full_attention" for kind in layer_types):
         raise ModelError(f"{path}: sliding-window attention is switched on, which Layertap does not implement")
     if raw.get("hidden_act", "silu") != "silu":
         raise ModelError(f"{path}: hidden_act is {raw['hidden_act']!r}; Qwen 2.5 uses 'silu'")
-    rope_type = _rope(raw).get("rope_type", _rope(raw).get("type", "default"))
-    if rope_type != "default":
-        raise ModelError(
-            f"{path}: rope scaling of type {rope_type!r} is not implemented; remove it for prompts that fit"
-        )
+    for key in _ROPE_KEYS:
+        rope = _object(raw, key, path)
+        rope_type = rope.get("rope_type", rope.get("type", "default"))
+        if rope_type != "default":
+            raise ModelError(
+                f"{path}: {key} asks for rope scaling of type {rope_type!r}, which is not implemented;"
+                " remove it for prompts that fit"
+            )
 
 
-def _rope(raw: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The rope settings: `rope_parameters` since transformers 5, `rope_scaling` before, either may be absent."""
-    return raw.get("rope_parameters") or raw.get("rope_scaling") or {}
+def _object(raw: Mapping[str, Any], key: str, path: Path) -> Mapping[str, Any]:
+    value = raw.get(key) or {}
+    if not isinstance(value, dict):
+        raise ModelError(f"{path}: {key} is {value!r}, not an object")
+    return value
+
+
+def _rope_theta(raw: Mapping[str, Any], path: Path) -> float:
+    """The base of the rotary frequencies, from any of the three places that transformers writes it to."""
+    places = {key: _object(raw, key, path).get("rope_theta") for key in _ROPE_KEYS}
+    places["rope_theta"] = raw.get("rope_theta")
+    given = {key: _positive(value, f"{key}, rope_theta", path) for key, value in places.items() if value is not None}
+    if len(set(given.values())) > 1:
+        raise ModelError(f"{path}: rope_theta is given twice, and differs: {given}")
+    return next(iter(given.values()), 10_000.0)
+
+
+def _positive(value: object, key: str, path: Path) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise ModelError(f"{path}: {key} is {value!r}, not a positive number")
+    return float(value)
 
 
 def _parse(raw: Mapping[str, Any], path: Path) -> Qwen2Config:
@@ -136,7 +163,7 @@ def _parse(raw: Mapping[str, Any], path: Path) -> Qwen2Config:
     derived = {"num_key_value_heads": heads, "head_dim": raw["hidden_size"] // heads}
     return Qwen2Config(
         **{**derived, **given},
-        rms_norm_eps=float(raw.get("rms_norm_eps", 1e-6)),
-        rope_theta=float(_rope(raw).get("rope_theta", raw.get("rope_theta", 10_000.0))),
+        rms_norm_eps=_positive(raw.get("rms_norm_eps", 1e-6), "rms_norm_eps", path),
+        rope_theta=_rope_theta(raw, path),
         tie_word_embeddings=bool(raw.get("tie_word_embeddings", False)),
     )

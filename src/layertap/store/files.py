@@ -52,7 +52,7 @@ def atomic_write(path: Path) -> Iterator[Checksummed]:
 
     Raises StorageError naming the path where the disk is full, read-only or otherwise unwilling.
     """
-    temporary = path.with_name(path.name + TEMPORARY)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY}")  # two runs may share a checkpoint's folder
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:

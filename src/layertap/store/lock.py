@@ -11,18 +11,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from layertap.errors import StorageError
+from layertap.errors import StorageError, UsageError
 
 
 @contextmanager
 def exclusive(folder: Path) -> Iterator[None]:
     """Hold `folder`, which is made where it is missing.
 
-    Raises StorageError where another process holds it, or where it cannot be written to or locked.
+    Raises UsageError where a file stands in its place, StorageError where another process holds it, or where it
+    cannot be written to or locked.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise UsageError(f"{folder}: is a file, or lies below one; give a folder as --output_dir") from error
     except OSError as error:
         raise StorageError(f"{folder}: cannot be written to: {error.strerror or error}") from error
     try:

@@ -1,4 +1,4 @@
-"""The pickle format: `{layer: [{"sample_idx", "activation", "shape", "text_preview", "task_id", "token_ids"}, ...]}`.
+"""The pickle format: `{layer: [{"sample_idx", "activation", "shape", "text_preview", ...}, ...]}`.
 
 Any Python with numpy, 1 or 2, reads it in three lines and with no Layertap (docs/formats.md): an array is a call of
 `numpy.ndarray(shape, dtype, buffer)`. numpy's own way of pickling names private functions, which numpy 1 lacks.
@@ -113,6 +113,7 @@ def _entry(sample: StoredSample, tap: Tap) -> dict[str, object]:
         "text_preview": sample.text_preview,
         "task_id": sample.task_id,
         "token_ids": sample.token_ids,
+        "origin": dict(sample.origin),
     }
 
 
@@ -189,6 +190,7 @@ _FIELDS = {
     "text_preview": str,
     "task_id": str,
     "token_ids": np.ndarray,
+    "origin": dict,
 }
 
 

@@ -1,7 +1,8 @@
 """What is stored: a sample's activations, and what a reader needs to know of the sample."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int32
@@ -20,6 +21,8 @@ class StoredSample:
     text_preview: str
     token_ids: Int32[np.ndarray, " tokens"]
     activations: Mapping[Tap, Activation]
+    origin: Mapping[str, Any] = field(default_factory=dict)
+    """How the prompt was made of its task: plain numbers, strings, tuples and mappings."""
 
     @property
     def tokens(self) -> int:

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from layertap.errors import DamageError
+from layertap.errors import DamageError, UsageError
 from layertap.store.files import TEMPORARY, file_crc32c
 from layertap.store.manifest import FILE_NAME, Manifest, ShardEntry, StoredFile, index_ranges, read_manifest
 from layertap.store.pickles import read_pickle
@@ -51,10 +51,10 @@ class VerifyReport:
 
 
 def verify(folder: Path) -> VerifyReport:
-    """Check an output folder; raises StorageError where it holds no manifest that can be read."""
+    """Check an output folder; raises UsageError where it holds no manifest, StorageError where it cannot be read."""
     manifest = read_manifest(folder)
     if manifest is None:
-        raise DamageError(f"{folder / FILE_NAME}: no such file; {folder} is not the output folder of a run")
+        raise UsageError(f"{folder / FILE_NAME}: no such file; {folder} is not the output folder of a run")
     findings = [
         *_unexpected_files(folder, manifest),
         *_misnumbered_shards(manifest),
