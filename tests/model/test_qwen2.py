@@ -16,6 +16,7 @@ from layertap.model import weights
 from layertap.model.attention import Attend, attend_dense, attend_flash
 from layertap.model.checkpoint import open_checkpoint
 from layertap.model.config import Qwen2Config
+from layertap.model.qwen2 import ForwardPlan
 from layertap.tap import SITES, Tap
 
 _LIKE_0_5B = Qwen2Config(
@@ -76,12 +77,17 @@ def random_ids(count: int, vocabulary: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, vocabulary, count, dtype=np.int32)
 
 
+def plan(attend: Attend = attend_flash) -> ForwardPlan:
+    """Activations as float32, whatever the compute dtype: they are rounded where a test says so."""
+    return ForwardPlan(np.dtype(np.float32), attend)
+
+
 def run(folder: Path, ids: np.ndarray, dtype: str = "float32", attend: Attend = attend_flash) -> dict[Tap, np.ndarray]:
     """One sequence alone in a row, padded to whole blocks."""
     checkpoint = open_checkpoint(str(folder))
     layers = checkpoint.config.num_hidden_layers
     program = StepProgram(
-        weights.load(checkpoint, layers, jnp.dtype(dtype)), resolve_taps((), SITES, layers), jnp.float32, attend
+        weights.load(checkpoint, layers, jnp.dtype(dtype)), resolve_taps((), SITES, layers), plan(attend)
     )
     length = -(-len(ids) // 256) * 256
     arrays = program.harvest(program.dispatch(*batch_arrays(Step(1, length, (Placement(0, 0, 0, len(ids)),)), [ids])))
@@ -153,7 +159,7 @@ def test_packed_equals_alone(tmp_path_factory: pytest.TempPathFactory, place: st
     )
     filler = Placement(3, 0, 0, row_length)
     checkpoint = open_checkpoint(str(folder))
-    program = StepProgram(weights.load(checkpoint, 3, jnp.float32), resolve_taps((), SITES, 3), jnp.float32)
+    program = StepProgram(weights.load(checkpoint, 3, jnp.float32), resolve_taps((), SITES, 3), plan())
     step = Step(2, row_length, (filler, *placements))
     packed = program.harvest(program.dispatch(*batch_arrays(step, [*ids, random_ids(row_length, 1024, 9)])))
     start = placements[order.index(0)].start
@@ -166,7 +172,7 @@ def test_layers_above_the_last_tap_change_nothing(tmp_path: Path) -> None:
     ids = random_ids(256, 1024)
     whole = run(tmp_path, ids)
     checkpoint = open_checkpoint(str(tmp_path))
-    program = StepProgram(weights.load(checkpoint, 2, jnp.float32), (Tap(1, "residual"),), jnp.float32)
+    program = StepProgram(weights.load(checkpoint, 2, jnp.float32), (Tap(1, "residual"),), plan())
     arrays = program.harvest(program.dispatch(*batch_arrays(Step(1, 256, (Placement(0, 0, 0, 256),)), [ids])))
     np.testing.assert_allclose(arrays[Tap(1, "residual")][0], whole[Tap(1, "residual")], rtol=1e-5, atol=1e-5)
 

@@ -5,6 +5,9 @@ earnest: a checkpoint in Hugging Face layout, a real byte-level BPE, ARC-style t
 and a manifest, verified.
 """
 
+import os
+import sys
+
 from layertap.config import DemoConfig, ExtractConfig, local_path
 from layertap.demo.checkpoint import write_checkpoint
 from layertap.demo.tasks import make_tasks, write_tasks
@@ -13,10 +16,10 @@ from layertap.store.verify import verify
 
 _NEXT = """
 Next:
-  layertap verify {output}
-  python extract_activations.py --dataset_path {tasks} --model_path {model} \\
+  {python} -m layertap verify {output}
+  {python} extract_activations.py --dataset_path {tasks} --model_path {model} \\
       --layers_to_extract 1 3 --output_dir ./activations
-  python extract_activations.py --dataset_path YOUR_TASKS.jsonl --model_path Qwen/Qwen2.5-0.5B \\
+  {python} extract_activations.py --dataset_path YOUR_TASKS.jsonl --model_path Qwen/Qwen2.5-0.5B \\
       --layers_to_extract 6 12 18
 docs/formats.md shows how a shard is read, with nothing but gzip, pickle and numpy."""
 
@@ -46,4 +49,4 @@ def demo(config: DemoConfig) -> None:
     print(report.describe())
     if not report.sound:
         raise DamageError(f"{output}: the demo's own output did not pass verification; please report this")
-    print(_NEXT.format(output=output, tasks=tasks, model=model))
+    print(_NEXT.format(python=os.path.relpath(sys.executable), output=output, tasks=tasks, model=model))

@@ -27,7 +27,7 @@ from layertap.extract.clock import Stage, StageClock
 from layertap.extract.packing import Placement, Step, batch_arrays
 from layertap.extract.progress import Progress
 from layertap.extract.setup import Setup, prepare
-from layertap.extract.step import HostOutputs, Outputs, StepProgram, transfer_dtype
+from layertap.extract.step import HostOutputs, Outputs, StepProgram, forward_plan, transfer_dtype
 from layertap.extract.windows import Position, Window, read_windows
 from layertap.model import weights
 from layertap.prompts import Sample
@@ -126,7 +126,8 @@ class _Run:
         setup = self._setup
         with self._clock.waiting_for("loading"):
             model = weights.load(setup.checkpoint, setup.num_layers, setup.compute_dtype)
-        return StepProgram(model, setup.taps, transfer_dtype(setup.compute_dtype, setup.shard_format.dtype))
+        plan = forward_plan(transfer_dtype(setup.compute_dtype, setup.shard_format.dtype))
+        return StepProgram(model, setup.taps, plan)
 
     def _dispatch(self, windows: Iterator[Window], program: StepProgram) -> Iterator["_Flight"]:
         """Start every step that holds a sample which is not committed yet."""

@@ -17,36 +17,33 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Int32
 
 from layertap.errors import DeviceError
-from layertap.model.attention import Attend, attend_flash
-from layertap.model.qwen2 import Qwen2
+from layertap.model.qwen2 import ForwardPlan, Qwen2
 from layertap.tap import Site, Tap
 
 Outputs = tuple[Float[Array, "rows length hidden"], ...]
 HostOutputs = Mapping[Tap, Float[np.ndarray, "rows length hidden"]]
 
 
-@partial(jax.jit, static_argnames=("taps", "dtype", "attend"))
+@partial(jax.jit, static_argnames=("taps", "plan"))
 def run_step(
     model: Qwen2,
     token_ids: Int[Array, "rows length"],
     seg_start: Int[Array, "rows length"],
     *,
     taps: tuple[Tap, ...],
-    dtype: DTypeLike,
-    attend: Attend,
+    plan: ForwardPlan,
 ) -> Outputs:
-    """The activations at `taps`, rounded to `dtype`, [rows, length, hidden] each."""
-    return tuple(value.astype(dtype) for value in model(token_ids, seg_start, taps=taps, attend=attend))
+    """The activations at `taps`, [rows, length, hidden] each in `plan.capture_dtype`."""
+    return model(token_ids, seg_start, taps=taps, plan=plan)
 
 
 @dataclass(frozen=True)
 class StepProgram:
-    """A model with the taps to read and the dtype to move them in."""
+    """A model with the taps to read and the way to run it."""
 
     model: Qwen2
     taps: tuple[Tap, ...]
-    dtype: DTypeLike
-    attend: Attend = attend_flash
+    plan: ForwardPlan
 
     def dispatch(
         self, token_ids: Int32[np.ndarray, "rows length"], seg_start: Int32[np.ndarray, "rows length"]
@@ -54,7 +51,7 @@ class StepProgram:
         """Start one step; compiles where the shape is new. Raises DeviceError where that fails."""
         inputs = jnp.asarray(token_ids), jnp.asarray(seg_start)
         with _device_errors(token_ids.shape):
-            outputs = run_step(self.model, *inputs, taps=self.taps, dtype=self.dtype, attend=self.attend)
+            outputs = run_step(self.model, *inputs, taps=self.taps, plan=self.plan)
         for output in outputs:
             output.copy_to_host_async()
         return outputs
@@ -81,6 +78,11 @@ def _device_errors(shape: tuple[int, ...]) -> Iterator[None]:
             f"the device failed on a step of {shape[0]} x {shape[1]} tokens: {error}."
             " Where memory ran out, lower --batch_size or --row_length"
         ) from error
+
+
+def forward_plan(capture_dtype: np.dtype) -> ForwardPlan:
+    """The way to run the model on the devices that are there."""
+    return ForwardPlan(capture_dtype, token_block=512 if jax.default_backend() == "cpu" else None)
 
 
 def transfer_dtype(compute: DTypeLike, storage: DTypeLike) -> np.dtype:
