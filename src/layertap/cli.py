@@ -53,7 +53,9 @@ def run_command(config_type: type[T], run: Callable[[T], int], arguments: Sequen
         print(f"error: {error}", file=sys.stderr)
         return error.exit_status
     except KeyboardInterrupt:
-        return INTERRUPTED
+        # An orderly exit would wait for the step that is on the device, for most of a minute on a CPU.
+        sys.stdout.flush()
+        os._exit(INTERRUPTED)
 
 
 @contextmanager
