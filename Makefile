@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-slow check lint format clean
+.PHONY: bench demo test test-slow check lint format clean
 
 demo: $(VENV)/.run-time
 	$(BIN)/layertap demo
@@ -17,6 +17,9 @@ test-slow: $(VENV)/.test
 	$(BIN)/pytest -q -m slow
 
 check: lint test
+
+bench: $(VENV)/.test
+	$(BIN)/python -m benchmarks
 
 lint: $(VENV)/.test
 	$(BIN)/ruff format --check .

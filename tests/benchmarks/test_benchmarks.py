@@ -1,0 +1,47 @@
+"""The benchmark runs, and its arithmetic is right."""
+
+import json
+from pathlib import Path
+
+import commands
+import pytest
+
+from benchmarks import report
+from layertap.model.config import published_config
+
+
+def test_gflop_is_that_of_products_and_causal_attention() -> None:
+    config = published_config("0.5b")
+    per_token = 2 * (896 * (896 + 2 * 128) + 896 * 896 + 3 * 896 * 4864)
+    pairs = 10 * 11 / 2
+    assert report.model_gflop(config, 24, [10]) == pytest.approx(24 * (10 * per_token + 4 * 896 * pairs) / 1e9)
+
+
+def test_the_table_compares_medians() -> None:
+    def runs(*rates: float) -> list[dict[str, float]]:
+        return [{"tokens": rate, "seconds": 1.0} for rate in rates]
+
+    ceiling = [{"gflops": 1000.0}]
+    text = report.table(
+        "float32", {"padded": runs(10), "best": runs(20, 30, 90), "layertap": runs(60), "ceiling": ceiling}, 0.5
+    )
+    assert "| 10 | 6.00 | 0% |" in text.replace("1%", "0%")
+    assert "| 30 | 2.00 |" in text
+    assert "| 60 |  | 3% |" in text
+
+
+@pytest.mark.slow
+def test_every_contender_runs(tmp_path: Path) -> None:
+    flags = ["--size", "tiny", "--tasks", "2", "--baseline_tasks", "2", "--repeats", "1", "--dtypes", "float32"]
+    environment = {"PYTHONPATH": f"{commands.ROOT / 'src'}:{commands.ROOT}"}
+    done = commands.run(["-m", "benchmarks", *flags, "--output_dir", "out"], tmp_path, environment)
+    assert done.returncode == 0, done.stderr
+    document = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert {name: len(runs) for name, runs in document["results"]["float32"].items()} == {
+        "ceiling": 1,
+        "padded": 1,
+        "best": 1,
+        "layertap": 1,
+    }
+    assert (tmp_path / "out" / "results.png").stat().st_size > 1000
+    assert "Layertap waited for" in done.stdout
