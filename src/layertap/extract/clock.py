@@ -36,8 +36,3 @@ class StageClock:
     def elapsed(self) -> float:
         """Seconds since the clock was made."""
         return time.monotonic() - self._begun
-
-    @property
-    def bottleneck(self) -> Stage:
-        """The stage that was waited for longest."""
-        return max(self.seconds, key=lambda stage: self.seconds[stage])
