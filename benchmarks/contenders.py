@@ -1,8 +1,9 @@
 """One contender, one run, in a process of its own; prints what it measured as one line of JSON.
 
 A process for each run keeps threads, caches and memory of one library away from the other. Loading is not counted for
-any of them, nor is compilation, which the persistent cache keeps (the first run of a machine pays for it and is not
-counted); what is counted for Layertap is everything else, from reading tasks to the last committed shard.
+any of them; for Layertap everything else is, from reading tasks to the last committed shard. That includes compiling:
+the first turn pays for the shapes that the persistent cache does not hold yet, so take three turns or more and let the
+median leave it out.
 
     padded   transformers as most scripts use it: `AutoModelForCausalLM`, batches of 4 in dataset order, padded
     best     transformers at its best: `AutoModel`, one sequence at a time, no padding, hidden states only

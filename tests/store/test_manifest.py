@@ -122,7 +122,9 @@ def now(**changed):
 
 
 def test_the_same_run_may_go_on_with_other_paths_and_more_shards(tmp_path):
-    FULL.require_same_run(now(config={"batch_size": 8, "output_dir": "elsewhere"}), tmp_path)
+    other = now(config={"batch_size": 8, "output_dir": "elsewhere"})
+    assert other.config != FULL.config
+    FULL.require_same_run(other, tmp_path)  # raises nothing
 
 
 @pytest.mark.parametrize(

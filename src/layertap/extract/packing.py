@@ -41,11 +41,6 @@ class Step:
     placements: tuple[Placement, ...]
 
     @property
-    def real_tokens(self) -> int:
-        """How many of the step's tokens belong to a sample."""
-        return sum(placement.length for placement in self.placements)
-
-    @property
     def computed_tokens(self) -> int:
         """How many tokens the device computes."""
         return self.rows * self.length
