@@ -187,3 +187,19 @@ def test_identity_is_read_from_labels_alone() -> None:
 def test_names_that_google_would_refuse_are_refused(prefix: str, zone: str) -> None:
     with pytest.raises(UsageError, match=r"name_prefix|zones"):
         Wanted(prefix, (zone,), 1)
+
+
+def test_an_id_lost_in_two_homes_is_given_to_one_replacement_only() -> None:
+    twice = (member(ZONES[0], 2, Phase.LOST), member(ZONES[1], 2, Phase.LOST))
+    now = plan(wanted(1, *ZONES[:2]), Observed(twice))
+    assert now.actions == (
+        Create(ZONES[0], 2, ZONES[0], "tpu-us-central1-a-2", replaces=twice[0]),
+        Delete(twice[1], "its place is filled"),
+        Create(ZONES[1], 0, ZONES[1], "tpu-us-central1-b-0"),
+    )
+
+
+def test_a_worker_away_from_home_takes_no_foreign_name() -> None:
+    foreign = frozenset({(ZONES[1], "tpu-us-central1-b-0")})
+    (away,) = plan(wanted(1, *ZONES), Observed(tuple(map(member, ZONES[1:], (1, 2))), foreign), dry={ZONES[0]}).actions
+    assert away == Create(ZONES[2], 0, ZONES[0], "tpu-europe-west4-a-0")
