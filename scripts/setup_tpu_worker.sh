@@ -144,7 +144,7 @@ set -euo pipefail
 source $(printf %q "$home/worker.env")
 cd $(printf %q "$home/work")
 export HF_HOME=\${HF_HOME:-$(printf %q "$home/huggingface")}
-# The id goes as a flag: libtpu would take a variable TPU_WORKER_ID for the number of this host within its slice.
+# The id goes as a flag: to libtpu, a variable TPU_WORKER_ID may mean the number of this host within its slice.
 exec env -u TPU_WORKER_ID $(printf %q "$home/venv/bin/layertap") extract --worker_id "\$TPU_WORKER_ID"$(printf ' %q' "${flags[@]}")
 EOF
 }

@@ -25,7 +25,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 PROJECT = "arc-project"
-ZONES = ("europe-west4-a", "us-central1-a", "us-central1-b", "us-east5-b")
+ZONES = ("europe-west4-a", "us-central1-a", "us-central1-b", "us-west4-a")
 
 _PARENT = rf"/v2/(?P<parent>projects/{PROJECT}/locations/(?P<zone>[^/]+))"
 _ROUTES = [

@@ -1,71 +1,15 @@
-"""scripts/manage_tpus.sh as a process: the commands of the guide as printed, --watch, and Ctrl-C at bad moments."""
+"""scripts/manage_tpus.sh: the printed commands, --watch, and Ctrl-C at bad moments."""
 
 import os
-import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 
 import commands
 import pytest
-from fakes.cloud_tpu import PROJECT, FakeCloudTpu
+from fakes.cloud_tpu import FakeCloudTpu
+from manage_tpus import SCRIPT, interrupt, run, running, wait_for
 
 from layertap.tpu.config import CreateConfig
-
-SCRIPT = commands.ROOT / "scripts" / "manage_tpus.sh"
-
-
-def start(cloud: FakeCloudTpu, command: str) -> subprocess.Popen[str]:
-    """`manage_tpus.sh COMMAND`, as printed, with the endpoint and a quick poll added."""
-    return subprocess.Popen(
-        [str(SCRIPT), *command.split(), "--api_endpoint", cloud.endpoint, "--poll_seconds", "0.05"],
-        env={
-            **os.environ,
-            "PYTHON": sys.executable,
-            "PYTHONPATH": str(commands.ROOT / "src"),
-            "GOOGLE_CLOUD_PROJECT": PROJECT,
-        },
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def run(cloud: FakeCloudTpu, command: str) -> str:
-    """The standard output of a command that has to end well."""
-    process = start(cloud, command)
-    output, errors = process.communicate(timeout=60)
-    assert process.returncode == 0, errors
-    return output
-
-
-@contextmanager
-def running(cloud: FakeCloudTpu, command: str) -> Iterator[subprocess.Popen[str]]:
-    process = start(cloud, command)
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.communicate()
-
-
-def interrupt(process: subprocess.Popen[str]) -> str:
-    """Ctrl-C; returns the standard error output."""
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=30)
-    assert process.returncode == 130, errors
-    return errors
-
-
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline, "never came true"
-        time.sleep(0.01)
 
 
 def sent(cloud: FakeCloudTpu, method: str) -> int:
@@ -130,7 +74,7 @@ def test_ctrl_c_in_mid_create_and_the_next_call_goes_on(cloud: FakeCloudTpu) -> 
     cloud.stuck = True
     with running(cloud, command) as process:
         wait_for(lambda: sent(cloud, "POST") == 4, process)
-        interrupt(process)
+        assert "what Cloud TPU has accepted goes on there" in interrupt(process)
     assert list(cloud.states().values()) == ["CREATING"] * 4
     cloud.stuck = False
     with running(cloud, command) as process:

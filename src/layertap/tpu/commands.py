@@ -118,7 +118,11 @@ def _bring_to_strength(config: FleetConfig, machine_for: MachineFor) -> int:
 @contextmanager
 def _driving(config: TpuConfig) -> Iterator[Drive]:
     with connect(config) as cloud:
-        yield Drive(cloud, config.zone_list, config.poll_seconds, _say)
+        try:
+            yield Drive(cloud, config.zone_list, config.poll_seconds, _say)
+        except KeyboardInterrupt:
+            _say("what Cloud TPU has accepted goes on there; the same command goes on from what it then finds")
+            raise
 
 
 def _confirm(members: Iterable[Member]) -> None:
