@@ -13,16 +13,16 @@ found out there and not in the answer to the request. What the real API adds and
 requests, reservations, starting and stopping, and the hours that things take.
 """
 
-import json
 import re
 import threading
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from types import TracebackType
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+
+from fakes.google_json import Handler, Json, Refusal
 
 PROJECT = "arc-project"
 ZONES = ("europe-west4-a", "us-central1-a", "us-central1-b", "us-west4-a")
@@ -36,10 +36,7 @@ _ROUTES = [
     (re.compile(rf"{_PARENT}/queuedResources/(?P<name>[^/]+)"), "request"),
     (re.compile(rf"{_PARENT}/operations/(?P<name>[^/]+)"), "operation"),
 ]
-_STATUS_NAMES = {400: "INVALID_ARGUMENT", 403: "PERMISSION_DENIED", 404: "NOT_FOUND", 409: "ALREADY_EXISTS"}
-_STATUS_NAMES |= {429: "RESOURCE_EXHAUSTED", 503: "UNAVAILABLE"}
 
-Json = dict[str, Any]
 Key = tuple[str, str]
 """Zone and id."""
 
@@ -50,15 +47,6 @@ class _Operation:
     finish: Callable[[], Json]
     polls_left: int
     result: Json | None = None
-
-
-@dataclass
-class Refusal(Exception):
-    """An answer that is an error."""
-
-    status: int
-    message: str
-    reason: str = ""
 
 
 @dataclass
@@ -91,7 +79,7 @@ class FakeCloudTpu:
     def __post_init__(self) -> None:
         self.lock = threading.RLock()
         self._operations: dict[str, _Operation] = {}
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"cloud": self}))
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (Handler,), {"api": self}))
         self._server.daemon_threads = True
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01})
         self.endpoint = f"http://127.0.0.1:{self._server.server_port}"
@@ -271,44 +259,9 @@ class FakeCloudTpu:
         return {**page, "nextPageToken": str(first + self.page_size)} if rest else page
 
 
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    cloud: FakeCloudTpu
-
-    def do_GET(self) -> None:
-        self._answer()
-
-    do_POST = do_DELETE = do_GET
-
-    def log_message(self, *_: object) -> None:
-        """Say nothing."""
-
-    def _answer(self) -> None:
-        url = urlsplit(self.path)
-        query = {name: values[0] for name, values in parse_qs(url.query).items()}
-        body = json.loads(self.rfile.read(int(self.headers.get("Content-Length") or 0)) or b"{}")
-        try:
-            status, answer = 200, self.cloud.answer(self.command, url.path, query, body)
-        except Refusal as refusal:
-            status, answer = refusal.status, _error(refusal)
-        content = json.dumps(answer).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
-
-
 def _parent(zone: str) -> str:
     return f"projects/{PROJECT}/locations/{zone}"
 
 
 def _typed(kind: str, value: Json) -> Json:
     return {"@type": f"type.googleapis.com/google.cloud.tpu.v2.{kind}", **deepcopy(value)}
-
-
-def _error(refusal: Refusal) -> Json:
-    info = {"@type": "type.googleapis.com/google.rpc.ErrorInfo", "reason": refusal.reason, "domain": "googleapis.com"}
-    details = [info] if refusal.reason else []
-    status = _STATUS_NAMES[refusal.status]
-    return {"error": {"code": refusal.status, "message": refusal.message, "status": status, "details": details}}

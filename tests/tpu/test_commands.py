@@ -1,6 +1,7 @@
 """The commands through Google's own client, against a Cloud TPU on loopback."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -196,6 +197,19 @@ def test_delete_asks_and_shows_what(cloud: FakeCloudTpu, tpu: Tpu, capsys: pytes
     assert len(cloud.nodes) == 8
     assert tpu("delete --zones us-central1-b --yes") == 0
     assert set(cloud.states()) == set(HOME_A)
+
+
+@pytest.mark.parametrize(("answer", "status", "left"), [("y", 0, 0), ("n", 2, 1), ("", 2, 1)])
+def test_delete_listens_to_the_answer(
+    cloud: FakeCloudTpu, tpu: Tpu, monkeypatch: pytest.MonkeyPatch, answer: str, status: int, left: int
+) -> None:
+    assert tpu("create --zones us-central1-a") == 0
+    person, terminal = os.openpty()
+    os.write(person, f"{answer}\n".encode())
+    with os.fdopen(person), os.fdopen(terminal) as stdin:
+        monkeypatch.setattr("sys.stdin", stdin)
+        assert tpu("delete") == status
+    assert len(cloud.nodes) == left
 
 
 def test_delete_takes_what_is_still_being_made(cloud: FakeCloudTpu, tpu: Tpu) -> None:
