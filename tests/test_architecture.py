@@ -21,8 +21,9 @@ _MAY_KNOW = {
     "store": set(),
     "config": {"dataset"},
     "extract": {"config", "dataset", "prompts", "model", "store"},
+    "tpu": {"config"},
     "demo": {"config", "dataset", "prompts", "model", "store", "extract"},
-    "cli": {"config", "dataset", "prompts", "model", "store", "extract", "demo"},
+    "cli": {"config", "dataset", "prompts", "model", "store", "extract", "demo", "tpu"},
     "__main__": {"cli"},
     "__init__": set(),
 }

@@ -10,16 +10,18 @@ A command's room is imported when it runs, not before: `layertap --help` and `la
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from types import FrameType
 from typing import Any, TypeVar
 
 import tyro
 
 from layertap.config import DemoConfig, ExtractConfig, VerifyConfig, local_path
-from layertap.errors import InputError, LayertapError
+from layertap.errors import InputError, LayertapError, UsageError
+from layertap.tpu.config import CreateConfig, DeleteConfig, ListConfig, RecreateConfig, StatusConfig, TpuConfig
 
 INTERRUPTED = 130
 
@@ -28,20 +30,26 @@ T = TypeVar("T")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run `layertap` with these arguments (default: the process's own); returns the exit status."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    if given and given[0] in _COMMANDS:
-        command = _COMMANDS[given[0]]
-        return run_command(command.config, command.run, given[1:], prog=f"layertap {given[0]}")
-    asked = bool(given) and given[0] in ("-h", "--help")
-    if given and not asked:
-        print(f"error: layertap has no command {given[0]!r}", file=sys.stderr)
-    print(_usage(), file=sys.stdout if asked else sys.stderr)
-    return 0 if asked else InputError.exit_status
+    return _choose(_COMMANDS, list(sys.argv[1:] if arguments is None else arguments), "layertap")
 
 
 def extract_main() -> int:
     """Run `extract_activations.py`, which is `layertap extract`."""
     return run_command(ExtractConfig, _extract, sys.argv[1:], prog="extract_activations.py")
+
+
+def _choose(commands: "Mapping[str, _Command | _Group]", given: list[str], prog: str) -> int:
+    """Run the command that the first word names, or say which there are."""
+    command = commands.get(given[0]) if given else None
+    if isinstance(command, _Group):
+        return _choose(command.commands, given[1:], f"{prog} {given[0]}")
+    if command is not None:
+        return run_command(command.config, command.run, given[1:], prog=f"{prog} {given[0]}")
+    asked = bool(given) and given[0] in ("-h", "--help")
+    if given and not asked:
+        print(f"error: {prog} has no command {given[0]!r}", file=sys.stderr)
+    print(_usage(commands, prog), file=sys.stdout if asked else sys.stderr)
+    return 0 if asked else InputError.exit_status
 
 
 def run_command(config_type: type[T], run: Callable[[T], int], arguments: Sequence[str], *, prog: str) -> int:
@@ -107,6 +115,21 @@ def _verify(config: VerifyConfig) -> int:
     return 0 if report.sound else LayertapError.exit_status
 
 
+def _tpu(command: str) -> Callable[[Any], int]:
+    """The function of that name in `tpu/commands.py`, imported when it runs."""
+
+    def run(config: TpuConfig) -> int:
+        try:
+            commands = import_module("layertap.tpu.commands")
+        except ModuleNotFoundError as error:
+            if error.name is None or error.name.partition(".")[0] not in ("google", "requests"):
+                raise
+            raise UsageError(f"no module {error.name}: managing TPUs needs pip install 'layertap[tpu-ops]'") from error
+        return getattr(commands, command)(config)
+
+    return run
+
+
 @dataclass(frozen=True)
 class _Command:
     config: type
@@ -114,13 +137,29 @@ class _Command:
     summary: str
 
 
-_COMMANDS = {
+@dataclass(frozen=True)
+class _Group:
+    commands: Mapping[str, _Command]
+    summary: str
+
+
+_TPU_COMMANDS = {
+    "create": _Command(CreateConfig, _tpu("create"), "bring a fleet of TPU workers to strength; --watch keeps it so"),
+    "status": _Command(StatusConfig, _tpu("status"), "count the workers, zone by zone"),
+    "recreate-preempted": _Command(RecreateConfig, _tpu("recreate"), "replace lost TPUs, made as they were"),
+    "delete": _Command(DeleteConfig, _tpu("delete"), "delete the fleet, after asking"),
+    "list": _Command(ListConfig, _tpu("list_members"), "list every TPU of the fleet"),
+}
+
+_COMMANDS: Mapping[str, _Command | _Group] = {
     "extract": _Command(ExtractConfig, _extract, "extract activations from a dataset; resumes where it was stopped"),
     "verify": _Command(VerifyConfig, _verify, "read an output folder back and check every byte of it"),
+    "tpu": _Group(_TPU_COMMANDS, "create, watch, mend and delete fleets of TPUs in Google Cloud"),
     "demo": _Command(DemoConfig, _demo, "make a tiny model and tasks on the spot, extract from them, verify"),
 }
 
 
-def _usage() -> str:
-    lines = [f"  {name:<10}{command.summary}" for name, command in _COMMANDS.items()]
-    return "\n".join(("usage: layertap COMMAND [FLAGS]   (layertap COMMAND --help lists its flags)", "", *lines))
+def _usage(commands: Mapping[str, _Command | _Group], prog: str) -> str:
+    width = max(map(len, commands)) + 2
+    lines = [f"  {name:<{width}}{command.summary}" for name, command in commands.items()]
+    return "\n".join((f"usage: {prog} COMMAND [FLAGS]   ({prog} COMMAND --help lists its flags)", "", *lines))

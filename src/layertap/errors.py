@@ -8,10 +8,15 @@
     │   ├── PromptError           a grid encoder, template or tokenizer that cannot be used
     │   │   └── OverlongError     a sample longer than `--max_seq_length`
     │   ├── ModelError            a checkpoint that is missing, unsupported or does not fit its config
-    │   └── RunMismatchError      the output folder belongs to another run
+    │   ├── RunMismatchError      the output folder belongs to another run
+    │   └── AccessError           credentials that are missing, or that do not allow this
     ├── DeviceError               a step that the device could not run
-    └── StorageError              output that could not be written, read or believed
-        └── DamageError           a stored file that is not what the manifest says it is
+    ├── StorageError              output that could not be written, read or believed
+    │   └── DamageError           a stored file that is not what the manifest says it is
+    └── TpuError                  what Cloud TPU would not or could not do
+        ├── NoCapacityError       a zone that has no free TPU: another zone, or later
+        ├── QuotaError            more TPUs than the project may have there
+        └── UnreachableError      no answer, or one that says to come back later
 
 Library errors (JSON, safetensors, fsspec, tokenizers, OS) are translated once, where they first enter Layertap, with
 `raise ... from error`. Every message names the file, tensor, task or shard, and what can be done about it.
@@ -68,3 +73,23 @@ class StorageError(LayertapError):
 
 class DamageError(StorageError):
     """A stored file that is not what the manifest says it is."""
+
+
+class AccessError(InputError):
+    """Credentials that are missing, or that do not allow what was asked."""
+
+
+class TpuError(LayertapError):
+    """What Cloud TPU would not or could not do."""
+
+
+class NoCapacityError(TpuError):
+    """A zone that has no free TPU of the wanted type."""
+
+
+class QuotaError(TpuError):
+    """More TPUs than the project may have in a zone or region."""
+
+
+class UnreachableError(TpuError):
+    """Cloud TPU gave no answer, or one that says to come back later."""

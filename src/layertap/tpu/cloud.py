@@ -1,0 +1,196 @@
+"""A fleet in Google Cloud, through Google's own client over REST.
+
+REST and not gRPC: one port of plain HTTPS passes every proxy, and a server for tests is a page of Python. The client is
+in the extra `tpu-ops` and is imported when a command needs it (a third of a second).
+
+A command's first look covers all zones that the project can use, not only those it names: ids must be unique over the
+whole fleet, whichever part of it is spoken of. That is two requests a zone, in parallel.
+"""
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from itertools import chain
+from typing import TypeVar
+
+import google.auth
+from google.api_core import exceptions
+from google.api_core.client_options import ClientOptions
+from google.api_core.future.polling import DEFAULT_POLLING
+from google.api_core.operation import Operation
+from google.api_core.retry import Retry, if_exception_type
+from google.auth.credentials import AnonymousCredentials, Credentials
+from google.cloud import tpu_v2
+from requests import ConnectionError as RequestsConnectionError
+
+from layertap.errors import UnreachableError, UsageError
+from layertap.tpu.config import TpuConfig
+from layertap.tpu.fleet import Machine, Member, Observed
+from layertap.tpu.plan import Create
+from layertap.tpu.protocol import read_zone, write_node, write_request
+from layertap.tpu.refusals import translated
+
+_SCOPES = ("https://www.googleapis.com/auth/cloud-platform",)
+_AT_ONCE = 32
+# A TPU takes minutes to make; after this long the operation is left to itself, and the next look shows its result.
+_LONGEST_OPERATION = 1800.0
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class Cloud:
+    """The TPUs of one project, as far as they bear one fleet's labels."""
+
+    def __init__(self, client: tpu_v2.TpuClient, project: str, prefix: str, patience: float) -> None:
+        """Use `client`; wait about `patience` seconds for an unsteady answer."""
+        self.project = project
+        self.prefix = prefix
+        self._client = client
+        transient = if_exception_type(exceptions.ServerError, RequestsConnectionError)
+        first = min(1.0, patience / 30)
+        self._retry = Retry(transient, initial=first, maximum=patience / 3, timeout=patience)
+        self._polling = DEFAULT_POLLING.with_delay(initial=first, maximum=min(20.0, patience)).with_timeout(
+            _LONGEST_OPERATION
+        )
+
+    def zones(self) -> tuple[str, ...]:
+        """Every zone of the project that can have TPUs."""
+        found: list[str] = []
+        page = ""
+        with translated(f"listing the TPU zones of project {self.project}"):
+            while True:
+                request = {"name": f"projects/{self.project}", "page_token": page}
+                answer = self._client.list_locations(request, retry=self._retry)
+                found += [location.location_id for location in answer.locations]
+                page = answer.next_page_token
+                if not page:
+                    return tuple(found)
+
+    def observe(self, zones: Iterable[str]) -> Observed:
+        """One look at these zones; raises UnreachableError rather than leaving one out."""
+        looks = in_parallel(self._observe_zone, sorted(set(zones)))
+        return Observed(
+            tuple(sorted(chain.from_iterable(look.members for look in looks), key=lambda m: (m.worker, m.name))),
+            frozenset(chain.from_iterable(look.foreign for look in looks)),
+        )
+
+    def create(self, action: Create, machine: Machine) -> bool:
+        """Make a TPU, or stand in the queue for it; returns once Google says that it is done.
+
+        False where something of that name is there already: the next look will tell whose it is. What a failed creation
+        leaves behind is deleted. Raises NoCapacityError, QuotaError, AccessError, UsageError or UnreachableError.
+        """
+        if action.replaces:
+            self.delete(action.replaces)
+        with translated(f"creating {action.name} in {action.zone}"):
+            try:
+                operation = self._begin(action, machine)
+            except exceptions.AlreadyExists:
+                return False
+            try:
+                self._await(operation)
+            except exceptions.GoogleAPICallError:
+                self._clear(action, queued=machine.queued)
+                raise
+        return True
+
+    def delete(self, member: Member) -> None:
+        """Delete a member's request and TPU; returns once both are gone. What is gone already is no error."""
+        with translated(f"deleting {member.name} in {member.zone}"):
+            if member.request is not None:
+                self._delete_request(member.zone, member.request)
+            if member.has_node:
+                self._delete_node(member.zone, member.name)
+
+    def _observe_zone(self, zone: str) -> Observed:
+        parent = self._parent(zone)
+        with translated(f"looking at zone {zone}"):
+            requests: list[tpu_v2.QueuedResource] = []
+            nodes: list[tpu_v2.Node] = []
+            for answer in self._client.list_queued_resources(parent=parent, retry=self._retry).pages:
+                _whole(answer.unreachable, zone)
+                requests += answer.queued_resources
+            for page in self._client.list_nodes(parent=parent, retry=self._retry).pages:
+                _whole(page.unreachable, zone)
+                nodes += page.nodes
+        return read_zone(self.prefix, zone, requests, nodes)
+
+    def _begin(self, action: Create, machine: Machine) -> Operation:
+        parent, node = self._parent(action.zone), write_node(action, machine, self.prefix)
+        if not machine.queued:
+            return self._client.create_node(parent=parent, node_id=action.name, node=node, retry=self._retry)
+        request = write_request(parent, action.name, node, spot=machine.spot)
+        return self._client.create_queued_resource(
+            parent=parent, queued_resource_id=action.name, queued_resource=request, retry=self._retry
+        )
+
+    def _clear(self, action: Create, *, queued: bool) -> None:
+        """Delete what a creation left behind that Google accepted and then failed at."""
+        try:
+            if queued:
+                self._delete_request(action.zone, action.name)
+            self._delete_node(action.zone, action.name)
+        except exceptions.GoogleAPICallError:
+            return  # the failure that is being reported is the better one; the next look finds what is left
+
+    def _delete_node(self, zone: str, name: str) -> None:
+        with _gone_is_good():
+            self._await(self._client.delete_node(name=f"{self._parent(zone)}/nodes/{name}", retry=self._retry))
+
+    def _delete_request(self, zone: str, name: str) -> None:
+        with _gone_is_good():
+            request = {"name": f"{self._parent(zone)}/queuedResources/{name}", "force": True}
+            self._await(self._client.delete_queued_resource(request, retry=self._retry))
+
+    def _await(self, operation: Operation) -> None:
+        operation.result(polling=self._polling, retry=self._retry)  # type: ignore[no-untyped-call]
+
+    def _parent(self, zone: str) -> str:
+        return f"projects/{self.project}/locations/{zone}"
+
+
+@contextmanager
+def connect(config: TpuConfig) -> Iterator[Cloud]:
+    """Google's client with the user's credentials, or without any for a plain http:// endpoint.
+
+    Raises AccessError where there are no credentials, UsageError where no project is known.
+    """
+    credentials, project = _credentials(config)
+    project = config.project or os.environ.get("GOOGLE_CLOUD_PROJECT") or project
+    if not project:
+        raise UsageError("no Google Cloud project is known: give --project, or set GOOGLE_CLOUD_PROJECT")
+    options = ClientOptions(api_endpoint=config.api_endpoint) if config.api_endpoint else None
+    with tpu_v2.TpuClient(credentials=credentials, client_options=options, transport="rest") as client:
+        yield Cloud(client, project, config.name_prefix, patience=2 * config.poll_seconds)
+
+
+def in_parallel(do: Callable[[T], R], things: Iterable[T]) -> list[R]:
+    """`do` to each thing at the same time; an interruption does not wait for those under way."""
+    given = list(things)
+    pool = ThreadPoolExecutor(max(1, min(_AT_ONCE, len(given))))
+    try:
+        return list(pool.map(do, given))
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _credentials(config: TpuConfig) -> tuple[Credentials, str | None]:
+    if config.api_endpoint and config.api_endpoint.startswith("http://"):
+        return AnonymousCredentials(), None  # type: ignore[no-untyped-call]  # a token is a secret that does not travel in the clear
+    with translated("looking for Google Cloud credentials"):
+        return google.auth.default(scopes=_SCOPES, quota_project_id=config.project)
+
+
+@contextmanager
+def _gone_is_good() -> Iterator[None]:
+    try:
+        yield
+    except exceptions.NotFound:
+        return
+
+
+def _whole(unreachable: Iterable[str], zone: str) -> None:
+    if list(unreachable):
+        raise UnreachableError(f"looking at zone {zone}: Cloud TPU could not reach all of it; a worker may be hidden")

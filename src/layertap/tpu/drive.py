@@ -1,0 +1,155 @@
+"""Look, decide, act, and again, until the fleet is as it should be; with `--watch`, for good.
+
+Nothing is remembered between two looks but which zones were closed, and that only saves requests. So an interruption
+at any point leaves nothing that the next call, here or on another machine, could misunderstand: what Google has begun
+goes on, and the labels say whose it is.
+"""
+
+import time
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
+
+from layertap.errors import InputError, LayertapError, TpuError, UnreachableError
+from layertap.tpu.closings import Closings
+from layertap.tpu.cloud import Cloud, in_parallel
+from layertap.tpu.fleet import Machine, Member, Observed, Phase
+from layertap.tpu.plan import Action, Create, Delete, Plan
+
+Decide = Callable[[Observed, set[str], set[str]], Plan]
+MachineFor = Callable[[Create, Observed], Machine]
+Say = Callable[[str], None]
+
+_THERE_ALREADY = UnreachableError("a TPU of this name exists already")
+
+
+class Drive:
+    """One command's way with one fleet."""
+
+    def __init__(self, cloud: Cloud, zones: Iterable[str], poll_seconds: float, say: Say) -> None:
+        """Look everywhere once, then at `zones` and wherever the fleet was found; tell what is done with `say`."""
+        self.closings = Closings(poll_seconds)
+        self.observed = Observed()
+        self._cloud = cloud
+        self._named = set(zones)
+        self._seen_in: set[str] = set()
+        self._poll = poll_seconds
+        self._say = say
+
+    def look(self) -> Observed:
+        """One look, told by what has changed since the last one."""
+        before = self.observed
+        self.observed = self._cloud.observe(self._seen_in or {*self._cloud.zones(), *self._named})
+        self._seen_in = {*self._named, *(member.zone for member in self.observed.members)}
+        for change in changes(before, self.observed):
+            self._say(change)
+        return self.observed
+
+    def until_done(self, decide: Decide, machine_for: MachineFor) -> Plan:
+        """Go on until nothing more can be done now; returns the plan that says what is left.
+
+        Requests that stand in Google's queue are left standing there.
+        """
+        while True:
+            now = self._decide(decide, self.look())
+            if now.actions:
+                self._act(now.actions, machine_for)
+            elif any(_on_the_way(member) for member in self.observed.members):
+                time.sleep(self._poll)
+            else:
+                return now
+
+    def for_good(self, decide: Decide, machine_for: MachineFor) -> None:
+        """Keep the fleet at strength until interrupted; an unreachable cloud is waited for."""
+        told: Plan | None = None
+        while True:
+            try:
+                now = self._decide(decide, self.look())
+            except UnreachableError as error:
+                self._say(f"{error}; looking again in {self._poll:g} s")
+                time.sleep(self._poll)
+                continue
+            if now != told:
+                self._tell(now)
+            told = now
+            if now.actions:
+                self._act(now.actions, machine_for)
+            else:
+                opening = self.closings.until_next(time.monotonic())
+                time.sleep(min(self._poll, opening) if opening else self._poll)
+
+    def _decide(self, decide: Decide, observed: Observed) -> Plan:
+        clock = time.monotonic()
+        return decide(observed, self.closings.dry(clock), self.closings.full(clock))
+
+    def _act(self, actions: Iterable[Action], machine_for: MachineFor) -> None:
+        """Do all actions at the same time; the first error that only the user can mend is raised when all are done."""
+        work = [
+            (action, machine_for(action, self.observed) if isinstance(action, Create) else None) for action in actions
+        ]
+        outcomes = in_parallel(lambda pair: self._try(*pair), work)
+        for outcome in outcomes:
+            if isinstance(outcome, InputError):
+                raise outcome
+        created = [
+            (action.zone, outcome)
+            for (action, _), outcome in zip(work, outcomes, strict=True)
+            if isinstance(action, Create)
+        ]
+        self._open_and_close(created)
+        deleted = [outcome for (action, _), outcome in zip(work, outcomes, strict=True) if isinstance(action, Delete)]
+        if any(deleted) or _THERE_ALREADY in outcomes:
+            time.sleep(self._poll)
+
+    def _try(self, action: Action, machine: Machine | None) -> LayertapError | None:
+        self._say(str(action))
+        try:
+            if isinstance(action, Delete):
+                self._cloud.delete(action.member)
+            elif machine is not None and not self._cloud.create(action, machine):
+                self._say(f"{action.name} exists already; looking again")
+                return _THERE_ALREADY
+        except (TpuError, InputError) as error:
+            self._say(str(error))
+            return error
+        return None
+
+    def _open_and_close(self, created: list[tuple[str, LayertapError | None]]) -> None:
+        refused = {
+            zone: error for zone, error in created if isinstance(error, TpuError) and error is not _THERE_ALREADY
+        }
+        for zone, error in refused.items():
+            self.closings.close(zone, error, time.monotonic())
+        for zone in {zone for zone, error in created if error is None} - refused.keys():
+            self.closings.forget(zone)
+
+    def _tell(self, now: Plan) -> None:
+        for sentence in now.blocked:
+            self._say(sentence)
+        if now.waiting:
+            self._say(f"workers that wait for a zone to open again: {now.waiting}")
+
+
+def changes(before: Observed, after: Observed) -> list[str]:
+    """One line for each member that has come, gone, or changed its state."""
+    old = {(member.zone, member.name): member for member in before.members}
+    new = {(member.zone, member.name): member for member in after.members}
+    lines = [_describe(member) for place, member in new.items() if _state(old.get(place)) != _state(member)]
+    return lines + [f"{member.name}, worker {member.worker}: gone" for place, member in old.items() if place not in new]
+
+
+def stamped(text: str) -> str:
+    """`text` after the time of day, for a log."""
+    return f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S}Z  {text}"
+
+
+def _on_the_way(member: Member) -> bool:
+    return member.phase in (Phase.COMING, Phase.LEAVING) and not member.queueing
+
+
+def _state(member: Member | None) -> tuple[str, str] | None:
+    return (member.state, member.note) if member else None
+
+
+def _describe(member: Member) -> str:
+    note = f" ({member.note})" if member.note else ""
+    return f"{member.name}, worker {member.worker}: {member.state}{note}"

@@ -1,0 +1,135 @@
+"""What a fleet is: workers with numbers that stay, on TPUs that come and go.
+
+A fleet has the name given by `--name_prefix`, as a label on each of its TPUs; nothing without that label belongs to it.
+Each worker has an id, counted from 0 over all zones of the fleet, and a home zone, in whose number it counts. Both are
+labels too, so that the cloud itself is the only record: any machine may go on where another was interrupted.
+
+A worker's TPU is called `{prefix}-{zone}-{id}`. The id in the name is the worker's, not a number within the zone: so a
+worker that moves to another zone for want of capacity can never clash with a worker that lives there, and two calls at
+the same time ask for the same names, of which the cloud grants each once.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+
+from layertap.errors import UsageError
+
+FLEET_LABEL = "layertap-fleet"
+WORKER_LABEL = "layertap-worker"
+HOME_LABEL = "layertap-home"
+WORKER_METADATA = "layertap-worker-id"
+
+# A TPU's name is also its host name, and a label's value; both end at 63 characters.
+_LONGEST_NAME = 63
+_NAME = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
+
+
+class Phase(Enum):
+    """What a TPU is to its fleet; several states of the API fall into each."""
+
+    RUNNING = "running"
+    COMING = "coming"
+    """Being made, waiting in a queue, or in repair: it will run without our doing."""
+    STOPPED = "stopped"
+    """Someone stopped it. It keeps its place, and is neither started nor deleted."""
+    LEAVING = "leaving"
+    """Being deleted or suspended."""
+    LOST = "lost"
+    """Preempted, terminated or failed: it will never run again."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a TPU is made like, apart from whose it is."""
+
+    tpu_type: str
+    runtime_version: str
+    spot: bool = True
+    queued: bool = False
+    service_account: str | None = None
+    network: str | None = None
+    subnetwork: str | None = None
+    external_ips: bool = True
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Member:
+    """A TPU of the fleet, or the request for one, as it was last seen."""
+
+    name: str
+    zone: str
+    worker: int
+    home: str
+    """The zone in whose number it counts; it stands elsewhere if home had no capacity."""
+    phase: Phase
+    state: str
+    """The API's own word, such as PREEMPTED or WAITING_FOR_RESOURCES."""
+    machine: Machine
+    request: str | None = None
+    """The id of the queued resource it came from."""
+    has_node: bool = True
+    note: str = ""
+    """What the API says about its health, or why it failed."""
+
+    @property
+    def queueing(self) -> bool:
+        """Whether it is a request that no TPU belongs to yet; that can take days."""
+        return self.phase is Phase.COMING and not self.has_node
+
+
+@dataclass(frozen=True)
+class Observed:
+    """One look at the cloud."""
+
+    members: tuple[Member, ...] = ()
+    foreign: frozenset[tuple[str, str]] = frozenset()
+    """(zone, name) of every TPU and request that bears no label of this fleet."""
+
+    def of_home(self, zone: str) -> list[Member]:
+        """The members that count in this zone's number."""
+        return [member for member in self.members if member.home == zone]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The fleet as it should be: so many workers in each of these zones."""
+
+    prefix: str
+    zones: tuple[str, ...]
+    workers_per_zone: int
+
+    def __post_init__(self) -> None:
+        """Refuse names that Google would refuse; raises UsageError."""
+        check_name(self.prefix, "--name_prefix")
+        for zone in self.zones:
+            check_name(zone, "--zones")
+            longest = worker_name(self.prefix, zone, 9999)
+            if len(longest) > _LONGEST_NAME:
+                raise UsageError(f"--name_prefix {self.prefix} is too long: {longest} exceeds {_LONGEST_NAME} letters")
+
+
+def worker_name(prefix: str, zone: str, worker: int) -> str:
+    """The name of a worker's TPU, and of its queued resource, in a zone."""
+    return f"{prefix}-{zone}-{worker}"
+
+
+def identity(prefix: str, worker: int, home: str) -> dict[str, str]:
+    """The labels that make a TPU this worker of this fleet."""
+    return {FLEET_LABEL: prefix, WORKER_LABEL: str(worker), HOME_LABEL: home}
+
+
+def read_identity(labels: Mapping[str, str], prefix: str, zone: str) -> tuple[int, str] | None:
+    """Worker id and home zone of a TPU with these labels; None where it is no member of the fleet."""
+    worker = labels.get(WORKER_LABEL, "")
+    if labels.get(FLEET_LABEL) != prefix or not (worker.isascii() and worker.isdecimal()):
+        return None
+    return int(worker), labels.get(HOME_LABEL, zone)
+
+
+def check_name(name: str, flag: str) -> None:
+    """Raise UsageError unless `name` is made as Google wants names."""
+    if not _NAME.fullmatch(name):
+        raise UsageError(f"{flag} {name!r}: use small letters, digits and hyphens, beginning with a letter")

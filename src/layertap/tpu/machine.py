@@ -1,0 +1,72 @@
+"""What a new TPU is made like: from the flags, or as the one it replaces was."""
+
+from dataclasses import replace
+
+from layertap.errors import UsageError
+from layertap.tpu.config import CreateConfig, FleetConfig
+from layertap.tpu.fleet import Machine, Member, Observed, Phase
+
+# https://cloud.google.com/tpu/docs/runtimes names one image for PyTorch and JAX per generation.
+_RUNTIMES = {
+    "v2-": "tpu-ubuntu2204-base",
+    "v3-": "tpu-ubuntu2204-base",
+    "v4-": "tpu-ubuntu2204-base",
+    "v5litepod-": "v2-alpha-tpuv5-lite",
+    "v5p-": "v2-alpha-tpuv5",
+    "v6e-": "v2-alpha-tpuv6e",
+}
+_USUAL_TYPE = "v5litepod-8"
+
+STARTUP = "startup-script"
+PACKAGE = "layertap-package"
+EXTRACT_FLAGS = "layertap-extract-flags"
+
+
+def new_machine(config: CreateConfig) -> Machine:
+    """The machine that the flags of `create` describe; raises UsageError for a type that has no known image."""
+    blank = Machine("", "", config.spot, config.queued, external_ips=config.external_ips)
+    return altered(blank, replace(config, tpu_type=config.tpu_type or _USUAL_TYPE))
+
+
+def altered(machine: Machine, config: FleetConfig) -> Machine:
+    """`machine` with what the flags say about it put in the place of what it was."""
+    runtime = config.runtime_version or (_runtime_for(config.tpu_type) if config.tpu_type else None)
+    return replace(
+        machine,
+        tpu_type=config.tpu_type or machine.tpu_type,
+        runtime_version=runtime or machine.runtime_version,
+        service_account=config.service_account or machine.service_account,
+        network=config.network or machine.network,
+        subnetwork=config.subnetwork or machine.subnetwork,
+        metadata={**machine.metadata, **_metadata(config)},
+    )
+
+
+def like(old: Member | None, observed: Observed) -> Machine | None:
+    """The machine to make again: the lost one's, else that of a worker that runs, else that of any member."""
+    order = [old] if old else []
+    order += sorted(observed.members, key=lambda member: (member.phase is not Phase.RUNNING, member.worker))
+    return order[0].machine if order else None
+
+
+def _runtime_for(tpu_type: str) -> str:
+    for prefix, runtime in _RUNTIMES.items():
+        if tpu_type.startswith(prefix):
+            return runtime
+    raise UsageError(
+        f"--tpu_type {tpu_type}: no image is known for it; give --runtime_version"
+        f" (known types begin with {', '.join(_RUNTIMES)})"
+    )
+
+
+def _metadata(config: FleetConfig) -> dict[str, str]:
+    given = {PACKAGE: config.package, EXTRACT_FLAGS: config.extract_flags}
+    metadata = {name: value for name, value in given.items() if value is not None}
+    return metadata if config.startup is None else {**metadata, STARTUP: _script(config)}
+
+
+def _script(config: FleetConfig) -> str:
+    try:
+        return config.startup_path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"--startup {config.startup}: cannot be read as text: {error}") from error

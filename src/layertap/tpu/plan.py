@@ -1,0 +1,145 @@
+"""From the fleet as it should be and the fleet as it is to what must be done: a pure function.
+
+What it promises, and tests/tpu/test_plan.py proves on random fleets:
+
+- Done and planned again until nothing is left to do, it ends with `workers_per_zone` workers counting in each zone.
+- No two TPUs keep the same worker id, and a lost worker's id goes to its replacement.
+- Ids are dense: a new worker gets the lowest one that nobody has.
+- Only members are named in its actions, and running ones only where a worker runs twice.
+
+A lost TPU is deleted in the same action that replaces it, and only when there is somewhere to put the replacement: the
+TPU's label is what remembers the id. If the two are torn apart (Ctrl-C), the id is free, and as the lowest free id it
+is the next to be given out. Should two zones mend at once, they may swap such ids; that costs nothing, since what a
+worker has done is kept under its id in the bucket, not in its zone.
+"""
+
+from collections.abc import Iterable, Iterator, Set
+from dataclasses import dataclass
+from itertools import count
+
+from layertap.tpu.fleet import Member, Observed, Phase, Wanted, worker_name
+
+
+@dataclass(frozen=True)
+class Create:
+    """Make a worker's TPU, after deleting the lost one whose place it takes."""
+
+    zone: str
+    worker: int
+    home: str
+    name: str
+    replaces: Member | None = None
+
+    def __str__(self) -> str:
+        """The action as a log line says it."""
+        away = "" if self.zone == self.home else f", away from home {self.home}"
+        after = f", after deleting {self.replaces.name} ({self.replaces.state})" if self.replaces else ""
+        return f"create {self.name} for worker {self.worker}{away}{after}"
+
+
+@dataclass(frozen=True)
+class Delete:
+    """Delete a member for good."""
+
+    member: Member
+    reason: str
+
+    def __str__(self) -> str:
+        """The action as a log line says it."""
+        return f"delete {self.member.name} ({self.member.state}), worker {self.member.worker}: {self.reason}"
+
+
+Action = Create | Delete
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to do now, and what cannot be done now."""
+
+    actions: tuple[Action, ...] = ()
+    blocked: tuple[str, ...] = ()
+    """One sentence for each worker whose name is taken by a TPU that is not the fleet's: only the user can help."""
+    waiting: int = 0
+    """Workers that are wanted, but whose zones are closed for the time being."""
+
+
+def plan(wanted: Wanted, observed: Observed, dry: Set[str] = frozenset(), full: Set[str] = frozenset()) -> Plan:
+    """Decide what brings `observed` nearer to `wanted`.
+
+    A zone in `dry` has no capacity for now: its workers go to the next zone of the list. A zone in `full` has used up
+    the project's quota: its workers wait, since moving them would spend a quota that was meant for others.
+    """
+    duplicates = list(_running_twice(wanted, observed))
+    actions: list[Action] = [Delete(member, "this worker runs twice") for member in duplicates]
+    blocked: list[str] = []
+    waiting = 0
+    standing = [m for m in observed.members if m.phase is not Phase.LOST and m not in duplicates]
+    taken = {member.worker for member in standing}
+    free_ids = _free_ids(observed.members)
+    for home in wanted.zones:
+        missing = max(wanted.workers_per_zone - sum(member.home == home for member in standing), 0)
+        replaced, needless = _split_lost(observed.of_home(home), taken, missing)
+        actions += [Delete(member, "its place is filled") for member in needless]
+        for old in replaced + [None] * (missing - len(replaced)):
+            worker = old.worker if old else next(free_ids)
+            taken.add(worker)
+            zone = _place(wanted, observed, worker, home, dry, full)
+            if (home, worker_name(wanted.prefix, home, worker)) in observed.foreign:
+                blocked.append(_name_is_taken(wanted.prefix, home, worker))
+            elif zone is None:
+                waiting += 1
+            else:
+                actions.append(Create(zone, worker, home, worker_name(wanted.prefix, zone, worker), old))
+    return Plan(tuple(actions), tuple(blocked), waiting)
+
+
+def plan_deletion(observed: Observed, zones: Set[str] | None) -> Plan:
+    """Delete every member that stands or counts in `zones` (None: in any)."""
+    chosen = (m for m in observed.members if zones is None or m.zone in zones or m.home in zones)
+    return Plan(tuple(Delete(m, "asked for") for m in chosen if m.phase is not Phase.LEAVING))
+
+
+def _place(wanted: Wanted, observed: Observed, worker: int, home: str, dry: Set[str], full: Set[str]) -> str | None:
+    """The first open zone, beginning at home, where the worker's name is not taken; None where it has to wait."""
+    if home in full:
+        return None
+    start = wanted.zones.index(home)
+    for zone in wanted.zones[start:] + wanted.zones[:start]:
+        taken = (zone, worker_name(wanted.prefix, zone, worker)) in observed.foreign
+        if zone not in dry and zone not in full and not taken:
+            return zone
+    return None
+
+
+def _running_twice(wanted: Wanted, observed: Observed) -> Iterator[Member]:
+    """Members whose worker also stands elsewhere, where that one is the better to keep."""
+    order = [Phase.RUNNING, Phase.COMING, Phase.STOPPED]
+    kept: set[int] = set()
+    for member in sorted(
+        (m for m in observed.members if m.phase in order),
+        # One that counts in a zone of which nothing was said is not ours to delete in this call: keep it first.
+        key=lambda m: (m.home in wanted.zones, order.index(m.phase), m.zone != m.home, m.name),
+    ):
+        if member.worker in kept and member.home in wanted.zones:
+            yield member
+        kept.add(member.worker)
+
+
+def _split_lost(members: list[Member], taken: Set[int], missing: int) -> tuple[list[Member | None], list[Member]]:
+    """The lost members that get a replacement, lowest id first, and those whose place or id is filled already."""
+    lost = sorted((m for m in members if m.phase is Phase.LOST), key=lambda m: (m.worker, m.name))
+    first_of_id = {member.worker: member for member in reversed(lost)}
+    replaced = [m for m in lost if m is first_of_id[m.worker] and m.worker not in taken][:missing]
+    return [*replaced], [m for m in lost if m not in replaced]
+
+
+def _free_ids(members: Iterable[Member]) -> Iterator[int]:
+    used = {member.worker for member in members}
+    return (worker for worker in count() if worker not in used)
+
+
+def _name_is_taken(prefix: str, zone: str, worker: int) -> str:
+    return (
+        f"worker {worker} cannot be made: {zone} has a TPU named {worker_name(prefix, zone, worker)} that does not bear"
+        f" this fleet's labels, and is left alone. Choose another --name_prefix, or delete that TPU yourself"
+    )

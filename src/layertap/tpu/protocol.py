@@ -1,0 +1,139 @@
+"""Between the Cloud TPU API's messages and a fleet's words. No call is made here."""
+
+from collections.abc import Iterable
+
+from google.cloud import tpu_v2
+
+from layertap.tpu.fleet import WORKER_METADATA, Machine, Member, Observed, Phase, identity, read_identity
+from layertap.tpu.plan import Create
+
+_State = tpu_v2.Node.State
+_Request = tpu_v2.QueuedResourceState.State
+
+_NODE_PHASES = {
+    _State.READY: Phase.RUNNING,
+    _State.STOPPED: Phase.STOPPED,
+    _State.STOPPING: Phase.STOPPED,
+    _State.HIDING: Phase.STOPPED,
+    _State.HIDDEN: Phase.STOPPED,
+    _State.DELETING: Phase.LEAVING,
+    _State.PREEMPTED: Phase.LOST,
+    _State.TERMINATED: Phase.LOST,
+    _State.UNKNOWN: Phase.LOST,  # "unknown state after a failed repair"
+}
+# A request in one of these decides, whatever its TPU says; in the others the TPU does, once there is one.
+_REQUEST_PHASES = {
+    _Request.FAILED: Phase.LOST,
+    _Request.SUSPENDED: Phase.LOST,
+    _Request.SUSPENDING: Phase.LEAVING,
+    _Request.DELETING: Phase.LEAVING,
+}
+
+
+def read_zone(
+    prefix: str, zone: str, requests: Iterable[tpu_v2.QueuedResource], nodes: Iterable[tpu_v2.Node]
+) -> Observed:
+    """What stands in one zone; `requests` must have been listed before `nodes`.
+
+    In that order, because an active request whose TPU is not listed afterwards has lost it.
+    """
+    by_name = {_id(node.name): node for node in nodes}
+    members: list[Member] = []
+    foreign: set[tuple[str, str]] = set()
+    for request in requests:
+        name, spec = _only_spec(request)
+        member = _request_member(prefix, zone, request, spec, by_name.get(name)) if spec else None
+        if member:
+            members.append(member)
+            by_name.pop(name, None)
+        else:
+            foreign.add((zone, _id(request.name)))
+    for name, node in by_name.items():
+        known = read_identity(node.labels, prefix, zone)
+        if known is None:
+            foreign.add((zone, name))
+        else:
+            members.append(_node_member(name, zone, known, node))
+    return Observed(tuple(members), frozenset(foreign))
+
+
+def write_node(action: Create, machine: Machine, prefix: str) -> tpu_v2.Node:
+    """The TPU to ask for: this machine as this worker."""
+    node = tpu_v2.Node(
+        accelerator_type=machine.tpu_type,
+        runtime_version=machine.runtime_version,
+        labels=identity(prefix, action.worker, action.home),
+        metadata={**machine.metadata, WORKER_METADATA: str(action.worker)},
+        network_config=tpu_v2.NetworkConfig(
+            network=machine.network, subnetwork=machine.subnetwork, enable_external_ips=machine.external_ips
+        ),
+    )
+    if machine.spot and not machine.queued:
+        node.scheduling_config = tpu_v2.SchedulingConfig(spot=True)
+    if machine.service_account:
+        node.service_account = tpu_v2.ServiceAccount(email=machine.service_account)
+    return node
+
+
+def write_request(parent: str, name: str, node: tpu_v2.Node, *, spot: bool) -> tpu_v2.QueuedResource:
+    """The place in Google's queue for one TPU."""
+    spec = tpu_v2.QueuedResource.Tpu.NodeSpec(parent=parent, node_id=name, node=node)
+    request = tpu_v2.QueuedResource(tpu=tpu_v2.QueuedResource.Tpu(node_spec=[spec]))
+    if spot:
+        request.spot = tpu_v2.QueuedResource.Spot()
+    return request
+
+
+def _only_spec(request: tpu_v2.QueuedResource) -> tuple[str, tpu_v2.Node | None]:
+    specs = request.tpu.node_spec
+    return (specs[0].node_id, specs[0].node) if len(specs) == 1 else ("", None)
+
+
+def _request_member(
+    prefix: str, zone: str, request: tpu_v2.QueuedResource, spec: tpu_v2.Node, node: tpu_v2.Node | None
+) -> Member | None:
+    known = read_identity(spec.labels, prefix, zone)
+    if known is None:
+        return None
+    state = request.state.state
+    phase = _REQUEST_PHASES.get(state)
+    if phase is None and node is not None:
+        return _node_member(_id(request.name), zone, known, node, request)
+    if phase is None:
+        phase = Phase.LOST if state is _Request.ACTIVE else Phase.COMING
+    machine = _read_machine(spec, spot="spot" in request, queued=True)
+    note = request.state.failed_data.error.message if "failed_data" in request.state else ""
+    return Member(
+        _id(request.name), zone, *known, phase, state.name, machine, _id(request.name), node is not None, note
+    )
+
+
+def _node_member(
+    name: str, zone: str, known: tuple[int, str], node: tpu_v2.Node, request: tpu_v2.QueuedResource | None = None
+) -> Member:
+    asked_by = _id(request.name if request else node.queued_resource) or None
+    healthy = node.health in (tpu_v2.Node.Health.HEALTH_UNSPECIFIED, tpu_v2.Node.Health.HEALTHY)
+    note = node.health_description or ("" if healthy else node.health.name)
+    phase = _NODE_PHASES.get(node.state, Phase.COMING)
+    scheduling = node.scheduling_config
+    spot = "spot" in request if request else scheduling.spot or scheduling.preemptible
+    machine = _read_machine(node, spot=spot, queued=asked_by is not None)
+    return Member(name, zone, *known, phase, node.state.name, machine, asked_by, note=note)
+
+
+def _read_machine(node: tpu_v2.Node, *, spot: bool, queued: bool) -> Machine:
+    return Machine(
+        tpu_type=node.accelerator_type,
+        runtime_version=node.runtime_version,
+        spot=spot,
+        queued=queued,
+        service_account=node.service_account.email or None,
+        network=node.network_config.network or None,
+        subnetwork=node.network_config.subnetwork or None,
+        external_ips=node.network_config.enable_external_ips,
+        metadata={name: value for name, value in node.metadata.items() if name != WORKER_METADATA},
+    )
+
+
+def _id(resource: str) -> str:
+    return resource.rpartition("/")[2]

@@ -1,0 +1,88 @@
+"""What Cloud TPU's refusals mean, and what can be done about each: translated once, here.
+
+A want of capacity and a want of quota have the same status, RESOURCE_EXHAUSTED, and only the text tells them apart:
+every quota message names a "quota", no capacity message does. Capacity errors come seldom as the answer to the request
+and mostly as the result of the operation that it began, minutes later; both ways end here.
+"""
+
+from collections.abc import Iterator
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from contextlib import contextmanager
+
+from google.api_core import exceptions
+from google.auth.exceptions import GoogleAuthError
+from requests import RequestException
+
+from layertap.errors import (
+    AccessError,
+    LayertapError,
+    NoCapacityError,
+    QuotaError,
+    TpuError,
+    UnreachableError,
+    UsageError,
+)
+
+QUOTA_PAGE = "https://console.cloud.google.com/iam-admin/quotas"
+LOGIN = "gcloud auth application-default login"
+
+
+@contextmanager
+def translated(what: str) -> Iterator[None]:
+    """Turn what Google's client raises inside into our own errors, each beginning with `what` was being done."""
+    try:
+        yield
+    except exceptions.GoogleAPICallError as error:
+        raise _refusal(error, what) from error
+    except (RequestException, exceptions.RetryError, FutureTimeoutError) as error:
+        raise UnreachableError(f"{what}: no answer from Cloud TPU ({_first_line(error)})") from error
+    except GoogleAuthError as error:
+        raise AccessError(f"{what}: your credentials do not work ({_first_line(error)}). Run: {LOGIN}") from error
+
+
+def _refusal(error: exceptions.GoogleAPICallError, what: str) -> LayertapError:
+    says = error.message or str(error)
+    match error:
+        case exceptions.TooManyRequests():
+            return _exhausted(error, what, says)
+        case exceptions.Unauthorized() | exceptions.Forbidden():
+            return _not_allowed(error, what, says)
+        case exceptions.FailedPrecondition() | exceptions.Aborted() | exceptions.Cancelled():
+            return UnreachableError(f"{what}: not in its present state ({says})")
+        case exceptions.ServerError():
+            return UnreachableError(f"{what}: Cloud TPU failed ({says})")
+        case exceptions.BadRequest() | exceptions.NotFound():
+            return UsageError(
+                f"{what}: Google does not know something that was named ({says}). Check --zones, --tpu_type,"
+                " --runtime_version, --network and --service_account; `gcloud compute tpus accelerator-types list"
+                " --zone ZONE` and `gcloud compute tpus versions list --zone ZONE` list what a zone has"
+            )
+    return TpuError(f"{what}: {says}")
+
+
+def _exhausted(error: exceptions.GoogleAPICallError, what: str, says: str) -> LayertapError:
+    if error.reason == "RATE_LIMIT_EXCEEDED" or "per minute" in says.lower():
+        return UnreachableError(f"{what}: too many requests ({says})")
+    if "quota" in says.lower():
+        return QuotaError(
+            f"{what}: the project may not have more TPUs there ({says}). Ask for more at {QUOTA_PAGE} (Cloud TPU API),"
+            " or for fewer workers, or name other zones. Spot and on-demand TPUs have quotas of their own"
+        )
+    return NoCapacityError(f"{what}: no free TPU of this type there now ({says})")
+
+
+def _not_allowed(error: exceptions.GoogleAPICallError, what: str, says: str) -> LayertapError:
+    if error.reason == "SERVICE_DISABLED" or "has not been used" in says:
+        return AccessError(
+            f"{what}: the project has not enabled the API. Run: gcloud services enable tpu.googleapis.com"
+        )
+    if isinstance(error, exceptions.Unauthorized):
+        return AccessError(f"{what}: Google does not accept your credentials ({says}). Run: {LOGIN}")
+    return AccessError(
+        f"{what}: not allowed ({says}). You need the role roles/tpu.admin in this project, and to act as the workers'"
+        " service account. Google gives the same answer for a zone or project that does not exist: check their names"
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -1,0 +1,141 @@
+"""scripts/manage_tpus.sh: the printed commands, --watch, and Ctrl-C at bad moments."""
+
+import os
+import subprocess
+import sys
+
+import commands
+import pytest
+from fakes.cloud_tpu import FakeCloudTpu
+from manage_tpus import SCRIPT, interrupt, run, running, wait_for
+
+from layertap.tpu.config import CreateConfig
+
+
+def sent(cloud: FakeCloudTpu, method: str) -> int:
+    with cloud.lock:
+        return sum(line.startswith(method) for line in cloud.log)
+
+
+def test_the_printed_commands(cloud: FakeCloudTpu) -> None:
+    run(cloud, "create --zones us-central1-a,us-central1-b --workers_per_zone 4")
+    cloud.set_state("tpu-us-central1-a-1", "PREEMPTED")
+    assert run(cloud, "status --zones us-central1-a,us-central1-b").splitlines() == [
+        "zone           running  queued  coming  lost  leaving  stopped",
+        "us-central1-a  3        0       0       1     0        0",
+        "us-central1-b  4        0       0       0     0        0",
+    ]
+    run(cloud, "recreate-preempted --zones us-central1-a --workers_per_zone 4")
+    assert sorted(cloud.workers()) == list(range(8))
+    assert set(cloud.states().values()) == {"READY"}
+    assert len(run(cloud, "list").splitlines()) == 9
+    run(cloud, "delete --zones us-central1-a,us-central1-b --yes")
+    assert not cloud.nodes
+
+
+def test_watch_keeps_the_fleet_at_strength(cloud: FakeCloudTpu) -> None:
+    with running(cloud, "create --zones us-central1-a,us-central1-b --workers_per_zone 2 --watch") as process:
+        wait_for(lambda: list(cloud.states().values()) == ["READY"] * 4, process)
+        cloud.set_state("tpu-us-central1-b-3", "PREEMPTED")
+        wait_for(lambda: cloud.states().get("tpu-us-central1-b-3") == "READY", process)
+        cloud.stockouts = {"us-central1-a"}
+        cloud.set_state("tpu-us-central1-a-0", "PREEMPTED")
+        wait_for(lambda: cloud.states().get("tpu-us-central1-b-0") == "READY", process)
+        cloud.outage = True
+        asked = len(cloud.log)
+        wait_for(lambda: len(cloud.log) > asked + 4, process)
+        cloud.outage = False
+        cloud.stockouts = set()
+        cloud.set_state("tpu-us-central1-b-0", "TERMINATED")
+        wait_for(lambda: cloud.states().get("tpu-us-central1-a-0") == "READY", process)
+        log = interrupt(process)
+    assert cloud.workers() == {w: f"tpu-us-central1-{z}-{w}" for w, z in enumerate("aabb")}
+    for line in (
+        "tpu-us-central1-b-3, worker 3: PREEMPTED",
+        "create tpu-us-central1-b-3 for worker 3, after deleting tpu-us-central1-b-3 (PREEMPTED)",
+        "creating tpu-us-central1-a-0 in us-central1-a: no free TPU of this type there now",
+        "create tpu-us-central1-b-0 for worker 0, away from home us-central1-a",
+        "create tpu-us-central1-a-0 for worker 0, after deleting tpu-us-central1-b-0 (TERMINATED)",
+    ):
+        assert line in log
+
+
+def test_watch_waits_out_a_stockout(cloud: FakeCloudTpu) -> None:
+    cloud.stockouts = {"us-central1-a"}
+    with running(cloud, "create --zones us-central1-a --watch") as process:
+        wait_for(lambda: sent(cloud, "POST") >= 3, process)
+        cloud.stockouts = set()
+        wait_for(lambda: list(cloud.states().values()) == ["READY"], process)
+        assert "wait for a zone to open again: 1" in interrupt(process)
+
+
+def test_ctrl_c_in_mid_create_and_the_next_call_goes_on(cloud: FakeCloudTpu) -> None:
+    command = "create --zones us-central1-a,us-central1-b --workers_per_zone 2"
+    cloud.stuck = True
+    with running(cloud, command) as process:
+        wait_for(lambda: sent(cloud, "POST") == 4, process)
+        assert "what Cloud TPU has accepted goes on there" in interrupt(process)
+    assert list(cloud.states().values()) == ["CREATING"] * 4
+    cloud.stuck = False
+    with running(cloud, command) as process:
+        looks = len(cloud.log)
+        wait_for(lambda: len(cloud.log) > looks + 20, process)
+        cloud.finish_operations()
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == 0, errors
+    assert sorted(cloud.workers()) == [0, 1, 2, 3]
+    assert sent(cloud, "POST") == 4, "what was begun is waited for, not begun again"
+
+
+@pytest.mark.parametrize("ends", ["while nobody looks", "while the next call looks"])
+def test_ctrl_c_between_deleting_and_creating(cloud: FakeCloudTpu, ends: str) -> None:
+    run(cloud, "create --zones us-central1-a,us-central1-b --workers_per_zone 2")
+    cloud.set_state("tpu-us-central1-b-3", "PREEMPTED")
+    cloud.stuck = True
+    with running(cloud, "recreate-preempted --zones us-central1-b --workers_per_zone 2") as process:
+        wait_for(lambda: sent(cloud, "DELETE") == 1, process)
+        interrupt(process)
+    cloud.stuck = False
+    if ends == "while nobody looks":
+        cloud.finish_operations()
+    with running(cloud, "recreate-preempted --zones us-central1-b --workers_per_zone 2") as process:
+        looks = len(cloud.log)
+        wait_for(lambda: len(cloud.log) > looks + 12, process)
+        cloud.finish_operations()
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == 0, errors
+    assert cloud.workers() == {w: f"tpu-us-central1-{z}-{w}" for w, z in enumerate("aabb")}
+
+
+def test_without_the_extra_the_message_names_it(tmp_path_factory: pytest.TempPathFactory) -> None:
+    hidden = tmp_path_factory.mktemp("hidden")
+    (hidden / "sitecustomize.py").write_text("import sys\nsys.modules['google.cloud'] = None\n")
+    done = subprocess.run(
+        [str(SCRIPT), "status"],
+        env={**os.environ, "PYTHON": sys.executable, "PYTHONPATH": f"{hidden}:{commands.ROOT / 'src'}"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 2
+    assert "pip install 'layertap[tpu-ops]'" in done.stderr
+
+
+def test_help_needs_no_extra_and_names_every_flag() -> None:
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "layertap", "tpu", "create", "--help"],
+        env={**os.environ, "PYTHONPATH": str(commands.ROOT / "src")},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0
+    for flag in CreateConfig.__dataclass_fields__:
+        assert f"--{flag}" in done.stdout
+    assert "google.cloud" not in done.stderr
+
+
+def test_the_scripts_pass_shellcheck() -> None:
+    scripts = sorted((commands.ROOT / "scripts").glob("*.sh"))
+    done = subprocess.run(["shellcheck", *scripts], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout
