@@ -1,10 +1,13 @@
-"""Strict by default: no silent promotion of dtypes or ranks, two CPU devices, checkpoints made once a session."""
+"""Strict by default: no silent promotion of dtypes or ranks, checkpoints made once a session."""
 
 import os
 from pathlib import Path
 
 # Programs compiled by tests stay out of the user's own cache; kept between sessions, which saves half their time.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).resolve().parents[1] / ".pytest_cache" / "xla"))
+
+# The tests' own environment has the TPU compiler, which is no TPU: without this, each process would look for one.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import layertap.extract  # noqa: F401, I001 - quietens XLA, which must come before jax
 import jax
@@ -15,7 +18,6 @@ from layertap.demo.tasks import make_tasks, write_tasks
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
-jax.config.update("jax_num_cpu_devices", 2)
 
 _SHARED = Path(os.environ.get("LAYERTAP_SHARED_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 

@@ -75,7 +75,11 @@ class ExtractConfig:
     """residual: the layer's output; mlp, attn: that block's output before its residual add. Several share one pass."""
 
     batch_size: int = 4
-    """Rows a step."""
+    """Rows a step, on each device."""
+
+    mesh: str = "auto"
+    """How several devices share the work, such as data=8,fsdp=8: rows over both, weights cut along fsdp; auto cuts
+    weights only as far as memory needs it."""
 
     row_length: int = 4096
     """Tokens a row, into which samples are packed; a longer sample gets a row of twice, four times, ... this length."""

@@ -41,6 +41,20 @@ def test_few_shapes_are_compiled(lengths: list[int], batch_size: int) -> None:
     assert shapes <= {(batch_size, LADDER[0]), *((1, length) for length in LADDER)}
 
 
+@given(lengths_of_windows, st.integers(1, 3), st.integers(2, 8))
+def test_every_device_gets_as_many_rows(lengths: list[int], batch_size: int, devices: int) -> None:
+    steps = pack_window(lengths, LADDER, batch_size, devices)
+    assert sorted(place.sample for step in steps for place in step.placements) == list(range(len(lengths)))
+    assert all(step.placements for step in steps)
+    shapes = {(step.rows, step.length) for step in steps}
+    assert shapes <= {(batch_size * devices, LADDER[0]), *((devices, length) for length in LADDER)}
+
+
+def test_long_rows_that_all_devices_run_take_short_samples_first() -> None:
+    (step,) = pack_window([1500, 400, 400, 400], LADDER, 4, devices=2)
+    assert (step.rows, step.length, len(step.placements)) == (2, 2048, 4)
+
+
 @given(lengths_of_windows)
 def test_longer_rows_run_first(lengths: list[int]) -> None:
     steps = pack_window(lengths, LADDER, 2)

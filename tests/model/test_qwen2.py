@@ -86,12 +86,12 @@ def run(folder: Path, ids: np.ndarray, dtype: str = "float32", attend: Attend = 
     """One sequence alone in a row, padded to whole blocks."""
     checkpoint = open_checkpoint(str(folder))
     layers = checkpoint.config.num_hidden_layers
-    program = StepProgram(
-        weights.load(checkpoint, layers, jnp.dtype(dtype)), resolve_taps((), SITES, layers), plan(attend)
-    )
+    model = weights.load(checkpoint, layers, jnp.dtype(dtype))
+    program = StepProgram(model, resolve_taps((), SITES, layers), plan(attend))
     length = -(-len(ids) // 256) * 256
-    arrays = program.harvest(program.dispatch(*batch_arrays(Step(1, length, (Placement(0, 0, 0, len(ids)),)), [ids])))
-    return {tap: value[0, : len(ids)] for tap, value in arrays.items()}
+    step = Step(1, length, (Placement(0, 0, 0, len(ids)),))
+    arrays = program.harvest(program.dispatch(model, *batch_arrays(step, [ids])))
+    return {tap: value[0][: len(ids)] for tap, value in arrays.items()}
 
 
 @pytest.mark.parametrize("attend", [attend_flash, attend_dense])
@@ -159,12 +159,13 @@ def test_packed_equals_alone(tmp_path_factory: pytest.TempPathFactory, place: st
     )
     filler = Placement(3, 0, 0, row_length)
     checkpoint = open_checkpoint(str(folder))
-    program = StepProgram(weights.load(checkpoint, 3, jnp.float32), resolve_taps((), SITES, 3), plan())
+    model = weights.load(checkpoint, 3, jnp.float32)
+    program = StepProgram(model, resolve_taps((), SITES, 3), plan())
     step = Step(2, row_length, (filler, *placements))
-    packed = program.harvest(program.dispatch(*batch_arrays(step, [*ids, random_ids(row_length, 1024, 9)])))
+    packed = program.harvest(program.dispatch(model, *batch_arrays(step, [*ids, random_ids(row_length, 1024, 9)])))
     start = placements[order.index(0)].start
     for tap, value in alone.items():
-        np.testing.assert_allclose(packed[tap][1, start : start + len(sample)], value, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(packed[tap][1][start : start + len(sample)], value, rtol=1e-5, atol=1e-5)
 
 
 def test_layers_above_the_last_tap_change_nothing(tmp_path: Path) -> None:
@@ -172,8 +173,9 @@ def test_layers_above_the_last_tap_change_nothing(tmp_path: Path) -> None:
     ids = random_ids(256, 1024)
     whole = run(tmp_path, ids)
     checkpoint = open_checkpoint(str(tmp_path))
-    program = StepProgram(weights.load(checkpoint, 2, jnp.float32), (Tap(1, "residual"),), plan())
-    arrays = program.harvest(program.dispatch(*batch_arrays(Step(1, 256, (Placement(0, 0, 0, 256),)), [ids])))
+    model = weights.load(checkpoint, 2, jnp.float32)
+    program = StepProgram(model, (Tap(1, "residual"),), plan())
+    arrays = program.harvest(program.dispatch(model, *batch_arrays(Step(1, 256, (Placement(0, 0, 0, 256),)), [ids])))
     np.testing.assert_allclose(arrays[Tap(1, "residual")][0], whole[Tap(1, "residual")], rtol=1e-5, atol=1e-5)
 
 

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from layertap.demo.checkpoint import write_checkpoint
 from layertap.errors import ModelError
@@ -47,8 +46,8 @@ def rewrite(folder: Path, changes: dict[str, np.ndarray | None]) -> None:
     safetensors.numpy.save_file(tensors, folder / "model.safetensors")
 
 
-def loaded(folder: Path, num_layers: int, dtype, sharding_of=None) -> dict[str, jax.Array]:
-    model = weights.load(open_checkpoint(str(folder)), num_layers, dtype, sharding_of)
+def loaded(folder: Path, num_layers: int, dtype) -> dict[str, jax.Array]:
+    model = weights.load(open_checkpoint(str(folder)), num_layers, dtype)
     return {".".join(map(str, path)): variable.get_value() for path, variable in nnx.to_flat_state(nnx.state(model))}
 
 
@@ -94,21 +93,6 @@ def test_half_precision_is_read_too(own):
     for name, parameter in found.items():
         wanted = jnp.asarray(truth[name]).astype(jnp.float32 if is_float32(name) else jnp.bfloat16)
         np.testing.assert_array_equal(parameter, wanted, err_msg=name)
-
-
-@pytest.mark.parametrize("axis", [0, 1], ids=["inputs", "outputs"])
-def test_sharded_parameters_have_the_same_values(checkpoints, axis):
-    folder = checkpoints["bfloat16", True]
-    mesh = Mesh(np.array(jax.devices()), ("shards",))
-
-    def sharding_of(name: str, shape: tuple[int, ...]) -> NamedSharding:
-        sharded = axis if name.endswith(".kernel") else 0
-        return NamedSharding(mesh, PartitionSpec(*("shards" if i == sharded else None for i in range(len(shape)))))
-
-    sharded, whole = (loaded(folder, 2, jnp.bfloat16, place) for place in (sharding_of, None))
-    for name, parameter in whole.items():
-        np.testing.assert_array_equal(sharded[name], parameter, err_msg=name)
-        assert {shard.data.size for shard in sharded[name].addressable_shards} == {parameter.size // 2}
 
 
 def test_parameters_are_on_the_first_device_by_default(checkpoints):

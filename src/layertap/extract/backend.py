@@ -28,4 +28,14 @@ def description() -> dict[str, str]:
 
     Processors are all of one kind ("cpu") to JAX, though their matrix kernels may sum in other orders.
     """
-    return {"jax": jax.__version__, "platform": jax.default_backend(), "device": jax.devices()[0].device_kind}
+    return {"jax": jax.__version__, "platform": platform(), "device": jax.devices()[0].device_kind}
+
+
+def platform() -> str:
+    """What JAX computes on: `cpu`, `gpu` or `tpu`."""
+    return jax.default_backend()
+
+
+def device_bytes() -> int | None:
+    """The memory of one device, where it has its own and says how much."""
+    return (jax.devices()[0].memory_stats() or {}).get("bytes_limit")

@@ -7,9 +7,10 @@ are placed longest first, each into the open row that it fills best, else into a
 holds it (best-fit decreasing; at most 11/9 of the optimal number of rows, Johnson 1974). The gaps of long rows are so
 filled with short samples.
 
-Rows of the first rung run `batch_size` at a time, what is left of them one at a time, and longer rows one at a time:
-no step ever holds an empty row, and default settings compile four programs. On ARC-AGI-1 training 97 to 98 % of
-computed tokens are real (docs/LOG.md). Longest steps run first: a run that does not fit in memory fails at its
+On one device, rows of the first rung run `batch_size` at a time, what is left of them one at a time, and longer rows
+one at a time: no step ever holds an empty row, and default settings compile four programs. On ARC-AGI-1 training 97 to
+98 % of computed tokens are real (docs/LOG.md). On several devices every count is so many for each of them, and only the
+last step of a length may hold empty rows. Longest steps run first: a run that does not fit in memory fails at its
 beginning.
 """
 
@@ -56,15 +57,19 @@ def row_ladder(row_length: int, longest: int) -> tuple[int, ...]:
     return tuple(rungs)
 
 
-def pack_window(lengths: Sequence[int], ladder: Sequence[int], batch_size: int) -> list[Step]:
-    """Pack samples of these lengths (each at least 1, none longer than the last rung) into steps, each sample once."""
-    rows = _fill_rows(lengths, ladder)
+def pack_window(lengths: Sequence[int], ladder: Sequence[int], batch_size: int, devices: int = 1) -> list[Step]:
+    """Pack samples of these lengths (each at least 1, none longer than the last rung) into steps, each sample once.
+
+    A step has `batch_size` rows of the first rung for each of `devices`, or one row for each.
+    """
+    rows = _fill_rows(lengths, ladder, devices)
     steps = []
     for length in reversed(ladder):
         of_length = [row for row in rows if row.length == length]
         while of_length:
-            count = batch_size if length == ladder[0] and len(of_length) >= batch_size else 1
-            steps.append(_step(of_length[:count], lengths))
+            full = length == ladder[0] and len(of_length) >= batch_size * devices
+            count = (batch_size if full else 1) * devices
+            steps.append(_step(of_length[:count], count, lengths))
             of_length = of_length[count:]
     return steps
 
@@ -92,7 +97,7 @@ class _Row:
     samples: list[int]
 
 
-def _fill_rows(lengths: Sequence[int], ladder: Sequence[int]) -> list[_Row]:
+def _fill_rows(lengths: Sequence[int], ladder: Sequence[int], devices: int) -> list[_Row]:
     rows: list[_Row] = []
     for sample in sorted(range(len(lengths)), key=lambda index: (-lengths[index], index)):
         need = lengths[sample]
@@ -100,18 +105,21 @@ def _fill_rows(lengths: Sequence[int], ladder: Sequence[int]) -> list[_Row]:
         if fitting:
             row = min(fitting, key=lambda row: row.length - row.used)
         else:
-            row = _Row(next(rung for rung in ladder if rung >= need), 0, [])
-            rows.append(row)
+            length = next(rung for rung in ladder if rung >= need)
+            # Every device runs a long row when one does: open one for each, for shorter samples to fill.
+            opened = [_Row(length, 0, []) for _ in range(1 if length == ladder[0] else devices)]
+            rows += opened
+            row = opened[0]
         row.used += need
         row.samples.append(sample)
     return rows
 
 
-def _step(rows: Sequence[_Row], lengths: Sequence[int]) -> Step:
+def _step(rows: Sequence[_Row], count: int, lengths: Sequence[int]) -> Step:
     placements = []
     for number, row in enumerate(rows):
         start = 0
         for sample in row.samples:
             placements.append(Placement(sample, number, start, lengths[sample]))
             start += lengths[sample]
-    return Step(len(rows), rows[0].length, tuple(placements))
+    return Step(count, rows[0].length, tuple(placements))

@@ -3,7 +3,8 @@
     read-ahead thread      main thread                                     writer thread
     records -> window  ->  dispatch step i+1, then harvest step i  ->      encode, sync, rename, manifest, checkpoint
 
-The device always has a step queued while the main thread harvests the one before; windows are read, rendered and
+Programs compile while weights load. The device always has a step queued while the main thread harvests the one before;
+windows are read, rendered and
 tokenised one ahead; one shard is written while another fills. In memory at any time: two windows of token ids, the
 outputs of two steps, and three shards (filling, waiting, being written).
 
@@ -12,9 +13,11 @@ dropped, and the same command goes on with the first sample that is not committe
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +30,10 @@ from layertap.extract.clock import Stage, StageClock
 from layertap.extract.packing import Placement, Step, batch_arrays
 from layertap.extract.progress import Progress
 from layertap.extract.setup import Setup, prepare
-from layertap.extract.step import HostOutputs, Outputs, StepProgram, forward_plan, transfer_dtype
+from layertap.extract.step import HostOutputs, Outputs, StepProgram, plan_for, transfer_dtype
 from layertap.extract.windows import Position, Window, read_windows
 from layertap.model import weights
+from layertap.model.qwen2 import Qwen2
 from layertap.prompts import Sample
 from layertap.store.files import remove_leftovers
 from layertap.store.lock import exclusive
@@ -108,12 +112,18 @@ class _Run:
         )
 
     def _extract(self) -> None:
-        windows = read_ahead(self._windows())
+        setup = self._setup
         self._announce()
-        program = self._load()
+        program = self._program()
+        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="loading") as pool:
+            loading = pool.submit(weights.load, setup.checkpoint, setup.num_layers, setup.compute_dtype, setup.mesh)
+            windows = self._compiling(read_ahead(self._windows()), program)
+            first = next(windows, None)  # its programs compile while weights load
+            with self._clock.waiting_for("loading"):
+                model = loading.result()
         self._progress.begin()
         with BackgroundQueue() as queue:
-            for flight in _one_behind(self._dispatch(windows, program)):
+            for flight in _one_behind(self._dispatch(chain([first] if first else [], windows), program, model)):
                 self._collect(flight, program, queue)
             self._commit(queue, self._end, complete=True)
             with self._clock.waiting_for("writing"):
@@ -122,23 +132,29 @@ class _Run:
     def _windows(self) -> Iterator[Window]:
         return read_windows(self._setup.records(), self._setup.maker, self._setup.rules, self._start)
 
-    def _load(self) -> StepProgram:
+    def _program(self) -> StepProgram:
         setup = self._setup
-        with self._clock.waiting_for("loading"):
-            model = weights.load(setup.checkpoint, setup.num_layers, setup.compute_dtype)
-        plan = forward_plan(transfer_dtype(setup.compute_dtype, setup.shard_format.dtype))
-        return StepProgram(model, setup.taps, plan)
+        model = weights.abstract_model(setup.checkpoint.config, setup.num_layers, setup.compute_dtype)
+        capture_dtype = transfer_dtype(setup.compute_dtype, setup.shard_format.dtype)
+        return StepProgram(model, setup.taps, plan_for(backend.platform(), capture_dtype, setup.mesh))
 
-    def _dispatch(self, windows: Iterator[Window], program: StepProgram) -> Iterator["_Flight"]:
-        """Start every step that holds a sample which is not committed yet."""
+    def _compiling(self, windows: Iterator[Window], program: StepProgram) -> Iterator[Window]:
+        """The windows, each when the compilation of its steps has begun."""
         while (window := self._next_window(windows)) is not None:
+            for step in window.steps:
+                program.compile((step.rows, step.length))
+            yield window
+
+    def _dispatch(self, windows: Iterable[Window], program: StepProgram, model: Qwen2) -> Iterator["_Flight"]:
+        """Start every step that holds a sample which is not committed yet."""
+        for window in windows:
             token_ids = [sample.token_ids for sample in window.samples]
             emitted = 0
             for step in window.steps:
                 before, emitted = emitted, emitted + len(step.placements)
                 if emitted > window.start.emitted:
                     with self._clock.waiting_for("device"):
-                        outputs = program.dispatch(*batch_arrays(step, token_ids))
+                        outputs = program.dispatch(model, *batch_arrays(step, token_ids))
                     yield _Flight(window, step, before, outputs)
             self._end = window.end
 
@@ -226,7 +242,7 @@ def _stored(window: Window, place: Placement, arrays: HostOutputs) -> StoredSamp
         text_preview=sample.text[:_PREVIEW_CHARACTERS],
         origin=_origin(sample),
         token_ids=sample.token_ids,
-        activations={tap: values[place.row, span] for tap, values in arrays.items()},
+        activations={tap: rows[place.row][span] for tap, rows in arrays.items()},
     )
 
 

@@ -13,8 +13,10 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import jax
 import ml_dtypes
 import numpy as np
+from jax.sharding import Mesh
 
 import layertap
 from layertap.config import ExtractConfig, local_path
@@ -26,6 +28,7 @@ from layertap.extract.step import resolve_taps
 from layertap.extract.windows import WindowRules
 from layertap.model import weights
 from layertap.model.checkpoint import Checkpoint, open_checkpoint
+from layertap.model.mesh import auto_shape, make_mesh, parse_mesh, weight_bytes
 from layertap.prompts import PromptMaker, load_template, load_tokenizer, parse_grid_encoder
 from layertap.store.manifest import Manifest
 from layertap.store.pickles import codec
@@ -48,6 +51,8 @@ class Setup:
     shard_format: ShardFormat
     manifest: Manifest
     """The manifest of this run before its first shard."""
+    mesh: Mesh | None
+    """The devices that share rows and weights; None where there is one."""
 
     @property
     def num_layers(self) -> int:
@@ -71,7 +76,8 @@ def prepare(config: ExtractConfig) -> Setup:
     checkpoint = open_checkpoint(config.model_path)
     taps = _resolve_taps(config, checkpoint)
     maker = _prompt_maker(config, checkpoint)
-    rules = _window_rules(config)
+    mesh = _mesh(config, checkpoint, taps[-1].layer + 1)
+    rules = _window_rules(config, devices=1 if mesh is None else mesh.size)
     shard_format = ShardFormat(
         layers=tuple(sorted({tap.layer for tap in taps})),
         sites=tuple(dict.fromkeys(config.activation_type)),
@@ -79,7 +85,7 @@ def prepare(config: ExtractConfig) -> Setup:
         dtype=_DTYPES[config.storage_dtype],
         compress=config.compress_shards,
     )
-    identity = _identity(config, checkpoint, maker, taps, shard_format)
+    identity = _identity(config, checkpoint, maker, taps, shard_format, rules)
     manifest = Manifest(
         fingerprint=hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest(),
         identity=identity,
@@ -90,7 +96,7 @@ def prepare(config: ExtractConfig) -> Setup:
         hidden_size=shard_format.hidden_size,
         storage_dtype=config.storage_dtype,
     )
-    return Setup(config, checkpoint, taps, maker, rules, shard_format, manifest)
+    return Setup(config, checkpoint, taps, maker, rules, shard_format, manifest, mesh)
 
 
 def _resolve_taps(config: ExtractConfig, checkpoint: Checkpoint) -> tuple[Tap, ...]:
@@ -123,7 +129,18 @@ def _prompt_maker(config: ExtractConfig, checkpoint: Checkpoint) -> PromptMaker:
     )
 
 
-def _window_rules(config: ExtractConfig) -> WindowRules:
+def _mesh(config: ExtractConfig, checkpoint: Checkpoint, num_layers: int) -> Mesh | None:
+    devices = jax.devices()
+    if config.mesh == "auto":
+        model = weights.abstract_model(checkpoint.config, num_layers, _DTYPES[config.compute_dtype])
+        shape = auto_shape(len(devices), weight_bytes(model), backend.device_bytes())
+    else:
+        shape = parse_mesh(config.mesh)
+    mesh = make_mesh(shape, devices)
+    return None if mesh.size == 1 else mesh
+
+
+def _window_rules(config: ExtractConfig, devices: int) -> WindowRules:
     return WindowRules(
         window_samples=config.window_samples,
         ladder=row_ladder(config.row_length, config.max_seq_length),
@@ -133,11 +150,17 @@ def _window_rules(config: ExtractConfig) -> WindowRules:
         on_bad_task=config.on_bad_task,
         machine_id=config.machine_id,
         total_machines=config.total_machines,
+        devices=devices,
     )
 
 
 def _identity(
-    config: ExtractConfig, checkpoint: Checkpoint, maker: PromptMaker, taps: tuple[Tap, ...], shard_format: ShardFormat
+    config: ExtractConfig,
+    checkpoint: Checkpoint,
+    maker: PromptMaker,
+    taps: tuple[Tap, ...],
+    shard_format: ShardFormat,
+    rules: WindowRules,
 ) -> dict[str, Any]:
     packing = ("row_length", "batch_size", "max_seq_length", "window_samples")
     return {
@@ -151,7 +174,8 @@ def _identity(
         "sites": list(shard_format.sites),
         "prompts": _plain(maker.identity()),
         "dataset": {name: getattr(config, name) for name in ("max_tasks", "machine_id", "total_machines")},
-        "packing": {name: getattr(config, name) for name in packing} | {"truncate": config.overlong == "truncate"},
+        "packing": {name: getattr(config, name) for name in packing}
+        | {"truncate": config.overlong == "truncate", "devices": rules.devices},
         "storage": {
             "format": "pickle",
             "dtype": config.storage_dtype,

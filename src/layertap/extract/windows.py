@@ -103,6 +103,8 @@ class WindowRules:
     on_bad_task: Literal["error", "skip"]
     machine_id: int
     total_machines: int
+    devices: int = 1
+    """Devices that share the rows of a step."""
 
 
 def read_windows(
@@ -127,7 +129,8 @@ def read_windows(
         if tally.records == begin.record:
             return
         samples = tally.within_length(maker.make(own))
-        steps = pack_window([len(sample.token_ids) for sample in samples], rules.ladder, rules.batch_size)
+        lengths = [len(sample.token_ids) for sample in samples]
+        steps = pack_window(lengths, rules.ladder, rules.batch_size, rules.devices)
         yield Window(begin, samples, steps, tally.position())
         emitted = 0
 

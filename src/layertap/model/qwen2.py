@@ -23,11 +23,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import lax
+from jax.sharding import Mesh
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from layertap.model.attention import Attend, Keys, Queries, attend_flash
 from layertap.model.config import Qwen2Config
+from layertap.model.mesh import look_up, whole
 from layertap.tap import Site, Tap
 
 Hidden = Float[Array, "B T H"]
@@ -42,6 +44,8 @@ class ForwardPlan:
     attend: Attend = attend_flash
     token_block: int | None = 512
     """Tokens that go through projections, norms and MLP at a time; None: all of them (accelerators)."""
+    mesh: Mesh | None = None
+    """The devices that share rows and weights, inside `shard_map` (model/mesh.py); None: one device has all."""
 
 
 class Projection(nnx.Module):
@@ -163,11 +167,12 @@ class Qwen2(nnx.Module):
         `seg_start[b, t]` is where, in row b, the sample of token t begins; a token's position is its distance from
         there.
         """
-        x = self.embedding[...][token_ids].astype(jnp.float32)
+        x = look_up(self.embedding[...], token_ids, plan.mesh).astype(jnp.float32)
         angles = rotation(token_positions(seg_start), self.head_dim, self.rope_theta)
         captured: dict[Tap, Hidden] = {}
         for index, layer in enumerate(self.layers):
-            x, read = layer(x, angles, seg_start, plan, tuple(tap.site for tap in taps if tap.layer == index))
+            sites = tuple(tap.site for tap in taps if tap.layer == index)
+            x, read = whole(layer, plan.mesh)(x, angles, seg_start, plan, sites)
             captured |= {Tap(index, site): value for site, value in read.items()}
         return tuple(captured[tap] for tap in taps)
 

@@ -9,19 +9,20 @@ Kernels are kept [inputs, outputs], the transpose of what torch stores, and quer
 side by side in one kernel.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import jax
 import numpy as np
 from flax import nnx
-from jax.sharding import Sharding, SingleDeviceSharding
+from jax.sharding import Mesh, Sharding
 from jax.typing import DTypeLike
 
 from layertap.errors import ModelError
 from layertap.model.checkpoint import Checkpoint, Tensor
 from layertap.model.config import Qwen2Config
+from layertap.model.mesh import sharding_of
 from layertap.model.qwen2 import Qwen2
 
 # parameter -> the tensors that stand side by side in it; matrices are transposed, except the embedding.
@@ -38,22 +39,19 @@ _LAYER_TABLE = {
 _READABLE = ("BF16", "F16", "F32")
 _SHOWN = 20  # mismatches in one message
 
-ShardingOf = Callable[[str, tuple[int, ...]], Sharding]
-
 
 def tensor_names(num_layers: int) -> list[str]:
     """The Hugging Face names of every tensor that the first `num_layers` layers need."""
     return [name for sources in _table(num_layers).values() for name in sources]
 
 
-def load(checkpoint: Checkpoint, num_layers: int, dtype: DTypeLike, sharding_of: ShardingOf | None = None) -> Qwen2:
+def load(checkpoint: Checkpoint, num_layers: int, dtype: DTypeLike, mesh: Mesh | None = None) -> Qwen2:
     """Load the embedding and the first `num_layers` layers; kernels and embedding in `dtype`, norms and biases in
     float32.
 
-    `sharding_of(parameter, shape)` places each parameter (default: the first device). Raises one ModelError for
+    Each parameter lies on `mesh` as model/mesh.py says; without a mesh, on the first device. Raises one ModelError for
     all tensors that are missing, quantised or of another shape than `config.json` says, naming the first twenty.
     """
-    place = sharding_of or (lambda _name, _shape: SingleDeviceSharding(jax.devices()[0]))
     graph, state = nnx.split(abstract_model(checkpoint.config, num_layers, dtype))
     flat = dict(nnx.to_flat_state(state))
     sources = _table(num_layers)
@@ -63,7 +61,7 @@ def load(checkpoint: Checkpoint, num_layers: int, dtype: DTypeLike, sharding_of:
 
         def read(parameter: _Parameter) -> jax.Array:
             parts = [tensors[name] for name in sources[parameter.name]]
-            return _read_parameter(parameter, parts, place(parameter.name, parameter.shape))
+            return _read_parameter(parameter, parts, sharding_of(mesh, parameter.name, parameter.shape))
 
         with ThreadPoolExecutor(max_workers=4) as pool:
             arrays = dict(zip(wanted, pool.map(read, wanted.values()), strict=True))
