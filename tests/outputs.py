@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import shards
 
-from layertap.store.files import file_crc32c
+from layertap.store.files import Checksummed, file_crc32c
 from layertap.store.manifest import Manifest
+from layertap.store.pickles import write_pickle
 from layertap.store.samples import StoredSample
 from layertap.store.verify import verify
 from layertap.store.writer import ShardFormat, ShardWriter
@@ -19,6 +20,7 @@ from layertap.tap import Tap
 
 LAYERS = (0, 2)
 HIDDEN = 4
+SPECIAL_IDS = (3, 5)
 RESIDUAL = ("residual",)
 
 
@@ -43,8 +45,24 @@ def three_shards(sites: Sequence[str] = RESIDUAL) -> list[list[StoredSample]]:
     return [samples[begin : begin + 2] for begin in (0, 2, 4)]
 
 
-def shard_format(sites: Sequence[str] = RESIDUAL, dtype: str = "float32", compress: bool = True) -> ShardFormat:
-    return ShardFormat(LAYERS, tuple(sites), HIDDEN, np.dtype(dtype), compress)
+def shard_format(
+    sites: Sequence[str] = RESIDUAL, dtype: str = "float32", compress: bool = True, name: str = "pickle"
+) -> ShardFormat:
+    return ShardFormat(LAYERS, tuple(sites), HIDDEN, np.dtype(dtype), compress, name)
+
+
+def pickle_residual(
+    sink: Checksummed,
+    samples: Sequence[StoredSample],
+    dtype: str | np.dtype = "float32",
+    *,
+    layers: Sequence[int] = LAYERS,
+    compress: bool = True,
+) -> None:
+    """`write_pickle` with no flag set."""
+    flags = [np.zeros(sample.tokens, np.uint8) for sample in samples]
+    at_taps = {Tap(layer, "residual"): flags for layer in layers}
+    write_pickle(sink, samples, layers, "residual", np.dtype(dtype), at_taps, compress=compress)
 
 
 def manifest(form: ShardFormat, **changed: Any) -> Manifest:
@@ -54,6 +72,10 @@ def manifest(form: ShardFormat, **changed: Any) -> Manifest:
         "identity": {"layers": list(form.layers), "storage": {"dtype": form.dtype.name}},
         "config": {"batch_size": 4},
         "worker_id": 0,
+        "model_path": "models/tiny",
+        "model_type": "qwen2",
+        "special_ids": SPECIAL_IDS,
+        "format": form.name,
         "layers": form.layers,
         "sites": form.sites,
         "hidden_size": form.hidden_size,

@@ -5,6 +5,8 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+from safetensors.numpy import load_file
+
 
 def read(path: Path) -> dict[int, list[dict[str, Any]]]:
     """A shard as plain gzip and pickle read it."""
@@ -19,6 +21,18 @@ def samples(folder: Path, layer: int) -> dict[int, dict[str, Any]]:
         for entry in read(path)[layer]:
             assert entry["sample_idx"] not in found
             found[entry["sample_idx"]] = entry
+    return found
+
+
+def tensor_samples(folder: Path) -> dict[int, dict[str, Any]]:
+    """Every sample in a folder of safetensors, by its number, with its part of each tensor that has tokens."""
+    found: dict[int, dict[str, Any]] = {}
+    for path in sorted(folder.glob("shard_*")):
+        tensors = load_file(path)
+        offsets = tensors["sample_offsets"]
+        for index, begin, end in zip(tensors["sample_idx"].tolist(), offsets[:-1], offsets[1:], strict=True):
+            assert index not in found
+            found[index] = {name: tensors[name][begin:end] for name in ("activations", "token_ids", "flags")}
     return found
 
 

@@ -16,6 +16,7 @@ from layertap.dataset import DatasetFormat
 from layertap.errors import UsageError
 from layertap.tap import Site
 
+FormatName = Literal["pickle", "safetensors"]
 StorageDtype = Literal["float32", "bfloat16", "float16"]
 
 # Row lengths and query blocks must fit: attention works in key blocks of 256 tokens (model/attention.py).
@@ -96,15 +97,19 @@ class ExtractConfig:
     output_dir: str = "./activations"
     """Where shards and metadata.json are written; one folder a site where there are several."""
 
-    storage_dtype: StorageDtype = "float32"
-    """The dtype on disk. float32 holds bfloat16 exactly; float16 is checked for overflow; bfloat16 needs ml_dtypes to
-    read."""
+    format: FormatName = "pickle"
+    """pickle: gzipped pickles that numpy alone reads. safetensors: one file a layer and site, memory-mapped by any
+    framework."""
+
+    storage_dtype: StorageDtype | None = None
+    """The dtype on disk; None stands for float32 in pickles, which holds bfloat16 exactly, and bfloat16 in safetensors.
+    float16 is checked for overflow; bfloat16 needs ml_dtypes to read into numpy."""
 
     shard_size_gb: float = 1.0
     """A shard is closed before its activations exceed this many GB (1e9 bytes) before compression."""
 
     compress_shards: bool = True
-    """Compress shards with gzip."""
+    """Compress pickles with gzip; safetensors are never compressed, so that they can be memory-mapped."""
 
     worker_id: int | None = None
     """This worker's number; None stands for TPU_WORKER_ID of the environment, else 0."""
@@ -152,6 +157,11 @@ class ExtractConfig:
         text = os.environ.get("TPU_WORKER_ID", "0")
         _require(text.isdecimal(), f"TPU_WORKER_ID is {text!r}, not a number; give --worker_id")
         return int(text)
+
+    @property
+    def stored_as(self) -> StorageDtype:
+        """The dtype on disk: the flag, else what suits the format."""
+        return self.storage_dtype or ("float32" if self.format == "pickle" else "bfloat16")
 
     @property
     def output_folder(self) -> Path:

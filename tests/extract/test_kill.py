@@ -15,7 +15,7 @@ from layertap.demo.tasks import make_tasks, write_tasks
 KILLS = 10
 
 
-def arguments(model: Path, tasks: Path) -> list[str | Path]:
+def arguments(model: Path, tasks: Path, name: str = "pickle") -> list[str | Path]:
     settings = {
         "dataset_path": tasks,
         "model_path": model,
@@ -26,7 +26,7 @@ def arguments(model: Path, tasks: Path) -> list[str | Path]:
         "shard_size_gb": 0.002,
     }
     flags = [part for name, value in settings.items() for part in (f"--{name}", str(value))]
-    return [commands.ROOT / "extract_activations.py", *flags, "--activation_type", "residual", "mlp"]
+    return [commands.ROOT / "extract_activations.py", *flags, "--format", name, "--activation_type", "residual", "mlp"]
 
 
 def shard_count(folder: Path) -> int:
@@ -46,8 +46,11 @@ def tasks(tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_killed_at_ten_moments_and_resumed_gives_the_same_bytes(tiny_model: Path, tasks: Path, tmp_path: Path) -> None:
-    command = arguments(tiny_model, tasks)
+@pytest.mark.parametrize("name", ["pickle", "safetensors"])
+def test_killed_at_ten_moments_and_resumed_gives_the_same_bytes(
+    tiny_model: Path, tasks: Path, tmp_path: Path, name: str
+) -> None:
+    command = arguments(tiny_model, tasks, name)
     for name in ("whole", "killed"):
         (tmp_path / name).mkdir()
     whole = commands.run(command, tmp_path / "whole")

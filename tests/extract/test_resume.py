@@ -1,6 +1,7 @@
 """Where a run goes on, and where it refuses to."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,14 +9,18 @@ import pytest
 import shards
 from runs import changed, extract_some, lines, manifest, out
 
-from layertap.config import ExtractConfig
+from layertap.config import ExtractConfig, FormatName
 from layertap.demo.checkpoint import write_checkpoint
 from layertap.errors import DamageError, RunMismatchError, StorageError, UsageError
 from layertap.extract.run import extract
 
 
-def test_a_run_stopped_after_each_shard_ends_with_the_same_bytes(config: ExtractConfig, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["pickle", "safetensors"])
+def test_a_run_stopped_after_each_shard_ends_with_the_same_bytes(
+    config: ExtractConfig, tmp_path: Path, name: FormatName
+) -> None:
     """What a kill leaves is a manifest with fewer shards; test_kill.py kills in earnest."""
+    config = changed(config, format=name)
     extract(config)
     whole = shards.contents(out(config))
     document = manifest(config)
@@ -58,6 +63,7 @@ def test_a_complete_run_is_left_alone(config: ExtractConfig) -> None:
         ({"batch_size": 3}, "batch_size: 2 there, 3 now"),
         ({"worker_id": 3}, "worker_id: 0 there, 3 now"),
         ({"storage_dtype": "float16"}, "storage.dtype"),
+        ({"format": "safetensors"}, "storage.format: pickle there, safetensors now"),
         ({"prompt_version": "output-from-examples-v0"}, "prompt_version"),
     ],
 )
@@ -68,6 +74,18 @@ def test_another_run_in_the_same_folder_is_refused(config: ExtractConfig, change
         extract(changed(config, **change))
     assert named in str(raised.value)
     assert shards.contents(out(config)) == before
+
+
+def test_a_model_that_was_moved_changes_no_byte(config: ExtractConfig, tmp_path: Path) -> None:
+    config = changed(config, format="safetensors")
+    extract(config)
+    whole = shards.contents(out(config))
+    (tmp_path / "moved").symlink_to(config.model_path)
+    (out(config)).rename(tmp_path / "whole")
+    shutil.rmtree(config.checkpoint_dir)
+    extract_some(config, 2)
+    extract(changed(config, model_path=str(tmp_path / "moved")))
+    assert shards.contents(out(config)) == whole
 
 
 def test_another_model_is_refused(config: ExtractConfig, tmp_path: Path) -> None:

@@ -180,6 +180,33 @@ def test_other_storage_dtypes_hold_the_same_values(config: ExtractConfig, tmp_pa
         assert np.allclose(entry["activation"], rounded[index]["activation"].astype(np.float32), rtol=1e-2, atol=1e-4)
 
 
+def test_safetensors_hold_the_same_values_in_bfloat16(config: ExtractConfig, tmp_path: Path) -> None:
+    extract(config)
+    tensors = changed(config, format="safetensors", output_dir=str(tmp_path / "tensors"))
+    extract(tensors)
+    assert manifest(tensors)["storage_dtype"] == manifest(tensors)["config"]["storage_dtype"] == "bfloat16"
+    assert verify(out(tensors)).sound
+    pickled, found = shards.samples(out(config), 3), shards.tensor_samples(out(tensors) / "residual" / "layer_03")
+    assert found.keys() == pickled.keys()
+    for index, entry in pickled.items():  # the run is in bfloat16, which float32 holds exactly
+        assert found[index]["activations"].dtype.name == "bfloat16"
+        assert np.array_equal(entry["activation"], found[index]["activations"].astype(np.float32))
+        assert np.array_equal(entry["token_ids"], found[index]["token_ids"])
+        assert np.array_equal(entry["flags"] & 3, found[index]["flags"] & 3)  # sinks are told shard by shard
+
+
+def test_flags_mark_the_first_token_and_the_tokenizers_special_ones(config: ExtractConfig) -> None:
+    extract(config)
+    special = manifest(config)["special_ids"]
+    assert special
+    marked = 0
+    for entry in shards.samples(out(config), 1).values():
+        assert (entry["flags"] & 1).tolist() == [1] + [0] * (len(entry["flags"]) - 1)
+        assert np.array_equal((entry["flags"] & 2) > 0, np.isin(entry["token_ids"], special))
+        marked += np.count_nonzero(entry["flags"] & 2)
+    assert marked
+
+
 def test_uncompressed_shards_hold_the_same_samples(config: ExtractConfig, tmp_path: Path) -> None:
     extract(config)
     plain = changed(config, compress_shards=False, output_dir=str(tmp_path / "plain"))

@@ -1,6 +1,7 @@
 """docs/formats.md says what is written, and the reader in it reads it."""
 
 import dataclasses
+import json
 import re
 import subprocess
 import sys
@@ -11,11 +12,12 @@ import outputs
 import pytest
 import shards
 
+from layertap.store.flags import FIRST, SINK, SINK_FACTOR, SPECIAL
 from layertap.store.manifest import Manifest, ShardEntry, StoredFile
 from layertap.tap import Tap
 
 PAGE = (Path(__file__).parents[2] / "docs" / "formats.md").read_text(encoding="utf-8")
-READER = re.search(r"```python\n(.*?)```", PAGE, re.DOTALL).group(1)
+PICKLE_READER, SAFETENSORS_READER = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 
 READ = """
 import sys
@@ -29,21 +31,56 @@ np.save(sys.argv[4], sample_idx)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-def test_the_reader_on_the_page_reads_a_shard_without_layertap(tmp_path, dtype):
+def test_the_reader_on_the_page_reads_pickles_without_layertap(tmp_path, dtype):
     samples = [outputs.sample(index, tokens) for index, tokens in ((7, 3), (2, 5))]
     form = outputs.shard_format(dtype=dtype)
     outputs.write(tmp_path, [samples], form)
     shard, activations, sample_idx = (tmp_path / name for name in ("shard_0001.pkl.gz", "read.npy", "index.npy"))
-    command = [sys.executable, "-I", "-W", "error", "-c", READER + READ, shard, dtype, activations, sample_idx]
+    command = [sys.executable, "-I", "-W", "error", "-c", PICKLE_READER + READ, shard, dtype, activations, sample_idx]
     subprocess.run(command, check=True)
     expected = [sample.activations[Tap(2, "residual")].astype(form.dtype) for sample in samples]
     assert np.array_equal(np.load(activations), np.concatenate(expected).astype(np.float32))
     assert np.load(sample_idx).tolist() == [7] * 3 + [2] * 5
 
 
-def test_the_reader_is_twelve_lines_of_gzip_pickle_and_numpy():
-    assert len(READER.splitlines()) <= 12
-    assert re.findall(r"^(?:import|from) (\w+)", READER, re.MULTILINE) == ["gzip", "pickle", "numpy"]
+READ_TENSORS = """
+import sys
+
+tensors, samples = read_shard(sys.argv[1])
+assert not {"layertap", "safetensors", "ml_dtypes"} & {*sys.modules}
+assert tensors["activations"].ctypes.data % 64 == 0
+assert not tensors["activations"].flags.owndata
+np.savez(sys.argv[2], **tensors, told=[json.dumps(sample) for sample in samples])
+"""
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_the_reader_on_the_page_reads_safetensors_without_layertap(tmp_path, dtype):
+    samples = [outputs.sample(index, tokens) for index, tokens in ((7, 3), (2, 5))]
+    form = outputs.shard_format(dtype=dtype, name="safetensors")
+    outputs.write(tmp_path, [samples], form)
+    shard, found = tmp_path / "residual" / "layer_02" / "shard_0001.safetensors", tmp_path / "found.npz"
+    command = [sys.executable, "-I", "-W", "error", "-c", SAFETENSORS_READER + READ_TENSORS, shard, found]
+    subprocess.run(command, check=True)
+    read = np.load(found)
+    expected = np.concatenate([sample.activations[Tap(2, "residual")].astype(form.dtype) for sample in samples])
+    widened = (read["activations"].astype("u4") << 16).view("f4") if dtype == "bfloat16" else read["activations"]
+    assert np.array_equal(widened, expected.astype(np.float32))
+    assert np.array_equal(read["token_ids"], np.concatenate([sample.token_ids for sample in samples]))
+    assert read["sample_offsets"].tolist() == [0, 3, 8]
+    assert read["positions"].tolist() == [0, 1, 2, 0, 1, 2, 3, 4]
+    assert read["sample_idx"].tolist() == [7, 2]
+    assert [json.loads(told)["text_preview"] for told in read["told"]] == ["prompt 7", "prompt 2"]
+
+
+@pytest.mark.parametrize(
+    ("reader", "lines", "packages"),
+    [(PICKLE_READER, 12, ["gzip", "pickle", "numpy"]), (SAFETENSORS_READER, 22, ["json", "numpy"])],
+    ids=["pickle", "safetensors"],
+)
+def test_the_readers_are_short_and_need_numpy_alone(reader, lines, packages):
+    assert len(reader.splitlines()) <= lines
+    assert re.findall(r"^(?:import|from) (\w+)", reader, re.MULTILINE) == packages
 
 
 def rows(heading: str) -> list[str]:
@@ -56,7 +93,22 @@ def rows(heading: str) -> list[str]:
 def test_the_page_lists_the_keys_of_a_sample_in_their_order(tmp_path):
     outputs.write(tmp_path, [[outputs.sample(0)]], outputs.shard_format())
     (entry,) = shards.read(tmp_path / "shard_0001.pkl.gz")[0]
-    assert rows("## A shard") == list(entry)
+    assert rows("## A shard of pickles") == list(entry)
+
+
+def test_the_page_lists_the_tensors_and_the_metadata_of_a_file_in_their_order(tmp_path):
+    outputs.write(tmp_path, [[outputs.sample(0)]], outputs.shard_format(name="safetensors"))
+    with (tmp_path / "residual" / "layer_00" / "shard_0001.safetensors").open("rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    assert rows("`__metadata__` holds strings only") == list(header.pop("__metadata__"))
+    assert rows("The tensors, in this order") == list(header)
+
+
+def test_the_page_tells_the_flags_as_they_are():
+    table = PAGE[PAGE.index("## Flags") :].split("| --- |", 1)[1].split("\n\n", 1)[0]
+    values = [int(line.split("|")[2]) for line in table.splitlines()[1:]]
+    assert values == [FIRST, SPECIAL, SINK]
+    assert f"exceeds {SINK_FACTOR:.0f} times the median" in PAGE
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from layertap.store.manifest import (
     write_manifest,
 )
 
-SHARD = ShardEntry(1, 2, 30, ((0, 1),), (StoredFile("shard_0001.pkl.gz", "residual", 100, "0123abcd"),))
+SHARD = ShardEntry(1, 2, 30, ((0, 1),), (StoredFile("shard_0001.pkl.gz", "residual", None, 100, "0123abcd"),))
 EMPTY = outputs.manifest(outputs.shard_format())
 FULL = EMPTY.with_shard(SHARD, {"record": 1}, complete=False).with_shard(
     dataclasses.replace(SHARD, index=2, sample_idx=((2, 2), (5, 5))), {"record": 2}, complete=True
@@ -34,7 +34,9 @@ json_values = st.recursive(
 documents = st.dictionaries(any_text, json_values, max_size=4)
 counts = st.integers(0, 10**9)
 path_characters = string.ascii_letters + string.digits + "_-"
-stored_files = st.builds(StoredFile, st.text(path_characters, min_size=1), any_text, counts, any_text)
+stored_files = st.builds(
+    StoredFile, st.text(path_characters, min_size=1), any_text, st.none() | counts, counts, any_text
+)
 shard_entries = st.builds(
     ShardEntry,
     counts,
@@ -49,6 +51,10 @@ manifests = st.builds(
     identity=documents,
     config=documents,
     worker_id=counts,
+    model_path=any_text,
+    model_type=any_text,
+    special_ids=st.lists(counts, max_size=3).map(tuple),
+    format=any_text,
     layers=st.lists(counts, max_size=3).map(tuple),
     sites=st.lists(any_text, max_size=3).map(tuple),
     hidden_size=counts,

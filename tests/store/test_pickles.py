@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from layertap.errors import StorageError
 from layertap.store.files import Checksummed, atomic_write
-from layertap.store.pickles import codec, read_pickle, write_pickle
+from layertap.store.pickles import codec, read_pickle
 from layertap.store.samples import StoredSample
 from layertap.tap import Tap
 
@@ -29,7 +29,7 @@ FLOAT32 = np.dtype(np.float32)
 
 def written(samples, dtype=FLOAT32, *, layers=outputs.LAYERS, compress=False) -> bytes:
     file = io.BytesIO()
-    write_pickle(Checksummed(file), samples, layers, "residual", dtype, compress=compress)
+    outputs.pickle_residual(Checksummed(file), samples, dtype, layers=layers, compress=compress)
     return file.getvalue()
 
 
@@ -51,7 +51,16 @@ def stored_activation(path: Path, activation, dtype) -> np.ndarray:
 def require_equal(entries, samples, layer):
     for entry, sample in zip(entries, samples, strict=True):
         activation = sample.activations[Tap(layer, "residual")]
-        assert list(entry) == ["sample_idx", "activation", "shape", "text_preview", "task_id", "token_ids", "origin"]
+        assert list(entry) == [
+            "sample_idx",
+            "activation",
+            "shape",
+            "text_preview",
+            "task_id",
+            "token_ids",
+            "origin",
+            "flags",
+        ]
         assert np.array_equal(entry["activation"], activation)
         assert np.array_equal(entry["token_ids"], sample.token_ids)
         assert (entry["shape"], entry["activation"].dtype) == (activation.shape, activation.dtype)
@@ -155,13 +164,12 @@ def test_equal_samples_give_equal_bytes_whatever_objects_they_are_made_of(sample
 ELSEWHERE = """
 import sys, io
 sys.path[:0] = sys.argv[1:2]
-import numpy as np, outputs
+import outputs
 from layertap.store.files import Checksummed
-from layertap.store.pickles import write_pickle
 
 sink = Checksummed(io.BytesIO())
 samples = [outputs.sample(index, tokens=50) for index in range(3)]
-write_pickle(sink, samples, outputs.LAYERS, "residual", np.dtype(np.float32), compress=True)
+outputs.pickle_residual(sink, samples)
 print(sink.crc32c)
 """
 
@@ -173,14 +181,14 @@ def test_another_process_writes_the_same_bytes(tmp_path):
     there = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout.strip()
     sink = Checksummed(io.BytesIO())
     samples = [outputs.sample(index, tokens=50) for index in range(3)]
-    write_pickle(sink, samples, outputs.LAYERS, "residual", FLOAT32, compress=True)
+    outputs.pickle_residual(sink, samples)
     assert sink.crc32c == there
 
 
 def test_the_gzip_header_has_neither_time_nor_name(tmp_path):
     path = tmp_path / "shard.pkl.gz"
     with atomic_write(path) as file:
-        write_pickle(file, [outputs.sample(0)], outputs.LAYERS, "residual", FLOAT32, compress=True)
+        outputs.pickle_residual(file, [outputs.sample(0)])
     flags, time = path.read_bytes()[3], path.read_bytes()[4:8]
     assert (flags, time) == (0, bytes(4))
 
@@ -193,7 +201,7 @@ def test_activations_are_converted_one_at_a_time():
     samples = [one_layer(np.ones((256, 512), BFLOAT16), index) for index in range(16)]
     converted = 256 * 512 * 4
     tracemalloc.start()
-    write_pickle(Checksummed(Nowhere()), samples, (0,), "residual", FLOAT32, compress=False)
+    outputs.pickle_residual(Checksummed(Nowhere()), samples, layers=(0,), compress=False)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 4 * converted
@@ -248,14 +256,14 @@ import sys, io
 sys.modules["isal"] = None
 sys.path[:0] = sys.argv[1:2]
 from pathlib import Path
-import numpy as np, outputs
+import outputs
 from layertap.errors import DamageError
 from layertap.store.files import atomic_write
-from layertap.store.pickles import codec, read_pickle, write_pickle
+from layertap.store.pickles import codec, read_pickle
 
 path = Path(sys.argv[2])
 with atomic_write(path) as file:
-    write_pickle(file, [outputs.sample(0)], outputs.LAYERS, "residual", np.dtype(np.float32), compress=True)
+    outputs.pickle_residual(file, [outputs.sample(0)])
 assert list(read_pickle(path)) == list(outputs.LAYERS)
 whole = path.read_bytes()
 for damaged in (whole[:-1], whole[:20] + b"damaged" + whole[27:]):

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from layertap.errors import DamageError
 from layertap.store.files import Checksummed
-from layertap.store.pickles import read_pickle, write_pickle
+from layertap.store.pickles import read_pickle
 from layertap.tap import Tap
 
 
@@ -22,7 +22,7 @@ def written(*, compress=False) -> bytes:
     """A shard of one sample."""
     file = io.BytesIO()
     samples = [outputs.sample(0)]
-    write_pickle(Checksummed(file), samples, outputs.LAYERS, "residual", np.dtype(np.float32), compress=compress)
+    outputs.pickle_residual(Checksummed(file), samples, compress=compress)
     return file.getvalue()
 
 
@@ -161,6 +161,7 @@ def entry(**changed):
         "task_id": "task",
         "token_ids": np.zeros(2, np.int32),
         "origin": {"prediction": 0},
+        "flags": np.zeros(2, np.uint8),
     }
     return {name: value for name, value in (sound | changed).items() if value is not None}
 
@@ -179,6 +180,7 @@ def entry(**changed):
         ({0: [entry(shape=[2, 4])]}, "layer 0, entry 0: shape is missing or not of type tuple"),
         ({0: [entry(token_ids=np.zeros(2, np.float32))]}, "layer 0, entry 0: token_ids are not one row of int32"),
         ({0: [entry(token_ids=np.zeros((), np.int32))]}, "layer 0, entry 0: token_ids are not one row of int32"),
+        ({0: [entry(flags=np.zeros(2, np.int32))]}, "layer 0, entry 0: flags are not one row of uint8"),
         *(
             ({4: [entry(**{name: None})]}, f"layer 4, entry 0: {name} is missing or not of type {kind}")
             for name, kind in {
@@ -189,6 +191,7 @@ def entry(**changed):
                 "task_id": "str",
                 "token_ids": "ndarray",
                 "origin": "dict",
+                "flags": "ndarray",
             }.items()
         ),
     ],

@@ -157,8 +157,8 @@ def test_an_edited_shard_entry_is_found(folder, field, value, finding):
         ("storage_dtype", "float16", "activation is float32, should be float16"),
         ("layers", [0, 1], "holds layers [0, 2], should hold [0, 1]"),
         ("layers", [2, 0], "holds layers [0, 2], should hold [2, 0]"),
-        ("sites", ["mlp"], "shard 1: has files of sites ['residual'], should have ['mlp']"),
-        ("sites", [3], "shard 1: has files of sites ['residual'], should have [3]"),
+        ("sites", ["mlp"], "shard 1: has files of residual; should have mlp"),
+        ("sites", [3], "shard 1: has files of residual; should have 3"),
     ],
 )
 def test_an_edited_header_is_found(folder, field, value, finding):
@@ -177,7 +177,7 @@ def test_a_shard_taken_out_of_the_middle_is_found(folder):
 def test_a_site_taken_out_of_a_shard_is_found_though_its_file_is_gone_too(two_sites):
     (two_sites / "mlp" / FIRST).unlink()
     outputs.edit_manifest(two_sites, lambda document: document["shards"][0]["files"].pop())
-    assert outputs.the_finding(two_sites) == "shard 1: has files of sites ['residual'], should have ['residual', 'mlp']"
+    assert outputs.the_finding(two_sites) == "shard 1: has files of residual; should have residual, mlp"
 
 
 def test_a_manifest_that_is_none_is_refused(folder):

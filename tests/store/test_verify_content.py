@@ -5,7 +5,6 @@ import outputs
 import pytest
 
 from layertap.store.files import atomic_write
-from layertap.store.pickles import write_pickle
 from layertap.tap import Tap
 
 FIRST, SECOND, THIRD = (f"shard_000{number}.pkl.gz" for number in (1, 2, 3))
@@ -34,7 +33,7 @@ def test_every_shard_that_repeats_a_long_range_is_found(tmp_path):
 
 def test_another_dtype_is_found(folder):
     with atomic_write(folder / SECOND) as file:
-        write_pickle(file, outputs.three_shards()[1], outputs.LAYERS, "residual", np.dtype(np.float16), compress=True)
+        outputs.pickle_residual(file, outputs.three_shards()[1], "float16")
     outputs.believe(folder, SECOND)
     assert f"{SECOND}: layer 0, sample 2: activation is float16, should be float32" in outputs.findings(folder)
     assert len(outputs.findings(folder)) == 4
@@ -61,7 +60,7 @@ def test_a_signalling_nan_in_bfloat16_is_found_without_a_warning(tmp_path):
 
 
 def lose_a_token(entry):
-    entry.update(activation=entry["activation"][:-1], token_ids=entry["token_ids"][:-1])
+    entry.update(activation=entry["activation"][:-1], token_ids=entry["token_ids"][:-1], flags=entry["flags"][:-1])
     entry.update(shape=entry["activation"].shape)
 
 

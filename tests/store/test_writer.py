@@ -15,6 +15,7 @@ from layertap.store.verify import verify
 from layertap.store.writer import ShardBuffer, ShardWriter
 
 FORMAT = outputs.shard_format()
+TENSORS = outputs.shard_format(name="safetensors")
 THREE_SITES = outputs.shard_format(("residual", "mlp", "attn"))
 
 
@@ -63,16 +64,22 @@ def test_an_empty_shard_takes_any_sample_and_then_no_other():
 
 
 @pytest.mark.parametrize(
-    ("form", "index", "path"),
+    ("form", "index", "paths"),
     [
-        (FORMAT, 1, "shard_0001.pkl.gz"),
-        (FORMAT, 12345, "shard_12345.pkl.gz"),
-        (outputs.shard_format(compress=False), 20, "shard_0020.pkl"),
-        (THREE_SITES, 3, "mlp/shard_0003.pkl.gz"),
+        (FORMAT, 1, ["shard_0001.pkl.gz"]),
+        (FORMAT, 12345, ["shard_12345.pkl.gz"]),
+        (outputs.shard_format(compress=False), 20, ["shard_0020.pkl"]),
+        (THREE_SITES, 3, [f"{site}/shard_0003.pkl.gz" for site in ("residual", "mlp", "attn")]),
+        (TENSORS, 3, ["residual/layer_00/shard_0003.safetensors", "residual/layer_02/shard_0003.safetensors"]),
+        (
+            outputs.shard_format(("mlp", "attn"), name="safetensors"),
+            12345,
+            [f"{site}/layer_{layer}/shard_12345.safetensors" for site in ("mlp", "attn") for layer in ("00", "02")],
+        ),
     ],
 )
-def test_shards_are_named_by_number_and_by_site_where_there_are_several(form, index, path):
-    assert form.path(index, "mlp" if len(form.sites) > 1 else "residual") == path
+def test_shards_are_named_by_number_and_by_what_they_hold(form, index, paths):
+    assert [file.path for file in form.files(index)] == paths
 
 
 def test_every_site_has_its_own_folder_and_its_own_activations(tmp_path):
@@ -138,7 +145,14 @@ def undisturbed(folder, form):
     return shards.contents(folder)
 
 
-@pytest.mark.parametrize(("form", "blocked"), [(FORMAT, "shard_0002.pkl.gz"), (THREE_SITES, "attn/shard_0002.pkl.gz")])
+@pytest.mark.parametrize(
+    ("form", "blocked"),
+    [
+        (FORMAT, "shard_0002.pkl.gz"),
+        (THREE_SITES, "attn/shard_0002.pkl.gz"),
+        (TENSORS, "residual/layer_02/shard_0002.safetensors"),
+    ],
+)
 def test_a_failing_shard_leaves_the_previous_manifest_and_can_be_committed_again(tmp_path, form, blocked):
     expected = undisturbed(tmp_path / "undisturbed", form)
     output, told = tmp_path / "output", []

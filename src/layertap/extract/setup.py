@@ -28,6 +28,7 @@ from layertap.extract.step import resolve_taps
 from layertap.extract.windows import WindowRules
 from layertap.model import weights
 from layertap.model.checkpoint import Checkpoint, open_checkpoint
+from layertap.model.config import MODEL_TYPE
 from layertap.model.mesh import auto_shape, make_mesh, parse_mesh, weight_bytes
 from layertap.prompts import PromptMaker, load_template, load_tokenizer, parse_grid_encoder
 from layertap.store.manifest import Manifest
@@ -82,19 +83,24 @@ def prepare(config: ExtractConfig) -> Setup:
         layers=tuple(sorted({tap.layer for tap in taps})),
         sites=tuple(dict.fromkeys(config.activation_type)),
         hidden_size=checkpoint.config.hidden_size,
-        dtype=_DTYPES[config.storage_dtype],
+        dtype=_DTYPES[config.stored_as],
         compress=config.compress_shards,
+        name=config.format,
     )
     identity = _identity(config, checkpoint, maker, taps, shard_format, rules)
     manifest = Manifest(
         fingerprint=hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest(),
         identity=identity,
-        config=_plain(asdict(config)),
+        config=_plain(asdict(config) | {"storage_dtype": config.stored_as}),
         worker_id=config.worker,
+        model_path=config.model_path,
+        model_type=MODEL_TYPE,
+        special_ids=tuple(sorted(maker.tokenizer.special_ids)),
+        format=config.format,
         layers=shard_format.layers,
         sites=shard_format.sites,
         hidden_size=shard_format.hidden_size,
-        storage_dtype=config.storage_dtype,
+        storage_dtype=config.stored_as,
     )
     return Setup(config, checkpoint, taps, maker, rules, shard_format, manifest, mesh)
 
@@ -177,10 +183,10 @@ def _identity(
         "packing": {name: getattr(config, name) for name in packing}
         | {"truncate": config.overlong == "truncate", "devices": rules.devices},
         "storage": {
-            "format": "pickle",
-            "dtype": config.storage_dtype,
+            "format": config.format,
+            "dtype": config.stored_as,
             "shard_bytes": config.shard_bytes,
-            "codec": codec(compress=config.compress_shards),
+            "codec": codec(compress=config.compress_shards and config.format == "pickle"),
         },
     }
 

@@ -22,6 +22,8 @@ _REQUIRED = (
     "vocab_size",
 )
 
+MODEL_TYPE = "qwen2"
+
 # Rope settings stand in `rope_parameters` since transformers 5, in `rope_scaling` before; a file may have both.
 _ROPE_KEYS = ("rope_parameters", "rope_scaling")
 
@@ -106,7 +108,7 @@ def read_config(folder: Path) -> Qwen2Config:
 
 
 def _refuse_unsupported(raw: Mapping[str, Any], path: Path) -> None:
-    if raw.get("model_type") != "qwen2":
+    if raw.get("model_type") != MODEL_TYPE:
         raise ModelError(f"{path}: model_type is {raw.get('model_type')!r}; Layertap runs 'qwen2' (Qwen2 and Qwen 2.5)")
     if raw.get("quantization_config"):
         method = _object(raw, "quantization_config", path).get("quant_method", "unknown")

@@ -14,7 +14,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from operator import index as exact_int
 from pathlib import Path, PurePosixPath
-from typing import Any, get_origin
+from types import UnionType
+from typing import Any, get_args, get_origin
 
 from layertap.errors import DamageError, RunMismatchError, StorageError
 from layertap.store.files import atomic_write
@@ -23,17 +24,19 @@ FILE_NAME = "metadata.json"
 FORMAT_VERSION = 1
 
 _REMEDY = "restore it from a copy, or extract into another --output_dir"
-_IN_JSON: Mapping[object, object] = {tuple: list, Mapping: dict}
+_IN_JSON: Mapping[Any, type] = {tuple: list, Mapping: dict}
 
 Json = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class StoredFile:
-    """One file of a shard: its path below the output folder, its site, its size in bytes and its CRC-32C (hex)."""
+    """One file of a shard: its path below the output folder, what it holds, its size in bytes and its CRC-32C (hex)."""
 
     path: str
     site: str
+    layer: int | None
+    """None: all layers of the run."""
     bytes: int
     crc32c: str
 
@@ -59,6 +62,13 @@ class Manifest:
     config: Json
     """The resolved settings of the run."""
     worker_id: int
+    model_path: str
+    """As the first start had it; where the tokenizer may be found."""
+    model_type: str
+    special_ids: tuple[int, ...]
+    """The tokenizer's special tokens, which the flags mark; ascending."""
+    format: str
+    """"pickle" or "safetensors"."""
     layers: tuple[int, ...]
     sites: tuple[str, ...]
     hidden_size: int
@@ -147,6 +157,7 @@ def _totals(manifest: Manifest) -> dict[str, int]:
 def _parse(raw: Json) -> Manifest:
     values = _declared(Manifest, raw)
     values["layers"] = tuple(map(exact_int, raw["layers"]))
+    values["special_ids"] = tuple(map(exact_int, raw["special_ids"]))
     values["sites"] = tuple(raw["sites"])
     values["shards"] = tuple(map(_parse_shard, raw["shards"]))
     manifest = Manifest(**values)
@@ -175,10 +186,15 @@ def _declared(kind: type[Manifest | ShardEntry | StoredFile], raw: Json) -> dict
     values: dict[str, Any] = {}
     for declared in dataclasses.fields(kind):
         value = values[declared.name] = raw[declared.name]
-        expected = get_origin(declared.type) or declared.type
-        if type(value) is not _IN_JSON.get(expected, expected):
+        if type(value) not in _types_in_json(declared.type):
             raise TypeError(f"{declared.name} is {value!r}")
     return values
+
+
+def _types_in_json(declared: Any) -> tuple[type, ...]:  # noqa: ANN401 - whatever stands behind a field's colon
+    """The types that JSON may have for a field of type `declared`."""
+    kinds = get_args(declared) if isinstance(declared, UnionType) else (get_origin(declared) or declared,)
+    return tuple(_IN_JSON.get(kind, kind) for kind in kinds)
 
 
 def _differences(there: object, now: object, path: str = "") -> list[str]:

@@ -17,8 +17,9 @@ time.
 import gzip
 import pickle
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import IO, Any, BinaryIO, cast
@@ -26,9 +27,10 @@ from typing import IO, Any, BinaryIO, cast
 import ml_dtypes
 import numpy as np
 
-from layertap.errors import DamageError, StorageError
+from layertap.errors import DamageError
 from layertap.store.files import Checksummed
-from layertap.store.samples import Activation, StoredSample
+from layertap.store.flags import Flags
+from layertap.store.samples import StoredSample
 from layertap.tap import Site, Tap
 
 igzip: ModuleType | None
@@ -53,36 +55,26 @@ def write_pickle(
     layers: Sequence[int],
     site: Site,
     dtype: np.dtype,
+    flags: Mapping[Tap, Sequence[Flags]],
     *,
     compress: bool,
 ) -> None:
-    """Write the activations of `samples` at `site` of `layers` as `dtype`.
+    """Write the activations of `samples` at `site` of `layers` as `dtype`, with the `flags` of each sample.
 
     Raises StorageError where a value does not fit into float16.
     """
-    shard = {layer: [_entry(sample, Tap(layer, site)) for sample in samples] for layer in layers}
+    taps = [Tap(layer, site) for layer in layers]
+    shard = {tap.layer: [_entry(*pair, tap) for pair in zip(samples, flags[tap], strict=True)] for tap in taps}
     with _compressed(sink, compress=compress) as file:
         _ShardPickler(file, dtype).dump(shard)
 
 
+@dataclass(frozen=True)
 class _Pending:
     """An activation that is converted to the storage dtype only when the pickler reaches it."""
 
-    def __init__(self, activation: Activation, sample_idx: int, tap: Tap) -> None:
-        self.activation = activation
-        self.sample_idx = sample_idx
-        self.tap = tap
-
-    def converted(self, dtype: np.dtype) -> Activation:
-        with np.errstate(over="ignore", invalid="ignore"):  # what is lost is reported below; NaN stays NaN
-            converted = np.asarray(self.activation, dtype)
-            too_large = dtype == np.float16 and (np.isinf(converted) & np.isfinite(self.activation)).any()
-        if too_large:
-            raise StorageError(
-                f"sample {self.sample_idx}, layer {self.tap.layer}, {self.tap.site}: a value is too large for float16"
-                " (65504); use --storage_dtype float32 or bfloat16"
-            )
-        return converted
+    sample: StoredSample
+    tap: Tap
 
 
 class _ShardPickler(pickle.Pickler):
@@ -93,7 +85,7 @@ class _ShardPickler(pickle.Pickler):
 
     def reducer_override(self, obj: Any) -> Any:  # noqa: ANN401, RUF100 - the pickle protocol's own types
         if isinstance(obj, _Pending):
-            return _array_call(obj.converted(self._dtype))
+            return _array_call(obj.sample.stored(obj.tap, self._dtype))
         return _array_call(obj) if isinstance(obj, np.ndarray) else NotImplemented
 
 
@@ -104,16 +96,16 @@ def _array_call(array: np.ndarray) -> tuple[object, ...]:
     return np.ndarray, (own.shape, dtype, pickle.PickleBuffer(own.view(np.uint8).data))
 
 
-def _entry(sample: StoredSample, tap: Tap) -> dict[str, object]:
-    activation = sample.activations[tap]
+def _entry(sample: StoredSample, flags: Flags, tap: Tap) -> dict[str, object]:
     return {
         "sample_idx": sample.sample_idx,
-        "activation": _Pending(activation, sample.sample_idx, tap),
-        "shape": activation.shape,
+        "activation": _Pending(sample, tap),
+        "shape": sample.activations[tap].shape,
         "text_preview": sample.text_preview,
         "task_id": sample.task_id,
         "token_ids": sample.token_ids,
         "origin": dict(sample.origin),
+        "flags": flags,
     }
 
 
@@ -166,7 +158,9 @@ _UNREADABLE = (
     RecursionError,
 )
 _BFLOAT16 = "bfloat16"
-_DTYPES = {dtype.str: dtype for dtype in map(np.dtype, ("f4", "f2", "i4"))} | {_BFLOAT16: np.dtype(ml_dtypes.bfloat16)}
+_DTYPES = {dtype.str: dtype for dtype in map(np.dtype, ("f4", "f2", "i4", "u1"))} | {
+    _BFLOAT16: np.dtype(ml_dtypes.bfloat16)
+}
 
 
 class _ShardUnpickler(pickle.Unpickler):
@@ -191,6 +185,7 @@ _FIELDS = {
     "task_id": str,
     "token_ids": np.ndarray,
     "origin": dict,
+    "flags": np.ndarray,
 }
 
 
@@ -210,5 +205,6 @@ def _require_entry(entry: object, where: str) -> None:
     for name, kind in _FIELDS.items():
         if not isinstance(entry.get(name), kind):
             raise TypeError(f"{where}: {name} is missing or not of type {kind.__name__}")
-    if entry["token_ids"].dtype != np.int32 or entry["token_ids"].ndim != 1:
-        raise TypeError(f"{where}: token_ids are not one row of int32")
+    for name, dtype in (("token_ids", np.int32), ("flags", np.uint8)):
+        if entry[name].dtype != dtype or entry[name].ndim != 1:
+            raise TypeError(f"{where}: {name} are not one row of {np.dtype(dtype).name}")

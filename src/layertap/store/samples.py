@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int32
 
+from layertap.errors import StorageError
 from layertap.tap import Tap
 
 Activation = Float[np.ndarray, "tokens hidden"]
@@ -21,6 +22,7 @@ class StoredSample:
     text_preview: str
     token_ids: Int32[np.ndarray, " tokens"]
     activations: Mapping[Tap, Activation]
+    """As the device gave them: bfloat16 in a bfloat16 run."""
     origin: Mapping[str, Any] = field(default_factory=dict)
     """How the prompt was made of its task: plain numbers, strings, tuples and mappings."""
 
@@ -28,3 +30,16 @@ class StoredSample:
     def tokens(self) -> int:
         """How many tokens the sample has."""
         return len(self.token_ids)
+
+    def stored(self, tap: Tap, dtype: np.dtype) -> Activation:
+        """The activation as it is stored; raises StorageError where a finite value does not fit into float16."""
+        activation = self.activations[tap]
+        with np.errstate(over="ignore", invalid="ignore"):  # what is lost is reported below; NaN stays NaN
+            converted = np.asarray(activation, dtype)
+            too_large = dtype == np.float16 and (np.isinf(converted) & np.isfinite(activation)).any()
+        if too_large:
+            raise StorageError(
+                f"sample {self.sample_idx}, layer {tap.layer}, {tap.site}: a value is too large for float16"
+                " (65504); use --storage_dtype float32 or bfloat16"
+            )
+        return converted

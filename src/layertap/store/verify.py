@@ -13,18 +13,21 @@ command writes it again.
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from layertap.errors import DamageError, UsageError
 from layertap.store.files import TEMPORARY, file_crc32c
+from layertap.store.flags import SINK, Norms, sink_threshold, token_flags, token_norms
 from layertap.store.manifest import FILE_NAME, Manifest, ShardEntry, StoredFile, index_ranges, read_manifest
-from layertap.store.pickles import read_pickle
+from layertap.store.reading import ReadLayer, ReadSample, read_file
 
 # One sample as its shard tells it at one layer: (sample_idx, task_id, token ids); and a layer's, with the layer's name.
 _Told = tuple[int, str, bytes]
 _ToldLayer = tuple[str, list[_Told]]
+
+_BORDER = 1e-9
+"""Norms so close to the sink threshold, relative to it, may fall on either side on another processor."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,7 @@ def verify(folder: Path) -> VerifyReport:
 
 def _unexpected_files(folder: Path, manifest: Manifest) -> Iterator[str]:
     named = {file.path for shard in manifest.shards for file in shard.files}
-    unfinished = f"shard_{len(manifest.shards) + 1:04d}.pkl"
+    unfinished = f"shard_{len(manifest.shards) + 1:04d}."
     for path in sorted(folder.rglob("shard_*")):
         relative = path.relative_to(folder).as_posix()
         left_by_kill = path.name.endswith(TEMPORARY) or (not manifest.complete and path.name.startswith(unfinished))
@@ -91,9 +94,9 @@ def _repeated_samples(manifest: Manifest) -> Iterator[str]:
 
 
 def _check_shard(folder: Path, manifest: Manifest, shard: ShardEntry) -> Iterator[str]:
-    sites = tuple(file.site for file in shard.files)
-    if sites != manifest.sites:
-        yield f"shard {shard.index}: has files of sites {list(sites)}, should have {list(manifest.sites)}"
+    held, expected = [(file.site, file.layer) for file in shard.files], _expected_files(manifest)
+    if held != expected:
+        yield f"shard {shard.index}: has files of {_named(held)}; should have {_named(expected)}"
     told: list[_ToldLayer] = []
     for file in shard.files:
         findings, layers = _check_file(folder, manifest, file)
@@ -104,17 +107,29 @@ def _check_shard(folder: Path, manifest: Manifest, shard: ShardEntry) -> Iterato
         yield from _disagreements(*told)
 
 
+def _expected_files(manifest: Manifest) -> list[tuple[str, int | None]]:
+    layers: tuple[int | None, ...] = manifest.layers if manifest.format == "safetensors" else (None,)
+    return [(site, layer) for site in manifest.sites for layer in layers]
+
+
+def _named(files: list[tuple[str, int | None]]) -> str:
+    return ", ".join(f"{site}" if layer is None else f"{site} layer {layer}" for site, layer in files) or "none"
+
+
 def _check_file(folder: Path, manifest: Manifest, file: StoredFile) -> tuple[list[str], list[_ToldLayer]]:
     """What is wrong with the file, and what it tells of its samples."""
     damage = _file_damage(folder, file)
     if damage:
         return [f"{file.path}: {damage}"], []
     try:
-        content = read_pickle(folder / file.path)
+        findings, layers = read_file(folder / file.path, manifest, file)
     except DamageError as error:
         return [str(error)], []
-    findings = [f"{file.path}: {finding}" for finding in _check_content(manifest, content)]
-    return findings, [(f"{file.path}, layer {layer}", _tell(entries)) for layer, entries in content.items()]
+    held, expected = [layer.layer for layer in layers], list(manifest.layers)
+    if file.layer is None and held != expected:
+        findings.append(f"{file.path}: holds layers {held}, should hold {expected}")
+    findings += [finding for layer in layers for finding in _check_layer(manifest, file, layer)]
+    return findings, [(layer.name, _tell(layer)) for layer in layers]
 
 
 def _file_damage(folder: Path, file: StoredFile) -> str | None:
@@ -130,32 +145,49 @@ def _file_damage(folder: Path, file: StoredFile) -> str | None:
     return None if crc32c == file.crc32c else f"has CRC-32C {crc32c}, should have {file.crc32c}"
 
 
-def _check_content(manifest: Manifest, content: dict[int, list[dict[str, Any]]]) -> Iterator[str]:
-    if tuple(content) != manifest.layers:
-        yield f"holds layers {list(content)}, should hold {list(manifest.layers)}"
-    for layer, entries in content.items():
-        for entry in entries:
-            wrong = _wrong_activation(manifest, entry)
-            if wrong:
-                yield f"layer {layer}, sample {entry['sample_idx']}: {wrong}"
+def _check_layer(manifest: Manifest, file: StoredFile, layer: ReadLayer) -> Iterator[str]:
+    malformed = [_wrong_form(manifest, sample) for sample in layer.samples]
+    norms = [np.empty(0) if wrong else token_norms(sample.activation) for sample, wrong in _paired(layer, malformed)]
+    # The threshold of a layer that lacks a sample is another one.
+    threshold = None if any(malformed) else sink_threshold(np.concatenate([np.empty(0), *norms]))
+    for (sample, wrong), own in zip(_paired(layer, malformed), norms, strict=True):
+        finding = wrong or _wrong_values(frozenset(manifest.special_ids), sample, own, threshold)
+        if finding:
+            yield f"{file.path}: layer {layer.layer}, sample {sample.sample_idx}: {finding}"
 
 
-def _wrong_activation(manifest: Manifest, entry: dict[str, Any]) -> str | None:
-    activation = entry["activation"]
-    expected = (len(entry["token_ids"]), manifest.hidden_size)
+def _paired(layer: ReadLayer, malformed: list[str | None]) -> Iterator[tuple[ReadSample, str | None]]:
+    return zip(layer.samples, malformed, strict=True)
+
+
+def _wrong_form(manifest: Manifest, sample: ReadSample) -> str | None:
+    activation = sample.activation
+    expected = (len(sample.token_ids), manifest.hidden_size)
     if activation.shape != expected:
         return f"activation has shape {activation.shape}, should have {expected}"
-    if entry["shape"] != expected:
-        return f"field shape says {entry['shape']}, should say {expected}"
+    if sample.shape != expected:
+        return f"field shape says {sample.shape}, should say {expected}"
     if activation.dtype.name != manifest.storage_dtype:
         return f"activation is {activation.dtype.name}, should be {manifest.storage_dtype}"
-    with np.errstate(invalid="ignore"):  # ml_dtypes warns of the NaN that is looked for
-        finite = np.isfinite(activation).all()
-    return None if finite else "activation has a NaN or an infinity"
+    if len(sample.flags) != len(sample.token_ids):
+        return f"has {len(sample.flags)} flags, should have {len(sample.token_ids)}"
+    return None
 
 
-def _tell(entries: Iterable[dict[str, Any]]) -> list[_Told]:
-    return [(entry["sample_idx"], entry["task_id"], entry["token_ids"].tobytes()) for entry in entries]
+def _wrong_values(special: frozenset[int], sample: ReadSample, norms: Norms, threshold: float | None) -> str | None:
+    if not np.isfinite(norms).all():
+        return "activation has a NaN or an infinity"
+    expected = token_flags(sample.token_ids, norms, threshold or 0.0, special)
+    uncertain = np.isclose(norms, threshold, rtol=_BORDER) if threshold is not None else np.True_
+    wrong = np.flatnonzero((sample.flags ^ expected) & np.where(uncertain, ~np.uint8(SINK), ~np.uint8(0)))
+    if wrong.size:
+        at = wrong[0]
+        return f"flags of token {at} are {sample.flags[at]}, should be {expected[at]}; {wrong.size} are wrong"
+    return None
+
+
+def _tell(layer: ReadLayer) -> list[_Told]:
+    return [(sample.sample_idx, sample.task_id, sample.token_ids.tobytes()) for sample in layer.samples]
 
 
 def _check_samples(shard: ShardEntry, name: str, samples: list[_Told]) -> Iterator[str]:

@@ -4,22 +4,25 @@ The order of a commit, for a shard that is closed: its files, each written under
 then the manifest that names them; then `after_commit` (the run's checkpoint). Killed between any two of these, the
 restart finds the manifest of the commit before, and writes the same shard again over whatever lies there.
 
-A shard is one file, or with several sites one file in each site's folder. It is closed before its activations,
+A shard is one file a site (pickle), or one file a layer and site (safetensors). It is closed before its activations,
 uncompressed and in the storage dtype, would exceed `shard_bytes`; a single sample larger than that gets a shard of
 its own. So the shards' boundaries depend on the samples and the settings alone.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
-from layertap.store.files import atomic_write
+from layertap.store.files import Checksummed, atomic_write
+from layertap.store.flags import Flags, shard_flags
 from layertap.store.manifest import Json, Manifest, ShardEntry, StoredFile, index_ranges, write_manifest
 from layertap.store.pickles import write_pickle
+from layertap.store.safetensors_shards import write_safetensors
 from layertap.store.samples import StoredSample
-from layertap.tap import Site
+from layertap.tap import Site, Tap
 
 
 @dataclass(frozen=True)
@@ -31,16 +34,37 @@ class ShardFormat:
     hidden_size: int
     dtype: np.dtype
     compress: bool
+    """Whether pickles are gzipped; safetensors never are."""
+    name: Literal["pickle", "safetensors"] = "pickle"
 
     @property
     def bytes_per_token(self) -> int:
         """Bytes of activations that a token brings, before compression."""
         return len(self.layers) * len(self.sites) * self.hidden_size * self.dtype.itemsize
 
-    def path(self, index: int, site: Site) -> str:
-        """Where the file of shard `index` (counted from 1) for `site` lies, below the output folder."""
+    @property
+    def taps(self) -> tuple[Tap, ...]:
+        """Every (layer, site)."""
+        return tuple(Tap(layer, site) for site in self.sites for layer in self.layers)
+
+    def files(self, index: int) -> tuple["PlannedFile", ...]:
+        """The files of shard `index`, counted from 1."""
+        if self.name == "safetensors":
+            return tuple(
+                PlannedFile(f"{tap.site}/layer_{tap.layer:02d}/shard_{index:04d}.safetensors", tap.site, tap.layer)
+                for tap in self.taps
+            )
         name = f"shard_{index:04d}.pkl" + (".gz" if self.compress else "")
-        return name if len(self.sites) == 1 else f"{site}/{name}"
+        return tuple(PlannedFile(name if len(self.sites) == 1 else f"{site}/{name}", site) for site in self.sites)
+
+
+@dataclass(frozen=True)
+class PlannedFile:
+    """A file of a shard: its path below the output folder, and the tap it holds (layer None: all layers)."""
+
+    path: str
+    site: Site
+    layer: int | None = None
 
 
 class ShardBuffer:
@@ -94,16 +118,41 @@ class ShardWriter:
 
     def _write_shard(self, samples: Sequence[StoredSample]) -> ShardEntry:
         index = len(self.manifest.shards) + 1
+        form, special = self._format, frozenset(self.manifest.special_ids)
+        flags = {tap: shard_flags(samples, tap, form.dtype, special) for tap in form.taps}
         return ShardEntry(
             index=index,
             samples=len(samples),
             tokens=sum(sample.tokens for sample in samples),
             sample_idx=index_ranges(sample.sample_idx for sample in samples),
-            files=tuple(self._write_file(index, site, samples) for site in self._format.sites),
+            files=tuple(self._write_file(file, samples, flags) for file in form.files(index)),
         )
 
-    def _write_file(self, index: int, site: Site, samples: Sequence[StoredSample]) -> StoredFile:
-        path, form = self._format.path(index, site), self._format
-        with atomic_write(self._folder / path) as sink:
-            write_pickle(sink, samples, form.layers, site, form.dtype, compress=form.compress)
-        return StoredFile(path, site, sink.size, sink.crc32c)
+    def _write_file(
+        self, file: PlannedFile, samples: Sequence[StoredSample], flags: Mapping[Tap, Sequence[Flags]]
+    ) -> StoredFile:
+        with atomic_write(self._folder / file.path) as sink:
+            self._write_samples(sink, file, samples, flags)
+        return StoredFile(file.path, file.site, file.layer, sink.size, sink.crc32c)
+
+    def _write_samples(
+        self,
+        sink: Checksummed,
+        file: PlannedFile,
+        samples: Sequence[StoredSample],
+        flags: Mapping[Tap, Sequence[Flags]],
+    ) -> None:
+        form = self._format
+        if file.layer is None:
+            write_pickle(sink, samples, form.layers, file.site, form.dtype, flags, compress=form.compress)
+        else:
+            tap = Tap(file.layer, file.site)
+            write_safetensors(sink, samples, tap, form.dtype, flags[tap], self._about())
+
+    def _about(self) -> dict[str, str]:
+        manifest = self.manifest
+        return {
+            "model_path": manifest.model_path,
+            "model_type": manifest.model_type,
+            "fingerprint": manifest.fingerprint,
+        }

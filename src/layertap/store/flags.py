@@ -1,0 +1,65 @@
+"""Flags of tokens: what a reader may want to leave out. Nothing is ever left out here.
+
+    bit   name      set where
+    1     FIRST     the token is the first of its sample
+    2     SPECIAL   the token is one of the tokenizer's special tokens, such as `<|im_start|>`
+    4     SINK      the norm of its activation exceeds `SINK_FACTOR` times the median norm
+
+FIRST and SPECIAL are the same at every tap. SINK is for each (layer, site) by itself: an attention sink, whose massive
+activation would otherwise rule every mean and every reconstruction loss. Its median is over all the tokens of the
+shard at that tap. So it is robust (a sample alone, or the samples so far, would be few), and it follows from the
+content of one shard: it does not matter where a run was interrupted, and whoever holds the shard can compute it again.
+
+Norms are those of the values as stored, after rounding to the storage dtype.
+"""
+
+from collections.abc import Iterator, Sequence, Set
+
+import numpy as np
+from jaxtyping import Float64, Int32, UInt8
+
+from layertap.store.samples import Activation, StoredSample
+from layertap.tap import Tap
+
+FIRST, SPECIAL, SINK = 1, 2, 4
+SINK_FACTOR = 10.0
+
+Flags = UInt8[np.ndarray, " tokens"]
+Norms = Float64[np.ndarray, " tokens"]
+
+_BLOCK = 128  # tokens; what is made of a block stays in the processor's cache
+
+
+def blocks(activation: Activation) -> Iterator[Float64[np.ndarray, "tokens hidden"]]:
+    """The activation, widened to float64 block by block."""
+    with np.errstate(invalid="ignore"):  # ml_dtypes warns of NaN, which is looked for elsewhere
+        for begin in range(0, len(activation), _BLOCK):
+            yield activation[begin : begin + _BLOCK].astype(np.float64)
+
+
+def token_norms(activation: Activation) -> Norms:
+    """The Euclidean norm at each token."""
+    squares = [np.einsum("th,th->t", block, block) for block in blocks(activation)]
+    return np.sqrt(np.concatenate([np.empty(0), *squares]))
+
+
+def sink_threshold(norms: Norms) -> float:
+    """The norm above which a token of the shard is a sink; `norms` of all its tokens at one tap."""
+    finite = norms[np.isfinite(norms)]
+    return SINK_FACTOR * float(np.median(finite)) if finite.size else np.inf
+
+
+def token_flags(token_ids: Int32[np.ndarray, " tokens"], norms: Norms, threshold: float, special: Set[int]) -> Flags:
+    """The flags of a sample's tokens at one tap."""
+    flags = np.where(norms > threshold, np.uint8(SINK), np.uint8(0))
+    flags[np.isin(token_ids, sorted(special))] |= SPECIAL
+    flags[:1] |= FIRST
+    return flags
+
+
+def shard_flags(samples: Sequence[StoredSample], tap: Tap, dtype: np.dtype, special: Set[int]) -> list[Flags]:
+    """The flags of each sample of a shard at `tap`, where it is stored as `dtype`."""
+    norms = [token_norms(sample.stored(tap, dtype)) for sample in samples]
+    threshold = sink_threshold(np.concatenate(norms))
+    pairs = zip(samples, norms, strict=True)
+    return [token_flags(sample.token_ids, own, threshold, special) for sample, own in pairs]
