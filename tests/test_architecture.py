@@ -22,8 +22,9 @@ _MAY_KNOW = {
     "config": {"dataset"},
     "extract": {"config", "dataset", "prompts", "model", "store"},
     "tpu": {"config"},
+    "fleet": {"config", "dataset", "store", "extract"},
     "demo": {"config", "dataset", "prompts", "model", "store", "extract"},
-    "cli": {"config", "dataset", "prompts", "model", "store", "extract", "demo", "tpu"},
+    "cli": {"config", "dataset", "prompts", "model", "store", "extract", "demo", "tpu", "fleet"},
     "__main__": {"cli"},
     "__init__": set(),
 }

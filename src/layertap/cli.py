@@ -21,6 +21,7 @@ import tyro
 
 from layertap.config import DemoConfig, ExtractConfig, VerifyConfig, local_path
 from layertap.errors import InputError, LayertapError, UsageError
+from layertap.fleet.config import StreamsConfig
 from layertap.tpu.config import CreateConfig, DeleteConfig, ListConfig, RecreateConfig, StatusConfig, TpuConfig
 
 INTERRUPTED = 130
@@ -36,6 +37,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def extract_main() -> int:
     """Run `extract_activations.py`, which is `layertap extract`."""
     return run_command(ExtractConfig, _extract, sys.argv[1:], prog="extract_activations.py")
+
+
+def streams_main() -> int:
+    """Run `create_dataset_streams.py`, which is `layertap streams`."""
+    return run_command(StreamsConfig, _streams, sys.argv[1:], prog="create_dataset_streams.py")
 
 
 def _choose(commands: "Mapping[str, _Command | _Group]", given: list[str], prog: str) -> int:
@@ -100,6 +106,13 @@ def _extract(config: ExtractConfig) -> int:
     return 0
 
 
+def _streams(config: StreamsConfig) -> int:
+    from layertap.fleet.streams import create_streams
+
+    print(create_streams(config).describe())
+    return 0
+
+
 def _demo(config: DemoConfig) -> int:
     from layertap.demo.run import demo
 
@@ -153,6 +166,7 @@ _TPU_COMMANDS = {
 
 _COMMANDS: Mapping[str, _Command | _Group] = {
     "extract": _Command(ExtractConfig, _extract, "extract activations from a dataset; resumes where it was stopped"),
+    "streams": _Command(StreamsConfig, _streams, "deal a dataset out to workers, one JSONL file each"),
     "verify": _Command(VerifyConfig, _verify, "read an output folder back and check every byte of it"),
     "tpu": _Group(_TPU_COMMANDS, "create, watch, mend and delete fleets of TPUs in Google Cloud"),
     "demo": _Command(DemoConfig, _demo, "make a tiny model and tasks on the spot, extract from them, verify"),

@@ -49,6 +49,18 @@ def test_a_whole_number_is_an_id(tmp_path):
     assert next(read_records(_write(tmp_path / "a.jsonl", {"id": 7, "text": "x"}))) == Document("7", "x")
 
 
+def test_a_given_id_and_a_made_one_are_never_the_same(tmp_path):
+    made_first = _write(tmp_path / "a.jsonl", {"text": "x"}, {"id": "text_00000000", "text": "y"})
+    given_first = _write(tmp_path / "b.jsonl", {"id": "text_00000001", "text": "x"}, {"text": "y"})
+    others = _write(
+        tmp_path / "c.jsonl", {"text": "x"}, {"id": "task_00000000", "text": "y"}, {"id": "text_0", "text": "z"}
+    )
+
+    for path in (made_first, given_first):
+        assert [type(record) for record in read_records(path)] == [Document, BadTask]
+    assert [type(record) for record in read_records(others)] == [Document] * 3
+
+
 @pytest.mark.parametrize(
     ("task_id", "reason"),
     [

@@ -6,11 +6,15 @@
     items     a file or folder taken apart into single records, not yet checked (kaggle: with its answers)
     arc, text one record checked: a Task or a Document, or what is wrong with it
     records   the whole way, with ids, duplicates and numbering
+    hub       the same from a Hugging Face dataset, whose rows stand for lines
+    rows      the way back: a checked record as a JSON object
 
 The shape is found out from the content. A file's name decides only where the content cannot: see `content`.
 """
 
 from layertap.dataset.formats import DatasetFormat
+from layertap.dataset.hub import read_hub_records
 from layertap.dataset.records import read_records
+from layertap.dataset.rows import as_row
 
-__all__ = ["DatasetFormat", "read_records"]
+__all__ = ["DatasetFormat", "as_row", "read_hub_records", "read_records"]

@@ -5,10 +5,11 @@ A record's id is the first of: its file's stem or its key, where one of these na
 JSONL file that is the row. Malformed records are counted too, so leaving them out changes no other record's id.
 
 Duplicates are found by 8-byte hashes of the ids. As Python keeps them, each costs 60 to 90 bytes of memory (82 MB for a
-million); ids made from numbers cost nothing. Two different ids that share a hash would be called duplicates: among ten
-million ids the chance of any such pair is 3 in a million, and it would be reported, not silent.
+million); an id made from a number costs one byte. Two different ids that share a hash would be called duplicates: among
+ten million ids the chance of any such pair is 3 in a million, and it would be reported, not silent.
 """
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from hashlib import blake2b
 from itertools import islice
@@ -23,7 +24,9 @@ from layertap.dataset.text import document_from_row, refuse_half_characters
 from layertap.errors import BadTaskError, DatasetError
 from layertap.task import BadTask, Document, Record, Task
 
-_ID_KEYS = ("task_id", "id", "uid")
+ID_KEYS = ("task_id", "id", "uid")
+_MADE_ID = re.compile(r"(task|text)_(\d{8,12})", re.ASCII)
+_MADE_KINDS = ("", "task", "text")
 
 _CHECKS: Mapping[Kind, Callable[[object, str], Task | Document]] = {
     "task": task_from_splits,
@@ -45,28 +48,31 @@ def read_records(
     A malformed record comes as `BadTask`, and reading goes on after it: whether to stop is the caller's choice. Raises
     DatasetError where there is no dataset: nothing there, nothing in it, not readable, not JSON, or no known shape.
     """
-    count = 0
-    for record in islice(_checked(raw_records(locate(path), dataset_format)), max_tasks):
+    return check_records(_raw(path, dataset_format), path, max_tasks)
+
+
+def check_records(raws: RawRecords, shown: str, max_tasks: int | None) -> Iterator[Record]:
+    """The records, each with its id and checked; DatasetError naming `shown` where there is none."""
+    count, ids = 0, _Ids()
+    for raw in islice(raws, max_tasks):
+        yield raw if isinstance(raw, BadTask) else _check(raw, count, ids)
         count += 1
-        yield record
     if count == 0 and max_tasks != 0:
-        raise DatasetError(f"{path}: holds no tasks; give a dataset with at least one")
+        raise DatasetError(f"{shown}: holds no tasks; give a dataset with at least one")
 
 
-def _checked(raws: RawRecords) -> Iterator[Record]:
-    seen: set[int] = set()
-    for number, raw in enumerate(raws):
-        yield raw if isinstance(raw, BadTask) else _check(raw, number, seen)
+def _raw(path: str, dataset_format: DatasetFormat) -> RawRecords:
+    yield from raw_records(locate(path), dataset_format)
 
 
-def _check(raw: RawRecord, number: int, seen: set[int]) -> Record:
+def _check(raw: RawRecord, number: int, ids: "_Ids") -> Record:
     task_id = None
     try:
         task_id = _given_id(raw)
         if task_id is None:
-            task_id = f"{'text' if raw.kind == 'text' else 'task'}_{number:08d}"
+            task_id = ids.made("text" if raw.kind == "text" else "task", number)
         else:
-            _refuse_repeated(task_id, seen)
+            ids.given(task_id)
         return _CHECKS[raw.kind](raw.value, task_id)
     except BadTaskError as error:
         return BadTask(raw.where, task_id, str(error))
@@ -77,7 +83,7 @@ def _given_id(raw: RawRecord) -> str | None:
         return _sound_id(raw.task_id, "its id")
     if not isinstance(raw.value, dict):
         return None
-    key = next((key for key in _ID_KEYS if key in raw.value), None)
+    key = next((key for key in ID_KEYS if key in raw.value), None)
     return None if key is None else _sound_id(raw.value[key], repr(key))
 
 
@@ -92,8 +98,40 @@ def _sound_id(value: object, where: str) -> str:
     return value
 
 
-def _refuse_repeated(task_id: str, seen: set[int]) -> None:
-    digest = int.from_bytes(blake2b(task_id.encode("utf-8"), digest_size=8).digest(), "big")
-    if digest in seen:
-        raise BadTaskError("an earlier record has the same id; keep one of them, or give them different ids")
-    seen.add(digest)
+class _Ids:
+    """The ids so far, so that none comes twice: neither two that were given, nor a given one and a made one."""
+
+    def __init__(self) -> None:
+        self._given: set[int] = set()
+        self._made = bytearray()  # for each record, which of _MADE_KINDS its id was made from
+
+    def given(self, task_id: str) -> None:
+        """Take a record's own id; raises BadTaskError where an earlier record has it."""
+        digest = _hash(task_id)
+        if digest in self._given or self._was_made(task_id):
+            raise BadTaskError("an earlier record has the same id; keep one of them, or give them different ids")
+        self._given.add(digest)
+
+    def made(self, kind: str, number: int) -> str:
+        """An id from the record's number; raises BadTaskError where an earlier record has it as its own."""
+        task_id = _made_id(kind, number)
+        if self._given and _hash(task_id) in self._given:
+            raise BadTaskError("has no id, and an earlier record has the one that its number makes; give it one")
+        self._made.extend(bytes(number - len(self._made)))
+        self._made.append(_MADE_KINDS.index(kind))
+        return task_id
+
+    def _was_made(self, task_id: str) -> bool:
+        match = _MADE_ID.fullmatch(task_id)
+        if match is None or int(match[2]) >= len(self._made):
+            return False
+        number = int(match[2])
+        return task_id == _made_id(_MADE_KINDS[self._made[number]], number)
+
+
+def _made_id(kind: str, number: int) -> str:
+    return f"{kind}_{number:08d}"
+
+
+def _hash(task_id: str) -> int:
+    return int.from_bytes(blake2b(task_id.encode("utf-8"), digest_size=8).digest(), "big")

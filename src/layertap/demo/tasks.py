@@ -9,8 +9,8 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 from random import Random
-from typing import Any
 
+from layertap.dataset import as_row
 from layertap.demo import rules_new_size as other
 from layertap.demo import rules_same_size as same
 from layertap.demo.drawing import Draw, Family
@@ -59,7 +59,7 @@ def write_tasks(path: Path, tasks: Iterable[Task]) -> None:
     """
     with atomic_write(path) as file:
         for task in tasks:
-            file.write(json.dumps(_as_json(task)).encode() + b"\n")
+            file.write(json.dumps(as_row(task)).encode() + b"\n")
 
 
 def _make_task(index: int, seed: int) -> Task:
@@ -87,12 +87,3 @@ def _draw_pairs(draw: Draw, rng: Random, wanted: int) -> tuple[Pair, ...]:
 
 def _as_grid(cells: Cells) -> Grid:
     return tuple(map(tuple, cells.tolist()))
-
-
-def _as_json(task: Task) -> dict[str, Any]:
-    sides = {"train": task.train, "test": task.test}
-    return {"task_id": task.task_id, **{side: [_pair_as_json(pair) for pair in pairs] for side, pairs in sides.items()}}
-
-
-def _pair_as_json(pair: Pair) -> dict[str, Grid]:
-    return {"input": pair.input} if pair.output is None else {"input": pair.input, "output": pair.output}

@@ -1,0 +1,83 @@
+"""The flags of the commands that deal datasets out, as in `layertap.config`: one field, one flag, one sentence."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from layertap.config import local_path
+from layertap.dataset import DatasetFormat
+from layertap.errors import UsageError
+
+_MOST_STREAMS = 512  # all are open for writing at once
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceConfig:
+    """The dataset that is dealt out."""
+
+    dataset_path: str | None = None
+    """ARC tasks or plain text: a JSONL or JSON file, or a folder of JSON files; a local path or any fsspec URL."""
+
+    dataset_format: DatasetFormat = "auto"
+    """The shape of --dataset_path; auto finds it out from the content."""
+
+    dataset_name: str | None = None
+    """Instead of --dataset_path: a Hugging Face dataset, by its Hub id or as a local folder."""
+
+    dataset_config: str | None = None
+    """Which configuration of --dataset_name, where it has several."""
+
+    dataset_split: str = "train"
+    """Which split of --dataset_name."""
+
+    column_name: str | None = None
+    """The column of --dataset_name that holds the text, the task or the BARC examples; None stands for the row."""
+
+    max_samples: int | None = None
+    """Stop after this many tasks or texts of the dataset; None stands for all."""
+
+    on_bad_task: Literal["error", "skip"] = "error"
+    """A malformed task, or one whose id an earlier one has, stops the command, or is left out and listed."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that contradict each other; raises UsageError."""
+        if (self.dataset_path is None) == (self.dataset_name is None):
+            raise UsageError("give one of --dataset_path and --dataset_name")
+        if self.dataset_name is not None and self.dataset_format != "auto":
+            raise UsageError("--dataset_format is the shape of files; with --dataset_name give --column_name")
+        if self.dataset_name is None:
+            hub = {"dataset_config": None, "dataset_split": "train", "column_name": None}
+            for name, default in hub.items():
+                if getattr(self, name) != default:
+                    raise UsageError(f"--{name} belongs to --dataset_name")
+        if self.max_samples is not None and self.max_samples < 1:
+            raise UsageError(f"--max_samples must be at least 1, not {self.max_samples}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamsConfig(SourceConfig):
+    """Deal a dataset out to workers: one JSONL file each, round robin."""
+
+    num_streams: int
+    """How many files."""
+
+    output_dir: str = "data/streams"
+    """The folder for the files; a new one, or the one that holds the same streams already."""
+
+    name_digits: int = 3
+    """Digits of the number in stream_000.jsonl; 1 makes stream_0.jsonl."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that make no sense; raises UsageError."""
+        super().__post_init__()
+        if not 1 <= self.num_streams <= _MOST_STREAMS:
+            raise UsageError(f"--num_streams must be 1 to {_MOST_STREAMS}, not {self.num_streams}")
+        if not 1 <= self.name_digits <= 9:
+            raise UsageError(f"--name_digits must be 1 to 9, not {self.name_digits}")
+        if "://" in self.output_dir:
+            raise UsageError(f"--output_dir {self.output_dir}: is a URL; give a local folder, and copy it afterwards")
+
+    @property
+    def output_folder(self) -> Path:
+        """`output_dir`, with `~` expanded."""
+        return local_path(self.output_dir)

@@ -1,0 +1,113 @@
+"""Hugging Face datasets, made on the spot: rows as lines, columns as records."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from layertap.dataset import read_hub_records, read_records
+from layertap.demo.tasks import make_tasks, write_tasks
+from layertap.errors import DatasetError, UsageError
+from layertap.task import BadTask, Document, Pair, Task
+
+datasets = pytest.importorskip("datasets")
+
+_PAIRS = [{"input": [[1]], "output": [[2]]}, {"input": [[3]], "output": [[4]]}, {"input": [[5]], "output": [[6]]}]
+_TASK = {"train": _PAIRS[:2], "test": _PAIRS[2:]}
+_EXAMPLES = [[pair["input"], pair["output"]] for pair in _PAIRS]
+TASK = Task("a", tuple(Pair(((n,),), ((n + 1,),)) for n in (1, 3)), (Pair(((5,),), ((6,),)),))
+
+
+@pytest.fixture(autouse=True)
+def _quiet(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+    datasets.disable_progress_bars()
+
+
+def folder(tmp_path: Path, rows: list[dict[str, Any]], features: Any = None) -> str:
+    """A folder of Parquet, as datasets on the Hub are."""
+    (tmp_path / "set").mkdir()
+    made = datasets.Dataset.from_list(rows, features=features)
+    made.to_parquet(tmp_path / "set" / "train-00000-of-00001.parquet")
+    return str(tmp_path / "set")
+
+
+def read(name: str, **options: Any) -> list[Any]:
+    return list(read_hub_records(name, max_tasks=None, **options))
+
+
+def test_rows_of_texts_are_documents(tmp_path: Path) -> None:
+    name = folder(tmp_path, [{"text": "one", "label": 1}, {"text": "two", "label": 2}])
+    assert (
+        read(name) == read(name, column="text") == [Document("text_00000000", "one"), Document("text_00000001", "two")]
+    )
+
+
+def test_rows_of_tasks_are_tasks(tmp_path: Path) -> None:
+    assert read(folder(tmp_path, [{"id": "a", **_TASK}])) == [TASK]
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+@pytest.mark.parametrize("record", [_TASK, _EXAMPLES, _PAIRS])
+def test_a_column_may_hold_any_shape_of_a_task(tmp_path: Path, record: Any, as_json: bool) -> None:
+    value = json.dumps(record) if as_json else record
+    assert read(folder(tmp_path, [{"uid": "a", "what": value, "text": "x"}]), column="what") == [TASK]
+
+
+def test_a_text_that_looks_like_json_but_is_no_task_stays_a_text(tmp_path: Path) -> None:
+    name = folder(tmp_path, [{"body": text} for text in ('{"a": 1}', "[1, 2]", "{ broken")])
+    assert [record.text for record in read(name, column="body")] == ['{"a": 1}', "[1, 2]", "{ broken"]
+
+
+def test_objects_of_lists_are_lists_of_objects(tmp_path: Path) -> None:
+    """How `Sequence({...})`, as older datasets declare pairs, hands them out."""
+    grid = datasets.Sequence(datasets.Sequence(datasets.Value("int8")))
+    pairs = datasets.Sequence({"input": grid, "output": grid})
+    features = datasets.Features({"id": datasets.Value("string"), "train": pairs, "test": pairs})
+    assert read(folder(tmp_path, [{"id": "a", **_TASK}], features)) == [TASK]
+
+
+def test_tests_without_answers(tmp_path: Path) -> None:
+    rows = [{"id": "a", "train": _PAIRS[:2], "test": [{"input": [[5]], "output": None}]}]
+    grid = [[datasets.Value("int64")]]
+    pairs = [{"input": grid, "output": grid}]
+    name = folder(tmp_path, rows, datasets.Features({"id": datasets.Value("string"), "train": pairs, "test": pairs}))
+    assert read(name)[0].test == (Pair(((5,),), None),)
+
+
+def test_what_save_to_disk_wrote(tmp_path: Path) -> None:
+    made = datasets.DatasetDict({"validation": datasets.Dataset.from_list([{"text": "x"}])})
+    made.save_to_disk(tmp_path / "saved")
+    assert read(str(tmp_path / "saved"), split="validation") == [Document("text_00000000", "x")]
+    with pytest.raises(DatasetError, match="saved split train: cannot be read"):
+        read(str(tmp_path / "saved"))
+
+
+def test_real_tasks_come_out_as_from_a_file(tmp_path: Path) -> None:
+    write_tasks(tmp_path / "tasks.jsonl", make_tasks(30, seed=5))
+    lines = (tmp_path / "tasks.jsonl").read_text().splitlines()
+    name = folder(tmp_path, [json.loads(line) for line in lines])
+    assert read(name) == list(read_records(str(tmp_path / "tasks.jsonl")))
+
+
+def test_bad_rows_are_named(tmp_path: Path) -> None:
+    name = folder(tmp_path, [{"id": "a", "text": "x"}, {"id": "a", "text": "y"}, {"id": "b", "text": None}])
+    first, repeated, missing = read(name, column="text")
+    assert first == Document("a", "x")
+    assert isinstance(repeated, BadTask)
+    assert (repeated.where, repeated.task_id) == (f"{name} split train row 2", "a")
+    assert isinstance(missing, BadTask)
+    assert "column 'text' is null" in missing.reason
+
+
+def test_a_column_that_is_not_there(tmp_path: Path) -> None:
+    name = folder(tmp_path, [{"text": "x", "label": 1}])
+    with pytest.raises(UsageError, match=r"--column_name examples: .* has the columns text, label"):
+        read(name, column="examples")
+
+
+def test_a_dataset_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    with pytest.raises(DatasetError, match=r"nobody/nothing split train: cannot be read"):
+        read("nobody/nothing")
