@@ -12,6 +12,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import layertap.extract  # noqa: F401, I001 - quietens XLA, which must come before jax
 import jax
 import pytest
+from clouds import gcs, s3  # noqa: F401 - fixtures
 
 from layertap.demo.checkpoint import write_checkpoint
 from layertap.demo.tasks import make_tasks, write_tasks

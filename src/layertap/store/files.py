@@ -63,7 +63,7 @@ def atomic_write(path: Path) -> Iterator[Checksummed]:
                 temporary.replace(path)
             finally:
                 temporary.unlink(missing_ok=True)  # where all went well, it bears its own name by now
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except OSError as error:
         raise StorageError(
             f"{path}: cannot be written: {error.strerror or error}. What was committed before is safe;"
@@ -89,7 +89,8 @@ def file_crc32c(path: Path, chunk_bytes: int = 1 << 22) -> str:
     return f"{crc:08x}"
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Make sure that the names in a folder survive a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,0 +1,297 @@
+"""Google Cloud Storage's JSON API on loopback, for `google-cloud-storage` and `gcsfs` as they are installed.
+
+    with FakeGcs("bucket") as gcs:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", gcs.endpoint)
+
+    POST, PUT, DELETE  /upload/storage/v1/b/{b}/o?uploadType=media|multipart|resumable
+    GET                /storage/v1/b/{b}/o                  listing; prefix, delimiter, pages
+    GET, PATCH, DELETE /storage/v1/b/{b}/o/{name}           metadata; alt=media: content, also ranges
+    GET                /download/storage/v1/b/{b}/o/{name}  content
+    POST               /storage/v1/b/{b}/o/{name}/rewriteTo|copyTo|compose...
+    GET                /storage/v1/b/{b}
+
+Preconditions, checksums and consistency are Google's (gcs_objects.py), faults are planned by the test
+(gcs_faults.py). Why not an emulator from the package index: gcp-storage-emulator ignores `ifGenerationMatch`, so that
+of eight racing creators all win; fake-gcs-server needs Go; none of them fails on demand.
+"""
+
+import json
+import re
+import socket
+import struct
+import sys
+import threading
+import time
+from email.utils import formatdate
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import TracebackType
+from urllib.parse import parse_qs, unquote, urlsplit
+
+from fakes.gcs_faults import Fault, Faults, Request
+from fakes.gcs_http import Answer, as_json, claim_hash, error, flipped, how_far, multipart, named_in, ranged
+from fakes.gcs_objects import Buckets, Json, Refusal
+
+_PATH = re.compile(
+    r"/(?:(upload|download)/)?storage/v1/b(?:/([^/?]+))?(/o)?(?:/([^/]+))?(?:/(\w+)(?:/b/(\w+)/o/(.+))?)?"
+)
+
+_HEAD = 4096  # bytes of a body that are read before it is decided what goes wrong
+
+
+class FakeGcs:
+    """Serves while used as a context manager."""
+
+    def __init__(self, *buckets: str, page_size: int = 1000) -> None:
+        self.lock = threading.RLock()
+        self.state = Buckets()
+        self.faults = Faults()
+        self.page_size = page_size
+        self.connections: set[socket.socket] = set()
+        for bucket in buckets:
+            self.state.objects[bucket] = {}
+        self._server = _Server(("127.0.0.1", 0), type("Handler", (_Handler,), {"gcs": self}))
+        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01})
+        self.endpoint = f"http://127.0.0.1:{self._server.server_port}"
+
+    def __enter__(self) -> "FakeGcs":
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+        for connection in list(self.connections):
+            _quietly_shut(connection)
+
+    def contents(self, bucket: str, prefix: str = "") -> dict[str, bytes]:
+        """Every object below `prefix`, by the rest of its name."""
+        with self.lock:
+            objects = self.state.objects[bucket]
+            return {name.removeprefix(prefix): o.data for name, o in objects.items() if name.startswith(prefix)}
+
+    def put(self, bucket: str, name: str, data: bytes) -> None:
+        """Let an object be there."""
+        with self.lock:
+            self.state.insert(bucket, {"name": name}, data, {}, "application/octet-stream")
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 64
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A client that hangs up, or is killed, is no news."""
+        if not isinstance(sys.exception(), OSError):
+            super().handle_error(request, client_address)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+    gcs: FakeGcs
+
+    def setup(self) -> None:
+        super().setup()
+        self.gcs.connections.add(self.connection)
+
+    def finish(self) -> None:
+        self.gcs.connections.discard(self.connection)
+        super().finish()
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+    def date_time_string(self, timestamp: float | None = None) -> str:
+        return formatdate(self.gcs.state.now() if timestamp is None else timestamp, usegmt=True)
+
+    def do_GET(self) -> None:
+        url = urlsplit(self.path)
+        self._query = {name: values[0] for name, values in parse_qs(url.query, keep_blank_values=True).items()}
+        match = _PATH.fullmatch(url.path)
+        service, bucket, objects, name, verb, _, target = match.groups() if match else (None,) * 7
+        self._bucket, self._name = bucket or "", unquote(name or "")
+        self._target = unquote(target or "")
+        operation = self._operation(service, objects, name, verb)
+        if service == "upload" and not self._name:
+            upload = self.gcs.state.uploads.get(self._query.get("upload_id", ""))
+            self._name = str(upload.resource["name"]) if upload else self._query.get("name", "")
+        self._serve(operation)
+
+    do_POST = do_PUT = do_DELETE = do_PATCH = do_GET
+
+    def _operation(self, service: str | None, objects: str | None, name: str | None, verb: str | None) -> str:
+        if service == "upload":
+            if self._query.get("uploadType") != "resumable" and "upload_id" not in self._query:
+                return "insert"
+            if "upload_id" not in self._query:
+                return "start"
+            asked = (self.headers.get("Content-Range") or "").startswith("bytes */")
+            return "cancel" if self.command == "DELETE" else "progress" if asked else "chunk"
+        if objects is None:
+            return "bucket" if self._bucket else "unknown"
+        if name is None:
+            return "list"
+        if verb is not None:
+            return {"rewriteTo": "rewrite", "copyTo": "rewrite"}.get(verb, verb)
+        if self.command == "GET":
+            return "media" if service == "download" or self._query.get("alt") == "media" else "stat"
+        return {"DELETE": "delete", "PATCH": "patch"}.get(self.command, "unknown")
+
+    def _serve(self, operation: str) -> None:
+        length = int(self.headers.get("Content-Length") or 0)
+        body = self.rfile.read(min(length, _HEAD))
+        if operation in ("insert", "start") and not self._name:
+            self._name = named_in(body)
+        fault = self.gcs.faults.strike(operation, self._name)
+        if fault and fault.kind == "reset" and operation != "media":
+            self.rfile.read((length - len(body)) // 2)
+            return self._end(operation, length, 0, fault, reset=True)
+        body += self.rfile.read(length - len(body))
+        if fault and fault.kind == "slow":
+            time.sleep(fault.seconds)
+        if fault and fault.kind == "call":
+            fault.action()
+        status, headers, content = self._answer(operation, body, fault)
+        if fault and fault.kind == "call_after":
+            fault.action()
+        if fault and fault.kind == "lose" and status < 400:
+            status, headers, content = fault.status, {}, error(Refusal(fault.status, "backendError", "lost"))
+        vanished = fault is not None and fault.kind == "vanish"
+        if not vanished:
+            self._send(status, headers, content, operation, fault)
+        return self._end(operation, length, 0 if vanished else status, fault, reset=vanished)
+
+    def _answer(self, operation: str, body: bytes, fault: Fault | None) -> Answer:
+        if fault and fault.kind == "refuse":
+            return fault.status, {}, error(Refusal(fault.status, "backendError", "refused on demand"))
+        if fault and fault.kind == "corrupt" and operation == "chunk":
+            body = flipped(body)
+        try:
+            with self.gcs.lock:
+                method = getattr(self, f"_on_{operation}", None)
+                if method is None:
+                    raise Refusal(501, "notImplemented", f"{self.command} {self.path}")
+                return method(body, fault)
+        except Refusal as refusal:
+            return refusal.status, {}, b"" if refusal.status == 304 else error(refusal)
+
+    def _on_bucket(self, body: bytes, _: Fault | None) -> Answer:
+        self.gcs.state.bucket(self._bucket)
+        return as_json({"kind": "storage#bucket", "name": self._bucket, "id": self._bucket, "location": "US"})
+
+    def _on_list(self, body: bytes, _: Fault | None) -> Answer:
+        return as_json(self.gcs.state.list(self._bucket, self._query, self.gcs.page_size))
+
+    def _on_stat(self, body: bytes, _: Fault | None) -> Answer:
+        return as_json(self.gcs.state.get(self._bucket, self._name, self._query).resource())
+
+    def _on_delete(self, body: bytes, _: Fault | None) -> Answer:
+        self.gcs.state.delete(self._bucket, self._name, self._query)
+        return 204, {}, b""
+
+    def _on_patch(self, body: bytes, _: Fault | None) -> Answer:
+        return as_json(self.gcs.state.patch(self._bucket, self._name, json.loads(body or b"{}"), self._query))
+
+    def _on_media(self, body: bytes, _: Fault | None) -> Answer:
+        stored = self.gcs.state.get(self._bucket, self._name, self._query)
+        headers = {
+            "Content-Type": stored.content_type,
+            "X-Goog-Hash": f"crc32c={stored.crc32c},md5={stored.md5}",
+            "X-Goog-Generation": str(stored.generation),
+            "X-Goog-Metageneration": str(stored.metageneration),
+            "X-Goog-Stored-Content-Length": str(len(stored.data)),
+            "ETag": stored.etag,
+        }
+        return ranged(stored, self.headers.get("Range"), headers)
+
+    def _on_insert(self, body: bytes, fault: Fault | None) -> Answer:
+        content_type = self.headers.get("Content-Type", "application/octet-stream")
+        resource, data, own_type = self._resource_and_data(body, content_type)
+        if fault and fault.kind == "corrupt":
+            data = flipped(data)
+        claim_hash(resource, self.headers.get("X-Goog-Hash"))
+        return as_json(self.gcs.state.insert(self._bucket, resource, data, self._query, own_type))
+
+    def _resource_and_data(self, body: bytes, content_type: str) -> tuple[Json, bytes, str]:
+        if not content_type.startswith("multipart/related"):
+            whole = self._query.get("uploadType") == "resumable"
+            return (json.loads(body or b"{}"), b"", content_type) if whole else ({}, body, content_type)
+        return multipart(body, content_type)
+
+    def _on_start(self, body: bytes, _: Fault | None) -> Answer:
+        upload_id = self.gcs.state.start(self._bucket, json.loads(body or b"{}"), self._query)
+        place = f"{self.gcs.endpoint}/upload/storage/v1/b/{self._bucket}/o?uploadType=resumable&upload_id={upload_id}"
+        return 200, {"Location": place, "X-GUploader-UploadID": upload_id}, b""
+
+    def _on_chunk(self, body: bytes, _: Fault | None) -> Answer:
+        span = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+|\*)", self.headers.get("Content-Range") or "")
+        begin, end, total = span.groups() if span else ("0", str(len(body) - 1), str(len(body)))
+        if int(end) - int(begin) + 1 != len(body):
+            raise Refusal(400, "badRequest", "Content-Range does not fit the body")
+        resource: Json = {}
+        claim_hash(resource, self.headers.get("X-Goog-Hash"))
+        upload = self.gcs.state.append(
+            self._query["upload_id"], int(begin), body, None if total == "*" else int(total), resource.get("crc32c")
+        )
+        return how_far(upload.finished, len(upload.data))
+
+    def _on_progress(self, body: bytes, _: Fault | None) -> Answer:
+        total = (self.headers.get("Content-Range") or "bytes */*").rpartition("/")[2]
+        upload = self.gcs.state.progress(self._query["upload_id"])
+        if total == str(len(upload.data)):  # to name the length of what is there is to end the upload
+            upload = self.gcs.state.append(self._query["upload_id"], len(upload.data), b"", len(upload.data), None)
+        return how_far(upload.finished, len(upload.data))
+
+    def _on_cancel(self, body: bytes, _: Fault | None) -> Answer:
+        self.gcs.state.cancel(self._query["upload_id"])
+        return 499, {}, b""
+
+    def _on_rewrite(self, body: bytes, _: Fault | None) -> Answer:
+        state, path = self.gcs.state, urlsplit(self.path).path
+        source = state.get(
+            self._bucket,
+            self._name,
+            {"generation": self._query["sourceGeneration"]} if "sourceGeneration" in self._query else {},
+        )
+        bucket = path.split("/b/")[2].split("/o/")[0]
+        resource = state.insert(bucket, {"name": self._target}, source.data, self._query, source.content_type)
+        answer = {"kind": "storage#rewriteResponse", "done": True, "resource": resource, "objectSize": resource["size"]}
+        answer["totalBytesRewritten"] = resource["size"]
+        return as_json(answer if "/rewriteTo/" in path else resource)
+
+    def _on_compose(self, body: bytes, _: Fault | None) -> Answer:
+        asked, state = json.loads(body), self.gcs.state
+        data = b"".join(state.get(self._bucket, source["name"], {}).data for source in asked["sourceObjects"])
+        resource = {**(asked.get("destination") or {}), "name": self._name}
+        return as_json(state.insert(self._bucket, resource, data, self._query, "application/octet-stream"))
+
+    def _send(self, status: int, headers: dict[str, str], content: bytes, operation: str, fault: Fault | None) -> None:
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        if status != 204:
+            self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        if fault and fault.kind == "corrupt" and operation == "media":
+            content = flipped(content)
+        cut = fault is not None and fault.kind in ("truncate", "reset") and status < 300
+        self.wfile.write(content[: len(content) // 2] if cut else content)
+        if cut:
+            self.close_connection = True
+
+    def _end(self, operation: str, size: int, status: int, fault: Fault | None, *, reset: bool = False) -> None:
+        self.gcs.faults.note(
+            Request(operation, self._name, self._query, size, status, fault.kind if fault is not None else "")
+        )
+        if reset or (fault is not None and fault.kind == "reset"):
+            self.close_connection = True
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.connection.close()
+
+
+def _quietly_shut(connection: socket.socket) -> None:
+    try:
+        connection.shutdown(socket.SHUT_RDWR)
+    except OSError:
+        return
