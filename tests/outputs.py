@@ -11,7 +11,7 @@ import numpy as np
 import shards
 
 from layertap.store.files import Checksummed, file_crc32c
-from layertap.store.manifest import Manifest
+from layertap.store.manifest import Manifest, fingerprint_of
 from layertap.store.pickles import write_pickle
 from layertap.store.samples import StoredSample
 from layertap.store.verify import verify
@@ -67,9 +67,10 @@ def pickle_residual(
 
 def manifest(form: ShardFormat, **changed: Any) -> Manifest:
     """The manifest of a run before its first shard."""
+    identity = {"layers": list(form.layers), "storage": {"dtype": form.dtype.name}}
     fields = {
-        "fingerprint": "f" * 64,
-        "identity": {"layers": list(form.layers), "storage": {"dtype": form.dtype.name}},
+        "fingerprint": fingerprint_of(identity),
+        "identity": identity,
         "config": {"batch_size": 4},
         "worker_id": 0,
         "model_path": "models/tiny",

@@ -7,6 +7,7 @@ exit status: 0 done, 2 wrong input or usage, 1 anything else, 130 interrupted in
 A command's room is imported when it runs, not before: `layertap --help` and `layertap verify` start without JAX.
 """
 
+import json
 import os
 import signal
 import sys
@@ -18,8 +19,9 @@ from types import FrameType
 from typing import Any, TypeVar
 
 import tyro
+from tqdm import tqdm
 
-from layertap.config import DemoConfig, ExtractConfig, VerifyConfig, local_path
+from layertap.config import DemoConfig, ExtractConfig, StatsConfig, VerifyConfig, local_path
 from layertap.errors import InputError, LayertapError, UsageError
 from layertap.fleet.config import StreamsConfig
 from layertap.tpu.config import CreateConfig, DeleteConfig, ListConfig, RecreateConfig, StatusConfig, TpuConfig
@@ -123,9 +125,25 @@ def _demo(config: DemoConfig) -> int:
 def _verify(config: VerifyConfig) -> int:
     from layertap.store.verify import verify
 
-    report = verify(local_path(config.path))
-    print(report.describe())
+    with tqdm(desc="verify", unit="B", unit_scale=True, leave=False, disable=None) as bar:  # on a terminal only
+
+        def show(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        report = verify(local_path(config.path), show)
+    print(json.dumps(report.to_json(), indent=2) if config.json else report.describe())
     return 0 if report.sound else LayertapError.exit_status
+
+
+def _stats(config: StatsConfig) -> int:
+    from layertap.store.folder import LocalFolder
+    from layertap.store.statistics_files import merge_folders
+    from layertap.store.statistics_table import describe, to_json
+
+    statistics = merge_folders([LocalFolder(local_path(path)) for path in config.paths])
+    print(json.dumps(to_json(statistics), indent=2) if config.json else describe(statistics))
+    return 0
 
 
 def _tpu(command: str) -> Callable[[Any], int]:
@@ -168,6 +186,7 @@ _COMMANDS: Mapping[str, _Command | _Group] = {
     "extract": _Command(ExtractConfig, _extract, "extract activations from a dataset; resumes where it was stopped"),
     "streams": _Command(StreamsConfig, _streams, "deal a dataset out to workers, one JSONL file each"),
     "verify": _Command(VerifyConfig, _verify, "read an output folder back and check every byte of it"),
+    "stats": _Command(StatsConfig, _stats, "print norms, mean and deviation of each layer and site, over many workers"),
     "tpu": _Group(_TPU_COMMANDS, "create, watch, mend and delete fleets of TPUs in Google Cloud"),
     "demo": _Command(DemoConfig, _demo, "make a tiny model and tasks on the spot, extract from them, verify"),
 }

@@ -186,6 +186,24 @@ class VerifyConfig:
     path: tyro.conf.Positional[str]
     """The output folder of a run."""
 
+    json: bool = False
+    """Print the result as JSON."""
+
+
+@dataclass(frozen=True)
+class StatsConfig:
+    """Print the statistics of each layer and site, merged over shards and over the folders of several workers."""
+
+    paths: tyro.conf.Positional[tuple[str, ...]]
+    """Output folders of runs of one model."""
+
+    json: bool = False
+    """Print them as JSON, with the mean and standard deviation of each channel."""
+
+    def __post_init__(self) -> None:
+        """Refuse no folder at all; raises UsageError."""
+        _require(len(self.paths) > 0, "give at least one output folder")
+
 
 @dataclass(frozen=True)
 class DemoConfig:

@@ -11,6 +11,7 @@ import numpy as np
 import outputs
 import pytest
 import shards
+from safetensors import safe_open
 
 from layertap.store.flags import FIRST, SINK, SINK_FACTOR, SPECIAL
 from layertap.store.manifest import Manifest, ShardEntry, StoredFile
@@ -102,6 +103,13 @@ def test_the_page_lists_the_tensors_and_the_metadata_of_a_file_in_their_order(tm
         header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
     assert rows("`__metadata__` holds strings only") == list(header.pop("__metadata__"))
     assert rows("The tensors, in this order") == list(header)
+
+
+def test_the_page_lists_the_tensors_of_the_statistics_in_their_order(tmp_path):
+    outputs.write(tmp_path, [[outputs.sample(0)]], outputs.shard_format())
+    with safe_open(tmp_path / "statistics" / "shard_0001.safetensors", "numpy") as file:
+        assert set(rows("## Statistics")) == set(file.keys())
+        assert all(f"`{name}`" in PAGE[PAGE.index("## Statistics") :] for name in file.metadata())
 
 
 def test_the_page_tells_the_flags_as_they_are():

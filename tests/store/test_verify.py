@@ -4,7 +4,7 @@ import outputs
 import pytest
 import shards
 
-from layertap.errors import DamageError, StorageError, UsageError
+from layertap.errors import DamageError, UsageError
 from layertap.store.files import TEMPORARY
 from layertap.store.verify import verify
 
@@ -41,7 +41,7 @@ def test_a_folder_that_no_run_wrote_is_refused(tmp_path):
 
 def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(StorageError, match="Not a directory"):
+    with pytest.raises(UsageError, match="no such file"):
         verify(tmp_path / "file")
 
 
@@ -73,13 +73,13 @@ def test_a_folder_in_the_place_of_a_file_is_found(folder):
 
 
 def test_a_file_that_cannot_be_read_is_found(folder, monkeypatch):
-    def failing(_path):
-        raise OSError(5, "Input/output error")
+    def failing(self, path):
+        if path == SECOND:
+            raise OSError(5, "Input/output error")
+        return (self.path / path).open("rb")
 
-    monkeypatch.setattr("layertap.store.verify.file_crc32c", failing)
-    assert outputs.findings(folder) == [
-        f"{name}: cannot be read: Input/output error" for name in (FIRST, SECOND, THIRD)
-    ]
+    monkeypatch.setattr("layertap.store.folder.LocalFolder.open", failing)
+    assert outputs.the_finding(folder) == f"{SECOND}: cannot be read: Input/output error"
 
 
 @pytest.mark.parametrize("name", ["shard_0004.pkl.gz", "mlp/shard_0001.pkl.gz", "shard_0002.pkl"])
@@ -157,8 +157,8 @@ def test_an_edited_shard_entry_is_found(folder, field, value, finding):
         ("storage_dtype", "float16", "activation is float32, should be float16"),
         ("layers", [0, 1], "holds layers [0, 2], should hold [0, 1]"),
         ("layers", [2, 0], "holds layers [0, 2], should hold [2, 0]"),
-        ("sites", ["mlp"], "shard 1: has files of residual; should have mlp"),
-        ("sites", [3], "shard 1: has files of residual; should have 3"),
+        ("sites", ["mlp"], "shard 1: has files of residual, statistics; should have mlp, statistics"),
+        ("sites", [3], "shard 1: has files of residual, statistics; should have 3, statistics"),
     ],
 )
 def test_an_edited_header_is_found(folder, field, value, finding):
@@ -170,14 +170,17 @@ def test_a_shard_taken_out_of_the_middle_is_found(folder):
     outputs.edit_manifest(folder, lambda document: document["shards"].pop(1))
     assert outputs.findings(folder) == [
         f"{SECOND}: not named by metadata.json",
+        "statistics/shard_0002.safetensors: not named by metadata.json",
         "shard 3: stands in metadata.json where shard 2 should",
     ]
 
 
 def test_a_site_taken_out_of_a_shard_is_found_though_its_file_is_gone_too(two_sites):
     (two_sites / "mlp" / FIRST).unlink()
-    outputs.edit_manifest(two_sites, lambda document: document["shards"][0]["files"].pop())
-    assert outputs.the_finding(two_sites) == "shard 1: has files of residual; should have residual, mlp"
+    outputs.edit_manifest(two_sites, lambda document: document["shards"][0]["files"].pop(1))
+    assert outputs.the_finding(two_sites) == (
+        "shard 1: has files of residual, statistics; should have residual, mlp, statistics"
+    )
 
 
 def test_a_manifest_that_is_none_is_refused(folder):

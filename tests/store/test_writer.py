@@ -90,6 +90,7 @@ def test_every_site_has_its_own_folder_and_its_own_activations(tmp_path):
         "metadata.json",
         "mlp/shard_0001.pkl.gz",
         "residual/shard_0001.pkl.gz",
+        "statistics/shard_0001.safetensors",
     ]
     for site in THREE_SITES.sites:
         for entry, sample in zip(shards.read(tmp_path / site / "shard_0001.pkl.gz")[2], samples, strict=True):
@@ -101,9 +102,10 @@ def test_the_manifest_tells_what_was_written(tmp_path):
     writer(tmp_path).commit(samples, {"record": 3}, complete=False)
     manifest = read_manifest(tmp_path)
     (shard,) = manifest.shards
-    (file,) = shard.files
+    file, statistics = shard.files
     assert (shard.index, shard.samples, shard.tokens, shard.sample_idx) == (1, 3, 6, ((4, 5), (9, 9)))
-    assert (file.path, file.site) == ("shard_0001.pkl.gz", "residual")
+    assert (file.path, file.kind, file.site, file.layer) == ("shard_0001.pkl.gz", "activations", "residual", None)
+    assert (statistics.path, statistics.kind) == ("statistics/shard_0001.safetensors", "statistics")
     assert file.bytes == (tmp_path / file.path).stat().st_size
     assert file.crc32c == file_crc32c(tmp_path / file.path)
     assert (manifest.progress, manifest.complete) == ({"record": 3}, False)

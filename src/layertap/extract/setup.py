@@ -7,7 +7,6 @@ them was written. The dataset is recognised task by task instead (`windows.py`),
 and the run goes on.
 """
 
-import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -31,7 +30,7 @@ from layertap.model.checkpoint import Checkpoint, open_checkpoint
 from layertap.model.config import MODEL_TYPE
 from layertap.model.mesh import auto_shape, make_mesh, parse_mesh, weight_bytes
 from layertap.prompts import PromptMaker, load_template, load_tokenizer, parse_grid_encoder
-from layertap.store.manifest import Manifest
+from layertap.store.manifest import Manifest, fingerprint_of
 from layertap.store.pickles import codec
 from layertap.store.writer import ShardFormat
 from layertap.tap import Tap
@@ -89,7 +88,7 @@ def prepare(config: ExtractConfig) -> Setup:
     )
     identity = _identity(config, checkpoint, maker, taps, shard_format, rules)
     manifest = Manifest(
-        fingerprint=hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest(),
+        fingerprint=fingerprint_of(identity),
         identity=identity,
         config=_plain(asdict(config) | {"storage_dtype": config.stored_as}),
         worker_id=config.worker,

@@ -13,34 +13,18 @@ content of one shard: it does not matter where a run was interrupted, and whoeve
 Norms are those of the values as stored, after rounding to the storage dtype.
 """
 
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Sequence, Set
 
 import numpy as np
-from jaxtyping import Float64, Int32, UInt8
+from jaxtyping import Int32, UInt8
 
-from layertap.store.samples import Activation, StoredSample
-from layertap.tap import Tap
+from layertap.store.samples import StoredSample
+from layertap.store.statistics import Norms
 
 FIRST, SPECIAL, SINK = 1, 2, 4
 SINK_FACTOR = 10.0
 
 Flags = UInt8[np.ndarray, " tokens"]
-Norms = Float64[np.ndarray, " tokens"]
-
-_BLOCK = 128  # tokens; what is made of a block stays in the processor's cache
-
-
-def blocks(activation: Activation) -> Iterator[Float64[np.ndarray, "tokens hidden"]]:
-    """The activation, widened to float64 block by block."""
-    with np.errstate(invalid="ignore"):  # ml_dtypes warns of NaN, which is looked for elsewhere
-        for begin in range(0, len(activation), _BLOCK):
-            yield activation[begin : begin + _BLOCK].astype(np.float64)
-
-
-def token_norms(activation: Activation) -> Norms:
-    """The Euclidean norm at each token."""
-    squares = [np.einsum("th,th->t", block, block) for block in blocks(activation)]
-    return np.sqrt(np.concatenate([np.empty(0), *squares]))
 
 
 def sink_threshold(norms: Norms) -> float:
@@ -57,9 +41,8 @@ def token_flags(token_ids: Int32[np.ndarray, " tokens"], norms: Norms, threshold
     return flags
 
 
-def shard_flags(samples: Sequence[StoredSample], tap: Tap, dtype: np.dtype, special: Set[int]) -> list[Flags]:
-    """The flags of each sample of a shard at `tap`, where it is stored as `dtype`."""
-    norms = [token_norms(sample.stored(tap, dtype)) for sample in samples]
+def shard_flags(samples: Sequence[StoredSample], norms: Sequence[Norms], special: Set[int]) -> list[Flags]:
+    """The flags of each sample of a shard at one tap, where its tokens have these norms."""
     threshold = sink_threshold(np.concatenate(norms))
     pairs = zip(samples, norms, strict=True)
     return [token_flags(sample.token_ids, own, threshold, special) for sample, own in pairs]

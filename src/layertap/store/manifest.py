@@ -9,6 +9,7 @@ which ran through.
 """
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -34,11 +35,14 @@ class StoredFile:
     """One file of a shard: its path below the output folder, what it holds, its size in bytes and its CRC-32C (hex)."""
 
     path: str
-    site: str
+    site: str | None
+    """None: all sites of the run."""
     layer: int | None
     """None: all layers of the run."""
     bytes: int
     crc32c: str
+    kind: str = "activations"
+    """Or "statistics"."""
 
 
 @dataclass(frozen=True)
@@ -124,19 +128,31 @@ def read_manifest(folder: Path) -> Manifest | None:
     """
     path = folder / FILE_NAME
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        content = path.read_bytes()
     except FileNotFoundError:
         return None
     except OSError as error:
         raise StorageError(f"{path}: cannot be read: {error.strerror}") from error
+    return parse_manifest(content, str(path))
+
+
+def parse_manifest(content: bytes, name: str) -> Manifest:
+    """The manifest in the file `name` with this content; raises DamageError where it is not one."""
+    try:
+        raw = json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise DamageError(f"{path}: is not JSON: {error}; {_REMEDY}") from error
+        raise DamageError(f"{name}: is not JSON: {error}; {_REMEDY}") from error
     if not isinstance(raw, dict) or raw.get("format_version") != FORMAT_VERSION:
-        raise DamageError(f"{path}: is not a Layertap manifest of format version {FORMAT_VERSION}; {_REMEDY}")
+        raise DamageError(f"{name}: is not a Layertap manifest of format version {FORMAT_VERSION}; {_REMEDY}")
     try:
         return _parse(raw)
     except (KeyError, TypeError, ValueError) as error:
-        raise DamageError(f"{path}: lacks or garbles a field: {error!r}; {_REMEDY}") from error
+        raise DamageError(f"{name}: lacks or garbles a field: {error!r}; {_REMEDY}") from error
+
+
+def fingerprint_of(identity: Json) -> str:
+    """The run fingerprint: SHA-256 (hex) over everything that decides the output's bytes."""
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
 def index_ranges(indices: Iterable[int]) -> tuple[tuple[int, int], ...]:

@@ -123,23 +123,31 @@ def _compressed(sink: Checksummed, *, compress: bool) -> Iterator[IO[bytes]]:
 
 
 def read_pickle(path: Path) -> dict[int, list[dict[str, Any]]]:
-    """Read a shard back; gzip is recognised by its magic bytes.
+    """Read the shard at `path`; see `load_pickle`."""
+    try:
+        with path.open("rb") as file:
+            return load_pickle(file, str(path))
+    except OSError as error:
+        raise DamageError(f"{path}: cannot be read as a shard: {error}") from error
+
+
+def load_pickle(raw: BinaryIO, name: str) -> dict[int, list[dict[str, Any]]]:
+    """Read the shard `name` from a file that can be sought in; gzip is recognised by its magic bytes.
 
     Nothing but numpy arrays and plain containers is ever made of the file, so that a hostile one can run nothing.
     Raises DamageError, naming the file, where it asks for anything else, ends early, goes on behind the shard, or
     holds no samples as `write_pickle` writes them; whether they are the right ones is for `verify` to find out.
     """
     try:
-        with path.open("rb") as raw:
-            is_gzip = raw.read(2) == b"\x1f\x8b"
-            raw.seek(0)
-            file = (gzip if igzip is None else igzip).open(raw, "rb") if is_gzip else raw
-            shard = _ShardUnpickler(file).load()
-            if file.read(1):  # asked at the end, gzip compares its own checksum
-                raise pickle.UnpicklingError("it goes on behind the shard")
+        is_gzip = raw.read(2) == b"\x1f\x8b"
+        raw.seek(0)
+        file = (gzip if igzip is None else igzip).open(raw, "rb") if is_gzip else raw
+        shard = _ShardUnpickler(file).load()
+        if file.read(1):  # asked at the end, gzip compares its own checksum
+            raise pickle.UnpicklingError("it goes on behind the shard")
         _require_layers(shard)
     except _UNREADABLE as error:
-        raise DamageError(f"{path}: cannot be read as a shard: {str(error) or repr(error)}") from error
+        raise DamageError(f"{name}: cannot be read as a shard: {str(error) or repr(error)}") from error
     return cast(dict[int, list[dict[str, Any]]], shard)
 
 

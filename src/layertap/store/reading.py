@@ -6,16 +6,17 @@ For `verify` and `inspect`, which want to know what is wrong with a file rather 
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
-from pathlib import Path
-from typing import Any
+from io import BytesIO
+from typing import Any, cast
 
 import numpy as np
 
 from layertap.errors import DamageError
 from layertap.store.manifest import Manifest, StoredFile
-from layertap.store.pickles import read_pickle
+from layertap.store.pickles import load_pickle
 from layertap.store.safetensors_shards import TENSORS, read_safetensors
 from layertap.store.tensor_file import ALIGNMENT, TensorFile
+from layertap.tap import Site
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,38 +39,38 @@ class ReadLayer:
     """All samples of a shard at one layer and site; `name` says where they stand."""
 
     layer: int
-    site: str
+    site: Site
     name: str
     samples: list[ReadSample]
 
 
-def read_file(path: Path, manifest: Manifest, file: StoredFile) -> tuple[list[str], list[ReadLayer]]:
+def read_layers(content: bytes, manifest: Manifest, file: StoredFile) -> tuple[list[str], list[ReadLayer]]:
     """What is wrong with the form of the file, and its layers as far as they can be told.
 
     Raises DamageError where it is no shard file of the run's format at all.
     """
     if manifest.format == "pickle":
-        return [], _read_pickle(path, file)
-    return _read_safetensors(path, manifest, file)
+        return [], _read_pickle(content, file)
+    return _read_safetensors(content, manifest, file)
 
 
-def _read_pickle(path: Path, file: StoredFile) -> list[ReadLayer]:
+def _read_pickle(content: bytes, file: StoredFile) -> list[ReadLayer]:
     return [
         ReadLayer(
             layer,
-            file.site,
+            cast(Site, file.site),
             f"{file.path}, layer {layer}",
             [ReadSample(**{name: entry[name] for name in _FIELDS}) for entry in entries],
         )
-        for layer, entries in read_pickle(path).items()
+        for layer, entries in load_pickle(BytesIO(content), file.path).items()
     ]
 
 
 _FIELDS = tuple(field.name for field in fields(ReadSample))
 
 
-def _read_safetensors(path: Path, manifest: Manifest, file: StoredFile) -> tuple[list[str], list[ReadLayer]]:
-    content = read_safetensors(path.read_bytes(), str(path))
+def _read_safetensors(raw: bytes, manifest: Manifest, file: StoredFile) -> tuple[list[str], list[ReadLayer]]:
+    content = read_safetensors(raw, file.path)
     findings = [*_wrong_metadata(content, manifest, file), *_wrong_tensors(content)]
     findings = findings or list(_wrong_offsets(content))
     if findings:
@@ -77,8 +78,8 @@ def _read_safetensors(path: Path, manifest: Manifest, file: StoredFile) -> tuple
     try:
         samples = list(_samples(content))
     except (ValueError, TypeError, KeyError) as error:
-        raise DamageError(f"{path}: its list of samples in words is garbled: {error!r}") from error
-    return [], [ReadLayer(int(content.metadata["layer"]), content.metadata["site"], file.path, samples)]
+        raise DamageError(f"{file.path}: its list of samples in words is garbled: {error!r}") from error
+    return [], [ReadLayer(cast(int, file.layer), cast(Site, file.site), file.path, samples)]
 
 
 def _wrong_metadata(content: TensorFile, manifest: Manifest, file: StoredFile) -> Iterator[str]:

@@ -1,40 +1,36 @@
 """Reading a whole output folder back, and checking that it is what its manifest says.
 
-Checked: every file is there with its size and CRC-32C, and no shard file is there that the manifest does not name;
-every shard has a file for each site, and holds the samples, layers, tokens, shapes and dtype that it should, with the
-same token ids at every layer and site and no NaN or infinity; no sample stands twice. All findings are collected: one
-damaged shard does not hide the next, and no content, however damaged, ends the check. Every file is read twice, the
-second time from the system's cache; one is in memory at a time.
+Checked, for both formats: the manifest in itself; every file is there with its size and CRC-32C, and no shard file is
+there that the manifest does not name; every shard holds the samples, layers, sites, tokens, shapes and dtype that it
+should, with the same token ids at every layer and site, offsets and positions that count them, the flags that follow
+from them, the statistics of its activations, and no NaN or infinity; every sample stands once, and in a complete run
+that is one machine's none is missing. All findings are collected: one damaged shard does not hide the next, and no
+content, however damaged, ends the check.
+
+Files come through the seam in `folder.py`, each read once, one in memory at a time (twice its size for pickles).
 
 What a killed run leaves (temporary files, and the next shard without a manifest that names it) is no damage: the same
 command writes it again.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
-import numpy as np
+from layertap.errors import StorageError
+from layertap.store.files import TEMPORARY
+from layertap.store.folder import Folder, LocalFolder, require_manifest
+from layertap.store.manifest import FILE_NAME, Json, Manifest, fingerprint_of
+from layertap.store.shard_check import ShardCheck
 
-from layertap.errors import DamageError, UsageError
-from layertap.store.files import TEMPORARY, file_crc32c
-from layertap.store.flags import SINK, Norms, sink_threshold, token_flags, token_norms
-from layertap.store.manifest import FILE_NAME, Manifest, ShardEntry, StoredFile, index_ranges, read_manifest
-from layertap.store.reading import ReadLayer, ReadSample, read_file
-
-# One sample as its shard tells it at one layer: (sample_idx, task_id, token ids); and a layer's, with the layer's name.
-_Told = tuple[int, str, bytes]
-_ToldLayer = tuple[str, list[_Told]]
-
-_BORDER = 1e-9
-"""Norms so close to the sink threshold, relative to it, may fall on either side on another processor."""
+OnRead = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
 class VerifyReport:
     """What was read, and everything that is wrong with it."""
 
-    folder: Path
+    folder: str
     manifest: Manifest
     findings: tuple[str, ...]
 
@@ -52,29 +48,68 @@ class VerifyReport:
         state = "complete" if manifest.complete else "sound so far, the run is not complete"
         return f"{self.folder}: {state}; {what}, every file read back and checked"
 
+    def to_json(self) -> Json:
+        """The same for a program."""
+        manifest = self.manifest
+        return {
+            "folder": self.folder,
+            "sound": self.sound,
+            "complete": manifest.complete,
+            "shards": len(manifest.shards),
+            "samples": manifest.samples,
+            "tokens": manifest.tokens,
+            "findings": list(self.findings),
+        }
 
-def verify(folder: Path) -> VerifyReport:
-    """Check an output folder; raises UsageError where it holds no manifest, StorageError where it cannot be read."""
-    manifest = read_manifest(folder)
-    if manifest is None:
-        raise UsageError(f"{folder / FILE_NAME}: no such file; {folder} is not the output folder of a run")
+
+def verify(folder: Path, on_read: OnRead = lambda _done, _total: None) -> VerifyReport:
+    """Check an output folder of this machine; see `verify_folder`."""
+    return verify_folder(LocalFolder(folder), on_read)
+
+
+def verify_folder(folder: Folder, on_read: OnRead = lambda _done, _total: None) -> VerifyReport:
+    """Check an output folder, telling `on_read` how many of how many bytes are read.
+
+    Raises UsageError where it holds no manifest, StorageError where it cannot be read.
+    """
+    manifest = require_manifest(folder)
     findings = [
+        *_wrong_fingerprint(manifest),
         *_unexpected_files(folder, manifest),
         *_misnumbered_shards(manifest),
         *_repeated_samples(manifest),
-        *(finding for shard in manifest.shards for finding in _check_shard(folder, manifest, shard)),
+        *_missing_samples(manifest),
     ]
-    return VerifyReport(folder, manifest, tuple(findings))
+    total = sum(file.bytes for shard in manifest.shards for file in shard.files)
+    done = 0
+
+    def count(size: int) -> None:
+        nonlocal done
+        done += size
+        on_read(done, total)
+
+    for shard in manifest.shards:
+        findings += ShardCheck(folder, manifest, shard, count).run()
+    return VerifyReport(str(folder), manifest, tuple(findings))
 
 
-def _unexpected_files(folder: Path, manifest: Manifest) -> Iterator[str]:
+def _wrong_fingerprint(manifest: Manifest) -> Iterator[str]:
+    if manifest.fingerprint != fingerprint_of(manifest.identity):
+        yield f"{FILE_NAME}: the fingerprint is not that of the identity; one of them was edited"
+
+
+def _unexpected_files(folder: Folder, manifest: Manifest) -> Iterator[str]:
     named = {file.path for shard in manifest.shards for file in shard.files}
     unfinished = f"shard_{len(manifest.shards) + 1:04d}."
-    for path in sorted(folder.rglob("shard_*")):
-        relative = path.relative_to(folder).as_posix()
-        left_by_kill = path.name.endswith(TEMPORARY) or (not manifest.complete and path.name.startswith(unfinished))
-        if relative not in named and not left_by_kill:
-            yield f"{relative}: not named by {FILE_NAME}"
+    try:
+        found = [path for path in folder.files() if PurePosixPath(path).name.startswith("shard_")]
+    except OSError as error:
+        raise StorageError(f"{folder}: cannot be listed: {error.strerror or error}") from error
+    for path in found:
+        name = PurePosixPath(path).name
+        left_by_kill = name.endswith(TEMPORARY) or (not manifest.complete and name.startswith(unfinished))
+        if path not in named and not left_by_kill:
+            yield f"{path}: not named by {FILE_NAME}"
 
 
 def _misnumbered_shards(manifest: Manifest) -> Iterator[str]:
@@ -93,121 +128,18 @@ def _repeated_samples(manifest: Manifest) -> Iterator[str]:
             reach, holder = last, shard
 
 
-def _check_shard(folder: Path, manifest: Manifest, shard: ShardEntry) -> Iterator[str]:
-    held, expected = [(file.site, file.layer) for file in shard.files], _expected_files(manifest)
-    if held != expected:
-        yield f"shard {shard.index}: has files of {_named(held)}; should have {_named(expected)}"
-    told: list[_ToldLayer] = []
-    for file in shard.files:
-        findings, layers = _check_file(folder, manifest, file)
-        yield from findings
-        told += layers
-    if told:
-        yield from _check_samples(shard, *told[0])
-        yield from _disagreements(*told)
-
-
-def _expected_files(manifest: Manifest) -> list[tuple[str, int | None]]:
-    layers: tuple[int | None, ...] = manifest.layers if manifest.format == "safetensors" else (None,)
-    return [(site, layer) for site in manifest.sites for layer in layers]
-
-
-def _named(files: list[tuple[str, int | None]]) -> str:
-    return ", ".join(f"{site}" if layer is None else f"{site} layer {layer}" for site, layer in files) or "none"
-
-
-def _check_file(folder: Path, manifest: Manifest, file: StoredFile) -> tuple[list[str], list[_ToldLayer]]:
-    """What is wrong with the file, and what it tells of its samples."""
-    damage = _file_damage(folder, file)
-    if damage:
-        return [f"{file.path}: {damage}"], []
-    try:
-        findings, layers = read_file(folder / file.path, manifest, file)
-    except DamageError as error:
-        return [str(error)], []
-    held, expected = [layer.layer for layer in layers], list(manifest.layers)
-    if file.layer is None and held != expected:
-        findings.append(f"{file.path}: holds layers {held}, should hold {expected}")
-    findings += [finding for layer in layers for finding in _check_layer(manifest, file, layer)]
-    return findings, [(layer.name, _tell(layer)) for layer in layers]
-
-
-def _file_damage(folder: Path, file: StoredFile) -> str | None:
-    path = folder / file.path
-    try:
-        if not path.is_file():
-            return "missing"
-        if path.stat().st_size != file.bytes:
-            return f"has {path.stat().st_size} bytes, should have {file.bytes}"
-        crc32c = file_crc32c(path)
-    except OSError as error:
-        return f"cannot be read: {error.strerror}"
-    return None if crc32c == file.crc32c else f"has CRC-32C {crc32c}, should have {file.crc32c}"
-
-
-def _check_layer(manifest: Manifest, file: StoredFile, layer: ReadLayer) -> Iterator[str]:
-    malformed = [_wrong_form(manifest, sample) for sample in layer.samples]
-    norms = [np.empty(0) if wrong else token_norms(sample.activation) for sample, wrong in _paired(layer, malformed)]
-    # The threshold of a layer that lacks a sample is another one.
-    threshold = None if any(malformed) else sink_threshold(np.concatenate([np.empty(0), *norms]))
-    for (sample, wrong), own in zip(_paired(layer, malformed), norms, strict=True):
-        finding = wrong or _wrong_values(frozenset(manifest.special_ids), sample, own, threshold)
-        if finding:
-            yield f"{file.path}: layer {layer.layer}, sample {sample.sample_idx}: {finding}"
-
-
-def _paired(layer: ReadLayer, malformed: list[str | None]) -> Iterator[tuple[ReadSample, str | None]]:
-    return zip(layer.samples, malformed, strict=True)
-
-
-def _wrong_form(manifest: Manifest, sample: ReadSample) -> str | None:
-    activation = sample.activation
-    expected = (len(sample.token_ids), manifest.hidden_size)
-    if activation.shape != expected:
-        return f"activation has shape {activation.shape}, should have {expected}"
-    if sample.shape != expected:
-        return f"field shape says {sample.shape}, should say {expected}"
-    if activation.dtype.name != manifest.storage_dtype:
-        return f"activation is {activation.dtype.name}, should be {manifest.storage_dtype}"
-    if len(sample.flags) != len(sample.token_ids):
-        return f"has {len(sample.flags)} flags, should have {len(sample.token_ids)}"
-    return None
-
-
-def _wrong_values(special: frozenset[int], sample: ReadSample, norms: Norms, threshold: float | None) -> str | None:
-    if not np.isfinite(norms).all():
-        return "activation has a NaN or an infinity"
-    expected = token_flags(sample.token_ids, norms, threshold or 0.0, special)
-    uncertain = np.isclose(norms, threshold, rtol=_BORDER) if threshold is not None else np.True_
-    wrong = np.flatnonzero((sample.flags ^ expected) & np.where(uncertain, ~np.uint8(SINK), ~np.uint8(0)))
-    if wrong.size:
-        at = wrong[0]
-        return f"flags of token {at} are {sample.flags[at]}, should be {expected[at]}; {wrong.size} are wrong"
-    return None
-
-
-def _tell(layer: ReadLayer) -> list[_Told]:
-    return [(sample.sample_idx, sample.task_id, sample.token_ids.tobytes()) for sample in layer.samples]
-
-
-def _check_samples(shard: ShardEntry, name: str, samples: list[_Told]) -> Iterator[str]:
-    """The samples are those of the manifest."""
-    held = index_ranges(index for index, _, _ in samples)
-    if held != shard.sample_idx:
-        yield f"{name}: holds samples {_listed(held)}, should hold {_listed(shard.sample_idx)}"
-    if len(samples) != shard.samples:
-        yield f"{name}: holds {len(samples)} samples, should hold {shard.samples}"
-    tokens = sum(len(ids) // np.dtype(np.int32).itemsize for _, _, ids in samples)
-    if tokens != shard.tokens:
-        yield f"{name}: holds {tokens} tokens, should hold {shard.tokens}"
-
-
-def _listed(ranges: Iterable[tuple[int, int]]) -> str:
-    return ", ".join(f"{first} to {last}" for first, last in ranges)
-
-
-def _disagreements(first: _ToldLayer, *others: _ToldLayer) -> Iterator[str]:
-    """Every layer and site tells of the same samples, in the same order."""
-    for name, samples in others:
-        if samples != first[1]:
-            yield f"{name}: other samples, task ids or token ids than in {first[0]}"
+def _missing_samples(manifest: Manifest) -> Iterator[str]:
+    """Gaps in the numbers of a complete run; several machines that share a dataset have gaps by nature."""
+    if not manifest.complete or manifest.identity.get("dataset", {}).get("total_machines") != 1:
+        return
+    skipped = [
+        (entry["sample_idx"], entry["sample_idx"])
+        for entry in manifest.progress["overlong_samples"]["list"]
+        if entry["action"] == "skipped"
+    ]
+    ranges = sorted([*(pair for shard in manifest.shards for pair in shard.sample_idx), *skipped])
+    expected = 0
+    for first, last in [*ranges, (manifest.progress["sample_idx"],) * 2]:
+        if first > expected:
+            yield f"samples {expected} to {first - 1} stand in no shard"
+        expected = max(expected, last + 1)

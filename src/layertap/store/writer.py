@@ -4,9 +4,9 @@ The order of a commit, for a shard that is closed: its files, each written under
 then the manifest that names them; then `after_commit` (the run's checkpoint). Killed between any two of these, the
 restart finds the manifest of the commit before, and writes the same shard again over whatever lies there.
 
-A shard is one file a site (pickle), or one file a layer and site (safetensors). It is closed before its activations,
-uncompressed and in the storage dtype, would exceed `shard_bytes`; a single sample larger than that gets a shard of
-its own. So the shards' boundaries depend on the samples and the settings alone.
+A shard is one file a site (pickle), or one file a layer and site (safetensors), and one with its statistics. It is
+closed before its activations, uncompressed and in the storage dtype, would exceed `shard_bytes`; a single sample larger
+than that gets a shard of its own. So the shards' boundaries depend on the samples and the settings alone.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +22,8 @@ from layertap.store.manifest import Json, Manifest, ShardEntry, StoredFile, inde
 from layertap.store.pickles import write_pickle
 from layertap.store.safetensors_shards import write_safetensors
 from layertap.store.samples import StoredSample
+from layertap.store.statistics import TapStatistics, measure_shard
+from layertap.store.statistics_files import KIND, write_statistics
 from layertap.tap import Site, Tap
 
 
@@ -119,13 +121,20 @@ class ShardWriter:
     def _write_shard(self, samples: Sequence[StoredSample]) -> ShardEntry:
         index = len(self.manifest.shards) + 1
         form, special = self._format, frozenset(self.manifest.special_ids)
-        flags = {tap: shard_flags(samples, tap, form.dtype, special) for tap in form.taps}
+        flags: dict[Tap, Sequence[Flags]] = {}
+        statistics: dict[Tap, TapStatistics] = {}
+        for tap in form.taps:
+            statistics[tap], norms = measure_shard(samples, tap, form.dtype, form.hidden_size)
+            flags[tap] = shard_flags(samples, norms, special)
         return ShardEntry(
             index=index,
             samples=len(samples),
             tokens=sum(sample.tokens for sample in samples),
             sample_idx=index_ranges(sample.sample_idx for sample in samples),
-            files=tuple(self._write_file(file, samples, flags) for file in form.files(index)),
+            files=(
+                *(self._write_file(file, samples, flags) for file in form.files(index)),
+                self._write_statistics(index, statistics),
+            ),
         )
 
     def _write_file(
@@ -134,6 +143,12 @@ class ShardWriter:
         with atomic_write(self._folder / file.path) as sink:
             self._write_samples(sink, file, samples, flags)
         return StoredFile(file.path, file.site, file.layer, sink.size, sink.crc32c)
+
+    def _write_statistics(self, index: int, statistics: Mapping[Tap, TapStatistics]) -> StoredFile:
+        path = f"statistics/shard_{index:04d}.safetensors"
+        with atomic_write(self._folder / path) as sink:
+            write_statistics(sink, statistics, self.manifest.fingerprint)
+        return StoredFile(path, None, None, sink.size, sink.crc32c, kind=KIND)
 
     def _write_samples(
         self,
