@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import tyro
+
 from layertap.config import local_path
 from layertap.dataset import DatasetFormat
 from layertap.errors import UsageError
@@ -81,3 +83,57 @@ class StreamsConfig(SourceConfig):
     def output_folder(self) -> Path:
         """`output_dir`, with `~` expanded."""
         return local_path(self.output_dir)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CreateShardsConfig(SourceConfig):
+    """Cut a dataset into shards that workers claim one after another."""
+
+    output: str
+    """Where the sharded dataset goes: a folder that all workers reach, or gs://bucket/path."""
+
+    num_shards: int | None = None
+    """How many shards; several for each worker, so that the fast ones take more and a lost one costs little."""
+
+    tasks_per_shard: int | None = None
+    """Instead of --num_shards: how many tasks or texts a shard has."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that contradict each other; raises UsageError."""
+        super().__post_init__()
+        if (self.num_shards is None) == (self.tasks_per_shard is None):
+            raise UsageError("give one of --num_shards and --tasks_per_shard")
+        for name in ("num_shards", "tasks_per_shard"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError(f"--{name} must be at least 1, not {value}")
+
+
+@dataclass(frozen=True)
+class ShardsStatusConfig:
+    """Say which shards of a dataset are done, claimed, failed and free."""
+
+    dataset: tyro.conf.Positional[str]
+    """The sharded dataset: a folder or gs://bucket/path."""
+
+    json: bool = False
+    """Print every shard, as JSON."""
+
+
+@dataclass(frozen=True)
+class ResetShardsConfig:
+    """Make shards free again, so that they are extracted once more."""
+
+    dataset: tyro.conf.Positional[str]
+    """The sharded dataset: a folder or gs://bucket/path."""
+
+    shard_id: tyro.conf.Positional[tuple[int, ...]]
+    """Which shards."""
+
+    force: bool = False
+    """Take a shard away from a worker whose lease is running; what it has not committed is lost."""
+
+    def __post_init__(self) -> None:
+        """Refuse to reset nothing; raises UsageError."""
+        if not self.shard_id:
+            raise UsageError("name the shards to reset, as: layertap shards reset gs://bucket/dataset 3 7")
