@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from layertap.config import DemoConfig, ExtractConfig, StatsConfig, VerifyConfig, local_path
 from layertap.errors import InputError, LayertapError, UsageError
-from layertap.fleet.config import StreamsConfig
+from layertap.fleet.config import CreateShardsConfig, ResetShardsConfig, ShardsStatusConfig, StreamsConfig
 from layertap.tpu.config import CreateConfig, DeleteConfig, ListConfig, RecreateConfig, StatusConfig, TpuConfig
 
 INTERRUPTED = 130
@@ -115,6 +115,15 @@ def _streams(config: StreamsConfig) -> int:
     return 0
 
 
+def _shards(command: str) -> Callable[[Any], int]:
+    """The function of that name in `fleet/commands.py`, imported when it runs."""
+
+    def run(config: CreateShardsConfig | ShardsStatusConfig | ResetShardsConfig) -> int:
+        return getattr(import_module("layertap.fleet.commands"), command)(config)
+
+    return run
+
+
 def _demo(config: DemoConfig) -> int:
     from layertap.demo.run import demo
 
@@ -182,9 +191,16 @@ _TPU_COMMANDS = {
     "list": _Command(ListConfig, _tpu("list_members"), "list every TPU of the fleet"),
 }
 
+_SHARDS_COMMANDS = {
+    "create": _Command(CreateShardsConfig, _shards("create"), "cut a dataset into shards that workers claim"),
+    "status": _Command(ShardsStatusConfig, _shards("status"), "which shards are done, claimed, failed and free"),
+    "reset": _Command(ResetShardsConfig, _shards("reset_shards"), "make shards free again"),
+}
+
 _COMMANDS: Mapping[str, _Command | _Group] = {
     "extract": _Command(ExtractConfig, _extract, "extract activations from a dataset; resumes where it was stopped"),
     "streams": _Command(StreamsConfig, _streams, "deal a dataset out to workers, one JSONL file each"),
+    "shards": _Group(_SHARDS_COMMANDS, "make a sharded dataset for many workers, and look after it"),
     "verify": _Command(VerifyConfig, _verify, "read an output folder back and check every byte of it"),
     "stats": _Command(StatsConfig, _stats, "print norms, mean and deviation of each layer and site, over many workers"),
     "tpu": _Group(_TPU_COMMANDS, "create, watch, mend and delete fleets of TPUs in Google Cloud"),

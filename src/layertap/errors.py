@@ -13,6 +13,8 @@
     ├── DeviceError               a step that the device could not run
     ├── StorageError              output that could not be written, read or believed
     │   └── DamageError           a stored file that is not what the manifest says it is
+    ├── LeaseLostError            a dataset shard that another worker has taken over
+    ├── WorkersFailedError        shards or workers of a fleet that failed, each for reasons told apart
     └── TpuError                  what Cloud TPU would not or could not do
         ├── NoCapacityError       a zone that has no free TPU: another zone, or later
         ├── QuotaError            more TPUs than the project may have there
@@ -73,6 +75,14 @@ class StorageError(LayertapError):
 
 class DamageError(StorageError):
     """A stored file that is not what the manifest says it is."""
+
+
+class LeaseLostError(LayertapError):
+    """A dataset shard that another worker has taken over, because this one was not heard of."""
+
+
+class WorkersFailedError(LayertapError):
+    """Dataset shards, or workers, that failed while others went on."""
 
 
 class AccessError(InputError):

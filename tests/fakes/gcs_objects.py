@@ -1,7 +1,7 @@
 """The state of buckets, as strict as Google's: generations, preconditions, checksums, listing, resumable uploads.
 
 Every method is called under one lock, so that every request is atomic and a listing sees all that was answered before
-it (GCS is strongly consistent). Generations only grow, also over a deletion. Time is the server's own, `clock` away
+it (GCS is strongly consistent). Generations only grow, also over a deletion. Time is the server's own, `skew` away
 from this machine's.
 """
 

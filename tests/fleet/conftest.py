@@ -1,8 +1,38 @@
+"""Sharded datasets in a folder and in a bucket, and settings of small runs."""
+
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from fakes.gcs import FakeGcs
 
 from layertap.config import ExtractConfig
+from layertap.store.objects import ObjectStore, open_store
+from layertap.store.retry import Retry
+
+
+@pytest.fixture(params=["folder", "gcs"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Where a sharded dataset may lie."""
+    if request.param == "folder":
+        return str(tmp_path / "dataset")
+    request.getfixturevalue("gcs")
+    return "gs://bucket/dataset"
+
+
+@pytest.fixture
+def store(place: str) -> Iterator[ObjectStore]:
+    opened = open_store(place, Retry(20.0, first_pause=0.001, longest_pause=0.01))
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def bucket(gcs: FakeGcs) -> Iterator[ObjectStore]:
+    """A bucket whose faults can be planned."""
+    opened = open_store("gs://bucket/dataset", Retry(20.0, first_pause=0.001, longest_pause=0.01))
+    yield opened
+    opened.close()
 
 
 @pytest.fixture

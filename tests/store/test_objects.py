@@ -181,6 +181,24 @@ def test_of_racing_creators_one_wins(shared: ObjectStore) -> None:
     assert shared.read("claim")[:2] == (str(winner).encode(), won[winner])
 
 
+def test_listings_survive_what_others_delete_meanwhile(shared: ObjectStore) -> None:
+    ended = threading.Event()
+
+    def come_and_go() -> None:
+        while not ended.is_set():
+            for number in range(20):
+                version = shared.create(f"claims/{number}", b"x")
+                assert version is not None
+                shared.delete_if(f"claims/{number}", version)
+
+    with ThreadPoolExecutor(1) as pool:
+        going = pool.submit(come_and_go)
+        for _ in range(200):
+            assert len(list(shared.list("claims/"))) <= 20
+        ended.set()
+        going.result()
+
+
 def test_racing_counters_lose_no_count(shared: ObjectStore) -> None:
     shared.create("count", b"0")
 

@@ -127,13 +127,18 @@ class ResetShardsConfig:
     dataset: tyro.conf.Positional[str]
     """The sharded dataset: a folder or gs://bucket/path."""
 
-    shard_id: tyro.conf.Positional[tuple[int, ...]]
-    """Which shards."""
+    shard_id: tyro.conf.Positional[tuple[int, ...]] = ()
+    """Which shards, by their numbers."""
+
+    all: bool = False
+    """Every shard. What workers agreed to extract is forgotten too, so that they may extract something else."""
 
     force: bool = False
     """Take a shard away from a worker whose lease is running; what it has not committed is lost."""
 
     def __post_init__(self) -> None:
         """Refuse to reset nothing; raises UsageError."""
-        if not self.shard_id:
-            raise UsageError("name the shards to reset, as: layertap shards reset gs://bucket/dataset 3 7")
+        if bool(self.shard_id) == self.all:
+            raise UsageError(
+                "name the shards to reset, as: layertap shards reset gs://bucket/dataset 3 7; or pass --all"
+            )

@@ -20,6 +20,7 @@ import tempfile
 from array import array
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import IO, Any
 
 import google_crc32c
@@ -31,6 +32,7 @@ from layertap.store.objects import ObjectStore, open_store
 from layertap.task import Document
 
 MANIFEST = "dataset.json"
+RUN = "run.json"
 FORMAT_VERSION = 1
 
 _DOCUMENT = 0  # as the number of test inputs of a record
@@ -89,7 +91,9 @@ def read_dataset(store: ObjectStore) -> ShardedDataset:
     """The sharded dataset in `store`; raises UsageError where there is none, DamageError where it is garbled."""
     found = store.read(MANIFEST)
     if found is None:
-        raise UsageError(f"{store.url}: holds no {MANIFEST}; make one with: layertap shards create --output {store.url}")
+        raise UsageError(
+            f"{store.url}: holds no {MANIFEST}; make one with: layertap shards create --output {store.url}"
+        )
     return _parse(found.data, f"{store.url}/{MANIFEST}")
 
 
@@ -170,7 +174,7 @@ def _spans(records: int, config: CreateShardsConfig) -> Iterator[tuple[int, int]
         edges = [number * records // count for number in range(count + 1)]
     if count > records:
         raise UsageError(f"--num_shards {count}: the dataset has {records} sound records; give at most as many")
-    return zip(edges, edges[1:], strict=False)
+    return pairwise(edges)
 
 
 def _write(store: ObjectStore, name: str, data: bytes) -> None:
@@ -182,7 +186,7 @@ def _write(store: ObjectStore, name: str, data: bytes) -> None:
 
 def _other(store: ObjectStore, name: str) -> RunMismatchError:
     return RunMismatchError(
-        f"{store.url}/{name}: holds another dataset, or another cut of it; give another --output, or delete what is there"
+        f"{store.url}/{name}: holds another dataset, or another cut of it; give another --output, or delete that one"
     )
 
 

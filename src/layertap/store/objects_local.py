@@ -14,7 +14,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from uuid import uuid4
 
@@ -83,10 +83,13 @@ class LocalStore:
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         """See `ObjectStore`."""
         with _translated(self._folder):
-            paths = {path.relative_to(self._folder).as_posix(): path for path in self._folder.rglob("*")}
+            below = self._folder / prefix.rpartition("/")[0]
+            paths = {path.relative_to(self._folder).as_posix(): path for path in below.rglob("*")}
             for name, path in sorted(paths.items()):
-                if name.startswith(prefix) and name != _LOCK and not name.endswith(TEMPORARY) and path.is_file():
-                    yield self._info(path)
+                if name.startswith(prefix) and name != _LOCK and not name.endswith(TEMPORARY):
+                    with suppress(FileNotFoundError):  # deleted since
+                        if path.is_file():
+                            yield self._info(path)
 
     def upload(self, path: Path, name: str, crc32c: str, *, replaces: str | None = None) -> ObjectInfo:
         """See `ObjectStore`."""

@@ -1,0 +1,303 @@
+"""Who has a shard, and who may commit it: races, thefts, stopped holders, lost replies, wrong clocks."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import commands
+import pytest
+from claiming import claim
+from fakes.gcs import FakeGcs
+from fakes.gcs_faults import wait_for
+
+from layertap.errors import DamageError, LayertapError, LeaseLostError
+from layertap.fleet.claims import claim_name, done_name
+from layertap.fleet.leases import Heartbeat, Lease, has_run_out, read_claim, settle, take, take_over
+from layertap.store.objects import ObjectStore
+
+SHARD = "shard_00000"
+RACERS, RACES = 8, 50
+
+_PREAMBLE = """
+import sys, time
+sys.path.insert(0, sys.argv[1])
+from claiming import claim
+from layertap.errors import LeaseLostError
+from layertap.fleet.leases import Heartbeat, take
+from layertap.store.objects import open_store
+store, worker = open_store(sys.argv[2]), int(sys.argv[3])
+"""
+
+
+@contextmanager
+def process(program: str, url: str, worker: int) -> Iterator[subprocess.Popen[str]]:
+    """A worker of its own, spoken to line by line."""
+    started = subprocess.Popen(
+        [sys.executable, "-c", _PREAMBLE + program, str(commands.ROOT / "tests"), url, str(worker)],
+        env={**os.environ, "PYTHONPATH": str(commands.ROOT / "src")},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        bufsize=1,
+    )
+    try:
+        yield started
+    finally:
+        started.kill()
+        started.communicate()
+
+
+def held(store: ObjectStore, **more: object) -> Lease:
+    lease = take(store, SHARD, claim(0, **more))
+    assert lease is not None
+    return lease
+
+
+def stolen(store: ObjectStore, worker: int) -> Lease:
+    found = read_claim(store, SHARD)
+    assert found is not None
+    lease = take_over(store, SHARD, found[0], claim(worker))
+    assert lease is not None
+    return lease
+
+
+def done(store: ObjectStore) -> object:
+    found = store.read(done_name(SHARD))
+    return None if found is None else json.loads(found.data)
+
+
+# -- one holder ------------------------------------------------------------------------------------------------------
+
+
+def test_of_eight_racing_processes_one_wins_fifty_times(place: str) -> None:
+    program = """
+for line in sys.stdin:
+    lease = take(store, line.strip(), claim(worker))
+    print("won" if lease else "lost", flush=True)
+"""
+    with (
+        process(program, place, 0) as a, process(program, place, 1) as b, process(program, place, 2) as c,
+        process(program, place, 3) as d, process(program, place, 4) as e, process(program, place, 5) as f,
+        process(program, place, 6) as g, process(program, place, 7) as h,
+    ):  # fmt: skip
+        racers = (a, b, c, d, e, f, g, h)
+        winners = []
+        for race in range(RACES):
+            for racer in racers:
+                racer.stdin.write(f"shard_{race:05d}\n")
+            answers = [racer.stdout.readline().strip() for racer in racers]
+            assert sorted(answers) == ["lost"] * (RACERS - 1) + ["won"]
+            winners.append(answers.index("won"))
+    assert len(set(winners)) > 1  # it was a race
+
+
+def test_a_shard_that_was_done_meanwhile_is_not_taken(store: ObjectStore) -> None:
+    held(store).commit({"by": 0})
+    assert take(store, SHARD, claim(1)) is None
+    assert read_claim(store, SHARD) is None
+
+
+def test_a_released_shard_is_free_and_another_s_is_not_released(store: ObjectStore) -> None:
+    lease = held(store)
+    other = stolen(store, 1)
+    lease.release()
+    assert read_claim(store, SHARD)[1].worker == 1
+    other.release()
+    assert take(store, SHARD, claim(2)) is not None
+
+
+def test_a_claim_that_changed_is_not_taken_over(store: ObjectStore) -> None:
+    lease = held(store)
+    seen, _ = read_claim(store, SHARD)
+    lease.beat({})
+    assert take_over(store, SHARD, seen, claim(1)) is None
+
+
+# -- who lost a lease does not commit --------------------------------------------------------------------------------
+
+
+def test_who_was_robbed_notices_and_cannot_commit(store: ObjectStore) -> None:
+    lease = held(store)
+    thief = stolen(store, 1)
+    for act in (lambda: lease.beat({}), lambda: lease.commit({"by": 0}), lambda: lease.fail("x")):
+        with pytest.raises(LeaseLostError, match="another worker has taken it over"):
+            act()
+    thief.commit({"by": 1})
+    with pytest.raises(LeaseLostError):
+        lease.commit({"by": 0})
+    assert done(store) == {"by": 1}
+
+
+def test_a_process_stopped_past_its_lease_does_not_commit_when_it_wakes(place: str, store: ObjectStore) -> None:
+    program = """
+lease = take(store, "shard_00000", claim(worker, seconds=1))
+with Heartbeat(lease, dict, print) as heartbeat:
+    print("has it", flush=True)
+    sys.stdin.readline()
+try:
+    lease.commit({"by": worker})
+    print("committed", flush=True)
+except LeaseLostError:
+    print("lost it", flush=True)
+"""
+    with process(program, place, 0) as worker:
+        assert worker.stdout.readline() == "has it\n"
+        wait_for(lambda: read_claim(store, SHARD)[1].beats >= 2)
+        worker.send_signal(signal.SIGSTOP)
+        wait_for(lambda: has_run_out(store, *read_claim(store, SHARD)))
+        stolen(store, 1).commit({"by": 1})
+        worker.send_signal(signal.SIGCONT)
+        worker.stdin.write("\n")
+        assert worker.stdout.readline() == "lost it\n"
+    assert done(store) == {"by": 1}
+    assert read_claim(store, SHARD) is None
+
+
+def test_a_holder_that_died_after_its_commit_has_committed(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    def dies(*_: object) -> None:
+        raise SystemExit
+
+    lease = held(store)
+    with monkeypatch.context() as patch:
+        patch.setattr("layertap.fleet.leases.settle", dies)
+        with pytest.raises(SystemExit):
+            lease.commit({"by": 0})
+    assert done(store) is None
+    seen, committed = read_claim(store, SHARD)
+    for _ in range(2):  # two workers may find it at once
+        settle(store, SHARD, committed, seen.version)
+    assert done(store) == {"by": 0}
+    assert read_claim(store, SHARD) is None
+
+
+def test_a_heartbeat_keeps_the_lease_and_tells_of_its_loss(store: ObjectStore) -> None:
+    lease = held(store, seconds=0.2)
+    with Heartbeat(lease, lambda: {"tokens": 7}, lambda error: pytest.fail(str(error))) as heartbeat:
+        wait_for(lambda: read_claim(store, SHARD)[1].beats >= 3)
+        assert read_claim(store, SHARD)[1].metrics == {"tokens": 7}
+        heartbeat.check()
+        while True:  # it may beat between looking and taking
+            seen, _ = read_claim(store, SHARD)
+            if take_over(store, SHARD, seen, claim(1)):
+                break
+
+        def lost() -> bool:
+            try:
+                heartbeat.check()
+            except LeaseLostError:
+                return True
+            return False
+
+        wait_for(lost)
+
+
+# -- the far end's clock ---------------------------------------------------------------------------------------------
+
+
+def test_a_lease_runs_out_when_nothing_was_heard_for_its_length(store: ObjectStore) -> None:
+    held(store, seconds=1)
+    assert not has_run_out(store, *read_claim(store, SHARD))
+    wait_for(lambda: has_run_out(store, *read_claim(store, SHARD)))
+
+
+@pytest.mark.parametrize("skew", [-3600.0, 3600.0])
+def test_a_bucket_s_clock_may_differ_by_an_hour(gcs: FakeGcs, bucket: ObjectStore, skew: float) -> None:
+    gcs.state.skew = skew
+    lease = held(bucket, seconds=60)
+    assert not has_run_out(bucket, *read_claim(bucket, SHARD))
+    gcs.state.skew = skew + 50
+    assert not has_run_out(bucket, *read_claim(bucket, SHARD))
+    gcs.state.skew = skew + 63
+    assert has_run_out(bucket, *read_claim(bucket, SHARD))
+    lease.beat({})
+    assert not has_run_out(bucket, *read_claim(bucket, SHARD))
+
+
+@pytest.mark.parametrize("skew", [-3600.0, 3600.0])
+def test_a_worker_s_clock_may_differ_by_an_hour(place: str, store: ObjectStore, skew: float) -> None:
+    """A worker with a wrong clock judges another's lease, and others judge its own."""
+    program = f"""
+from layertap.fleet.leases import has_run_out, read_claim
+now, now_ns = time.time, time.time_ns
+time.time, time.time_ns = (lambda: now() + {skew}), (lambda: now_ns() + int({skew} * 1e9))
+print(has_run_out(store, *read_claim(store, "shard_00000")), flush=True)
+lease = take(store, "shard_00001", claim(worker, seconds=60))
+lease.beat({{}})
+print("beat", flush=True)
+sys.stdin.readline()
+"""
+    held(store, seconds=60)
+    with process(program, place, 1) as worker:
+        assert worker.stdout.readline() == "False\n"
+        assert worker.stdout.readline() == "beat\n"
+        assert not has_run_out(store, *read_claim(store, "shard_00001"))
+
+
+# -- lost replies ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["lose", "vanish"])
+def test_lost_replies_change_nothing(gcs: FakeGcs, bucket: ObjectStore, kind: str) -> None:
+    claim_object = claim_name(SHARD)
+    gcs.faults.plan(kind, "insert", claim_object)
+    lease = held(bucket)
+    gcs.faults.plan(kind, "insert", claim_object)
+    lease.beat({"tokens": 1})
+    gcs.faults.plan(kind, "insert", claim_object)
+    gcs.faults.plan(kind, "insert", done_name(SHARD))
+    gcs.faults.plan(kind, "delete", claim_object)
+    lease.commit({"by": 0})
+    assert not gcs.faults.planned
+    assert done(bucket) == {"by": 0}
+    assert read_claim(bucket, SHARD) is None
+
+
+def test_a_heartbeat_that_gave_up_but_took_effect_is_no_loss(gcs: FakeGcs, bucket: ObjectStore) -> None:
+    from layertap.store.objects import open_store
+    from layertap.store.retry import Retry
+
+    impatient = open_store("gs://bucket/dataset", Retry(0.0))
+    lease = take(impatient, SHARD, claim(0))
+    assert lease is not None
+    gcs.faults.plan("vanish", "insert", claim_name(SHARD))
+    with pytest.raises(LayertapError, match="failed 1 times"):
+        lease.beat({})
+    lease.beat({})
+    lease.commit({"by": 0})
+    assert done(bucket) == {"by": 0}
+    impatient.close()
+
+
+def test_outages_are_reported_and_outlived(gcs: FakeGcs) -> None:
+    from layertap.store.objects import open_store
+    from layertap.store.retry import Retry
+
+    impatient = open_store("gs://bucket/dataset", Retry(0.0))
+    lease = take(impatient, SHARD, claim(0, seconds=0.1))
+    assert lease is not None
+    troubles: list[LayertapError] = []
+    gcs.faults.plan("refuse", "insert", claim_name(SHARD), times=2)
+    with Heartbeat(lease, dict, troubles.append) as heartbeat:
+        wait_for(lambda: len(troubles) == 2 and lease.claim.beats >= 1)
+        heartbeat.check()
+    impatient.close()
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"{}", b'{"lost_by": 3}'])
+def test_a_garbled_claim_is_named(store: ObjectStore, content: bytes) -> None:
+    store.create(claim_name(SHARD), content)
+    with pytest.raises(DamageError, match=r"claims/shard_00000\.json: is no claim .* layertap shards reset"):
+        read_claim(store, SHARD)
+
+
+def test_leases_need_no_jax(tmp_path: Path) -> None:
+    program = "import sys; import layertap.fleet.leases, layertap.fleet.commands; sys.exit('jax' in sys.modules)"
+    begun = time.monotonic()
+    assert commands.run(["-c", program], tmp_path).returncode == 0
+    assert time.monotonic() - begun < 60
