@@ -19,7 +19,7 @@ _MAY_KNOW = {
     "prompts": set(),
     "model": set(),
     "store": set(),
-    "config": {"dataset"},
+    "config": {"dataset", "store"},
     "extract": {"config", "dataset", "prompts", "model", "store"},
     "tpu": {"config"},
     "fleet": {"config", "dataset", "store", "extract"},

@@ -8,12 +8,13 @@ import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
 
 from layertap.dataset import DatasetFormat
 from layertap.errors import UsageError
+from layertap.store.config import UploadConfig
 from layertap.tap import Site
 
 FormatName = Literal["pickle", "safetensors"]
@@ -111,6 +112,9 @@ class ExtractConfig:
     compress_shards: bool = True
     """Compress pickles with gzip; safetensors are never compressed, so that they can be memory-mapped."""
 
+    upload: Annotated[UploadConfig, tyro.conf.arg(name="")] = UploadConfig()  # noqa: RUF009 - it is frozen
+    """Where shards are copied to."""
+
     worker_id: int | None = None
     """This worker's number; None stands for TPU_WORKER_ID of the environment, else 0."""
 
@@ -145,9 +149,19 @@ class ExtractConfig:
         _require(0 < self.shard_size_gb < math.inf, f"--shard_size_gb must be positive, not {self.shard_size_gb}")
         for flag, folder in (("output_dir", self.output_dir), ("checkpoint_dir", self.checkpoint_dir)):
             _require("://" not in folder, f"--{flag} {folder}: is a URL; give a local folder")
+        self._require_other_place(self.upload.upload_to)
         _require(min(self.layers_to_extract, default=0) >= 0, "--layers_to_extract counts layers from 0")
         _require(len(self.activation_type) > 0, "--activation_type needs at least one of residual, mlp, attn")
         _require(self.worker >= 0, f"--worker_id must not be negative, but is {self.worker}")
+
+    def _require_other_place(self, upload_to: str | None) -> None:
+        if upload_to is None or "://" in upload_to:
+            return
+        here, there = self.output_folder.resolve(), local_path(upload_to).resolve()
+        _require(
+            not (there.is_relative_to(here) or here.is_relative_to(there)),
+            f"--upload_to {upload_to} and --output_dir {self.output_dir} lie one within the other; give another folder",
+        )
 
     @property
     def worker(self) -> int:

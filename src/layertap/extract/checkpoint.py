@@ -33,22 +33,32 @@ class Checkpoint:
 
 def checkpoint_path(folder: Path, worker: int) -> Path:
     """The checkpoint's file for this worker."""
-    return folder / f"checkpoint_worker_{worker}.json"
+    return folder / checkpoint_name(worker)
+
+
+def checkpoint_name(worker: int) -> str:
+    """The checkpoint's name, in its folder or beside the shards in a bucket."""
+    return f"checkpoint_worker_{worker}.json"
 
 
 def write_checkpoint(path: Path, output_dir: Path, manifest: Manifest) -> None:
     """Repeat the manifest's position at `path`, atomically."""
+    with atomic_write(path) as file:
+        file.write(checkpoint_bytes(str(output_dir.resolve()), manifest))
+
+
+def checkpoint_bytes(output_dir: str, manifest: Manifest) -> bytes:
+    """A checkpoint of the output in `output_dir`, a folder or a URL."""
     checkpoint = Checkpoint(
         fingerprint=manifest.fingerprint,
-        output_dir=str(output_dir.resolve()),
+        output_dir=output_dir,
         shards=len(manifest.shards),
         samples=manifest.samples,
         tokens=manifest.tokens,
         complete=manifest.complete,
         progress=dict(manifest.progress),
     )
-    with atomic_write(path) as file:
-        file.write((json.dumps(asdict(checkpoint), indent=2) + "\n").encode())
+    return (json.dumps(asdict(checkpoint), indent=2) + "\n").encode()
 
 
 def read_checkpoint(path: Path) -> Checkpoint | None:
@@ -67,8 +77,10 @@ def read_checkpoint(path: Path) -> Checkpoint | None:
         ) from error
 
 
-def resume(output_dir: Path, fresh: Manifest, checkpoint: Path | None) -> tuple[Manifest, Position]:
+def resume(output_dir: Path, fresh: Manifest, checkpoint: Path | None, held: int = 0) -> tuple[Manifest, Position]:
     """The manifest to go on from (`fresh` where the folder holds none) and the position of its next window.
+
+    The files of the first `held` shards lie elsewhere, and need not be here.
 
     Raises RunMismatchError where the folder holds another run, or a run at all while `checkpoint` is None
     (`--no_checkpointing`); StorageError where committed shards have gone.
@@ -81,12 +93,12 @@ def resume(output_dir: Path, fresh: Manifest, checkpoint: Path | None) -> tuple[
         _require_no_shards(output_dir)
         return fresh, Position()
     found.require_same_run(fresh, output_dir)
-    if checkpoint is None:
+    if checkpoint is None and (found.shards or found.complete):
         raise RunMismatchError(
             f"{output_dir} already holds {len(found.shards)} shards, and --no_checkpointing neither resumes nor"
             " overwrites; leave it out to go on, or give another --output_dir"
         )
-    _require_files(output_dir, found)
+    _require_files(output_dir, found, held)
     return found, Position.from_json(found.progress) if found.progress else Position()
 
 
@@ -118,8 +130,8 @@ def _require_writable(folder: Path) -> None:
         raise UsageError(f"--checkpoint_dir {folder}: cannot be written to")
 
 
-def _require_files(output_dir: Path, manifest: Manifest) -> None:
-    for shard in manifest.shards:
+def _require_files(output_dir: Path, manifest: Manifest, held: int) -> None:
+    for shard in manifest.shards[held:]:
         for file in shard.files:
             path = output_dir / file.path
             size = path.stat().st_size if path.exists() else None

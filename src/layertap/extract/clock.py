@@ -1,8 +1,8 @@
 """Where the time goes: what the run has been waiting for, in seconds.
 
 The main thread is always waiting for one thing or another: `loading` (weights), `input` (prompts and tokens),
-`device` (the forward pass), `transfer` (device to host) or `writing` (encoding and committing shards). What it waits
-for longest is the bottleneck.
+`device` (the forward pass), `transfer` (device to host), `writing` (encoding and committing shards, and room behind
+slow uploads) or `uploading` (the last uploads, at the end). What it waits for longest is the bottleneck.
 """
 
 import time
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal, get_args
 
-Stage = Literal["loading", "input", "device", "transfer", "writing"]
+Stage = Literal["loading", "input", "device", "transfer", "writing", "uploading"]
 
 
 class StageClock:

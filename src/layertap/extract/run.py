@@ -2,6 +2,7 @@
 
     read-ahead thread      main thread                                     writer thread
     records -> window  ->  dispatch step i+1, then harvest step i  ->      encode, sync, rename, manifest, checkpoint
+                                                                           -> upload threads, if there is a bucket
 
 Programs compile while weights load. The device always has a step queued while the main thread harvests the one before;
 windows are read, rendered and
@@ -27,6 +28,7 @@ from layertap.extract import backend
 from layertap.extract.background import BackgroundQueue, read_ahead
 from layertap.extract.checkpoint import checkpoint_path, resume, write_checkpoint
 from layertap.extract.clock import Stage, StageClock
+from layertap.extract.following import following
 from layertap.extract.packing import Placement, Step, batch_arrays
 from layertap.extract.progress import Progress
 from layertap.extract.setup import Setup, prepare
@@ -38,6 +40,7 @@ from layertap.prompts import Sample
 from layertap.store.files import remove_leftovers
 from layertap.store.lock import exclusive
 from layertap.store.manifest import Manifest
+from layertap.store.mirror import Mirror
 from layertap.store.samples import StoredSample
 from layertap.store.writer import ShardBuffer, ShardWriter
 
@@ -72,18 +75,23 @@ def extract(config: ExtractConfig) -> RunSummary:
         setup = prepare(config)
         remove_leftovers(output)
         checkpoint = _checkpoint_path(config)
-        manifest, start = resume(output, setup.manifest, checkpoint)
-        after_commit = partial(write_checkpoint, checkpoint, output) if checkpoint else _nothing
-        run = _Run(setup, ShardWriter(output, manifest, setup.shard_format, after_commit), start)
-        return run.execute()
+        with following(config, output) as mirror:
+            if mirror is not None:
+                mirror.reconcile(setup.manifest)
+            manifest, start = resume(output, setup.manifest, checkpoint, held=mirror.held if mirror is not None else 0)
+            if mirror is not None:
+                mirror.begin(manifest)
+            after_commit = partial(_follow_commit, output, checkpoint, mirror)
+            return _Run(setup, ShardWriter(output, manifest, setup.shard_format, after_commit), start, mirror).execute()
 
 
 class _Run:
     """One start of a run, from `start` to the end of the dataset."""
 
-    def __init__(self, setup: Setup, writer: ShardWriter, start: Position) -> None:
+    def __init__(self, setup: Setup, writer: ShardWriter, start: Position, mirror: Mirror | None) -> None:
         self._setup = setup
         self._writer = writer
+        self._mirror = mirror
         self._start = start
         self._resumed_shards = len(writer.manifest.shards)
         self._buffer = ShardBuffer(setup.shard_format, setup.config.shard_bytes)
@@ -99,6 +107,9 @@ class _Run:
                 self._require_nothing_new()
             else:
                 self._extract()
+            if self._mirror is not None:
+                with self._clock.waiting_for("uploading"):
+                    self._mirror.finish()
         finally:
             self._progress.close()
         return RunSummary(
@@ -256,5 +267,9 @@ def _checkpoint_path(config: ExtractConfig) -> Path | None:
     return checkpoint_path(config.checkpoint_folder, config.worker) if config.checkpointing else None
 
 
-def _nothing(_manifest: Manifest) -> None:
-    """Without checkpointing, nothing follows a commit."""
+def _follow_commit(output: Path, checkpoint: Path | None, mirror: Mirror | None, manifest: Manifest) -> None:
+    """What comes after a local commit."""
+    if checkpoint is not None:
+        write_checkpoint(checkpoint, output, manifest)
+    if mirror is not None:
+        mirror.offer(manifest)

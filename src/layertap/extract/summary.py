@@ -8,10 +8,12 @@ def describe(summary: RunSummary, config: ExtractConfig) -> str:
     """Lines for a person; see `RunSummary` for the figures."""
     manifest = summary.manifest
     if summary.samples == 0 and summary.resumed_shards:
-        return f"already complete: {manifest.samples} samples in {len(manifest.shards)} shards in {config.output_dir}"
+        first = f"already complete: {manifest.samples} samples in {len(manifest.shards)} shards in {config.output_dir}"
+        return "\n".join((first, *_uploaded(config)))
     lines = [
         f"{manifest.samples} samples, {manifest.tokens} tokens, {len(manifest.shards)} shards in {config.output_dir}",
         *_left_out(summary),
+        *_uploaded(config),
         _speed(summary),
     ]
     if summary.resumed_shards:
@@ -28,6 +30,11 @@ def _left_out(summary: RunSummary) -> list[str]:
     if overlong:
         lines.append(f"{overlong} samples were longer than --max_seq_length; metadata.json lists them")
     return lines
+
+
+def _uploaded(config: ExtractConfig) -> list[str]:
+    url = config.upload.url(config.worker)
+    return [] if url is None else [f"every shard verified in {url}"]
 
 
 def _speed(summary: RunSummary) -> str:

@@ -97,28 +97,36 @@ class Manifest:
         shards = self.shards if shard is None else (*self.shards, shard)
         return dataclasses.replace(self, shards=shards, progress=progress, complete=complete)
 
-    def require_same_run(self, other: "Manifest", folder: Path) -> None:
-        """Raise RunMismatchError, saying what differs, unless `other` would write the same bytes as the same worker."""
+    def require_same_run(self, other: "Manifest", place: Path | str, flag: str = "--output_dir") -> None:
+        """Raise RunMismatchError, saying what differs, unless `other` would write the same bytes as the same worker.
+
+        `place` holds this manifest; `flag` is what names another place.
+        """
         differing = _differences(self.identity, other.identity)
         if self.worker_id != other.worker_id:
             differing.append(f"worker_id: {self.worker_id} there, {other.worker_id} now")
         if differing:
             raise RunMismatchError(
-                f"{folder} holds another run's output; give another --output_dir, or the same settings:\n  "
+                f"{place} holds another run's output; give another {flag}, or the same settings:\n  "
                 + "\n  ".join(differing)
             )
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Replace `folder/metadata.json` atomically; one line a shard, so that a person can read it."""
+    """Replace `folder/metadata.json` atomically."""
+    with atomic_write(folder / FILE_NAME) as file:
+        file.write(manifest_bytes(manifest))
+
+
+def manifest_bytes(manifest: Manifest) -> bytes:
+    """What `metadata.json` holds; one line a shard, so that a person can read it."""
     header = dataclasses.asdict(manifest)
     shards = header.pop("shards")
     # Escaped to ASCII: a path or a task id may hold half a surrogate pair, which UTF-8 cannot.
     text = json.dumps({"format_version": FORMAT_VERSION, **header, "totals": _totals(manifest)}, indent=2)
     lines = ",\n".join("    " + json.dumps(shard) for shard in shards)
     listed = f"[\n{lines}\n  ]" if shards else "[]"
-    with atomic_write(folder / FILE_NAME) as file:
-        file.write(f'{text[:-2]},\n  "shards": {listed}\n}}\n'.encode())
+    return f'{text[:-2]},\n  "shards": {listed}\n}}\n'.encode()
 
 
 def read_manifest(folder: Path) -> Manifest | None:

@@ -100,8 +100,12 @@ def open_store(url: str, retry: Retry | None = None) -> ObjectStore:
 
         return LocalStore(Path(rest if separator else url).expanduser())
     if scheme in ("gs", "gcs"):
-        from layertap.store.objects_gcs import GcsStore
-
+        try:
+            from layertap.store.objects_gcs import GcsStore
+        except ModuleNotFoundError as error:
+            if error.name is None or error.name.partition(".")[0] not in ("google", "requests"):
+                raise
+            raise UsageError(f"no module {error.name}: gs:// needs pip install 'layertap[gcs]'") from error
         return GcsStore(rest, retry or Retry())
     from layertap.store.objects_fsspec import FsspecStore
 

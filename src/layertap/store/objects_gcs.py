@@ -11,43 +11,27 @@ fsspec (gcsfs) is not used here: it has no compare-and-swap and checks nothing u
 """
 
 import base64
-import os
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 from uuid import uuid4
 
-from layertap.errors import AccessError, DamageError, StorageError, UsageError
+from google.api_core import exceptions
+from google.cloud.storage import Blob
+from google.cloud.storage.retry import DEFAULT_RETRY
+
+from layertap.errors import DamageError, StorageError
 from layertap.store.files import file_crc32c
+from layertap.store.gcs_connection import ServerClock, make_client, marked, translated
 from layertap.store.objects import ObjectInfo, StoredBytes, checked_name
 from layertap.store.retry import Retry, TransientError
-
-try:
-    import google.auth
-    import requests
-    from google.api_core import exceptions
-    from google.api_core.exceptions import RetryError
-    from google.auth.credentials import AnonymousCredentials
-    from google.auth.exceptions import GoogleAuthError, TransportError
-    from google.auth.transport.requests import AuthorizedSession
-    from google.cloud.storage import Blob, Client
-    from google.cloud.storage.exceptions import DataCorruption, InvalidResponse
-    from google.cloud.storage.retry import DEFAULT_RETRY
-except ModuleNotFoundError as error:
-    raise UsageError(f"no module {error.name}: gs:// needs pip install 'layertap[gcs]'") from error
 
 T = TypeVar("T")
 _Page = tuple[list[ObjectInfo], str | None]
 
 _NONCE = "layertap-write"
 _CHUNK_BYTES = 64 << 20
-_CONNECTIONS = 32
 _TIMEOUT = (10.0, 120.0)  # seconds to connect, and between bytes of an answer
-_TRANSIENT = frozenset({408, 429, 500, 502, 503, 504})
-_SCOPE = "https://www.googleapis.com/auth/devstorage.read_write"
 
 
 class GcsStore:
@@ -61,9 +45,9 @@ class GcsStore:
         self._prefix = f"{prefix}/" if prefix else ""
         self._retry = retry
         self._bucket_seen = False
-        self._clock = _ServerClock()
-        self._client = _client(self._clock)
-        with _translated(self.url):
+        self._clock = ServerClock()
+        self._client = make_client(self._clock)
+        with translated(self.url):
             self._bucket = self._client.bucket(bucket)
 
     def create(self, name: str, data: bytes) -> str | None:
@@ -246,77 +230,8 @@ class GcsStore:
 
     def _try(self, name: str, attempt: Callable[[bool], T]) -> T:
         what = f"{self.url}/{name}"
-        with _translated(what):
-            return self._retry(what, lambda again: _marked(attempt, again))
-
-
-class _ServerClock:
-    """The server's time, from the date of its answers."""
-
-    def __init__(self) -> None:
-        self._ahead: float | None = None
-
-    def listen(self, response: requests.Response, *_: object, **__: object) -> None:
-        """Take the date of an answer."""
-        date = response.headers.get("Date")
-        if date:
-            self._ahead = parsedate_to_datetime(date).timestamp() - time.monotonic()
-
-    def now(self) -> float | None:
-        """The server's time now; None before its first answer."""
-        return None if self._ahead is None else time.monotonic() + self._ahead
-
-
-def _client(clock: _ServerClock) -> Client:
-    credentials: Any
-    project: str | None
-    if os.environ.get("STORAGE_EMULATOR_HOST"):
-        credentials, project = AnonymousCredentials(), "emulator"  # type: ignore[no-untyped-call]
-    else:
-        try:
-            credentials, project = google.auth.default(scopes=[_SCOPE])
-        except GoogleAuthError as error:
-            raise AccessError(f"gs://: no credentials ({error}). Run: gcloud auth application-default login") from error
-    session = AuthorizedSession(credentials)  # type: ignore[no-untyped-call]
-    session.hooks["response"].append(clock.listen)
-    for scheme in ("https://", "http://"):
-        session.mount(scheme, requests.adapters.HTTPAdapter(pool_maxsize=_CONNECTIONS))
-    return Client(project=project or "unknown", credentials=credentials, _http=session)
-
-
-def _marked(attempt: Callable[[bool], T], again: bool) -> T:
-    """What `attempt` returns; raises TransientError for what is worth another one."""
-    try:
-        return attempt(again)
-    except exceptions.GoogleAPICallError as error:
-        if error.code not in _TRANSIENT:
-            raise
-        raise TransientError(error.message) from error
-    except InvalidResponse as error:
-        if error.response.status_code not in _TRANSIENT:
-            raise StorageError(f"Google Cloud Storage answers: {error}") from error
-        raise TransientError(str(error)) from error
-    except (ConnectionError, TimeoutError, requests.RequestException, RetryError, DataCorruption) as error:
-        raise TransientError(str(error)) from error
-    except TransportError as error:  # a token could not be fetched
-        raise TransientError(str(error)) from error
-
-
-@contextmanager
-def _translated(what: str) -> Iterator[None]:
-    try:
-        yield
-    except exceptions.NotFound as error:
-        raise UsageError(f"{what}: there is no such bucket; make it, or give the right name") from error
-    except (exceptions.Unauthorized, exceptions.Forbidden) as error:
-        raise AccessError(
-            f"{what}: not allowed ({error.message}). The account needs the role roles/storage.objectUser on the bucket;"
-            " for your own account run: gcloud auth application-default login"
-        ) from error
-    except GoogleAuthError as error:
-        raise AccessError(f"{what}: {error}. Run: gcloud auth application-default login") from error
-    except exceptions.GoogleAPICallError as error:
-        raise StorageError(f"{what}: Google Cloud Storage says: {error.message}") from error
+        with translated(what):
+            return self._retry(what, lambda again: marked(attempt, again))
 
 
 def _require_bucket(error: exceptions.NotFound) -> None:

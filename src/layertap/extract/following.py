@@ -1,0 +1,31 @@
+"""The mirror of a run's output, as its settings ask for it: the place, its owner, the checkpoint beside the shards."""
+
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+from layertap.config import ExtractConfig
+from layertap.extract.checkpoint import checkpoint_bytes, checkpoint_name
+from layertap.store.mirror import Checkpoint, Mirror
+from layertap.store.objects import open_store
+from layertap.store.owner import Owner
+from layertap.store.retry import Retry
+
+
+@contextmanager
+def following(config: ExtractConfig, output: Path) -> Iterator[Mirror | None]:
+    """The mirror of `output`, if the settings ask for one; this process owns the place meanwhile.
+
+    Raises StorageError where another process owns it, UsageError or AccessError where there is no such bucket, or
+    where it must not be written to.
+    """
+    url = config.upload.url(config.worker)
+    if url is None:
+        yield None
+        return
+    retry = Retry(config.upload.upload_retry_seconds)
+    checkpoint = Checkpoint(checkpoint_name(config.worker), lambda manifest: checkpoint_bytes(url, manifest))
+    with closing(open_store(url, retry)) as store, Owner(store) as owner:
+        beside = checkpoint if config.checkpointing else None
+        with Mirror(store, output, config.upload, retry, beside, owner.require) as mirror:
+            yield mirror

@@ -1,0 +1,73 @@
+"""Settings of the upload, a part of `ExtractConfig`."""
+
+from dataclasses import dataclass
+
+from layertap.errors import UsageError
+
+_GCS_PREFIX = "activations"
+
+
+@dataclass(frozen=True)
+class UploadConfig:
+    """Where shards are copied to while the run goes on, and how."""
+
+    upload_to_gcs: bool = False
+    """Copy shards, manifest and checkpoint to --gcs_bucket while the run goes on. To give a bucket is to ask for it."""
+
+    gcs_bucket: str | None = None
+    """The bucket's name; output lies below gs://BUCKET/PREFIX/tpu_{worker_id}/."""
+
+    gcs_prefix: str = _GCS_PREFIX
+    """The folder in the bucket."""
+
+    upload_to: str | None = None
+    """Any other place, as a folder or URL (s3://bucket/prefix, ...); output lies below its tpu_{worker_id}/."""
+
+    delete_local_after_upload: bool = False
+    """Delete a shard's local files once the far end holds them, verified and committed; then a few shards' room is
+    enough on the local disk."""
+
+    uploads_at_once: int = 4
+    """How many files are uploaded at a time; extraction waits while more than this many shards are behind."""
+
+    upload_retry_seconds: float = 300.0
+    """How long a request that fails is tried again before the run stops."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that contradict each other; raises UsageError."""
+        bucket = self.gcs_bucket
+        _require(bucket is not None or not self.upload_to_gcs, "--upload_to_gcs needs --gcs_bucket")
+        _require(
+            bucket is not None or self.gcs_prefix == _GCS_PREFIX,
+            f"--gcs_prefix {self.gcs_prefix} is a folder in a bucket; give --gcs_bucket too",
+        )
+        _require(
+            bucket is None or (bucket != "" and "/" not in bucket),
+            f"--gcs_bucket {bucket}: give the bucket's name alone, without gs://, and the folder as --gcs_prefix",
+        )
+        _require("://" not in self.gcs_prefix, f"--gcs_prefix {self.gcs_prefix}: give a folder in the bucket, no URL")
+        _require(
+            bucket is None or self.upload_to is None, "--upload_to and --gcs_bucket name two places; give one of them"
+        )
+        _require(self.upload_to != "", "--upload_to is empty; give a folder or URL")
+        _require(
+            not self.delete_local_after_upload or self.url(0) is not None,
+            "--delete_local_after_upload needs a place to upload to: --gcs_bucket or --upload_to",
+        )
+        _require(self.uploads_at_once >= 1, f"--uploads_at_once must be at least 1, not {self.uploads_at_once}")
+        _require(
+            self.upload_retry_seconds >= 0,
+            f"--upload_retry_seconds must not be negative, but is {self.upload_retry_seconds}",
+        )
+
+    def url(self, worker: int) -> str | None:
+        """Where this worker's output is copied to; None: nowhere."""
+        if self.gcs_bucket is not None:
+            parts = ("gs:/", self.gcs_bucket, self.gcs_prefix.strip("/"), f"tpu_{worker}")
+            return "/".join(part for part in parts if part)
+        return None if self.upload_to is None else f"{self.upload_to.rstrip('/')}/tpu_{worker}"
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise UsageError(message)
