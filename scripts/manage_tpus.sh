@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A fleet of TPUs in Google Cloud: create, status, recreate-preempted, delete, list. See docs/tpu-operation.md.
+# A fleet of TPUs in Google Cloud: create, status, recreate-preempted, delete, list. See docs/tpu.md.
 #
 #   ./scripts/manage_tpus.sh create --zones us-central1-a,us-central1-b --workers_per_zone 4
 #

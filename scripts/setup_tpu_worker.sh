@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # From a bare TPU VM to a running worker. Run at every boot as the startup script of `layertap tpu create --startup`, or
-# by hand; a second run changes nothing. See docs/tpu-operation.md.
+# by hand; a second run changes nothing. See docs/tpu.md.
 #
 # What to do is read from the instance's metadata, which `layertap tpu create` fills:
 #   layertap-worker-id       the worker's id (TPU_WORKER_ID), which a recreated TPU inherits

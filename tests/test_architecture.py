@@ -21,6 +21,7 @@ _MAY_KNOW = {
     "store": set(),
     "config": {"dataset", "store"},
     "extract": {"config", "dataset", "prompts", "model", "store"},
+    "plan": {"config", "model", "extract"},
     "tpu": {"config"},
     "fleet": {"config", "dataset", "store", "extract"},
     "demo": {"config", "dataset", "prompts", "model", "store", "extract"},
@@ -28,7 +29,7 @@ _MAY_KNOW = {
     "__main__": {"cli"},
     "__init__": set(),
 }
-_MAY_KNOW_JAX = {"model", "extract"}
+_MAY_KNOW_JAX = {"model", "extract", "plan"}
 
 
 def _imports(path: Path) -> set[str]:

@@ -1,4 +1,4 @@
-"""The commands of docs/tpu-operation.md, as they are printed and in that order."""
+"""The commands of docs/tpu.md, as they are printed and in that order."""
 
 import re
 
@@ -6,7 +6,7 @@ import commands
 import manage_tpus
 from fakes.cloud_tpu import PROJECT, FakeCloudTpu
 
-GUIDE = (commands.ROOT / "docs" / "tpu-operation.md").read_text()
+GUIDE = (commands.ROOT / "docs" / "tpu.md").read_text()
 
 
 def printed() -> list[str]:

@@ -8,9 +8,10 @@ two bytes a value.
 Over several devices the step is one `shard_map`: each device computes its own rows, and this host harvests the rows of
 its own devices. No activation crosses a wire.
 
-Where the device has pinned host memory (GPU, TPU), outputs are moved there by the device itself: a plain copy from a
-GPU goes through a small staging buffer at a tenth of the speed (jax#21438), and device memory is free again as soon as
-the copy is done, not when the host gets to it.
+On TPU the program itself writes activations to pinned host memory, each when its layer has run: all layers of one
+16,384-token row of 72B (21 GB) would not fit beside each other into the memory of a v5e (16 GB). On GPU they are moved
+there when the step has ended, by the device: a plain copy would go through a small staging buffer at a tenth of the
+speed (jax#21438), and hold device memory until the host gets to it.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,11 +29,14 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Int32
 
 from layertap.errors import DeviceError
-from layertap.model.attention import attend_flash
+from layertap.model.attention_gpu import attend_triton
 from layertap.model.attention_tpu import attend_splash
 from layertap.model.mesh import ROWS, partition_model, placed
 from layertap.model.qwen2 import ForwardPlan, Qwen2
 from layertap.tap import Site, Tap
+
+# 16,384 tokens of 72B at once would need 4 GB for the MLP's intermediate values alone; 2,048 keep any chip busy.
+_ACCELERATOR_BLOCK = 2048
 
 Shape = tuple[int, int]
 Outputs = tuple[Float[Array, "rows length hidden"], ...]
@@ -40,7 +44,6 @@ Outputs = tuple[Float[Array, "rows length hidden"], ...]
 HostOutputs = Mapping[Tap, Mapping[int, Float[np.ndarray, "length hidden"]]]
 
 
-@partial(jax.jit, static_argnames=("taps", "plan"))
 def run_step(
     model: Qwen2,
     token_ids: Int[Array, "rows length"],
@@ -71,6 +74,7 @@ class StepProgram:
         self._taps = taps
         self._plan = plan
         self._rows = NamedSharding(plan.mesh, ROWS) if plan.mesh else SingleDeviceSharding(jax.devices()[0])
+        self._pinned = self._rows.with_memory_kind("pinned_host")
         self._compiled: dict[Shape, Future[Compiled]] = {}
         self._compilers = ThreadPoolExecutor(max_workers=2, thread_name_prefix="compile")
 
@@ -82,8 +86,10 @@ class StepProgram:
 
     def lower_and_compile(self, shape: Shape) -> Compiled:
         """Compile for steps of `rows` x `length`, here and now; needs shapes alone, no weights and no device."""
+        outputs = self._pinned if self._plan.outputs == "offloaded" else self._rows
+        step = jax.jit(partial(run_step, taps=self._taps, plan=self._plan), out_shardings=outputs)
         numbers = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=self._rows)  # type: ignore[no-untyped-call]
-        return run_step.lower(self._abstract, numbers, numbers, taps=self._taps, plan=self._plan).compile()
+        return step.lower(self._abstract, numbers, numbers).compile()
 
     def dispatch(
         self,
@@ -96,7 +102,12 @@ class StepProgram:
         with _device_errors(shape):
             program = self.compile(shape).result()
             inputs = jax.device_put((token_ids, seg_start), self._rows)
-            return tuple(_to_host(output) for output in program(model, *inputs))
+            outputs = program(model, *inputs)
+            if self._plan.outputs == "moved":
+                outputs = jax.device_put(outputs, self._pinned)
+            for output in outputs:
+                output.copy_to_host_async()
+            return outputs
 
     def is_ready(self, outputs: Outputs) -> bool:
         """Whether the step has ended."""
@@ -110,15 +121,6 @@ class StepProgram:
         """
         with _device_errors(cast(Shape, outputs[0].shape[:2])):
             return {tap: _rows_here(output) for tap, output in zip(self._taps, outputs, strict=True)}
-
-
-def _to_host(output: Array) -> Array:
-    """Begin the copy to the host."""
-    device: jax.Device = next(iter(output.sharding.device_set))
-    if device.platform != "cpu" and any(memory.kind == "pinned_host" for memory in device.addressable_memories()):
-        return jax.device_put(output, output.sharding.with_memory_kind("pinned_host"))
-    output.copy_to_host_async()
-    return output
 
 
 def _rows_here(output: Array) -> dict[int, Float[np.ndarray, "length hidden"]]:
@@ -144,7 +146,10 @@ def plan_for(platform: str, capture_dtype: np.dtype, mesh: Mesh | None = None) -
     """The way to run the model on devices of a platform ("cpu", "gpu" or "tpu")."""
     if platform == "cpu":
         return ForwardPlan(capture_dtype, mesh=mesh)
-    return ForwardPlan(capture_dtype, attend_splash if platform == "tpu" else attend_flash, None, mesh)
+    block = _ACCELERATOR_BLOCK
+    if platform == "tpu":
+        return ForwardPlan(capture_dtype, attend_splash, block, "offloaded", mesh)
+    return ForwardPlan(capture_dtype, attend_triton, block, "moved", mesh)
 
 
 def transfer_dtype(compute: DTypeLike, storage: DTypeLike) -> np.dtype:

@@ -83,7 +83,8 @@ def make_mesh(shape: MeshShape, devices: Sequence[jax.Device]) -> Mesh:
         raise UsageError(f"--mesh {shape} is {shape.devices} devices, but there are {len(devices)}")
     sizes = (shape.data, shape.fsdp)
     if devices[0].platform == "tpu":
-        return Mesh(mesh_utils.create_device_mesh(sizes, devices), AXES)
+        grid = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+        return Mesh(grid, AXES)
     return Mesh(np.array(devices).reshape(sizes), AXES)
 
 
@@ -123,10 +124,15 @@ def placed(model: Module, mesh: Mesh | None) -> Module:
     return jax.tree_util.tree_map_with_path(place, model)
 
 
-def whole(layer: Module, mesh: Mesh | None) -> Module:
-    """Inside `shard_map`: the layer with its kernels gathered from the fsdp group."""
+def whole(layer: Module, mesh: Mesh | None, after: Array) -> Module:
+    """Inside `shard_map`: the layer with its kernels gathered from the fsdp group, no earlier than `after` is known.
+
+    `after` is the residual stream in front of the layer before: gathering overlaps with one layer's products, and two
+    layers at most are whole at a time. Left to itself the TPU compiler gathers eight, 14 GB of a 72B model.
+    """
     if mesh is None or mesh.shape["fsdp"] == 1:
         return layer
+    layer, _ = lax.optimization_barrier((layer, after))  # type: ignore[no-untyped-call]
     return jax.tree.map(lambda leaf: lax.all_gather(leaf, "fsdp", tiled=True) if leaf.ndim == 2 else leaf, layer)
 
 

@@ -16,7 +16,7 @@ vocabulary.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar, cast
+from typing import Literal, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -43,7 +43,10 @@ class ForwardPlan:
     """What activations are rounded to; the residual stream itself stays float32."""
     attend: Attend = attend_flash
     token_block: int | None = 512
-    """Tokens that go through projections, norms and MLP at a time; None: all of them (accelerators)."""
+    """Tokens that go through projections, norms and MLP at a time; None: all of them."""
+    outputs: Literal["device", "moved", "offloaded"] = "device"
+    """Where captured activations go: they stay on the device until fetched; or are moved to pinned host memory when the
+    step has ended; or are offloaded there by the program itself, layer by layer."""
     mesh: Mesh | None = None
     """The devices that share rows and weights, inside `shard_map` (model/mesh.py); None: one device has all."""
 
@@ -170,9 +173,16 @@ class Qwen2(nnx.Module):
         x = look_up(self.embedding[...], token_ids, plan.mesh).astype(jnp.float32)
         angles = rotation(token_positions(seg_start), self.head_dim, self.rope_theta)
         captured: dict[Tap, Hidden] = {}
+        before = x
         for index, layer in enumerate(self.layers):
             sites = tuple(tap.site for tap in taps if tap.layer == index)
-            x, read = whole(layer, plan.mesh)(x, angles, seg_start, plan, sites)
+            gathered = whole(layer, plan.mesh, after=before)
+            before = x
+            x, read = gathered(x, angles, seg_start, plan, sites)
+            if plan.outputs == "offloaded":
+                # Read now, or the compiler keeps every layer's stream to read them all at the end.
+                x, read = lax.optimization_barrier((x, read))  # type: ignore[no-untyped-call]
+                read = jax.device_put(read, jax.memory.Space.Host)
             captured |= {Tap(index, site): value for site, value in read.items()}
         return tuple(captured[tap] for tap in taps)
 
@@ -189,7 +199,7 @@ def in_blocks(function: Callable[..., Blockwise], block: int | None, *arrays: Fl
     if block is None:
         return function(*arrays)
     rows, tokens = arrays[0].shape[:2]
-    size = math.gcd(block, tokens)
+    size = math.gcd(block, rows * tokens)
     blocks = tuple(array.reshape(rows * tokens // size, 1, size, *array.shape[2:]) for array in arrays)
     mapped = lax.map(lambda parts: function(*parts), blocks)
     return cast(Blockwise, jax.tree.map(lambda array: array.reshape(rows, tokens, *array.shape[3:]), mapped))

@@ -1,0 +1,103 @@
+"""The run's own step through the real TPU compiler, for every configuration that docs/tpu.md names."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import commands
+import pytest
+
+from layertap.errors import DeviceError
+from layertap.plan.models import model_config
+from layertap.plan.topologies import parse_topology
+from layertap.plan.tpu_compile import _ENVIRONMENT, TpuStep, compile_step
+from layertap.plan.tpu_table import DOCUMENTED, TAPS, Documented
+
+pytestmark = pytest.mark.slow
+
+PAGE = (commands.ROOT / "docs" / "tpu.md").read_text()
+
+# The same compilation, but with every kernel gathered as early as the compiler likes.
+_EAGER = """
+from layertap.model import mesh, qwen2
+lazily = qwen2.whole
+def eagerly(layer, mesh, after):
+    import jax
+    with_no_barrier = jax.lax.optimization_barrier
+    jax.lax.optimization_barrier = lambda pair: pair
+    try:
+        return lazily(layer, mesh, after)
+    finally:
+        jax.lax.optimization_barrier = with_no_barrier
+qwen2.whole = eagerly
+from layertap.plan.tpu_compile import main
+main()
+"""
+
+
+def kernel_shapes(model: str) -> set[str]:
+    config = model_config(model)
+    hidden, heads = config.hidden_size, config.num_attention_heads * config.head_dim
+    qkv = heads + 2 * config.num_key_value_heads * config.head_dim
+    pairs = ((hidden, qkv), (heads, hidden), (hidden, 2 * config.intermediate_size), (config.intermediate_size, hidden))
+    return {f"bf16[{inputs},{outputs}]" for inputs, outputs in pairs}
+
+
+@pytest.mark.parametrize("taps", TAPS)
+@pytest.mark.parametrize("documented", DOCUMENTED, ids=lambda it: f"{it.model}-{it.topology}")
+def test_a_documented_configuration_fits_as_the_page_says(documented: Documented, taps: str) -> None:
+    step = documented.step(taps)
+    compiled = compile_step(step)
+    print(step, compiled.peak, compiled.seconds)
+    memory = parse_topology(documented.topology).kind.memory_bytes
+    # What the host has not fetched yet lies in its own memory: no second step's outputs stand on the chip.
+    assert compiled.arguments + compiled.temporaries <= memory
+    assert compiled.peak <= memory
+    config = model_config(documented.model)
+    layers = len(step.layers or range(config.num_hidden_layers))
+    assert compiled.host_outputs == documented.rows * 4096 * config.hidden_size * 2 * layers
+    assert re.search(
+        rf"{documented.model.upper()} \|.*`{documented.topology}`.*\| {taps} \|.* {compiled.peak / 1e9:.1f} GB", PAGE
+    )
+
+    gathered = {key.split()[1] for key in compiled.collectives if key.startswith("all-gather bf16")}
+    assert gathered <= kernel_shapes(documented.model)
+    assert bool(gathered) == ("fsdp=1" not in compiled.mesh)
+    others = {
+        key.split()[0]: count for key, count in compiled.collectives.items() if " bf16" in key and "gather" not in key
+    }
+    assert set(others) <= {"all-to-all"}, "only the embedding's units change places"
+    assert sum(others.values()) <= 1
+
+
+@pytest.mark.parametrize("documented", DOCUMENTED, ids=lambda it: f"{it.model}-{it.topology}")
+def test_the_longest_rows_fit_with_all_taps(documented: Documented) -> None:
+    compiled = compile_step(documented.longest_step("all"))
+    assert compiled.peak <= parse_topology(documented.topology).kind.memory_bytes
+
+
+def test_two_layers_at_most_are_whole_at_a_time() -> None:
+    """Twice the layers need no more room for gathered kernels; gathered as early as the compiler likes, they do."""
+    shallow, deep = (compile_step(TpuStep("72b", "v5e:8x8", 1, 2048, (last,))) for last in (9, 19))
+    layer = 1.76e9  # bytes of one layer's kernels
+    assert deep.temporaries < 3.5 * layer
+    assert abs(deep.temporaries - shallow.temporaries) < layer / 2
+    step = json.dumps({"model": "72b", "topology": "v5e:8x8", "rows": 1, "row_length": 2048, "layers": [19]})
+    given = json.loads(step) | {"sites": ["residual"], "mesh": "auto"}
+    eager = subprocess.run(
+        [sys.executable, "-c", _EAGER, json.dumps(given)],
+        env={**os.environ, **_ENVIRONMENT},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert json.loads(eager.stdout.splitlines()[-1])["temporaries"] > deep.temporaries + 2 * layer
+
+
+def test_what_does_not_fit_is_refused_with_the_compilers_figure() -> None:
+    with pytest.raises(
+        DeviceError, match=r"72b on v5e:2x2, 4 rows of 4096 tokens a chip: does not fit \(Used \S+G of 15.75G"
+    ):
+        compile_step(TpuStep("72b", "v5e:2x2", 4, 4096))
