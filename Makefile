@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: bench demo test test-slow check lint format clean
+.PHONY: bench demo test test-slow soak check lint format clean
 
 demo: $(VENV)/.run-time
 	$(BIN)/layertap demo
@@ -15,6 +15,9 @@ test: $(VENV)/.test
 
 test-slow: $(VENV)/.test
 	$(BIN)/pytest -q -m slow
+
+soak: $(VENV)/.test
+	PYTHONPATH=tests $(BIN)/python -m soak $(SOAK)
 
 check: lint test
 

@@ -25,7 +25,8 @@ _MAY_KNOW = {
     "tpu": {"config"},
     "fleet": {"config", "dataset", "store", "extract"},
     "demo": {"config", "dataset", "prompts", "model", "store", "extract"},
-    "cli": {"config", "dataset", "prompts", "model", "store", "extract", "demo", "tpu", "fleet"},
+    "interruption": set(),
+    "cli": {"config", "interruption", "dataset", "prompts", "model", "store", "extract", "demo", "tpu", "fleet"},
     "__main__": {"cli"},
     "__init__": set(),
 }

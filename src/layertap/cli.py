@@ -9,13 +9,10 @@ A command's room is imported when it runs, not before: `layertap --help` and `la
 
 import json
 import os
-import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from types import FrameType
 from typing import Any, TypeVar
 
 import tyro
@@ -24,9 +21,8 @@ from tqdm import tqdm
 from layertap.config import DemoConfig, ExtractConfig, StatsConfig, VerifyConfig, local_path
 from layertap.errors import InputError, LayertapError, UsageError
 from layertap.fleet.config import CreateShardsConfig, ResetShardsConfig, ShardsStatusConfig, StreamsConfig
+from layertap.interruption import INTERRUPTED, interruptible
 from layertap.tpu.config import CreateConfig, DeleteConfig, ListConfig, RecreateConfig, StatusConfig, TpuConfig
-
-INTERRUPTED = 130
 
 T = TypeVar("T")
 
@@ -63,7 +59,7 @@ def _choose(commands: "Mapping[str, _Command | _Group]", given: list[str], prog:
 def run_command(config_type: type[T], run: Callable[[T], int], arguments: Sequence[str], *, prog: str) -> int:
     """Read `arguments` into a `config_type`, run it, and turn errors into a message and an exit status."""
     try:
-        with _interruptible():
+        with interruptible():
             return run(tyro.cli(config_type, prog=prog, args=arguments, use_underscores=True))
     except LayertapError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -72,27 +68,6 @@ def run_command(config_type: type[T], run: Callable[[T], int], arguments: Sequen
         # An orderly exit would wait for the step that is on the device, for most of a minute on a CPU.
         sys.stdout.flush()
         os._exit(INTERRUPTED)
-
-
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """Ctrl-C and SIGTERM (a preemption notice) interrupt once, and end the process at once when they come again.
-
-    Ending it at once loses nothing that is committed: a run withstands SIGKILL.
-    """
-
-    def interrupt(_signal: int, _frame: FrameType | None) -> None:
-        for number in handled:
-            signal.signal(number, lambda *_: os._exit(INTERRUPTED))
-        os.write(2, b"interrupted; what is being written is finished first (once more: stop at once)\n")
-        raise KeyboardInterrupt
-
-    handled = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, before in handled.items():
-            signal.signal(number, before)
 
 
 def _extract(config: ExtractConfig) -> int:

@@ -150,8 +150,8 @@ class _Handler(BaseHTTPRequestHandler):
         body += self.rfile.read(length - len(body))
         if fault and fault.kind == "slow":
             time.sleep(fault.seconds)
-        if fault and fault.kind == "call":
-            fault.action()
+        if fault and fault.kind == "call" and fault.action() is True:
+            return self._end(operation, length, 0, fault, reset=True)
         status, headers, content = self._answer(operation, body, fault)
         if fault and fault.kind == "call_after":
             fault.action()

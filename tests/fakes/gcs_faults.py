@@ -11,7 +11,7 @@ A fault strikes requests of its `operation` on objects whose name ends in `name`
     truncate   the answer's body ends early, under the length of the whole
     corrupt    a byte is flipped on its way: of what is stored, or of what is read
     slow       the answer comes `seconds` late
-    call       `action` is called before it takes effect
+    call       `action` is called before it takes effect; where it returns True, the request is lost instead
     call_after `action` is called after it took effect, before the answer
 """
 
