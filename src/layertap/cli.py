@@ -71,16 +71,26 @@ def run_command(config_type: type[T], run: Callable[[T], int], arguments: Sequen
 
 
 def _extract(config: ExtractConfig) -> int:
-    from layertap.extract.run import extract
-    from layertap.extract.summary import describe
-
     try:
-        print(describe(extract(config), config))
+        print(_extract_all(config) if config.sharded.sharded_dataset_dir is None else _work(config))
     except KeyboardInterrupt:
         if config.checkpointing:
             print("committed shards are safe; the same command goes on from there", file=sys.stderr)
         raise
     return 0
+
+
+def _extract_all(config: ExtractConfig) -> str:
+    from layertap.extract.run import extract
+    from layertap.extract.summary import describe
+
+    return describe(extract(config), config)
+
+
+def _work(config: ExtractConfig) -> str:
+    from layertap.fleet.worker import work
+
+    return work(config).describe()
 
 
 def _streams(config: StreamsConfig) -> int:

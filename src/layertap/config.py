@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 import tyro
 
 from layertap.dataset import DatasetFormat
+from layertap.dataset.config import ShardedConfig
 from layertap.errors import UsageError
 from layertap.store.config import UploadConfig
 from layertap.tap import Site
@@ -28,11 +29,14 @@ _ROW_MULTIPLE = 256
 class ExtractConfig:
     """Extract activations of a Qwen 2.5 model from ARC tasks or plain text."""
 
-    dataset_path: str
+    dataset_path: str | None = None
     """ARC tasks or plain text: a JSONL or JSON file, or a folder of JSON files; a local path or any fsspec URL."""
 
     dataset_format: DatasetFormat = "auto"
     """The shape of the dataset; auto finds it out from the content."""
+
+    sharded: Annotated[ShardedConfig, tyro.conf.arg(name="")] = ShardedConfig()  # noqa: RUF009 - it is frozen
+    """A dataset in shards."""
 
     max_tasks: int | None = None
     """Stop after this many tasks of the dataset; None stands for all."""
@@ -150,9 +154,23 @@ class ExtractConfig:
         for flag, folder in (("output_dir", self.output_dir), ("checkpoint_dir", self.checkpoint_dir)):
             _require("://" not in folder, f"--{flag} {folder}: is a URL; give a local folder")
         self._require_other_place(self.upload.upload_to)
+        self._require_one_dataset()
         _require(min(self.layers_to_extract, default=0) >= 0, "--layers_to_extract counts layers from 0")
         _require(len(self.activation_type) > 0, "--activation_type needs at least one of residual, mlp, attn")
         _require(self.worker >= 0, f"--worker_id must not be negative, but is {self.worker}")
+
+    def _require_one_dataset(self) -> None:
+        if self.sharded.sharded_dataset_dir is None:
+            _require(self.dataset_path is not None, "give --dataset_path, or --sharded_dataset_dir")
+            return
+        _require(self.dataset_path is None, "give one of --dataset_path and --sharded_dataset_dir")
+        settings = {"dataset_format": "auto", "max_tasks": None, "total_machines": 1, "checkpointing": True}
+        for name, default in settings.items():
+            _require(
+                getattr(self, name) == default,
+                f"--{name} does not go with --sharded_dataset_dir: its shards are what they are, each goes to one"
+                " worker, and a worker always goes on in a shard that it has begun",
+            )
 
     def _require_other_place(self, upload_to: str | None) -> None:
         if upload_to is None or "://" in upload_to:

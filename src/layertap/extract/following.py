@@ -13,13 +13,12 @@ from layertap.store.retry import Retry
 
 
 @contextmanager
-def following(config: ExtractConfig, output: Path) -> Iterator[Mirror | None]:
-    """The mirror of `output`, if the settings ask for one; this process owns the place meanwhile.
+def following(config: ExtractConfig, output: Path, url: str | None) -> Iterator[Mirror | None]:
+    """The mirror of `output` at `url`, None without one; this process owns the place meanwhile.
 
     Raises StorageError where another process owns it, UsageError or AccessError where there is no such bucket, or
     where it must not be written to.
     """
-    url = config.upload.url(config.worker)
     if url is None:
         yield None
         return

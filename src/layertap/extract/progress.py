@@ -7,6 +7,8 @@ disk's queue. Everything goes to standard error; standard output keeps the summa
 import sys
 import threading
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 
 from tqdm import tqdm
 
@@ -16,13 +18,27 @@ _SECONDS_BETWEEN_LINES = 10.0
 _SECONDS_BETWEEN_DRAWINGS = 0.2
 
 
+def _nothing(*_: object) -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class Watch:
+    """How the caller of a run follows it, and can end it."""
+
+    begins: "Callable[[Progress], None]" = _nothing
+    """Told of the run's progress when it begins; what that says then changes as the run goes on."""
+    proceed: Callable[[], None] = _nothing
+    """Called often while the run waits for the device, and before each commit; what it raises ends the run."""
+
+
 class Progress:
     """Counts samples and tokens, and shows them with the speed and what the run is waiting for, until it is closed."""
 
     def __init__(self, clock: StageClock, *, samples: int = 0, terminal: bool | None = None) -> None:
         self.samples = 0
         self.tokens = 0
-        self._clock = clock
+        self.clock = clock
         self._begun: float | None = None
         shown = sys.stderr.isatty() if terminal is None else terminal
         self._bar = tqdm(unit=" samples", initial=samples, dynamic_ncols=True, leave=False) if shown else None
@@ -63,7 +79,7 @@ class Progress:
     def _draw(self) -> None:
         pause = _SECONDS_BETWEEN_LINES if self._bar is None else _SECONDS_BETWEEN_DRAWINGS
         while not self._closed.wait(pause):
-            standing = f"{self.tokens_per_second:.0f} tokens/s, waiting for {self._clock.current or 'nothing'}"
+            standing = f"{self.tokens_per_second:.0f} tokens/s, waiting for {self.clock.current or 'nothing'}"
             if self._bar is not None:
                 self._bar.set_postfix_str(standing, refresh=True)
             else:

@@ -30,11 +30,11 @@ from layertap.extract.checkpoint import checkpoint_path, resume, write_checkpoin
 from layertap.extract.clock import Stage, StageClock
 from layertap.extract.following import following
 from layertap.extract.packing import Placement, Step, batch_arrays
-from layertap.extract.progress import Progress
+from layertap.extract.progress import Progress, Watch
+from layertap.extract.session import Session
 from layertap.extract.setup import Setup, prepare
-from layertap.extract.step import HostOutputs, Outputs, StepProgram, plan_for, transfer_dtype
+from layertap.extract.step import HostOutputs, Outputs, StepProgram
 from layertap.extract.windows import Position, Window, read_windows
-from layertap.model import weights
 from layertap.model.qwen2 import Qwen2
 from layertap.prompts import Sample
 from layertap.store.files import remove_leftovers
@@ -70,26 +70,45 @@ def extract(config: ExtractConfig) -> RunSummary:
     Raises an InputError for what the user can mend, StorageError where output cannot be written.
     """
     backend.configure()
-    output = config.output_folder
+    return extract_prepared(prepare(config), Session(), Watch())
+
+
+def extract_prepared(setup: Setup, session: Session, watch: Watch) -> RunSummary:
+    """The same for settings that are resolved already, with the model of an earlier run where it is the same.
+
+    What `watch.proceed` raises ends the run between two steps; whole shards are committed before it comes out.
+    """
+    output = setup.config.output_folder
     with exclusive(output):
-        setup = prepare(config)
         remove_leftovers(output)
-        checkpoint = _checkpoint_path(config)
-        with following(config, output) as mirror:
+        checkpoint = _checkpoint_path(setup.config)
+        with following(setup.config, output, setup.upload_url) as mirror:
             if mirror is not None:
                 mirror.reconcile(setup.manifest)
             manifest, start = resume(output, setup.manifest, checkpoint, held=mirror.held if mirror is not None else 0)
             if mirror is not None:
                 mirror.begin(manifest)
-            after_commit = partial(_follow_commit, output, checkpoint, mirror)
-            return _Run(setup, ShardWriter(output, manifest, setup.shard_format, after_commit), start, mirror).execute()
+            writer = ShardWriter(
+                output, manifest, setup.shard_format, partial(_follow_commit, output, checkpoint, mirror)
+            )
+            return _Run(setup, session, watch, writer, start, mirror).execute()
 
 
 class _Run:
     """One start of a run, from `start` to the end of the dataset."""
 
-    def __init__(self, setup: Setup, writer: ShardWriter, start: Position, mirror: Mirror | None) -> None:
+    def __init__(
+        self,
+        setup: Setup,
+        session: Session,
+        watch: Watch,
+        writer: ShardWriter,
+        start: Position,
+        mirror: Mirror | None,
+    ) -> None:
         self._setup = setup
+        self._session = session
+        self._watch = watch
         self._writer = writer
         self._mirror = mirror
         self._start = start
@@ -102,6 +121,7 @@ class _Run:
         self._progress = Progress(self._clock, samples=writer.manifest.samples)
 
     def execute(self) -> RunSummary:
+        self._watch.begins(self._progress)
         try:
             if self._writer.manifest.complete:
                 self._require_nothing_new()
@@ -123,11 +143,10 @@ class _Run:
         )
 
     def _extract(self) -> None:
-        setup = self._setup
         self._announce()
-        program = self._program()
+        program = self._session.program(self._setup)
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="loading") as pool:
-            loading = pool.submit(weights.load, setup.checkpoint, setup.num_layers, setup.compute_dtype, setup.mesh)
+            loading = pool.submit(self._session.model, self._setup)
             windows = self._compiling(read_ahead(self._windows()), program)
             first = next(windows, None)  # its programs compile while weights load
             with self._clock.waiting_for("loading"):
@@ -142,12 +161,6 @@ class _Run:
 
     def _windows(self) -> Iterator[Window]:
         return read_windows(self._setup.records(), self._setup.maker, self._setup.rules, self._start)
-
-    def _program(self) -> StepProgram:
-        setup = self._setup
-        model = weights.abstract_model(setup.checkpoint.config, setup.num_layers, setup.compute_dtype)
-        capture_dtype = transfer_dtype(setup.compute_dtype, setup.shard_format.dtype)
-        return StepProgram(model, setup.taps, plan_for(backend.platform(), capture_dtype, setup.mesh))
 
     def _compiling(self, windows: Iterator[Window], program: StepProgram) -> Iterator[Window]:
         """The windows, each when the compilation of its steps has begun."""
@@ -177,6 +190,7 @@ class _Run:
         """Wait for a step, and let its samples join the shard; a shard that has no room is committed first."""
         with self._clock.waiting_for("device"):
             while not program.is_ready(flight.outputs):
+                self._watch.proceed()
                 time.sleep(_POLL_SECONDS)  # a blocking wait would hold back Ctrl-C until the step ends
         with self._clock.waiting_for("transfer"):
             arrays = program.harvest(flight.outputs)
@@ -190,6 +204,7 @@ class _Run:
         self._computed_tokens += flight.step.computed_tokens
 
     def _commit(self, queue: BackgroundQueue, position: Position, *, complete: bool) -> None:
+        self._watch.proceed()
         samples = self._buffer.take()
         with self._clock.waiting_for("writing"):
             queue.submit(partial(self._writer.commit, samples, position.to_json(), complete=complete))

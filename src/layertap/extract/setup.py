@@ -9,7 +9,8 @@ and the run goes on.
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -20,7 +21,8 @@ from jax.sharding import Mesh
 import layertap
 from layertap.config import ExtractConfig, local_path
 from layertap.dataset import read_records
-from layertap.errors import ModelError
+from layertap.dataset.config import ShardedConfig
+from layertap.errors import ModelError, UsageError
 from layertap.extract import backend
 from layertap.extract.packing import row_ladder
 from layertap.extract.step import resolve_taps
@@ -40,6 +42,17 @@ _DTYPES = {"float32": np.dtype(np.float32), "float16": np.dtype(np.float16), "bf
 
 
 @dataclass(frozen=True)
+class Part:
+    """A part of a dataset that is extracted on its own, with samples numbered as in the whole."""
+
+    name: str
+    dataset_path: str
+    first_sample_idx: int
+    output_dir: Path
+    upload_url: str | None
+
+
+@dataclass(frozen=True)
 class Setup:
     """A resolved run."""
 
@@ -53,6 +66,8 @@ class Setup:
     """The manifest of this run before its first shard."""
     mesh: Mesh | None
     """The devices that share rows and weights; None where there is one."""
+    upload_url: str | None
+    """Where the output is copied to; None: nowhere."""
 
     @property
     def num_layers(self) -> int:
@@ -66,6 +81,8 @@ class Setup:
 
     def records(self) -> Iterator[Record]:
         """The dataset, from its beginning."""
+        if self.config.dataset_path is None:
+            raise UsageError("no --dataset_path: a sharded dataset is extracted shard by shard")
         return read_records(
             self.config.dataset_path, dataset_format=self.config.dataset_format, max_tasks=self.config.max_tasks
         )
@@ -101,7 +118,28 @@ def prepare(config: ExtractConfig) -> Setup:
         hidden_size=shard_format.hidden_size,
         storage_dtype=config.stored_as,
     )
-    return Setup(config, checkpoint, taps, maker, rules, shard_format, manifest, mesh)
+    url = config.upload.url(config.worker)
+    return Setup(config, checkpoint, taps, maker, rules, shard_format, manifest, mesh, url)
+
+
+def for_part(setup: Setup, part: Part) -> Setup:
+    """`setup`, changed to extract one part of a dataset into a place of its own."""
+    config = replace(
+        setup.config,
+        dataset_path=part.dataset_path,
+        dataset_format="jsonl",
+        output_dir=str(part.output_dir),
+        sharded=ShardedConfig(),
+    )
+    own = {"part": part.name, "first_sample_idx": part.first_sample_idx}
+    identity = {**setup.manifest.identity, "dataset": own}
+    return replace(
+        setup,
+        config=config,
+        rules=replace(setup.rules, first_sample_idx=part.first_sample_idx),
+        manifest=replace(setup.manifest, identity=identity, fingerprint=fingerprint_of(identity)),
+        upload_url=part.upload_url,
+    )
 
 
 def _resolve_taps(config: ExtractConfig, checkpoint: Checkpoint) -> tuple[Tap, ...]:

@@ -105,6 +105,8 @@ class WindowRules:
     total_machines: int
     devices: int = 1
     """Devices that share the rows of a step."""
+    first_sample_idx: int = 0
+    """Samples of the whole dataset that stand before the first record."""
 
 
 def read_windows(
@@ -140,7 +142,7 @@ class _Tally:
 
     def __init__(self, maker: PromptMaker, rules: WindowRules) -> None:
         self.records = 0
-        self._samples = 0
+        self._samples = rules.first_sample_idx
         self._hash = hashlib.sha256()
         self._skipped: list[Mapping[str, Any]] = []
         self.overlong: list[Mapping[str, Any]] = []

@@ -6,8 +6,10 @@
     sharded   a dataset cut into shards, in a folder or bucket
     claims    what stands in a claim
     leases    who has a shard, and who commits it
+    claiming  which shard is next for a worker
+    worker    claim, extract, commit, and the next
     standing  how far the shards are; making some free again
     commands  `layertap shards`
 
-No JAX is imported by what deals datasets out: it runs on a laptop.
+Only `worker`, which extracts, brings JAX with it: what deals datasets out and looks after them runs on a laptop.
 """

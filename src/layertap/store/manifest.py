@@ -102,7 +102,7 @@ class Manifest:
 
         `place` holds this manifest; `flag` is what names another place.
         """
-        differing = _differences(self.identity, other.identity)
+        differing = differences(self.identity, other.identity)
         if self.worker_id != other.worker_id:
             differing.append(f"worker_id: {self.worker_id} there, {other.worker_id} now")
         if differing:
@@ -221,8 +221,9 @@ def _types_in_json(declared: Any) -> tuple[type, ...]:  # noqa: ANN401 - whateve
     return tuple(_IN_JSON.get(kind, kind) for kind in kinds)
 
 
-def _differences(there: object, now: object, path: str = "") -> list[str]:
+def differences(there: object, now: object, path: str = "") -> list[str]:
+    """What differs between two values from JSON, a line each."""
     if isinstance(there, Mapping) and isinstance(now, Mapping):
         keys = [*there, *(key for key in now if key not in there)]
-        return [line for key in keys for line in _differences(there.get(key), now.get(key), f"{path}{key}.")]
+        return [line for key in keys for line in differences(there.get(key), now.get(key), f"{path}{key}.")]
     return [] if there == now else [f"{path.rstrip('.')}: {there} there, {now} now"]

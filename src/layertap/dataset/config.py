@@ -1,0 +1,43 @@
+"""Settings of a dataset in shards, a part of `ExtractConfig`."""
+
+import math
+from dataclasses import dataclass
+
+from layertap.errors import UsageError
+
+
+@dataclass(frozen=True)
+class ShardedConfig:
+    """A dataset whose shards several workers claim."""
+
+    use_sharded_dataset: bool = False
+    """Claim shards of --sharded_dataset_dir one after another. To give that is to ask for it."""
+
+    sharded_dataset_dir: str | None = None
+    """Instead of --dataset_path: what `layertap shards create` made, a folder or gs://bucket/path."""
+
+    preferred_shard_id: int | None = None
+    """The shard to begin with, if it is free; several workers then begin apart."""
+
+    max_shards: int | None = None
+    """Stop after this many shards; None stands for all that can be had."""
+
+    lease_seconds: float = 120.0
+    """A worker that was not heard of for so long loses its shard to another; it says that it lives four times as
+    often."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that make no sense; raises UsageError."""
+        url = self.sharded_dataset_dir
+        _require(url is not None or not self.use_sharded_dataset, "--use_sharded_dataset needs --sharded_dataset_dir")
+        for name in ("preferred_shard_id", "max_shards"):
+            value = getattr(self, name)
+            _require(value is None or url is not None, f"--{name} belongs to --sharded_dataset_dir")
+        _require((self.preferred_shard_id or 0) >= 0, "--preferred_shard_id counts shards from 0")
+        _require(self.max_shards is None or self.max_shards >= 1, "--max_shards must be at least 1")
+        _require(1 <= self.lease_seconds < math.inf, f"--lease_seconds must be at least 1, not {self.lease_seconds}")
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise UsageError(message)

@@ -1,0 +1,285 @@
+"""One worker on a sharded dataset: claim a shard, extract it, commit it, and the next, until none is left.
+
+Each shard is a run of its own (extract/run.py), with a folder, a manifest and a resume of its own, and with the model
+and programs of the run before. The folder is
+
+    {output_dir}/tpu_{worker_id}/shard_00003/{attempt}/        and the same below the bucket's prefix
+
+An attempt is named by chance, and a worker that starts again goes on in the one on its disk. So two attempts at a shard
+never write to one place, whoever makes them, and no file of a committed one is ever written over. The done-manifest
+names the attempt that counts and every file of it; what no done-manifest names does not count, and may be deleted.
+
+All workers of a sharded dataset extract the same: the first one writes what decides the bytes to `run.json`, and one
+with other settings is refused. (Only JAX's version and the kind of device may differ.)
+
+A shard that cannot be extracted as things are (a sample that is too long, say) is marked as failed and left out; the
+others are done first, and then the worker says which failed. What is wrong with the worker itself (its disk is full)
+ends it at once, and the shard is free for another.
+"""
+
+import json
+import socket
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from layertap.config import ExtractConfig
+from layertap.errors import (
+    DamageError,
+    DatasetError,
+    InputError,
+    LayertapError,
+    LeaseLostError,
+    RunMismatchError,
+    UsageError,
+    WorkersFailedError,
+)
+from layertap.extract import backend
+from layertap.extract.progress import Progress, Watch
+from layertap.extract.run import RunSummary, extract_prepared
+from layertap.extract.session import Session
+from layertap.extract.setup import Part, Setup, for_part, prepare
+from layertap.fleet.claiming import Claimer, Taken
+from layertap.fleet.claims import Claim
+from layertap.fleet.leases import Heartbeat, Lease
+from layertap.fleet.sharded import RUN, DatasetShard, ShardedDataset, read_dataset, read_records_of
+from layertap.store.files import atomic_write, file_crc32c
+from layertap.store.lock import exclusive
+from layertap.store.manifest import FILE_NAME, differences, read_manifest
+from layertap.store.objects import ObjectStore, open_store
+from layertap.store.retry import Retry
+
+_TASKS = "tasks.jsonl"
+
+
+@dataclass(frozen=True)
+class WorkSummary:
+    """What this start of a worker did."""
+
+    worker: int
+    shards: int
+    """Dataset shards that it committed."""
+    lost: int
+    """Shards that were taken over from it while it worked on them."""
+    samples: int
+    tokens: int
+    seconds: float
+
+    def describe(self) -> str:
+        """Lines for a person."""
+        lost = f"; {self.lost} were lost to other workers" if self.lost else ""
+        return (
+            f"worker {self.worker}: committed {self.shards} dataset shards, {self.samples} samples,"
+            f" {self.tokens} tokens in {self.seconds:.1f} s{lost}"
+        )
+
+
+def work(config: ExtractConfig) -> WorkSummary:
+    """Extract shards of `config.sharded.sharded_dataset_dir` until none is left, or `max_shards` are done.
+
+    Raises WorkersFailedError where shards failed, after all others are done.
+    """
+    url = config.sharded.sharded_dataset_dir
+    if url is None:
+        raise UsageError("a worker needs --sharded_dataset_dir")
+    with closing(open_store(url, Retry(max(30.0, config.sharded.lease_seconds)))) as store:
+        if not store.conditional:
+            raise UsageError(
+                f"--sharded_dataset_dir {url}: shards cannot be claimed there; it has to be a folder or gs://"
+            )
+        dataset = read_dataset(store)
+        if config.sharded.preferred_shard_id is not None:
+            dataset.shard(config.sharded.preferred_shard_id)
+        folder = config.output_folder / f"tpu_{config.worker}"
+        with exclusive(folder):
+            backend.configure()
+            setup = prepare(config)
+            _agree(store, setup)
+            return _Worker(setup, store, dataset, folder).work()
+
+
+def _agree(store: ObjectStore, setup: Setup) -> None:
+    """Write down what is extracted, or find that it is the same; raises RunMismatchError."""
+    identity = {name: value for name, value in setup.manifest.identity.items() if name not in ("backend", "dataset")}
+    data = json.dumps(identity, indent=1, sort_keys=True).encode() + b"\n"
+    if store.create(RUN, data) is not None:
+        return
+    there = store.read(RUN)
+    differing = [] if there is None else differences(_decoded(there.data, store), identity)
+    if differing:
+        raise RunMismatchError(
+            f"{store.url}: other workers extract something else from this dataset; give the same settings, or make"
+            " another sharded dataset (or, when nothing of it is needed any more: layertap shards reset --all):\n  "
+            + "\n  ".join(differing)
+        )
+
+
+def _decoded(run: bytes, store: ObjectStore) -> object:
+    try:
+        return json.loads(run)
+    except ValueError as error:
+        raise DamageError(
+            f"{store.url}/{RUN}: is not JSON: {error}; delete it, if all workers extract the same"
+        ) from error
+
+
+class _Worker:
+    """One start of a worker."""
+
+    def __init__(self, setup: Setup, store: ObjectStore, dataset: ShardedDataset, folder: Path) -> None:
+        self._setup = setup
+        self._config = setup.config
+        self._store = store
+        self._folder = folder
+        self._session = Session()
+        self._progress: Progress | None = None
+        self._resumed = 0
+        self._shards = self._lost = self._samples = self._tokens = 0
+        self._begun = time.monotonic()
+        self._claimer = Claimer(
+            store,
+            dataset,
+            self._claim,
+            lambda shard: self._attempt(shard) is not None,
+            preferred=setup.config.sharded.preferred_shard_id,
+            note=self._note,
+        )
+
+    def work(self) -> WorkSummary:
+        most = self._config.sharded.max_shards
+        while (most is None or self._shards < most) and (taken := self._claimer.next()) is not None:
+            self._note(f"{taken.shard.name}: {taken.shard.records} records")
+            try:
+                self._extract(taken)
+            except LeaseLostError as error:
+                self._lost += 1
+                self._note(str(error))
+        if self._claimer.failed:
+            raise WorkersFailedError(
+                f"worker {self._config.worker} committed {self._shards} dataset shards, but these failed:"
+                f" {', '.join(self._claimer.failed)}. `layertap shards status {self._store.url}` says why; repair, then"
+                " free them with `layertap shards reset`"
+            )
+        seconds = time.monotonic() - self._begun
+        return WorkSummary(self._config.worker, self._shards, self._lost, self._samples, self._tokens, seconds)
+
+    def _extract(self, taken: Taken) -> None:
+        """Extract and commit one shard; raises LeaseLostError where another worker took it over."""
+        shard, lease = taken.shard, taken.lease
+        begun = time.monotonic()
+        with _released_unless_settled(lease):
+            try:
+                part = self._part(shard, lease.claim.attempt)
+                self._place_records(shard, part)
+                with Heartbeat(lease, self._metrics, self._troubled) as heartbeat:
+                    watch = Watch(self._begins, heartbeat.check)
+                    summary = extract_prepared(for_part(self._setup, part), self._session, watch)
+            except InputError as error:
+                lease.fail(str(error))
+                self._note(f"{shard.name} failed: {error}")
+                return
+            lease.commit(self._done(shard, lease, part, summary, time.monotonic() - begun))
+        self._shards += 1
+        self._samples += summary.manifest.samples
+        self._tokens += summary.manifest.tokens
+
+    def _claim(self, shard: DatasetShard) -> Claim:
+        return Claim(
+            worker=self._config.worker,
+            host=socket.gethostname(),
+            nonce=uuid4().hex,
+            attempt=self._attempt(shard) or uuid4().hex[:8],
+            seconds=self._config.sharded.lease_seconds,
+        )
+
+    def _attempt(self, shard: DatasetShard) -> str | None:
+        """The attempt at this shard on this worker's disk; one with other settings, of an earlier run, is none."""
+        folder = self._folder / shard.name
+        attempts = sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+        return next((attempt for attempt in attempts if self._may_go_on(self._part(shard, attempt))), None)
+
+    def _may_go_on(self, part: Part) -> bool:
+        found = read_manifest(part.output_dir)
+        return found is None or found.fingerprint == for_part(self._setup, part).manifest.fingerprint
+
+    def _part(self, shard: DatasetShard, attempt: str) -> Part:
+        below = f"{shard.name}/{attempt}"
+        url = self._setup.upload_url
+        return Part(
+            name=shard.name,
+            dataset_path=str(self._folder / shard.name / _TASKS),
+            first_sample_idx=shard.first_sample(self._config.predictions_per_task),
+            output_dir=self._folder / below,
+            upload_url=None if url is None else f"{url}/{below}",
+        )
+
+    def _place_records(self, shard: DatasetShard, part: Part) -> None:
+        """The shard's records on this disk; raises DatasetError where they are not what they were."""
+        try:
+            records = read_records_of(self._store, shard)
+        except DamageError as error:
+            raise DatasetError(str(error)) from error
+        part.output_dir.mkdir(parents=True, exist_ok=True)
+        with atomic_write(Path(part.dataset_path)) as file:
+            file.write(records)
+
+    def _done(
+        self, shard: DatasetShard, lease: Lease, part: Part, summary: RunSummary, seconds: float
+    ) -> Mapping[str, Any]:
+        """The done-manifest: which files are this shard's activations."""
+        manifest = summary.manifest
+        path = part.output_dir / FILE_NAME
+        files = [asdict(file) for entry in manifest.shards for file in entry.files]
+        return {
+            "format_version": 1,
+            "shard": shard.name,
+            "worker": lease.claim.worker,
+            "host": lease.claim.host,
+            "attempt": lease.claim.attempt,
+            "output": part.upload_url or str(part.output_dir.resolve()),
+            "fingerprint": manifest.fingerprint,
+            "samples": manifest.samples,
+            "tokens": manifest.tokens,
+            "seconds": round(seconds, 3),
+            "lost_by": list(lease.claim.lost_by),
+            "manifest": {"path": FILE_NAME, "bytes": path.stat().st_size, "crc32c": file_crc32c(path)},
+            "files": files,
+        }
+
+    def _begins(self, progress: Progress) -> None:
+        self._progress = progress
+
+    def _metrics(self) -> dict[str, Any]:
+        """What a heartbeat tells."""
+        progress = self._progress
+        if progress is None:
+            return {}
+        return {
+            "samples": progress.samples,
+            "tokens": progress.tokens,
+            "tokens_per_second": round(progress.tokens_per_second, 1),
+            "waiting_for": progress.clock.current,
+        }
+
+    def _troubled(self, error: LayertapError) -> None:
+        self._note(f"the heartbeat failed, and is tried again: {error}")
+
+    def _note(self, message: str) -> None:
+        print(f"worker {self._config.worker}: {message}", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def _released_unless_settled(lease: Lease) -> Iterator[None]:
+    """Give the shard back where the block ends in an exception, so that another worker need not wait for it."""
+    try:
+        yield
+    except LeaseLostError:
+        raise
+    except BaseException:
+        lease.release()
+        raise

@@ -1,0 +1,295 @@
+"""One worker in this process: what it takes, what it leaves, where it goes on, what it refuses."""
+
+import json
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import shards
+from claiming import claim
+from clouds import BUCKET
+from fakes.gcs import FakeGcs
+from fleets import assert_same, cut, done, union, worker_of
+from runs import changed, out
+
+from layertap.cli import main
+from layertap.config import ExtractConfig
+from layertap.dataset.config import ShardedConfig
+from layertap.errors import LayertapError, RunMismatchError, StorageError, UsageError, WorkersFailedError
+from layertap.extract.run import extract
+from layertap.fleet import worker as worker_module
+from layertap.fleet.claims import claim_name
+from layertap.fleet.leases import read_claim, take, take_over
+from layertap.fleet.worker import work
+from layertap.store.config import UploadConfig
+from layertap.store.objects import ObjectStore
+from layertap.store.verify import verify
+from layertap.store.writer import ShardWriter
+
+COUNT = 3
+
+
+EVERYWHERE = pytest.mark.parametrize("place", ["folder", "gcs"], indirect=True)
+
+
+@pytest.fixture
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A folder, unless a test asks for both."""
+    if getattr(request, "param", "folder") == "gcs":
+        request.getfixturevalue("gcs")
+        return "gs://bucket/dataset"
+    return str(tmp_path / "dataset")
+
+
+@pytest.fixture
+def fleet(config: ExtractConfig, place: str, tmp_path: Path) -> ExtractConfig:
+    """A worker of a dataset in three shards; products in float32, so that packing changes rounding alone."""
+    exact = changed(config, compute_dtype="float32")
+    cut(config.dataset_path, place, COUNT)
+    return worker_of(exact, place)
+
+
+@pytest.fixture
+def whole(config: ExtractConfig, tmp_path: Path) -> dict[int, dict[str, Any]]:
+    """What a run over the whole dataset gives."""
+    run = changed(config, compute_dtype="float32", output_dir=str(tmp_path / "whole"))
+    extract(run)
+    return shards.samples(out(run), layer=3)
+
+
+def interrupt_at(monkeypatch: pytest.MonkeyPatch, commits: int, error: BaseException) -> None:
+    """Let the commit of activation shards fail after so many."""
+    commit = ShardWriter.commit
+    made = 0
+
+    def failing(self: ShardWriter, *arguments: Any, **options: Any) -> None:
+        nonlocal made
+        made += 1
+        if made > commits:
+            raise error
+        commit(self, *arguments, **options)
+
+    monkeypatch.setattr(ShardWriter, "commit", failing)
+
+
+@EVERYWHERE
+def test_the_union_is_what_one_run_over_everything_gives(fleet: ExtractConfig, store: ObjectStore, whole) -> None:
+    summary = work(fleet)
+    assert (summary.shards, summary.lost) == (COUNT, 0)
+    assert_same(union(store, layer=3), whole, 1e-5)
+    assert not list(store.list("claims/"))
+    for manifest in done(store):
+        assert verify(Path(manifest["output"])).sound
+        assert manifest["output"] == str(out(fleet) / "tpu_0" / manifest["shard"] / manifest["attempt"])
+    assert "committed 0 dataset shards" in work(fleet).describe()
+
+
+def test_the_model_is_loaded_and_compiled_once(fleet: ExtractConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    loads = []
+    from layertap.model import weights
+
+    load = weights.load
+    monkeypatch.setattr(weights, "load", lambda *arguments: loads.append(1) or load(*arguments))
+    work(fleet)
+    assert len(loads) == 1
+
+
+def test_two_workers_share_and_the_order_can_be_chosen(fleet: ExtractConfig, place: str, store: ObjectStore) -> None:
+    first = worker_of(fleet, place, 0, preferred_shard_id=2, max_shards=1)
+    assert work(first).shards == 1
+    assert [manifest["shard"] for manifest in done(store)] == ["shard_00002"]
+    assert work(worker_of(fleet, place, 1)).shards == COUNT - 1
+    assert [manifest["worker"] for manifest in done(store)] == [1, 1, 0]
+
+
+@EVERYWHERE
+def test_an_interrupted_worker_gives_its_shard_back_and_goes_on_in_it(
+    fleet: ExtractConfig, place: str, store: ObjectStore
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        interrupt_at(patch, 2, KeyboardInterrupt())
+        with pytest.raises(KeyboardInterrupt):
+            work(worker_of(fleet, place, preferred_shard_id=1))
+    assert not list(store.list("claims/"))
+    (attempt,) = (path for path in (out(fleet) / "tpu_0" / "shard_00001").iterdir() if path.is_dir())
+    before = shards.contents(attempt)
+    assert len(json.loads(before["metadata.json"])["shards"]) == 2
+    work(fleet)
+    manifest = done(store)[1]
+    assert manifest["attempt"] == attempt.name
+    after = shards.contents(attempt)
+    assert all(after[name] == data for name, data in before.items() if name.startswith("shard_"))
+
+
+@EVERYWHERE
+def test_a_worker_that_died_takes_its_own_shard_over_at_once(
+    fleet: ExtractConfig, place: str, store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        interrupt_at(patch, 1, KeyboardInterrupt())
+        patch.setattr(worker_module, "_released_unless_settled", lambda _: pytest.MonkeyPatch.context())
+        with pytest.raises(KeyboardInterrupt):  # as if killed: nothing is given back
+            work(worker_of(fleet, place, preferred_shard_id=1))
+    (info,) = store.list("claims/")
+    assert info.name == claim_name("shard_00001")
+    patient = SimpleNamespace(sleep=lambda _: pytest.fail("it waited"))
+    monkeypatch.setattr("layertap.fleet.claiming.time", patient)
+    assert work(fleet).shards == COUNT
+    assert done(store)[1]["lost_by"] == []
+
+
+def test_another_worker_waits_for_the_lease_and_begins_anew(
+    fleet: ExtractConfig, place: str, store: ObjectStore, whole
+) -> None:
+    dead = take(store, "shard_00001", claim(7, seconds=1))
+    assert dead is not None
+    assert work(fleet).shards == COUNT
+    manifest = done(store)[1]
+    assert manifest["lost_by"] == ["7@here"]
+    assert manifest["attempt"] != dead.claim.attempt
+    assert_same(union(store, layer=3), whole, 1e-5)
+
+
+@EVERYWHERE
+def test_a_worker_that_is_robbed_commits_nothing_of_that_shard(
+    fleet: ExtractConfig, place: str, store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another worker takes the shard over while this one computes, and commits it."""
+    commit = ShardWriter.commit
+    robbed: list[str] = []
+
+    def rob(self: ShardWriter, *arguments: Any, **options: Any) -> None:
+        if not robbed:
+            (info,) = store.list("claims/")
+            shard = info.name.split("/")[1].removesuffix(".json")
+            robbed.append(shard)
+            lease = take_over(store, shard, read_claim(store, shard)[0], claim(9))
+            lease.commit({"shard": shard, "worker": 9, "files": []})
+        commit(self, *arguments, **options)
+
+    monkeypatch.setattr(ShardWriter, "commit", rob)
+    summary = work(fleet)
+    assert (summary.shards, summary.lost) == (COUNT - 1, 1)
+    assert [manifest["shard"] for manifest in done(store) if manifest["worker"] == 9] == robbed
+
+
+def test_a_shard_that_cannot_be_extracted_is_left_out_and_told(
+    fleet: ExtractConfig, place: str, store: ObjectStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = store.read("tasks/shard_00001.jsonl")
+    store.replace_if("tasks/shard_00001.jsonl", found.data.replace(b"1", b"2", 1), found.version)
+    for _ in range(2):  # the second worker finds it failed
+        with pytest.raises(WorkersFailedError, match=r"but these failed: shard_00001"):
+            work(fleet)
+    assert [manifest["shard"] for manifest in done(store)] == ["shard_00000", "shard_00002"]
+    assert main(["shards", "status", place]) == 0
+    assert "tasks/shard_00001.jsonl: was changed" in capsys.readouterr().out
+    changed_now = store.read("tasks/shard_00001.jsonl")
+    store.replace_if("tasks/shard_00001.jsonl", found.data, changed_now.version)
+    assert main(["shards", "reset", place, "1"]) == 0
+    assert work(fleet).shards == 1
+
+
+def test_samples_that_are_too_long_fail_their_shards(fleet: ExtractConfig, store: ObjectStore) -> None:
+    with pytest.raises(WorkersFailedError):
+        work(changed(fleet, max_seq_length=256))
+    assert "--max_seq_length is 256" in read_claim(store, "shard_00000")[1].error
+
+
+def test_a_full_disk_ends_the_worker_and_frees_the_shard(fleet: ExtractConfig, store: ObjectStore) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        interrupt_at(patch, 1, StorageError("the disk is full"))
+        with pytest.raises(StorageError, match="full"):
+            work(fleet)
+    assert not list(store.list("claims/"))
+
+
+def test_workers_with_other_settings_are_refused(fleet: ExtractConfig, place: str) -> None:
+    work(worker_of(fleet, place, max_shards=1))
+    other = worker_of(changed(fleet, layers_to_extract=(0,)), place, 1)
+    with pytest.raises(RunMismatchError, match=r"layers: \[1, 3\] there, \[0\] now"):
+        work(other)
+    assert main(["shards", "reset", place, "--all"]) == 0
+    # On a disk that holds an attempt with the old settings, too.
+    assert work(worker_of(changed(fleet, layers_to_extract=(0,)), place)).shards == COUNT
+
+
+def test_two_processes_with_one_id_on_one_disk_are_refused(fleet: ExtractConfig) -> None:
+    from layertap.store.lock import exclusive
+
+    with exclusive(out(fleet) / "tpu_0"), pytest.raises(StorageError, match="another run is writing here"):
+        work(fleet)
+
+
+def test_output_in_a_bucket_is_named_there(
+    config: ExtractConfig, gcs: FakeGcs, bucket: ObjectStore, tmp_path: Path
+) -> None:
+    cut(config.dataset_path, bucket.url, COUNT)
+    upload = UploadConfig(gcs_bucket=BUCKET, delete_local_after_upload=True)
+    work(changed(worker_of(config, bucket.url, 4), upload=upload))
+    for manifest in done(bucket):
+        where = f"activations/tpu_4/{manifest['shard']}/{manifest['attempt']}"
+        assert manifest["output"] == f"gs://{BUCKET}/{where}"
+        held = gcs.contents(BUCKET, f"{where}/")
+        for file in [*manifest["files"], manifest["manifest"]]:
+            assert len(held[file["path"]]) == file["bytes"]
+
+
+def test_what_a_shard_costs_in_requests(config: ExtractConfig, gcs: FakeGcs, bucket: ObjectStore) -> None:
+    """docs/fleet.md says so."""
+
+    def requests_for(shards: int) -> Counter[str]:
+        gcs.faults.log.clear()
+        assert work(worker_of(config, bucket.url, max_shards=shards)).shards == shards
+        return Counter(entry.operation for entry in gcs.faults.log)
+
+    cut(config.dataset_path, bucket.url, 5)
+    requests_for(1)  # which also agrees on what is extracted
+    one, two = requests_for(1), requests_for(2)
+    assert two - one == {"list": 2, "insert": 3, "stat": 2, "media": 1, "delete": 1}
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"sharded": ShardedConfig(sharded_dataset_dir="x")}, "give one of --dataset_path and --sharded_dataset_dir"),
+        ({"dataset_path": None}, "give --dataset_path, or --sharded_dataset_dir"),
+    ],
+)
+def test_two_datasets_or_none_are_refused(config: ExtractConfig, flags: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        changed(config, **flags)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"use_sharded_dataset": True}, "--use_sharded_dataset needs --sharded_dataset_dir"),
+        ({"max_shards": 1}, "--max_shards belongs to --sharded_dataset_dir"),
+        ({"sharded_dataset_dir": "x", "max_shards": 0}, "--max_shards must be at least 1"),
+        ({"sharded_dataset_dir": "x", "preferred_shard_id": -1}, "counts shards from 0"),
+        ({"sharded_dataset_dir": "x", "lease_seconds": 0.0}, "--lease_seconds must be at least 1"),
+    ],
+)
+def test_contradictions_are_refused(flags: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        ShardedConfig(**flags)
+
+
+@pytest.mark.parametrize("name", ["max_tasks", "total_machines"])
+def test_flags_that_cut_a_dataset_do_not_go_with_shards(fleet: ExtractConfig, name: str) -> None:
+    with pytest.raises(UsageError, match=f"--{name} does not go with --sharded_dataset_dir"):
+        changed(fleet, **{name: 2})
+
+
+def test_a_place_that_is_no_sharded_dataset_is_named(config: ExtractConfig, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"holds no dataset\.json"):
+        work(worker_of(config, str(tmp_path / "nothing")))
+    cut(config.dataset_path, str(tmp_path / "set"), 2)
+    with pytest.raises(UsageError, match="there is no dataset shard 9; they are 0 to 1"):
+        work(worker_of(config, str(tmp_path / "set"), preferred_shard_id=9))
+    (tmp_path / "set" / "run.json").write_text("{")
+    with pytest.raises(LayertapError, match=r"run\.json: is not JSON"):
+        work(worker_of(config, str(tmp_path / "set")))

@@ -1,0 +1,78 @@
+"""Sharded datasets and workers in tests, and what they leave behind."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import shards
+
+from layertap.config import ExtractConfig
+from layertap.dataset.config import ShardedConfig
+from layertap.fleet.config import CreateShardsConfig
+from layertap.fleet.sharded import create_shards
+from layertap.store.files import file_crc32c
+from layertap.store.objects import ObjectStore
+
+
+def cut(tasks: str | Path, place: str, count: int) -> None:
+    """Make a sharded dataset of these tasks."""
+    create_shards(CreateShardsConfig(dataset_path=str(tasks), output=place, num_shards=count))
+
+
+def worker_of(config: ExtractConfig, place: str, worker: int = 0, **sharded: Any) -> ExtractConfig:
+    """The settings of `config`, for a worker that claims shards at `place`."""
+    return dataclasses.replace(
+        config,
+        dataset_path=None,
+        worker_id=worker,
+        sharded=ShardedConfig(use_sharded_dataset=True, sharded_dataset_dir=place, **sharded),
+    )
+
+
+def flags_of(config: ExtractConfig) -> list[str]:
+    """The command line that gives these settings, defaults left out."""
+    flags: list[str] = []
+    default = ExtractConfig(dataset_path="x")
+    for parts, defaults in ((config, default), (config.sharded, default.sharded), (config.upload, default.upload)):
+        for field in dataclasses.fields(parts):
+            value = getattr(parts, field.name)
+            if dataclasses.is_dataclass(value) or value == getattr(defaults, field.name) or value is None:
+                continue
+            if isinstance(value, bool):
+                flags.append(f"--{field.name}" if value else f"--no_{field.name}")
+            else:
+                flags += [f"--{field.name}", *map(str, value if isinstance(value, tuple) else (value,))]
+    return flags
+
+
+def done(store: ObjectStore) -> list[dict[str, Any]]:
+    """Every done-manifest, in order of shards."""
+    return [json.loads(store.read(info.name).data) for info in store.list("done/")]
+
+
+def union(store: ObjectStore, layer: int) -> dict[int, dict[str, Any]]:
+    """Every sample that the done-manifests name, by its number; every named file is checked."""
+    found: dict[int, dict[str, Any]] = {}
+    for manifest in done(store):
+        folder = Path(manifest["output"])
+        for file in [*manifest["files"], manifest["manifest"]]:
+            path = folder / file["path"]
+            assert (path.stat().st_size, file_crc32c(path)) == (file["bytes"], file["crc32c"])
+        for file in (file for file in manifest["files"] if ".pkl" in file["path"]):
+            for entry in shards.read(folder / file["path"])[layer]:
+                assert entry["sample_idx"] not in found
+                found[entry["sample_idx"]] = entry
+    return found
+
+
+def assert_same(found: dict[int, dict[str, Any]], wanted: dict[int, dict[str, Any]], tolerance: float) -> None:
+    """The same samples, with the same tokens and, to rounding, the same activations."""
+    assert found.keys() == wanted.keys()
+    for number, entry in wanted.items():
+        assert found[number]["task_id"] == entry["task_id"]
+        assert found[number]["origin"] == entry["origin"]
+        np.testing.assert_array_equal(found[number]["token_ids"], entry["token_ids"])
+        scale = np.abs(entry["activation"]).max()
+        np.testing.assert_allclose(found[number]["activation"], entry["activation"], rtol=0, atol=tolerance * scale)
