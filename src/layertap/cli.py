@@ -10,7 +10,8 @@ A command's room is imported when it runs, not before: `layertap --help` and `la
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, TypeVar
@@ -22,6 +23,8 @@ from layertap.config import DemoConfig, ExtractConfig, StatsConfig, VerifyConfig
 from layertap.errors import InputError, LayertapError, UsageError
 from layertap.fleet.config import CreateShardsConfig, ResetShardsConfig, ShardsStatusConfig, StreamsConfig
 from layertap.interruption import INTERRUPTED, interruptible
+from layertap.store.folder import Folder, LocalFolder
+from layertap.store.url_folder import UrlFolder
 from layertap.tpu.config import CreateConfig, DeleteConfig, ListConfig, RecreateConfig, StatusConfig, TpuConfig
 
 T = TypeVar("T")
@@ -117,25 +120,38 @@ def _demo(config: DemoConfig) -> int:
 
 
 def _verify(config: VerifyConfig) -> int:
-    from layertap.store.verify import verify
+    from layertap.store.verify import verify_folder
 
-    with tqdm(desc="verify", unit="B", unit_scale=True, leave=False, disable=None) as bar:  # on a terminal only
+    with (
+        _opened(config.path) as folder,
+        tqdm(desc="verify", unit="B", unit_scale=True, leave=False, disable=None) as bar,
+    ):  # on a terminal only
 
         def show(done: int, total: int) -> None:
             bar.total = total
             bar.update(done - bar.n)
 
-        report = verify(local_path(config.path), show)
+        report = verify_folder(folder, show)
     print(json.dumps(report.to_json(), indent=2) if config.json else report.describe())
     return 0 if report.sound else LayertapError.exit_status
 
 
+@contextmanager
+def _opened(place: str) -> Iterator[Folder]:
+    """An output folder, of this machine or behind a URL."""
+    if "://" not in place:
+        yield LocalFolder(local_path(place))
+        return
+    with closing(UrlFolder(place)) as folder:
+        yield folder
+
+
 def _stats(config: StatsConfig) -> int:
-    from layertap.store.folder import LocalFolder
     from layertap.store.statistics_files import merge_folders
     from layertap.store.statistics_table import describe, to_json
 
-    statistics = merge_folders([LocalFolder(local_path(path)) for path in config.paths])
+    with ExitStack() as stack:
+        statistics = merge_folders([stack.enter_context(_opened(path)) for path in config.paths])
     print(json.dumps(to_json(statistics), indent=2) if config.json else describe(statistics))
     return 0
 

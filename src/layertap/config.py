@@ -216,7 +216,7 @@ class VerifyConfig:
     """Read an output folder back and check it against its manifest."""
 
     path: tyro.conf.Positional[str]
-    """The output folder of a run."""
+    """The output folder of a run, or its URL (gs://bucket/activations/tpu_0)."""
 
     json: bool = False
     """Print the result as JSON."""
@@ -227,7 +227,7 @@ class StatsConfig:
     """Print the statistics of each layer and site, merged over shards and over the folders of several workers."""
 
     paths: tyro.conf.Positional[tuple[str, ...]]
-    """Output folders of runs of one model."""
+    """Output folders of runs of one model, or their URLs."""
 
     json: bool = False
     """Print them as JSON, with the mean and standard deviation of each channel."""

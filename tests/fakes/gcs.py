@@ -148,6 +148,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.rfile.read((length - len(body)) // 2)
             return self._end(operation, length, 0, fault, reset=True)
         body += self.rfile.read(length - len(body))
+        if len(body) < length:  # the client was killed while it sent
+            return self._end(operation, length, 0, fault, reset=True)
         if fault and fault.kind == "slow":
             time.sleep(fault.seconds)
         if fault and fault.kind == "call" and fault.action() is True:

@@ -6,7 +6,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import BinaryIO, ClassVar, Protocol
 
 import google_crc32c
 
@@ -16,6 +16,10 @@ from layertap.store.manifest import FILE_NAME, Manifest, StoredFile, parse_manif
 
 class Folder(Protocol):
     """Files by their path below the folder, with `/`; its `str` is what a person calls it."""
+
+    @property
+    def ahead(self) -> int:
+        """How many shards an interrupted run may leave that the manifest does not name yet."""
 
     def files(self) -> Iterator[str]:
         """The paths of all files, in order; raises OSError."""
@@ -32,6 +36,7 @@ class LocalFolder:
     """A folder of this machine."""
 
     path: Path
+    ahead: ClassVar[int] = 1
 
     def __str__(self) -> str:
         return str(self.path)

@@ -9,8 +9,8 @@ content, however damaged, ends the check.
 
 Files come through the seam in `folder.py`, each read once, one in memory at a time (twice its size for pickles).
 
-What a killed run leaves (temporary files, and the next shard without a manifest that names it) is no damage: the same
-command writes it again.
+What a killed run leaves (temporary files, and the next shard without a manifest that names it; in a bucket, the next
+few) is no damage: the same command writes it again.
 """
 
 from collections.abc import Callable, Iterator
@@ -100,16 +100,20 @@ def _wrong_fingerprint(manifest: Manifest) -> Iterator[str]:
 
 def _unexpected_files(folder: Folder, manifest: Manifest) -> Iterator[str]:
     named = {file.path for shard in manifest.shards for file in shard.files}
-    unfinished = f"shard_{len(manifest.shards) + 1:04d}."
     try:
         found = [path for path in folder.files() if PurePosixPath(path).name.startswith("shard_")]
     except OSError as error:
         raise StorageError(f"{folder}: cannot be listed: {error.strerror or error}") from error
     for path in found:
         name = PurePosixPath(path).name
-        left_by_kill = name.endswith(TEMPORARY) or (not manifest.complete and name.startswith(unfinished))
-        if path not in named and not left_by_kill:
+        unfinished = not manifest.complete and 0 < _shard_number(name) - len(manifest.shards) <= folder.ahead
+        if path not in named and not unfinished and not name.endswith(TEMPORARY):
             yield f"{path}: not named by {FILE_NAME}"
+
+
+def _shard_number(name: str) -> int:
+    number = name.removeprefix("shard_").partition(".")[0]
+    return int(number) if number.isdecimal() else 0
 
 
 def _misnumbered_shards(manifest: Manifest) -> Iterator[str]:
