@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from layertap.config import DemoConfig, ExtractConfig, StatsConfig, VerifyConfig, local_path
 from layertap.errors import InputError, LayertapError, UsageError
+from layertap.extract.supervised import is_child, supervise
 from layertap.fleet.config import CreateShardsConfig, ResetShardsConfig, ShardsStatusConfig, StreamsConfig
 from layertap.interruption import INTERRUPTED, interruptible
 from layertap.store.folder import Folder, LocalFolder
@@ -74,6 +75,8 @@ def run_command(config_type: type[T], run: Callable[[T], int], arguments: Sequen
 
 
 def _extract(config: ExtractConfig) -> int:
+    if config.hosts.multihost and not is_child():
+        return supervise()
     try:
         print(_extract_all(config) if config.sharded.sharded_dataset_dir is None else _work(config))
     except KeyboardInterrupt:

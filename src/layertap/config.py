@@ -25,6 +25,45 @@ StorageDtype = Literal["float32", "bfloat16", "float16"]
 _ROW_MULTIPLE = 256
 
 
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise UsageError(message)
+
+
+@dataclass(frozen=True)
+class HostsConfig:
+    """One model over the chips of several hosts; a part of `ExtractConfig`."""
+
+    multihost: bool = False
+    """This process is one of several hosts that run one model together; start the same command on each. On Cloud TPU
+    that is all there is to say."""
+
+    num_hosts: int | None = None
+    """How many hosts there are; None: JAX finds out (Cloud TPU, Slurm, Open MPI)."""
+
+    host_id: int | None = None
+    """This host's number, from 0; None: JAX finds out."""
+
+    coordinator_address: str | None = None
+    """HOST:PORT of host 0, free on it and reachable from all; None: JAX finds out."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that contradict each other; raises UsageError."""
+        given = [name for name in ("num_hosts", "host_id", "coordinator_address") if getattr(self, name) is not None]
+        _require(self.multihost or not given, f"--{' --'.join(given)}: only together with --multihost")
+        _require(
+            len(given) in (0, 3),
+            f"--{' --'.join(given)}: give all of --num_hosts --host_id --coordinator_address, or none",
+        )
+        _require(self.num_hosts is None or self.num_hosts >= 1, f"--num_hosts must be at least 1, not {self.num_hosts}")
+        _require(
+            self.host_id is None or 0 <= self.host_id < (self.num_hosts or 1),
+            f"--host_id {self.host_id} is not one of {self.num_hosts} hosts (from 0)",
+        )
+        host, _, port = (self.coordinator_address or "localhost:1").rpartition(":")
+        _require(host != "" and port.isdecimal(), f"--coordinator_address {self.coordinator_address}: give HOST:PORT")
+
+
 @dataclass(frozen=True)
 class ExtractConfig:
     """Extract activations of a Qwen 2.5 model from ARC tasks or plain text."""
@@ -115,6 +154,9 @@ class ExtractConfig:
 
     compress_shards: bool = True
     """Compress pickles with gzip; safetensors are never compressed, so that they can be memory-mapped."""
+
+    hosts: Annotated[HostsConfig, tyro.conf.arg(name="")] = HostsConfig()
+    """Several hosts as one machine."""
 
     upload: Annotated[UploadConfig, tyro.conf.arg(name="")] = UploadConfig()  # noqa: RUF009 - it is frozen
     """Where shards are copied to."""
@@ -261,8 +303,3 @@ def local_path(text: str) -> Path:
         return Path(text).expanduser()
     except RuntimeError as error:
         raise UsageError(f"{text}: {error}") from error
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise UsageError(message)

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from layertap.extract.packing import Placement, Step, batch_arrays, pack_window, row_ladder
+from layertap.extract.packing import Placement, Step, batch_arrays, pack_window, row_ladder, step_shapes
 
 LADDER = row_ladder(512, 2000)
 lengths_of_windows = st.lists(st.integers(1, 2000), max_size=120)
@@ -46,8 +46,10 @@ def test_every_device_gets_as_many_rows(lengths: list[int], batch_size: int, dev
     steps = pack_window(lengths, LADDER, batch_size, devices)
     assert sorted(place.sample for step in steps for place in step.placements) == list(range(len(lengths)))
     assert all(step.placements for step in steps)
-    shapes = {(step.rows, step.length) for step in steps}
-    assert shapes <= {(batch_size * devices, LADDER[0]), *((devices, length) for length in LADDER)}
+    shapes = step_shapes(LADDER, batch_size, devices)
+    assert set(shapes) == {(batch_size * devices, LADDER[0]), *((devices, length) for length in LADDER)}
+    order = [shapes.index((step.rows, step.length)) for step in steps]
+    assert order == sorted(order)
 
 
 def test_long_rows_that_all_devices_run_take_short_samples_first() -> None:

@@ -31,12 +31,12 @@ class Checkpoint:
     progress: dict[str, object]
 
 
-def checkpoint_path(folder: Path, worker: int) -> Path:
-    """The checkpoint's file for this worker."""
+def checkpoint_path(folder: Path, worker: str) -> Path:
+    """The checkpoint's file for this worker, or for one of its hosts (`Hosts.name`)."""
     return folder / checkpoint_name(worker)
 
 
-def checkpoint_name(worker: int) -> str:
+def checkpoint_name(worker: str) -> str:
     """The checkpoint's name, in its folder or beside the shards in a bucket."""
     return f"checkpoint_worker_{worker}.json"
 

@@ -13,8 +13,8 @@ from layertap.store.retry import Retry
 
 
 @contextmanager
-def following(config: ExtractConfig, output: Path, url: str | None) -> Iterator[Mirror | None]:
-    """The mirror of `output` at `url`, None without one; this process owns the place meanwhile.
+def following(config: ExtractConfig, output: Path, url: str | None, name: str) -> Iterator[Mirror | None]:
+    """The mirror at `url` of the `output` of the worker of this name; None without one. This process owns it meanwhile.
 
     Raises StorageError where another process owns it, UsageError or AccessError where there is no such bucket, or
     where it must not be written to.
@@ -23,7 +23,7 @@ def following(config: ExtractConfig, output: Path, url: str | None) -> Iterator[
         yield None
         return
     retry = Retry(config.upload.upload_retry_seconds)
-    checkpoint = Checkpoint(checkpoint_name(config.worker), lambda manifest: checkpoint_bytes(url, manifest))
+    checkpoint = Checkpoint(checkpoint_name(name), lambda manifest: checkpoint_bytes(url, manifest))
     with closing(open_store(url, retry)) as store, Owner(store) as owner:
         beside = checkpoint if config.checkpointing else None
         with Mirror(store, output, config.upload, retry, beside, owner.require) as mirror:

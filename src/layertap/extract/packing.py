@@ -57,6 +57,12 @@ def row_ladder(row_length: int, longest: int) -> tuple[int, ...]:
     return tuple(rungs)
 
 
+def step_shapes(ladder: Sequence[int], batch_size: int, devices: int = 1) -> list[tuple[int, int]]:
+    """Every (rows, length) that steps can have, in the order in which `pack_window` runs them."""
+    shapes = [(devices, length) for length in reversed(ladder)]
+    return shapes if batch_size == 1 else [*shapes[:-1], (batch_size * devices, ladder[0]), shapes[-1]]
+
+
 def pack_window(lengths: Sequence[int], ladder: Sequence[int], batch_size: int, devices: int = 1) -> list[Step]:
     """Pack samples of these lengths (each at least 1, none longer than the last rung) into steps, each sample once.
 

@@ -5,9 +5,8 @@
                                                                            -> upload threads, if there is a bucket
 
 Programs compile while weights load. The device always has a step queued while the main thread harvests the one before;
-windows are read, rendered and
-tokenised one ahead; one shard is written while another fills. In memory at any time: two windows of token ids, the
-outputs of two steps, and three shards (filling, waiting, being written).
+windows are read, rendered and tokenised one ahead; one shard is written while another fills. In memory at any time: two
+windows of token ids, the outputs of two steps, and three shards (filling, waiting, being written).
 
 Whatever stops the run (a bad task, a full disk, Ctrl-C, SIGKILL), committed shards stay, the shard that was filling is
 dropped, and the same command goes on with the first sample that is not committed.
@@ -29,7 +28,8 @@ from layertap.extract.background import BackgroundQueue, read_ahead
 from layertap.extract.checkpoint import checkpoint_path, resume, write_checkpoint
 from layertap.extract.clock import Stage, StageClock
 from layertap.extract.following import following
-from layertap.extract.packing import Placement, Step, batch_arrays
+from layertap.extract.hosts import Agreed, agreed, join
+from layertap.extract.packing import Placement, Step, batch_arrays, step_shapes
 from layertap.extract.progress import Progress, Watch
 from layertap.extract.session import Session
 from layertap.extract.setup import Setup, prepare
@@ -70,7 +70,7 @@ def extract(config: ExtractConfig) -> RunSummary:
     Raises an InputError for what the user can mend, StorageError where output cannot be written.
     """
     backend.configure()
-    return extract_prepared(prepare(config), Session(), Watch())
+    return extract_prepared(prepare(config, join(config.hosts)), Session(), Watch())
 
 
 def extract_prepared(setup: Setup, session: Session, watch: Watch) -> RunSummary:
@@ -81,8 +81,8 @@ def extract_prepared(setup: Setup, session: Session, watch: Watch) -> RunSummary
     output = setup.config.output_folder
     with exclusive(output):
         remove_leftovers(output)
-        checkpoint = _checkpoint_path(setup.config)
-        with following(setup.config, output, setup.upload_url) as mirror:
+        checkpoint = _checkpoint_path(setup)
+        with following(setup.config, output, setup.upload_url, setup.name) as mirror:
             if mirror is not None:
                 mirror.reconcile(setup.manifest)
             manifest, start = resume(output, setup.manifest, checkpoint, held=mirror.held if mirror is not None else 0)
@@ -123,7 +123,7 @@ class _Run:
     def execute(self) -> RunSummary:
         self._watch.begins(self._progress)
         try:
-            if self._writer.manifest.complete:
+            if self._setup.hosts.gather([self._writer.manifest.complete]).all():
                 self._require_nothing_new()
             else:
                 self._extract()
@@ -147,44 +147,47 @@ class _Run:
         program = self._session.program(self._setup)
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="loading") as pool:
             loading = pool.submit(self._session.model, self._setup)
-            windows = self._compiling(read_ahead(self._windows()), program)
-            first = next(windows, None)  # its programs compile while weights load
+            steps = self._compiling(self._agreed(read_ahead(self._windows())), program)
+            first = next(steps, None)  # its programs compile while weights load
             with self._clock.waiting_for("loading"):
                 model = loading.result()
         self._progress.begin()
         with BackgroundQueue() as queue:
-            for flight in _one_behind(self._dispatch(chain([first] if first else [], windows), program, model)):
+            for flight in _one_behind(self._dispatch(chain([first] if first else [], steps), program, model)):
                 self._collect(flight, program, queue)
-            self._commit(queue, self._end, complete=True)
+            if not self._writer.manifest.complete:
+                self._commit(queue, self._end, complete=True)
             with self._clock.waiting_for("writing"):
                 queue.finish()
 
     def _windows(self) -> Iterator[Window]:
         return read_windows(self._setup.records(), self._setup.maker, self._setup.rules, self._start)
 
-    def _compiling(self, windows: Iterator[Window], program: StepProgram) -> Iterator[Window]:
-        """The windows, each when the compilation of its steps has begun."""
-        while (window := self._next_window(windows)) is not None:
-            for step in window.steps:
+    def _agreed(self, windows: Iterator[Window]) -> Iterator[Agreed]:
+        rules = self._setup.rules
+        return agreed(windows, step_shapes(rules.ladder, rules.batch_size, rules.devices), self._setup.hosts)
+
+    def _compiling(self, agreements: Iterator[Agreed], program: StepProgram) -> Iterator[Agreed]:
+        """The same, each when the compilation of its steps has begun."""
+        while (current := self._next(agreements)) is not None:
+            for _, step in current.steps:
                 program.compile((step.rows, step.length))
-            yield window
+            yield current
 
-    def _dispatch(self, windows: Iterable[Window], program: StepProgram, model: Qwen2) -> Iterator["_Flight"]:
-        """Start every step that holds a sample which is not committed yet."""
-        for window in windows:
-            token_ids = [sample.token_ids for sample in window.samples]
-            emitted = 0
-            for step in window.steps:
-                before, emitted = emitted, emitted + len(step.placements)
-                if emitted > window.start.emitted:
-                    with self._clock.waiting_for("device"):
-                        outputs = program.dispatch(model, *batch_arrays(step, token_ids))
-                    yield _Flight(window, step, before, outputs)
-            self._end = window.end
-
-    def _next_window(self, windows: Iterator[Window]) -> Window | None:
+    def _next(self, agreements: Iterator[Agreed]) -> Agreed | None:
         with self._clock.waiting_for("input"):
-            return next(windows, None)
+            return next(agreements, None)
+
+    def _dispatch(self, agreements: Iterable[Agreed], program: StepProgram, model: Qwen2) -> Iterator["_Flight"]:
+        """Start the steps."""
+        for current in agreements:
+            window = current.window
+            token_ids = [sample.token_ids for sample in window.samples] if window is not None else []
+            for before, step in current.steps:
+                with self._clock.waiting_for("device"):
+                    outputs = program.dispatch(model, *batch_arrays(step, token_ids))
+                yield _Flight(window, step, before, outputs)
+            self._end = self._end if window is None else window.end
 
     def _collect(self, flight: "_Flight", program: StepProgram, queue: BackgroundQueue) -> None:
         """Wait for a step, and let its samples join the shard; a shard that has no room is committed first."""
@@ -194,12 +197,12 @@ class _Run:
                 time.sleep(_POLL_SECONDS)  # a blocking wait would hold back Ctrl-C until the step ends
         with self._clock.waiting_for("transfer"):
             arrays = program.harvest(flight.outputs)
-        for emitted, place in flight.uncommitted():
-            sample = _stored(flight.window, place, arrays)
+        for window, emitted, place in flight.uncommitted():
+            sample = _stored(window, place, arrays)
             if not self._buffer.has_room(sample):
                 self._commit(queue, self._reached, complete=False)
             self._buffer.add(sample)
-            self._reached = flight.window.position(emitted)
+            self._reached = window.position(emitted)
             self._progress.add(1, sample.tokens)
         self._computed_tokens += flight.step.computed_tokens
 
@@ -226,18 +229,23 @@ class _Run:
 
 @dataclass(frozen=True, eq=False)
 class _Flight:
-    """A step on the device; `before` samples of its window were emitted by earlier steps."""
+    """A step on the device; `before` samples of its window were emitted by earlier steps.
 
-    window: Window
+    Without a window it keeps other hosts company.
+    """
+
+    window: Window | None
     step: Step
     before: int
     outputs: Outputs
 
-    def uncommitted(self) -> Iterator[tuple[int, Placement]]:
+    def uncommitted(self) -> Iterator[tuple[Window, int, Placement]]:
         """The step's samples that are not committed yet, each with how many of its window are emitted when it is."""
+        if self.window is None:
+            return
         for emitted, place in enumerate(self.step.placements, self.before + 1):
             if emitted > self.window.start.emitted:
-                yield emitted, place
+                yield self.window, emitted, place
 
 
 def _one_behind(flights: Iterator[_Flight]) -> Iterator[_Flight]:
@@ -278,8 +286,8 @@ def _origin(sample: Sample) -> dict[str, Any]:
     return {"test_index": sample.test_index, "prediction": sample.prediction, "augmentation": augmentation}
 
 
-def _checkpoint_path(config: ExtractConfig) -> Path | None:
-    return checkpoint_path(config.checkpoint_folder, config.worker) if config.checkpointing else None
+def _checkpoint_path(setup: Setup) -> Path | None:
+    return checkpoint_path(setup.config.checkpoint_folder, setup.name) if setup.config.checkpointing else None
 
 
 def _follow_commit(output: Path, checkpoint: Path | None, mirror: Mirror | None, manifest: Manifest) -> None:

@@ -24,6 +24,7 @@ from layertap.dataset import read_records
 from layertap.dataset.config import ShardedConfig
 from layertap.errors import ModelError, UsageError
 from layertap.extract import backend
+from layertap.extract.hosts import Hosts
 from layertap.extract.packing import row_ladder
 from layertap.extract.step import resolve_taps
 from layertap.extract.windows import WindowRules
@@ -39,6 +40,9 @@ from layertap.tap import Tap
 from layertap.task import Record
 
 _DTYPES = {"float32": np.dtype(np.float32), "float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
+
+
+_ALONE = Hosts()
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,13 @@ class Setup:
     """The devices that share rows and weights; None where there is one."""
     upload_url: str | None
     """Where the output is copied to; None: nowhere."""
+    hosts: Hosts
+    """The hosts that the devices of the mesh belong to."""
+
+    @property
+    def name(self) -> str:
+        """What the output of this worker, or of this host of it, is called."""
+        return self.hosts.name(self.config.worker)
 
     @property
     def num_layers(self) -> int:
@@ -88,13 +99,18 @@ class Setup:
         )
 
 
-def prepare(config: ExtractConfig) -> Setup:
-    """Resolve `config`; raises an InputError where model, tokenizer, template or flags do not fit together."""
+def prepare(config: ExtractConfig, hosts: Hosts = _ALONE) -> Setup:
+    """Resolve `config` for one of `hosts`, each of which has an output folder of its own.
+
+    Raises an InputError where model, tokenizer, template or flags do not fit together.
+    """
+    if hosts.count > 1:
+        config = replace(config, output_dir=str(config.output_folder / f"tpu_{hosts.name(config.worker)}"))
     checkpoint = open_checkpoint(config.model_path)
     taps = _resolve_taps(config, checkpoint)
     maker = _prompt_maker(config, checkpoint)
     mesh = _mesh(config, checkpoint, taps[-1].layer + 1)
-    rules = _window_rules(config, devices=1 if mesh is None else mesh.size)
+    rules = _window_rules(config, hosts, devices=1 if mesh is None else mesh.size // hosts.count)
     shard_format = ShardFormat(
         layers=tuple(sorted({tap.layer for tap in taps})),
         sites=tuple(dict.fromkeys(config.activation_type)),
@@ -118,8 +134,8 @@ def prepare(config: ExtractConfig) -> Setup:
         hidden_size=shard_format.hidden_size,
         storage_dtype=config.stored_as,
     )
-    url = config.upload.url(config.worker)
-    return Setup(config, checkpoint, taps, maker, rules, shard_format, manifest, mesh, url)
+    url = config.upload.url(hosts.name(config.worker))
+    return Setup(config, checkpoint, taps, maker, rules, shard_format, manifest, mesh, url, hosts)
 
 
 def for_part(setup: Setup, part: Part) -> Setup:
@@ -131,7 +147,9 @@ def for_part(setup: Setup, part: Part) -> Setup:
         output_dir=str(part.output_dir),
         sharded=ShardedConfig(),
     )
-    own = {"part": part.name, "first_sample_idx": part.first_sample_idx}
+    own: dict[str, Any] = {"part": part.name, "first_sample_idx": part.first_sample_idx}
+    if setup.hosts.count > 1:
+        own |= {"machine_id": setup.rules.machine_id, "total_machines": setup.rules.total_machines}
     identity = {**setup.manifest.identity, "dataset": own}
     return replace(
         setup,
@@ -183,7 +201,8 @@ def _mesh(config: ExtractConfig, checkpoint: Checkpoint, num_layers: int) -> Mes
     return None if mesh.size == 1 else mesh
 
 
-def _window_rules(config: ExtractConfig, devices: int) -> WindowRules:
+def _window_rules(config: ExtractConfig, hosts: Hosts, devices: int) -> WindowRules:
+    machine, machines = hosts.share(config.machine_id, config.total_machines)
     return WindowRules(
         window_samples=config.window_samples,
         ladder=row_ladder(config.row_length, config.max_seq_length),
@@ -191,8 +210,8 @@ def _window_rules(config: ExtractConfig, devices: int) -> WindowRules:
         longest=config.max_seq_length,
         overlong=config.overlong,
         on_bad_task=config.on_bad_task,
-        machine_id=config.machine_id,
-        total_machines=config.total_machines,
+        machine_id=machine,
+        total_machines=machines,
         devices=devices,
     )
 
@@ -216,7 +235,11 @@ def _identity(
         "layers": list(shard_format.layers),
         "sites": list(shard_format.sites),
         "prompts": _plain(maker.identity()),
-        "dataset": {name: getattr(config, name) for name in ("max_tasks", "machine_id", "total_machines")},
+        "dataset": {
+            "max_tasks": config.max_tasks,
+            "machine_id": rules.machine_id,
+            "total_machines": rules.total_machines,
+        },
         "packing": {name: getattr(config, name) for name in packing}
         | {"truncate": config.overlong == "truncate", "devices": rules.devices},
         "storage": {

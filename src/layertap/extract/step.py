@@ -40,7 +40,7 @@ _ACCELERATOR_BLOCK = 2048
 
 Shape = tuple[int, int]
 Outputs = tuple[Float[Array, "rows length hidden"], ...]
-# The rows that this host holds: tap -> row of the step -> activations.
+# tap -> row of this host -> activations.
 HostOutputs = Mapping[Tap, Mapping[int, Float[np.ndarray, "length hidden"]]]
 
 
@@ -67,13 +67,18 @@ def run_step(
 
 
 class StepProgram:
-    """A model's shapes with the taps to read and the way to run it; `model` may follow when it is loaded."""
+    """A model's shapes with the taps to read and the way to run it; weights may follow when they are loaded.
+
+    Shapes and rows are those of this host: where a mesh spans several, they run each step together, and its rows are
+    those of all hosts side by side.
+    """
 
     def __init__(self, abstract: Qwen2, taps: tuple[Tap, ...], plan: ForwardPlan) -> None:
         self._abstract = placed(abstract, plan.mesh)
         self._taps = taps
         self._plan = plan
         self._rows = NamedSharding(plan.mesh, ROWS) if plan.mesh else SingleDeviceSharding(jax.devices()[0])
+        self._hosts = len({device.process_index for device in plan.mesh.devices.flat}) if plan.mesh else 1
         self._pinned = self._rows.with_memory_kind("pinned_host")
         self._compiled: dict[Shape, Future[Compiled]] = {}
         self._compilers = ThreadPoolExecutor(max_workers=2, thread_name_prefix="compile")
@@ -88,7 +93,7 @@ class StepProgram:
         """Compile for steps of `rows` x `length`, here and now; needs shapes alone, no weights and no device."""
         outputs = self._pinned if self._plan.outputs == "offloaded" else self._rows
         step = jax.jit(partial(run_step, taps=self._taps, plan=self._plan), out_shardings=outputs)
-        numbers = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=self._rows)  # type: ignore[no-untyped-call]
+        numbers = jax.ShapeDtypeStruct(self._global(shape), jnp.int32, sharding=self._rows)  # type: ignore[no-untyped-call]
         return step.lower(self._abstract, numbers, numbers).compile()
 
     def dispatch(
@@ -101,13 +106,24 @@ class StepProgram:
         shape = cast(Shape, token_ids.shape)
         with _device_errors(shape):
             program = self.compile(shape).result()
-            inputs = jax.device_put((token_ids, seg_start), self._rows)
-            outputs = program(model, *inputs)
+            outputs = program(model, self._to_devices(token_ids), self._to_devices(seg_start))
             if self._plan.outputs == "moved":
                 outputs = jax.device_put(outputs, self._pinned)
             for output in outputs:
                 output.copy_to_host_async()
             return outputs
+
+    def _global(self, shape: Shape) -> Shape:
+        return self._hosts * shape[0], shape[1]
+
+    def _to_devices(self, values: Int32[np.ndarray, "rows length"]) -> Int32[Array, "global_rows length"]:
+        """Rows of this host on its own devices, in their order."""
+        if self._hosts == 1:
+            return jax.device_put(values, self._rows)
+        shape = self._global(cast(Shape, values.shape))
+        firsts = sorted(map(_first_row, self._rows.addressable_devices_indices_map(shape).values()))
+        parts = dict(zip(firsts, np.split(values, len(firsts)), strict=True))
+        return jax.make_array_from_callback(shape, self._rows, lambda index: parts[_first_row(index)])
 
     def is_ready(self, outputs: Outputs) -> bool:
         """Whether the step has ended."""
@@ -123,12 +139,14 @@ class StepProgram:
             return {tap: _rows_here(output) for tap, output in zip(self._taps, outputs, strict=True)}
 
 
+def _first_row(index: tuple[slice, ...] | None) -> int:
+    assert index is not None  # only a scalar has none
+    return index[0].start or 0
+
+
 def _rows_here(output: Array) -> dict[int, Float[np.ndarray, "length hidden"]]:
-    rows: dict[int, np.ndarray] = {}
-    for shard in output.addressable_shards:
-        first = shard.index[0].start or 0
-        rows |= dict(enumerate(np.asarray(shard.data), first))
-    return rows
+    shards = sorted(output.addressable_shards, key=lambda shard: _first_row(shard.index))
+    return dict(enumerate(row for shard in shards for row in np.asarray(shard.data)))
 
 
 @contextmanager

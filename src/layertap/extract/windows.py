@@ -104,7 +104,7 @@ class WindowRules:
     machine_id: int
     total_machines: int
     devices: int = 1
-    """Devices that share the rows of a step."""
+    """Devices of this host that share the rows of its steps."""
     first_sample_idx: int = 0
     """Samples of the whole dataset that stand before the first record."""
 

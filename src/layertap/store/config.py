@@ -60,8 +60,8 @@ class UploadConfig:
             f"--upload_retry_seconds must not be negative, but is {self.upload_retry_seconds}",
         )
 
-    def url(self, worker: int) -> str | None:
-        """Where this worker's output is copied to; None: nowhere."""
+    def url(self, worker: int | str) -> str | None:
+        """Where the output of this worker, or of one of its hosts, is copied to; None: nowhere."""
         if self.gcs_bucket is not None:
             parts = ("gs:/", self.gcs_bucket, self.gcs_prefix.strip("/"), f"tpu_{worker}")
             return "/".join(part for part in parts if part)

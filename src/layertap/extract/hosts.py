@@ -1,0 +1,123 @@
+"""Several hosts as one machine: one mesh over the devices of all, one step that all run at the same time.
+
+Each host reads its own share of the dataset (round robin by task), packs its own windows, writes its own output folder,
+and resumes where that folder ends, knowing nothing of the others. All that hosts must agree on is which program runs
+next: for each window they tell each other how many steps of each shape they have, and those with fewer add empty ones
+(`agreed`). So windows need not be in step: after a restart one host may be in its third while another is in its fifth,
+and a host that is done goes on with empty steps until all are. A step's rows are those of all hosts side by side; no
+activation leaves its host.
+
+What it costs: a few integers exchanged per window (1,024 samples), and the steps by which the hosts' windows differ.
+
+Why not agree on common windows and a common position instead: hosts commit shards at their own pace, so a killed slice
+never has one position, and redoing the work of the fastest to meet the slowest would break "nothing twice".
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from layertap.config import HostsConfig
+from layertap.errors import DeviceError
+from layertap.extract.packing import Step
+from layertap.extract.supervised import HEARTBEAT_SECONDS
+from layertap.extract.windows import Window
+
+Shape = tuple[int, int]
+
+_MEETING_SECONDS = 300
+
+
+@dataclass(frozen=True)
+class Hosts:
+    """One host among those that run one model together."""
+
+    index: int = 0
+    count: int = 1
+
+    def name(self, worker: int) -> str:
+        """What this host's output is called: `3`, or `3_host_1` where there are several."""
+        return str(worker) if self.count == 1 else f"{worker}_host_{self.index}"
+
+    def share(self, machine: int, machines: int) -> tuple[int, int]:
+        """The host's share of the dataset, when all hosts have share `machine` of `machines`."""
+        return machine * self.count + self.index, machines * self.count
+
+    def gather(self, numbers: Sequence[int]) -> np.ndarray:
+        """Every host's `numbers`, [hosts, len(numbers)]; waits for all of them.
+
+        Raises DeviceError where one is lost.
+        """
+        if self.count == 1:
+            return np.array([numbers])
+        try:
+            return np.asarray(multihost_utils.process_allgather(np.array(numbers, np.int32)))
+        except jax.errors.JaxRuntimeError as error:
+            raise DeviceError(f"host {self.index} has lost touch with the others: {error}") from error
+
+
+def join(config: HostsConfig) -> Hosts:
+    """Meet the other hosts; raises DeviceError where they do not come."""
+    if config.multihost:
+        try:
+            jax.distributed.initialize(
+                config.coordinator_address,
+                config.num_hosts,
+                config.host_id,
+                initialization_timeout=_MEETING_SECONDS,
+                heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+            )
+        except (jax.errors.JaxRuntimeError, ValueError) as error:
+            raise DeviceError(
+                f"the hosts did not meet: {error}. Start the same command on every host, each with its own --host_id;"
+                " --coordinator_address is host 0's"
+            ) from error
+    return Hosts(jax.process_index(), jax.process_count())
+
+
+@dataclass(frozen=True)
+class Agreed:
+    """The steps that all hosts run next. `steps` carry how many samples of the window stand before them.
+
+    `window` is None on a host that has none left and keeps the others company.
+    """
+
+    window: Window | None
+    steps: Sequence[tuple[int, Step]]
+
+
+def agreed(windows: Iterator[Window], shapes: Sequence[Shape], hosts: Hosts) -> Iterator[Agreed]:
+    """The windows of one host with the steps left to run, and empty steps where another host has more of a shape.
+
+    `shapes` are all that steps can have, in the order in which a window runs them.
+    """
+    while True:
+        window = next(windows, None)
+        own = _left(window)
+        counts = [sum((step.rows, step.length) == shape for _, step in own) for shape in shapes]
+        everyones = hosts.gather([window is not None, *counts])
+        if not everyones[:, 0].any():
+            return
+        wanted = everyones[:, 1:].max(axis=0)
+        yield Agreed(window, _filled(own, dict(zip(shapes, map(int, wanted), strict=True))))
+
+
+def _left(window: Window | None) -> list[tuple[int, Step]]:
+    """The steps that hold a sample which is not committed yet."""
+    left, emitted = [], 0
+    for step in window.steps if window is not None else ():
+        before, emitted = emitted, emitted + len(step.placements)
+        if window is not None and emitted > window.start.emitted:
+            left.append((before, step))
+    return left
+
+
+def _filled(own: Sequence[tuple[int, Step]], wanted: dict[Shape, int]) -> list[tuple[int, Step]]:
+    steps: list[tuple[int, Step]] = []
+    for shape, count in wanted.items():
+        mine = [(before, step) for before, step in own if (step.rows, step.length) == shape]
+        steps += mine + [(0, Step(*shape, ()))] * (count - len(mine))
+    return steps

@@ -1,0 +1,187 @@
+"""Several hosts, as processes of their own that talk over loopback: 4 hosts of 2 CPU devices each."""
+
+import json
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import commands
+import numpy as np
+import pytest
+import shards
+
+from layertap.config import HostsConfig
+from layertap.demo.tasks import make_tasks, write_tasks
+from layertap.errors import UsageError
+
+HOSTS = 4
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """27 tasks: the last windows of the hosts are of different sizes."""
+    path = tmp_path_factory.mktemp("tasks") / "tasks.jsonl"
+    write_tasks(path, make_tasks(27, seed=1))
+    return path
+
+
+def flags(model: Path, tasks: Path, output: Path) -> list[str]:
+    settings = {
+        "dataset_path": tasks,
+        "model_path": model,
+        "predictions_per_task": 2,
+        "row_length": 1024,
+        "batch_size": 2,
+        "window_samples": 8,
+        "compute_dtype": "float32",
+        "shard_size_gb": 0.001,
+        "output_dir": output,
+        "checkpoint_dir": output / "checkpoints",
+    }
+    return [part for name, value in settings.items() for part in (f"--{name}", str(value))]
+
+
+@contextmanager
+def hosts(arguments: list[str], folder: Path) -> Iterator[list[subprocess.Popen[str]]]:
+    """The same command on every host; whoever still runs at the end is killed, with the child it supervises."""
+    meeting = ["--multihost", "--num_hosts", str(HOSTS), "--coordinator_address", f"127.0.0.1:{free_port()}"]
+    command = ["-m", "layertap", "extract", *arguments, *meeting]
+    processes = [
+        commands.start([*command, "--host_id", str(host)], folder, {"JAX_NUM_CPU_DEVICES": "2"})
+        for host in range(HOSTS)
+    ]
+    try:
+        yield processes
+    finally:
+        for process in processes:
+            for pid in [*children(process), process.pid]:
+                signal_if_there(pid, signal.SIGKILL)
+            process.communicate()
+
+
+def children(process: subprocess.Popen[str]) -> list[int]:
+    path = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    return list(map(int, path.read_text().split())) if path.exists() else []
+
+
+def signal_if_there(pid: int, number: int) -> None:
+    import os
+
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        return
+
+
+def run_to_the_end(arguments: list[str], folder: Path) -> list[str]:
+    with hosts(arguments, folder) as processes:
+        outputs = [process.communicate(timeout=280) for process in processes]
+    for process, (_, errors) in zip(processes, outputs, strict=True):
+        assert process.returncode == 0, errors
+    return [output for output, _ in outputs]
+
+
+def union(output: Path) -> dict[tuple[int, int], np.ndarray]:
+    """(layer, sample_idx) -> activations, over all hosts; fails where two hosts have one sample."""
+    found: dict[tuple[int, int], np.ndarray] = {}
+    for folder in sorted(output.glob("tpu_0_host_*")):
+        for layer in range(4):
+            for index, entry in shards.samples(folder, layer).items():
+                assert (layer, index) not in found
+                found[layer, index] = entry["activation"]
+    return found
+
+
+@pytest.fixture(scope="module")
+def alone(tiny_model: Path, tasks: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, int], np.ndarray]:
+    output = tmp_path_factory.mktemp("alone") / "out"
+    done = commands.run(["-m", "layertap", "extract", *flags(tiny_model, tasks, output)], output.parent)
+    assert done.returncode == 0, done.stderr
+    return {
+        (layer, index): entry["activation"]
+        for layer in range(4)
+        for index, entry in shards.samples(output, layer).items()
+    }
+
+
+def assert_same(found: dict[tuple[int, int], np.ndarray], expected: dict[tuple[int, int], np.ndarray]) -> None:
+    assert set(found) == set(expected)
+    for key, value in expected.items():
+        np.testing.assert_allclose(found[key], value, rtol=1e-5, atol=1e-5, err_msg=str(key))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", ["data=8", "data=2,fsdp=4"])
+def test_the_union_is_what_one_process_gives(
+    tiny_model: Path, tasks: Path, alone: dict[tuple[int, int], np.ndarray], tmp_path: Path, mesh: str
+) -> None:
+    run_to_the_end([*flags(tiny_model, tasks, tmp_path / "out"), "--mesh", mesh], tmp_path)
+    assert_same(union(tmp_path / "out"), alone)
+    assert {path.name for path in (tmp_path / "out").glob("tpu_*")} == {f"tpu_0_host_{host}" for host in range(HOSTS)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [2, 0], ids=["a host", "the coordinator"])
+def test_a_lost_host_is_named_and_the_restart_goes_on(
+    tiny_model: Path, tasks: Path, alone: dict[tuple[int, int], np.ndarray], tmp_path: Path, victim: int
+) -> None:
+    output = tmp_path / "out"
+    arguments = [*flags(tiny_model, tasks, output), "--mesh", "data=4,fsdp=2"]
+    with hosts(arguments, tmp_path) as processes:
+        deadline = time.monotonic() + 240
+        while not all((output / f"tpu_0_host_{host}" / "metadata.json").exists() for host in range(HOSTS)):
+            assert time.monotonic() < deadline
+            assert all(process.poll() is None for process in processes)
+            time.sleep(0.02)
+        for pid in [*children(processes[victim]), processes[victim].pid]:
+            signal_if_there(pid, signal.SIGKILL)
+        survivors = [process for host, process in enumerate(processes) if host != victim]
+        errors = [process.communicate(timeout=60)[1] for process in survivors]
+    for process, error in zip(survivors, errors, strict=True):
+        assert process.returncode == 1
+        assert f"host {victim}" in error.splitlines()[-1]
+        assert "start the same command on every host again" in error.splitlines()[-1]
+        assert "@     0x" not in error
+    committed = [len(json.loads(path.read_text())["shards"]) for path in sorted(output.glob("*/metadata.json"))]
+    assert all(count > 0 for count in committed)
+    summaries = run_to_the_end(arguments, tmp_path)
+    assert any("resumed after" in summary for summary in summaries)
+    assert_same(union(output), alone)
+
+
+def test_one_host_that_meets_nobody_is_a_run_of_its_own(tiny_model: Path, tasks: Path, tmp_path: Path) -> None:
+    meeting = ["--multihost", "--num_hosts", "1", "--host_id", "0", "--coordinator_address", f"127.0.0.1:{free_port()}"]
+    command = ["-m", "layertap", "extract", *flags(tiny_model, tasks, tmp_path / "out"), "--max_tasks", "2", *meeting]
+    done = commands.run(command, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert len(shards.samples(tmp_path / "out", 0)) >= 4
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"num_hosts": 4}, "--num_hosts: only together with --multihost"),
+        ({"multihost": True, "num_hosts": 4, "host_id": 0}, "give all of"),
+        (
+            {"multihost": True, "num_hosts": 4, "host_id": 4, "coordinator_address": "a:1"},
+            "--host_id 4 is not one of 4 hosts",
+        ),
+        (
+            {"multihost": True, "num_hosts": 4, "host_id": 0, "coordinator_address": "10.0.0.1"},
+            "--coordinator_address 10.0.0.1: give HOST:PORT",
+        ),
+    ],
+)
+def test_flags_that_name_no_host_are_refused(settings: dict, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        HostsConfig(**settings)
