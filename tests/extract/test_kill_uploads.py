@@ -114,6 +114,24 @@ def test_of_two_workers_with_one_id_the_second_is_refused(new_machine, whole: Ma
     require_same(first, whole)
 
 
+@pytest.mark.slow
+def test_a_worker_that_slept_while_another_took_over_stops_when_it_wakes(new_machine, whole, gcs: FakeGcs) -> None:
+    sleeper, heir = new_machine("sleeper"), new_machine("heir")
+    sleeping = sleeper.start()
+    wait_for(lambda: len(json.loads(sleeper.bucket_contents().get(MANIFEST, b'{"shards": []}'))["shards"]) >= 2)
+    sleeping.send_signal(signal.SIGSTOP)
+    gcs.state.skew += 3600  # the hour for which it slept
+    heir.run_to_the_end()
+    after = heir.bucket_contents()
+    sleeping.send_signal(signal.SIGCONT)
+    _, errors = sleeping.communicate(timeout=200)
+    assert sleeping.returncode == 1, errors
+    assert "another process has" in errors
+    assert heir.bucket_contents() == after
+    heir.wiped = True  # it began with the sleeper's shards in the bucket alone
+    require_same(heir, whole)
+
+
 def shards_here(machine: Machine) -> list[object]:
     path = machine.output / MANIFEST
     return json.loads(path.read_text())["shards"] if path.exists() else []

@@ -115,6 +115,11 @@ def test_a_file_that_is_not_what_its_checksum_says_is_not_uploaded_in_silence(st
         store.upload(tmp_path / "source", "x", "00000000")
 
 
+def test_a_file_that_is_not_there_is_named(store: ObjectStore, tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match=r"missing: .*[Nn]o such file"):
+        store.upload(tmp_path / "missing", "x", "00000000")
+
+
 def test_stores_without_conditions_say_so(store: ObjectStore) -> None:
     if store.conditional:
         return

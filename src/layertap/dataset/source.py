@@ -10,6 +10,7 @@ known by its first two bytes: object stores may unpack a `.gz` on the way, and n
 
 import gzip
 import io
+import os
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -99,6 +100,8 @@ class Place:
 
 def locate(path: str) -> Place:
     """The place that `path` names; nothing is opened yet. DatasetError where fsspec does not know its protocol."""
+    # gcsfs would ask Google for the bucket's type first, over gRPC, which takes a minute where that is not allowed.
+    os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
     from fsspec.core import url_to_fs
 
     if not path:

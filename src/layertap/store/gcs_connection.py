@@ -25,6 +25,7 @@ from layertap.store.retry import TransientError
 
 T = TypeVar("T")
 
+_GOOGLE = (exceptions.GoogleAPIError, InvalidResponse, DataCorruption, GoogleAuthError)
 _CONNECTIONS = 32
 _TRANSIENT = frozenset({408, 429, 500, 502, 503, 504})
 _SCOPE = "https://www.googleapis.com/auth/devstorage.read_write"
@@ -64,26 +65,30 @@ def make_client(clock: ServerClock) -> Client:
     return Client(project=project or "unknown", credentials=credentials, _http=session)
 
 
+def is_transient(error: Exception) -> bool:
+    """Whether another attempt may fare better."""
+    if isinstance(error, exceptions.GoogleAPICallError):
+        return error.code in _TRANSIENT
+    if isinstance(error, InvalidResponse):
+        return error.response.status_code in _TRANSIENT
+    # The last one: a token could not be fetched.
+    lost = (ConnectionError, TimeoutError, requests.RequestException, RetryError, DataCorruption, TransportError)
+    return isinstance(error, lost)
+
+
 def marked(attempt: Callable[[bool], T], again: bool) -> T:
     """What `attempt` returns; raises TransientError for what is worth another one."""
     try:
         return attempt(again)
-    except exceptions.GoogleAPICallError as error:
-        if error.code not in _TRANSIENT:
-            raise
-        raise TransientError(error.message) from error
-    except InvalidResponse as error:
-        if error.response.status_code not in _TRANSIENT:
-            raise StorageError(f"Google Cloud Storage answers: {error}") from error
-        raise TransientError(str(error)) from error
-    except (ConnectionError, TimeoutError, requests.RequestException, RetryError, DataCorruption) as error:
-        raise TransientError(str(error)) from error
-    except TransportError as error:  # a token could not be fetched
-        raise TransientError(str(error)) from error
+    except (*_GOOGLE, ConnectionError, TimeoutError, requests.RequestException) as error:
+        if is_transient(error):
+            raise TransientError(str(error)) from error
+        raise
 
 
 @contextmanager
 def translated(what: str) -> Iterator[None]:
+    """Turn what Google's client raises inside into our own errors, each beginning with `what` it is about."""
     try:
         yield
     except exceptions.NotFound as error:
@@ -95,5 +100,5 @@ def translated(what: str) -> Iterator[None]:
         ) from error
     except GoogleAuthError as error:
         raise AccessError(f"{what}: {error}. Run: gcloud auth application-default login") from error
-    except exceptions.GoogleAPICallError as error:
-        raise StorageError(f"{what}: Google Cloud Storage says: {error.message}") from error
+    except (exceptions.GoogleAPICallError, InvalidResponse) as error:
+        raise StorageError(f"{what}: Google Cloud Storage says: {error}") from error

@@ -116,6 +116,8 @@ class FsspecStore:
 
     def upload(self, path: Path, name: str, crc32c: str, *, replaces: str | None = None) -> ObjectInfo:
         """See `ObjectStore`; but whatever is there is written over."""
+        if not path.is_file():
+            raise StorageError(f"{path}: no such file; restore it, or extract it again")
 
         def upload() -> ObjectInfo:
             if not self._flat:

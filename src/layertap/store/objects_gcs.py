@@ -17,12 +17,12 @@ from typing import TypeVar
 from uuid import uuid4
 
 from google.api_core import exceptions
+from google.api_core.retry import Retry as ChunkRetry
 from google.cloud.storage import Blob
-from google.cloud.storage.retry import DEFAULT_RETRY
 
 from layertap.errors import DamageError, StorageError
 from layertap.store.files import file_crc32c
-from layertap.store.gcs_connection import ServerClock, make_client, marked, translated
+from layertap.store.gcs_connection import ServerClock, is_transient, make_client, marked, translated
 from layertap.store.objects import ObjectInfo, StoredBytes, checked_name
 from layertap.store.retry import Retry, TransientError
 
@@ -206,11 +206,18 @@ class GcsStore:
             if_generation_match=generation,
             checksum=None,
             timeout=_TIMEOUT,
-            retry=DEFAULT_RETRY.with_timeout(self._retry.seconds / 4).with_delay(
-                self._retry.first_pause, self._retry.longest_pause, 2
-            ),
+            retry=self._chunk_retry(),
         )
         return self._info(blob)
+
+    def _chunk_retry(self) -> ChunkRetry:
+        """How one request of a big upload is tried again, before the whole upload is."""
+        return ChunkRetry(
+            predicate=lambda error: not self._retry.stopped and is_transient(error),
+            initial=self._retry.first_pause,
+            maximum=self._retry.longest_pause,
+            timeout=self._retry.seconds / 4,
+        )
 
     def _page(self, prefix: str, token: str | None) -> _Page:
         def listed(_again: bool) -> _Page:

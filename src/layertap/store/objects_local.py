@@ -172,7 +172,8 @@ def _translated(path: Path) -> Iterator[None]:
         raise UsageError(f"{path}: a file stands where a folder should; give another folder") from error
     except OSError as error:
         raise StorageError(
-            f"{path}: {error.strerror or error}; make room or allow writing, then run the same command again"
+            f"{error.filename or path}: {error.strerror or error}; make room or allow writing, then run the same"
+            " command again"
         ) from error
 
 

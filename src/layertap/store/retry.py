@@ -34,6 +34,11 @@ class Retry:
         """Let nobody try again from now on."""
         self._stopped.set()
 
+    @property
+    def stopped(self) -> bool:
+        """Whether nobody is to try again."""
+        return self._stopped.is_set()
+
     def __call__(self, what: str, attempt: Callable[[bool], T]) -> T:
         """What `attempt` returns; it is told whether an attempt before it failed, and so may have taken effect.
 
