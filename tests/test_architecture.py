@@ -19,6 +19,7 @@ _MAY_KNOW = {
     "prompts": set(),
     "model": set(),
     "store": set(),
+    "reader": {"store"},
     "config": {"dataset", "store"},
     "extract": {"config", "dataset", "prompts", "model", "store"},
     "plan": {"config", "model", "extract"},
@@ -28,7 +29,7 @@ _MAY_KNOW = {
     "interruption": set(),
     "cli": {"config", "interruption", "dataset", "prompts", "model", "store", "extract", "demo", "tpu", "fleet"},
     "__main__": {"cli"},
-    "__init__": set(),
+    "__init__": {"reader"},
 }
 _MAY_KNOW_JAX = {"model", "extract", "plan"}
 

@@ -47,6 +47,8 @@ class FakeGcs:
         self.faults = Faults()
         self.page_size = page_size
         self.connections: set[socket.socket] = set()
+        self.sent = 0
+        """Bytes of answers, without headers."""
         for bucket in buckets:
             self.state.objects[bucket] = {}
         self._server = _Server(("127.0.0.1", 0), type("Handler", (_Handler,), {"gcs": self}))
@@ -277,6 +279,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if fault and fault.kind == "corrupt" and operation == "media":
             content = flipped(content)
+        with self.gcs.lock:
+            self.gcs.sent += len(content)
         cut = fault is not None and fault.kind in ("truncate", "reset") and status < 300
         self.wfile.write(content[: len(content) // 2] if cut else content)
         if cut:

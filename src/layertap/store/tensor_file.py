@@ -5,13 +5,15 @@ header is padded with spaces, which JSON allows, until the data begins at a mult
 first tensor can be mapped and handed to any framework as it lies. The sizes are known before the first byte, so
 values go by in pieces and no tensor is ever whole in memory. Any safetensors reader reads the result.
 
-Reading is for `verify`: it believes nothing. Whoever trusts a file may read it with the library.
+Reading believes nothing. `parse_tensors` is for `verify`, which has the whole file; `parse_layout` for whoever reads
+parts of one, from a bucket too.
 """
 
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
+from operator import index as exact_int
 from typing import Any
 
 import ml_dtypes
@@ -81,6 +83,27 @@ def _header(tensors: Mapping[str, TensorStream], metadata: Mapping[str, str]) ->
     return len(text).to_bytes(_LENGTH_BYTES, "little") + text
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where in a file a tensor lies."""
+
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    start: int
+    """Its first byte, counted from the beginning of the file."""
+
+
+@dataclass(frozen=True, eq=False)
+class TensorLayout:
+    """What the header of a safetensors file says: all that is needed to read parts of it."""
+
+    metadata: Mapping[str, str]
+    places: Mapping[str, Place]
+    """By name, in the file's order."""
+    data_start: int
+    """Where in the file the first tensor begins."""
+
+
 @dataclass(frozen=True, eq=False)
 class TensorFile:
     """A safetensors file that was read: views of its bytes, by name, in the file's order."""
@@ -96,29 +119,49 @@ def parse_tensors(content: bytes, name: str) -> TensorFile:
 
     Tensors must fill the file without gap or overlap, as the safetensors specification has it.
     """
+    layout = parse_layout(content[: data_start(content, len(content), name)], len(content), name)
+    tensors = {
+        key: np.frombuffer(content, place.dtype, prod(place.shape), place.start).reshape(place.shape)
+        for key, place in layout.places.items()
+    }
+    return TensorFile(layout.metadata, tensors, layout.data_start)
+
+
+def data_start(first: bytes, size: int, name: str) -> int:
+    """Where the data begins, from the `first` eight bytes or more of a file of `size` bytes; raises DamageError."""
+    length = int.from_bytes(first[:_LENGTH_BYTES], "little")
+    if not 0 < length <= MAX_HEADER_BYTES or _LENGTH_BYTES + length > size:
+        raise DamageError(
+            f"{name}: is not a whole safetensors file: its header would have {length} bytes, the file has {size}"
+        )
+    return _LENGTH_BYTES + length
+
+
+def parse_layout(head: bytes, size: int, name: str) -> TensorLayout:
+    """Read the layout of a file of `size` bytes from its `head`, all that stands before the data.
+
+    Raises DamageError where these are not the sizes of a whole file.
+    """
     try:
-        return _parse(content)
+        return _parse(head, size)
     except (ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError) as error:
         raise DamageError(f"{name}: is not a whole safetensors file: {str(error) or repr(error)}") from error
 
 
-def _parse(content: bytes) -> TensorFile:
-    length = int.from_bytes(content[:_LENGTH_BYTES], "little")
-    start = _LENGTH_BYTES + length
-    if not 0 < length <= MAX_HEADER_BYTES or start > len(content):
-        raise ValueError(f"its header would have {length} bytes, the file has {len(content)}")
-    header = json.loads(content[_LENGTH_BYTES:start])
+def _parse(head: bytes, size: int) -> TensorLayout:
+    start = len(head)
+    header = json.loads(head[_LENGTH_BYTES:])
     metadata = header.pop("__metadata__", {})
     if not all(isinstance(value, str) for value in metadata.values()):
         raise TypeError("__metadata__ holds more than strings")
-    end, tensors = 0, {}
+    end, places = 0, {}
     for name, told in sorted(header.items(), key=lambda item: tuple(item[1]["data_offsets"])):
-        dtype, shape = DTYPES[told["dtype"]], tuple(told["shape"])
+        dtype, shape = DTYPES[told["dtype"]], tuple(map(exact_int, told["shape"]))
         begin, end_before = told["data_offsets"][0], end
         end = told["data_offsets"][1]
-        if begin != end_before or end - begin != prod(shape) * dtype.itemsize:
+        if begin != end_before or end - begin != prod(shape) * dtype.itemsize or min(shape, default=0) < 0:
             raise ValueError(f"tensor {name} {told['dtype']}{list(shape)} does not lie at {told['data_offsets']}")
-        tensors[name] = np.frombuffer(content, dtype, prod(shape), start + begin).reshape(shape)
-    if start + end != len(content):
-        raise ValueError(f"its tensors end at {start + end}, the file has {len(content)} bytes")
-    return TensorFile(metadata, tensors, start)
+        places[name] = Place(dtype, shape, start + begin)
+    if start + end != size:
+        raise ValueError(f"its tensors end at {start + end}, the file has {size} bytes")
+    return TensorLayout(metadata, places, start)

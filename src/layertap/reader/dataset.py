@@ -1,0 +1,151 @@
+"""`ActivationDataset`: what one or many runs wrote, read as one dataset.
+
+Opening it reads the manifests and nothing else (a bucket: one listing, one request a worker). Samples and batches then
+read what they need; which bytes that is, is told in content.py (samples) and batches.py (training).
+"""
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from functools import lru_cache
+from itertools import accumulate
+from operator import index as exact_int
+from pathlib import Path
+from typing import overload
+
+from layertap.errors import DamageError, UsageError
+from layertap.reader.content import ShardContent, open_shard
+from layertap.reader.overlap import described, require_each_once
+from layertap.reader.sample import ActivationSample
+from layertap.reader.sources import find_sources
+from layertap.store.objects import open_store
+from layertap.tap import SITES, Site, Tap
+
+
+class ActivationDataset(Sequence[ActivationSample]):
+    """The samples below a folder, a `gs://bucket/prefix`, or another URL that fsspec knows, of any number of workers.
+
+        dataset = layertap.ActivationDataset("gs://my-bucket/activations")
+        dataset[0].activation(layer=12)         # [tokens, hidden]
+        for batch in dataset.batches(4096, layers=[12], exclude={"first", "sink"}, as_="torch"):
+            batch.activations                   # [4096, 1, hidden]
+
+    Shards that are committed later are not seen. Raises UsageError where there is no run, where runs do not go
+    together, or where they hold the same samples; DamageError where a manifest is garbled.
+    """
+
+    def __init__(self, path: str | Path, *, sharded_dataset: str | None = None) -> None:
+        """`sharded_dataset` is where the done-manifests of a claimed dataset lie; they tell which attempts count."""
+        self._store = open_store(str(path))
+        self.path = self._store.url
+        self._sources = find_sources(self._store, sharded_dataset)
+        self._shards = tuple((source, entry) for source in self._sources for entry in source.manifest.shards)
+        self._first_samples = tuple(accumulate((entry.samples for _, entry in self._shards), initial=0))
+        self._kept: dict[int, ShardContent] = {}
+        self._last_pickled = lru_cache(maxsize=1)(self._open)
+        require_each_once(self.path, self._sources, self._describe)
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The folders that it is made of, below `path`."""
+        return tuple(source.name for source in self._sources)
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The layers that were extracted."""
+        return self._sources[0].manifest.layers
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """The sites that were extracted."""
+        return tuple(site for site in SITES if site in self._sources[0].manifest.sites)
+
+    @property
+    def hidden_size(self) -> int:
+        """The width of an activation."""
+        return self._sources[0].manifest.hidden_size
+
+    @property
+    def storage_dtypes(self) -> tuple[str, ...]:
+        """As what activations are stored; workers may differ."""
+        return tuple(sorted({source.manifest.storage_dtype for source in self._sources}))
+
+    @property
+    def model_path(self) -> str:
+        """The model that the activations are of, as the first worker had it."""
+        return self._sources[0].manifest.model_path
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens it has."""
+        return sum(source.manifest.tokens for source in self._sources)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every run has reached its end."""
+        return all(source.manifest.complete for source in self._sources)
+
+    def __len__(self) -> int:
+        return self._first_samples[-1]
+
+    @overload
+    def __getitem__(self, index: int) -> ActivationSample: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[ActivationSample]: ...
+    def __getitem__(self, index: int | slice) -> ActivationSample | list[ActivationSample]:
+        """A sample by its place in the dataset, which is not its `sample_idx`; or some of them."""
+        if isinstance(index, slice):
+            return [self[number] for number in range(*index.indices(len(self)))]
+        number = exact_int(index)
+        if not -len(self) <= number < len(self):
+            raise IndexError(f"{self.path}: has {len(self)} samples, there is none at {number}")
+        number %= len(self)
+        shard = bisect_right(self._first_samples, number) - 1
+        return self._sample(shard, number - self._first_samples[shard])
+
+    def close(self) -> None:
+        """Let go of connections; what was handed out stays."""
+        self._store.close()
+
+    def __repr__(self) -> str:
+        return (
+            f"ActivationDataset({self.path!r}): {len(self)} samples, {self.tokens} tokens, layers {list(self.layers)},"
+            f" {', '.join(self.sites)}, from {len(self._sources)} folders"
+        )
+
+    def _tap(self, layer: int, site: Site | None) -> Tap:
+        if site is None and len(self.sites) > 1:
+            raise UsageError(f"{self.path}: has several sites; say which: {', '.join(self.sites)}")
+        tap = Tap(layer, self.sites[0] if site is None else site)
+        if tap.layer not in self.layers or tap.site not in self.sites:
+            raise UsageError(
+                f"{self.path}: holds layers {', '.join(map(str, self.layers))} at {', '.join(self.sites)},"
+                f" not layer {layer} at {tap.site}"
+            )
+        return tap
+
+    def _open(self, shard: int) -> ShardContent:
+        return open_shard(*self._shards[shard])
+
+    def _content(self, shard: int) -> ShardContent:
+        """A shard for looking at samples: of safetensors what is small is kept, of pickles the last shard."""
+        if self._shards[shard][0].manifest.format == "pickle":
+            return self._last_pickled(shard)
+        if shard not in self._kept:
+            self._kept[shard] = self._open(shard)
+        return self._kept[shard]
+
+    def _sample(self, shard: int, number: int) -> ActivationSample:
+        return ActivationSample(self._content(shard), number, self._shards[shard][0].name, self._tap)
+
+    def _describe(self, source: int, sample_idx: int) -> tuple[str, str, bytes]:
+        chosen = self._sources[source]
+        shard = next(
+            number
+            for number, (owner, entry) in enumerate(self._shards)
+            if owner is chosen and any(first <= sample_idx <= last for first, last in entry.sample_idx)
+        )
+        held = self._content(shard).sample_idx().tolist()
+        if sample_idx not in held:
+            raise DamageError(f"{self.path}/{chosen.name}: sample {sample_idx} is not where the manifest says")
+        sample = self._sample(shard, held.index(sample_idx))
+        return described(sample.task_id, sample.origin, sample.token_ids.tobytes())

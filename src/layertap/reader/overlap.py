@@ -1,0 +1,87 @@
+"""Whether two output folders hold the same samples.
+
+`sample_idx` alone does not tell: each stream of a dataset counts anew (docs/fleet.md). So where two folders share
+numbers, what stands behind the smallest shared one decides, and as little as possible is read for it:
+
+    the first shards have the same checksums                           the same samples: a copy, or the same run twice
+    else, one fingerprint and other paths of the dataset               other samples: two streams
+    else the task, its augmentation and the tokens are read            the same, or not
+
+So the same data extracted twice, with other settings or into another format, is found too.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+
+from layertap.errors import DamageError, UsageError
+from layertap.reader.sources import Source
+
+_Described = tuple[str, str, bytes]
+Describe = Callable[[int, int], _Described]
+"""What is told of a sample in a source, from the number of the source and the sample's `sample_idx`."""
+
+
+def require_each_once(place: str, sources: Sequence[Source], describe: Describe) -> None:
+    """Raise UsageError where two sources hold the same sample, DamageError where one holds a number twice."""
+    spans = [_span(place, source) for source in sources]
+    for one, other, shared in _sharing(spans):
+        if _same(sources, one, other, shared, describe):
+            names = f"{sources[one].name or '.'} and {sources[other].name or '.'}"
+            raise UsageError(
+                f"{place}: {names} hold the same samples, sample_idx {shared} for one; a trainer would see them twice."
+                " Open one of them alone, or move one away"
+            )
+
+
+_Ranges = list[tuple[int, int]]
+
+
+def _span(place: str, source: Source) -> _Ranges:
+    """The numbers that a source holds, as few ascending ranges."""
+    ranges: _Ranges = []
+    for first, last in sorted(pair for shard in source.manifest.shards for pair in shard.sample_idx):
+        if ranges and first <= ranges[-1][1]:
+            raise DamageError(
+                f"{place}/{source.name}: sample {first} stands there twice; `layertap verify` says in which shards"
+            )
+        if ranges and first == ranges[-1][1] + 1:
+            ranges[-1] = (ranges[-1][0], last)
+        else:
+            ranges.append((first, last))
+    return ranges
+
+
+def _sharing(spans: Sequence[_Ranges]) -> Iterator[tuple[int, int, int]]:
+    """Every two sources that share numbers, with the smallest one."""
+    order = sorted((number for number, ranges in enumerate(spans) if ranges), key=lambda number: spans[number][0])
+    for place, one in enumerate(order):
+        for other in order[place + 1 :]:
+            if spans[other][0][0] > spans[one][-1][1]:
+                break
+            shared = _smallest_shared(spans[one], spans[other])
+            if shared is not None:
+                yield one, other, shared
+
+
+def _smallest_shared(one: _Ranges, other: _Ranges) -> int | None:
+    at = 0
+    for first, last in one:
+        while at < len(other) and other[at][1] < first:
+            at += 1
+        if at < len(other) and other[at][0] <= last:
+            return max(first, other[at][0])
+    return None
+
+
+def _same(sources: Sequence[Source], one: int, other: int, shared: int, describe: Describe) -> bool:
+    a, b = sources[one].manifest, sources[other].manifest
+    if [file.crc32c for file in a.shards[0].files] == [file.crc32c for file in b.shards[0].files]:
+        return True
+    if a.fingerprint == b.fingerprint and a.config.get("dataset_path") != b.config.get("dataset_path"):
+        return False
+    return describe(one, shared) == describe(other, shared)
+
+
+def described(task_id: str, origin: object, token_ids: bytes) -> _Described:
+    """What two samples are compared by, whichever format they were read from."""
+    return task_id, json.dumps(origin, sort_keys=True), token_ids

@@ -1,0 +1,84 @@
+"""One sample of a dataset, read as far as it is asked for."""
+
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from layertap.reader.content import ShardContent, Words
+from layertap.tap import Site, Tap
+
+
+class ActivationSample:
+    """A prompt and its activations.
+
+    What is not asked for is not read, and activations of local safetensors are views of the mapped file. A sample of a
+    pickle holds on to its whole shard.
+    """
+
+    def __init__(
+        self, content: ShardContent, number: int, source: str, resolve: Callable[[int, Site | None], Tap]
+    ) -> None:
+        self.source = source
+        """The folder that it is from, below the dataset's; samples of several streams may have one `sample_idx`."""
+        self._content = content
+        self._number = number
+        self._resolve = resolve
+
+    @cached_property
+    def sample_idx(self) -> int:
+        """Its number in the run that it is from."""
+        return int(self._content.sample_idx()[self._number])
+
+    @property
+    def task_id(self) -> str:
+        """The task, or the document, that the prompt was made of."""
+        return self._words.task_id
+
+    @property
+    def text_preview(self) -> str:
+        """The prompt's first 200 characters."""
+        return self._words.text_preview
+
+    @property
+    def origin(self) -> Mapping[str, Any]:
+        """How the prompt was made of its task."""
+        return self._words.origin
+
+    @cached_property
+    def token_ids(self) -> np.ndarray:
+        """The prompt's tokens; int32 [tokens]."""
+        return self._content.token_ids(*self._rows)
+
+    @property
+    def positions(self) -> np.ndarray:
+        """The place of each token in the prompt: 0, 1, 2, ...; int32 [tokens]."""
+        return np.arange(len(self), dtype=np.int32)
+
+    def activation(self, layer: int, site: Site | None = None) -> np.ndarray:
+        """What the site gave at each token; [tokens, hidden] in the storage dtype.
+
+        `site` may be left out where the dataset has one. Raises UsageError where it does not hold that layer or site.
+        """
+        return self._content.activations(self._resolve(layer, site), *self._rows)
+
+    def flags(self, layer: int, site: Site | None = None) -> np.ndarray:
+        """First, special and sink tokens, as bits (docs/formats.md); which are sinks differs by layer and site."""
+        return self._content.flags(self._resolve(layer, site), *self._rows)
+
+    def __len__(self) -> int:
+        begin, end = self._rows
+        return end - begin
+
+    def __repr__(self) -> str:
+        return f"ActivationSample({self.source or '.'}, sample_idx={self.sample_idx}, tokens={len(self)})"
+
+    @cached_property
+    def _words(self) -> Words:
+        return self._content.words(self._number)
+
+    @cached_property
+    def _rows(self) -> tuple[int, int]:
+        begin, end = self._content.offsets()[self._number : self._number + 2].tolist()
+        return begin, end
