@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import shards
 
-from layertap.store.files import Checksummed, file_crc32c
+from layertap.store.files import Checksummed, atomic_write, file_crc32c
 from layertap.store.manifest import Manifest, fingerprint_of
 from layertap.store.pickles import write_pickle
 from layertap.store.samples import StoredSample
+from layertap.store.tensor_file import TensorStream, parse_tensors, write_tensors
 from layertap.store.verify import verify
 from layertap.store.writer import ShardFormat, ShardWriter
 from layertap.tap import Tap
@@ -122,6 +123,16 @@ def rewrite(folder: Path, name: str, edit: Callable[[dict[int, Any]], object]) -
     content = shards.read(folder / name)
     edit(content)
     dump(folder / name, content)
+    believe(folder, name)
+
+
+def rewrite_tensors(folder: Path, name: str, edit: Callable[[dict[str, np.ndarray], dict[str, str]], object]) -> None:
+    """Let `edit` change tensors and metadata of a safetensors file; the manifest tells its new size and checksum."""
+    file = parse_tensors((folder / name).read_bytes(), name)
+    tensors, metadata = {key: value.copy() for key, value in file.tensors.items()}, dict(file.metadata)
+    edit(tensors, metadata)
+    with atomic_write(folder / name) as sink:
+        write_tensors(sink, {key: TensorStream.of(value) for key, value in tensors.items()}, metadata)
     believe(folder, name)
 
 

@@ -1,9 +1,11 @@
+import json
 import shutil
 
 import outputs
 import pytest
 import shards
 
+from layertap.cli import main
 from layertap.errors import DamageError, UsageError
 from layertap.store.files import TEMPORARY
 from layertap.store.verify import verify
@@ -193,3 +195,37 @@ def test_the_manifest_is_left_alone(folder):
     before = shards.contents(folder)
     verify(folder)
     assert shards.contents(folder) == before
+
+
+# The command
+
+
+def test_the_command_prints_json_and_its_exit_status_tells(folder, capsys):
+    assert main(["verify", "--json", str(folder)]) == 0
+    assert json.loads(capsys.readouterr().out) == {
+        "folder": str(folder),
+        "sound": True,
+        "complete": True,
+        "shards": 3,
+        "samples": 6,
+        "tokens": 23,
+        "findings": [],
+    }
+    (folder / FIRST).unlink()
+    assert main(["verify", "--json", str(folder)]) == 1
+    told = json.loads(capsys.readouterr().out)
+    assert (told["sound"], told["findings"]) == (False, [f"{FIRST}: missing"])
+
+
+def test_progress_is_told_in_bytes_and_ends_with_all_of_them(two_sites):
+    told = []
+    verify(two_sites, lambda done, total: told.append((done, total)))
+    total = sum(path.stat().st_size for path in two_sites.rglob("shard_*"))
+    assert len(told) == 9
+    assert told[-1] == (total, total)
+    assert [done for done, _ in told] == sorted({done for done, _ in told})
+
+
+def test_what_is_no_terminal_gets_no_progress_bar(folder, capsys):
+    main(["verify", str(folder)])
+    assert capsys.readouterr().err == ""
