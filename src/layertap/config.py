@@ -138,6 +138,10 @@ class ExtractConfig:
     window_samples: int = 1024
     """How many samples are packed together: more fill rows better, fewer start sooner."""
 
+    certify: int = 0
+    """Run this many prompts in float32 too, before the run, and put cosine and relative error at each layer and site
+    into the manifest."""
+
     output_dir: str = "./activations"
     """Where shards and metadata.json are written; one folder a site where there are several."""
 
@@ -191,6 +195,10 @@ class ExtractConfig:
         _require(
             self.row_length % _ROW_MULTIPLE == 0,
             f"--row_length {self.row_length} must be a multiple of {_ROW_MULTIPLE}",
+        )
+        _require(
+            0 <= self.certify <= self.window_samples,
+            f"--certify {self.certify} must be at most --window_samples ({self.window_samples}), and not negative",
         )
         _require(0 < self.shard_size_gb < math.inf, f"--shard_size_gb must be positive, not {self.shard_size_gb}")
         for flag, folder in (("output_dir", self.output_dir), ("checkpoint_dir", self.checkpoint_dir)):

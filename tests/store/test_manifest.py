@@ -60,6 +60,7 @@ manifests = st.builds(
     hidden_size=counts,
     storage_dtype=any_text,
     shards=st.lists(shard_entries, max_size=3).map(tuple),
+    certificate=documents,
     progress=documents,
     complete=st.booleans(),
 )

@@ -15,7 +15,7 @@ dropped, and the same command goes on with the first sample that is not committe
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -25,6 +25,7 @@ from layertap.config import ExtractConfig
 from layertap.errors import InputError, RunMismatchError
 from layertap.extract import backend
 from layertap.extract.background import BackgroundQueue, read_ahead
+from layertap.extract.certificate import certify
 from layertap.extract.checkpoint import checkpoint_path, resume, write_checkpoint
 from layertap.extract.clock import Stage, StageClock
 from layertap.extract.following import following
@@ -86,6 +87,8 @@ def extract_prepared(setup: Setup, session: Session, watch: Watch) -> RunSummary
             if mirror is not None:
                 mirror.reconcile(setup.manifest)
             manifest, start = resume(output, setup.manifest, checkpoint, held=mirror.held if mirror is not None else 0)
+            if config.certify and not manifest.certificate:
+                manifest = replace(manifest, certificate=certify(setup))
             if mirror is not None:
                 mirror.begin(manifest)
             writer = ShardWriter(

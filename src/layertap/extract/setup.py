@@ -240,6 +240,7 @@ def _identity(
             "machine_id": rules.machine_id,
             "total_machines": rules.total_machines,
         },
+        "certify": config.certify,
         "packing": {name: getattr(config, name) for name in packing}
         | {"truncate": config.overlong == "truncate", "devices": rules.devices},
         "storage": {

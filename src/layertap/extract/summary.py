@@ -2,6 +2,7 @@
 
 from layertap.config import ExtractConfig
 from layertap.extract.run import RunSummary
+from layertap.store.manifest import Manifest
 
 
 def describe(summary: RunSummary, config: ExtractConfig) -> str:
@@ -16,6 +17,7 @@ def describe(summary: RunSummary, config: ExtractConfig) -> str:
         *_uploaded(config),
         _speed(summary),
     ]
+    lines += _certified(manifest)
     if summary.resumed_shards:
         lines.insert(1, f"resumed after {summary.resumed_shards} shards that earlier starts had committed")
     return "\n".join(lines)
@@ -35,6 +37,17 @@ def _left_out(summary: RunSummary) -> list[str]:
 def _uploaded(config: ExtractConfig) -> list[str]:
     url = config.upload.url(config.worker)
     return [] if url is None else [f"every shard verified in {url}"]
+
+
+def _certified(manifest: Manifest) -> list[str]:
+    taps = manifest.certificate.get("taps")
+    if not taps:
+        return []
+    worst = min(taps, key=lambda tap: tap["cosine_min"])
+    return [
+        f"certified against float32 on {manifest.certificate['prompts']} prompts: cosine at least"
+        f" {worst['cosine_min']:.6f} (layer {worst['layer']}, {worst['site']}); metadata.json has every layer"
+    ]
 
 
 def _speed(summary: RunSummary) -> str:

@@ -77,6 +77,8 @@ class Manifest:
     sites: tuple[str, ...]
     hidden_size: int
     storage_dtype: str
+    certificate: Json = field(default_factory=dict)
+    """How far the activations are from float32 (extract/certificate.py); empty unless it was asked for."""
     shards: tuple[ShardEntry, ...] = ()
     progress: Json = field(default_factory=dict)
     """Where the run goes on, what it skipped, whether it is complete (extract/windows.py)."""
