@@ -5,6 +5,7 @@ import gzip
 import io
 import os
 import pickle
+import tracemalloc
 
 import numpy as np
 import outputs
@@ -128,6 +129,38 @@ def test_a_shard_that_goes_on_is_refused(tmp_path, compress, more):
     path.write_bytes(gzip.compress(pickled) if compress else pickled)
     with pytest.raises(DamageError, match="goes on behind the shard"):
         read_pickle(path)
+
+
+@pytest.mark.parametrize(
+    "greedy",
+    [
+        b"}r" + (1 << 25).to_bytes(4, "little") + b".",  # LONG_BINPUT
+        b"\x96" + (1 << 28).to_bytes(8, "little") + b"short.",  # BYTEARRAY8
+        b"\x8e" + (1 << 28).to_bytes(8, "little") + b"short.",  # BINBYTES8
+        b"\x95" + (1 << 28).to_bytes(8, "little") + b"short.",  # FRAME
+    ],
+)
+@pytest.mark.parametrize("compress", [False, True])
+def test_a_file_cannot_ask_for_much_more_memory_than_it_has(tmp_path, greedy, compress):
+    path = tmp_path / "shard"
+    path.write_bytes(gzip.compress(b"\x80\x05" + greedy) if compress else b"\x80\x05" + greedy)
+    tracemalloc.start()
+    with contextlib.suppress(DamageError):
+        read_pickle(path)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 100_000_000
+
+
+def test_arrays_larger_than_what_is_read_at_once_are_whole(tmp_path, monkeypatch):
+    monkeypatch.setattr("layertap.store.pickles._AT_ONCE", 7000)
+    values = np.arange(20_000, dtype=np.float32).reshape(5000, 4)
+    token_ids, flags = np.arange(5000, dtype=np.int32), np.zeros(5000, np.uint8)
+    large = entry(activation=values, token_ids=token_ids, flags=flags, shape=values.shape)
+    outputs.dump(tmp_path / "shard", {0: [large, large]})
+    for found in read_pickle(tmp_path / "shard")[0]:
+        assert np.array_equal(found["activation"], values)
+        assert np.array_equal(found["token_ids"], token_ids)
 
 
 @given(st.data())

@@ -16,6 +16,7 @@ time.
 
 import gzip
 import pickle
+import struct
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -164,6 +165,8 @@ _UNREADABLE = (
     OverflowError,
     MemoryError,
     RecursionError,
+    AssertionError,
+    struct.error,
 )
 _BFLOAT16 = "bfloat16"
 _DTYPES = {dtype.str: dtype for dtype in map(np.dtype, ("f4", "f2", "i4", "u1"))} | {
@@ -171,8 +174,52 @@ _DTYPES = {dtype.str: dtype for dtype in map(np.dtype, ("f4", "f2", "i4", "u1"))
 }
 
 
-class _ShardUnpickler(pickle.Unpickler):
-    """Puts its own, closed function in the place of `numpy.ndarray`, which can make arrays of wild pointers."""
+_PythonUnpickler: Any = pickle._Unpickler
+_AT_ONCE = 1 << 24
+_BUFFER_OPCODE = pickle.BYTEARRAY8[0]
+
+
+def _read_exactly(file: IO[bytes], size: int) -> bytearray:
+    """So many bytes, at the cost of memory for those that are there: `size` may be a damaged number."""
+    buffer, filled = bytearray(min(size, _AT_ONCE)), 0
+    while filled < size:
+        if filled == len(buffer):
+            buffer += bytes(min(filled, size - filled))
+        count = file.readinto(memoryview(buffer)[filled:])  # type: ignore[attr-defined]  # every binary file has it
+        if not count:
+            raise EOFError("it ends in the middle of an array")
+        filled += count
+    return buffer
+
+
+class _ShardUnpickler(_PythonUnpickler):  # type: ignore[misc]  # its insides are not described
+    """Puts its own, closed function in the place of `numpy.ndarray`, which can make arrays of wild pointers.
+
+    The unpickler is the one in Python: the one in C makes a table of as many places as a damaged or hostile file says
+    (LONG_BINPUT), up to 64 GB. A shard has few opcodes and long buffers; with these read in one go, it is no slower.
+    """
+
+    def __init__(self, file: IO[bytes]) -> None:
+        super().__init__(file)
+        self._file = file
+        self._file_read = self._read_what_is_there
+
+    def _read_what_is_there(self, size: int) -> bytes:
+        pieces = []
+        while size > 0 and (piece := self._file.read(min(size, _AT_ONCE))):
+            pieces.append(piece)
+            size -= len(piece)
+        return b"".join(pieces)
+
+    def _load_buffer(self) -> None:
+        size = int.from_bytes(self.read(8), "little")
+        among_opcodes = self._unframer.current_frame is not None  # a short one
+        buffer = bytearray(self.read(size)) if among_opcodes else _read_exactly(self._file, size)
+        if len(buffer) != size:
+            raise EOFError("it ends in the middle of an array")
+        self.append(buffer)
+
+    dispatch = _PythonUnpickler.dispatch | {_BUFFER_OPCODE: _load_buffer}
 
     def find_class(self, module: str, name: str) -> object:
         if (module, name) == ("numpy", "ndarray"):
