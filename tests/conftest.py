@@ -12,11 +12,14 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import layertap.extract  # noqa: F401, I001 - quietens XLA, which must come before jax
 import jax
 import pytest
+from hypothesis import settings
 from clouds import gcs, s3  # noqa: F401 - fixtures
 
 from layertap.demo.checkpoint import write_checkpoint
 from layertap.demo.tasks import make_tasks, write_tasks
 
+settings.register_profile("layertap", deadline=None)  # a busy machine is no failure
+settings.load_profile("layertap")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
