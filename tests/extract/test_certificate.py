@@ -72,7 +72,7 @@ def test_an_interrupted_run_has_the_certificate_of_one_that_ran_through(certifie
 
 def test_a_resumed_run_does_not_certify_again(certified: ExtractConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     extract_some(certified, 2)
-    monkeypatch.setattr("layertap.extract.run.certify", lambda _: pytest.fail("it did"))
+    monkeypatch.setattr("layertap.extract.run.certify", lambda *_: pytest.fail("it did"))
     extract(certified)
 
 

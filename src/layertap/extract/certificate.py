@@ -7,11 +7,11 @@ cosine and the relative error of each token's activation are told by their worst
 It stands in the manifest from the first commit on. A run that is killed before that certifies again, and finds the same
 numbers; one that is resumed later keeps them. So it makes no difference whether a run was interrupted.
 
-It costs two loads of the weights, one of them in float32, and on the host four to six bytes for each value of the
+It costs one more load of the weights, in float32, and on the host four to six bytes for each value of the
 prompts' activations at all taps.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,10 +19,12 @@ from jaxtyping import Float
 
 from layertap.extract import backend
 from layertap.extract.packing import batch_arrays, pack_window
+from layertap.extract.session import Session
 from layertap.extract.setup import Setup
-from layertap.extract.step import StepProgram, plan_for, transfer_dtype
+from layertap.extract.step import StepProgram, plan_for
 from layertap.extract.windows import Position, read_windows
 from layertap.model import weights
+from layertap.model.qwen2 import Qwen2
 from layertap.prompts import Sample
 from layertap.store.manifest import index_ranges
 from layertap.tap import Tap
@@ -30,16 +32,17 @@ from layertap.tap import Tap
 _FLOAT32 = np.dtype(np.float32)
 
 Activation = Float[np.ndarray, "_tokens hidden"]
-Activations = Mapping[Tap, Sequence[Activation]]
+Activations = dict[Tap, list[Activation]]
 
 
-def certify(setup: Setup) -> dict[str, Any]:
+def certify(setup: Setup, session: Session) -> dict[str, Any]:
     """Measure the first `--certify` prompts; raises what reading them or running the model raises."""
     window = next(read_windows(setup.records(), setup.maker, setup.rules, Position()), None)
     samples = [] if window is None else list(window.samples[: setup.config.certify])
-    truth = _activations(setup, samples, _FLOAT32, _FLOAT32)
-    capture = transfer_dtype(setup.compute_dtype, setup.shard_format.dtype)
-    stored = _activations(setup, samples, setup.compute_dtype, capture)
+    truth = stored = Activations()
+    if samples:
+        truth = _truth(setup, samples)
+        stored = _activations(setup, samples, session.program(setup), session.model(setup))
     return {
         "prompts": len(samples),
         "tokens": sum(len(sample.token_ids) for sample in samples),
@@ -49,21 +52,24 @@ def certify(setup: Setup) -> dict[str, Any]:
         "storage_dtype": setup.config.stored_as,
         "taps": [
             {"layer": tap.layer, "site": tap.site} | _compare(stored[tap], truth[tap], setup.shard_format.dtype)
-            for tap in setup.taps
+            for tap in stored
             if stored[tap]
         ],
     }
 
 
-def _activations(setup: Setup, samples: Sequence[Sample], compute: np.dtype, capture: np.dtype) -> Activations:
+def _truth(setup: Setup, samples: Sequence[Sample]) -> Activations:
+    """The samples' activations in float32; the weights are gone again when it returns."""
+    abstract = weights.abstract_model(setup.checkpoint.config, setup.num_layers, _FLOAT32)
+    program = StepProgram(abstract, setup.taps, plan_for(backend.platform(), _FLOAT32, setup.mesh))
+    model = weights.load(setup.checkpoint, setup.num_layers, _FLOAT32, setup.mesh)
+    return _activations(setup, samples, program, model)
+
+
+def _activations(setup: Setup, samples: Sequence[Sample], program: StepProgram, model: Qwen2) -> Activations:
     """The samples' activations at each tap; on several hosts, of the samples in the rows that this one holds."""
-    abstract = weights.abstract_model(setup.checkpoint.config, setup.num_layers, compute)
-    program = StepProgram(abstract, setup.taps, plan_for(backend.platform(), capture, setup.mesh))
     token_ids = [sample.token_ids for sample in samples]
     found: dict[Tap, list[Activation]] = {tap: [] for tap in setup.taps}
-    if not samples:
-        return found
-    model = weights.load(setup.checkpoint, setup.num_layers, compute, setup.mesh)
     rules = setup.rules
     for step in pack_window([len(ids) for ids in token_ids], rules.ladder, rules.batch_size, rules.devices):
         outputs = program.dispatch(model, *batch_arrays(step, token_ids))

@@ -87,8 +87,8 @@ def extract_prepared(setup: Setup, session: Session, watch: Watch) -> RunSummary
             if mirror is not None:
                 mirror.reconcile(setup.manifest)
             manifest, start = resume(output, setup.manifest, checkpoint, held=mirror.held if mirror is not None else 0)
-            if config.certify and not manifest.certificate:
-                manifest = replace(manifest, certificate=certify(setup))
+            if setup.config.certify and not manifest.certificate:
+                manifest = replace(manifest, certificate=certify(setup, session))
             if mirror is not None:
                 mirror.begin(manifest)
             writer = ShardWriter(
