@@ -140,7 +140,7 @@ class ExtractConfig:
 
     certify: int = 0
     """Run this many prompts in float32 too, before the run, and put cosine and relative error at each layer and site
-    into the manifest."""
+    into the manifest; not with --multihost."""
 
     output_dir: str = "./activations"
     """Where shards and metadata.json are written; one folder a site where there are several."""
@@ -195,6 +195,10 @@ class ExtractConfig:
         _require(
             self.row_length % _ROW_MULTIPLE == 0,
             f"--row_length {self.row_length} must be a multiple of {_ROW_MULTIPLE}",
+        )
+        _require(
+            not (self.certify and self.hosts.multihost),
+            "--certify runs on one host, not with --multihost: certify with a smaller run of the same settings",
         )
         _require(
             0 <= self.certify <= self.window_samples,

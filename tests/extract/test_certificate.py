@@ -9,7 +9,7 @@ import pytest
 import shards
 from runs import changed, extract_some, manifest, out
 
-from layertap.config import ExtractConfig
+from layertap.config import ExtractConfig, HostsConfig
 from layertap.errors import RunMismatchError, UsageError
 from layertap.extract.run import extract
 from layertap.extract.summary import describe
@@ -92,3 +92,8 @@ def test_without_it_the_manifest_has_an_empty_one(config: ExtractConfig) -> None
 def test_more_prompts_than_a_window_has_are_refused(config: ExtractConfig, prompts: int) -> None:
     with pytest.raises(UsageError, match=f"--certify {prompts} must be at most --window_samples"):
         changed(config, certify=prompts)
+
+
+def test_several_hosts_are_refused(config: ExtractConfig) -> None:
+    with pytest.raises(UsageError, match="--certify runs on one host"):
+        changed(config, certify=2, hosts=HostsConfig(multihost=True))

@@ -53,7 +53,6 @@ def certify(setup: Setup, session: Session) -> dict[str, Any]:
         "taps": [
             {"layer": tap.layer, "site": tap.site} | _compare(stored[tap], truth[tap], setup.shard_format.dtype)
             for tap in stored
-            if stored[tap]
         ],
     }
 
@@ -67,7 +66,7 @@ def _truth(setup: Setup, samples: Sequence[Sample]) -> Activations:
 
 
 def _activations(setup: Setup, samples: Sequence[Sample], program: StepProgram, model: Qwen2) -> Activations:
-    """The samples' activations at each tap; on several hosts, of the samples in the rows that this one holds."""
+    """The samples' activations at each tap, step by step in the order of packing."""
     token_ids = [sample.token_ids for sample in samples]
     found: dict[Tap, list[Activation]] = {tap: [] for tap in setup.taps}
     rules = setup.rules
@@ -75,8 +74,7 @@ def _activations(setup: Setup, samples: Sequence[Sample], program: StepProgram, 
         outputs = program.dispatch(model, *batch_arrays(step, token_ids))
         for tap, rows in program.harvest(outputs).items():
             for place in step.placements:
-                if place.row in rows:
-                    found[tap].append(rows[place.row][place.start : place.start + place.length].copy())
+                found[tap].append(rows[place.row][place.start : place.start + place.length].copy())
     return found
 
 
