@@ -24,10 +24,11 @@ _MAY_KNOW = {
     "extract": {"config", "dataset", "prompts", "model", "store"},
     "plan": {"config", "model", "extract"},
     "tpu": {"config"},
-    "fleet": {"config", "dataset", "store", "extract"},
+    "fleet": {"config", "process", "dataset", "store", "extract"},
     "demo": {"config", "dataset", "prompts", "model", "store", "extract"},
     "interruption": set(),
-    "cli": {"config", "interruption", "dataset", "prompts", "model", "store", "extract", "demo", "tpu", "fleet"},
+    "process": {"interruption"},
+    "cli": {"config", "process", "dataset", "prompts", "model", "store", "extract", "demo", "tpu", "fleet"},
     "__main__": {"cli"},
     "__init__": {"reader"},
 }

@@ -8,7 +8,6 @@ A command's room is imported when it runs, not before: `layertap --help` and `la
 """
 
 import json
-import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
@@ -23,7 +22,7 @@ from layertap.config import DemoConfig, ExtractConfig, StatsConfig, VerifyConfig
 from layertap.errors import InputError, LayertapError, UsageError
 from layertap.extract.supervised import is_child, supervise
 from layertap.fleet.config import CreateShardsConfig, ResetShardsConfig, ShardsStatusConfig, StreamsConfig
-from layertap.interruption import INTERRUPTED, interruptible
+from layertap.process import guarded
 from layertap.store.folder import Folder, LocalFolder
 from layertap.store.url_folder import UrlFolder
 from layertap.tpu.config import CreateConfig, DeleteConfig, ListConfig, RecreateConfig, StatusConfig, TpuConfig
@@ -62,16 +61,7 @@ def _choose(commands: "Mapping[str, _Command | _Group]", given: list[str], prog:
 
 def run_command(config_type: type[T], run: Callable[[T], int], arguments: Sequence[str], *, prog: str) -> int:
     """Read `arguments` into a `config_type`, run it, and turn errors into a message and an exit status."""
-    try:
-        with interruptible():
-            return run(tyro.cli(config_type, prog=prog, args=arguments, use_underscores=True))
-    except LayertapError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_status
-    except KeyboardInterrupt:
-        # An orderly exit would wait for the step that is on the device, for most of a minute on a CPU.
-        sys.stdout.flush()
-        os._exit(INTERRUPTED)
+    return guarded(lambda: run(tyro.cli(config_type, prog=prog, args=arguments, use_underscores=True)))
 
 
 def _extract(config: ExtractConfig) -> int:
@@ -94,6 +84,10 @@ def _extract_all(config: ExtractConfig) -> str:
 
 
 def _work(config: ExtractConfig) -> str:
+    if config.sharded.engine == "local":
+        from layertap.fleet.local_engine import run_local
+
+        return run_local(config)
     from layertap.fleet.worker import work
 
     return work(config).describe()

@@ -270,6 +270,10 @@ def test_two_datasets_or_none_are_refused(config: ExtractConfig, flags: dict[str
         ({"max_shards": 1}, "--max_shards belongs to --sharded_dataset_dir"),
         ({"sharded_dataset_dir": "x", "max_shards": 0}, "--max_shards must be at least 1"),
         ({"sharded_dataset_dir": "x", "preferred_shard_id": -1}, "counts shards from 0"),
+        ({"engine": "local", "num_workers": 2}, "--engine local needs --sharded_dataset_dir"),
+        ({"sharded_dataset_dir": "x", "engine": "local"}, "--engine local needs --num_workers"),
+        ({"sharded_dataset_dir": "x", "num_workers": 2}, "--num_workers needs an --engine"),
+        ({"sharded_dataset_dir": "x", "engine": "local", "num_workers": 0}, "--num_workers must be at least 1"),
         ({"sharded_dataset_dir": "x", "lease_seconds": 0.0}, "--lease_seconds must be at least 1"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 from layertap.errors import UsageError
 
@@ -26,6 +27,12 @@ class ShardedConfig:
     """A worker that was not heard of for so long loses its shard to another; it says that it lives four times as
     often."""
 
+    engine: Literal["none", "local"] = "none"
+    """none: this process is one worker. local: it starts --num_workers of them here, and again when they die."""
+
+    num_workers: int | None = None
+    """How many workers an engine runs; their ids are counted from --worker_id."""
+
     def __post_init__(self) -> None:
         """Refuse values that make no sense; raises UsageError."""
         url = self.sharded_dataset_dir
@@ -35,6 +42,10 @@ class ShardedConfig:
             _require(value is None or url is not None, f"--{name} belongs to --sharded_dataset_dir")
         _require((self.preferred_shard_id or 0) >= 0, "--preferred_shard_id counts shards from 0")
         _require(self.max_shards is None or self.max_shards >= 1, "--max_shards must be at least 1")
+        _require(self.engine == "none" or url is not None, f"--engine {self.engine} needs --sharded_dataset_dir")
+        _require(self.engine == "none" or self.num_workers is not None, f"--engine {self.engine} needs --num_workers")
+        _require(self.engine != "none" or self.num_workers is None, "--num_workers needs an --engine")
+        _require(self.num_workers is None or self.num_workers >= 1, "--num_workers must be at least 1")
         _require(1 <= self.lease_seconds < math.inf, f"--lease_seconds must be at least 1, not {self.lease_seconds}")
 
 

@@ -8,6 +8,7 @@
     leases    who has a shard, and who commits it
     claiming  which shard is next for a worker
     worker    claim, extract, commit, and the next
+    local_engine, local_worker    several workers on this machine, started again when they die
     standing  how far the shards are; making some free again
     commands  `layertap shards`
 

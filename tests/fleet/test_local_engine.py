@@ -1,0 +1,194 @@
+"""Real worker processes on one dataset: killed, stopped, interrupted; every shard is committed once, and exactly."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import commands
+import pytest
+import shards
+from fakes.gcs import FakeGcs
+from fakes.gcs_faults import wait_for
+from fleets import assert_same, cut, done, flags_of, union, worker_of
+from runs import changed, out
+
+from layertap.config import ExtractConfig
+from layertap.demo.tasks import make_tasks, write_tasks
+from layertap.extract.run import extract
+from layertap.fleet.leases import has_run_out, read_claim
+from layertap.fleet.worker import work
+from layertap.store.objects import ObjectStore, open_store
+
+KILLS = 8
+SCRIPT = commands.ROOT / "extract_activations.py"
+
+
+@pytest.fixture
+def small(config: ExtractConfig, tmp_path: Path) -> ExtractConfig:
+    write_tasks(tmp_path / "tasks.jsonl", make_tasks(24, seed=4))
+    return changed(config, dataset_path=str(tmp_path / "tasks.jsonl"), compute_dtype="float32", predictions_per_task=1)
+
+
+@contextmanager
+def fleet(config: ExtractConfig, count: int, log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """`--engine local`, its output in a file so that no pipe fills up."""
+    with log.open("wb") as file:
+        process = subprocess.Popen(
+            [sys.executable, SCRIPT, *flags_of(config), "--engine", "local", "--num_workers", str(count)],
+            env={**os.environ, "PYTHONPATH": str(commands.ROOT / "src")},
+            cwd=log.parent,
+            stdout=file,
+            stderr=file,
+        )
+        try:
+            yield process
+        finally:
+            process.kill()
+            process.wait()
+
+
+def whole(config: ExtractConfig, tmp_path: Path) -> dict[int, dict[str, Any]]:
+    """What one run over everything gives."""
+    alone = changed(config, output_dir=str(tmp_path / "whole"))
+    extract(alone)
+    return shards.samples(out(alone), layer=3)
+
+
+def children(parent: int) -> list[int]:
+    """The processes that a process started."""
+    return [int(pid) for pid in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
+
+
+def count_done(store: ObjectStore) -> int:
+    return len(list(store.list("done/")))
+
+
+def test_workers_share_a_dataset(small: ExtractConfig, tmp_path: Path) -> None:
+    place = str(tmp_path / "dataset")
+    cut(small.dataset_path, place, 4)
+    with fleet(worker_of(small, place, 5), 2, tmp_path / "log") as process:
+        assert process.wait(240) == 0, (tmp_path / "log").read_text()
+    text = (tmp_path / "log").read_text()
+    assert f"4 of 4 dataset shards of {place} are done" in text
+    assert "[5] worker 5: committed" in text
+    assert "[6] worker 6: committed" in text
+    assert_same(union(open_store(place), layer=3), whole(small, tmp_path), 1e-5)
+
+
+def test_wrong_input_stops_all_workers(small: ExtractConfig, tmp_path: Path) -> None:
+    place = str(tmp_path / "dataset")
+    cut(small.dataset_path, place, 4)
+    wrong = worker_of(changed(small, model_path=str(tmp_path / "nothing")), place)
+    with fleet(wrong, 2, tmp_path / "log") as process:
+        assert process.wait(120) == 2
+    assert "cannot go on, as it said above" in (tmp_path / "log").read_text()
+
+
+@pytest.mark.parametrize("how", ["interrupt", "kill"])
+def test_workers_end_with_their_parent(small: ExtractConfig, tmp_path: Path, how: str) -> None:
+    place = str(tmp_path / "dataset")
+    cut(small.dataset_path, place, 24)
+    with fleet(worker_of(small, place, lease_seconds=10.0), 2, tmp_path / "log") as process:
+        wait_for(lambda: count_done(open_store(place)) >= 1, 120)
+        workers = children(process.pid)
+        assert len(workers) == 2
+        notice = signal.SIGINT if how == "interrupt" else signal.SIGKILL
+        process.send_signal(notice)
+        assert process.wait(90) == (130 if how == "interrupt" else -notice)
+        wait_for(lambda: not any(Path(f"/proc/{pid}/cmdline").exists() for pid in workers), 90)
+    left = 24 - count_done(open_store(place))
+    assert work(worker_of(small, place, lease_seconds=10.0)).shards == left
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_four_workers_one_killed_every_few_seconds(small: ExtractConfig, place: str, tmp_path: Path, request) -> None:
+    count = 24
+    if place.startswith("gs:"):
+        gcs: FakeGcs = request.getfixturevalue("gcs")
+        gcs.faults.storm = 0.03  # lost replies, resets, refusals
+    store = open_store(place)
+    cut(small.dataset_path, place, count)
+    chance, killed = random.Random(0), 0
+    config = worker_of(changed(small, output_dir=str(tmp_path / "many")), place, lease_seconds=20.0)
+    with fleet(config, 4, tmp_path / "log") as process:
+        moment = time.monotonic()
+        while process.poll() is None:
+            time.sleep(0.2)
+            busy = list(store.list("claims/"))
+            if killed < KILLS and time.monotonic() - moment > 4 and busy and process.poll() is None:
+                holder = read_claim(store, chance.choice(busy).name.split("/")[1].removesuffix(".json"))
+                victim = None if holder is None else worker_process(process.pid, holder[1].worker)
+                if victim is not None:
+                    os.kill(victim, signal.SIGKILL)
+                    killed, moment = killed + 1, time.monotonic()
+        assert process.returncode == 0, (tmp_path / "log").read_text()[-3000:]
+    assert killed >= KILLS // 2
+    manifests = done(store)
+    assert [manifest["shard"] for manifest in manifests] == [f"shard_{number:05d}" for number in range(count)]
+    assert not list(store.list("claims/"))
+    alone = str(tmp_path / "alone")
+    cut(small.dataset_path, alone, count)
+    work(worker_of(changed(small, output_dir=str(tmp_path / "one")), alone))
+    for ours, single in zip(manifests, done(open_store(alone)), strict=True):  # the very same bytes
+        assert ours["files"] == single["files"]
+    assert_same(union(store, layer=3), whole(small, tmp_path), 1e-5)
+    store.close()
+
+
+def worker_process(engine: int, worker: int) -> int | None:
+    """The process of a worker, told by the folder that it has locked."""
+    for pid in children(engine):
+        try:
+            links = [os.readlink(f"/proc/{pid}/fd/{name}") for name in os.listdir(f"/proc/{pid}/fd")]
+        except OSError:
+            continue
+        if any(link.endswith(f"/tpu_{worker}/.lock") for link in links):
+            return pid
+    return None
+
+
+@pytest.mark.slow
+def test_a_worker_stopped_past_its_lease_commits_nothing_when_it_wakes(
+    small: ExtractConfig, place: str, tmp_path: Path
+) -> None:
+    """The whole worker, not the lease alone: stopped while it extracts, robbed, woken."""
+    store = open_store(place)
+    cut(small.dataset_path, place, 1)
+    slow = changed(worker_of(small, place, 0, lease_seconds=4.0), shard_size_gb=0.0001)
+    flags = [SCRIPT, *flags_of(changed(slow, output_dir=str(tmp_path / "stopped")))]
+    process = commands.start(flags, tmp_path)
+    wait_for(lambda: any((tmp_path / "stopped").rglob("metadata.json")) or process.poll() is not None, 120)
+    process.send_signal(signal.SIGSTOP)
+    assert read_claim(store, "shard_00000")[1].worker == 0
+    wait_for(lambda: has_run_out(store, *read_claim(store, "shard_00000")))
+    assert work(changed(worker_of(slow, place, 1, lease_seconds=4.0), output_dir=str(tmp_path / "thief"))).shards == 1
+    process.send_signal(signal.SIGCONT)
+    output, errors = process.communicate(timeout=200)
+    assert process.returncode == 0, errors
+    assert "another worker has taken it over" in errors
+    assert "committed 0 dataset shards" in output
+    (manifest,) = done(store)
+    assert (manifest["worker"], manifest["lost_by"][0].split("@")[0]) == (1, "0")
+    store.close()
+
+
+def test_workers_that_keep_dying_are_given_up(small: ExtractConfig, tmp_path: Path, monkeypatch) -> None:
+    from layertap.errors import WorkersFailedError
+    from layertap.fleet import local_engine
+
+    place = str(tmp_path / "dataset")
+    cut(small.dataset_path, place, 2)
+    monkeypatch.setattr(local_engine, "_MOST_DEATHS", 2)
+    monkeypatch.setattr(local_engine, "_LONGEST_PAUSE", 0.01)
+    monkeypatch.setattr(local_engine.sys, "executable", "/bin/false")
+    config = worker_of(small, place, engine="local", num_workers=1)
+    with pytest.raises(WorkersFailedError, match="workers died 2 times"):
+        local_engine.run_local(config)
