@@ -44,10 +44,10 @@ TAPS = ("middle", "all")
 DOCUMENTED = (
     Documented("0.5b", "v5e:2x2", 8, 16_384),
     Documented("1.5b", "v5e:2x2", 8, 16_384),
-    Documented("7b", "v5e:2x4", 4, 16_384),
-    Documented("7b", "v5e:8x8", 4, 16_384),
-    Documented("14b", "v5e:8x8", 2, 16_384),
-    Documented("32b", "v5e:8x8", 2, 16_384),
+    Documented("7b", "v5e:2x4", 8, 16_384),
+    Documented("7b", "v5e:8x8", 8, 16_384),
+    Documented("14b", "v5e:8x8", 4, 16_384),
+    Documented("32b", "v5e:8x8", 2, 8192),
     Documented("72b", "v5e:8x8", 1, 8192),
     Documented("72b", "v4:4x4x4", 4, 16_384),
 )
