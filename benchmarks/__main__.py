@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,8 @@ import tyro
 
 from benchmarks import report
 from benchmarks.config import BenchmarkConfig, Contender, ContenderConfig, Dtype
-from benchmarks.contenders import model_folder, prompt_ids
+from benchmarks.measures import MEASURES
+from benchmarks.workload import Figures, model_folder, prompt_ids
 from layertap.demo.checkpoint import write_checkpoint
 from layertap.demo.tasks import make_tasks, write_tasks
 from layertap.model.config import read_config
@@ -21,6 +23,14 @@ _TURNS: tuple[Contender, ...] = ("ceiling", "padded", "best", "layertap")
 def main() -> None:
     """Make what is missing, measure, and report."""
     config = _with_data(tyro.cli(BenchmarkConfig, use_underscores=True))
+    os.environ.setdefault("JAX_PLATFORMS", {"cpu": "cpu", "gpu": "cuda"}[config.device])
+    if config.measure == "compare":
+        _compare(config)
+    else:
+        print(MEASURES[config.measure](config, run_alone))
+
+
+def _compare(config: ContenderConfig) -> None:
     results: dict[str, report.Runs] = {dtype: _measure(config, dtype) for dtype in config.dtypes}
     shape = read_config(model_folder(config))
     lengths = [len(ids) for ids in prompt_ids(dataclasses.replace(config, baseline_tasks=config.tasks))]
@@ -51,16 +61,17 @@ def _with_data(config: BenchmarkConfig) -> ContenderConfig:
 
 def _measure(config: ContenderConfig, dtype: Dtype) -> report.Runs:
     runs: dict[str, list[report.Figures]] = {name: [] for name in _TURNS}
-    _run(dataclasses.replace(config, contender="layertap", dtype=dtype, tasks=1))  # fills the compilation cache
+    run_alone(dataclasses.replace(config, contender="layertap", dtype=dtype, tasks=1))  # fills the compilation cache
     for turn in range(config.repeats):
         for name in _TURNS:
-            figures = _run(dataclasses.replace(config, contender=name, dtype=dtype))
+            figures = run_alone(dataclasses.replace(config, contender=name, dtype=dtype))
             runs[name].append(figures)
             print(f"{dtype} turn {turn + 1} {name}: {json.dumps(figures)}", file=sys.stderr, flush=True)
     return runs
 
 
-def _run(config: ContenderConfig) -> report.Figures:
+def run_alone(config: ContenderConfig) -> Figures:
+    """One contender's run in a process of its own."""
     flags = []
     for name, value in dataclasses.asdict(config).items():
         parts = value if isinstance(value, tuple) else (value,)
@@ -68,7 +79,7 @@ def _run(config: ContenderConfig) -> report.Figures:
             flags += [f"--{name}", *map(str, parts)]
     command = [sys.executable, "-m", "benchmarks.contenders", *flags]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    figures: report.Figures = json.loads(done.stdout.splitlines()[-1])
+    figures: Figures = json.loads(done.stdout.splitlines()[-1])
     return figures
 
 

@@ -4,12 +4,21 @@ from dataclasses import dataclass
 from typing import Literal
 
 Dtype = Literal["bfloat16", "float32"]
-Contender = Literal["padded", "best", "layertap", "ceiling"]
+Contender = Literal["padded", "best", "layertap", "ceiling", "stages", "formats"]
+Measure = Literal["compare", "depth", "sites", "stages", "formats", "memory", "start"]
 
 
 @dataclass(frozen=True)
 class BenchmarkConfig:
     """Measure Layertap beside transformers, and both against what the machine can do."""
+
+    measure: Measure = "compare"
+    """compare: with transformers, and with the machine's ceiling. depth: half of the layers against all. sites: three
+    sites against one. stages: the whole run against forward and writing alone. formats: how fast shards are written.
+    memory: the peak for one and four times the data. start: a first start against a second one."""
+
+    device: Literal["cpu", "gpu"] = "cpu"
+    """Where everything computes; gpu: one NVIDIA card, for torch too (which then has to be a CUDA build)."""
 
     dataset_path: str | None = None
     """ARC tasks, for example ARC-AGI-1 training as JSONL; None: tasks of our own generators."""
@@ -37,6 +46,9 @@ class BenchmarkConfig:
 
     activation_type: tuple[Literal["residual", "mlp", "attn"], ...] = ("residual",)
     """Sites that Layertap keeps."""
+
+    format: Literal["pickle", "safetensors"] = "pickle"
+    """What Layertap writes."""
 
     output_dir: str = "benchmarks/out"
     """Where checkpoint, shards (removed again) and results go."""

@@ -9,79 +9,52 @@ median leave it out.
     best     transformers at its best: `AutoModel`, one sequence at a time, no padding, hidden states only
     layertap `layertap extract` itself
     ceiling  the largest rate of a matrix product that torch or JAX reaches here, and of writing to this disk
+    stages   Layertap's run without writing, and then the writing of the same shards alone
+    formats  MB of float32 activations a second, for each format, and for the standard library's gzip
 """
 
 import json
-import os
+import resource
 import shutil
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tyro
 
 from benchmarks.config import ContenderConfig, Dtype
-from layertap.config import ExtractConfig
-from layertap.task import BadTask
+from benchmarks.workload import Figures, disk_mb_per_second, extraction, model_folder, prompt_ids, seconds_of
+from benchmarks.writing import formats, stages
 
+_TORCH_DEVICES = {"cpu": "cpu", "gpu": "cuda"}
 _BATCH = 4
 _SQUARE = 4096
-_DISK_BYTES = 2 << 30
-
-Figures = dict[str, float]
 
 
 def main() -> None:
     """Run the contender that the command line names."""
     config = tyro.cli(ContenderConfig, use_underscores=True)
-    runs = {"padded": _padded, "best": _best, "layertap": _layertap, "ceiling": _ceiling}
-    print(json.dumps(runs[config.contender](config)))
-
-
-def model_folder(config: ContenderConfig) -> Path:
-    """Where the checkpoint lies."""
-    return Path(config.output_dir) / f"model-{config.size}"
-
-
-def prompt_ids(config: ContenderConfig) -> list[np.ndarray]:
-    """The token ids of the first prompts, as Layertap makes them."""
-    from layertap.dataset import read_records
-    from layertap.prompts import PromptMaker, load_template, load_tokenizer, parse_grid_encoder
-
-    defaults = ExtractConfig(dataset_path=str(config.dataset_path))
-    maker = PromptMaker(
-        tokenizer=load_tokenizer(model_folder(config)),
-        template=load_template(defaults.prompt_version, None),
-        encoder=parse_grid_encoder(defaults.grid_encoder),
-        predictions_per_task=1,
-        include_answer=False,
-        seed=defaults.random_seed,
-    )
-    records = enumerate(read_records(str(config.dataset_path), max_tasks=config.baseline_tasks))
-    tasks = [(number, record) for number, record in records if not isinstance(record, BadTask)]
-    return [sample.token_ids for sample in maker.make(tasks)]
+    runs = {
+        "padded": _padded,
+        "best": _best,
+        "layertap": _layertap,
+        "ceiling": _ceiling,
+        "stages": stages,
+        "formats": formats,
+    }
+    figures = runs[config.contender](config)
+    print(json.dumps({**figures, "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3}))
 
 
 def _layertap(config: ContenderConfig) -> Figures:
     from layertap.extract.run import extract
 
-    output = Path(config.output_dir) / f"activations-{os.getpid()}"
-    run = ExtractConfig(
-        dataset_path=str(config.dataset_path),
-        max_tasks=config.tasks,
-        model_path=str(model_folder(config)),
-        predictions_per_task=1,
-        compute_dtype=config.dtype,
-        layers_to_extract=config.layers,
-        activation_type=config.activation_type,
-        output_dir=str(output),
-        checkpointing=False,
-    )
+    run = extraction(config)
     try:
         summary = extract(run)
     finally:
-        shutil.rmtree(output, ignore_errors=True)
+        shutil.rmtree(run.output_dir, ignore_errors=True)
     figures: Figures = {f"waited_{stage}": seconds for stage, seconds in summary.waited.items()}
     seconds = summary.seconds - summary.waited["loading"]
     return figures | {"tokens": summary.tokens, "computed_tokens": summary.computed_tokens, "seconds": seconds}
@@ -92,14 +65,17 @@ def _best(config: ContenderConfig) -> Figures:
     from transformers import AutoModel
 
     prompts = prompt_ids(config)
-    model = AutoModel.from_pretrained(model_folder(config), dtype=getattr(torch, config.dtype))
+    device = _TORCH_DEVICES[config.device]
+    model: Any = AutoModel.from_pretrained(model_folder(config), dtype=getattr(torch, config.dtype))
+    model.to(device)
 
     def run() -> None:
         for ids in prompts:
-            model(torch.from_numpy(ids[None]).long(), output_hidden_states=True, use_cache=False)
+            given = torch.from_numpy(ids[None]).long().to(device)
+            _to_host(model(given, output_hidden_states=True, use_cache=False).hidden_states)
 
     with torch.inference_mode():
-        return {"tokens": sum(map(len, prompts)), "seconds": _seconds(run)}
+        return {"tokens": sum(map(len, prompts)), "seconds": seconds_of(run)}
 
 
 def _padded(config: ContenderConfig) -> Figures:
@@ -107,15 +83,23 @@ def _padded(config: ContenderConfig) -> Figures:
     from transformers import AutoModelForCausalLM
 
     prompts = prompt_ids(config)
-    model = AutoModelForCausalLM.from_pretrained(model_folder(config), dtype=getattr(torch, config.dtype))
+    device = _TORCH_DEVICES[config.device]
+    model: Any = AutoModelForCausalLM.from_pretrained(model_folder(config), dtype=getattr(torch, config.dtype))
+    model.to(device)
 
     def run() -> None:
         for first in range(0, len(prompts), _BATCH):
-            ids, mask = _pad(prompts[first : first + _BATCH])
-            model(torch.from_numpy(ids), attention_mask=torch.from_numpy(mask), output_hidden_states=True)
+            ids, mask = (torch.from_numpy(array).to(device) for array in _pad(prompts[first : first + _BATCH]))
+            _to_host(model(ids, attention_mask=mask, output_hidden_states=True).hidden_states)
 
     with torch.inference_mode():
-        return {"tokens": sum(map(len, prompts)), "seconds": _seconds(run)}
+        return {"tokens": sum(map(len, prompts)), "seconds": seconds_of(run)}
+
+
+def _to_host(hidden_states: Iterable[Any]) -> None:
+    """What whoever keeps activations has to do with them; costs nothing on CPU."""
+    for state in hidden_states:
+        state.cpu()
 
 
 def _pad(prompts: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
@@ -129,18 +113,18 @@ def _pad(prompts: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
 
 def _ceiling(config: ContenderConfig) -> Figures:
     figures = {
-        "torch_gflops": _torch_gflops(config.dtype),
+        "torch_gflops": _torch_gflops(config.dtype, _TORCH_DEVICES[config.device]),
         "jax_gflops": _jax_gflops(config.dtype),
-        "disk_mb": _disk_mb_per_second(Path(config.output_dir)),
+        "disk_mb": disk_mb_per_second(Path(config.output_dir)),
     }
     return figures | {"gflops": max(figures["torch_gflops"], figures["jax_gflops"])}
 
 
-def _torch_gflops(dtype: Dtype) -> float:
+def _torch_gflops(dtype: Dtype, device: str) -> float:
     import torch
 
-    left, right = (torch.randn(_SQUARE, _SQUARE).to(getattr(torch, dtype)) for _ in range(2))
-    return _gflops(lambda: torch.mm(left, right))
+    left, right = (torch.randn(_SQUARE, _SQUARE).to(device, getattr(torch, dtype)) for _ in range(2))
+    return _gflops(lambda: torch.mm(left, right).flatten()[0].item())
 
 
 def _jax_gflops(dtype: Dtype) -> float:
@@ -154,30 +138,7 @@ def _jax_gflops(dtype: Dtype) -> float:
 
 def _gflops(product: Callable[[], object]) -> float:
     product()
-    return 2 * _SQUARE**3 / min(_seconds(product) for _ in range(5)) / 1e9
-
-
-def _disk_mb_per_second(folder: Path) -> float:
-    block = np.random.default_rng(0).bytes(1 << 24)
-    path = folder / "disk-speed"
-
-    def write() -> None:
-        with path.open("wb") as file:
-            for _ in range(_DISK_BYTES // len(block)):
-                file.write(block)
-            file.flush()
-            os.fsync(file.fileno())
-
-    try:
-        return _DISK_BYTES / _seconds(write) / 1e6
-    finally:
-        path.unlink(missing_ok=True)
-
-
-def _seconds(run: Callable[[], object]) -> float:
-    begun = time.perf_counter()
-    run()
-    return time.perf_counter() - begun
+    return 2 * _SQUARE**3 / min(seconds_of(product) for _ in range(5)) / 1e9
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The benchmark runs, and its arithmetic is right."""
 
 import json
+import re
 from pathlib import Path
 
 import commands
@@ -45,3 +46,13 @@ def test_every_contender_runs(tmp_path: Path) -> None:
     }
     assert (tmp_path / "out" / "results.png").stat().st_size > 1000
     assert "Layertap waited for" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("measure", ["depth", "sites", "stages", "formats", "memory", "start"])
+def test_every_measure_says_a_figure(tmp_path: Path, measure: str) -> None:
+    flags = ["--size", "tiny", "--tasks", "4", "--repeats", "1", "--dtypes", "float32", "--measure", measure]
+    environment = {"PYTHONPATH": f"{commands.ROOT / 'src'}:{commands.ROOT}"}
+    done = commands.run(["-m", "benchmarks", *flags, "--output_dir", "out"], tmp_path, environment)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"\d\.\d|\d %", done.stdout)

@@ -116,7 +116,7 @@ def _compile_here(step: TpuStep) -> CompiledStep:
     mesh = make_mesh(shape, described.devices)
     begun = time.monotonic()
     program = StepProgram(model, taps, plan_for("tpu", np.dtype(ml_dtypes.bfloat16), mesh))
-    chips_of_a_host = sum(device.process_index == 0 for device in described.devices)
+    chips_of_a_host = sum(device.process_index == 0 for device in mesh.devices.flat)
     compiled = program.lower_and_compile((step.rows * chips_of_a_host, step.row_length))
     memory, text = compiled.memory_analysis(), compiled.as_text()
     assert memory is not None  # both are optional to JAX; the TPU compiler gives them

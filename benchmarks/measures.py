@@ -1,0 +1,112 @@
+"""Measures of Layertap by itself: each a few runs in processes of their own, and a sentence of result."""
+
+import statistics
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from os import environ
+
+from benchmarks.config import ContenderConfig
+from benchmarks.workload import Figures, model_folder
+from layertap.model.config import read_config
+
+Run = Callable[[ContenderConfig], Figures]
+
+
+def _median(config: ContenderConfig, run: Run, variants: Mapping[str, ContenderConfig], what: str) -> dict[str, float]:
+    """The median of `what` over the repeats of each variant; a first run of each fills the compilation cache."""
+    for variant in variants.values():
+        run(variant)
+    runs = [{name: run(variant)[what] for name, variant in variants.items()} for _ in range(config.repeats)]
+    return {name: statistics.median(one[name] for one in runs) for name in variants}
+
+
+def _by_dtype(config: ContenderConfig, sentence: Callable[[ContenderConfig], str]) -> str:
+    return "\n".join(f"{dtype}: {sentence(replace(config, dtype=dtype))}" for dtype in config.dtypes)
+
+
+def depth(config: ContenderConfig, run: Run) -> str:
+    """The first half of the layers against all of them."""
+    half = tuple(range(read_config(model_folder(config)).num_hidden_layers // 2))
+
+    def sentence(config: ContenderConfig) -> str:
+        seconds = _median(config, run, {"half": replace(config, layers=half), "all": config}, "seconds")
+        ratio = seconds["half"] / seconds["all"]
+        return f"layers 0-{half[-1]} {seconds['half']:.1f} s, all {seconds['all']:.1f} s: {ratio:.2f}"
+
+    return _by_dtype(config, sentence)
+
+
+def sites(config: ContenderConfig, run: Run) -> str:
+    """Three sites against one, writing aside."""
+
+    def sentence(config: ContenderConfig) -> str:
+        staged = replace(config, contender="stages")
+        three = replace(staged, activation_type=("residual", "mlp", "attn"))
+        seconds = _median(config, run, {"one": staged, "three": three}, "forward")
+        ratio = seconds["three"] / seconds["one"]
+        return f"one site {seconds['one']:.1f} s, three {seconds['three']:.1f} s, not written: {ratio:.2f}"
+
+    return _by_dtype(config, sentence)
+
+
+def stages(config: ContenderConfig, run: Run) -> str:
+    """The whole run against the slower of its halves."""
+
+    def sentence(config: ContenderConfig) -> str:
+        staged = replace(config, contender="stages")
+        whole = _median(config, run, {"whole": config}, "seconds")["whole"]
+        figures = [run(staged) for _ in range(config.repeats)]
+        forward, writing = (statistics.median(each[name] for each in figures) for name in ("forward", "writing"))
+        ratio = whole / max(forward, writing)
+        return (
+            f"forward only {forward:.1f} s, writing only {writing:.1f} s, both {whole:.1f} s: {ratio:.2f} of the slower"
+        )
+
+    return _by_dtype(config, sentence)
+
+
+def formats(config: ContenderConfig, run: Run) -> str:
+    """Writing speed of each format."""
+    runs = [run(replace(config, contender="formats")) for _ in range(config.repeats)]
+    speed = {
+        name: statistics.median(each[name] for each in runs) for name in ("pickle", "gzip_6", "safetensors", "disk")
+    }
+    return (
+        f"gzipped pickle {speed['pickle']:.0f} MB/s, the standard library's gzip 6 {speed['gzip_6']:.1f} MB/s:"
+        f" {speed['pickle'] / speed['gzip_6']:.1f} times\n"
+        f"safetensors {speed['safetensors']:.0f} MB/s, sequential disk {speed['disk']:.0f} MB/s:"
+        f" {speed['safetensors'] / speed['disk']:.0%}"
+    )
+
+
+def memory(config: ContenderConfig, run: Run) -> str:
+    """Peak resident size for a quarter of the tasks and for all of them."""
+
+    def sentence(config: ContenderConfig) -> str:
+        few, many = (run(replace(config, tasks=tasks))["peak_mb"] for tasks in (config.tasks // 4, config.tasks))
+        return f"peak {few:.0f} MB for {config.tasks // 4} tasks, {many:.0f} MB for {config.tasks}: {many / few:.2f}"
+
+    return _by_dtype(config, sentence)
+
+
+def start(config: ContenderConfig, run: Run) -> str:
+    """A first start, with an empty compilation cache, against a second one, of one task each."""
+
+    def sentence(config: ContenderConfig) -> str:
+        with tempfile.TemporaryDirectory() as cache:
+            environ["JAX_COMPILATION_CACHE_DIR"] = cache
+            first, second = (run(replace(config, tasks=1))["seconds"] for _ in range(2))
+        return f"one task with an empty cache {first:.1f} s, again {second:.1f} s"
+
+    return _by_dtype(config, sentence)
+
+
+MEASURES: Mapping[str, Callable[[ContenderConfig, Run], str]] = {
+    "depth": depth,
+    "sites": sites,
+    "stages": stages,
+    "formats": formats,
+    "memory": memory,
+    "start": start,
+}

@@ -1,0 +1,81 @@
+"""What every contender works on: the checkpoint, the prompts, Layertap's own run, and two yardsticks."""
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.config import ContenderConfig
+from layertap.config import ExtractConfig
+from layertap.task import BadTask
+
+_DISK_BYTES = 2 << 30
+
+Figures = dict[str, float]
+
+
+def model_folder(config: ContenderConfig) -> Path:
+    """Where the checkpoint lies."""
+    return Path(config.output_dir) / f"model-{config.size}"
+
+
+def prompt_ids(config: ContenderConfig) -> list[np.ndarray]:
+    """The token ids of the first prompts, as Layertap makes them."""
+    from layertap.dataset import read_records
+    from layertap.prompts import PromptMaker, load_template, load_tokenizer, parse_grid_encoder
+
+    defaults = ExtractConfig(dataset_path=str(config.dataset_path))
+    maker = PromptMaker(
+        tokenizer=load_tokenizer(model_folder(config)),
+        template=load_template(defaults.prompt_version, None),
+        encoder=parse_grid_encoder(defaults.grid_encoder),
+        predictions_per_task=1,
+        include_answer=False,
+        seed=defaults.random_seed,
+    )
+    records = enumerate(read_records(str(config.dataset_path), max_tasks=config.baseline_tasks))
+    tasks = [(number, record) for number, record in records if not isinstance(record, BadTask)]
+    return [sample.token_ids for sample in maker.make(tasks)]
+
+
+def extraction(config: ContenderConfig) -> ExtractConfig:
+    """The run that is measured, into a folder of this process."""
+    return ExtractConfig(
+        dataset_path=str(config.dataset_path),
+        max_tasks=config.tasks,
+        model_path=str(model_folder(config)),
+        predictions_per_task=1,
+        compute_dtype=config.dtype,
+        layers_to_extract=config.layers,
+        activation_type=config.activation_type,
+        format=config.format,
+        output_dir=str(Path(config.output_dir) / f"activations-{os.getpid()}"),
+        checkpointing=False,
+    )
+
+
+def disk_mb_per_second(folder: Path) -> float:
+    """Sequential writing, synced, in MB (1e6 bytes)."""
+    block = np.random.default_rng(0).bytes(1 << 24)
+    path = folder / "disk-speed"
+
+    def write() -> None:
+        with path.open("wb") as file:
+            for _ in range(_DISK_BYTES // len(block)):
+                file.write(block)
+            file.flush()
+            os.fsync(file.fileno())
+
+    try:
+        return _DISK_BYTES / seconds_of(write) / 1e6
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def seconds_of(run: Callable[[], object]) -> float:
+    """How long a call takes."""
+    begun = time.perf_counter()
+    run()
+    return time.perf_counter() - begun

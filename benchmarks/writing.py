@@ -1,0 +1,112 @@
+"""How fast shards are written, and whether writing hides behind the forward pass."""
+
+import gzip
+import pickle
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from unittest.mock import patch
+
+import ml_dtypes
+import numpy as np
+
+from benchmarks.config import ContenderConfig
+from benchmarks.workload import Figures, disk_mb_per_second, extraction, seconds_of
+from layertap.store.manifest import Json, Manifest
+from layertap.store.samples import StoredSample
+from layertap.store.writer import ShardFormat, ShardWriter
+from layertap.tap import Tap
+
+_LAYERS = tuple(range(8))
+_HIDDEN = 896
+_TOKENS = 8192
+_SAMPLE = 1024
+
+
+def stages(config: ContenderConfig) -> Figures:
+    """The run with a writer that keeps shards in memory, and then the writing of these shards by itself."""
+    from layertap.extract.run import extract
+
+    kept: list[list[StoredSample]] = []
+    writers: list[ShardWriter] = []
+
+    def keep(writer: ShardWriter, samples: Sequence[StoredSample], progress: Json, *, complete: bool) -> None:
+        kept.append(list(samples))
+        writers.append(writer)
+        writer.manifest = writer.manifest.with_shard(None, progress, complete=complete)
+
+    run = extraction(config)
+    try:
+        commit = ShardWriter.commit
+        with patch.object(ShardWriter, "commit", keep):
+            summary = extract(run)
+        writing = seconds_of(lambda: [commit(writers[0], samples, {}, complete=False) for samples in kept])
+    finally:
+        shutil.rmtree(run.output_dir, ignore_errors=True)
+    return {"forward": summary.seconds - summary.waited["loading"], "writing": writing, "tokens": summary.tokens}
+
+
+def formats(config: ContenderConfig) -> Figures:
+    """MB a second that each format takes of what a bfloat16 run harvests; safetensors also on disk.
+
+    Of pickles the float32 bytes before compression count, of safetensors those of the file.
+    """
+    folder = Path(config.output_dir) / "formats"
+    samples = _samples()
+    figures: Figures = {}
+    try:
+        for name, dtype in (("pickle", np.dtype(np.float32)), ("safetensors", np.dtype(ml_dtypes.bfloat16))):
+            form = ShardFormat(_LAYERS, ("residual",), _HIDDEN, dtype, compress=True, name=name)  # type: ignore[arg-type]
+            megabytes = _TOKENS * form.bytes_per_token / 1e6
+            figures[name] = megabytes / min(_writing_seconds(folder, form, samples) for _ in range(3))
+        figures["disk"] = disk_mb_per_second(Path(config.output_dir))
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    raw = pickle.dumps([sample.activations[Tap(0, "residual")].astype(np.float32) for sample in samples])
+    figures["gzip_6"] = len(raw) / 1e6 / seconds_of(lambda: gzip.compress(raw, 6))
+    return figures
+
+
+def _samples() -> list[StoredSample]:
+    rng = np.random.default_rng(0)
+    values = rng.standard_normal((len(_LAYERS), _TOKENS, _HIDDEN), np.float32).astype(ml_dtypes.bfloat16)
+    return [
+        StoredSample(
+            sample_idx=index,
+            task_id=str(index),
+            text_preview="",
+            origin={},
+            token_ids=np.arange(_SAMPLE, dtype=np.int32),
+            activations={
+                Tap(layer, "residual"): values[layer, index * _SAMPLE : (index + 1) * _SAMPLE] for layer in _LAYERS
+            },
+        )
+        for index in range(_TOKENS // _SAMPLE)
+    ]
+
+
+def _writing_seconds(folder: Path, form: ShardFormat, samples: Sequence[StoredSample]) -> float:
+    """One shard and its manifest, synced."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    writer = ShardWriter(folder, _manifest(form), form, lambda _manifest: None)
+    return seconds_of(lambda: writer.commit(samples, {}, complete=True))
+
+
+def _manifest(form: ShardFormat) -> Manifest:
+    empty = Manifest(
+        fingerprint="",
+        identity={},
+        config={},
+        worker_id=0,
+        model_path="",
+        model_type="qwen2",
+        special_ids=(),
+        format=form.name,
+        layers=form.layers,
+        sites=form.sites,
+        hidden_size=form.hidden_size,
+        storage_dtype=form.dtype.name,
+    )
+    return replace(empty, config={"benchmark": True})
