@@ -9,6 +9,7 @@
     │   │   └── OverlongError     a sample longer than `--max_seq_length`
     │   ├── ModelError            a checkpoint that is missing, unsupported or does not fit its config
     │   ├── RunMismatchError      the output folder belongs to another run
+    │   ├── HostsStoppedError     the input of one of several hosts is wrong, and all stop together
     │   └── AccessError           credentials that are missing, or that do not allow this
     ├── DeviceError               a step that the device could not run
     ├── StorageError              output that could not be written, read or believed
@@ -63,6 +64,10 @@ class ModelError(InputError):
 
 class RunMismatchError(InputError):
     """The output folder holds another run's shards."""
+
+
+class HostsStoppedError(InputError):
+    """The input of one of several hosts is wrong; all of them stop at the same step."""
 
 
 class DeviceError(LayertapError):

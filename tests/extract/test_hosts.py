@@ -1,30 +1,20 @@
 """Several hosts, as processes of their own that talk over loopback: 4 hosts of 2 CPU devices each."""
 
 import json
-import signal
-import socket
-import subprocess
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import commands
 import numpy as np
 import pytest
 import shards
+import slices
 
 from layertap.config import HostsConfig
 from layertap.demo.tasks import make_tasks, write_tasks
 from layertap.errors import UsageError
 
 HOSTS = 4
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 @pytest.fixture(scope="module")
@@ -49,46 +39,6 @@ def flags(model: Path, tasks: Path, output: Path) -> list[str]:
         "checkpoint_dir": output / "checkpoints",
     }
     return [part for name, value in settings.items() for part in (f"--{name}", str(value))]
-
-
-@contextmanager
-def hosts(arguments: list[str], folder: Path) -> Iterator[list[subprocess.Popen[str]]]:
-    """The same command on every host; whoever still runs at the end is killed, with the child it supervises."""
-    meeting = ["--multihost", "--num_hosts", str(HOSTS), "--coordinator_address", f"127.0.0.1:{free_port()}"]
-    command = ["-m", "layertap", "extract", *arguments, *meeting]
-    processes = [
-        commands.start([*command, "--host_id", str(host)], folder, {"JAX_NUM_CPU_DEVICES": "2"})
-        for host in range(HOSTS)
-    ]
-    try:
-        yield processes
-    finally:
-        for process in processes:
-            for pid in [*children(process), process.pid]:
-                signal_if_there(pid, signal.SIGKILL)
-            process.communicate()
-
-
-def children(process: subprocess.Popen[str]) -> list[int]:
-    path = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-    return list(map(int, path.read_text().split())) if path.exists() else []
-
-
-def signal_if_there(pid: int, number: int) -> None:
-    import os
-
-    try:
-        os.kill(pid, number)
-    except ProcessLookupError:
-        return
-
-
-def run_to_the_end(arguments: list[str], folder: Path) -> list[str]:
-    with hosts(arguments, folder) as processes:
-        outputs = [process.communicate(timeout=280) for process in processes]
-    for process, (_, errors) in zip(processes, outputs, strict=True):
-        assert process.returncode == 0, errors
-    return [output for output, _ in outputs]
 
 
 def union(output: Path) -> dict[tuple[int, int], np.ndarray]:
@@ -125,7 +75,7 @@ def assert_same(found: dict[tuple[int, int], np.ndarray], expected: dict[tuple[i
 def test_the_union_is_what_one_process_gives(
     tiny_model: Path, tasks: Path, alone: dict[tuple[int, int], np.ndarray], tmp_path: Path, mesh: str
 ) -> None:
-    run_to_the_end([*flags(tiny_model, tasks, tmp_path / "out"), "--mesh", mesh], tmp_path)
+    slices.run([*flags(tiny_model, tasks, tmp_path / "out"), "--mesh", mesh], tmp_path, HOSTS)
     assert_same(union(tmp_path / "out"), alone)
     assert {path.name for path in (tmp_path / "out").glob("tpu_*")} == {f"tpu_0_host_{host}" for host in range(HOSTS)}
 
@@ -137,14 +87,13 @@ def test_a_lost_host_is_named_and_the_restart_goes_on(
 ) -> None:
     output = tmp_path / "out"
     arguments = [*flags(tiny_model, tasks, output), "--mesh", "data=4,fsdp=2"]
-    with hosts(arguments, tmp_path) as processes:
+    with slices.running(arguments, tmp_path, HOSTS) as processes:
         deadline = time.monotonic() + 240
         while not all((output / f"tpu_0_host_{host}" / "metadata.json").exists() for host in range(HOSTS)):
             assert time.monotonic() < deadline
             assert all(process.poll() is None for process in processes)
             time.sleep(0.02)
-        for pid in [*children(processes[victim]), processes[victim].pid]:
-            signal_if_there(pid, signal.SIGKILL)
+        slices.kill(processes[victim])
         survivors = [process for host, process in enumerate(processes) if host != victim]
         errors = [process.communicate(timeout=60)[1] for process in survivors]
     for process, error in zip(survivors, errors, strict=True):
@@ -154,13 +103,34 @@ def test_a_lost_host_is_named_and_the_restart_goes_on(
         assert "@     0x" not in error
     committed = [len(json.loads(path.read_text())["shards"]) for path in sorted(output.glob("*/metadata.json"))]
     assert all(count > 0 for count in committed)
-    summaries = run_to_the_end(arguments, tmp_path)
+    summaries = slices.run(arguments, tmp_path, HOSTS)
     assert any("resumed after" in summary for summary in summaries)
     assert_same(union(output), alone)
 
 
+@pytest.mark.slow
+def test_wrong_input_of_one_host_stops_all_and_is_named(tiny_model: Path, tasks: Path, tmp_path: Path) -> None:
+    lines = tasks.read_text().splitlines()
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text("\n".join([*lines[:5], '{"train": 7}', *lines[6:]]) + "\n")
+    arguments = [*flags(tiny_model, bad, tmp_path / "out"), "--mesh", "data=8"]
+    with slices.running(arguments, tmp_path, HOSTS) as processes:
+        errors = [process.communicate(timeout=200)[1] for process in processes]
+    assert [process.returncode for process in processes] == [2] * HOSTS
+    assert all("host 1" in error.splitlines()[-1] for error in errors)
+    assert "line 6" in errors[1].splitlines()[-1]
+
+
 def test_one_host_that_meets_nobody_is_a_run_of_its_own(tiny_model: Path, tasks: Path, tmp_path: Path) -> None:
-    meeting = ["--multihost", "--num_hosts", "1", "--host_id", "0", "--coordinator_address", f"127.0.0.1:{free_port()}"]
+    meeting = [
+        "--multihost",
+        "--num_hosts",
+        "1",
+        "--host_id",
+        "0",
+        "--coordinator_address",
+        f"127.0.0.1:{slices.free_port()}",
+    ]
     command = ["-m", "layertap", "extract", *flags(tiny_model, tasks, tmp_path / "out"), "--max_tasks", "2", *meeting]
     done = commands.run(command, tmp_path)
     assert done.returncode == 0, done.stderr

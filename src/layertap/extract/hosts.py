@@ -21,7 +21,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from layertap.config import HostsConfig
-from layertap.errors import DeviceError
+from layertap.errors import DeviceError, HostsStoppedError, InputError
 from layertap.extract.packing import Step
 from layertap.extract.supervised import HEARTBEAT_SECONDS
 from layertap.extract.windows import Window
@@ -58,6 +58,13 @@ class Hosts:
         except jax.errors.JaxRuntimeError as error:
             raise DeviceError(f"host {self.index} has lost touch with the others: {error}") from error
 
+    def exchange(self, text: str) -> list[str]:
+        """What each host says, in their order; waits for all of them. Raises DeviceError where one is lost."""
+        said = text.encode()
+        lengths = self.gather([len(said)])[:, 0]
+        everyones = self.gather([*said, *bytes(int(lengths.max()) - len(said))])
+        return [bytes(row[:length].tolist()).decode() for row, length in zip(everyones, lengths, strict=True)]
+
 
 def join(config: HostsConfig) -> Hosts:
     """Meet the other hosts; raises DeviceError where they do not come."""
@@ -92,17 +99,35 @@ class Agreed:
 def agreed(windows: Iterator[Window], shapes: Sequence[Shape], hosts: Hosts) -> Iterator[Agreed]:
     """The windows of one host with the steps left to run, and empty steps where another host has more of a shape.
 
-    `shapes` are all that steps can have, in the order in which a window runs them.
+    `shapes` are all that steps can have, in the order in which a window runs them. Where the input of one host is
+    wrong, all raise HostsStoppedError, which names it, before that window.
     """
     while True:
-        window = next(windows, None)
+        window, trouble = _next(windows, hosts)
         own = _left(window)
         counts = [sum((step.rows, step.length) == shape for _, step in own) for shape in shapes]
-        everyones = hosts.gather([window is not None, *counts])
+        state = _TROUBLED if trouble else _HAS_MORE if window is not None else _DONE
+        everyones = hosts.gather([state, *counts])
+        if troubled := np.flatnonzero(everyones[:, 0] == _TROUBLED).tolist():
+            said = trouble or "its own output says what is wrong with its input"
+            raise HostsStoppedError(f"host {', '.join(map(str, troubled))}: {said}") from trouble
         if not everyones[:, 0].any():
             return
         wanted = everyones[:, 1:].max(axis=0)
         yield Agreed(window, _filled(own, dict(zip(shapes, map(int, wanted), strict=True))))
+
+
+_DONE, _HAS_MORE, _TROUBLED = range(3)
+
+
+def _next(windows: Iterator[Window], hosts: Hosts) -> tuple[Window | None, InputError | None]:
+    """The next window; what is wrong with the input comes as a value where other hosts have to hear of it first."""
+    try:
+        return next(windows, None), None
+    except InputError as error:
+        if hosts.count == 1:
+            raise
+        return None, error
 
 
 def _left(window: Window | None) -> list[tuple[int, Step]]:
