@@ -21,9 +21,9 @@ import json
 import socket
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -31,7 +31,7 @@ from uuid import uuid4
 from layertap.config import ExtractConfig
 from layertap.errors import (
     DamageError,
-    DatasetError,
+    HostsStoppedError,
     InputError,
     LayertapError,
     LeaseLostError,
@@ -40,21 +40,20 @@ from layertap.errors import (
     WorkersFailedError,
 )
 from layertap.extract import backend
+from layertap.extract.hosts import join
 from layertap.extract.progress import Progress, Watch
-from layertap.extract.run import RunSummary, extract_prepared
 from layertap.extract.session import Session
-from layertap.extract.setup import Part, Setup, for_part, prepare
+from layertap.extract.setup import Setup, prepare
 from layertap.fleet.claiming import Claimer, Taken
 from layertap.fleet.claims import Claim
 from layertap.fleet.leases import Heartbeat, Lease
-from layertap.fleet.sharded import RUN, DatasetShard, ShardedDataset, read_dataset, read_records_of
-from layertap.store.files import atomic_write, file_crc32c
+from layertap.fleet.parts import Parts
+from layertap.fleet.sharded import RUN, DatasetShard, ShardedDataset, read_dataset
+from layertap.fleet.slices import Outcome, Slice
 from layertap.store.lock import exclusive
-from layertap.store.manifest import FILE_NAME, differences, read_manifest
+from layertap.store.manifest import differences
 from layertap.store.objects import ObjectStore, open_store
 from layertap.store.retry import Retry
-
-_TASKS = "tasks.jsonl"
 
 
 @dataclass(frozen=True)
@@ -95,10 +94,11 @@ def work(config: ExtractConfig) -> WorkSummary:
         dataset = read_dataset(store)
         if config.sharded.preferred_shard_id is not None:
             dataset.shard(config.sharded.preferred_shard_id)
-        folder = config.output_folder / f"tpu_{config.worker}"
+        hosts = join(config.hosts)
+        folder = config.output_folder / f"tpu_{hosts.name(config.worker)}"
         with exclusive(folder):
             backend.configure()
-            setup = prepare(config)
+            setup = prepare(config, hosts)
             _agree(store, setup)
             return _Worker(setup, store, dataset, folder).work()
 
@@ -135,8 +135,9 @@ class _Worker:
         self._setup = setup
         self._config = setup.config
         self._store = store
-        self._folder = folder
-        self._session = Session()
+        self._parts = Parts(setup, store, folder)
+        self._slice = Slice(setup.hosts, self._parts, Session())
+        self._dataset = dataset
         self._progress: Progress | None = None
         self._resumed = 0
         self._shards = self._lost = self._samples = self._tokens = 0
@@ -145,28 +146,42 @@ class _Worker:
             store,
             dataset,
             self._claim,
-            lambda shard: self._attempt(shard) is not None,
+            lambda shard: self._parts.attempt(shard) is not None,
             preferred=setup.config.sharded.preferred_shard_id,
             note=self._note,
         )
 
     def work(self) -> WorkSummary:
+        """Host 0's work; other hosts follow it."""
+        if self._setup.hosts.index > 0:
+            self._follow()
+        else:
+            self._lead()
+        seconds = time.monotonic() - self._begun
+        return WorkSummary(self._config.worker, self._shards, self._lost, self._samples, self._tokens, seconds)
+
+    def _follow(self) -> None:
+        watch = Watch(self._begins)
+        self._shards = self._slice.follow(self._dataset, watch)
+
+    def _lead(self) -> None:
         most = self._config.sharded.max_shards
         while (most is None or self._shards < most) and (taken := self._claimer.next()) is not None:
             self._note(f"{taken.shard.name}: {taken.shard.records} records")
             try:
                 self._extract(taken)
             except LeaseLostError as error:
+                if self._setup.hosts.count > 1:
+                    raise  # the others are in the middle of a step that this host has left
                 self._lost += 1
                 self._note(str(error))
+        self._slice.dismiss()
         if self._claimer.failed:
             raise WorkersFailedError(
                 f"worker {self._config.worker} committed {self._shards} dataset shards, but these failed:"
                 f" {', '.join(self._claimer.failed)}. `layertap shards status {self._store.url}` says why; repair, then"
                 " free them with `layertap shards reset`"
             )
-        seconds = time.monotonic() - self._begun
-        return WorkSummary(self._config.worker, self._shards, self._lost, self._samples, self._tokens, seconds)
 
     def _extract(self, taken: Taken) -> None:
         """Extract and commit one shard; raises LeaseLostError where another worker took it over."""
@@ -174,82 +189,28 @@ class _Worker:
         begun = time.monotonic()
         with _released_unless_settled(lease):
             try:
-                part = self._part(shard, lease.claim.attempt)
-                self._place_records(shard, part)
                 with Heartbeat(lease, self._metrics, self._troubled) as heartbeat:
                     watch = Watch(self._begins, heartbeat.check)
-                    summary = extract_prepared(for_part(self._setup, part), self._session, watch)
+                    outcomes = self._slice.lead(shard, lease.claim.attempt, watch)
             except InputError as error:
+                if self._setup.hosts.count > 1 and not isinstance(error, HostsStoppedError):
+                    raise  # this host's alone
                 lease.fail(str(error))
                 self._note(f"{shard.name} failed: {error}")
                 return
-            lease.commit(self._done(shard, lease, part, summary, time.monotonic() - begun))
+            lease.commit(_done(shard, lease, outcomes, time.monotonic() - begun))
         self._shards += 1
-        self._samples += summary.manifest.samples
-        self._tokens += summary.manifest.tokens
+        self._samples += sum(outcome["samples"] for outcome in outcomes)
+        self._tokens += sum(outcome["tokens"] for outcome in outcomes)
 
     def _claim(self, shard: DatasetShard) -> Claim:
         return Claim(
             worker=self._config.worker,
             host=socket.gethostname(),
             nonce=uuid4().hex,
-            attempt=self._attempt(shard) or uuid4().hex[:8],
+            attempt=self._parts.attempt(shard) or uuid4().hex[:8],
             seconds=self._config.sharded.lease_seconds,
         )
-
-    def _attempt(self, shard: DatasetShard) -> str | None:
-        """The attempt at this shard on this worker's disk; one with other settings, of an earlier run, is none."""
-        folder = self._folder / shard.name
-        attempts = sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
-        return next((attempt for attempt in attempts if self._may_go_on(self._part(shard, attempt))), None)
-
-    def _may_go_on(self, part: Part) -> bool:
-        found = read_manifest(part.output_dir)
-        return found is None or found.fingerprint == for_part(self._setup, part).manifest.fingerprint
-
-    def _part(self, shard: DatasetShard, attempt: str) -> Part:
-        below = f"{shard.name}/{attempt}"
-        url = self._setup.upload_url
-        return Part(
-            name=shard.name,
-            dataset_path=str(self._folder / shard.name / _TASKS),
-            first_sample_idx=shard.first_sample(self._config.predictions_per_task),
-            output_dir=self._folder / below,
-            upload_url=None if url is None else f"{url}/{below}",
-        )
-
-    def _place_records(self, shard: DatasetShard, part: Part) -> None:
-        """The shard's records on this disk; raises DatasetError where they are not what they were."""
-        try:
-            records = read_records_of(self._store, shard)
-        except DamageError as error:
-            raise DatasetError(str(error)) from error
-        part.output_dir.mkdir(parents=True, exist_ok=True)
-        with atomic_write(Path(part.dataset_path)) as file:
-            file.write(records)
-
-    def _done(
-        self, shard: DatasetShard, lease: Lease, part: Part, summary: RunSummary, seconds: float
-    ) -> Mapping[str, Any]:
-        """The done-manifest: which files are this shard's activations."""
-        manifest = summary.manifest
-        path = part.output_dir / FILE_NAME
-        files = [asdict(file) for entry in manifest.shards for file in entry.files]
-        return {
-            "format_version": 1,
-            "shard": shard.name,
-            "worker": lease.claim.worker,
-            "host": lease.claim.host,
-            "attempt": lease.claim.attempt,
-            "output": part.upload_url or str(part.output_dir.resolve()),
-            "fingerprint": manifest.fingerprint,
-            "samples": manifest.samples,
-            "tokens": manifest.tokens,
-            "seconds": round(seconds, 3),
-            "lost_by": list(lease.claim.lost_by),
-            "manifest": {"path": FILE_NAME, "bytes": path.stat().st_size, "crc32c": file_crc32c(path)},
-            "files": files,
-        }
 
     def _begins(self, progress: Progress) -> None:
         self._progress = progress
@@ -283,3 +244,22 @@ def _released_unless_settled(lease: Lease) -> Iterator[None]:
     except BaseException:
         lease.release()
         raise
+
+
+def _done(shard: DatasetShard, lease: Lease, outcomes: Sequence[Outcome], seconds: float) -> Mapping[str, Any]:
+    """The done-manifest: which files are this shard's activations; where several hosts made them, host by host."""
+    claim = lease.claim
+    alone = {} if len(outcomes) > 1 else outcomes[0]
+    return {
+        "format_version": 1,
+        "shard": shard.name,
+        "worker": claim.worker,
+        "host": claim.host,
+        "attempt": claim.attempt,
+        **alone,
+        "samples": sum(outcome["samples"] for outcome in outcomes),
+        "tokens": sum(outcome["tokens"] for outcome in outcomes),
+        "seconds": round(seconds, 3),
+        "lost_by": list(claim.lost_by),
+        "hosts": [] if alone else list(outcomes),
+    }
