@@ -50,6 +50,9 @@ class BenchmarkConfig:
     format: Literal["pickle", "safetensors"] = "pickle"
     """What Layertap writes."""
 
+    shard_size_gb: float = 1.0
+    """Layertap's shards; smaller ones show sooner whether memory stays bounded."""
+
     output_dir: str = "benchmarks/out"
     """Where checkpoint, shards (removed again) and results go."""
 

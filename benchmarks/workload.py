@@ -51,6 +51,7 @@ def extraction(config: ContenderConfig) -> ExtractConfig:
         layers_to_extract=config.layers,
         activation_type=config.activation_type,
         format=config.format,
+        shard_size_gb=config.shard_size_gb,
         output_dir=str(Path(config.output_dir) / f"activations-{os.getpid()}"),
         checkpointing=False,
     )

@@ -72,7 +72,11 @@ def test_a_documented_configuration_fits_as_the_page_says(documented: Documented
     assert sum(others.values()) <= 1
 
 
-@pytest.mark.parametrize("documented", DOCUMENTED, ids=lambda it: f"{it.model}-{it.topology}")
+# Elsewhere a step of the longest rows has no more tokens than the step above.
+LONGER = [it for it in DOCUMENTED if it.longest > it.rows * 4096]
+
+
+@pytest.mark.parametrize("documented", LONGER, ids=lambda it: f"{it.model}-{it.topology}")
 def test_the_longest_rows_fit_with_all_taps(documented: Documented) -> None:
     compiled = compile_step(documented.longest_step("all"))
     assert compiled.peak <= parse_topology(documented.topology).kind.memory_bytes

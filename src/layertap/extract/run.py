@@ -279,7 +279,8 @@ def _stored(window: Window, place: Placement, arrays: HostOutputs) -> StoredSamp
         text_preview=sample.text[:_PREVIEW_CHARACTERS],
         origin=_origin(sample),
         token_ids=sample.token_ids,
-        activations={tap: rows[place.row][span] for tap, rows in arrays.items()},
+        # Copied: a view would keep the whole step in memory for as long as one of its samples waits to be written.
+        activations={tap: rows[place.row][span].copy() for tap, rows in arrays.items()},
     )
 
 
