@@ -37,6 +37,6 @@ def tensor_samples(folder: Path) -> dict[int, dict[str, Any]]:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Every file of an output folder, byte for byte; the lock file is not output."""
-    files = (path for path in folder.rglob("*") if path.is_file() and path.name != ".lock")
+    """Every file of an output folder, byte for byte; the lock file and the metrics are not output."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name not in (".lock", "metrics.jsonl"))
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}

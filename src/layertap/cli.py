@@ -21,7 +21,13 @@ from tqdm import tqdm
 from layertap.config import DemoConfig, ExtractConfig, StatsConfig, VerifyConfig, local_path
 from layertap.errors import InputError, LayertapError, UsageError
 from layertap.extract.supervised import is_child, supervise
-from layertap.fleet.config import CreateShardsConfig, ResetShardsConfig, ShardsStatusConfig, StreamsConfig
+from layertap.fleet.config import (
+    CreateShardsConfig,
+    FleetStatusConfig,
+    ResetShardsConfig,
+    ShardsStatusConfig,
+    StreamsConfig,
+)
 from layertap.process import guarded
 from layertap.store.folder import Folder, LocalFolder
 from layertap.store.url_folder import UrlFolder
@@ -100,10 +106,10 @@ def _streams(config: StreamsConfig) -> int:
     return 0
 
 
-def _shards(command: str) -> Callable[[Any], int]:
+def _fleet(command: str) -> Callable[[Any], int]:
     """The function of that name in `fleet/commands.py`, imported when it runs."""
 
-    def run(config: CreateShardsConfig | ShardsStatusConfig | ResetShardsConfig) -> int:
+    def run(config: CreateShardsConfig | ShardsStatusConfig | ResetShardsConfig | FleetStatusConfig) -> int:
         return getattr(import_module("layertap.fleet.commands"), command)(config)
 
     return run
@@ -189,15 +195,20 @@ _TPU_COMMANDS = {
     "list": _Command(ListConfig, _tpu("list_members"), "list every TPU of the fleet"),
 }
 
+_FLEET_COMMANDS = {
+    "status": _Command(FleetStatusConfig, _fleet("fleet_status"), "who works on what, how fast, and how long still"),
+}
+
 _SHARDS_COMMANDS = {
-    "create": _Command(CreateShardsConfig, _shards("create"), "cut a dataset into shards that workers claim"),
-    "status": _Command(ShardsStatusConfig, _shards("status"), "which shards are done, claimed, failed and free"),
-    "reset": _Command(ResetShardsConfig, _shards("reset_shards"), "make shards free again"),
+    "create": _Command(CreateShardsConfig, _fleet("create"), "cut a dataset into shards that workers claim"),
+    "status": _Command(ShardsStatusConfig, _fleet("status"), "which shards are done, claimed, failed and free"),
+    "reset": _Command(ResetShardsConfig, _fleet("reset_shards"), "make shards free again"),
 }
 
 _COMMANDS: Mapping[str, _Command | _Group] = {
     "extract": _Command(ExtractConfig, _extract, "extract activations from a dataset; resumes where it was stopped"),
     "streams": _Command(StreamsConfig, _streams, "deal a dataset out to workers, one JSONL file each"),
+    "fleet": _Group(_FLEET_COMMANDS, "see what the workers of a sharded dataset do"),
     "shards": _Group(_SHARDS_COMMANDS, "make a sharded dataset for many workers, and look after it"),
     "verify": _Command(VerifyConfig, _verify, "read an output folder back and check every byte of it"),
     "stats": _Command(StatsConfig, _stats, "print norms, mean and deviation of each layer and site, over many workers"),

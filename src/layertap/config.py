@@ -168,6 +168,9 @@ class ExtractConfig:
     worker_id: int | None = None
     """This worker's number; None stands for TPU_WORKER_ID of the environment, else 0."""
 
+    metrics_port: int | None = None
+    """Serve metrics for Prometheus at http://127.0.0.1:PORT/metrics; 0 takes any free port and says which."""
+
     checkpoint_dir: str = "./checkpoints"
     """Where checkpoint_worker_{id}.json is kept."""
 
@@ -209,6 +212,8 @@ class ExtractConfig:
             _require("://" not in folder, f"--{flag} {folder}: is a URL; give a local folder")
         self._require_other_place(self.upload.upload_to)
         self._require_one_dataset()
+        port = self.metrics_port
+        _require(port is None or 0 <= port <= 65535, f"--metrics_port must be 0 to 65535, not {port}")
         _require(min(self.layers_to_extract, default=0) >= 0, "--layers_to_extract counts layers from 0")
         _require(len(self.activation_type) > 0, "--activation_type needs at least one of residual, mlp, attn")
         _require(self.worker >= 0, f"--worker_id must not be negative, but is {self.worker}")

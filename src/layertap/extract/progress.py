@@ -38,6 +38,7 @@ class Progress:
     def __init__(self, clock: StageClock, *, samples: int = 0, terminal: bool | None = None) -> None:
         self.samples = 0
         self.tokens = 0
+        self.resumed = samples
         self.clock = clock
         self._begun: float | None = None
         shown = sys.stderr.isatty() if terminal is None else terminal

@@ -30,6 +30,7 @@ from layertap.extract.checkpoint import checkpoint_path, resume, write_checkpoin
 from layertap.extract.clock import Stage, StageClock
 from layertap.extract.following import following
 from layertap.extract.hosts import Agreed, agreed, join
+from layertap.extract.metrics import metered
 from layertap.extract.packing import Placement, Step, batch_arrays, step_shapes
 from layertap.extract.progress import Progress, Watch
 from layertap.extract.session import Session
@@ -71,7 +72,9 @@ def extract(config: ExtractConfig) -> RunSummary:
     Raises an InputError for what the user can mend, StorageError where output cannot be written.
     """
     backend.configure()
-    return extract_prepared(prepare(config, join(config.hosts)), Session(), Watch())
+    setup = prepare(config, join(config.hosts))
+    with metered(config.worker, setup.config.output_folder, config.metrics_port) as metrics:
+        return extract_prepared(setup, Session(), Watch(metrics.begins))
 
 
 def extract_prepared(setup: Setup, session: Session, watch: Watch) -> RunSummary:

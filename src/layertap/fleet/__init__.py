@@ -10,7 +10,8 @@
     worker    claim, extract, commit, and the next
     local_engine, local_worker    several workers on this machine, started again when they die
     standing  how far the shards are; making some free again
-    commands  `layertap shards`
+    status    who works on what, how fast, and how long still
+    commands  `layertap shards`, `layertap fleet`
 
 Only `worker`, which extracts, brings JAX with it: what deals datasets out and looks after them runs on a laptop.
 """

@@ -1,13 +1,15 @@
-"""What `layertap shards ...` does."""
+"""What `layertap shards ...` and `layertap fleet ...` do."""
 
 import json
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from layertap.errors import UsageError
+from layertap.errors import LayertapError, UsageError
 from layertap.fleet import standing
-from layertap.fleet.config import CreateShardsConfig, ResetShardsConfig, ShardsStatusConfig
+from layertap.fleet.config import CreateShardsConfig, FleetStatusConfig, ResetShardsConfig, ShardsStatusConfig
 from layertap.fleet.sharded import create_shards, read_dataset
+from layertap.fleet.status import FleetWatch, describe
 from layertap.store.objects import ObjectStore, open_store
 
 
@@ -40,6 +42,22 @@ def reset_shards(config: ResetShardsConfig) -> int:
         freed = standing.reset(store, shards, force=config.force)
     print(f"{freed} of {len(shards)} shards were not free, and are now")
     return 0
+
+
+def fleet_status(config: FleetStatusConfig) -> int:
+    """`layertap fleet status`; with `--watch`, 1 where shards failed."""
+    with opened(config.dataset) as store:
+        watch = FleetWatch(store, read_dataset(store))
+        while True:
+            seen = watch.look()
+            print(seen.as_json() if config.json else describe(seen), flush=True)
+            if not config.watch:
+                return 0
+            if seen.ended:
+                return LayertapError.exit_status if seen.failures else 0
+            time.sleep(config.poll_seconds)
+            if not config.json:
+                print()
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """The flags of the commands that deal datasets out, as in `layertap.config`: one field, one flag, one sentence."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -118,6 +119,28 @@ class ShardsStatusConfig:
 
     json: bool = False
     """Print every shard, as JSON."""
+
+
+@dataclass(frozen=True)
+class FleetStatusConfig:
+    """Say what the workers of a sharded dataset do, how fast, and when they will be done."""
+
+    dataset: tyro.conf.Positional[str]
+    """The sharded dataset: a folder or gs://bucket/path."""
+
+    watch: bool = False
+    """Look again and again, until every shard is done or failed."""
+
+    poll_seconds: float = 10.0
+    """Seconds between two looks."""
+
+    json: bool = False
+    """Print JSON, an object for each look."""
+
+    def __post_init__(self) -> None:
+        """Refuse to look without a pause; raises UsageError."""
+        if not 0 < self.poll_seconds < math.inf:
+            raise UsageError(f"--poll_seconds must be positive, not {self.poll_seconds}")
 
 
 @dataclass(frozen=True)

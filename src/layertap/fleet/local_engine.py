@@ -41,7 +41,7 @@ def run_local(config: ExtractConfig) -> str:
         raise UsageError("--engine local needs --sharded_dataset_dir and --num_workers")
     with closing(open_store(url)) as store:
         progress = _Progress(store)
-        workers = [_Worker(replace(config, worker_id=config.worker + number)) for number in range(count)]
+        workers = [_Worker(_numbered(config, number)) for number in range(count)]
         try:
             for worker in workers:
                 worker.start()
@@ -49,6 +49,12 @@ def run_local(config: ExtractConfig) -> str:
         finally:
             _stop(workers)
         return progress.result()
+
+
+def _numbered(config: ExtractConfig, number: int) -> ExtractConfig:
+    """The settings of one worker of several: its own id, and its own port."""
+    port = config.metrics_port
+    return replace(config, worker_id=config.worker + number, metrics_port=port + number if port else port)
 
 
 def _attend(workers: "list[_Worker]", progress: "_Progress") -> None:

@@ -41,7 +41,8 @@ from layertap.errors import (
 )
 from layertap.extract import backend
 from layertap.extract.hosts import join
-from layertap.extract.progress import Progress, Watch
+from layertap.extract.metrics import Metrics, metered
+from layertap.extract.progress import Watch
 from layertap.extract.session import Session
 from layertap.extract.setup import Setup, prepare
 from layertap.fleet.claiming import Claimer, Taken
@@ -100,7 +101,8 @@ def work(config: ExtractConfig) -> WorkSummary:
             backend.configure()
             setup = prepare(config, hosts)
             _agree(store, setup)
-            return _Worker(setup, store, dataset, folder).work()
+            with metered(config.worker, folder, config.metrics_port) as metrics:
+                return _Worker(setup, store, dataset, folder, metrics).work()
 
 
 def _agree(store: ObjectStore, setup: Setup) -> None:
@@ -131,16 +133,17 @@ def _decoded(run: bytes, store: ObjectStore) -> object:
 class _Worker:
     """One start of a worker."""
 
-    def __init__(self, setup: Setup, store: ObjectStore, dataset: ShardedDataset, folder: Path) -> None:
+    def __init__(
+        self, setup: Setup, store: ObjectStore, dataset: ShardedDataset, folder: Path, metrics: Metrics
+    ) -> None:
         self._setup = setup
         self._config = setup.config
         self._store = store
         self._parts = Parts(setup, store, folder)
         self._slice = Slice(setup.hosts, self._parts, Session())
         self._dataset = dataset
-        self._progress: Progress | None = None
-        self._resumed = 0
-        self._shards = self._lost = self._samples = self._tokens = 0
+        self._metrics = metrics
+        self._samples = self._tokens = 0
         self._begun = time.monotonic()
         self._claimer = Claimer(
             store,
@@ -158,39 +161,41 @@ class _Worker:
         else:
             self._lead()
         seconds = time.monotonic() - self._begun
-        return WorkSummary(self._config.worker, self._shards, self._lost, self._samples, self._tokens, seconds)
+        counts = self._metrics.dataset_shards, self._metrics.leases_lost, self._samples, self._tokens
+        return WorkSummary(self._config.worker, *counts, seconds)
 
     def _follow(self) -> None:
-        watch = Watch(self._begins)
-        self._shards = self._slice.follow(self._dataset, watch)
+        watch = Watch(self._metrics.begins)
+        self._metrics.dataset_shards = self._slice.follow(self._dataset, watch)
 
     def _lead(self) -> None:
         most = self._config.sharded.max_shards
-        while (most is None or self._shards < most) and (taken := self._claimer.next()) is not None:
+        while (most is None or self._metrics.dataset_shards < most) and (taken := self._claimer.next()) is not None:
             self._note(f"{taken.shard.name}: {taken.shard.records} records")
             try:
                 self._extract(taken)
             except LeaseLostError as error:
                 if self._setup.hosts.count > 1:
                     raise  # the others are in the middle of a step that this host has left
-                self._lost += 1
+                self._metrics.leases_lost += 1
                 self._note(str(error))
         self._slice.dismiss()
         if self._claimer.failed:
             raise WorkersFailedError(
-                f"worker {self._config.worker} committed {self._shards} dataset shards, but these failed:"
-                f" {', '.join(self._claimer.failed)}. `layertap shards status {self._store.url}` says why; repair, then"
-                " free them with `layertap shards reset`"
+                f"worker {self._config.worker} committed {self._metrics.dataset_shards} dataset shards, but these"
+                f" failed: {', '.join(self._claimer.failed)}. `layertap shards status {self._store.url}` says why;"
+                " repair, then free them with `layertap shards reset`"
             )
 
     def _extract(self, taken: Taken) -> None:
         """Extract and commit one shard; raises LeaseLostError where another worker took it over."""
         shard, lease = taken.shard, taken.lease
+        self._metrics.dataset_shard = shard.name
         begun = time.monotonic()
         with _released_unless_settled(lease):
             try:
-                with Heartbeat(lease, self._metrics, self._troubled) as heartbeat:
-                    watch = Watch(self._begins, heartbeat.check)
+                with Heartbeat(lease, self._metrics.of_this_run, self._troubled) as heartbeat:
+                    watch = Watch(self._metrics.begins, heartbeat.check)
                     outcomes = self._slice.lead(shard, lease.claim.attempt, watch)
             except InputError as error:
                 if self._setup.hosts.count > 1 and not isinstance(error, HostsStoppedError):
@@ -199,7 +204,7 @@ class _Worker:
                 self._note(f"{shard.name} failed: {error}")
                 return
             lease.commit(_done(shard, lease, outcomes, time.monotonic() - begun))
-        self._shards += 1
+        self._metrics.dataset_shards += 1
         self._samples += sum(outcome["samples"] for outcome in outcomes)
         self._tokens += sum(outcome["tokens"] for outcome in outcomes)
 
@@ -212,22 +217,8 @@ class _Worker:
             seconds=self._config.sharded.lease_seconds,
         )
 
-    def _begins(self, progress: Progress) -> None:
-        self._progress = progress
-
-    def _metrics(self) -> dict[str, Any]:
-        """What a heartbeat tells."""
-        progress = self._progress
-        if progress is None:
-            return {}
-        return {
-            "samples": progress.samples,
-            "tokens": progress.tokens,
-            "tokens_per_second": round(progress.tokens_per_second, 1),
-            "waiting_for": progress.clock.current,
-        }
-
     def _troubled(self, error: LayertapError) -> None:
+        self._metrics.failed_heartbeats += 1
         self._note(f"the heartbeat failed, and is tried again: {error}")
 
     def _note(self, message: str) -> None:

@@ -1,0 +1,105 @@
+"""What is counted, where it is written, and how it is served."""
+
+import json
+import socket
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+from runs import changed, manifest, out
+
+from layertap.config import ExtractConfig
+from layertap.errors import UsageError
+from layertap.extract.clock import StageClock
+from layertap.extract.metrics import Metrics, metered, prometheus_text
+from layertap.extract.progress import Progress
+from layertap.extract.run import extract
+
+
+def lines(folder: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def get(url: str) -> str:
+    with urllib.request.urlopen(url) as answer:
+        assert answer.headers["Content-Type"].startswith("text/plain; version=0.0.4")
+        return answer.read().decode()
+
+
+def progress(samples: int, tokens: int, resumed: int = 0) -> Progress:
+    made = Progress(StageClock(), samples=resumed, terminal=False)
+    made.add(samples, tokens)
+    made.close()
+    return made
+
+
+def test_a_run_leaves_its_counts_beside_its_output(config: ExtractConfig) -> None:
+    extract(config)
+    last = lines(out(config))[-1]
+    totals = manifest(config)["totals"]
+    assert (last["samples"], last["tokens"]) == (totals["samples"], totals["tokens"])
+    assert last["worker"] == 0
+    assert set(last["waited_seconds"]) >= {"loading", "device", "writing"}
+    before = len(lines(out(config)))
+    extract(config)  # complete already; its start is a line too
+    assert len(lines(out(config))) > before
+
+
+def test_a_run_that_is_refused_leaves_none(config: ExtractConfig) -> None:
+    extract(config)
+    before = lines(out(config))
+    with pytest.raises(Exception, match="another run"):
+        extract(changed(config, random_seed=1))
+    assert lines(out(config)) == before
+
+
+def test_counts_add_up_over_runs() -> None:
+    metrics = Metrics(3)
+    assert metrics.of_this_run() == {}
+    metrics.begins(progress(2, 50))
+    metrics.begins(progress(1, 7, resumed=4))
+    sample = metrics.sample()
+    assert (sample["worker"], sample["samples"], sample["tokens"]) == (3, 3, 57)
+    assert metrics.of_this_run()["samples"] == 5
+
+
+def test_prometheus_is_served_on_loopback(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with metered(3, tmp_path, 0) as metrics:
+        metrics.begins(progress(2, 50))
+        url = capsys.readouterr().err.split()[-1]
+        assert url.startswith("http://127.0.0.1:")
+        text = get(url)
+        with pytest.raises(urllib.error.HTTPError, match="404"):
+            get(url.replace("/metrics", "/"))
+    assert 'layertap_tokens_total{worker="3"} 50\n' in text
+    assert "# TYPE layertap_tokens_per_second gauge\n" in text
+    assert 'layertap_waited_seconds_total{worker="3",stage="device"} 0.0\n' in text
+    with pytest.raises(urllib.error.URLError):
+        get(url)
+
+
+def test_the_text_is_what_prometheus_reads() -> None:
+    parser = pytest.importorskip("prometheus_client.parser")
+    metrics = Metrics(3)
+    metrics.begins(progress(2, 50))
+    families = {
+        family.name: family for family in parser.text_string_to_metric_families(prometheus_text(metrics.sample()))
+    }
+    assert families["layertap_tokens"].type == "counter"
+    assert families["layertap_tokens"].samples[0].value == 50
+    assert families["layertap_tokens"].samples[0].labels == {"worker": "3"}
+
+
+def test_a_port_that_is_taken_is_refused(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(UsageError, match=f"--metrics_port {port}: .* give another"), metered(0, tmp_path, port):
+            pass
+
+
+def test_a_port_that_is_none_is_refused(config: ExtractConfig) -> None:
+    with pytest.raises(UsageError, match="--metrics_port must be 0 to 65535"):
+        changed(config, metrics_port=70_000)
