@@ -210,9 +210,9 @@ def test_an_edited_identity_is_found(tensors):
     assert outputs.the_finding(tensors).startswith("metadata.json: the fingerprint is not that of the identity")
 
 
-def whole_run(document, samples, skipped=()):
-    """The manifest of a complete run by one machine, of so many samples."""
-    document["identity"]["dataset"] = {"total_machines": 1}
+def whole_run(document, samples, skipped=(), dataset=None):
+    """The manifest of a complete run by one machine, up to this sample."""
+    document["identity"]["dataset"] = dataset or {"total_machines": 1}
     document["fingerprint"] = outputs.fingerprint_of(document["identity"])
     listed = [{"sample_idx": index, "action": "skipped"} for index in skipped]
     document["progress"] = {"sample_idx": samples, "overlong_samples": {"count": len(listed), "list": listed}}
@@ -237,3 +237,25 @@ def test_a_last_shard_taken_out_with_its_files_is_found(folder):
     for path in folder.rglob("shard_0003*"):
         path.unlink()
     assert outputs.the_finding(folder) == "samples 4 to 5 stand in no shard"
+
+
+@pytest.mark.parametrize(
+    ("first", "end", "findings"),
+    [
+        (2, 6, []),
+        (1, 6, ["samples 1 to 1 stand in no shard"]),
+        (2, 8, ["samples 6 to 7 stand in no shard"]),
+    ],
+)
+def test_samples_that_a_shard_of_a_dataset_lacks_are_found(tmp_path, first, end, findings):
+    outputs.write(tmp_path, outputs.three_shards()[1:], outputs.shard_format())  # samples 2 to 5
+    dataset = {"part": "shard_001", "first_sample_idx": first}
+    outputs.edit_manifest(tmp_path, lambda document: whole_run(document, end, dataset=dataset))
+    assert outputs.findings(tmp_path) == findings
+
+
+def test_hosts_that_share_a_shard_of_a_dataset_have_gaps_by_nature(tmp_path):
+    outputs.write(tmp_path, outputs.three_shards()[1:], outputs.shard_format())
+    dataset = {"part": "shard_001", "first_sample_idx": 0, "machine_id": 1, "total_machines": 2}
+    outputs.edit_manifest(tmp_path, lambda document: whole_run(document, 9, dataset=dataset))
+    assert outputs.findings(tmp_path) == []

@@ -4,8 +4,8 @@ Checked, for both formats: the manifest in itself; every file is there with its 
 there that the manifest does not name; every shard holds the samples, layers, sites, tokens, shapes and dtype that it
 should, with the same token ids at every layer and site, offsets and positions that count them, the flags that follow
 from them, the statistics of its activations, and no NaN or infinity; every sample stands once, and in a complete run
-that is one machine's none is missing. All findings are collected: one damaged shard does not hide the next, and no
-content, however damaged, ends the check.
+that is one machine's, of a whole dataset or of one shard of it, none is missing. All findings are collected: one
+damaged shard does not hide the next, and no content, however damaged, ends the check.
 
 Files come through the seam in `folder.py`, each read once, one in memory at a time (twice its size for pickles).
 
@@ -134,7 +134,9 @@ def _repeated_samples(manifest: Manifest) -> Iterator[str]:
 
 def _missing_samples(manifest: Manifest) -> Iterator[str]:
     """Gaps in the numbers of a complete run; several machines that share a dataset have gaps by nature."""
-    if not manifest.complete or manifest.identity.get("dataset", {}).get("total_machines") != 1:
+    dataset = manifest.identity.get("dataset", {})
+    alone = dataset.get("total_machines", 1 if "part" in dataset else None) == 1
+    if not (manifest.complete and alone):
         return
     skipped = [
         (entry["sample_idx"], entry["sample_idx"])
@@ -142,7 +144,7 @@ def _missing_samples(manifest: Manifest) -> Iterator[str]:
         if entry["action"] == "skipped"
     ]
     ranges = sorted([*(pair for shard in manifest.shards for pair in shard.sample_idx), *skipped])
-    expected = 0
+    expected = dataset.get("first_sample_idx", 0)
     for first, last in [*ranges, (manifest.progress["sample_idx"],) * 2]:
         if first > expected:
             yield f"samples {expected} to {first - 1} stand in no shard"
