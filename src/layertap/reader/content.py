@@ -72,7 +72,7 @@ class TensorShard:
         self._source = source
         self._entry = entry
         self._files = _files(entry)
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._layouts: dict[Tap, TensorLayout] = {}
         self._small: dict[str, np.ndarray] = {}
 
@@ -122,12 +122,14 @@ class TensorShard:
 
     def _whole(self, tensor: str, require: Callable[[np.ndarray], None]) -> np.ndarray:
         """A tensor that is short: checked, and kept."""
-        found = self._small.get(tensor)
-        if found is None:
-            tap = self._any_tap()
-            found = self._rows(tap, tensor, 0, self._layout(tap).places[tensor].shape[0])
-            require(found)
-            self._small[tensor] = found
+        tap = self._any_tap()
+        places = self._layout(tap).places
+        with self._lock:
+            found = self._small.get(tensor)
+            if found is None:
+                found = self._rows(tap, tensor, 0, places[tensor].shape[0])
+                require(found)
+                self._small[tensor] = found
         return found
 
     def _require_offsets(self, offsets: np.ndarray) -> None:

@@ -5,17 +5,19 @@ read what they need; which bytes that is, is told in content.py (samples) and ba
 """
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import lru_cache
-from itertools import accumulate
 from operator import index as exact_int
 from pathlib import Path
 from typing import overload
 
 from layertap.errors import DamageError, UsageError
-from layertap.reader.content import ShardContent, open_shard
+from layertap.reader.batches import Batches
+from layertap.reader.config import BatchConfig, Dtype, Flag, Framework
+from layertap.reader.content import ShardContent
 from layertap.reader.overlap import described, require_each_once
 from layertap.reader.sample import ActivationSample
+from layertap.reader.shards import Shards
 from layertap.reader.sources import find_sources
 from layertap.store.objects import open_store
 from layertap.tap import SITES, Site, Tap
@@ -37,55 +39,52 @@ class ActivationDataset(Sequence[ActivationSample]):
         """`sharded_dataset` is where the done-manifests of a claimed dataset lie; they tell which attempts count."""
         self._store = open_store(str(path))
         self.path = self._store.url
-        self._sources = find_sources(self._store, sharded_dataset)
-        self._shards = tuple((source, entry) for source in self._sources for entry in source.manifest.shards)
-        self._first_samples = tuple(accumulate((entry.samples for _, entry in self._shards), initial=0))
-        self._kept: dict[int, ShardContent] = {}
-        self._last_pickled = lru_cache(maxsize=1)(self._open)
-        require_each_once(self.path, self._sources, self._describe)
+        self._shards = Shards(find_sources(self._store, sharded_dataset))
+        self._last_pickled = lru_cache(maxsize=1)(self._shards.content)
+        require_each_once(self.path, self._shards.sources, self._describe)
 
     @property
     def sources(self) -> tuple[str, ...]:
         """The folders that it is made of, below `path`."""
-        return tuple(source.name for source in self._sources)
+        return tuple(source.name for source in self._shards.sources)
 
     @property
     def layers(self) -> tuple[int, ...]:
         """The layers that were extracted."""
-        return self._sources[0].manifest.layers
+        return self._shards.sources[0].manifest.layers
 
     @property
     def sites(self) -> tuple[Site, ...]:
         """The sites that were extracted."""
-        return tuple(site for site in SITES if site in self._sources[0].manifest.sites)
+        return tuple(site for site in SITES if site in self._shards.sources[0].manifest.sites)
 
     @property
     def hidden_size(self) -> int:
         """The width of an activation."""
-        return self._sources[0].manifest.hidden_size
+        return self._shards.sources[0].manifest.hidden_size
 
     @property
     def storage_dtypes(self) -> tuple[str, ...]:
         """As what activations are stored; workers may differ."""
-        return tuple(sorted({source.manifest.storage_dtype for source in self._sources}))
+        return tuple(sorted({source.manifest.storage_dtype for source in self._shards.sources}))
 
     @property
     def model_path(self) -> str:
         """The model that the activations are of, as the first worker had it."""
-        return self._sources[0].manifest.model_path
+        return self._shards.sources[0].manifest.model_path
 
     @property
     def tokens(self) -> int:
         """How many tokens it has."""
-        return sum(source.manifest.tokens for source in self._sources)
+        return sum(source.manifest.tokens for source in self._shards.sources)
 
     @property
     def complete(self) -> bool:
         """Whether every run has reached its end."""
-        return all(source.manifest.complete for source in self._sources)
+        return all(source.manifest.complete for source in self._shards.sources)
 
     def __len__(self) -> int:
-        return self._first_samples[-1]
+        return self._shards.first_samples[-1]
 
     @overload
     def __getitem__(self, index: int) -> ActivationSample: ...
@@ -99,8 +98,49 @@ class ActivationDataset(Sequence[ActivationSample]):
         if not -len(self) <= number < len(self):
             raise IndexError(f"{self.path}: has {len(self)} samples, there is none at {number}")
         number %= len(self)
-        shard = bisect_right(self._first_samples, number) - 1
-        return self._sample(shard, number - self._first_samples[shard])
+        shard = bisect_right(self._shards.first_samples, number) - 1
+        return self._sample(shard, number - self._shards.first_samples[shard])
+
+    def batches(
+        self,
+        batch_size: int,
+        *,
+        layers: Sequence[int] | None = None,
+        sites: Sequence[Site] | None = None,
+        seed: int = 0,
+        shuffle: bool = True,
+        rank: int = 0,
+        world_size: int = 1,
+        exclude: Collection[Flag] = (),
+        drop_last: bool = False,
+        as_: Framework = "numpy",
+        dtype: Dtype | None = None,
+        pool_tokens: int = 131_072,
+        piece_tokens: int = 1024,
+    ) -> Batches:
+        """All tokens, each once an epoch, as batches of [tokens, taps, hidden]; see `BatchConfig` for what is asked.
+
+        `layers` and `sites` stand for all where they are left out; the taps are every layer at the first site, then at
+        the next. Raises UsageError where they are not there.
+        """
+        at_layers, at_sites = self.layers if layers is None else layers, self.sites if sites is None else sites
+        config = BatchConfig(
+            batch_size=batch_size,
+            taps=tuple(self._tap(layer, site) for site in at_sites for layer in at_layers),
+            seed=seed,
+            shuffle=shuffle,
+            rank=rank,
+            world_size=world_size,
+            exclude=frozenset(exclude),
+            drop_last=drop_last,
+            as_=as_,
+            dtype=dtype,
+            pool_tokens=pool_tokens,
+            piece_tokens=piece_tokens,
+        )
+        if dtype is None and len(self.storage_dtypes) > 1:
+            raise UsageError(f"{self.path}: is stored as {' and '.join(self.storage_dtypes)}; give dtype=")
+        return Batches(self._shards, config, self.hidden_size, dtype or self.storage_dtypes[0])
 
     def close(self) -> None:
         """Let go of connections; what was handed out stays."""
@@ -109,7 +149,7 @@ class ActivationDataset(Sequence[ActivationSample]):
     def __repr__(self) -> str:
         return (
             f"ActivationDataset({self.path!r}): {len(self)} samples, {self.tokens} tokens, layers {list(self.layers)},"
-            f" {', '.join(self.sites)}, from {len(self._sources)} folders"
+            f" {', '.join(self.sites)}, from {len(self._shards.sources)} folders"
         )
 
     def _tap(self, layer: int, site: Site | None) -> Tap:
@@ -123,22 +163,15 @@ class ActivationDataset(Sequence[ActivationSample]):
             )
         return tap
 
-    def _open(self, shard: int) -> ShardContent:
-        return open_shard(*self._shards[shard])
-
     def _content(self, shard: int) -> ShardContent:
-        """A shard for looking at samples: of safetensors what is small is kept, of pickles the last shard."""
-        if self._shards[shard][0].manifest.format == "pickle":
-            return self._last_pickled(shard)
-        if shard not in self._kept:
-            self._kept[shard] = self._open(shard)
-        return self._kept[shard]
+        """A shard for looking at samples; the last one of pickles is kept."""
+        return self._shards.content(shard) if self._shards.by_parts[shard] else self._last_pickled(shard)
 
     def _sample(self, shard: int, number: int) -> ActivationSample:
         return ActivationSample(self._content(shard), number, self._shards[shard][0].name, self._tap)
 
     def _describe(self, source: int, sample_idx: int) -> tuple[str, str, bytes]:
-        chosen = self._sources[source]
+        chosen = self._shards.sources[source]
         shard = next(
             number
             for number, (owner, entry) in enumerate(self._shards)

@@ -10,16 +10,16 @@ import mmap
 import threading
 from collections import OrderedDict
 from pathlib import Path
-from typing import BinaryIO, Protocol, cast
+from typing import BinaryIO, Protocol
 
 import numpy as np
 
 from layertap.errors import DamageError, StorageError
 from layertap.store.manifest import StoredFile
 from layertap.store.objects import ObjectStore
+from layertap.store.ranges import open_ranges
 
 _OPEN_MAPS = 128
-_STREAM_BYTES = 16 << 20
 
 Bytes = np.ndarray
 """One dimension, uint8."""
@@ -105,35 +105,5 @@ class RangedFiles:
         return np.frombuffer(content, np.uint8)
 
     def stream(self, file: StoredFile) -> BinaryIO:
-        """See `Files`; `_STREAM_BYTES` at a time."""
-        return cast(BinaryIO, io.BufferedReader(_Ranges(self, file), _STREAM_BYTES))
-
-
-class _Ranges(io.RawIOBase):
-    """A file that is fetched range by range, as it is read."""
-
-    def __init__(self, files: RangedFiles, file: StoredFile) -> None:
-        self._files = files
-        self._file = file
-        self._place = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._place = {io.SEEK_SET: 0, io.SEEK_CUR: self._place, io.SEEK_END: self._file.bytes}[whence] + offset
-        return self._place
-
-    def tell(self) -> int:
-        return self._place
-
-    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        length = min(len(buffer), self._file.bytes - self._place)
-        if length <= 0:
-            return 0
-        buffer[:length] = self._files.read(self._file, self._place, length).data
-        self._place += length
-        return length
+        """See `Files`."""
+        return open_ranges(self._store, self._prefix + file.path, file.bytes)

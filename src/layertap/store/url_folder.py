@@ -1,15 +1,13 @@
 """An output folder behind a URL, read by ranges: nothing goes to the disk, and one file is in memory at a time."""
 
-import io
 import sys
 from collections.abc import Iterator
 from functools import cached_property
-from typing import BinaryIO, cast
+from typing import BinaryIO
 
-from layertap.store.objects import ObjectInfo, ObjectStore, open_store
+from layertap.store.objects import ObjectInfo, open_store
+from layertap.store.ranges import open_ranges
 from layertap.store.retry import Retry
-
-_RANGE_BYTES = 32 << 20
 
 
 class UrlFolder:
@@ -41,37 +39,8 @@ class UrlFolder:
 
     def open(self, path: str) -> BinaryIO:
         """See `Folder`."""
-        return cast(BinaryIO, io.BufferedReader(_Ranges(self._store, path, self.size(path) or 0), _RANGE_BYTES))
+        return open_ranges(self._store, path, self.size(path) or 0)
 
     def close(self) -> None:
         """Let go of connections."""
         self._store.close()
-
-
-class _Ranges(io.RawIOBase):
-    """An object's bytes, a range at a time."""
-
-    def __init__(self, store: ObjectStore, name: str, size: int) -> None:
-        self._store = store
-        self._name = name
-        self._size = size
-        self._position = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: "memoryview") -> int:  # type: ignore[override]
-        wanted = min(len(buffer), self._size - self._position)
-        data = self._store.read_range(self._name, self._position, wanted)
-        buffer[: len(data)] = data
-        self._position += len(data)
-        return len(data)
-
-    def readall(self) -> bytes:
-        parts = []
-        while data := self._store.read_range(
-            self._name, self._position, min(_RANGE_BYTES, self._size - self._position)
-        ):
-            self._position += len(data)
-            parts.append(data)
-        return b"".join(parts)

@@ -1,0 +1,95 @@
+"""What batches are asked for."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Literal, get_args
+
+from layertap.errors import UsageError
+from layertap.store.flags import FIRST, SINK, SPECIAL
+from layertap.tap import Tap
+
+Flag = Literal["first", "special", "sink"]
+Framework = Literal["numpy", "torch", "jax"]
+Dtype = Literal["bfloat16", "float16", "float32"]
+
+FLAG_BITS: Mapping[str, int] = MappingProxyType({"first": FIRST, "special": SPECIAL, "sink": SINK})
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchConfig:
+    """One way of going through the tokens of a dataset."""
+
+    batch_size: int
+    """Tokens in a batch, on each rank."""
+
+    taps: tuple[Tap, ...]
+    """What each token brings, in this order."""
+
+    seed: int = 0
+    """Decides the order, with everything that `order` lists."""
+
+    shuffle: bool = True
+    """False: the dataset's own order."""
+
+    rank: int = 0
+    """Which share of the tokens, of `world_size`."""
+
+    world_size: int = 1
+    """How many shares there are; they have no token in common, and all tokens together."""
+
+    exclude: frozenset[Flag] = frozenset()
+    """Tokens with any of these flags are left out; with "sink", those that are one at any of the taps."""
+
+    drop_last: bool = False
+    """Leave out what does not fill a batch on every rank, so that all ranks have as many batches."""
+
+    as_: Framework = "numpy"
+    """Whose arrays the activations are."""
+
+    dtype: Dtype | None = None
+    """As what they are given; None: as they are stored."""
+
+    pool_tokens: int = 131_072
+    """Tokens that are mixed with each other, and held in memory."""
+
+    piece_tokens: int = 1024
+    """Tokens that follow each other in a shard and come into a pool together, where shards can be read by parts."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that make no sense; raises UsageError."""
+        for name in ("batch_size", "world_size", "pool_tokens", "piece_tokens"):
+            _require(getattr(self, name) >= 1, f"{name} must be at least 1, not {getattr(self, name)}")
+        _require(0 <= self.rank < self.world_size, f"rank {self.rank}: ranks are 0 to {self.world_size - 1}")
+        _require(self.seed >= 0, f"seed must not be negative, not {self.seed}")
+        _require(bool(self.taps), "give at least one layer and one site")
+        _require(len(set(self.taps)) == len(self.taps), "a layer or site is given twice")
+        _require_one_of("exclude", self.exclude, get_args(Flag))
+        _require_one_of("as_", [self.as_], get_args(Framework))
+        _require_one_of("dtype", [] if self.dtype is None else [self.dtype], get_args(Dtype))
+
+    @property
+    def pool_rows(self) -> int:
+        """Tokens of a pool: whole batches."""
+        return max(1, self.pool_tokens // self.batch_size) * self.batch_size
+
+    @property
+    def excluded_bits(self) -> int:
+        """The flags of tokens that are left out."""
+        return sum(FLAG_BITS[flag] for flag in self.exclude)
+
+    def order(self) -> dict[str, Any]:
+        """Everything but the dataset that decides which token comes when, for all ranks alike; as JSON."""
+        names = ("batch_size", "seed", "shuffle", "world_size", "drop_last", "pool_tokens", "piece_tokens")
+        own = {name: getattr(self, name) for name in names}
+        return own | {"taps": [list(tap) for tap in self.taps], "exclude": sorted(self.exclude)}
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise UsageError(message)
+
+
+def _require_one_of(name: str, given: Collection[str], known: Collection[str]) -> None:
+    unknown = sorted(set(given) - set(known))
+    _require(not unknown, f"{name}: {', '.join(unknown)} is none of {', '.join(known)}")

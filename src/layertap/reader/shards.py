@@ -1,0 +1,60 @@
+"""The shards of a dataset in their order, and what is kept of them.
+
+Of safetensors, what is small is kept once it was read: layouts, offsets and numbers of samples, some 20 bytes a sample
+and 1 kB a file. Of pickles nothing is kept here; who wants them again holds on to them.
+"""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from itertools import accumulate
+
+from layertap.reader.content import ShardContent, open_shard
+from layertap.reader.sources import Source
+from layertap.store.manifest import ShardEntry
+
+
+class Shards:
+    """Every shard of every source."""
+
+    def __init__(self, sources: Sequence[Source]) -> None:
+        self.sources = tuple(sources)
+        self._entries = tuple((source, entry) for source in sources for entry in source.manifest.shards)
+        self.tokens = tuple(entry.tokens for _, entry in self._entries)
+        self.first_samples = tuple(accumulate((entry.samples for _, entry in self._entries), initial=0))
+        """The place in the dataset of each one's first sample, and behind the last."""
+        self.by_parts = tuple(source.manifest.format == "safetensors" for source, _ in self._entries)
+        """Whether parts of it can be read."""
+        self._kept: dict[int, ShardContent] = {}
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __getitem__(self, number: int) -> tuple[Source, ShardEntry]:
+        return self._entries[number]
+
+    def __iter__(self) -> Iterator[tuple[Source, ShardEntry]]:
+        return iter(self._entries)
+
+    def local(self, number: int) -> bool:
+        """Whether it lies on this machine."""
+        return self._entries[number][0].files.local
+
+    def content(self, number: int) -> ShardContent:
+        """What it holds."""
+        found = self._kept.get(number)
+        if found is None:
+            found = open_shard(*self._entries[number])
+            if self.by_parts[number]:
+                found = self._kept.setdefault(number, found)
+        return found
+
+    @cached_property
+    def digest(self) -> str:
+        """Equal where the same bytes lie in the same order, wherever that is."""
+        digest = hashlib.sha256()
+        for source, entry in self._entries:
+            digest.update(f"{source.manifest.fingerprint} {entry.index} {entry.tokens}\n".encode())
+            for file in entry.files:
+                digest.update(f"{file.path} {file.crc32c}\n".encode())
+        return digest.hexdigest()
