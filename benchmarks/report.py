@@ -12,6 +12,7 @@ from typing import Any
 
 from benchmarks.config import BenchmarkConfig
 from layertap.model.config import Qwen2Config
+from layertap.plan.flops import causal_pairs, forward_flops
 
 Figures = Mapping[str, float]
 Runs = Mapping[str, Sequence[Figures]]
@@ -32,11 +33,7 @@ def model_gflop(config: Qwen2Config, layers: int, lengths: Sequence[int]) -> flo
     """What a forward pass over prompts of these lengths must compute at least, in GFLOP: products and causal
     attention.
     """
-    heads = config.num_attention_heads * config.head_dim
-    qkv = heads + 2 * config.num_key_value_heads * config.head_dim
-    products = config.hidden_size * (qkv + heads + 3 * config.intermediate_size)
-    attention = sum(2 * heads * length * (length + 1) / 2 for length in lengths)
-    return 2 * layers * (products * sum(lengths) + attention) / 1e9
+    return forward_flops(config, layers, sum(lengths), sum(map(causal_pairs, lengths))) / 1e9
 
 
 def table(dtype: str, runs: Runs, gflop_per_token: float) -> str:

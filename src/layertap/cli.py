@@ -28,6 +28,7 @@ from layertap.fleet.config import (
     ShardsStatusConfig,
     StreamsConfig,
 )
+from layertap.plan.config import PlanConfig
 from layertap.process import guarded
 from layertap.store.folder import Folder, LocalFolder
 from layertap.store.url_folder import UrlFolder
@@ -159,6 +160,15 @@ def _stats(config: StatsConfig) -> int:
     return 0
 
 
+def _plan(config: PlanConfig) -> int:
+    from layertap.plan.command import make_plan
+    from layertap.plan.report import describe
+
+    plan = make_plan(config, lambda message: print(f"{message} ...", file=sys.stderr, flush=True))
+    print(json.dumps(plan.to_json(), indent=2) if config.json else describe(plan))
+    return 0
+
+
 def _tpu(command: str) -> Callable[[Any], int]:
     """The function of that name in `tpu/commands.py`, imported when it runs."""
 
@@ -212,6 +222,7 @@ _COMMANDS: Mapping[str, _Command | _Group] = {
     "shards": _Group(_SHARDS_COMMANDS, "make a sharded dataset for many workers, and look after it"),
     "verify": _Command(VerifyConfig, _verify, "read an output folder back and check every byte of it"),
     "stats": _Command(StatsConfig, _stats, "print norms, mean and deviation of each layer and site, over many workers"),
+    "plan": _Command(PlanConfig, _plan, "say what a run would need: bytes, memory, time and cost"),
     "tpu": _Group(_TPU_COMMANDS, "create, watch, mend and delete fleets of TPUs in Google Cloud"),
     "demo": _Command(DemoConfig, _demo, "make a tiny model and tasks on the spot, extract from them, verify"),
 }

@@ -12,6 +12,7 @@
     │   ├── HostsStoppedError     the input of one of several hosts is wrong, and all stop together
     │   └── AccessError           credentials that are missing, or that do not allow this
     ├── DeviceError               a step that the device could not run
+    │   └── DoesNotFitError       a step that needs more memory than the device has
     ├── StorageError              output that could not be written, read or believed
     │   └── DamageError           a stored file that is not what the manifest says it is
     ├── LeaseLostError            a dataset shard that another worker has taken over
@@ -72,6 +73,10 @@ class HostsStoppedError(InputError):
 
 class DeviceError(LayertapError):
     """A step that the device could not run."""
+
+
+class DoesNotFitError(DeviceError):
+    """A step that needs more memory than the device has, as its compiler says."""
 
 
 class StorageError(LayertapError):

@@ -204,7 +204,7 @@ class _Run:
         with self._clock.waiting_for("transfer"):
             arrays = program.harvest(flight.outputs)
         for window, emitted, place in flight.uncommitted():
-            sample = _stored(window, place, arrays)
+            sample = stored_sample(window, place, arrays)
             if not self._buffer.has_room(sample):
                 self._commit(queue, self._reached, complete=False)
             self._buffer.add(sample)
@@ -273,7 +273,8 @@ def _one_behind(flights: Iterator[_Flight]) -> Iterator[_Flight]:
         yield previous
 
 
-def _stored(window: Window, place: Placement, arrays: HostOutputs) -> StoredSample:
+def stored_sample(window: Window, place: Placement, arrays: HostOutputs) -> StoredSample:
+    """The sample that stands at `place`, with its part of the step's outputs."""
     sample = window.samples[place.sample]
     span = slice(place.start, place.start + place.length)
     return StoredSample(

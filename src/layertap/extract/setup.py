@@ -30,7 +30,7 @@ from layertap.extract.step import resolve_taps
 from layertap.extract.windows import WindowRules
 from layertap.model import weights
 from layertap.model.checkpoint import Checkpoint, open_checkpoint
-from layertap.model.config import MODEL_TYPE
+from layertap.model.config import MODEL_TYPE, Qwen2Config
 from layertap.model.mesh import auto_shape, make_mesh, parse_mesh, weight_bytes
 from layertap.prompts import PromptMaker, load_template, load_tokenizer, parse_grid_encoder
 from layertap.store.manifest import Manifest, fingerprint_of
@@ -107,18 +107,11 @@ def prepare(config: ExtractConfig, hosts: Hosts = _ALONE) -> Setup:
     if hosts.count > 1:
         config = replace(config, output_dir=str(config.output_folder / f"tpu_{hosts.name(config.worker)}"))
     checkpoint = open_checkpoint(config.model_path)
-    taps = _resolve_taps(config, checkpoint)
-    maker = _prompt_maker(config, checkpoint)
+    taps = resolve_run_taps(config, checkpoint.config)
+    maker = prompt_maker(config, checkpoint)
     mesh = _mesh(config, checkpoint, taps[-1].layer + 1)
-    rules = _window_rules(config, hosts, devices=1 if mesh is None else mesh.size // hosts.count)
-    shard_format = ShardFormat(
-        layers=tuple(sorted({tap.layer for tap in taps})),
-        sites=tuple(dict.fromkeys(config.activation_type)),
-        hidden_size=checkpoint.config.hidden_size,
-        dtype=_DTYPES[config.stored_as],
-        compress=config.compress_shards,
-        name=config.format,
-    )
+    rules = window_rules(config, hosts, devices=1 if mesh is None else mesh.size // hosts.count)
+    shard_format = format_of_shards(config, checkpoint.config, taps)
     identity = _identity(config, checkpoint, maker, taps, shard_format, rules)
     manifest = Manifest(
         fingerprint=fingerprint_of(identity),
@@ -160,8 +153,9 @@ def for_part(setup: Setup, part: Part) -> Setup:
     )
 
 
-def _resolve_taps(config: ExtractConfig, checkpoint: Checkpoint) -> tuple[Tap, ...]:
-    num_layers = checkpoint.config.num_hidden_layers
+def resolve_run_taps(config: ExtractConfig, model: Qwen2Config) -> tuple[Tap, ...]:
+    """Every (layer, site) that `config` asks for; raises ModelError for layers that `model` does not have."""
+    num_layers = model.num_hidden_layers
     impossible = [layer for layer in config.layers_to_extract if layer >= num_layers]
     if impossible:
         raise ModelError(
@@ -172,7 +166,20 @@ def _resolve_taps(config: ExtractConfig, checkpoint: Checkpoint) -> tuple[Tap, .
     return resolve_taps(layers, tuple(dict.fromkeys(config.activation_type)), num_layers)
 
 
-def _prompt_maker(config: ExtractConfig, checkpoint: Checkpoint) -> PromptMaker:
+def format_of_shards(config: ExtractConfig, model: Qwen2Config, taps: tuple[Tap, ...]) -> ShardFormat:
+    """How the run's shards are written."""
+    return ShardFormat(
+        layers=tuple(sorted({tap.layer for tap in taps})),
+        sites=tuple(dict.fromkeys(config.activation_type)),
+        hidden_size=model.hidden_size,
+        dtype=_DTYPES[config.stored_as],
+        compress=config.compress_shards,
+        name=config.format,
+    )
+
+
+def prompt_maker(config: ExtractConfig, checkpoint: Checkpoint) -> PromptMaker:
+    """What makes the run's prompts, with the checkpoint's tokenizer; raises an InputError where it cannot."""
     tokenizer = load_tokenizer(checkpoint.folder)
     if tokenizer.vocab_size > checkpoint.config.vocab_size:
         raise ModelError(
@@ -201,7 +208,8 @@ def _mesh(config: ExtractConfig, checkpoint: Checkpoint, num_layers: int) -> Mes
     return None if mesh.size == 1 else mesh
 
 
-def _window_rules(config: ExtractConfig, hosts: Hosts, devices: int) -> WindowRules:
+def window_rules(config: ExtractConfig, hosts: Hosts, devices: int) -> WindowRules:
+    """What the windows of one of `hosts` depend on, where `devices` of its own share its steps."""
     machine, machines = hosts.share(config.machine_id, config.total_machines)
     return WindowRules(
         window_samples=config.window_samples,

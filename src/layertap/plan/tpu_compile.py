@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import ml_dtypes
 import numpy as np
 
-from layertap.errors import DeviceError, UsageError
+from layertap.errors import DeviceError, DoesNotFitError, UsageError
 from layertap.plan.models import model_config
 from layertap.plan.topologies import Topology, parse_topology
 from layertap.tap import Site
@@ -74,7 +74,8 @@ class CompiledStep:
 def compile_step(step: TpuStep) -> CompiledStep:
     """Have `step` compiled in a process of its own.
 
-    Raises UsageError where libtpu is missing, and DeviceError, with the compiler's own words, where it does not fit.
+    Raises UsageError where libtpu is missing, DoesNotFitError, with the compiler's own figure, where it does not fit,
+    and DeviceError where it fails otherwise.
     """
     done = subprocess.run(
         [sys.executable, "-m", "layertap.plan.tpu_compile", json.dumps(dataclasses.asdict(step))],
@@ -88,7 +89,7 @@ def compile_step(step: TpuStep) -> CompiledStep:
     if "No module named 'libtpu'" in done.stderr or ("libtpu.so" in done.stderr and "cannot open" in done.stderr):
         raise UsageError("the TPU compiler is not installed: pip install 'layertap[tpu]'")
     if refused := re.search(r"Ran out of memory in memory space hbm\. (Used \S+ of \S+ hbm)", done.stderr):
-        raise DeviceError(
+        raise DoesNotFitError(
             f"{step.model} on {step.topology}, {step.rows} rows of {step.row_length} tokens a chip: does not fit"
             f" ({refused[1]}); take fewer or shorter rows, or more chips"
         )

@@ -141,7 +141,7 @@ class ShardWriter:
         self, file: PlannedFile, samples: Sequence[StoredSample], flags: Mapping[Tap, Sequence[Flags]]
     ) -> StoredFile:
         with atomic_write(self._folder / file.path) as sink:
-            self._write_samples(sink, file, samples, flags)
+            write_samples(sink, file, self._format, self.manifest, samples, flags)
         return StoredFile(file.path, file.site, file.layer, sink.size, sink.crc32c)
 
     def _write_statistics(self, index: int, statistics: Mapping[Tap, TapStatistics]) -> StoredFile:
@@ -150,24 +150,19 @@ class ShardWriter:
             write_statistics(sink, statistics, self.manifest.fingerprint)
         return StoredFile(path, None, None, sink.size, sink.crc32c, kind=KIND)
 
-    def _write_samples(
-        self,
-        sink: Checksummed,
-        file: PlannedFile,
-        samples: Sequence[StoredSample],
-        flags: Mapping[Tap, Sequence[Flags]],
-    ) -> None:
-        form = self._format
-        if file.layer is None:
-            write_pickle(sink, samples, form.layers, file.site, form.dtype, flags, compress=form.compress)
-        else:
-            tap = Tap(file.layer, file.site)
-            write_safetensors(sink, samples, tap, form.dtype, flags[tap], self._about())
 
-    def _about(self) -> dict[str, str]:
-        manifest = self.manifest
-        return {
-            "model_path": manifest.model_path,
-            "model_type": manifest.model_type,
-            "fingerprint": manifest.fingerprint,
-        }
+def write_samples(
+    sink: Checksummed,
+    file: PlannedFile,
+    form: ShardFormat,
+    manifest: Manifest,
+    samples: Sequence[StoredSample],
+    flags: Mapping[Tap, Sequence[Flags]],
+) -> None:
+    """Write one file of a shard of the run that `manifest` is of."""
+    if file.layer is None:
+        write_pickle(sink, samples, form.layers, file.site, form.dtype, flags, compress=form.compress)
+        return
+    tap = Tap(file.layer, file.site)
+    about = {name: getattr(manifest, name) for name in ("model_path", "model_type", "fingerprint")}
+    write_safetensors(sink, samples, tap, form.dtype, flags[tap], about)

@@ -1,0 +1,191 @@
+"""From work and rates to hours: pure arithmetic.
+
+A run is a pipeline: while the device computes a step, activations of the one before go to the host, a shard is encoded
+and another is uploaded. So it takes as long as its slowest stage, which is the bottleneck. Each stage is estimated at a
+slow and at a fast end; the ends differ where we do not know how well the device will be used.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from layertap.extract.step import transfer_dtype
+from layertap.model.mesh import MeshShape
+from layertap.plan.accelerators import Accelerator
+from layertap.plan.assumptions import (
+    FAST_SHARE_OF_PEAK,
+    GZIP_BYTES_A_SECOND,
+    GZIP_RATIO,
+    MEASURED_SPREAD,
+    NETWORK,
+    PLAIN_BYTES_A_SECOND,
+    SLOW_SHARE_OF_PEAK,
+    STATISTICS_SECONDS_A_VALUE,
+    TPU_HOST_THREADS,
+    Assumption,
+)
+from layertap.plan.calibrate import Speed, Spent
+from layertap.plan.flops import forward_flops, layer_products
+from layertap.plan.planned import PlannedRun
+from layertap.plan.workload import Workload
+
+# Programs that compile at the same time (extract/step.py).
+_COMPILERS = 2
+
+StageName = Literal["compute", "interconnect", "device to host", "input", "encoding", "disk", "network"]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of the pipeline, with the seconds it takes of one accelerator, if it does all the work alone."""
+
+    name: StageName
+    slow: float
+    fast: float
+
+
+@dataclass(frozen=True)
+class Times:
+    """How long a run takes on all the accelerators it is given, in seconds, and what it waits for."""
+
+    stages: tuple[Stage, ...]
+    slow: float
+    fast: float
+    bottleneck: StageName
+    """At the slow end."""
+    fast_bottleneck: StageName
+    expected: float | None = None
+    """Where it was measured."""
+    start_up: float | None = None
+    """Compiling, the first time; where it was measured."""
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Money, in the currency of the prices; None where no price was given."""
+
+    compute_slow: float | None
+    compute_fast: float | None
+    storage_per_month: float | None
+
+
+def stages_on(
+    run: PlannedRun, accelerator: Accelerator, mesh: MeshShape, work: Workload, stored_bytes: float
+) -> tuple[list[Stage], list[Assumption]]:
+    """The stages on an accelerator that is not here, and what is assumed of it."""
+    transfer = transfer_dtype(run.compute_dtype, run.form.dtype).itemsize
+    moved = work.computed_tokens * len(run.taps) * run.model.hidden_size * transfer
+    stages = [
+        _compute(run, accelerator, work),
+        _even("interconnect", _gathered_bytes(run, mesh, work) / accelerator.link_bandwidth),
+        _even("device to host", moved / (accelerator.chips * accelerator.host_bandwidth)),
+        _even("input", work.seconds),
+    ]
+    host_stages, assumed = _on_hosts(run, accelerator, work, stored_bytes)
+    return [*stages, *host_stages], [SLOW_SHARE_OF_PEAK, FAST_SHARE_OF_PEAK, *assumed]
+
+
+def _compute(run: PlannedRun, accelerator: Accelerator, work: Workload) -> Stage:
+    # The TPU kernel works through whole rows, the GPU kernel leaves out blocks of other samples.
+    pairs = work.row_pairs if accelerator.platform == "tpu" else work.own_pairs
+    flops = forward_flops(run.model, run.num_layers, work.computed_tokens, pairs)
+    bf16 = run.config.compute_dtype == "bfloat16"
+    peak = accelerator.chips * (accelerator.bf16_flops if bf16 else accelerator.float32_flops)
+    reading = sum(work.steps.values()) * _kernel_bytes(run) / accelerator.memory_bandwidth
+    slow, fast = (flops / (share.value * peak) for share in (SLOW_SHARE_OF_PEAK, FAST_SHARE_OF_PEAK))
+    return Stage("compute", max(slow, reading), max(fast, reading))
+
+
+def _kernel_bytes(run: PlannedRun) -> int:
+    return run.num_layers * layer_products(run.model) * run.compute_dtype.itemsize
+
+
+def _gathered_bytes(run: PlannedRun, mesh: MeshShape, work: Workload) -> float:
+    """What each chip receives: at every step all kernels but its own part."""
+    return sum(work.steps.values()) * _kernel_bytes(run) * (mesh.fsdp - 1) / mesh.fsdp
+
+
+def _on_hosts(
+    run: PlannedRun, accelerator: Accelerator, work: Workload, stored_bytes: float
+) -> tuple[list[Stage], list[Assumption]]:
+    """Each host writes what its chips computed."""
+    gzip = GZIP_BYTES_A_SECOND[stored_kind(run)]
+    encoder = gzip if is_compressed(run) else PLAIN_BYTES_A_SECOND
+    values = work.tokens * len(run.taps) * run.model.hidden_size
+    statistics = values * STATISTICS_SECONDS_A_VALUE.value / TPU_HOST_THREADS.value
+    encoding = (work.output.uncompressed / encoder.value + statistics) / accelerator.hosts
+    assumed = [encoder, STATISTICS_SECONDS_A_VALUE, TPU_HOST_THREADS]
+    disk, network = run.config.disk_gb_per_second, run.config.network_gb_per_second
+    if disk is None and accelerator.disk is not None:
+        assumed.append(accelerator.disk)
+    disk_rate = disk * 1e9 if disk is not None else accelerator.disk.value if accelerator.disk is not None else 0.0
+    stages = [_even("encoding", encoding), _even("disk", stored_bytes / (accelerator.hosts * disk_rate))]
+    if run.config.upload.url(run.config.worker) is not None:
+        if network is None:
+            assumed.append(NETWORK)
+        network_rate = NETWORK.value if network is None else network * 1e9
+        stages.append(_even("network", stored_bytes / (accelerator.hosts * network_rate)))
+    return stages, assumed
+
+
+def _even(name: StageName, seconds: float) -> Stage:
+    return Stage(name, seconds, seconds)
+
+
+def is_compressed(run: PlannedRun) -> bool:
+    """Whether the run's shards are gzipped."""
+    return run.form.name == "pickle" and run.form.compress
+
+
+def stored_kind(run: PlannedRun) -> str:
+    """How compressible what is stored is: a storage dtype, or "exact" for float32 products in float32."""
+    dtype = run.form.dtype.name
+    return "exact" if (dtype, run.config.compute_dtype) == ("float32", "float32") else dtype
+
+
+def stored_bytes_of(run: PlannedRun, work: Workload) -> tuple[float, list[Assumption]]:
+    """What lies on the disk in the end, and what is assumed of compression."""
+    if not is_compressed(run):
+        return work.output.uncompressed, []
+    ratio = GZIP_RATIO[stored_kind(run)]
+    return work.output.shard_files / ratio.value + work.output.statistics_files, [ratio]
+
+
+def pipelined(stages: Sequence[Stage], accelerators: int) -> Times:
+    """The time of stages that overlap, shared by so many accelerators."""
+    shared = tuple(Stage(stage.name, stage.slow / accelerators, stage.fast / accelerators) for stage in stages)
+    slowest = max(shared, key=lambda stage: stage.slow)
+    fastest = max(shared, key=lambda stage: stage.fast)
+    return Times(shared, slowest.slow, fastest.fast, slowest.name, fastest.name)
+
+
+def measured_times(run: PlannedRun, work: Workload, speed: Speed) -> Times:
+    """On this machine: stages overlap, but they share its cores, of which the run gets as many as the step did."""
+    layers = run.num_layers
+    compute = speed.token.times(work.computed_tokens * layers) + speed.pair.times(work.visited_pairs * layers)
+    encoding = speed.byte.times(work.output.activations)
+    reading = Spent(work.seconds, work.cpu_seconds)
+    spent: dict[StageName, Spent] = {"compute": compute, "input": reading, "encoding": encoding}
+    if run.config.disk_gb_per_second is not None:
+        written = work.output.uncompressed / (speed.ratio if is_compressed(run) else 1.0)
+        spent["disk"] = Spent(written / (run.config.disk_gb_per_second * 1e9), 0.0)
+    cores = max(stage.cpu / stage.wall for stage in (compute, encoding))
+    sharing = sum(stage.cpu for stage in spent.values()) / cores
+    bottleneck = max(spent, key=lambda name: spent[name].wall)
+    expected = max(sharing, spent[bottleneck].wall) / run.config.workers
+    start_up = speed.compile_seconds * layers * math.ceil(len(work.steps) / _COMPILERS)
+    stages = tuple(_even(name, stage.wall / run.config.workers) for name, stage in spent.items())
+    slow, fast = expected * MEASURED_SPREAD.value, expected / MEASURED_SPREAD.value
+    return Times(stages, slow, fast, bottleneck, bottleneck, expected, start_up)
+
+
+def costs(run: PlannedRun, times: Times, stored_bytes: float) -> Costs:
+    """What it costs by the prices that were given."""
+    hourly, monthly = run.config.price_per_hour, run.config.price_per_gb_month
+    rate = None if hourly is None else hourly * run.config.workers / 3600
+    return Costs(
+        compute_slow=None if rate is None else rate * times.slow,
+        compute_fast=None if rate is None else rate * times.fast,
+        storage_per_month=None if monthly is None else monthly * stored_bytes / 1e9,
+    )

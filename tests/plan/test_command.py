@@ -1,0 +1,79 @@
+"""`layertap plan` as a user meets it."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from layertap.cli import main
+
+
+def plan(*flags: str | Path) -> int:
+    return main(["plan", *map(str, flags)])
+
+
+def test_in_words_and_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ("--model", "Qwen/Qwen2.5-7B", "--accelerator", "h200x1", "--tokens", "1000000", "--format", "safetensors")
+    assert plan(*flags, "--price_per_hour", "3.5", "--layers_to_extract", "6", "13") == 0
+    text = capsys.readouterr().out
+    for said in (
+        "residual of 2 layers (14 run)",
+        "14,336 bytes of activations a token",
+        "bottleneck: ",
+        "for computing",
+    ):
+        assert said in text
+    assert plan(*flags, "--json") == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["work"]["output"]["activations"] == 10**6 * 28 * 7168
+    assert document["fit"]["memory"]["compiled"] is False
+    assert document["times"]["slow"] == document["times"]["fast"] > 0, (
+        "one writer is the bottleneck, whatever the device does"
+    )
+    assert all(assumption["source"] for assumption in document["assumptions"])
+
+
+def test_on_cpu_the_machine_is_measured(tiny_model: Path, demo_tasks: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert plan("--model", tiny_model, "--dataset_path", demo_tasks, "--predictions_per_task", "1", "--json") == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["work"]["counted"] is True
+    assert document["stored_bytes_exact"] is False
+    assert document["measured"]["ratio"] > 1.5
+    assert document["times"]["fast"] < document["times"]["expected"] < document["times"]["slow"]
+    assert document["stored_bytes"] < document["work"]["uncompressed_bytes"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--tokens", "5", "--accelerator", "abacus"], "--accelerator abacus: not known. Known are TPUs"),
+        ([], "either --dataset_path"),
+        (["--tokens", "5", "--dataset_path", "x"], "either --dataset_path"),
+        (["--tokens", "0"], "--tokens must not be 0"),
+        (["--tokens", "5", "--workers", "0"], "--workers must not be 0"),
+        (["--tokens", "5", "--price_per_hour", "-1"], "--price_per_hour must not be -1"),
+        (["--tokens", "5", "--disk_gb_per_second", "0"], "--disk_gb_per_second must be more than 0"),
+        (["--tokens", "5", "--layers_to_extract", "28"], "has layers 0 to 27"),
+        (["--dataset_path", "x", "--accelerator", "h200x1"], "give --tokenizer FOLDER"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(flags: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert plan("--model", "7b", *flags) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_size_can_be_counted_with_a_tokenizer_from_elsewhere(
+    tiny_model: Path, demo_tasks: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = (
+        "--dataset_path",
+        demo_tasks,
+        "--tokenizer",
+        tiny_model,
+        "--accelerator",
+        "a100x1",
+        "--format",
+        "safetensors",
+    )
+    assert plan("--model", "0.5b", *flags, "--predictions_per_task", "1") == 0
+    assert "(exact)" in capsys.readouterr().out

@@ -1,0 +1,78 @@
+"""Arithmetic of a plan."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from layertap.plan.accelerators import parse_accelerator
+from layertap.plan.calibrate import Speed, Spent
+from layertap.plan.config import PlanConfig
+from layertap.plan.estimate import Stage, costs, measured_times, pipelined, stages_on
+from layertap.plan.flops import causal_pairs, forward_flops
+from layertap.plan.memory import mesh_shape
+from layertap.plan.planned import PlannedRun, planned_run
+from layertap.plan.workload import Workload, usual_workload
+
+SEVEN = {"model_path": "7b", "tokens": 10**8, "row_length": 4096, "layers_to_extract": ()}
+
+
+def on(config: PlanConfig, name: str) -> tuple[PlannedRun, Workload, dict[str, Stage]]:
+    run, accelerator = planned_run(config), parse_accelerator(name)
+    work = usual_workload(config, run.form, devices=accelerator.chips // accelerator.hosts, hosts=accelerator.hosts)
+    stages, assumed = stages_on(run, accelerator, mesh_shape(run, accelerator), work, work.output.uncompressed)
+    assert assumed
+    return run, work, {stage.name: stage for stage in stages}
+
+
+def test_flops_of_the_published_shapes() -> None:
+    from layertap.model.config import published_config
+
+    for size, gigaflops in (("0.5b", 0.80), ("7b", 13.46), ("72b", 143)):
+        config = published_config(size)
+        flops = forward_flops(config, config.num_hidden_layers, 2048, causal_pairs(2048))
+        assert flops / 2048 / 1e9 == pytest.approx(gigaflops, rel=0.01)
+
+
+def test_what_is_stored_decides_the_bottleneck(planned: Callable[..., PlanConfig]) -> None:
+    everything = pipelined(tuple(on(planned(**SEVEN), "v5litepod-64")[2].values()), 1)
+    one_layer = planned(**(SEVEN | {"layers_to_extract": (27,), "format": "safetensors"}))
+    little = pipelined(tuple(on(one_layer, "v5litepod-64")[2].values()), 1)
+    assert everything.bottleneck == "disk"
+    assert little.bottleneck == "compute"
+    assert little.fast < little.slow < everything.fast
+
+
+def test_uploads_are_a_stage_where_there_are_some(planned: Callable[..., PlanConfig]) -> None:
+    from layertap.store.config import UploadConfig
+
+    assert "network" not in on(planned(**SEVEN), "h200x1")[2]
+    uploading = planned(**SEVEN, upload=UploadConfig(gcs_bucket="b"), network_gb_per_second=2.0)
+    _, work, stages = on(uploading, "h200x1")
+    assert stages["network"].slow == pytest.approx(work.output.uncompressed / 2e9)
+
+
+def test_workers_share_time_and_add_up_in_money(planned: Callable[..., PlanConfig]) -> None:
+    config = planned(**SEVEN, workers=4, price_per_hour=2.0, price_per_gb_month=0.02)
+    run = planned_run(config)
+    times = pipelined([Stage("compute", 7200.0, 3600.0), Stage("disk", 5400.0, 5400.0)], 4)
+    assert (times.slow, times.fast) == (1800.0, 1350.0)
+    assert (times.bottleneck, times.fast_bottleneck) == ("compute", "disk")
+    paid = costs(run, times, stored_bytes=500e9)
+    assert (paid.compute_slow, paid.compute_fast, paid.storage_per_month) == (4.0, 3.0, 10.0)
+    free = costs(replace(run, config=replace(config, price_per_hour=None, price_per_gb_month=None)), times, 1.0)
+    assert (free.compute_slow, free.storage_per_month) == (None, None)
+
+
+def test_here_stages_share_the_cores(planned: Callable[..., PlanConfig]) -> None:
+    config = planned(tokens=10**6)
+    run = planned_run(config)
+    work = usual_workload(config, run.form, devices=1)
+    units = work.computed_tokens * run.num_layers
+    size = work.output.activations
+    speed = Speed(1, Spent(100 / units, 200 / units), Spent(0, 0), Spent(50 / size, 50 / size), 1.0, 1.0, 1.0)
+    times = measured_times(run, work, speed)
+    assert times.expected == pytest.approx(125)  # 250 s of two cores
+    assert times.bottleneck == "compute"
+    alone = replace(speed, byte=Spent(50 / size, 0.0))
+    assert measured_times(run, work, alone).expected == pytest.approx(100)
