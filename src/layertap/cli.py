@@ -28,6 +28,7 @@ from layertap.fleet.config import (
     ShardsStatusConfig,
     StreamsConfig,
 )
+from layertap.inspection.config import InspectConfig
 from layertap.plan.config import PlanConfig
 from layertap.process import guarded
 from layertap.store.folder import Folder, LocalFolder
@@ -126,18 +127,31 @@ def _demo(config: DemoConfig) -> int:
 def _verify(config: VerifyConfig) -> int:
     from layertap.store.verify import verify_folder
 
-    with (
-        _opened(config.path) as folder,
-        tqdm(desc="verify", unit="B", unit_scale=True, leave=False, disable=None) as bar,
-    ):  # on a terminal only
+    with _opened(config.path) as folder, _bar("verify") as show:
+        report = verify_folder(folder, show)
+    print(json.dumps(report.to_json(), indent=2) if config.json else report.describe())
+    return 0 if report.sound else LayertapError.exit_status
+
+
+def _inspect(config: InspectConfig) -> int:
+    from layertap.inspection.command import inspect
+
+    with _opened(config.path) as folder, _bar("inspect") as show:
+        text = inspect(config, folder, show)
+    print(text)
+    return 0
+
+
+@contextmanager
+def _bar(name: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar of bytes, on a terminal only; called with how many of how many are done."""
+    with tqdm(desc=name, unit="B", unit_scale=True, leave=False, disable=None) as bar:
 
         def show(done: int, total: int) -> None:
             bar.total = total
             bar.update(done - bar.n)
 
-        report = verify_folder(folder, show)
-    print(json.dumps(report.to_json(), indent=2) if config.json else report.describe())
-    return 0 if report.sound else LayertapError.exit_status
+        yield show
 
 
 @contextmanager
@@ -221,6 +235,7 @@ _COMMANDS: Mapping[str, _Command | _Group] = {
     "fleet": _Group(_FLEET_COMMANDS, "see what the workers of a sharded dataset do"),
     "shards": _Group(_SHARDS_COMMANDS, "make a sharded dataset for many workers, and look after it"),
     "verify": _Command(VerifyConfig, _verify, "read an output folder back and check every byte of it"),
+    "inspect": _Command(InspectConfig, _inspect, "show a shard: samples, text, norms; or one sample, token by token"),
     "stats": _Command(StatsConfig, _stats, "print norms, mean and deviation of each layer and site, over many workers"),
     "plan": _Command(PlanConfig, _plan, "say what a run would need: bytes, memory, time and cost"),
     "tpu": _Group(_TPU_COMMANDS, "create, watch, mend and delete fleets of TPUs in Google Cloud"),

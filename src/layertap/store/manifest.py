@@ -176,6 +176,11 @@ def index_ranges(indices: Iterable[int]) -> tuple[tuple[int, int], ...]:
     return tuple(ranges)
 
 
+def listed_ranges(ranges: Iterable[tuple[int, int]]) -> str:
+    """Such ranges in words."""
+    return ", ".join(f"{first} to {last}" for first, last in ranges)
+
+
 def _totals(manifest: Manifest) -> dict[str, int]:
     return {"shards": len(manifest.shards), "samples": manifest.samples, "tokens": manifest.tokens}
 

@@ -54,6 +54,21 @@ def read_layers(content: bytes, manifest: Manifest, file: StoredFile) -> tuple[l
     return _read_safetensors(content, manifest, file)
 
 
+def wrong_form(manifest: Manifest, sample: ReadSample) -> str | None:
+    """What is wrong with the shapes and the dtype of a sample, if anything is."""
+    activation = sample.activation
+    expected = (len(sample.token_ids), manifest.hidden_size)
+    if activation.shape != expected:
+        return f"activation has shape {activation.shape}, should have {expected}"
+    if sample.shape != expected:
+        return f"field shape says {sample.shape}, should say {expected}"
+    if activation.dtype.name != manifest.storage_dtype:
+        return f"activation is {activation.dtype.name}, should be {manifest.storage_dtype}"
+    if len(sample.flags) != len(sample.token_ids):
+        return f"has {len(sample.flags)} flags, should have {len(sample.token_ids)}"
+    return None
+
+
 def _read_pickle(content: bytes, file: StoredFile) -> list[ReadLayer]:
     return [
         ReadLayer(

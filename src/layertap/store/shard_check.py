@@ -11,8 +11,8 @@ import numpy as np
 from layertap.errors import DamageError
 from layertap.store.flags import SINK, sink_threshold, token_flags
 from layertap.store.folder import Folder, read_stored
-from layertap.store.manifest import Manifest, ShardEntry, StoredFile, index_ranges
-from layertap.store.reading import ReadLayer, ReadSample, read_layers
+from layertap.store.manifest import Manifest, ShardEntry, StoredFile, index_ranges, listed_ranges
+from layertap.store.reading import ReadLayer, ReadSample, read_layers, wrong_form
 from layertap.store.statistics import Norms, TapStatistics, measure, merge_all
 from layertap.store.statistics_files import KIND, read_statistics
 from layertap.tap import Tap
@@ -73,7 +73,7 @@ class ShardCheck:
             self._told.append((layer.name, [_tell(sample) for sample in layer.samples]))
 
     def _check_layer(self, file: StoredFile, layer: ReadLayer) -> None:
-        wrong = [_wrong_form(self._manifest, sample) for sample in layer.samples]
+        wrong = [wrong_form(self._manifest, sample) for sample in layer.samples]
         sound = [sample for sample, finding in zip(layer.samples, wrong, strict=True) if not finding]
         measured = [measure(sample.activation, sample.sample_idx) for sample in sound]
         threshold = None
@@ -126,20 +126,6 @@ def _tell(sample: ReadSample) -> _Told:
     return sample.sample_idx, sample.task_id, sample.text_preview, sample.token_ids.tobytes()
 
 
-def _wrong_form(manifest: Manifest, sample: ReadSample) -> str | None:
-    activation = sample.activation
-    expected = (len(sample.token_ids), manifest.hidden_size)
-    if activation.shape != expected:
-        return f"activation has shape {activation.shape}, should have {expected}"
-    if sample.shape != expected:
-        return f"field shape says {sample.shape}, should say {expected}"
-    if activation.dtype.name != manifest.storage_dtype:
-        return f"activation is {activation.dtype.name}, should be {manifest.storage_dtype}"
-    if len(sample.flags) != len(sample.token_ids):
-        return f"has {len(sample.flags)} flags, should have {len(sample.token_ids)}"
-    return None
-
-
 def _wrong_values(sample: ReadSample, norms: Norms, threshold: float | None, special: frozenset[int]) -> str | None:
     if not np.isfinite(norms).all():
         return "activation has a NaN or an infinity"
@@ -168,13 +154,9 @@ def _wrong_statistics(stored: TapStatistics, measured: TapStatistics, norms_of: 
 def _wrong_samples(shard: ShardEntry, samples: list[_Told]) -> Iterator[str]:
     held = index_ranges(index for index, *_ in samples)
     if held != shard.sample_idx:
-        yield f"holds samples {_listed(held)}, should hold {_listed(shard.sample_idx)}"
+        yield f"holds samples {listed_ranges(held)}, should hold {listed_ranges(shard.sample_idx)}"
     if len(samples) != shard.samples:
         yield f"holds {len(samples)} samples, should hold {shard.samples}"
     tokens = sum(len(ids) // np.dtype(np.int32).itemsize for *_, ids in samples)
     if tokens != shard.tokens:
         yield f"holds {tokens} tokens, should hold {shard.tokens}"
-
-
-def _listed(ranges: tuple[tuple[int, int], ...]) -> str:
-    return ", ".join(f"{first} to {last}" for first, last in ranges)

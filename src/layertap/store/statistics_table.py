@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from layertap.store.statistics import TapStatistics
+from layertap.store.table import table
 from layertap.tap import Tap
 
 _COLUMNS = ("site", "layer", "tokens", "mean norm", "E||x||^2", "mean std", "largest norm", "sample", "token")
@@ -13,9 +14,7 @@ _COLUMNS = ("site", "layer", "tokens", "mean norm", "E||x||^2", "mean std", "lar
 
 def describe(statistics: Mapping[Tap, TapStatistics]) -> str:
     """One line a tap; `mean std` is the mean of the channels' standard deviations."""
-    rows = [_COLUMNS, *(_row(tap, of_tap) for tap, of_tap in statistics.items())]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join(map(str.rjust, row, widths)) for row in rows)
+    return table([_COLUMNS, *(_row(tap, of_tap) for tap, of_tap in statistics.items())])
 
 
 def to_json(statistics: Mapping[Tap, TapStatistics]) -> list[dict[str, Any]]:
