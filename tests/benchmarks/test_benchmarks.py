@@ -56,3 +56,15 @@ def test_every_measure_says_a_figure(tmp_path: Path, measure: str) -> None:
     done = commands.run(["-m", "benchmarks", *flags, "--output_dir", "out"], tmp_path, environment)
     assert done.returncode == 0, done.stderr
     assert re.search(r"\d\.\d|\d %", done.stdout)
+
+
+def test_the_reader_is_measured_beside_plain_reads(tmp_path: Path) -> None:
+    flags = ["--gb", "0.004", "--shard_gb", "0.002", "--hidden", "64", "--repeats", "2", "--folder", str(tmp_path)]
+    environment = {"PYTHONPATH": f"{commands.ROOT / 'src'}:{commands.ROOT}"}
+    done = commands.run(["-m", "benchmarks.reading", *flags], tmp_path, environment)
+    assert done.returncode == 0, done.stderr
+    rates = json.loads(done.stdout.splitlines()[-1])
+    assert {cache: {name: len(own) for name, own in by.items()} for cache, by in rates.items()} == {
+        cache: {"plain": 2, "in_order": 2, "shuffled": 2} for cache in ("disk", "cached")
+    }
+    assert list(tmp_path.iterdir()) == []

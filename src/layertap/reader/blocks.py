@@ -37,7 +37,8 @@ class Block:
     def put(self, places: np.ndarray | slice, rows: Rows) -> None:
         """Copy `rows` to these places."""
         for tap, activations in enumerate(rows.activations):
-            _plain(self.activations)[places, tap] = _plain(activations.astype(self.activations.dtype, copy=False))
+            target = _plain(self.activations)[:, tap]
+            target[places] = _plain(activations.astype(self.activations.dtype, copy=False))
         self.token_ids[places] = rows.token_ids
         self.samples[places] = rows.samples
         self.positions[places] = rows.positions

@@ -51,8 +51,8 @@ class ShardContent(Protocol):
     def flags(self, tap: Tap, begin: int, end: int) -> np.ndarray:
         """Of these rows; uint8."""
 
-    def activations(self, tap: Tap, begin: int, end: int) -> np.ndarray:
-        """Of these rows; [rows, hidden] in the storage dtype."""
+    def activations(self, tap: Tap, begin: int, end: int, *, own: bool = False) -> np.ndarray:
+        """Of these rows; [rows, hidden] in the storage dtype. `own`: they are copied on at once, so map nothing."""
 
 
 def open_shard(source: Source, entry: ShardEntry) -> ShardContent:
@@ -102,9 +102,9 @@ class TensorShard:
         """See `ShardContent`."""
         return self._rows(tap, "flags", begin, end)
 
-    def activations(self, tap: Tap, begin: int, end: int) -> np.ndarray:
+    def activations(self, tap: Tap, begin: int, end: int, *, own: bool = False) -> np.ndarray:
         """See `ShardContent`."""
-        return self._rows(tap, "activations", begin, end)
+        return self._rows(tap, "activations", begin, end, own=own)
 
     def _any_tap(self) -> Tap:
         """A tap whose header is read already, else the first."""
@@ -140,10 +140,11 @@ class TensorShard:
         if index_ranges(sample_idx.tolist()) != self._entry.sample_idx:
             raise self._damage(self._any_tap(), "holds other samples than metadata.json says")
 
-    def _rows(self, tap: Tap, tensor: str, begin: int, end: int) -> np.ndarray:
+    def _rows(self, tap: Tap, tensor: str, begin: int, end: int, *, own: bool = False) -> np.ndarray:
         place = self._layout(tap).places[tensor]
         width = place.dtype.itemsize * (place.shape[1] if len(place.shape) > 1 else 1)
-        raw = self._source.files.read(self._file(tap), place.start + begin * width, (end - begin) * width)
+        read = self._source.files.fetch if own else self._source.files.read
+        raw = read(self._file(tap), place.start + begin * width, (end - begin) * width)
         return raw.view(place.dtype).reshape(end - begin, *place.shape[1:])
 
     def _layout(self, tap: Tap) -> TensorLayout:
@@ -220,7 +221,7 @@ class PickledShard:
         """See `ShardContent`."""
         return self._rows(self._entries(tap), "flags", begin, end)
 
-    def activations(self, tap: Tap, begin: int, end: int) -> np.ndarray:
+    def activations(self, tap: Tap, begin: int, end: int, *, own: bool = False) -> np.ndarray:
         """See `ShardContent`; a view where the rows are of one sample."""
         return self._rows(self._entries(tap), "activation", begin, end)
 

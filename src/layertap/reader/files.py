@@ -35,7 +35,12 @@ class Files(Protocol):
         """What a person calls the file."""
 
     def read(self, file: StoredFile, start: int, length: int) -> Bytes:
-        """A part of a file; raises DamageError where the file is not there, or of another size."""
+        """A part of a file, as a view where that can be; raises DamageError where the file is not there, or of another
+        size.
+        """
+
+    def fetch(self, file: StoredFile, start: int, length: int) -> Bytes:
+        """The same in memory of its own, for what is copied on at once."""
 
     def stream(self, file: StoredFile) -> BinaryIO:
         """The whole file, in order; can be sought in. Raises DamageError where it is not there."""
@@ -66,6 +71,16 @@ class MappedFiles:
                 self._maps.popitem(last=False)
         return whole[start : start + length]
 
+    def fetch(self, file: StoredFile, start: int, length: int) -> Bytes:
+        """See `Files`; twice as fast as through a map whose pages were not touched yet."""
+        content = np.empty(length, np.uint8)
+        with self.stream(file) as opened:
+            self._require_size(file, opened.seek(0, io.SEEK_END))
+            opened.seek(start)
+            if opened.readinto(content.data) != length:  # type: ignore[attr-defined]
+                raise DamageError(f"{self.name(file)}: ends before byte {start + length}")
+        return content
+
     def stream(self, file: StoredFile) -> BinaryIO:
         """See `Files`."""
         path = self._folder / file.path
@@ -78,10 +93,12 @@ class MappedFiles:
 
     def _map(self, file: StoredFile) -> Bytes:
         with self.stream(file) as opened:
-            size = opened.seek(0, io.SEEK_END)
-            if size != file.bytes or not size:
-                raise DamageError(f"{self.name(file)}: has {size} bytes, should have {file.bytes}")
+            self._require_size(file, opened.seek(0, io.SEEK_END))
             return np.frombuffer(mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_COPY), np.uint8)
+
+    def _require_size(self, file: StoredFile, size: int) -> None:
+        if size != file.bytes or not size:
+            raise DamageError(f"{self.name(file)}: has {size} bytes, should have {file.bytes}")
 
 
 class RangedFiles:
@@ -103,6 +120,8 @@ class RangedFiles:
         if len(content) != length:
             raise DamageError(f"{self.name(file)}: ends before byte {start + length}, should have {file.bytes}")
         return np.frombuffer(content, np.uint8)
+
+    fetch = read
 
     def stream(self, file: StoredFile) -> BinaryIO:
         """See `Files`."""

@@ -96,7 +96,7 @@ class Pieces:
         """The tokens of a piece that are not excluded."""
         shard, begin, end = self._spans[number].tolist()
         content, taps = self._shards.content(shard), self._config.taps
-        activations = [content.activations(tap, begin, end) for tap in taps]
+        activations = [content.activations(tap, begin, end, own=self._config.shuffle) for tap in taps]
         token_ids = content.token_ids(begin, end)
         offsets = content.offsets()
         rows = np.arange(begin, end)
