@@ -2,14 +2,22 @@
 
 import dataclasses
 import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import commands
 import numpy as np
 import shards
+from runs import changed, out
 
 from layertap.config import ExtractConfig
 from layertap.dataset.config import ShardedConfig
+from layertap.extract.run import extract
 from layertap.fleet.config import CreateShardsConfig
 from layertap.fleet.sharded import create_shards
 from layertap.store.files import file_crc32c
@@ -76,3 +84,48 @@ def assert_same(found: dict[int, dict[str, Any]], wanted: dict[int, dict[str, An
         np.testing.assert_array_equal(found[number]["token_ids"], entry["token_ids"])
         scale = np.abs(entry["activation"]).max()
         np.testing.assert_allclose(found[number]["activation"], entry["activation"], rtol=0, atol=tolerance * scale)
+
+
+@contextmanager
+def engine(
+    config: ExtractConfig, log: Path, name: str, count: int, *flags: str, **environment: str
+) -> Iterator[subprocess.Popen[bytes]]:
+    """`--engine NAME`, its output in a file so that no pipe fills up."""
+    script = commands.ROOT / "extract_activations.py"
+    with log.open("wb") as file:
+        process = subprocess.Popen(
+            [sys.executable, script, *flags_of(config), "--engine", name, "--num_workers", str(count), *flags],
+            env={**os.environ, "PYTHONPATH": str(commands.ROOT / "src"), **environment},
+            cwd=log.parent,
+            stdout=file,
+            stderr=file,
+        )
+        try:
+            yield process
+        finally:
+            process.kill()
+            process.wait()
+
+
+def process_of(folder: Path) -> int | None:
+    """The process of a worker, told by the folder that it has locked."""
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            links = [os.readlink(descriptor) for descriptor in (process / "fd").iterdir()]
+        except OSError:
+            continue  # it has ended, or is not ours
+        if str(folder / ".lock") in links:
+            return int(process.name)
+    return None
+
+
+def whole(config: ExtractConfig, tmp_path: Path) -> dict[int, dict[str, Any]]:
+    """What one run over everything gives."""
+    alone = changed(config, output_dir=str(tmp_path / "whole"))
+    extract(alone)
+    return shards.samples(out(alone), layer=3)
+
+
+def count_done(store: ObjectStore) -> int:
+    """How many shards have a done-manifest."""
+    return len(list(store.list("done/")))

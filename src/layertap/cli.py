@@ -96,6 +96,10 @@ def _work(config: ExtractConfig) -> str:
         from layertap.fleet.local_engine import run_local
 
         return run_local(config)
+    if config.sharded.engine == "ray":
+        from layertap.fleet.ray_engine import run_ray
+
+        return run_ray(config)
     from layertap.fleet.worker import work
 
     return work(config).describe()

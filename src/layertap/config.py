@@ -208,6 +208,10 @@ class ExtractConfig:
             f"--certify {self.certify} must be at most --window_samples ({self.window_samples}), and not negative",
         )
         _require(0 < self.shard_size_gb < math.inf, f"--shard_size_gb must be positive, not {self.shard_size_gb}")
+        _require(
+            not self.hosts.multihost or self.sharded.engine == "none",
+            f"--engine {self.sharded.engine} does not go with --multihost: start the command on each host yourself",
+        )
         for flag, folder in (("output_dir", self.output_dir), ("checkpoint_dir", self.checkpoint_dir)):
             _require("://" not in folder, f"--{flag} {folder}: is a URL; give a local folder")
         self._require_other_place(self.upload.upload_to)

@@ -3,28 +3,21 @@
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import commands
 import pytest
-import shards
 from fakes.gcs import FakeGcs
 from fakes.gcs_faults import wait_for
-from fleets import assert_same, cut, done, flags_of, union, worker_of
-from runs import changed, out
+from fleets import assert_same, count_done, cut, done, engine, flags_of, process_of, union, whole, worker_of
+from runs import changed
 
 from layertap.config import ExtractConfig
 from layertap.demo.tasks import make_tasks, write_tasks
-from layertap.extract.run import extract
 from layertap.fleet.leases import has_run_out, read_claim
 from layertap.fleet.worker import work
-from layertap.store.objects import ObjectStore, open_store
+from layertap.store.objects import open_store
 
 KILLS = 8
 SCRIPT = commands.ROOT / "extract_activations.py"
@@ -36,44 +29,15 @@ def small(config: ExtractConfig, tmp_path: Path) -> ExtractConfig:
     return changed(config, dataset_path=str(tmp_path / "tasks.jsonl"), compute_dtype="float32", predictions_per_task=1)
 
 
-@contextmanager
-def fleet(config: ExtractConfig, count: int, log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """`--engine local`, its output in a file so that no pipe fills up."""
-    with log.open("wb") as file:
-        process = subprocess.Popen(
-            [sys.executable, SCRIPT, *flags_of(config), "--engine", "local", "--num_workers", str(count)],
-            env={**os.environ, "PYTHONPATH": str(commands.ROOT / "src")},
-            cwd=log.parent,
-            stdout=file,
-            stderr=file,
-        )
-        try:
-            yield process
-        finally:
-            process.kill()
-            process.wait()
-
-
-def whole(config: ExtractConfig, tmp_path: Path) -> dict[int, dict[str, Any]]:
-    """What one run over everything gives."""
-    alone = changed(config, output_dir=str(tmp_path / "whole"))
-    extract(alone)
-    return shards.samples(out(alone), layer=3)
-
-
 def children(parent: int) -> list[int]:
     """The processes that a process started."""
     return [int(pid) for pid in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
 
 
-def count_done(store: ObjectStore) -> int:
-    return len(list(store.list("done/")))
-
-
 def test_workers_share_a_dataset(small: ExtractConfig, tmp_path: Path) -> None:
     place = str(tmp_path / "dataset")
     cut(small.dataset_path, place, 4)
-    with fleet(worker_of(small, place, 5), 2, tmp_path / "log") as process:
+    with engine(worker_of(small, place, 5), tmp_path / "log", "local", 2) as process:
         assert process.wait(240) == 0, (tmp_path / "log").read_text()
     text = (tmp_path / "log").read_text()
     assert f"4 of 4 dataset shards of {place} are done" in text
@@ -86,7 +50,7 @@ def test_wrong_input_stops_all_workers(small: ExtractConfig, tmp_path: Path) -> 
     place = str(tmp_path / "dataset")
     cut(small.dataset_path, place, 4)
     wrong = worker_of(changed(small, model_path=str(tmp_path / "nothing")), place)
-    with fleet(wrong, 2, tmp_path / "log") as process:
+    with engine(wrong, tmp_path / "log", "local", 2) as process:
         assert process.wait(120) == 2
     assert "cannot go on, as it said above" in (tmp_path / "log").read_text()
 
@@ -95,7 +59,7 @@ def test_wrong_input_stops_all_workers(small: ExtractConfig, tmp_path: Path) -> 
 def test_workers_end_with_their_parent(small: ExtractConfig, tmp_path: Path, how: str) -> None:
     place = str(tmp_path / "dataset")
     cut(small.dataset_path, place, 24)
-    with fleet(worker_of(small, place, lease_seconds=10.0), 2, tmp_path / "log") as process:
+    with engine(worker_of(small, place, lease_seconds=10.0), tmp_path / "log", "local", 2) as process:
         wait_for(lambda: count_done(open_store(place)) >= 1, 120)
         workers = children(process.pid)
         assert len(workers) == 2
@@ -118,14 +82,14 @@ def test_four_workers_one_killed_every_few_seconds(small: ExtractConfig, place: 
     cut(small.dataset_path, place, count)
     chance, killed = random.Random(0), 0
     config = worker_of(changed(small, output_dir=str(tmp_path / "many")), place, lease_seconds=20.0)
-    with fleet(config, 4, tmp_path / "log") as process:
+    with engine(config, tmp_path / "log", "local", 4) as process:
         moment = time.monotonic()
         while process.poll() is None:
             time.sleep(0.2)
             busy = list(store.list("claims/"))
             if killed < KILLS and time.monotonic() - moment > 4 and busy and process.poll() is None:
                 holder = read_claim(store, chance.choice(busy).name.split("/")[1].removesuffix(".json"))
-                victim = None if holder is None else worker_process(process.pid, holder[1].worker)
+                victim = None if holder is None else process_of(tmp_path / "many" / f"tpu_{holder[1].worker}")
                 if victim is not None:
                     os.kill(victim, signal.SIGKILL)
                     killed, moment = killed + 1, time.monotonic()
@@ -141,18 +105,6 @@ def test_four_workers_one_killed_every_few_seconds(small: ExtractConfig, place: 
         assert ours["files"] == single["files"]
     assert_same(union(store, layer=3), whole(small, tmp_path), 1e-5)
     store.close()
-
-
-def worker_process(engine: int, worker: int) -> int | None:
-    """The process of a worker, told by the folder that it has locked."""
-    for pid in children(engine):
-        try:
-            links = [os.readlink(f"/proc/{pid}/fd/{name}") for name in os.listdir(f"/proc/{pid}/fd")]
-        except OSError:
-            continue
-        if any(link.endswith(f"/tpu_{worker}/.lock") for link in links):
-            return pid
-    return None
 
 
 @pytest.mark.slow
@@ -182,12 +134,12 @@ def test_a_worker_stopped_past_its_lease_commits_nothing_when_it_wakes(
 
 def test_workers_that_keep_dying_are_given_up(small: ExtractConfig, tmp_path: Path, monkeypatch) -> None:
     from layertap.errors import WorkersFailedError
-    from layertap.fleet import local_engine
+    from layertap.fleet import engine, local_engine
 
     place = str(tmp_path / "dataset")
     cut(small.dataset_path, place, 2)
-    monkeypatch.setattr(local_engine, "_MOST_DEATHS", 2)
-    monkeypatch.setattr(local_engine, "_LONGEST_PAUSE", 0.01)
+    monkeypatch.setattr(engine, "_MOST_DEATHS", 2)
+    monkeypatch.setattr(engine, "_LONGEST_PAUSE", 0.01)
     monkeypatch.setattr(local_engine.sys, "executable", "/bin/false")
     config = worker_of(small, place, engine="local", num_workers=1)
     with pytest.raises(WorkersFailedError, match="workers died 2 times"):

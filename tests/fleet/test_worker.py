@@ -15,7 +15,7 @@ from fleets import assert_same, cut, done, union, worker_of
 from runs import changed, out
 
 from layertap.cli import main
-from layertap.config import ExtractConfig
+from layertap.config import ExtractConfig, HostsConfig
 from layertap.dataset.config import ShardedConfig
 from layertap.errors import LayertapError, RunMismatchError, StorageError, UsageError, WorkersFailedError
 from layertap.extract.run import extract
@@ -251,6 +251,10 @@ def test_what_a_shard_costs_in_requests(config: ExtractConfig, gcs: FakeGcs, buc
     assert two - one == {"list": 2, "insert": 3, "stat": 2, "media": 1, "delete": 1}
 
 
+LOCAL = {"sharded_dataset_dir": "x", "engine": "local", "num_workers": 1}
+RAY = LOCAL | {"engine": "ray"}
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -274,12 +278,26 @@ def test_two_datasets_or_none_are_refused(config: ExtractConfig, flags: dict[str
         ({"sharded_dataset_dir": "x", "engine": "local"}, "--engine local needs --num_workers"),
         ({"sharded_dataset_dir": "x", "num_workers": 2}, "--num_workers needs an --engine"),
         ({"sharded_dataset_dir": "x", "engine": "local", "num_workers": 0}, "--num_workers must be at least 1"),
+        ({"engine": "ray", "num_workers": 2}, "--engine ray needs --sharded_dataset_dir"),
+        ({"sharded_dataset_dir": "x", "ray_address": "auto"}, "--ray_address belongs to --engine ray"),
+        (LOCAL | {"resources_per_worker": "{}"}, "--resources_per_worker belongs to --engine ray"),
+        (RAY | {"ray_address": " "}, "give auto, or the HOST:PORT"),
+        (RAY | {"ray_address": "ray://head:10001"}, "give auto, or the HOST:PORT"),
+        (RAY | {"resources_per_worker": "TPU=4"}, "--resources_per_worker TPU=4: is not JSON"),
+        (RAY | {"resources_per_worker": "[4]"}, "give names with amounts above 0"),
+        (RAY | {"resources_per_worker": '{"TPU": 0}'}, "give names with amounts above 0"),
+        (RAY | {"resources_per_worker": '{"TPU": true}'}, "give names with amounts above 0"),
         ({"sharded_dataset_dir": "x", "lease_seconds": 0.0}, "--lease_seconds must be at least 1"),
     ],
 )
 def test_contradictions_are_refused(flags: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         ShardedConfig(**flags)
+
+
+def test_an_engine_does_not_start_the_hosts_of_a_slice(fleet: ExtractConfig) -> None:
+    with pytest.raises(UsageError, match="--engine local does not go with --multihost"):
+        changed(fleet, sharded=ShardedConfig(**LOCAL), hosts=HostsConfig(multihost=True))
 
 
 @pytest.mark.parametrize("name", ["max_tasks", "total_machines"])

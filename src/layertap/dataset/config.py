@@ -1,5 +1,6 @@
 """Settings of a dataset in shards, a part of `ExtractConfig`."""
 
+import json
 import math
 from dataclasses import dataclass
 from typing import Literal
@@ -27,11 +28,19 @@ class ShardedConfig:
     """A worker that was not heard of for so long loses its shard to another; it says that it lives four times as
     often."""
 
-    engine: Literal["none", "local"] = "none"
-    """none: this process is one worker. local: it starts --num_workers of them here, and again when they die."""
+    engine: Literal["none", "local", "ray"] = "none"
+    """none: this process is one worker. local: it starts --num_workers of them here, and again when they die. ray: Ray
+    does, here or on a cluster."""
 
     num_workers: int | None = None
     """How many workers an engine runs; their ids are counted from --worker_id."""
+
+    ray_address: str | None = None
+    """With --engine ray, the cluster: HOST:PORT, or auto for the one that this machine is in; None starts one on this
+    machine alone."""
+
+    resources_per_worker: str | None = None
+    """With --engine ray, what Ray sets apart for each worker, as JSON: '{"TPU": 4}'. One CPU where none is named."""
 
     def __post_init__(self) -> None:
         """Refuse values that make no sense; raises UsageError."""
@@ -46,7 +55,34 @@ class ShardedConfig:
         _require(self.engine == "none" or self.num_workers is not None, f"--engine {self.engine} needs --num_workers")
         _require(self.engine != "none" or self.num_workers is None, "--num_workers needs an --engine")
         _require(self.num_workers is None or self.num_workers >= 1, "--num_workers must be at least 1")
+        for name in ("ray_address", "resources_per_worker"):
+            _require(getattr(self, name) is None or self.engine == "ray", f"--{name} belongs to --engine ray")
+        host, _, port = (self.ray_address or "localhost:1").rpartition(":")
+        _require(
+            self.ray_address == "auto" or (host != "" and "/" not in host and port.isdecimal()),
+            f"--ray_address {self.ray_address}: give auto, or the HOST:PORT that `ray start --head` named",
+        )
+        _parsed(self.resources_per_worker or "{}")
         _require(1 <= self.lease_seconds < math.inf, f"--lease_seconds must be at least 1, not {self.lease_seconds}")
+
+    @property
+    def worker_resources(self) -> dict[str, float]:
+        """What Ray sets apart for each worker."""
+        return {"CPU": 1} | _parsed(self.resources_per_worker or "{}")
+
+
+def _parsed(resources: str) -> dict[str, float]:
+    """Resources and how much of each; raises UsageError where that is not what the text says."""
+    try:
+        found = json.loads(resources)
+    except ValueError as error:
+        raise UsageError(f"--resources_per_worker {resources}: is not JSON: {error}; give '{{\"TPU\": 4}}'") from error
+    amounts = found.values() if isinstance(found, dict) else [None]
+    _require(
+        all(isinstance(it, int | float) and it is not True and 0 < it < math.inf for it in amounts),
+        f"--resources_per_worker {resources}: give names with amounts above 0, such as '{{\"TPU\": 4}}'",
+    )
+    return dict(found)
 
 
 def _require(condition: bool, message: str) -> None:

@@ -8,7 +8,8 @@
     leases    who has a shard, and who commits it
     claiming  which shard is next for a worker
     worker    claim, extract, commit, and the next
-    local_engine, local_worker    several workers on this machine, started again when they die
+    engine    several workers, started again when they die: local_engine (with local_worker) as processes of this
+              machine, ray_engine as tasks of a Ray cluster
     standing  how far the shards are; making some free again
     status    who works on what, how fast, and how long still
     commands  `layertap shards`, `layertap fleet`

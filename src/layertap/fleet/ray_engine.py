@@ -1,0 +1,177 @@
+"""Several workers on a Ray cluster, or on a small one that is started here; Ray decides on which machine each runs.
+
+Each start of a worker is one Ray task, in a process of its own. A task whose process, or machine, is lost is handed to
+Ray again, which finds it a place (engine.py says when, and when to give up). Ray's own retries are off: they count
+deaths, and not whether shards were finished in between. Exactness never rests on Ray but on the leases: two processes
+of one worker, on two sides of a broken network, commit a shard once all the same.
+
+A worker that is started again on the same disk goes on in its own shard at once; on another machine that shard waits
+until its lease has run out, and begins anew.
+
+Why tasks and not actors: a running task can be interrupted like a process by Ctrl-C (it gives its shard back), a
+running method of an actor can only be killed. Settings and a closing line are all that goes through Ray.
+"""
+
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
+from functools import partial
+from types import ModuleType
+from typing import Any
+
+from layertap.config import ExtractConfig
+from layertap.errors import LayertapError, UsageError, WorkersFailedError
+from layertap.fleet.engine import EngineWorker, run_workers
+from layertap.process import guarded
+
+_STOP_SECONDS = 12.0  # less than the grace after a SIGTERM
+_ANSWER_SECONDS = 10.0
+_DIED = 1
+
+# Every worker's lines, also where two say the same.
+_ANYWHERE = {"RAY_DEDUP_LOGS": "0"}
+# Ray's processes listen on loopback alone (the switch has its name from the systems where that is Ray's default), to
+# those who know this user's token, and report to nobody.
+_HERE = {
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    "RAY_AUTH_MODE": "token",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
+# Next to the least object store that Ray takes: nothing of size goes through it.
+_SMALL: dict[str, Any] = {"address": "local", "include_dashboard": False, "object_store_memory": 80_000_000}
+
+
+def run_ray(config: ExtractConfig) -> str:
+    """Run workers as Ray tasks until the dataset is done; raises as `run_workers` does, UsageError without a Ray."""
+    needs = config.sharded.worker_resources
+    with _connected(config.sharded.ray_address) as ray:
+        _require_place(ray, needs, config)
+        return run_workers(config, partial(_Worker, ray, needs), _stop)
+
+
+@contextmanager
+def _connected(address: str | None) -> Iterator[ModuleType]:
+    """Ray, connected to the cluster at `address`, or to one that lasts as long as the block; Ctrl-C stays ours."""
+    ray = _imported(_ANYWHERE if address else _ANYWHERE | _HERE)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        _require_answer(address)
+        ray.init(**({"address": address} if address else _SMALL), logging_level="warning")
+    except (OSError, RuntimeError, ValueError) as error:  # ConnectionError is an OSError
+        if address is None:
+            raise WorkersFailedError(f"Ray could not be started on this machine: {error}") from error
+        raise UsageError(f"--ray_address {address}: {error}") from error
+    try:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+def _imported(environment: Mapping[str, str]) -> ModuleType:
+    """Ray, which reads its environment when it is imported; raises UsageError where it is not installed."""
+    for name, value in environment.items():
+        os.environ.setdefault(name, value)
+    try:
+        import ray
+    except ModuleNotFoundError as error:
+        raise UsageError(f"no module {error.name}: --engine ray needs pip install 'layertap[ray]'") from error
+    return ray
+
+
+def _require_answer(address: str | None) -> None:
+    """Raise OSError where nobody listens at HOST:PORT, where Ray itself would try for minutes."""
+    if address not in (None, "auto"):
+        host, _, port = str(address).rpartition(":")
+        socket.create_connection((host.strip("[]"), int(port)), _ANSWER_SECONDS).close()
+
+
+def _require_place(ray: ModuleType, needs: Mapping[str, float], config: ExtractConfig) -> None:
+    """Say how many workers find a place now; raises UsageError where this machine will never have one."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    places = sum(min(int(node.get(name, 0) / amount) for name, amount in needs.items()) for node in nodes)
+    wanted = config.sharded.num_workers or 0
+    if places == 0 and config.sharded.ray_address is None:
+        raise UsageError(
+            f"--resources_per_worker: this machine has not {dict(needs)} for a worker, but {nodes[0]}; ask for less,"
+            " or give the --ray_address of a cluster"
+        )
+    if places < wanted:
+        print(f"Ray has places for {places} of {wanted} workers now; the others wait", file=sys.stderr, flush=True)
+
+
+class _Worker(EngineWorker):
+    def __init__(self, ray: ModuleType, needs: Mapping[str, float], config: ExtractConfig) -> None:
+        super().__init__(config)
+        self._ray = ray
+        self._task: Any = None
+        self._future: Future[tuple[int, str]] | None = None
+        self._needs = dict(needs)
+
+    @property
+    def running(self) -> bool:
+        return self._future is not None
+
+    def start(self) -> None:
+        options: dict[str, Any] = {"num_cpus": self._needs.get("CPU", 0), "num_gpus": self._needs.get("GPU", 0)}
+        options["resources"] = {name: self._needs[name] for name in self._needs.keys() - {"CPU", "GPU"}}
+        remote = self._ray.remote(max_calls=1, max_retries=0, scheduling_strategy="SPREAD", **options)(_work)
+        self._task = remote.options(name=f"worker {self.config.worker}").remote(self.config)
+        self._future = self._task.future()
+
+    def ended(self) -> int | None:
+        future = self._future
+        if future is None or not future.done():
+            return None
+        self._future = None
+        try:
+            status, words = future.result()
+        except self._ray.exceptions.TaskCancelledError:
+            return _DIED
+        except self._ray.exceptions.RayError as error:
+            status, words = _DIED, str(error).strip()
+        print(f"[{self.config.worker}] {words}", file=sys.stderr, flush=True)
+        return status
+
+    def cancel(self, *, force: bool) -> None:
+        """Interrupt it, or kill it."""
+        self._ray.cancel(self._task, force=force)
+
+
+def _stop(workers: Sequence[_Worker]) -> None:
+    """Interrupt every worker that runs, wait, and kill what does not stop."""
+    for worker in _running(workers):
+        worker.cancel(force=False)
+    deadline = time.monotonic() + _STOP_SECONDS
+    while _running(workers) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    for worker in _running(workers):
+        worker.cancel(force=True)
+
+
+def _running(workers: Sequence[_Worker]) -> list[_Worker]:
+    return [worker for worker in workers if worker.running and worker.ended() is None]
+
+
+def _work(config: ExtractConfig) -> tuple[int, str]:
+    """In Ray's process: the exit status of a worker, and what it says at the end."""
+    words = ""
+
+    def run() -> int:
+        from layertap.fleet.worker import work
+
+        nonlocal words
+        try:
+            words = work(config).describe()
+        except LayertapError as error:
+            words = f"error: {error}"
+            return error.exit_status
+        return 0
+
+    return guarded(run), words
