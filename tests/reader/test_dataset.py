@@ -194,10 +194,10 @@ def test_a_place_without_a_run_is_refused(tmp_path: Path, gcs: FakeGcs) -> None:
             layertap.ActivationDataset(place)
 
 
-def attempt(root: Path, name: str, part: str, first: int, *, complete: bool = True) -> dict[str, Any]:
+def attempt(root: Path, name: str, part: str, first: int, *, complete: bool = True, **share: int) -> dict[str, Any]:
     """An attempt at a dataset shard with two samples from `first` on, and its done-manifest."""
     shard_format = outputs.shard_format(name="safetensors")
-    identity = {"dataset": {"part": part, "first_sample_idx": first}}
+    identity = {"dataset": {"part": part, "first_sample_idx": 0, **share}}
     manifest = outputs.manifest(shard_format, identity=identity, fingerprint=fingerprint_of(identity))
     folder = root / part / name
     writer = ShardWriter(folder, manifest, shard_format, lambda _: None)
@@ -238,6 +238,20 @@ def test_without_them_whole_single_attempts_are_read(tmp_path: Path) -> None:
     attempt(tmp_path, "aaaa", "shard_00000", 0)
     attempt(tmp_path, "bbbb", "shard_00001", 2)
     assert len(layertap.ActivationDataset(tmp_path)) == 4
+
+
+def test_hosts_of_a_slice_have_a_part_each(tmp_path: Path) -> None:
+    hosts = [
+        attempt(tmp_path / f"out/tpu_0_host_{host}", "aaaa", "shard_00000", 2 * host, machine_id=host)
+        for host in range(2)
+    ]
+    assert len(layertap.ActivationDataset(tmp_path / "out")) == 4
+    (tmp_path / "dataset/done").mkdir(parents=True)
+    done = {"shard": "shard_00000", "attempt": "aaaa", "samples": 4, "hosts": hosts}
+    (tmp_path / "dataset/done/shard_00000.json").write_text(json.dumps(done))
+    attempt(tmp_path / "out/tpu_1_host_1", "bbbb", "shard_00000", 2, machine_id=1, complete=False)
+    dataset = layertap.ActivationDataset(tmp_path / "out", sharded_dataset=str(tmp_path / "dataset"))
+    assert dataset.sources == tuple(f"tpu_0_host_{host}/shard_00000/aaaa" for host in range(2))
 
 
 def test_an_attempt_that_counts_and_is_not_there_is_damage(claimed: Path) -> None:

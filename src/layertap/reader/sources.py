@@ -11,6 +11,7 @@ there twice, or is not complete, is refused rather than guessed at.
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -72,44 +73,46 @@ def _require_plain_parts(store: ObjectStore, sources: Sequence[Source]) -> None:
     for source in sources:
         if source.part is None:
             continue
-        twice, complete = seen.get(source.part), source.manifest.complete
+        share = json.dumps(source.manifest.identity["dataset"], sort_keys=True)  # hosts of a slice have one each
+        twice, complete = seen.get(share), source.manifest.complete
         if twice is not None or not complete:
             what = f"{source.name}: is not complete" if not complete else f"{twice} and {source.name}: both are there"
             raise UsageError(
                 f"{store.url}: {what}, as attempts at dataset shard {source.part}. Which attempt counts is told by the"
                 " done-manifests; give sharded_dataset=, the folder or URL of the sharded dataset"
             )
-        seen[source.part] = source.name
+        seen[share] = source.name
 
 
 def _committed(store: ObjectStore, sources: Sequence[Source], url: str) -> Iterator[Source]:
     """The attempts that done-manifests name, in order; raises DamageError where one of them is not there."""
-    attempts = {(source.part, PurePosixPath(source.name).name): source for source in sources if source.part}
-    shards = open_store(url)
-    try:
+    attempts = {
+        (source.part, PurePosixPath(source.name).name, source.manifest.fingerprint): source
+        for source in sources
+        if source.part
+    }
+    with closing(open_store(url)) as shards:
         for info in shards.list(_DONE):
-            done = _done_manifest(shards, info.name)
-            source = attempts.get((done["shard"], done["attempt"]))
-            if source is None or source.manifest.fingerprint != done["fingerprint"]:
-                raise DamageError(
-                    f"{store.url}: lacks the attempt {done['attempt']} at dataset shard {done['shard']} that"
-                    f" {url}/{info.name} names; it was written to {done['output']}"
-                )
-            if source.manifest.samples != done["samples"]:
-                raise DamageError(
-                    f"{store.url}/{source.name}: has {source.manifest.samples} samples, {info.name} says"
-                    f" {done['samples']}"
-                )
-            yield source
-    finally:
-        shards.close()
+            for shard, attempt, outcome in _outcomes(shards, info.name):
+                source = attempts.get((shard, attempt, outcome["fingerprint"]))
+                if source is None or source.manifest.samples != outcome["samples"]:
+                    held = "lacks" if source is None else f"has {source.manifest.samples} samples of"
+                    raise DamageError(
+                        f"{store.url}: {held} the attempt {attempt} at dataset shard {shard} that {url}/{info.name}"
+                        f" names; it was written to {outcome['output']}, with {outcome['samples']} samples"
+                    )
+                yield source
 
 
-def _done_manifest(shards: ObjectStore, name: str) -> Mapping[str, Any]:
+def _outcomes(shards: ObjectStore, name: str) -> list[tuple[str, str, Mapping[str, Any]]]:
+    """The shard, the attempt and what came of it; one for each host of a slice."""
     found = shards.read(name)
     try:
         done = json.loads(b"" if found is None else found.data)
-        return {key: done[key] for key in ("shard", "attempt", "fingerprint", "samples", "output")}
+        return [
+            (done["shard"], done["attempt"], {key: outcome[key] for key in ("fingerprint", "samples", "output")})
+            for outcome in done.get("hosts") or [done]
+        ]
     except (ValueError, KeyError, TypeError) as error:
         raise DamageError(f"{shards.url}/{name}: is no done-manifest ({error!r}); reset the shard") from error
 
