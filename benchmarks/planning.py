@@ -37,7 +37,7 @@ class PlanningConfig:
     """How many turns."""
 
     flags: str = "--activation_type residual mlp attn"
-    """Further flags of the run."""
+    """Further flags of the run; mind the = of --flags=, since they begin with hyphens."""
 
 
 def main() -> None:
