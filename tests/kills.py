@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import commands
+import shards
 from clouds import BUCKET
 from fakes.gcs import FakeGcs
 
@@ -106,9 +107,8 @@ class Machine:
         return self.gcs.contents(BUCKET, PREFIX)
 
     def local_contents(self) -> dict[str, bytes]:
-        """What lies in the output folder."""
-        files = (path for path in self.output.rglob("*") if path.is_file() and path.name != ".lock")
-        return {path.relative_to(self.output).as_posix(): path.read_bytes() for path in files}
+        """What lies in the output folder, byte for byte."""
+        return shards.contents(self.output)
 
 
 def require_same(machine: Machine, undisturbed: Machine) -> None:

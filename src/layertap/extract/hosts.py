@@ -82,7 +82,9 @@ def join(config: HostsConfig) -> Hosts:
                 f"the hosts did not meet: {error}. Start the same command on every host, each with its own --host_id;"
                 " --coordinator_address is host 0's"
             ) from error
-    return Hosts(jax.process_index(), jax.process_count())
+    hosts = Hosts(jax.process_index(), jax.process_count())
+    hosts.gather([hosts.index])  # a first exchange may wait 30 s alone (gloo), and nobody is late yet
+    return hosts
 
 
 @dataclass(frozen=True)
