@@ -125,7 +125,7 @@ def test_parallel_independent_workers(project: Path, hub: FakeHub, bucket: FakeG
 @pytest.mark.slow
 def test_a_slice_of_four_hosts(project: Path, hub: FakeHub, bucket: FakeGcs) -> None:
     tasks = project / "tasks.jsonl"
-    write_tasks(tasks, make_tasks(4, seed=3))
+    write_tasks(tasks, make_tasks(8, seed=3))
     create = ["--dataset_path", str(tasks), "--output", "gs://bucket/sharded_dataset", "--num_shards", "2"]
     assert main(["shards", "create", *create]) == 0
     port = slices.free_port()

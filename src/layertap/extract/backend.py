@@ -38,4 +38,4 @@ def platform() -> str:
 
 def device_bytes() -> int | None:
     """The memory of one device, where it has its own and says how much."""
-    return (jax.devices()[0].memory_stats() or {}).get("bytes_limit")
+    return (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")

@@ -29,6 +29,9 @@ from layertap.extract.windows import Window
 Shape = tuple[int, int]
 
 _MEETING_SECONDS = 300
+# A host that ends in an error waits so long for the others, and only then do they hear of it. Longer than a heartbeat,
+# so that a host that was killed is named for that, and not the first one that ended because of it.
+_PARTING_SECONDS = 2 * HEARTBEAT_SECONDS
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,10 @@ class Hosts:
         everyones = self.gather([*said, *bytes(int(lengths.max()) - len(said))])
         return [bytes(row[:length].tolist()).decode() for row, length in zip(everyones, lengths, strict=True)]
 
+    def part(self) -> None:
+        """Wait until all hosts are done; who ended earlier would seem lost to the others."""
+        self.gather([self.index])
+
 
 def join(config: HostsConfig) -> Hosts:
     """Meet the other hosts; raises DeviceError where they do not come."""
@@ -76,6 +83,7 @@ def join(config: HostsConfig) -> Hosts:
                 config.host_id,
                 initialization_timeout=_MEETING_SECONDS,
                 heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+                shutdown_timeout_seconds=_PARTING_SECONDS,
             )
         except (jax.errors.JaxRuntimeError, ValueError) as error:
             raise DeviceError(

@@ -72,9 +72,12 @@ def extract(config: ExtractConfig) -> RunSummary:
     Raises an InputError for what the user can mend, StorageError where output cannot be written.
     """
     backend.configure()
-    setup = prepare(config, join(config.hosts))
+    hosts = join(config.hosts)
+    setup = prepare(config, hosts)
     with metered(config.worker, setup.config.output_folder, config.metrics_port) as metrics:
-        return extract_prepared(setup, Session(), Watch(metrics.begins))
+        summary = extract_prepared(setup, Session(), Watch(metrics.begins))
+    hosts.part()
+    return summary
 
 
 def extract_prepared(setup: Setup, session: Session, watch: Watch) -> RunSummary:

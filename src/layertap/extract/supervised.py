@@ -21,6 +21,8 @@ _MARK = "LAYERTAP_SUPERVISED"
 _ABORTED = -signal.SIGABRT
 # How the coordination service (xla/tsl) names tasks that sent no heartbeat, and a coordinator that does not answer.
 _LOST = re.compile(r"[Tt]ask[ :/]*(\d+) heartbeat timeout|unhealthy \(stopped sending heartbeats\):.*?(\d+)")
+# The one that waits at the end is the one that ended first.
+_ENDED = re.compile(r"The first task at the barrier: (\d+)")
 _NO_COORDINATOR = re.compile(
     r"coordination service .*unavailable|Failed to send RPC to coordination service|leader", re.I
 )
@@ -84,6 +86,8 @@ def _explain(status: int, trace: str) -> str:
         return (
             f"host {found[1] or found[2]} was lost: no sign of it for {HEARTBEAT_SECONDS} s. This host stopped; {again}"
         )
+    if found := _ENDED.search(trace):
+        return f"host {found[1]} ended in an error, which its own output tells. This host stopped; {again}"
     if _NO_COORDINATOR.search(trace):
         return f"host 0, the coordinator, was lost. This host stopped; {again}"
     name = signal.Signals(-status).name
