@@ -22,7 +22,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -228,13 +228,10 @@ class _Worker:
 @contextmanager
 def _released_unless_settled(lease: Lease) -> Iterator[None]:
     """Give the shard back where the block ends in an exception, so that another worker need not wait for it."""
-    try:
+    with ExitStack() as undo:
+        undo.callback(lease.release)  # harmless where another worker has it already
         yield
-    except LeaseLostError:
-        raise
-    except BaseException:
-        lease.release()
-        raise
+        undo.pop_all()
 
 
 def _done(shard: DatasetShard, lease: Lease, outcomes: Sequence[Outcome], seconds: float) -> Mapping[str, Any]:

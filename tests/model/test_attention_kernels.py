@@ -1,12 +1,19 @@
-"""The GPU kernel, interpreted, against the definition, and lowered to Triton for real shapes."""
+"""The kernels for accelerators, interpreted, against the definition.
+
+That they compile for TPUs is shown in tests/plan; for GPUs they are lowered to Triton here.
+"""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from layertap.model.attention import attend_dense
+from layertap.model.attention import Attend, attend_dense
 from layertap.model.attention_gpu import attend_triton
+from layertap.model.attention_tpu import attend_splash
+
+both = pytest.mark.parametrize("attend", [attend_splash, attend_triton])
+SHAPES = {"0.5b": (2, 7, 64), "7b": (4, 7, 128), "mha": (2, 1, 64)}
 
 
 def _packed(tokens: int) -> jax.Array:
@@ -24,35 +31,37 @@ def _inputs(tokens: int, kv_heads: int, group: int, size: int, dtype: jnp.dtype)
     return query.astype(dtype), key.astype(dtype), value.astype(dtype)
 
 
-@pytest.mark.parametrize(
-    ("kv_heads", "group", "size"), [(2, 7, 64), (4, 7, 128), (2, 1, 64)], ids=["0.5b", "7b", "mha"]
-)
-def test_triton_equals_dense(kv_heads: int, group: int, size: int) -> None:
+@both
+@pytest.mark.parametrize(("kv_heads", "group", "size"), SHAPES.values(), ids=SHAPES)
+def test_they_equal_dense(attend: Attend, kv_heads: int, group: int, size: int) -> None:
     inputs, starts = _inputs(512, kv_heads, group, size, jnp.float32), _packed(512)
-    mixed = attend_triton(*inputs, starts, interpret=True)
+    mixed = attend(*inputs, starts, interpret=True)
     np.testing.assert_allclose(mixed, attend_dense(*inputs, starts), rtol=1e-5, atol=2e-6)
 
 
-def test_triton_equals_dense_in_bfloat16() -> None:
+@both
+def test_they_equal_dense_in_bfloat16(attend: Attend) -> None:
     inputs, starts = _inputs(512, 2, 7, 64, jnp.bfloat16), _packed(512)
-    mixed = attend_triton(*inputs, starts, interpret=True)
+    mixed = attend(*inputs, starts, interpret=True)
     assert mixed.dtype == jnp.bfloat16
     np.testing.assert_allclose(mixed, attend_dense(*inputs, starts), rtol=0.03, atol=0.02)
 
 
-def test_rows_whose_length_is_no_power_of_two() -> None:
+@both
+def test_rows_whose_length_is_no_power_of_two(attend: Attend) -> None:
     inputs, starts = _inputs(768, 1, 2, 64, jnp.float32), _packed(768)
-    mixed = attend_triton(*inputs, starts, interpret=True)
+    mixed = attend(*inputs, starts, interpret=True)
     np.testing.assert_allclose(mixed, attend_dense(*inputs, starts), rtol=1e-5, atol=2e-6)
 
 
-def test_rows_that_the_kernel_cannot_cut_are_refused() -> None:
+@both
+def test_rows_that_no_kernel_can_cut_are_refused(attend: Attend) -> None:
     with pytest.raises(ValueError, match="200 tokens are not a multiple of 128"):
-        attend_triton(*_inputs(200, 1, 1, 64, jnp.float32), jnp.zeros((2, 200), jnp.int32), interpret=True)
+        attend(*_inputs(200, 1, 1, 64, jnp.float32), jnp.zeros((2, 200), jnp.int32), interpret=True)
 
 
 @pytest.mark.parametrize(("kv_heads", "group", "size"), [(2, 7, 64), (2, 6, 128), (4, 7, 128), (8, 8, 128)])
-def test_it_lowers_to_triton(kv_heads: int, group: int, size: int) -> None:
+def test_the_gpu_kernel_lowers_to_triton(kv_heads: int, group: int, size: int) -> None:
     """Every published shape, for a GPU that is not here."""
     queries = jax.ShapeDtypeStruct((4, 4096, kv_heads, group, size), jnp.bfloat16)
     keys = jax.ShapeDtypeStruct((4, 4096, kv_heads, size), jnp.bfloat16)
