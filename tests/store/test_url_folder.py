@@ -61,7 +61,7 @@ def test_every_object_is_read_once_and_the_bucket_listed_once(uploaded: FakeGcs)
 
 
 def test_reading_goes_by_ranges(uploaded: FakeGcs, monkeypatch: pytest.MonkeyPatch, output: Path) -> None:
-    monkeypatch.setattr("layertap.store.url_folder._RANGE_BYTES", 100)
+    monkeypatch.setattr("layertap.store.ranges._RANGE_BYTES", 100)
     assert check().sound
     sizes = [(output / name).stat().st_size for name in names(uploaded)]
     assert uploaded.faults.count("media", "shard_0001.pkl.gz") > 4

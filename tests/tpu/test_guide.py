@@ -10,15 +10,15 @@ GUIDE = (commands.ROOT / "docs" / "tpu.md").read_text()
 
 
 def printed() -> list[str]:
-    """Every indented command of the guide, with its continuation lines joined."""
-    blocks = re.findall(r"(?m)(?:^    .+\n)+", GUIDE)
+    """Every indented command of the guide, its continuation lines joined; what `layertap plan` prints is none."""
+    blocks = [block for block in re.findall(r"(?m)(?:^    .+\n)+", GUIDE) if not block.startswith("    run  ")]
     text = "\n".join(line.removeprefix("    ") for block in blocks for line in block.splitlines())
     return re.split(r"\n(?=[a-z.][\w./]* )", text.replace("\\\n", " "))
 
 
 def test_every_command_is_run_or_said_to_need_an_account() -> None:
     kinds = {command.split()[0] for command in printed()}
-    assert kinds == {"gcloud", "./scripts/manage_tpus.sh", "python"}
+    assert kinds == {"gcloud", "./scripts/manage_tpus.sh", "python", "layertap"}
 
 
 def test_from_nothing_to_32_workers_and_back(cloud: FakeCloudTpu) -> None:
