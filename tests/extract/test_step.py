@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from layertap.extract import backend
 from layertap.extract.step import StepProgram, plan_for, resolve_taps, transfer_dtype
 from layertap.model import weights
 from layertap.model.attention_gpu import attend_triton
@@ -54,6 +55,22 @@ def test_a_program_is_compiled_once_and_ahead(model: weights.Qwen2) -> None:
 @pytest.mark.parametrize(("platform", "attend"), [("tpu", attend_splash), ("gpu", attend_triton)])
 def test_each_accelerator_has_its_kernel(platform: str, attend: object) -> None:
     assert plan_for(platform, FLOAT32).attend is attend
+
+
+@pytest.mark.parametrize("has", [True, False])
+def test_processors_without_bfloat16_products_get_wider_kernels(monkeypatch: pytest.MonkeyPatch, has: bool) -> None:
+    monkeypatch.setattr(backend, "multiplies_bfloat16", lambda: has)
+    assert plan_for("cpu", FLOAT32).widen is not has
+    assert ("with bfloat16" in backend.description()["device"]) is has  # and so in the fingerprint
+    assert not plan_for("gpu", FLOAT32).widen
+
+
+@pytest.mark.parametrize(
+    ("flags", "has"),
+    [("avx512f avx512_bf16 gfni", True), ("amx_bf16 amx_tile", True), ("avx512f avx512_vnni", False), ("", False)],
+)
+def test_bfloat16_products_are_told_by_the_processor_s_flags(flags: str, has: bool) -> None:
+    assert backend.lists_bfloat16(f"processor\t: 0\nflags\t\t: fpu {flags}\nbugs\t: avx512_bf16\n") is has
 
 
 def test_what_is_moved_is_the_narrower_of_compute_and_storage() -> None:

@@ -82,12 +82,14 @@ def plan(attend: Attend = attend_flash) -> ForwardPlan:
     return ForwardPlan(np.dtype(np.float32), attend)
 
 
-def run(folder: Path, ids: np.ndarray, dtype: str = "float32", attend: Attend = attend_flash) -> dict[Tap, np.ndarray]:
+def run(
+    folder: Path, ids: np.ndarray, dtype: str = "float32", attend: Attend = attend_flash, *, widen: bool = False
+) -> dict[Tap, np.ndarray]:
     """One sequence alone in a row, padded to whole blocks."""
     checkpoint = open_checkpoint(str(folder))
     layers = checkpoint.config.num_hidden_layers
     model = weights.load(checkpoint, layers, jnp.dtype(dtype))
-    program = StepProgram(model, resolve_taps((), SITES, layers), plan(attend))
+    program = StepProgram(model, resolve_taps((), SITES, layers), replace(plan(attend), widen=widen))
     length = -(-len(ids) // 256) * 256
     step = Step(1, length, (Placement(0, 0, 0, len(ids)),))
     arrays = program.harvest(program.dispatch(model, *batch_arrays(step, [ids])))
@@ -104,17 +106,28 @@ def test_float32_is_within_1e_4_of_transformers_at_every_layer_and_site(folder: 
     assert max(worst.values()) <= 1e-4, worst
 
 
-def test_bfloat16_is_no_further_from_float32_than_transformers_in_bfloat16(folder: Path) -> None:
+@pytest.mark.parametrize("widen", [False, True])
+def test_bfloat16_is_no_further_from_float32_than_transformers_in_bfloat16(folder: Path, widen: bool) -> None:
     ids = random_ids(700, 1024, seed=1)
     truth = huggingface.activations(folder, ids)
     theirs = huggingface.activations(folder, ids, "bfloat16")
     ours = {
-        tap: value.astype(jnp.bfloat16) for tap, value in run(folder, ids, "bfloat16").items()
+        tap: value.astype(jnp.bfloat16) for tap, value in run(folder, ids, "bfloat16", widen=widen).items()
     }  # as they are stored
     mean_ours = {tap: huggingface.relative_errors(ours[tap], truth[tap]).mean() for tap in truth}
     mean_theirs = {tap: huggingface.relative_errors(theirs[tap], truth[tap]).mean() for tap in truth}
     further = {tap: (mean_ours[tap], mean_theirs[tap]) for tap in truth if mean_ours[tap] > mean_theirs[tap]}
     assert not further
+
+
+def test_widened_bfloat16_weights_give_what_float32_gives(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, replace(_LIKE_0_5B, hidden_size=128, num_attention_heads=2), dtype="bfloat16")
+    ids = random_ids(256, 1024)
+    truth, values = run(tmp_path, ids), run(tmp_path, ids, "bfloat16", widen=True)
+    rounded = run(tmp_path, ids, "bfloat16")
+    for tap in truth:
+        assert huggingface.relative_errors(values[tap], truth[tap]).max() < 1e-5
+        assert huggingface.relative_errors(rounded[tap], truth[tap]).max() > 1e-4
 
 
 @pytest.mark.parametrize(

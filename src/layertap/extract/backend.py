@@ -6,8 +6,12 @@ anywhere in JAX.
 """
 
 import os
+from functools import cache
+from pathlib import Path
 
 import jax
+
+_CPUINFO = Path("/proc/cpuinfo")
 
 
 def configure() -> None:
@@ -26,9 +30,28 @@ def configure() -> None:
 def description() -> dict[str, str]:
     """What of the backend decides the bits of a result: JAX's version and the kind of device.
 
-    Processors are all of one kind ("cpu") to JAX, though their matrix kernels may sum in other orders.
+    Processors are all of one kind ("cpu") to JAX, though their matrix kernels may sum in other orders; we tell those
+    with bfloat16 products from those without, which round less.
     """
-    return {"jax": jax.__version__, "platform": platform(), "device": jax.devices()[0].device_kind}
+    device = jax.devices()[0].device_kind
+    if platform() == "cpu":
+        device += " with bfloat16 products" if multiplies_bfloat16() else " without bfloat16 products"
+    return {"jax": jax.__version__, "platform": platform(), "device": device}
+
+
+@cache
+def multiplies_bfloat16() -> bool:
+    """Whether this processor is known to multiply bfloat16 faster than float32: x86 with AVX512-BF16 or AMX, on Linux.
+
+    Elsewhere it is not known, and float32 is safe: it is never less exact, and seldom slower.
+    """
+    return _CPUINFO.exists() and lists_bfloat16(_CPUINFO.read_text())
+
+
+def lists_bfloat16(cpuinfo: str) -> bool:
+    """Whether the first processor in the text of Linux's `/proc/cpuinfo` has AVX512-BF16 or AMX for bfloat16."""
+    flags = next((line for line in cpuinfo.splitlines() if line.startswith("flags")), "")
+    return not {"avx512_bf16", "amx_bf16"}.isdisjoint(flags.split())
 
 
 def platform() -> str:

@@ -29,6 +29,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Int32
 
 from layertap.errors import DeviceError
+from layertap.extract import backend
 from layertap.model.attention_gpu import attend_triton
 from layertap.model.attention_tpu import attend_splash
 from layertap.model.mesh import ROWS, partition_model, placed
@@ -163,11 +164,11 @@ def _device_errors(shape: Shape) -> Iterator[None]:
 def plan_for(platform: str, capture_dtype: np.dtype, mesh: Mesh | None = None) -> ForwardPlan:
     """The way to run the model on devices of a platform ("cpu", "gpu" or "tpu")."""
     if platform == "cpu":
-        return ForwardPlan(capture_dtype, mesh=mesh)
+        return ForwardPlan(capture_dtype, widen=not backend.multiplies_bfloat16(), mesh=mesh)
     block = _ACCELERATOR_BLOCK
     if platform == "tpu":
-        return ForwardPlan(capture_dtype, attend_splash, block, "offloaded", mesh)
-    return ForwardPlan(capture_dtype, attend_triton, block, "moved", mesh)
+        return ForwardPlan(capture_dtype, attend_splash, block, outputs="offloaded", mesh=mesh)
+    return ForwardPlan(capture_dtype, attend_triton, block, outputs="moved", mesh=mesh)
 
 
 def transfer_dtype(compute: DTypeLike, storage: DTypeLike) -> np.dtype:

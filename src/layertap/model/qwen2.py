@@ -44,6 +44,8 @@ class ForwardPlan:
     attend: Attend = attend_flash
     token_block: int | None = 512
     """Tokens that go through projections, norms and MLP at a time; None: all of them."""
+    widen: bool = False
+    """Whether kernels are widened to float32 when their layer runs: for processors without bfloat16 products."""
     outputs: Literal["device", "moved", "offloaded"] = "device"
     """Where captured activations go: they stay on the device until fetched; or are moved to pinned host memory when the
     step has ended; or are offloaded there by the program itself, layer by layer."""
@@ -178,7 +180,8 @@ class Qwen2(nnx.Module):
             sites = tuple(tap.site for tap in taps if tap.layer == index)
             gathered = whole(layer, plan.mesh, after=before)
             before = x
-            x, read = gathered(x, angles, seg_start, plan, sites)
+            wide = widened(gathered, after=x) if plan.widen else gathered
+            x, read = wide(x, angles, seg_start, plan, sites)
             if plan.outputs == "offloaded":
                 # Read now, or the compiler keeps every layer's stream to read them all at the end.
                 x, read = lax.optimization_barrier((x, read))  # type: ignore[no-untyped-call]
@@ -203,6 +206,18 @@ def in_blocks(function: Callable[..., Blockwise], block: int | None, *arrays: Fl
     blocks = tuple(array.reshape(rows * tokens // size, 1, size, *array.shape[2:]) for array in arrays)
     mapped = lax.map(lambda parts: function(*parts), blocks)
     return cast(Blockwise, jax.tree.map(lambda array: array.reshape(rows, tokens, *array.shape[3:]), mapped))
+
+
+def widened(layer: DecoderLayer, after: Hidden) -> DecoderLayer:
+    """The layer with its kernels in float32, no earlier than `after` is known: one layer at a time is twice as large.
+
+    Its products are then those of `--compute_dtype float32` on bfloat16 weights, and nothing but the result is rounded.
+    Where a processor has no bfloat16 instructions, XLA multiplies bfloat16 at half the speed of float32 (docs/LOG.md).
+    """
+    if layer.mlp.down.kernel[...].dtype == jnp.float32:
+        return layer
+    layer, _ = lax.optimization_barrier((layer, after))  # type: ignore[no-untyped-call]
+    return cast(DecoderLayer, jax.tree.map(lambda leaf: leaf.astype(jnp.float32), layer))
 
 
 Half = Float[Array, "B T half"]
