@@ -5,6 +5,7 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+from content import Content
 from safetensors.numpy import load_file
 
 
@@ -36,7 +37,7 @@ def tensor_samples(folder: Path) -> dict[int, dict[str, Any]]:
     return found
 
 
-def contents(folder: Path) -> dict[str, bytes]:
+def contents(folder: Path) -> dict[str, Content]:
     """Every file of an output folder, byte for byte; the lock file and the metrics are not output."""
     files = (path for path in folder.rglob("*") if path.is_file() and path.name not in (".lock", "metrics.jsonl"))
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+    return {path.relative_to(folder).as_posix(): Content(path.read_bytes()) for path in files}

@@ -27,6 +27,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from content import Content
 from fakes.gcs_faults import Fault, Faults, Request
 from fakes.gcs_http import Answer, as_json, claim_hash, error, flipped, how_far, multipart, named_in, ranged
 from fakes.gcs_objects import Buckets, Json, Refusal
@@ -66,11 +67,13 @@ class FakeGcs:
         for connection in list(self.connections):
             _quietly_shut(connection)
 
-    def contents(self, bucket: str, prefix: str = "") -> dict[str, bytes]:
+    def contents(self, bucket: str, prefix: str = "") -> dict[str, Content]:
         """Every object below `prefix`, by the rest of its name."""
         with self.lock:
             objects = self.state.objects[bucket]
-            return {name.removeprefix(prefix): o.data for name, o in objects.items() if name.startswith(prefix)}
+            return {
+                name.removeprefix(prefix): Content(o.data) for name, o in objects.items() if name.startswith(prefix)
+            }
 
     def put(self, bucket: str, name: str, data: bytes) -> None:
         """Let an object be there."""
