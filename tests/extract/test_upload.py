@@ -210,6 +210,12 @@ def test_a_storm_of_faults_changes_nothing(uploading, gcs: FakeGcs) -> None:
     assert any(request.fault for request in gcs.faults.log)
 
 
+def test_the_owner_s_claim_is_given_back_though_the_bucket_refuses_at_first(uploading, gcs: FakeGcs) -> None:
+    gcs.faults.plan("refuse", "delete", "owner.json", times=2)
+    extract(uploading)
+    assert "owner.json" not in gcs.contents(BUCKET, PREFIX)
+
+
 @pytest.mark.parametrize(("bucket", "error"), [("absent", UsageError), ("locked", AccessError)])
 def test_a_bucket_that_is_missing_or_forbidden_stops_the_run_before_it_begins(uploading, gcs, bucket, error) -> None:
     gcs.state.objects["locked"] = {}

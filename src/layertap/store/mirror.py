@@ -18,6 +18,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -164,19 +165,24 @@ class Mirror:
         self._store.upload(self._folder / file.path, file.path, file.crc32c, replaces=version)
 
     def _publish_all(self) -> None:
-        """Publish commit after commit, until `__exit__` and the last one."""
-        try:
-            while True:
-                with self._changed:
-                    self._changed.wait_for(lambda: self._behind or self._closing)
-                    if not self._behind:
-                        return
+        """Publish commit after commit, until `__exit__` and the last one; a failure ends all that is tried again."""
+        with ExitStack() as failed:
+            failed.callback(self._give_up)
+            while self._waits_for_commit():
                 for upload in self._behind[0].uploads:
                     upload.result()
                 self._publish_arrived()
-        finally:
-            self._retry.stop()
-            self._uploads.shutdown(wait=True, cancel_futures=True)
+            failed.pop_all()
+
+    def _waits_for_commit(self) -> bool:
+        """Whether there is a commit to publish; False when no more will come."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._behind or self._closing)
+            return bool(self._behind)
+
+    def _give_up(self) -> None:
+        self._retry.stop()
+        self._uploads.shutdown(wait=True, cancel_futures=True)
 
     def _publish_arrived(self) -> None:
         """Publish the newest commit whose files, and those of all before it, have arrived."""
