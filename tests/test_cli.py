@@ -195,7 +195,7 @@ def test_verify_finds_nothing_wrong_or_says_what(
     shard.write_bytes(shard.read_bytes()[:-1])
     assert main(["verify", str(out)]) == 1
     assert "shard_0001.pkl.gz" in capsys.readouterr().out
-    assert main(["verify", str(tmp_path)]) == 2
+    assert main(["verify", str(tmp_path / "ck")]) == 2
 
 
 def test_the_demo_runs_and_verifies(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -129,10 +129,10 @@ def _demo(config: DemoConfig) -> int:
 
 
 def _verify(config: VerifyConfig) -> int:
-    from layertap.store.verify import verify_folder
+    from layertap.fleet.verification import verify_at
 
-    with _opened(config.path) as folder, _bar("verify") as show:
-        report = verify_folder(folder, show)
+    with _bar("verify") as show:
+        report = verify_at(config, _opened, show)
     print(json.dumps(report.to_json(), indent=2) if config.json else report.describe())
     return 0 if report.sound else LayertapError.exit_status
 

@@ -57,6 +57,14 @@ class LocalFolder:
         return (self.path / path).open("rb")
 
 
+def has_file(folder: Folder, path: str) -> bool:
+    """Whether the folder has this file; raises StorageError where it cannot be read."""
+    try:
+        return folder.size(path) is not None
+    except OSError as error:
+        raise StorageError(f"{folder}/{path}: cannot be read: {error.strerror or error}") from error
+
+
 def require_manifest(folder: Folder) -> Manifest:
     """The folder's manifest; raises UsageError where it holds none, DamageError or StorageError as `read_manifest`."""
     name = f"{folder}/{FILE_NAME}"

@@ -1,0 +1,108 @@
+"""`layertap verify`: one run's output, that of all runs below a place, or what a sharded dataset's workers finished.
+
+Each done-manifest of a sharded dataset names one attempt's folder (of several hosts, one each), with the checksum of
+its manifest. That folder is checked as any run's is (store/verify.py), and against the done-manifest and
+`dataset.json`: so of the whole dataset every sample stands once, whoever extracted it. Attempts that no done-manifest
+names do not count and are not read. A shard that nobody has finished yet is no damage.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import PurePosixPath
+from typing import Any
+
+import google_crc32c
+
+from layertap.config import VerifyConfig
+from layertap.errors import DamageError
+from layertap.fleet.claims import done_name
+from layertap.fleet.sharded import MANIFEST as DATASET
+from layertap.fleet.sharded import DatasetShard, read_dataset
+from layertap.fleet.standing import read_done
+from layertap.store.folder import has_file
+from layertap.store.manifest import FILE_NAME, Manifest, manifest_bytes
+from layertap.store.objects import ObjectStore, open_store
+from layertap.store.verify import OnRead, VerifyReport, verify_folder
+from layertap.store.verify_places import OpenFolder, PlacesReport, outputs_below, verify_places
+
+_BELOW_ROOT = 3  # tpu_0/shard_00003/{attempt}
+
+
+@dataclass(frozen=True)
+class _Expected:
+    """What `dataset.json` and a done-manifest say of an output folder."""
+
+    shard: DatasetShard
+    crc32c: str
+    """Of its manifest."""
+
+
+def verify_at(config: VerifyConfig, open_folder: OpenFolder, on_read: OnRead) -> VerifyReport | PlacesReport:
+    """Check what lies at `config.path`, whichever kind of place it is; raises UsageError where it is none."""
+    dataset, root = (config.path, None) if config.sharded_dataset is None else (config.sharded_dataset, config.path)
+    if root is None:
+        with open_folder(config.path) as folder:
+            if has_file(folder, FILE_NAME):
+                return verify_folder(folder, on_read)
+            if not has_file(folder, DATASET):
+                outputs = [f"{config.path.rstrip('/')}/{name}" for name in outputs_below(folder)]
+                return verify_places(str(folder), outputs, open_folder, on_read)
+    with closing(open_store(dataset)) as store:
+        return verify_dataset(store, open_folder, on_read, root)
+
+
+def verify_dataset(
+    store: ObjectStore, open_folder: OpenFolder, on_read: OnRead = lambda _done, _total: None, root: str | None = None
+) -> PlacesReport:
+    """Check the outputs of the sharded dataset in `store`, where done-manifests say that they lie, or below `root`.
+
+    Raises UsageError where `store` holds no sharded dataset.
+    """
+    findings: list[str] = []
+    unfinished: list[str] = []
+    expected: dict[str, _Expected] = {}
+    for shard in read_dataset(store).shards:
+        try:
+            done = read_done(store, shard.name)
+            expected |= {} if done is None else _outputs(shard, done, f"{store.url}/{done_name(shard.name)}", root)
+        except DamageError as error:
+            findings.append(str(error))
+            continue
+        if done is None:
+            unfinished.append(f"{shard.name}: nobody has finished it yet")
+    report = verify_places(store.url, list(expected), open_folder, on_read)
+    for output, checked in report.reports.items():
+        findings += (f"{output}: {finding}" for finding in _differences(checked.manifest, expected[output]))
+    return replace(report, findings=(*findings, *report.findings), unfinished=tuple(unfinished))
+
+
+def _outputs(shard: DatasetShard, done: Mapping[str, Any], name: str, root: str | None) -> dict[str, _Expected]:
+    """The folders that a done-manifest names, one for each host; raises DamageError where it is garbled."""
+    try:
+        return {
+            _place(outcome["output"], root): _Expected(shard, str(outcome["manifest"]["crc32c"]))
+            for outcome in done.get("hosts") or [done]
+        }
+    except (KeyError, TypeError, AttributeError) as error:
+        raise DamageError(f"{name}: is no done-manifest ({error!r}); reset the shard") from error
+
+
+def _place(output: str, root: str | None) -> str:
+    return output if root is None else "/".join((root.rstrip("/"), *PurePosixPath(output).parts[-_BELOW_ROOT:]))
+
+
+def _differences(manifest: Manifest, expected: _Expected) -> Iterator[str]:
+    shard, dataset = expected.shard, manifest.identity.get("dataset", {})
+    if f"{google_crc32c.value(manifest_bytes(manifest)):08x}" != expected.crc32c:
+        yield f"its {FILE_NAME} is not the one that {done_name(shard.name)} names"
+    if not manifest.complete:
+        yield f"is not complete, though {done_name(shard.name)} names it"
+    if dataset.get("part") != shard.name:
+        yield f"is of {dataset.get('part') or 'no shard'}, not of {shard.name}"
+        return
+    predictions = manifest.identity["prompts"]["predictions_per_task"]
+    first, last = shard.first_sample(predictions), shard.first_sample(predictions) + shard.samples(predictions)
+    span = dataset.get("first_sample_idx"), manifest.progress.get("sample_idx")
+    if manifest.complete and span != (first, last):
+        yield f"goes from sample {span[0]} up to {span[1]}, but {shard.name} is from {first} up to {last}"
