@@ -1,7 +1,8 @@
 """A small object that this process alone writes, such as the manifest in a bucket.
 
 Each write takes effect only if the object is still as this process left it; otherwise somebody else writes there too,
-and this one stops. Where a store has no conditional writes, it is written over, and read back.
+and this one stops. Where a store has no conditional writes, it is looked at, written over, and read back: another
+process is noticed there too, unless it writes in the very moment between the look and the write.
 """
 
 import tempfile
@@ -38,13 +39,19 @@ class OwnObject:
 
     def _taken(self, version: str | None) -> str:
         if version is None:
-            raise StorageError(
-                f"{self._store.url}/{self._name}: another process has written it; this one stops. What is committed"
-                " there is safe: run one process at a time with this --worker_id"
-            )
+            raise self._usurped()
         return version
 
+    def _usurped(self) -> StorageError:
+        return StorageError(
+            f"{self._store.url}/{self._name}: another process has written it; this one stops. What is committed"
+            " there is safe: run one process at a time with this --worker_id"
+        )
+
     def _overwrite(self, data: bytes) -> None:
+        found = self._store.read(self._name)
+        if (None if found is None else found.data) != self.data:
+            raise self._usurped()
         with tempfile.TemporaryDirectory(prefix="layertap-") as folder:
             path = Path(folder) / "data"
             path.write_bytes(data)
