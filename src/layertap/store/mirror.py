@@ -153,7 +153,11 @@ class Mirror:
             self._changed.notify_all()
 
     def _enqueue(self, manifest: Manifest, files: Iterable[StoredFile]) -> None:
-        uploads = tuple(self._uploads.submit(self._upload, file) for file in files)
+        try:
+            uploads = tuple(self._uploads.submit(self._upload, file) for file in files)
+        except RuntimeError:  # nothing is taken any more: the mirror is ending, and will say why
+            self._publishing.result()
+            raise
         with self._changed:
             self._offered = len(manifest.shards)
             self._behind.append(_Commit(manifest, uploads))
