@@ -81,6 +81,15 @@ def test_a_second_signal_ends_it_at_once(first, second):
         assert started.returncode == 130
 
 
+@pytest.mark.parametrize(("what", "status"), [("finish", 7), ("finish_slowly", 130)])
+def test_a_process_that_nobody_listens_to_ends_all_the_same(what, status):
+    for started in process(what, 1000 if what == "finish" else 0.5):
+        started.stderr.close()
+        started.send_signal(signal.SIGTERM)
+        assert started.wait(60) == status
+        assert started.stdout.read() == ("finished\n" if what == "finish" else "ready\n")
+
+
 def test_ctrl_c_has_no_deadline():
     for started in process("finish_slowly", 0.0):
         started.send_signal(signal.SIGINT)

@@ -7,13 +7,16 @@ After SIGTERM the process is gone within `GRACE_SECONDS` in any case. A signal h
 Python runs it between two bytecodes of the main thread, which may be compiling a model, or waiting for a bucket that
 does not answer. So a thread of its own reads the signal's number from the pipe into which the interpreter writes it at
 once, and counts the seconds.
+
+What is said on the way may find no reader any more (a worker whose engine was killed writes into a broken pipe). That
+must not take the place of the interruption, so such failures are passed over.
 """
 
 import os
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 INTERRUPTED = 130
@@ -30,7 +33,7 @@ def interruptible(grace: float = GRACE_SECONDS) -> Iterator[None]:
     def interrupt(_signal: int, _frame: FrameType | None) -> None:
         for number in _SIGNALS:
             signal.signal(number, lambda *_: os._exit(INTERRUPTED))
-        os.write(2, b"interrupted; what is being written is finished first (once more: stop at once)\n")
+        _say(b"interrupted; what is being written is finished first (once more: stop at once)\n")
         raise KeyboardInterrupt
 
     with _deadline_after_sigterm(grace):
@@ -63,5 +66,11 @@ def _deadline_after_sigterm(grace: float) -> Iterator[None]:
 def _watch(reading: int, grace: float, closing: threading.Event) -> None:
     while numbers := os.read(reading, 64):
         if signal.SIGTERM in numbers and not closing.wait(grace):
-            os.write(2, b"time is up; what is committed is safe\n")
+            _say(b"time is up; what is committed is safe\n")
             os._exit(INTERRUPTED)
+
+
+def _say(words: bytes) -> None:
+    """Write to standard error, past Python's buffers and locks."""
+    with suppress(OSError):
+        os.write(2, words)

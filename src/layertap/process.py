@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 
 from layertap.errors import LayertapError
 from layertap.interruption import INTERRUPTED, interruptible
@@ -21,5 +22,6 @@ def guarded(run: Callable[[], int]) -> int:
         return error.exit_status
     except KeyboardInterrupt:
         # An orderly exit would wait for the step that is on the device, for most of a minute on a CPU.
-        sys.stdout.flush()
+        with suppress(BrokenPipeError):  # nobody reads it any more
+            sys.stdout.flush()
         os._exit(INTERRUPTED)

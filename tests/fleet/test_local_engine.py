@@ -1,13 +1,17 @@
 """Real worker processes on one dataset: killed, stopped, interrupted; every shard is committed once, and exactly."""
 
 import os
+import pickle
 import random
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import commands
 import pytest
+from claiming import claim
 from fakes.gcs import FakeGcs
 from fakes.gcs_faults import wait_for
 from fleets import assert_same, count_done, cut, done, engine, flags_of, process_of, union, whole, worker_of
@@ -15,8 +19,9 @@ from runs import changed
 
 from layertap.config import ExtractConfig
 from layertap.demo.tasks import make_tasks, write_tasks
-from layertap.fleet.leases import has_run_out, read_claim
+from layertap.fleet.leases import has_run_out, read_claim, take
 from layertap.fleet.worker import work
+from layertap.interruption import INTERRUPTED
 from layertap.store.objects import open_store
 
 KILLS = 8
@@ -69,6 +74,30 @@ def test_workers_end_with_their_parent(small: ExtractConfig, tmp_path: Path, how
         wait_for(lambda: not any(Path(f"/proc/{pid}/cmdline").exists() for pid in workers), 90)
     left = 24 - count_done(open_store(place))
     assert work(worker_of(small, place, lease_seconds=10.0)).shards == left
+
+
+def test_a_worker_whose_parent_is_gone_is_interrupted(small: ExtractConfig, tmp_path: Path) -> None:
+    """Although its own words have nowhere to go any more."""
+    place = str(tmp_path / "dataset")
+    cut(small.dataset_path, place, 1)
+    assert take(open_store(place), "shard_00000", claim(9)) is not None
+    started = subprocess.Popen(
+        [sys.executable, "-m", "layertap.fleet.local_worker"],
+        env={**os.environ, "PYTHONPATH": str(commands.ROOT / "src")},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    try:
+        started.stdin.write(pickle.dumps(worker_of(small, place)))
+        started.stdin.flush()
+        while b"waiting for the 1" not in (line := started.stdout.readline()):
+            assert line
+        started.stdout.close()
+        started.stdin.close()
+        assert started.wait(60) == INTERRUPTED
+    finally:
+        started.kill()
 
 
 @pytest.mark.slow

@@ -25,8 +25,12 @@ def _work(config: ExtractConfig) -> int:
 
 
 def _end_with_parent() -> None:
+    """Wait for the parent's end, then stop as after a SIGTERM; what is said from then on goes nowhere."""
     while os.read(sys.stdin.fileno(), 1):
         pass
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for descriptor in (1, 2):  # the parent held the other ends
+        os.dup2(nowhere, descriptor)
     os.kill(os.getpid(), signal.SIGTERM)
 
 

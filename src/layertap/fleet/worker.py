@@ -171,7 +171,6 @@ class _Worker:
     def _lead(self) -> None:
         most = self._config.sharded.max_shards
         while (most is None or self._metrics.dataset_shards < most) and (taken := self._claimer.next()) is not None:
-            self._note(f"{taken.shard.name}: {taken.shard.records} records")
             try:
                 self._extract(taken)
             except LeaseLostError as error:
@@ -193,6 +192,7 @@ class _Worker:
         self._metrics.dataset_shard = shard.name
         begun = time.monotonic()
         with _released_unless_settled(lease):
+            self._note(f"{shard.name}: {shard.records} records")
             try:
                 with Heartbeat(lease, self._metrics.of_this_run, self._troubled) as heartbeat:
                     watch = Watch(self._metrics.begins, heartbeat.check)
