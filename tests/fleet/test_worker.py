@@ -5,6 +5,7 @@ from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import shards
@@ -17,7 +18,7 @@ from runs import changed, out
 from layertap.cli import main
 from layertap.config import ExtractConfig, HostsConfig
 from layertap.dataset.config import ShardedConfig
-from layertap.errors import LayertapError, RunMismatchError, StorageError, UsageError, WorkersFailedError
+from layertap.errors import LayertapError, ModelError, RunMismatchError, StorageError, UsageError, WorkersFailedError
 from layertap.extract.run import extract
 from layertap.fleet import worker as worker_module
 from layertap.fleet.claims import claim_name
@@ -196,6 +197,18 @@ def test_samples_that_are_too_long_fail_their_shards(fleet: ExtractConfig, store
     with pytest.raises(WorkersFailedError):
         work(changed(fleet, max_seq_length=256))
     assert "--max_seq_length is 256" in read_claim(store, "shard_00000")[1].error
+
+
+def test_what_is_wrong_with_a_worker_fails_no_shard(fleet: ExtractConfig, store: ObjectStore, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match=r"--checkpoint_dir .* cannot be made"):
+        work(changed(fleet, checkpoint_dir=str(tmp_path / "file" / "below")))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("layertap.model.weights.load", Mock(side_effect=ModelError("damaged")))
+        with pytest.raises(ModelError, match="damaged"):
+            work(fleet)
+    assert not list(store.list("claims/"))
+    assert work(fleet).shards == COUNT
 
 
 def test_a_full_disk_ends_the_worker_and_frees_the_shard(fleet: ExtractConfig, store: ObjectStore) -> None:

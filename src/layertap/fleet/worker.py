@@ -13,8 +13,9 @@ All workers of a sharded dataset extract the same: the first one writes what dec
 with other settings is refused. (Only JAX's version and the kind of device may differ.)
 
 A shard that cannot be extracted as things are (a sample that is too long, say) is marked as failed and left out; the
-others are done first, and then the worker says which failed. What is wrong with the worker itself (its disk is full)
-ends it at once, and the shard is free for another.
+others are done first, and then the worker says which failed. What is wrong with the worker itself (its disk is full,
+its copy of the model is damaged, its --checkpoint_dir cannot be written) ends it at once, and the shard is free for
+another: a worker that failed shards for its own trouble would fail them all, for everybody.
 """
 
 import json
@@ -31,10 +32,11 @@ from uuid import uuid4
 from layertap.config import ExtractConfig
 from layertap.errors import (
     DamageError,
+    DatasetError,
     HostsStoppedError,
-    InputError,
     LayertapError,
     LeaseLostError,
+    PromptError,
     RunMismatchError,
     UsageError,
     WorkersFailedError,
@@ -55,6 +57,8 @@ from layertap.store.lock import exclusive
 from layertap.store.manifest import differences
 from layertap.store.objects import ObjectStore, open_store
 from layertap.store.retry import Retry
+
+_OF_THE_SHARD = (DatasetError, PromptError, HostsStoppedError)  # any worker would meet them
 
 
 @dataclass(frozen=True)
@@ -197,7 +201,7 @@ class _Worker:
                 with Heartbeat(lease, self._metrics.of_this_run, self._troubled) as heartbeat:
                     watch = Watch(self._metrics.begins, heartbeat.check)
                     outcomes = self._slice.lead(shard, lease.claim.attempt, watch)
-            except InputError as error:
+            except _OF_THE_SHARD as error:
                 if self._setup.hosts.count > 1 and not isinstance(error, HostsStoppedError):
                     raise  # this host's alone
                 lease.fail(str(error))
