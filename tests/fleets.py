@@ -18,7 +18,9 @@ from runs import changed, out
 from layertap.config import ExtractConfig
 from layertap.dataset.config import ShardedConfig
 from layertap.extract.run import extract
+from layertap.fleet.claims import shard_of
 from layertap.fleet.config import CreateShardsConfig
+from layertap.fleet.leases import read_claim
 from layertap.fleet.sharded import create_shards
 from layertap.store.files import file_crc32c
 from layertap.store.objects import ObjectStore
@@ -124,6 +126,13 @@ def whole(config: ExtractConfig, tmp_path: Path) -> dict[int, dict[str, Any]]:
     alone = changed(config, output_dir=str(tmp_path / "whole"))
     extract(alone)
     return shards.samples(out(alone), layer=3)
+
+
+def count_committed(store: ObjectStore) -> int:
+    """How many shards were committed, be it that nobody has settled them yet; when no worker runs any more."""
+    claims = (read_claim(store, shard_of(info.name)) for info in store.list("claims/"))
+    unsettled = {claim.done["shard"] for _, claim in filter(None, claims) if claim.done is not None}
+    return len(unsettled | {shard_of(info.name) for info in store.list("done/")})
 
 
 def count_done(store: ObjectStore) -> int:

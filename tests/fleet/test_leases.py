@@ -9,6 +9,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
 
 import commands
 import pytest
@@ -65,6 +67,23 @@ def stolen(store: ObjectStore, worker: int) -> Lease:
     lease = take_over(store, SHARD, found[0], claim(worker))
     assert lease is not None
     return lease
+
+
+@contextmanager
+def interrupted(store: ObjectStore, moment: str) -> Iterator[None]:
+    """Ctrl-C when a write of the claim has taken effect, before or after the holder knows of it."""
+
+    def replace_if(*arguments: Any) -> None:
+        assert replace(*arguments) is not None
+        raise KeyboardInterrupt
+
+    replace = store.replace_if
+    with pytest.MonkeyPatch.context() as patch:
+        if moment == "before the answer":
+            patch.setattr(store, "replace_if", replace_if)
+        else:
+            patch.setattr("layertap.fleet.leases.settle", Mock(side_effect=KeyboardInterrupt))
+        yield
 
 
 def done(store: ObjectStore) -> object:
@@ -174,6 +193,24 @@ def test_a_holder_that_died_after_its_commit_has_committed(store: ObjectStore, m
         settle(store, SHARD, committed, seen.version)
     assert done(store) == {"by": 0}
     assert read_claim(store, SHARD) is None
+
+
+@pytest.mark.parametrize("moment", ["before the answer", "after the answer"])
+def test_an_interrupted_commit_is_settled_and_not_deleted(store: ObjectStore, moment: str) -> None:
+    lease = held(store)
+    with interrupted(store, moment), pytest.raises(KeyboardInterrupt):
+        lease.commit({"by": 0})
+    lease.release()
+    assert done(store) == {"by": 0}
+    assert read_claim(store, SHARD) is None
+
+
+def test_a_shard_is_released_although_a_beat_was_interrupted(store: ObjectStore) -> None:
+    lease = held(store)
+    with interrupted(store, "before the answer"), pytest.raises(KeyboardInterrupt):
+        lease.beat({})
+    lease.release()
+    assert take(store, SHARD, claim(1)) is not None
 
 
 def test_a_heartbeat_keeps_the_lease_and_tells_of_its_loss(store: ObjectStore) -> None:

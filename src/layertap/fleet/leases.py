@@ -5,7 +5,7 @@
     take over   replace the version of a holder that was not heard of for as long as its lease runs
     commit      replace one's own version by the one that names the output. This is the moment that counts
     settle      write what a committed claim says as the done-manifest, and delete the claim; anybody may
-    release     delete one's own version
+    release     delete one's own version; or settle it, where the holder is interrupted between commit and settling
 
 Every step is one conditional write of one object, the claim, and the commit too: whoever lost the lease, be it a
 microsecond ago, cannot commit, and nobody takes over what is committed. A done-manifest is made of a committed claim
@@ -58,8 +58,21 @@ class Lease:
         self._replace(replace(self.claim, state="failed", error=error))
 
     def release(self) -> None:
-        """Let others have the shard at once; nothing happens where they have it already."""
-        self._store.delete_if(claim_name(self.shard), self._version)
+        """Let others have the shard at once; nothing happens where they have it already.
+
+        What is committed is settled instead. The claim is read back where it is not as this process last knew it: an
+        interruption may have come between a write and its answer.
+        """
+        if self.claim.state == "held" and self._store.delete_if(claim_name(self.shard), self._version):
+            return
+        found = read_claim(self._store, self.shard)
+        if found is None or found[1].nonce != self.claim.nonce:
+            return
+        seen, claim = found
+        if claim.state == "committed":
+            settle(self._store, self.shard, claim, seen.version)
+        elif claim.state == "held":
+            self._store.delete_if(claim_name(self.shard), seen.version)
 
     def _replace(self, claim: Claim) -> None:
         data = encode_claim(claim)
