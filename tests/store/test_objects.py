@@ -1,5 +1,6 @@
 """One suite for every kind of store: what `ObjectStore` promises."""
 
+import fcntl
 import itertools
 import threading
 import time
@@ -11,6 +12,7 @@ import pytest
 from fakes.gcs import FakeGcs
 
 from layertap.errors import DamageError, StorageError, UsageError
+from layertap.store import objects_local
 from layertap.store.files import file_crc32c
 from layertap.store.objects import ObjectStore, open_store
 from layertap.store.retry import Retry
@@ -252,6 +254,34 @@ def test_a_folder_is_shared_by_processes_without_leftovers(tmp_path: Path) -> No
     assert [info.name for info in store.list()] == ["deep/er/claim"]
     files = sorted(path.name for path in tmp_path.rglob("*") if path.is_file())
     assert files == [".objects.lock", "claim"]
+
+
+def test_who_keeps_a_folder_s_lock_is_not_waited_for_for_good(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = open_store(str(tmp_path))
+    version = store.create("a", b"1")
+    monkeypatch.setattr(objects_local, "_LOCK_SECONDS", 0.01)
+    with (tmp_path / ".objects.lock").open("rb") as stopped:
+        fcntl.flock(stopped, fcntl.LOCK_EX)
+        for write in (lambda: store.create("b", b""), lambda: store.delete_if("a", version)):
+            with pytest.raises(StorageError, match=r"objects\.lock: was held by others .* let it go on, or end it"):
+                write()
+        assert store.read("a").data == b"1"
+        assert [info.name for info in store.list()] == ["a"]
+        assert store.server_time() > 0
+    assert store.delete_if("a", version)
+
+
+def test_a_folder_s_lock_is_not_held_while_the_disk_is_waited_for(tmp_path: Path, monkeypatch) -> None:
+    def sync_folder(_: Path) -> None:
+        with (tmp_path / ".objects.lock").open("rb") as other:
+            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        synced.append(1)
+
+    synced: list[int] = []
+    monkeypatch.setattr(objects_local, "sync_folder", sync_folder)
+    store = open_store(str(tmp_path))
+    assert store.delete_if("a", store.replace_if("a", b"2", store.create("a", b"1")))
+    assert len(synced) == 3
 
 
 def test_a_file_in_the_place_of_a_folder_is_refused(tmp_path: Path) -> None:

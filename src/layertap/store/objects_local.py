@@ -2,7 +2,11 @@
 
 Every object appears by a rename of a synced file, so it is whole or not there, however the writer ends. What is
 conditional happens under an exclusive `flock`, which the system releases when a process dies. The new file is synced
-before the lock is taken, so the lock is held for microseconds.
+before the lock is taken, and the folder after it was given back, so the lock is held for microseconds.
+
+A process that is stopped (SIGSTOP, a frozen machine) in these microseconds keeps the lock, and nobody may break it:
+once awake it would finish its rename over whatever is there then. So the others wait for it, but not in silence and not
+for good: after `_LOCK_SECONDS` they say so in a StorageError. Reading, listing and `server_time` need no lock.
 
 A version is the file's inode and its modification time in nanoseconds, which is set by us to be later than that of the
 write before: two writes never share one, even within a tick of the file system's clock. The time of an object, and
@@ -23,6 +27,8 @@ from layertap.store.files import TEMPORARY, file_crc32c, sync_folder
 from layertap.store.objects import ObjectInfo, StoredBytes, checked_name
 
 _LOCK = ".objects.lock"
+_LOCK_SECONDS = 30.0
+_LONGEST_PAUSE = 0.05
 
 
 class LocalStore:
@@ -45,10 +51,11 @@ class LocalStore:
     def delete_if(self, name: str, version: str) -> bool:
         """See `ObjectStore`."""
         path = self._path(name)
-        with _translated(path), self._locked():
-            if _version(path) != version:
-                return False
-            path.unlink()
+        with _translated(path):
+            with self._locked():
+                if _version(path) != version:
+                    return False
+                path.unlink()
             sync_folder(path.parent)
             return True
 
@@ -141,8 +148,9 @@ class LocalStore:
             moment = max(time.time_ns(), before + 1)
             os.utime(temporary, ns=(moment, moment))
             temporary.replace(path)
-            sync_folder(path.parent)
-            return _version(path)
+            written = _version(path)
+        sync_folder(path.parent)
+        return written
 
     @contextmanager
     def _temporary(self, path: Path) -> Iterator[Path]:
@@ -158,10 +166,25 @@ class LocalStore:
         self._folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(self._folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            _lock(descriptor, self._folder / _LOCK)
             yield
         finally:
             os.close(descriptor)
+
+
+def _lock(descriptor: int, path: Path) -> None:
+    deadline, pause = time.monotonic() + _LOCK_SECONDS, 0.001
+    while True:
+        with suppress(BlockingIOError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        if time.monotonic() > deadline:
+            raise StorageError(
+                f"{path}: was held by others for {_LOCK_SECONDS:.0f} s; a process that is stopped or hangs may have it"
+                " (lslocks names it): let it go on, or end it"
+            )
+        time.sleep(pause)
+        pause = min(2 * pause, _LONGEST_PAUSE)
 
 
 @contextmanager
