@@ -6,6 +6,7 @@ from pathlib import Path
 
 import commands
 import pytest
+from fakes.gcs import FakeGcs
 
 from benchmarks import report
 from layertap.model.config import published_config
@@ -68,3 +69,17 @@ def test_the_reader_is_measured_beside_plain_reads(tmp_path: Path) -> None:
         cache: {"plain": 2, "in_order": 2, "shuffled": 2} for cache in ("disk", "cached")
     }
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow  # it starts a dozen workers
+def test_claims_and_a_second_worker_are_measured(tmp_path: Path, gcs: FakeGcs) -> None:
+    flags = ["--tasks", "2", "--shards", "2", "--claims", "3", "--repeats", "1", "--layers", "1"]
+    environment = {"PYTHONPATH": f"{commands.ROOT / 'src'}:{commands.ROOT}", "TMPDIR": str(tmp_path)}
+    places = [str(tmp_path / "claims"), "gs://bucket/claims"]
+    done = commands.run(["-m", "benchmarks.fleet", *flags, "--places", *places], tmp_path, environment)
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(done.stdout.splitlines()[-1])
+    assert list(figures["claims"]) == places
+    assert all(seconds > 0 for turns in figures["claims"].values() for seconds in turns[0].values())
+    assert [sum(turns[0]["shards"]) for turns in figures["scaling"].values()] == [2] * 4
+    assert done.stdout.count("tokens/s") == 4
