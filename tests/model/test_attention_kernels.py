@@ -11,6 +11,7 @@ import pytest
 from layertap.model.attention import Attend, attend_dense
 from layertap.model.attention_gpu import attend_triton
 from layertap.model.attention_tpu import attend_splash
+from layertap.model.config import published_config
 
 both = pytest.mark.parametrize("attend", [attend_splash, attend_triton])
 SHAPES = {"0.5b": (2, 7, 64), "7b": (4, 7, 128), "mha": (2, 1, 64)}
@@ -55,17 +56,32 @@ def test_rows_whose_length_is_no_power_of_two(attend: Attend) -> None:
 
 
 @both
+def test_rows_of_several_of_the_largest_blocks(attend: Attend) -> None:
+    """Splash then scores half a block of keys at a time, as on a TPU; samples begin and end on and beside its edges."""
+    starts = np.zeros((2, 2048), np.int32)
+    for row, boundaries in enumerate([(512, 1024, 1536, 2047), (1, 511, 1025, 1985)]):
+        for boundary in boundaries:
+            starts[row, boundary:] = boundary
+    inputs = _inputs(2048, 1, 1, 64, jnp.float32)
+    mixed = attend(*inputs, jnp.asarray(starts), interpret=True)
+    np.testing.assert_allclose(mixed, attend_dense(*inputs, jnp.asarray(starts)), rtol=1e-5, atol=2e-6)
+
+
+@both
 def test_rows_that_no_kernel_can_cut_are_refused(attend: Attend) -> None:
     with pytest.raises(ValueError, match="200 tokens are not a multiple of 128"):
         attend(*_inputs(200, 1, 1, 64, jnp.float32), jnp.zeros((2, 200), jnp.int32), interpret=True)
 
 
-@pytest.mark.parametrize(("kv_heads", "group", "size"), [(2, 7, 64), (2, 6, 128), (4, 7, 128), (8, 8, 128)])
-def test_the_gpu_kernel_lowers_to_triton(kv_heads: int, group: int, size: int) -> None:
-    """Every published shape, for a GPU that is not here."""
-    queries = jax.ShapeDtypeStruct((4, 4096, kv_heads, group, size), jnp.bfloat16)
-    keys = jax.ShapeDtypeStruct((4, 4096, kv_heads, size), jnp.bfloat16)
-    starts = jax.ShapeDtypeStruct((4, 4096), jnp.int32)
+@pytest.mark.parametrize("tokens", [4096, 9472])
+@pytest.mark.parametrize("size", ["0.5b", "1.5b", "3b", "7b", "14b", "32b", "72b"])
+def test_the_gpu_kernel_lowers_to_triton(size: str, tokens: int) -> None:
+    """Every published shape, for a GPU that is not here; a ladder's last row need not be a power of two."""
+    config = published_config(size)
+    kv_heads, group = config.num_key_value_heads, config.num_attention_heads // config.num_key_value_heads
+    queries = jax.ShapeDtypeStruct((4, tokens, kv_heads, group, config.head_dim), jnp.bfloat16)
+    keys = jax.ShapeDtypeStruct((4, tokens, kv_heads, config.head_dim), jnp.bfloat16)
+    starts = jax.ShapeDtypeStruct((4, tokens), jnp.int32)
     lowered = jax.jit(attend_triton).trace(queries, keys, keys, starts).lower(lowering_platforms=("cuda",))
     assert "attend_packed" in lowered.as_text()
     assert "triton" in lowered.as_text()
