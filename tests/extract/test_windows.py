@@ -5,9 +5,12 @@ from pathlib import Path
 
 import pytest
 
+from layertap.config import ExtractConfig
 from layertap.dataset import read_records
 from layertap.errors import DamageError, RunMismatchError
+from layertap.extract.hosts import Hosts
 from layertap.extract.packing import row_ladder
+from layertap.extract.setup import window_rules
 from layertap.extract.windows import Position, Window, WindowRules, read_windows
 from layertap.prompts import PromptMaker, load_template, load_tokenizer, parse_grid_encoder
 
@@ -102,3 +105,24 @@ def test_a_machine_without_tasks_reaches_the_end(maker: PromptMaker, demo_tasks:
 def test_a_garbled_position_is_refused() -> None:
     with pytest.raises(DamageError, match="emitted"):
         Position.from_json({name: value for name, value in Position().to_json().items() if name != "emitted"})
+
+
+@pytest.mark.slow
+def test_nearly_all_computed_tokens_are_real_at_default_settings(shared_data: Path) -> None:
+    """97 % on ARC-AGI-1 training, with nothing left out, in four shapes (docs/LOG.md): five million tokens."""
+    config = ExtractConfig(dataset_path=str(shared_data / "arc-agi-1" / "training.jsonl"))
+    maker = PromptMaker(
+        load_tokenizer(shared_data / "qwen2.5-tokenizer"),
+        load_template(config.prompt_version, None),
+        parse_grid_encoder(config.grid_encoder),
+        config.predictions_per_task,
+        include_answer=config.include_answer,
+        seed=config.random_seed,
+    )
+    found = list(read_windows(read_records(config.dataset_path), maker, window_rules(config, Hosts(), 1), Position()))
+    steps = [step for window in found for step in window.steps]
+    real = sum(place.length for step in steps for place in step.placements)
+    assert real == sum(len(sample.token_ids) for window in found for sample in window.samples)
+    assert found[-1].end.sample_idx == sum(len(step.placements) for step in steps) == 3328
+    assert real >= 0.97 * sum(step.computed_tokens for step in steps)
+    assert len({(step.rows, step.length) for step in steps}) <= 4
