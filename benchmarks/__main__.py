@@ -55,7 +55,7 @@ def _with_data(config: BenchmarkConfig) -> ContenderConfig:
     if given.dataset_path is not None:
         return given
     tasks = Path(config.output_dir) / "tasks.jsonl"
-    write_tasks(tasks, make_tasks(config.tasks))
+    write_tasks(tasks, make_tasks(4 * config.tasks if config.measure == "memory" else config.tasks))
     return dataclasses.replace(given, dataset_path=str(tasks))
 
 

@@ -5,7 +5,7 @@ from typing import Literal
 
 Dtype = Literal["bfloat16", "float32"]
 Contender = Literal["padded", "best", "layertap", "ceiling", "stages", "formats"]
-Measure = Literal["compare", "depth", "sites", "stages", "formats", "memory", "start"]
+Measure = Literal["compare", "depth", "sites", "stages", "formats", "memory", "output", "start"]
 
 
 @dataclass(frozen=True)
@@ -15,7 +15,8 @@ class BenchmarkConfig:
     measure: Measure = "compare"
     """compare: with transformers, and with the machine's ceiling. depth: half of the layers against all. sites: three
     sites against one. stages: the whole run against forward and writing alone. formats: how fast shards are written.
-    memory: the peak for one and four times the data. start: a first start against a second one."""
+    memory: the peak for the tasks and for four times as many. output: the whole run as pickle against safetensors.
+    start: a first start against a second one."""
 
     device: Literal["cpu", "gpu"] = "cpu"
     """Where everything computes; gpu: one NVIDIA card, for torch too (which then has to be a CUDA build)."""

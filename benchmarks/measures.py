@@ -7,7 +7,7 @@ from dataclasses import replace
 from os import environ
 
 from benchmarks.config import ContenderConfig
-from benchmarks.workload import Figures, model_folder
+from benchmarks.workload import Figures, extraction, model_folder
 from layertap.model.config import read_config
 
 Run = Callable[[ContenderConfig], Figures]
@@ -81,11 +81,47 @@ def formats(config: ContenderConfig, run: Run) -> str:
 
 
 def memory(config: ContenderConfig, run: Run) -> str:
-    """Peak resident size for a quarter of the tasks and for all of them."""
+    """Peak resident size for the tasks and for four times as many, against the model, three shards and 1 GiB."""
 
     def sentence(config: ContenderConfig) -> str:
-        few, many = (run(replace(config, tasks=tasks))["peak_mb"] for tasks in (config.tasks // 4, config.tasks))
-        return f"peak {few:.0f} MB for {config.tasks // 4} tasks, {many:.0f} MB for {config.tasks}: {many / few:.2f}"
+        few, many = (run(replace(config, tasks=tasks)) for tasks in (config.tasks, 4 * config.tasks))
+        allowed = _model_bytes(config) + 3 * extraction(config).shard_bytes + (1 << 30)
+        return (
+            f"peak {few['peak_mb']:.0f} MB for {config.tasks} tasks ({_shards(config, few):.1f} shards),"
+            f" {many['peak_mb']:.0f} MB for {4 * config.tasks}: {many['peak_mb'] / few['peak_mb']:.2f};"
+            f" model, three shards and 1 GiB are {allowed / 1e6:.0f} MB"
+        )
+
+    return _by_dtype(config, sentence)
+
+
+def _model_bytes(config: ContenderConfig) -> int:
+    from layertap.model.mesh import weight_bytes
+    from layertap.model.weights import abstract_model
+
+    shape = read_config(model_folder(config))
+    layers = max(config.layers, default=shape.num_hidden_layers - 1) + 1
+    return weight_bytes(abstract_model(shape, layers, config.dtype))
+
+
+def _shards(config: ContenderConfig, figures: Figures) -> float:
+    """How many shards a run filled: fewer than four say nothing of whether memory stays bounded."""
+    from layertap.extract.setup import format_of_shards, resolve_run_taps
+
+    settings, shape = extraction(config), read_config(model_folder(config))
+    form = format_of_shards(settings, shape, resolve_run_taps(settings, shape))
+    return figures["tokens"] * form.bytes_per_token / settings.shard_bytes
+
+
+def output(config: ContenderConfig, run: Run) -> str:
+    """The whole run, written in either format."""
+
+    def sentence(config: ContenderConfig) -> str:
+        variants = {name: replace(config, format=name) for name in ("pickle", "safetensors")}
+        seconds = _median(config, run, variants, "seconds")
+        pickle, safetensors = (seconds[name] for name in variants)
+        ratio = max(seconds.values()) / min(seconds.values())
+        return f"as gzipped pickle {pickle:.1f} s, as safetensors {safetensors:.1f} s: {ratio:.2f} apart"
 
     return _by_dtype(config, sentence)
 
@@ -108,5 +144,6 @@ MEASURES: Mapping[str, Callable[[ContenderConfig, Run], str]] = {
     "stages": stages,
     "formats": formats,
     "memory": memory,
+    "output": output,
     "start": start,
 }

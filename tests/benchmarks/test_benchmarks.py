@@ -2,14 +2,21 @@
 
 import json
 import re
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import commands
 import pytest
 from fakes.gcs import FakeGcs
 
-from benchmarks import report
+from benchmarks import measures, report, writing
+from benchmarks.config import ContenderConfig
+from benchmarks.workload import Figures
 from layertap.model.config import published_config
+from layertap.store.samples import StoredSample
+from layertap.store.writer import ShardWriter
 
 
 def test_gflop_is_that_of_products_and_causal_attention() -> None:
@@ -32,6 +39,54 @@ def test_the_table_compares_medians() -> None:
     assert "| 60 |  | 3% |" in text
 
 
+def _tiny(tmp_path: Path, tiny_model: Path) -> ContenderConfig:
+    """Settings whose model is there."""
+    (tmp_path / "model-tiny").symlink_to(tiny_model)
+    return ContenderConfig(dataset_path="tasks.jsonl", size="tiny", tasks=12, repeats=3, output_dir=str(tmp_path))
+
+
+def test_memory_is_measured_for_four_times_as_many_tasks_and_held_to_its_bound(
+    tmp_path: Path, tiny_model: Path
+) -> None:
+    config = replace(_tiny(tmp_path, tiny_model), dtypes=("float32",), shard_size_gb=0.002)
+
+    def run(one: ContenderConfig) -> Figures:
+        return {"peak_mb": 1000.0 + one.tasks, "tokens": 1000.0 * one.tasks}
+
+    weights = (tiny_model / "model.safetensors").stat().st_size * 2 / 1e6  # stored as bfloat16
+    said = measures.memory(config, run)
+    assert "peak 1012 MB for 12 tasks (6.1 shards), 1048 MB for 48: 1.04;" in said
+    allowed = re.search(r"are (\d+) MB", said)
+    assert allowed is not None
+    assert float(allowed[1]) == pytest.approx(weights + 3 * 2 + 1073.7, abs=1)
+
+
+def test_the_output_of_both_formats_is_timed(tmp_path: Path, tiny_model: Path) -> None:
+    config = replace(_tiny(tmp_path, tiny_model), dtypes=("bfloat16",))
+    said = measures.output(config, lambda one: {"seconds": {"pickle": 11.0, "safetensors": 10.0}[one.format]})
+    assert said == "bfloat16: as gzipped pickle 11.0 s, as safetensors 10.0 s: 1.10 apart"
+
+
+def test_stages_keeps_a_few_shards_and_times_the_writing_of_all(
+    tmp_path: Path, tiny_model: Path, demo_tasks: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(_tiny(tmp_path, tiny_model), dataset_path=str(demo_tasks), tasks=6, shard_size_gb=0.001)
+    written: list[int] = []
+    commit = ShardWriter.commit
+
+    def counting(writer: ShardWriter, samples: Sequence[StoredSample], *given: Any, **named: Any) -> None:
+        written.append(sum(sample.tokens for sample in samples))
+        commit(writer, samples, *given, **named)
+
+    monkeypatch.setattr(ShardWriter, "commit", counting)
+    clock = iter(range(1000))
+    monkeypatch.setattr(writing, "seconds_of", lambda call: (call(), next(clock) + 1)[1])
+    figures = writing.stages(config)
+    assert len(written) == 4
+    assert sum(written) < figures["tokens"]
+    assert figures["writing"] == pytest.approx(figures["tokens"] / sum(written))
+
+
 @pytest.mark.slow
 def test_every_contender_runs(tmp_path: Path) -> None:
     flags = ["--size", "tiny", "--tasks", "2", "--baseline_tasks", "2", "--repeats", "1", "--dtypes", "float32"]
@@ -50,7 +105,7 @@ def test_every_contender_runs(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("measure", ["depth", "sites", "stages", "formats", "memory", "start"])
+@pytest.mark.parametrize("measure", ["depth", "sites", "stages", "formats", "memory", "output", "start"])
 def test_every_measure_says_a_figure(tmp_path: Path, measure: str) -> None:
     flags = ["--size", "tiny", "--tasks", "4", "--repeats", "1", "--dtypes", "float32", "--measure", measure]
     environment = {"PYTHONPATH": f"{commands.ROOT / 'src'}:{commands.ROOT}"}
