@@ -17,7 +17,7 @@ from layertap.plan.topologies import parse_topology
 from layertap.plan.tpu_compile import _ENVIRONMENT, TpuStep, compile_step
 from layertap.plan.tpu_table import DOCUMENTED, TAPS, Documented
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]  # a busy machine takes minutes for one
 
 PAGE = (commands.ROOT / "docs" / "tpu.md").read_text()
 
