@@ -164,6 +164,30 @@ def test_half_a_fleet_lost_comes_back_with_the_same_ids_made_as_it_was(
     assert tpu(f"recreate-preempted {TWO_ZONES}") == 0
 
 
+def test_a_fleet_that_is_lost_as_a_whole_is_copied_though_nothing_of_it_stands_any_more(
+    cloud: FakeCloudTpu, tpu: Tpu
+) -> None:
+    assert tpu("create --zones us-central1-a --workers_per_zone 2 --tpu_type v4-8 --no-spot --network n") == 0
+    for name in HOME_A[:2]:
+        cloud.set_state(name, "TERMINATED")
+    cloud.stockouts = {"us-central1-a"}
+    assert tpu("recreate-preempted --zones us-central1-a,us-central1-b --workers_per_zone 2") == 0
+    assert cloud.workers() == {worker: f"tpu-us-central1-b-{worker}" for worker in range(4)}
+    for node in cloud.nodes.values():
+        assert (node["acceleratorType"], node["networkConfig"]["network"]) == ("v4-8", "n")
+        assert "schedulingConfig" not in node
+
+
+def test_a_worker_is_copied_from_its_own_tpu_else_from_one_of_its_home(cloud: FakeCloudTpu, tpu: Tpu) -> None:
+    assert tpu("create --zones us-central1-a --workers_per_zone 1") == 0
+    assert tpu("create --zones us-central1-b --workers_per_zone 1 --tpu_type v4-8") == 0
+    cloud.set_state("tpu-us-central1-b-1", "PREEMPTED")
+    assert tpu("recreate-preempted --zones us-central1-a,us-central1-b --workers_per_zone 2") == 0
+    kinds = {name: node["acceleratorType"] for (_, name), node in cloud.nodes.items()}
+    assert kinds["tpu-us-central1-b-1"] == kinds["tpu-us-central1-b-3"] == "v4-8"
+    assert kinds["tpu-us-central1-a-0"] == kinds["tpu-us-central1-a-2"] == "v5litepod-8"
+
+
 def test_recreating_what_never_was_is_refused(
     cloud: FakeCloudTpu, tpu: Tpu, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -71,6 +71,21 @@ def test_watch_waits_out_a_stockout(cloud: FakeCloudTpu) -> None:
         assert "wait for a zone to open again: 1" in interrupt(process)
 
 
+def test_watch_outlasts_the_loss_of_the_whole_fleet(cloud: FakeCloudTpu) -> None:
+    run(cloud, "create --zones us-central1-a --workers_per_zone 2 --tpu_type v4-8")
+    made = sent(cloud, "POST")
+    cloud.stockouts = {"us-central1-a"}
+    with running(cloud, "recreate-preempted --zones us-central1-a --workers_per_zone 2 --watch") as process:
+        for name in cloud.workers().values():
+            cloud.set_state(name, "PREEMPTED")
+        wait_for(lambda: sent(cloud, "POST") >= made + 4, process)
+        cloud.stockouts = set()
+        wait_for(lambda: list(cloud.states().values()) == ["READY"] * 2, process)
+        interrupt(process)
+    assert sorted(cloud.workers()) == [0, 1]
+    assert {node["acceleratorType"] for node in cloud.nodes.values()} == {"v4-8"}
+
+
 def test_ctrl_c_in_mid_create_and_the_next_call_goes_on(cloud: FakeCloudTpu) -> None:
     command = "create --zones us-central1-a,us-central1-b --workers_per_zone 2"
     cloud.stuck = True

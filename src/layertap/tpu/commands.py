@@ -6,7 +6,7 @@ What happens on the way goes to the standard error output, the result to the sta
 
 import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 
@@ -31,14 +31,14 @@ from layertap.tpu.report import as_json, members_table, zones_table
 def create(config: CreateConfig) -> int:
     """Bring the fleet to strength with machines as the flags say."""
     machine = new_machine(config)
-    return _bring_to_strength(config, lambda _action, _observed: machine)
+    return _bring_to_strength(config, lambda _action, _last_seen: machine)
 
 
 def recreate(config: RecreateConfig) -> int:
     """Bring the fleet to strength with machines as they were."""
 
-    def as_it_was(action: Create, observed: Observed) -> Machine:
-        machine = like(action.replaces, observed)
+    def as_it_was(action: Create, last_seen: Mapping[int, Member]) -> Machine:
+        machine = like(action, last_seen)
         if machine is None:
             raise UsageError(f"there is no TPU of the fleet {config.name_prefix!r} to copy; make one with `create`")
         return altered(machine, config)
@@ -144,7 +144,7 @@ def _print_plan(config: TpuConfig, now: Plan) -> int:
     return 0
 
 
-def _never(_action: Create, _observed: Observed) -> Machine:
+def _never(_action: Create, _last_seen: Mapping[int, Member]) -> Machine:
     raise AssertionError("a deletion creates nothing")
 
 

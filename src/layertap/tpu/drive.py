@@ -1,12 +1,13 @@
 """Look, decide, act, and again, until the fleet is as it should be; with `--watch`, for good.
 
-Nothing is remembered between two looks but which zones were closed, and that only saves requests. So an interruption
-at any point leaves nothing that the next call, here or on another machine, could misunderstand: what Google has begun
-goes on, and the labels say whose it is.
+Two things are remembered between looks: which zones were closed, which only saves requests, and what each worker's TPU
+was last like, because a lost one is deleted before the next is made and may have been the last that was left to copy.
+Neither decides what is done. So an interruption at any point leaves nothing that the next call, here or on another
+machine, could misunderstand: what Google has begun goes on, and the labels say whose it is.
 """
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 
 from layertap.errors import InputError, LayertapError, TpuError, UnreachableError
@@ -16,7 +17,8 @@ from layertap.tpu.fleet import Machine, Member, Observed, Phase
 from layertap.tpu.plan import Action, Create, Delete, Plan
 
 Decide = Callable[[Observed, set[str], set[str]], Plan]
-MachineFor = Callable[[Create, Observed], Machine]
+MachineFor = Callable[[Create, Mapping[int, Member]], Machine]
+"""What to make for a worker, given how each worker's TPU was when it was last seen."""
 Say = Callable[[str], None]
 
 _THERE_ALREADY = UnreachableError("a TPU of this name exists already")
@@ -29,6 +31,7 @@ class Drive:
         """Look everywhere once, then at `zones` and wherever the fleet was found; tell what is done with `say`."""
         self.closings = Closings(poll_seconds)
         self.observed = Observed()
+        self._last_seen: dict[int, Member] = {}
         self._cloud = cloud
         self._named = set(zones)
         self._seen_in: set[str] = set()
@@ -40,6 +43,7 @@ class Drive:
         before = self.observed
         self.observed = self._cloud.observe(self._seen_in or {*self._cloud.zones(), *self._named})
         self._seen_in = {*self._named, *(member.zone for member in self.observed.members)}
+        self._last_seen |= {member.worker: member for member in self.observed.members}
         for change in changes(before, self.observed):
             self._say(change)
         return self.observed
@@ -84,7 +88,7 @@ class Drive:
     def _act(self, actions: Iterable[Action], machine_for: MachineFor) -> None:
         """Do all actions at the same time; the first error that only the user can mend is raised when all are done."""
         work = [
-            (action, machine_for(action, self.observed) if isinstance(action, Create) else None) for action in actions
+            (action, machine_for(action, self._last_seen) if isinstance(action, Create) else None) for action in actions
         ]
         outcomes = in_parallel(lambda pair: self._try(*pair), work)
         for outcome in outcomes:

@@ -1,10 +1,12 @@
 """What a new TPU is made like: from the flags, or as the one it replaces was."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from layertap.errors import UsageError
 from layertap.tpu.config import CreateConfig, FleetConfig
-from layertap.tpu.fleet import Machine, Member, Observed, Phase
+from layertap.tpu.fleet import Machine, Member, Phase
+from layertap.tpu.plan import Create
 
 # https://cloud.google.com/tpu/docs/runtimes names one image for PyTorch and JAX per generation.
 _RUNTIMES = {
@@ -42,11 +44,15 @@ def altered(machine: Machine, config: FleetConfig) -> Machine:
     )
 
 
-def like(old: Member | None, observed: Observed) -> Machine | None:
-    """The machine to make again: the lost one's, else that of a worker that runs, else that of any member."""
-    order = [old] if old else []
-    order += sorted(observed.members, key=lambda member: (member.phase is not Phase.RUNNING, member.worker))
-    return order[0].machine if order else None
+def like(action: Create, last_seen: Mapping[int, Member]) -> Machine | None:
+    """The machine to make again: the worker's own, else that of one of its home zone that runs, else that of any."""
+    if own := action.replaces or last_seen.get(action.worker):
+        return own.machine
+    others = sorted(
+        last_seen.values(),
+        key=lambda other: (other.home != action.home, other.phase is not Phase.RUNNING, other.worker),
+    )
+    return others[0].machine if others else None
 
 
 def _runtime_for(tpu_type: str) -> str:
