@@ -67,6 +67,8 @@ class FakeCloudTpu:
     outage: bool = False
     unreachable: set[str] = field(default_factory=set)
     """Zones whose lists are incomplete, and say so."""
+    held: set[str] = field(default_factory=set)
+    """Nodes that cannot be deleted in their present state."""
     stuck: bool = False
     """No operation ends."""
     queue_moves: bool = True
@@ -181,6 +183,8 @@ class FakeCloudTpu:
     def _delete_node(self, zone: str, name: str, **_: Any) -> Json:
         if (zone, name) not in self.nodes:
             raise Refusal(404, f"Resource '{_parent(zone)}/nodes/{name}' was not found")
+        if name in self.held:
+            raise Refusal(400, f"Node {name} cannot be deleted in its present state", name="FAILED_PRECONDITION")
         self.nodes[zone, name]["state"] = "DELETING"
         return self._begin(zone, lambda: self._gone(self.nodes, (zone, name)))
 
@@ -189,7 +193,7 @@ class FakeCloudTpu:
         if key not in self.requests:
             raise Refusal(404, f"Resource '{_parent(zone)}/queuedResources/{name}' was not found")
         if key in self.nodes and query.get("force") != "true":
-            raise Refusal(400, "the queued resource still has nodes")
+            raise Refusal(400, "the queued resource still has nodes", name="FAILED_PRECONDITION")
         self.requests[key]["state"] = {"state": "DELETING"}
         self.nodes.pop(key, None)
         return self._begin(zone, lambda: self._gone(self.requests, key))

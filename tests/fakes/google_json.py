@@ -19,6 +19,8 @@ class Refusal(Exception):
     status: int
     message: str
     reason: str = ""
+    name: str = ""
+    """Of the status, where it is not the usual one of its number."""
 
 
 class Api(Protocol):
@@ -61,5 +63,5 @@ class Handler(BaseHTTPRequestHandler):
 def _error(refusal: Refusal) -> Json:
     info = {"@type": "type.googleapis.com/google.rpc.ErrorInfo", "reason": refusal.reason, "domain": "googleapis.com"}
     details = [info] if refusal.reason else []
-    status = _STATUS_NAMES[refusal.status]
+    status = refusal.name or _STATUS_NAMES[refusal.status]
     return {"error": {"code": refusal.status, "message": refusal.message, "status": status, "details": details}}

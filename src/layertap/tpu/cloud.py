@@ -87,7 +87,7 @@ class Cloud:
         with translated(f"creating {action.name} in {action.zone}"):
             try:
                 operation = self._begin(action, machine)
-            except exceptions.AlreadyExists:
+            except exceptions.Conflict:  # over REST every 409 is one, AlreadyExists among them
                 return False
             try:
                 self._await(operation)

@@ -3,6 +3,10 @@
 A want of capacity and a want of quota have the same status, RESOURCE_EXHAUSTED, and only the text tells them apart:
 every quota message names a "quota", no capacity message does. Capacity errors come seldom as the answer to the request
 and mostly as the result of the operation that it began, minutes later; both ways end here.
+
+The client's exceptions tell less than they seem to: over REST they are chosen by HTTP status, so a direct answer is
+never AlreadyExists or FailedPrecondition but Conflict or BadRequest, and its message begins with the URL. Google's own
+status and words are in the answer's body.
 """
 
 from collections.abc import Iterator
@@ -11,7 +15,7 @@ from contextlib import contextmanager
 
 from google.api_core import exceptions
 from google.auth.exceptions import GoogleAuthError
-from requests import RequestException
+from requests import RequestException, Response
 
 from layertap.errors import (
     AccessError,
@@ -25,6 +29,7 @@ from layertap.errors import (
 
 QUOTA_PAGE = "https://console.cloud.google.com/iam-admin/quotas"
 LOGIN = "gcloud auth application-default login"
+_COME_BACK_LATER = ("FAILED_PRECONDITION", "ABORTED", "CANCELLED")
 
 
 @contextmanager
@@ -41,14 +46,14 @@ def translated(what: str) -> Iterator[None]:
 
 
 def _refusal(error: exceptions.GoogleAPICallError, what: str) -> LayertapError:
-    says = error.message or str(error)
+    status, says = _status_and_words(error)
+    if status in _COME_BACK_LATER:
+        return UnreachableError(f"{what}: not in its present state ({says})")
     match error:
         case exceptions.TooManyRequests():
             return _exhausted(error, what, says)
         case exceptions.Unauthorized() | exceptions.Forbidden():
             return _not_allowed(error, what, says)
-        case exceptions.FailedPrecondition() | exceptions.Aborted() | exceptions.Cancelled():
-            return UnreachableError(f"{what}: not in its present state ({says})")
         case exceptions.ServerError():
             return UnreachableError(f"{what}: Cloud TPU failed ({says})")
         case exceptions.BadRequest() | exceptions.NotFound():
@@ -58,6 +63,18 @@ def _refusal(error: exceptions.GoogleAPICallError, what: str) -> LayertapError:
                 " --zone ZONE` and `gcloud compute tpus versions list --zone ZONE` list what a zone has"
             )
     return TpuError(f"{what}: {says}")
+
+
+def _status_and_words(error: exceptions.GoogleAPICallError) -> tuple[str, str]:
+    """Google's name for the refusal ("" where it gives none), and what it says."""
+    if isinstance(error.response, Response):  # what an operation ended with has its own exception
+        try:
+            body = error.response.json()["error"]
+            return str(body["status"]), str(body["message"])
+        except (ValueError, LookupError, TypeError):  # a proxy's page
+            return "", error.message
+    code = error.grpc_status_code
+    return code.name if code else "", error.message
 
 
 def _exhausted(error: exceptions.GoogleAPICallError, what: str, says: str) -> LayertapError:

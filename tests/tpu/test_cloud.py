@@ -1,0 +1,53 @@
+"""One look and one action at a time: what happens in the cloud between the two."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+from fakes.cloud_tpu import PROJECT, FakeCloudTpu
+
+from layertap.errors import UnreachableError
+from layertap.tpu.cloud import Cloud, connect
+from layertap.tpu.config import TpuConfig
+from layertap.tpu.fleet import Machine, Member, identity
+from layertap.tpu.plan import Create
+
+MACHINE = Machine("v5litepod-8", "v2-alpha-tpuv5-lite")
+ZONE, NAME = "us-central1-a", "tpu-us-central1-a-0"
+
+
+@pytest.fixture
+def client(cloud: FakeCloudTpu) -> Iterator[Cloud]:
+    with connect(TpuConfig(project=PROJECT, api_endpoint=cloud.endpoint, poll_seconds=0.02)) as client:
+        yield client
+
+
+def lost_member(cloud: FakeCloudTpu, client: Cloud) -> Member:
+    cloud.add_node(ZONE, NAME, "PREEMPTED", labels=identity("tpu", 0, ZONE), acceleratorType="v5litepod-8")
+    (member,) = client.observe([ZONE]).members
+    return member
+
+
+def make() -> Create:
+    return Create(ZONE, 0, ZONE, NAME)
+
+
+def deletions(cloud: FakeCloudTpu) -> int:
+    return sum(line.startswith("DELETE") for line in cloud.log)
+
+
+@pytest.mark.parametrize("queued", [False, True])
+def test_a_name_that_was_taken_since_the_look_is_told_and_left_alone(
+    cloud: FakeCloudTpu, client: Cloud, queued: bool
+) -> None:
+    machine = replace(MACHINE, queued=queued)
+    assert client.create(make(), machine)
+    assert not client.create(make(), machine)
+    assert deletions(cloud) == 0
+
+
+def test_what_cannot_be_deleted_now_is_nothing_that_the_user_got_wrong(cloud: FakeCloudTpu, client: Cloud) -> None:
+    lost = lost_member(cloud, client)
+    cloud.held = {NAME}
+    with pytest.raises(UnreachableError, match=r"not in its present state \(Node"):
+        client.delete(lost)
