@@ -180,18 +180,22 @@ class FakeCloudTpu:
         self.requests[key] = {**body, "name": name, "state": {"state": "ACCEPTED"}}
         return self._begin(zone, lambda: {"response": _typed("QueuedResource", self.requests.get(key, {}))})
 
+    def _get_node(self, zone: str, name: str, **_: Any) -> Json:
+        return deepcopy(_existing(self.nodes, (zone, name), "nodes"))
+
+    def _get_request(self, zone: str, name: str, **_: Any) -> Json:
+        return deepcopy(_existing(self.requests, (zone, name), "queuedResources"))
+
     def _delete_node(self, zone: str, name: str, **_: Any) -> Json:
-        if (zone, name) not in self.nodes:
-            raise Refusal(404, f"Resource '{_parent(zone)}/nodes/{name}' was not found")
+        node = _existing(self.nodes, (zone, name), "nodes")
         if name in self.held:
-            raise Refusal(400, f"Node {name} cannot be deleted in its present state", name="FAILED_PRECONDITION")
-        self.nodes[zone, name]["state"] = "DELETING"
+            raise Refusal(400, f"Node {name} is in state {node['state']}", name="FAILED_PRECONDITION")
+        node["state"] = "DELETING"
         return self._begin(zone, lambda: self._gone(self.nodes, (zone, name)))
 
     def _delete_request(self, zone: str, name: str, query: dict[str, str], **_: Any) -> Json:
         key = (zone, name)
-        if key not in self.requests:
-            raise Refusal(404, f"Resource '{_parent(zone)}/queuedResources/{name}' was not found")
+        _existing(self.requests, key, "queuedResources")
         if key in self.nodes and query.get("force") != "true":
             raise Refusal(400, "the queued resource still has nodes", name="FAILED_PRECONDITION")
         self.requests[key]["state"] = {"state": "DELETING"}
@@ -265,6 +269,12 @@ class FakeCloudTpu:
 
 def _parent(zone: str) -> str:
     return f"projects/{PROJECT}/locations/{zone}"
+
+
+def _existing(things: dict[Key, Json], key: Key, kind: str) -> Json:
+    if key not in things:
+        raise Refusal(404, f"Resource '{_parent(key[0])}/{kind}/{key[1]}' was not found")
+    return things[key]
 
 
 def _typed(kind: str, value: Json) -> Json:

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 from fakes.cloud_tpu import PROJECT, FakeCloudTpu
 
-from layertap.errors import UnreachableError
+from layertap.errors import NoCapacityError, UnreachableError
 from layertap.tpu.cloud import Cloud, connect
 from layertap.tpu.config import TpuConfig
 from layertap.tpu.fleet import Machine, Member, identity
@@ -36,6 +36,33 @@ def deletions(cloud: FakeCloudTpu) -> int:
     return sum(line.startswith("DELETE") for line in cloud.log)
 
 
+@pytest.mark.parametrize("state", ["CREATING", "READY", "DELETING"])
+def test_what_somebody_else_has_put_in_a_lost_tpus_place_is_left_alone(
+    cloud: FakeCloudTpu, client: Cloud, state: str
+) -> None:
+    lost = lost_member(cloud, client)
+    cloud.set_state(NAME, state)
+    assert not client.create(replace(make(), replaces=lost), lost.machine)
+    client.delete(lost)
+    assert cloud.states() == {NAME: state}
+    assert deletions(cloud) == 0
+
+
+def test_what_has_become_somebody_elses_is_left_alone(cloud: FakeCloudTpu, client: Cloud) -> None:
+    lost = lost_member(cloud, client)
+    cloud.nodes[ZONE, NAME]["labels"] = {"layertap-fleet": "another"}
+    client.delete(lost)
+    assert deletions(cloud) == 0
+
+
+def test_what_is_as_it_was_seen_is_deleted_and_what_is_gone_is_no_error(cloud: FakeCloudTpu, client: Cloud) -> None:
+    lost = lost_member(cloud, client)
+    client.delete(lost)
+    client.delete(lost)
+    assert not cloud.nodes
+    assert deletions(cloud) == 1
+
+
 @pytest.mark.parametrize("queued", [False, True])
 def test_a_name_that_was_taken_since_the_look_is_told_and_left_alone(
     cloud: FakeCloudTpu, client: Cloud, queued: bool
@@ -44,6 +71,24 @@ def test_a_name_that_was_taken_since_the_look_is_told_and_left_alone(
     assert client.create(make(), machine)
     assert not client.create(make(), machine)
     assert deletions(cloud) == 0
+
+
+@pytest.mark.parametrize("labels", [{}, identity("tpu", 0, ZONE)], ids=["a foreign one", "another call's"])
+def test_a_failed_creation_clears_away_nothing_but_its_own_traces(
+    cloud: FakeCloudTpu, client: Cloud, monkeypatch: pytest.MonkeyPatch, labels: dict[str, str]
+) -> None:
+    """Between the failure and the clearing away, somebody else gets the name."""
+    cloud.stockouts = {ZONE}
+    clear = client._clear
+
+    def after_somebody_else(action: Create) -> None:
+        cloud.add_node(ZONE, NAME, labels=labels)
+        clear(action)
+
+    monkeypatch.setattr(client, "_clear", after_somebody_else)
+    with pytest.raises(NoCapacityError):
+        client.create(make(), MACHINE)
+    assert cloud.states() == {NAME: "READY"}
 
 
 def test_what_cannot_be_deleted_now_is_nothing_that_the_user_got_wrong(cloud: FakeCloudTpu, client: Cloud) -> None:

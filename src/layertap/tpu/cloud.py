@@ -23,10 +23,11 @@ from google.api_core.retry import Retry, if_exception_type
 from google.auth.credentials import AnonymousCredentials, Credentials
 from google.cloud import tpu_v2
 from requests import ConnectionError as RequestsConnectionError
+from requests import RequestException
 
 from layertap.errors import UnreachableError, UsageError
 from layertap.tpu.config import TpuConfig
-from layertap.tpu.fleet import Machine, Member, Observed
+from layertap.tpu.fleet import Machine, Member, Observed, Phase
 from layertap.tpu.plan import Create
 from layertap.tpu.protocol import read_zone, write_node, write_request
 from layertap.tpu.refusals import translated
@@ -92,17 +93,33 @@ class Cloud:
             try:
                 self._await(operation)
             except exceptions.GoogleAPICallError:
-                self._clear(action, queued=machine.queued)
+                self._clear(action)
                 raise
         return True
 
     def delete(self, member: Member) -> None:
-        """Delete a member's request and TPU; returns once both are gone. What is gone already is no error."""
+        """Delete a member's request and TPU; returns once both are gone. What is gone already is no error.
+
+        It is looked at once more, since minutes can pass between a look and its turn: what stands under a lost member's
+        name by then and is not lost is somebody's replacement, and is left alone, as is what is not the fleet's.
+        """
         with translated(f"deleting {member.name} in {member.zone}"):
-            if member.request is not None:
-                self._delete_request(member.zone, member.request)
-            if member.has_node:
-                self._delete_node(member.zone, member.name)
+            for found in self._look(member.zone, member.request or member.name):
+                if member.phase is not Phase.LOST or found.phase is Phase.LOST:
+                    self._remove(found)
+
+    def _look(self, zone: str, name: str) -> tuple[Member, ...]:
+        """The member of that name, if there is one."""
+        requests: list[tpu_v2.QueuedResource] = []
+        nodes: list[tpu_v2.Node] = []
+        parent = self._parent(zone)
+        with _gone_is_good():
+            requests.append(
+                self._client.get_queued_resource(name=f"{parent}/queuedResources/{name}", retry=self._retry)
+            )
+        with _gone_is_good():
+            nodes.append(self._client.get_node(name=f"{parent}/nodes/{name}", retry=self._retry))
+        return read_zone(self.prefix, zone, requests, nodes).members
 
     def _observe_zone(self, zone: str) -> Observed:
         parent = self._parent(zone)
@@ -117,6 +134,18 @@ class Cloud:
                 nodes += page.nodes
         return read_zone(self.prefix, zone, requests, nodes)
 
+    def _stands_as_seen(self, member: Member) -> bool:
+        requests: list[tpu_v2.QueuedResource] = []
+        nodes: list[tpu_v2.Node] = []
+        parent = self._parent(member.zone)
+        with _gone_is_good():
+            name = f"{parent}/queuedResources/{member.request or member.name}"
+            requests.append(self._client.get_queued_resource(name=name, retry=self._retry))
+        with _gone_is_good():
+            nodes.append(self._client.get_node(name=f"{parent}/nodes/{member.name}", retry=self._retry))
+        now = read_zone(self.prefix, member.zone, requests, nodes).members
+        return any(member.phase is not Phase.LOST or found.phase is Phase.LOST for found in now)
+
     def _begin(self, action: Create, machine: Machine) -> Operation:
         parent, node = self._parent(action.zone), write_node(action, machine, self.prefix)
         if not machine.queued:
@@ -126,14 +155,20 @@ class Cloud:
             parent=parent, queued_resource_id=action.name, queued_resource=request, retry=self._retry
         )
 
-    def _clear(self, action: Create, *, queued: bool) -> None:
+    def _clear(self, action: Create) -> None:
         """Delete what a creation left behind that Google accepted and then failed at."""
         try:
-            if queued:
-                self._delete_request(action.zone, action.name)
-            self._delete_node(action.zone, action.name)
-        except exceptions.GoogleAPICallError:
+            for left in self._look(action.zone, action.name):
+                if left.phase is not Phase.RUNNING:  # else somebody was luckier with the same name
+                    self._remove(left)
+        except (exceptions.GoogleAPIError, RequestException):
             return  # the failure that is being reported is the better one; the next look finds what is left
+
+    def _remove(self, member: Member) -> None:
+        if member.request is not None:
+            self._delete_request(member.zone, member.request)
+        if member.has_node:
+            self._delete_node(member.zone, member.name)
 
     def _delete_node(self, zone: str, name: str) -> None:
         with _gone_is_good():
