@@ -1,4 +1,4 @@
-"""The extraction commands of the first description, word for word in a shell; Hub and bucket are on loopback."""
+"""The commands of the first description, word for word in a shell; Hub, bucket and Cloud TPU are on loopback."""
 
 import os
 import re
@@ -10,6 +10,7 @@ from pathlib import Path
 import commands
 import pytest
 import slices
+from fakes.cloud_tpu import PROJECT, FakeCloudTpu
 from fakes.gcs import FakeGcs
 from fakes.hub import FakeHub
 
@@ -41,6 +42,16 @@ python extract_activations.py \\
     --multihost --num_hosts 4 --host_id {host} \\
     --coordinator_address "127.0.0.1:{port}" \\
     --gcs_bucket your-bucket
+"""
+TPUS = """\
+# Create TPUs across zones
+./scripts/manage_tpus.sh create --zones us-central1-a,us-central1-b --workers_per_zone 4
+
+# Check status
+./scripts/manage_tpus.sh status --zones us-central1-a,us-central1-b
+
+# Recreate preempted TPUs
+./scripts/manage_tpus.sh recreate-preempted --zones us-central1-a --workers_per_zone 4
 """
 # Not printed: what 4 hosts compute on a shared processor has to be little.
 LITTLE = " --predictions_per_task 1 --layers_to_extract 0 --batch_size 1 --row_length 2048"
@@ -136,3 +147,26 @@ def test_a_slice_of_four_hosts(project: Path, hub: FakeHub, bucket: FakeGcs) -> 
         name for name in names(bucket) if re.search(r"activations/tpu_0_host_\d/shard_0000\d/\w+/shard_0001", name)
     ]
     assert {name.split("/")[1] for name in found} == {f"tpu_0_host_{host}" for host in range(4)}
+
+
+def test_a_fleet_of_tpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with FakeCloudTpu() as cloud:
+        # The endpoint is all that the printed commands lack; it comes with the Python that the script is told to take.
+        python = tmp_path / "python"
+        python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@" --api_endpoint {cloud.endpoint}\n')
+        python.chmod(0o755)
+        monkeypatch.setenv("PYTHON", str(python))
+        monkeypatch.setenv("PYTHONPATH", str(commands.ROOT / "src"))
+        monkeypatch.setenv("GOOGLE_CLOUD_PROJECT", PROJECT)
+        create, status, recreate = TPUS.split("\n\n")
+        outputs = []
+        for command in (create, status, recreate):
+            done = subprocess.run(["bash", "-euc", command], cwd=commands.ROOT, capture_output=True, text=True)
+            assert done.returncode == 0, done.stderr
+            outputs.append([line.split()[:2] for line in done.stdout.splitlines()[1:]])
+            if command == status:
+                cloud.set_state("tpu-us-central1-a-2", "PREEMPTED")
+        both = [["us-central1-a", "4"], ["us-central1-b", "4"]]
+        assert outputs == [both, both, both[:1]]
+        assert cloud.workers() == {worker: f"tpu-us-central1-{zone}-{worker}" for worker, zone in enumerate("aaaabbbb")}
+        assert set(cloud.states().values()) == {"READY"}
