@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -32,6 +33,17 @@ def test_create_makes_a_fleet_and_again_makes_nothing(cloud: FakeCloudTpu, tpu: 
     assert node["networkConfig"] == {"enableExternalIps": True}
     assert tpu(f"create {TWO_ZONES}") == 0
     assert posts(cloud) == 8
+
+
+def test_what_is_told_at_the_same_time_stands_on_lines_of_its_own(
+    cloud: FakeCloudTpu, tpu: Tpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[str] = []
+    monkeypatch.setattr(sys.stderr, "write", written.append)
+    assert tpu(f"create {TWO_ZONES}") == 0
+    told = [text for text in written if "create tpu-" in text]
+    assert len(told) == 8
+    assert all(text.endswith("\n") for text in told), "else another thread's text comes in between"
 
 
 def test_flags_reach_the_machine(cloud: FakeCloudTpu, tpu: Tpu, tmp_path: Path) -> None:

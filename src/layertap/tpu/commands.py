@@ -149,4 +149,5 @@ def _never(_action: Create, _last_seen: Mapping[int, Member]) -> Machine:
 
 
 def _say(text: str) -> None:
-    print(stamped(text), file=sys.stderr, flush=True)
+    # The line with its end, in one write: many threads have something to say.
+    print(f"{stamped(text)}\n", end="", file=sys.stderr, flush=True)
