@@ -104,6 +104,19 @@ def test_ctrl_c_in_mid_create_and_the_next_call_goes_on(cloud: FakeCloudTpu) -> 
     assert sent(cloud, "POST") == 4, "what was begun is waited for, not begun again"
 
 
+def test_delete_takes_what_an_interrupted_create_has_begun(cloud: FakeCloudTpu) -> None:
+    cloud.stuck = True
+    with running(cloud, "create --zones us-central1-a --workers_per_zone 2") as process:
+        wait_for(lambda: sent(cloud, "POST") == 2, process)
+        interrupt(process)
+    with running(cloud, "delete --yes") as process:
+        wait_for(lambda: sent(cloud, "DELETE") == 2, process)
+        cloud.finish_operations()
+        output, _ = process.communicate(timeout=60)
+    assert output == "nothing of the fleet 'tpu' is left in any zone\n"
+    assert not cloud.nodes
+
+
 @pytest.mark.parametrize("ends", ["while nobody looks", "while the next call looks"])
 def test_ctrl_c_between_deleting_and_creating(cloud: FakeCloudTpu, ends: str) -> None:
     run(cloud, "create --zones us-central1-a,us-central1-b --workers_per_zone 2")
