@@ -14,6 +14,16 @@ from fakes.cloud_tpu import PROJECT, FakeCloudTpu
 
 SCRIPT = commands.ROOT / "scripts" / "manage_tpus.sh"
 
+TWO_ZONES = "--zones us-central1-a,us-central1-b --workers_per_zone 4"
+HOME_A, HOME_B = (
+    [f"tpu-us-central1-{zone}-{worker}" for worker in ids] for zone, ids in (("a", range(4)), ("b", range(4, 8)))
+)
+ALL = dict(enumerate([*HOME_A, *HOME_B]))
+
+
+def posts(cloud: FakeCloudTpu) -> int:
+    return sum(line.startswith("POST") for line in cloud.log)
+
 
 def start(cloud: FakeCloudTpu, command: str) -> subprocess.Popen[str]:
     """`manage_tpus.sh COMMAND`, with the endpoint and a quick poll added."""

@@ -25,9 +25,15 @@ EXTRACT_FLAGS = "layertap-extract-flags"
 
 
 def new_machine(config: CreateConfig) -> Machine:
-    """The machine that the flags of `create` describe; raises UsageError for a type that has no known image."""
+    """The machine that the flags of `create` describe.
+
+    Raises UsageError for a type that has no known image, and where the set-up script and what it reads are not both
+    there: such TPUs would be billed and do nothing.
+    """
     blank = Machine("", "", config.spot, config.queued, external_ips=config.external_ips)
-    return altered(blank, replace(config, tpu_type=config.tpu_type or _USUAL_TYPE))
+    machine = altered(blank, replace(config, tpu_type=config.tpu_type or _USUAL_TYPE))
+    _check_startup(machine.metadata)
+    return machine
 
 
 def altered(machine: Machine, config: FleetConfig) -> Machine:
@@ -69,6 +75,15 @@ def _metadata(config: FleetConfig) -> dict[str, str]:
     given = {PACKAGE: config.package, EXTRACT_FLAGS: config.extract_flags}
     metadata = {name: value for name, value in given.items() if value is not None}
     return metadata if config.startup is None else {**metadata, STARTUP: _script(config)}
+
+
+def _check_startup(metadata: Mapping[str, str]) -> None:
+    script = metadata.get(STARTUP)
+    for name, flag in ((PACKAGE, "--package"), (EXTRACT_FLAGS, "--extract_flags")):
+        if script is None and name in metadata:
+            raise UsageError(f"{flag} is for the set-up script: give --startup scripts/setup_tpu_worker.sh as well")
+        if script is not None and name in script and not metadata.get(name):
+            raise UsageError(f"the script of --startup wants {flag}, without which the TPUs would do nothing")
 
 
 def _script(config: FleetConfig) -> str:
