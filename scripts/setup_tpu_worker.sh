@@ -91,12 +91,22 @@ install_package() {
     [[ -f $home/installed && $(<"$home/installed") == "$wanted" ]] && return
     local source=$1
     [[ $source != gs://* ]] || source=$(fetch_wheel "$source")
-    [[ $source == *://* ]] || source="file://$(realpath "$source")"
+    [[ $source == *://* ]] || source=$(file_url "$source")
     [[ -x $home/venv/bin/pip ]] || "$(python)" -m venv "${venv_flags[@]}" "$home/venv"
     say "installing layertap[$extras] from $1"
-    "$home/venv/bin/pip" install --disable-pip-version-check --quiet "${pip_flags[@]}" "layertap[$extras] @ $source"
+    local install=(install --disable-pip-version-check --quiet "${pip_flags[@]}") another=no
+    [[ ! -e $home/venv/bin/layertap ]] || another=yes
+    "$home/venv/bin/pip" "${install[@]}" "layertap[$extras] @ $source"
+    # Of a version that is installed already pip takes nothing, whatever it was made from.
+    [[ $another == no ]] || "$home/venv/bin/pip" "${install[@]}" --force-reinstall --no-deps "layertap[$extras] @ $source"
     write_file "$home/installed" 644 <<<"$wanted"
     changed=yes
+}
+
+file_url() {
+    local path
+    path=$(realpath -e "$1" 2>/dev/null) || fail "there is no package $1"
+    printf 'file://%s' "${path// /%20}"
 }
 
 # A Python of at least 3.11. The images of TPU VMs are Ubuntu 22.04, which has 3.10: there, uv brings one.

@@ -217,13 +217,34 @@ def test_each_host_of_a_slice_knows_the_others(installed: Vm) -> None:
     )
 
 
+def build_wheel(package: Path, folder: Path) -> Path:
+    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
+    subprocess.run([*build, "--wheel-dir", folder, package], check=True, timeout=200)
+    (wheel,) = folder.iterdir()
+    return wheel
+
+
+@pytest.mark.slow
+def test_another_package_of_the_same_version_takes_the_place_of_the_first(
+    vm: Vm, package: Path, tmp_path: Path
+) -> None:
+    vm.settings |= {"LAYERTAP_START": "no", "PYTHONPATH": ""}  # pip would find the developer's own installation there
+    changed = tmp_path / "changed"
+    shutil.copytree(package, changed)
+    (changed / "src/layertap/another.py").write_text("")
+    for tree, is_another in ((package, False), (changed, True)):
+        vm.metadata.attributes["layertap-package"] = str(build_wheel(tree, tmp_path / f"wheels of {tree.name}"))
+        done = vm.boot()
+        assert done.returncode == 0, done.stderr
+        (installed,) = vm.home.glob("venv/lib/python*/site-packages/layertap")
+        assert (installed / "another.py").exists() is is_another
+
+
 @pytest.mark.slow
 def test_a_wheel_comes_from_a_bucket_and_the_unit_is_one_that_systemd_accepts(
     vm: Vm, package: Path, tmp_path: Path
 ) -> None:
-    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
-    subprocess.run([*build, "--wheel-dir", tmp_path / "wheels", package], check=True, timeout=200)
-    (wheel,) = (tmp_path / "wheels").iterdir()
+    wheel = build_wheel(package, tmp_path / "wheels")
     vm.metadata.objects["bucket", f"wheels/{wheel.name}"] = wheel.read_bytes()
     vm.metadata.attributes["layertap-package"] = f"gs://bucket/wheels/{wheel.name}"
     vm.settings |= {"LAYERTAP_SUPERVISOR": "systemd", "LAYERTAP_UNIT_FOLDER": str(tmp_path), "LAYERTAP_START": "no"}
@@ -248,6 +269,7 @@ def test_a_wheel_comes_from_a_bucket_and_the_unit_is_one_that_systemd_accepts(
         ({"layertap-worker-id": "five"}, "'five', not a number"),
         ({"layertap-package": ""}, "--package"),
         ({"layertap-extract-flags": ""}, "--extract_flags"),
+        ({"layertap-package": "/nowhere.whl"}, "no package /nowhere.whl"),
         ({"layertap-package": "gs://bucket/nothing.whl"}, "cannot read gs://bucket/nothing.whl"),
     ],
 )
