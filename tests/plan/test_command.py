@@ -77,3 +77,5 @@ def test_a_size_can_be_counted_with_a_tokenizer_from_elsewhere(
     )
     assert plan("--model", "0.5b", *flags, "--predictions_per_task", "1") == 0
     assert "(exact)" in capsys.readouterr().out
+    assert plan("--model", "0.5b", *flags, "--predictions_per_task", "1", "--workers", "3") == 0
+    assert "exact" not in capsys.readouterr().out, "three workers close three last shards"

@@ -117,7 +117,7 @@ def make_plan(config: PlanConfig, note: Callable[[str], None]) -> Plan:
         fit=fit,
         work=work,
         stored_bytes=stored,
-        exact=work.counted and not is_compressed(run),
+        exact=work.counted and not is_compressed(run) and config.workers == 1,
         times=times,
         costs=costs(run, times, stored),
         disk_bytes=_disk_bytes(run, accelerator),

@@ -38,13 +38,15 @@ def _run(plan: Plan) -> list[str]:
 
 def _output(plan: Plan) -> list[str]:
     run, work = plan.run, plan.work
-    whole = f"{work.output.uncompressed:,} bytes" if work.counted else f"about {_size(work.output.uncompressed)}"
+    # Each of several workers closes a last shard of its own, with headers of its own.
+    exact = work.counted and run.config.workers == 1
+    whole = f"{work.output.uncompressed:,} bytes" if exact else f"about {_size(work.output.uncompressed)}"
     lines = [
         f"{run.form.bytes_per_token:,} bytes of activations a token, {run.form.dtype.name},"
         f" {_size(work.output.activations)} in all",
         f"{run.form.name}: {whole} in {work.output.shards:,} shards, {work.output.files:,} files"
         + (", before compression" if is_compressed(run) else "")
-        + (" (exact)" if work.counted else ""),
+        + (" (exact)" if exact else ""),
     ]
     if is_compressed(run):
         source = "as measured on random weights" if plan.speed is not None else "an estimate"
