@@ -119,8 +119,9 @@ class ExtractConfig:
     activation_type: tuple[Site, ...] = ("residual",)
     """residual: the layer's output; mlp, attn: that block's output before its residual add. Several share one pass."""
 
-    batch_size: int = 4
-    """Rows a step, on each device."""
+    batch_size: int | None = None
+    """Rows a step, on each device; None stands for 4, and for 1 on CPU, where rows run one after another anyway and a
+    step's outputs wait in memory."""
 
     mesh: str = "auto"
     """How several devices share the work, such as data=8,fsdp=8: rows over both, weights cut along fsdp; auto cuts
@@ -183,13 +184,14 @@ class ExtractConfig:
             "total_machines",
             "predictions_per_task",
             "batch_size",
+            "max_tasks",
             "row_length",
             "max_seq_length",
             "window_samples",
         )
         for name in positive:
-            _require(getattr(self, name) >= 1, f"--{name} must be at least 1, not {getattr(self, name)}")
-        _require(self.max_tasks is None or self.max_tasks >= 1, f"--max_tasks must be at least 1, not {self.max_tasks}")
+            value = getattr(self, name)
+            _require(value is None or value >= 1, f"--{name} must be at least 1, not {value}")
         _require(
             0 <= self.machine_id < self.total_machines,
             f"--machine_id {self.machine_id} is not one of {self.total_machines} machines"

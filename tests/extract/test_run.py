@@ -1,6 +1,7 @@
 """Whole runs in this process: what they write, where they stop, how they go on."""
 
 import json
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ from runs import changed, lines, manifest, out
 
 from layertap.config import ExtractConfig
 from layertap.errors import BadTaskError, ModelError, OverlongError, StorageError
+from layertap.extract import backend
 from layertap.extract.run import extract
+from layertap.extract.step import StepProgram
 from layertap.store.verify import verify
 from layertap.tap import Tap
 
@@ -37,6 +40,30 @@ def test_activations_are_those_of_transformers(config: ExtractConfig, tiny_model
             for entry in shards.samples(out(exact) / site, layer).values():
                 truth = huggingface.activations(tiny_model, entry["token_ids"].tolist())[Tap(layer, site)]
                 assert huggingface.relative_errors(entry["activation"], truth).max() <= 1e-4
+
+
+def test_on_a_cpu_one_row_is_a_step_unless_more_are_asked_for(config: ExtractConfig) -> None:
+    extract(changed(config, batch_size=None))
+    assert manifest(config)["identity"]["packing"]["batch_size"] == 1
+    assert manifest(config)["config"]["batch_size"] == 1
+    assert backend.usual_batch_size("tpu") == 4
+
+
+def test_the_outputs_of_two_steps_are_in_memory_at_most(config: ExtractConfig, monkeypatch) -> None:
+    outputs: list[weakref.ref[Any]] = []
+    before: list[int] = []
+    dispatch = StepProgram.dispatch
+
+    def watched(self: StepProgram, *arguments: Any) -> Any:
+        before.append(sum(output() is not None for output in outputs))
+        flight = dispatch(self, *arguments)
+        outputs.append(weakref.ref(flight[0]))
+        return flight
+
+    monkeypatch.setattr(StepProgram, "dispatch", watched)
+    extract(config)
+    assert len(before) > 3
+    assert max(before) == 1
 
 
 def test_shards_stay_below_their_size_and_the_manifest_names_each(config: ExtractConfig) -> None:

@@ -49,6 +49,18 @@ def test_they_equal_dense_in_bfloat16(attend: Attend) -> None:
 
 
 @both
+def test_float32_operands_are_multiplied_at_full_precision(attend: Attend) -> None:
+    """Interpreted on a CPU they always are: an accelerator would round them to bfloat16 or tf32 unless told."""
+    traced = str(jax.make_jaxpr(attend)(*_inputs(512, 1, 2, 64, jnp.float32), _packed(512)))
+    assert traced.count("dot_general") == traced.count("Precision.HIGHEST, Precision.HIGHEST") >= 2
+
+
+def test_splash_multiplies_bfloat16_in_one_pass() -> None:
+    traced = str(jax.make_jaxpr(attend_splash)(*_inputs(512, 1, 2, 64, jnp.bfloat16), _packed(512)))
+    assert "HIGHEST" not in traced
+
+
+@both
 def test_rows_whose_length_is_no_power_of_two(attend: Attend) -> None:
     inputs, starts = _inputs(768, 1, 2, 64, jnp.float32), _packed(768)
     mixed = attend(*inputs, starts, interpret=True)

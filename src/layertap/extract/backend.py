@@ -59,6 +59,15 @@ def platform() -> str:
     return jax.default_backend()
 
 
+def usual_batch_size(platform: str) -> int:
+    """Rows a step, on each device of a platform, where none are asked for.
+
+    On CPU a second row makes nothing faster, and a step of four rows of 4,096 tokens of 0.5B, all layers in float32,
+    would keep 1.4 GB until it is harvested.
+    """
+    return 1 if platform == "cpu" else 4
+
+
 def device_bytes() -> int | None:
     """The memory of one device, where it has its own and says how much."""
     return (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")

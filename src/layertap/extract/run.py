@@ -164,6 +164,7 @@ class _Run:
         with BackgroundQueue() as queue:
             for flight in _one_behind(self._dispatch(chain([first] if first else [], steps), program, model)):
                 self._collect(flight, program, queue)
+                del flight  # or its outputs would live until the step after the next one has been dispatched
             if not self._writer.manifest.complete:
                 self._commit(queue, self._end, complete=True)
             with self._clock.waiting_for("writing"):

@@ -111,6 +111,7 @@ def prepare(config: ExtractConfig, hosts: Hosts = _ALONE) -> Setup:
     maker = prompt_maker(config, checkpoint)
     mesh = _mesh(config, checkpoint, taps[-1].layer + 1)
     rules = window_rules(config, hosts, devices=1 if mesh is None else mesh.size // hosts.count)
+    config = replace(config, batch_size=rules.batch_size)
     shard_format = format_of_shards(config, checkpoint.config, taps)
     identity = _identity(config, checkpoint, maker, taps, shard_format, rules)
     manifest = Manifest(
@@ -214,7 +215,7 @@ def window_rules(config: ExtractConfig, hosts: Hosts, devices: int) -> WindowRul
     return WindowRules(
         window_samples=config.window_samples,
         ladder=row_ladder(config.row_length, config.max_seq_length),
-        batch_size=config.batch_size,
+        batch_size=config.batch_size or backend.usual_batch_size(backend.platform()),
         longest=config.max_seq_length,
         overlong=config.overlong,
         on_bad_task=config.on_bad_task,

@@ -146,8 +146,13 @@ def _first_row(index: tuple[slice, ...] | None) -> int:
 
 
 def _rows_here(output: Array) -> dict[int, Float[np.ndarray, "length hidden"]]:
-    shards = sorted(output.addressable_shards, key=lambda shard: _first_row(shard.index))
-    return dict(enumerate(row for shard in shards for row in np.asarray(shard.data)))
+    # Not by `addressable_shards`: on one device these hold the array that holds them, a circle in which a step's memory
+    # stays until the garbage collector comes by, many steps later.
+    places = output.sharding.addressable_devices_indices_map(output.shape).values()
+    parts = {_first_row(place): number for number, place in enumerate(places)}
+    return dict(
+        enumerate(row for _, number in sorted(parts.items()) for row in np.asarray(output.addressable_data(number)))
+    )
 
 
 @contextmanager

@@ -8,13 +8,16 @@ That is why rows should stay short on TPU (2,048 to 4,096 tokens: 2 to 11 % of a
 third faster than 512 on v6e (axlearn#958); scores are computed 512 keys at a time to stay within VMEM.
 
 Shapes as in `attention.py`. The query heads of a group share one key-value head (splash's multi-query form); rows and
-key-value heads are mapped over. Matrix products take bfloat16 operands; float32 operands are given full precision.
+key-value heads are mapped over. Matrix products take bfloat16 operands; float32 operands are given full precision,
+through the context in which the kernel is traced, since it has no argument for it.
 """
 
+from contextlib import nullcontext
 from functools import cache
 from typing import cast
 
 import jax
+import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 from jaxtyping import Array, Float
@@ -37,9 +40,10 @@ def attend_splash(
         return cast(Array, kernel(query, key, value, segment_ids=splash.SegmentIds(start, start)))
 
     over_heads = jax.vmap(one_head, in_axes=(0, 0, 0, None))
-    mixed = jax.vmap(over_heads)(
-        queries.transpose(0, 2, 3, 1, 4), keys.transpose(0, 2, 1, 3), values.transpose(0, 2, 1, 3), seg_start
-    )  # [B, K, G, T, D]
+    with jax.default_matmul_precision("highest") if queries.dtype == jnp.float32 else nullcontext():
+        mixed = jax.vmap(over_heads)(
+            queries.transpose(0, 2, 3, 1, 4), keys.transpose(0, 2, 1, 3), values.transpose(0, 2, 1, 3), seg_start
+        )  # [B, K, G, T, D]
     return mixed.transpose(0, 3, 1, 2, 4).astype(values.dtype)
 
 

@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from math import gcd
 
 from layertap.errors import DoesNotFitError
+from layertap.extract.backend import usual_batch_size
 from layertap.extract.packing import row_ladder
 from layertap.extract.step import transfer_dtype
 from layertap.model import weights
@@ -111,7 +112,7 @@ def fit_on(run: PlannedRun, accelerator: Accelerator, note: Callable[[str], None
             )
         return memory
 
-    return find_fit(measure, run.config.batch_size, ladder)
+    return find_fit(measure, run.config.batch_size or usual_batch_size(accelerator.platform), ladder)
 
 
 def _compiled(run: PlannedRun, accelerator: Accelerator, mesh: MeshShape, rows: int, length: int) -> ChipMemory:
