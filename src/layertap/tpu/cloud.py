@@ -134,18 +134,6 @@ class Cloud:
                 nodes += page.nodes
         return read_zone(self.prefix, zone, requests, nodes)
 
-    def _stands_as_seen(self, member: Member) -> bool:
-        requests: list[tpu_v2.QueuedResource] = []
-        nodes: list[tpu_v2.Node] = []
-        parent = self._parent(member.zone)
-        with _gone_is_good():
-            name = f"{parent}/queuedResources/{member.request or member.name}"
-            requests.append(self._client.get_queued_resource(name=name, retry=self._retry))
-        with _gone_is_good():
-            nodes.append(self._client.get_node(name=f"{parent}/nodes/{member.name}", retry=self._retry))
-        now = read_zone(self.prefix, member.zone, requests, nodes).members
-        return any(member.phase is not Phase.LOST or found.phase is Phase.LOST for found in now)
-
     def _begin(self, action: Create, machine: Machine) -> Operation:
         parent, node = self._parent(action.zone), write_node(action, machine, self.prefix)
         if not machine.queued:
