@@ -11,7 +11,7 @@ demo: $(VENV)/.run-time
 	$(BIN)/layertap demo
 
 test: $(VENV)/.test
-	$(BIN)/pytest -q -n 2 -m "not slow"
+	$(BIN)/pytest -q -n 2 --dist worksteal -m "not slow"
 
 test-slow: $(VENV)/.test
 	$(BIN)/pytest -q -m slow
