@@ -20,6 +20,7 @@
     └── TpuError                  what Cloud TPU would not or could not do
         ├── NoCapacityError       a zone that has no free TPU: another zone, or later
         ├── QuotaError            more TPUs than the project may have there
+        ├── DeletedError          a TPU that somebody deleted while it was being made
         └── UnreachableError      no answer, or one that says to come back later
 
 Library errors (JSON, safetensors, fsspec, tokenizers, OS) are translated once, where they first enter Layertap, with
@@ -109,6 +110,10 @@ class NoCapacityError(TpuError):
 
 class QuotaError(TpuError):
     """More TPUs than the project may have in a zone or region."""
+
+
+class DeletedError(TpuError):
+    """A TPU that somebody deleted while it was being made."""
 
 
 class UnreachableError(TpuError):

@@ -117,6 +117,41 @@ def test_delete_takes_what_an_interrupted_create_has_begun(cloud: FakeCloudTpu) 
     assert not cloud.nodes
 
 
+@pytest.mark.parametrize("begun_by", ["this create", "an interrupted one"])
+def test_a_create_makes_nothing_anew_while_delete_takes_the_fleet_down(cloud: FakeCloudTpu, begun_by: str) -> None:
+    command = "create --zones us-central1-a,us-central1-b --workers_per_zone 1"
+    cloud.stuck = True
+    if begun_by == "an interrupted one":
+        with running(cloud, command) as process:
+            wait_for(lambda: sent(cloud, "POST") == 2, process)
+            interrupt(process)
+    with running(cloud, command) as create:
+        looks = sent(cloud, "GET")
+        wait_for(lambda: sent(cloud, "POST") == 2 and sent(cloud, "GET") > looks + 12, create)
+        with running(cloud, "delete --yes") as delete:
+            wait_for(lambda: sent(cloud, "DELETE") == 2, delete)
+            cloud.stuck = False
+            cloud.finish_operations()
+            assert delete.communicate(timeout=60)[0] == "nothing of the fleet 'tpu' is left in any zone\n"
+        output, errors = create.communicate(timeout=60)
+    assert not cloud.nodes
+    assert sent(cloud, "POST") == 2
+    assert create.returncode == 1, errors
+    assert "missing and were not made: 2, because somebody deletes this fleet: worker 0, 1" in errors
+    assert output.splitlines()[1].split() == ["us-central1-a", *"0000001"]
+
+
+def test_watch_replaces_what_is_preempted_while_it_is_made(cloud: FakeCloudTpu) -> None:
+    cloud.stuck = True
+    with running(cloud, "create --zones us-central1-a --watch") as process:
+        wait_for(lambda: sent(cloud, "POST") == 1, process)
+        cloud.set_state("tpu-us-central1-a-0", "PREEMPTED")
+        cloud.finish_operations()
+        cloud.stuck = False
+        wait_for(lambda: cloud.states().get("tpu-us-central1-a-0") == "READY", process)
+        interrupt(process)
+
+
 @pytest.mark.parametrize("ends", ["while nobody looks", "while the next call looks"])
 def test_ctrl_c_between_deleting_and_creating(cloud: FakeCloudTpu, ends: str) -> None:
     run(cloud, "create --zones us-central1-a,us-central1-b --workers_per_zone 2")

@@ -25,7 +25,7 @@ from google.cloud import tpu_v2
 from requests import ConnectionError as RequestsConnectionError
 from requests import RequestException
 
-from layertap.errors import UnreachableError, UsageError
+from layertap.errors import DeletedError, UnreachableError, UsageError
 from layertap.tpu.config import TpuConfig
 from layertap.tpu.fleet import Machine, Member, Observed, Phase
 from layertap.tpu.plan import Create
@@ -81,7 +81,8 @@ class Cloud:
         """Make a TPU, or stand in the queue for it; returns once Google says that it is done.
 
         False where something of that name is there already: the next look will tell whose it is. What a failed creation
-        leaves behind is deleted. Raises NoCapacityError, QuotaError, AccessError, UsageError or UnreachableError.
+        leaves behind is deleted. Raises DeletedError, NoCapacityError, QuotaError, AccessError, UsageError or
+        UnreachableError.
         """
         if action.replaces:
             self.delete(action.replaces)
@@ -92,8 +93,12 @@ class Cloud:
                 return False
             try:
                 self._await(operation)
-            except exceptions.GoogleAPICallError:
-                self._clear(action)
+            except exceptions.GoogleAPICallError as error:
+                going = self._clear(action) and not isinstance(error, exceptions.TooManyRequests)
+                if going or isinstance(error, exceptions.Cancelled):
+                    raise DeletedError(
+                        f"creating {action.name}: somebody deleted it while it was being made"
+                    ) from error
                 raise
         return True
 
@@ -143,14 +148,16 @@ class Cloud:
             parent=parent, queued_resource_id=action.name, queued_resource=request, retry=self._retry
         )
 
-    def _clear(self, action: Create) -> None:
-        """Delete what a creation left behind that Google accepted and then failed at."""
+    def _clear(self, action: Create) -> bool:
+        """Delete what a creation left behind that Google accepted and then failed at; whether somebody does so now."""
         try:
-            for left in self._look(action.zone, action.name):
-                if left.phase is not Phase.RUNNING:  # else somebody was luckier with the same name
+            found = self._look(action.zone, action.name)
+            for left in found:
+                if left.phase is not Phase.RUNNING and not left.being_deleted:  # else somebody was luckier, or quicker
                     self._remove(left)
         except (exceptions.GoogleAPIError, RequestException):
-            return  # the failure that is being reported is the better one; the next look finds what is left
+            return False  # the failure that is being reported is the better one; the next look finds what is left
+        return any(left.being_deleted for left in found)
 
     def _remove(self, member: Member) -> None:
         if member.request is not None:

@@ -107,6 +107,11 @@ def _bring_to_strength(config: FleetConfig, machine_for: MachineFor) -> int:
         print(zones_table(observed, config.zone_list, config.workers_per_zone))
     if left.blocked:
         raise InputError("; ".join(left.blocked))
+    if left.withheld:
+        raise TpuError(
+            f"workers that are missing and were not made: {left.withheld}, because somebody deletes this fleet: worker"
+            f" {', '.join(map(str, sorted(drive.deleted)))} was deleted under this command. Call it again to make them"
+        )
     if left.waiting:
         raise TpuError(
             f"workers that could not be made: {left.waiting}. {'; '.join(reasons)}."

@@ -4,13 +4,19 @@ Two things are remembered between looks: which zones were closed, which only sav
 was last like, because a lost one is deleted before the next is made and may have been the last that was left to copy.
 Neither decides what is done. So an interruption at any point leaves nothing that the next call, here or on another
 machine, could misunderstand: what Google has begun goes on, and the labels say whose it is.
+
+A third ends all creations of a command: that a worker's TPU stood and then is being deleted, or is gone, though neither
+lost nor deleted by us. Somebody takes the fleet down, and what would be made after `delete` has said that nothing is
+left, would be billed and nobody would know. All creations and not that worker's alone, since another's may just be on
+its way to a zone where `delete` no longer looks. Only a `--watch` goes on: to keep the fleet whatever happens is what
+it is for.
 """
 
 import time
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 
-from layertap.errors import InputError, LayertapError, TpuError, UnreachableError
+from layertap.errors import DeletedError, InputError, LayertapError, TpuError, UnreachableError
 from layertap.tpu.closings import Closings
 from layertap.tpu.cloud import Cloud, in_parallel
 from layertap.tpu.fleet import Machine, Member, Observed, Phase
@@ -21,6 +27,7 @@ MachineFor = Callable[[Create, Mapping[int, Member]], Machine]
 """What to make for a worker, given how each worker's TPU was when it was last seen."""
 Say = Callable[[str], None]
 
+_STANDING = (Phase.RUNNING, Phase.COMING, Phase.STOPPED)
 _THERE_ALREADY = UnreachableError("a TPU of this name exists already")
 
 
@@ -31,6 +38,9 @@ class Drive:
         """Look everywhere once, then at `zones` and wherever the fleet was found; tell what is done with `say`."""
         self.closings = Closings(poll_seconds)
         self.observed = Observed()
+        self.deleted: set[int] = set()
+        """Workers whose TPU somebody else has deleted under this command."""
+        self._made: set[int] = set()
         self._last_seen: dict[int, Member] = {}
         self._cloud = cloud
         self._named = set(zones)
@@ -43,6 +53,9 @@ class Drive:
         before = self.observed
         self.observed = self._cloud.observe(self._seen_in or {*self._cloud.zones(), *self._named})
         self._seen_in = {*self._named, *(member.zone for member in self.observed.members)}
+        self.deleted |= self._made | {m.worker for m in before.members if m.phase in _STANDING}
+        self.deleted -= {m.worker for m in self.observed.members if not m.being_deleted}
+        self._made = set()
         self._last_seen |= {member.worker: member for member in self.observed.members}
         for change in changes(before, self.observed):
             self._say(change)
@@ -51,10 +64,13 @@ class Drive:
     def until_done(self, decide: Decide, machine_for: MachineFor) -> Plan:
         """Go on until nothing more can be done now; returns the plan that says what is left.
 
-        Requests that stand in Google's queue are left standing there.
+        Requests that stand in Google's queue are left standing there. Nothing more is made once somebody deletes what
+        this command has made or found.
         """
         while True:
             now = self._decide(decide, self.look())
+            if self.deleted:
+                now = now.without_creations()
             if now.actions:
                 self._act(now.actions, machine_for)
             elif any(_on_the_way(member) for member in self.observed.members):
@@ -95,13 +111,13 @@ class Drive:
             if isinstance(outcome, InputError):
                 raise outcome
         created = [
-            (action.zone, outcome)
-            for (action, _), outcome in zip(work, outcomes, strict=True)
-            if isinstance(action, Create)
+            (action, outcome) for (action, _), outcome in zip(work, outcomes, strict=True) if isinstance(action, Create)
         ]
-        self._open_and_close(created)
+        self.deleted |= {action.worker for action, outcome in created if isinstance(outcome, DeletedError)}
+        self._made = {action.worker for action, outcome in created if outcome is None}
+        self._open_and_close([(action.zone, outcome) for action, outcome in created])
         deleted = [outcome for (action, _), outcome in zip(work, outcomes, strict=True) if isinstance(action, Delete)]
-        if any(deleted) or _THERE_ALREADY in outcomes:
+        if any(deleted) or any(map(_says_nothing_of_the_zone, outcomes)):
             time.sleep(self._poll)
 
     def _try(self, action: Action, machine: Machine | None) -> LayertapError | None:
@@ -119,7 +135,9 @@ class Drive:
 
     def _open_and_close(self, created: list[tuple[str, LayertapError | None]]) -> None:
         refused = {
-            zone: error for zone, error in created if isinstance(error, TpuError) and error is not _THERE_ALREADY
+            zone: error
+            for zone, error in created
+            if isinstance(error, TpuError) and not _says_nothing_of_the_zone(error)
         }
         for zone, error in refused.items():
             self.closings.close(zone, error, time.monotonic())
@@ -144,6 +162,10 @@ def changes(before: Observed, after: Observed) -> list[str]:
 def stamped(text: str) -> str:
     """`text` after the time of day, for a log."""
     return f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S}Z  {text}"
+
+
+def _says_nothing_of_the_zone(outcome: LayertapError | None) -> bool:
+    return outcome is _THERE_ALREADY or isinstance(outcome, DeletedError)
 
 
 def _on_the_way(member: Member) -> bool:

@@ -79,6 +79,11 @@ class Member:
         """Whether it is a request that no TPU belongs to yet; that can take days."""
         return self.phase is Phase.COMING and not self.has_node
 
+    @property
+    def being_deleted(self) -> bool:
+        """Whether somebody deletes it, this command or another; a preempted one is never deleted by Google itself."""
+        return self.state == "DELETING"
+
 
 @dataclass(frozen=True)
 class Observed:

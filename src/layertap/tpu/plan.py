@@ -14,7 +14,7 @@ worker has done is kept under its id in the bucket, not in its zone.
 """
 
 from collections.abc import Iterable, Iterator, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 
 from layertap.tpu.fleet import Member, Observed, Phase, Wanted, worker_name
@@ -61,6 +61,13 @@ class Plan:
     """One sentence for each worker whose name is taken by a TPU that is not the fleet's: only the user can help."""
     waiting: int = 0
     """Workers that are wanted, but whose zones are closed for the time being."""
+    withheld: int = 0
+    """Workers that are wanted, but not made, because somebody is deleting the fleet."""
+
+    def without_creations(self) -> "Plan":
+        """The same, with nothing made any more."""
+        kept = tuple(action for action in self.actions if isinstance(action, Delete))
+        return replace(self, actions=kept, withheld=len(self.actions) - len(kept))
 
 
 def plan(wanted: Wanted, observed: Observed, dry: Set[str] = frozenset(), full: Set[str] = frozenset()) -> Plan:
