@@ -33,6 +33,26 @@ def test_in_words_and_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(assumption["source"] for assumption in document["assumptions"])
 
 
+@pytest.mark.parametrize(
+    ("given", "says", "planned"),
+    [
+        ([], "recommended --batch_size 8, rows of 4,096 tokens a chip: ", 8),
+        (["--batch_size", "2"], "memory   --batch_size 2, rows of", 2),
+        (["--batch_size", "16"], "--batch_size 16 does not fit; recommended --batch_size 8, rows of", 16),
+    ],
+)
+def test_a_batch_size_is_recommended_and_a_given_one_kept(
+    given: list[str], says: str, planned: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ("--model", "7b", "--accelerator", "v5litepod-64", "--tokens", "10000000", "--no_compiler", *given)
+    assert plan(*flags) == 0
+    assert says in capsys.readouterr().out
+    assert plan(*flags, "--json") == 0
+    document = json.loads(capsys.readouterr().out)
+    assert (document["batch_size"], document["fits"]) == (planned, planned != 16)
+    assert max(step["rows"] for step in document["work"]["steps"]) == 64 * planned
+
+
 def test_on_cpu_the_machine_is_measured(tiny_model: Path, demo_tasks: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert plan("--model", tiny_model, "--dataset_path", demo_tasks, "--predictions_per_task", "1", "--json") == 0
     document = json.loads(capsys.readouterr().out)

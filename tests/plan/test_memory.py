@@ -1,10 +1,12 @@
 """Which rows fit, by whatever measures them."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
 from layertap.errors import DoesNotFitError
+from layertap.plan import memory
 from layertap.plan.accelerators import parse_accelerator
 from layertap.plan.config import PlanConfig
 from layertap.plan.memory import ChipMemory, estimate_memory, find_fit, fit_on, mesh_shape
@@ -27,6 +29,31 @@ def test_rows_are_halved_until_they_fit(tokens: int, rows: int, longest: int) ->
     fit = find_fit(up_to(tokens), 6 if tokens == 100_000 else 4, (4096, 8192, 16_384))
     assert (fit.rows, fit.longest_row) == (rows, longest)
     assert fit.memory.peak == rows * 4096
+
+
+@pytest.mark.parametrize(("accelerator", "rows"), [("v5litepod-64", 8), ("h100x8", 16), ("cpu", 1)])
+def test_without_a_batch_size_the_largest_that_fits_is_recommended(
+    planned: Callable[..., PlanConfig], accelerator: str, rows: int
+) -> None:
+    asked = {"model_path": "7b", "tokens": 1000, "layers_to_extract": (), "batch_size": None, "compiler": False}
+    config = planned(**asked, row_length=4096, max_seq_length=16_384)
+    place = replace(parse_accelerator(accelerator), memory_bytes=10**12) if accelerator == "cpu" else None
+    assert fit_on(planned_run(config), place or parse_accelerator(accelerator), print).rows == rows
+
+
+def test_the_compiler_is_not_asked_about_what_is_far_too_much(
+    planned: Callable[..., PlanConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def compiled(_run: object, _accelerator: object, _mesh: object, rows: int, _length: int) -> ChipMemory:
+        asked.append(rows)
+        return ChipMemory(10**9, compiled=True)
+
+    monkeypatch.setattr(memory, "_compiled", compiled)
+    monkeypatch.setattr(memory, "find_spec", lambda _name: True)
+    config = planned(model_path="32b", tokens=1000, layers_to_extract=(), batch_size=None, row_length=4096)
+    assert fit_on(planned_run(config), parse_accelerator("v5litepod-64"), print).rows == asked[0] < 16
 
 
 def test_what_does_not_fit_at_all_is_refused() -> None:

@@ -40,6 +40,8 @@ class Plan:
     mesh: str
     weight_bytes: int
     fit: Fit
+    asked_rows: int | None
+    """`--batch_size`, where it was given."""
     work: Workload
     stored_bytes: float
     """What lies on disks in the end, without manifests."""
@@ -70,6 +72,8 @@ class Plan:
             "workers": self.run.config.workers,
             "mesh": self.mesh,
             "weight_bytes": self.weight_bytes,
+            "batch_size": self.run.config.batch_size,
+            "fits": self.asked_rows in (None, self.fit.rows),
             "fit": asdict(self.fit),
             "work": work,
             "bytes_per_token": self.run.form.bytes_per_token,
@@ -94,7 +98,9 @@ def make_plan(config: PlanConfig, note: Callable[[str], None]) -> Plan:
     run = planned_run(config)
     mesh = mesh_shape(run, accelerator)
     fit = fit_on(run, accelerator, note)
-    run = replace(run, config=replace(config, batch_size=fit.rows))
+    # On cpu the step is run, and must fit.
+    rows = fit.rows if accelerator.platform == "cpu" else config.batch_size or fit.rows
+    run = replace(run, config=replace(config, batch_size=rows))
     work = _workload(run, accelerator, note)
     stored, assumed = stored_bytes_of(run, work)
     speed = None
@@ -115,6 +121,7 @@ def make_plan(config: PlanConfig, note: Callable[[str], None]) -> Plan:
         mesh=str(mesh),
         weight_bytes=run_weight_bytes(run),
         fit=fit,
+        asked_rows=config.batch_size,
         work=work,
         stored_bytes=stored,
         exact=work.counted and not is_compressed(run) and config.workers == 1,

@@ -1,7 +1,7 @@
 """The settings of `layertap plan`: the flags of the run that is being thought of, and a few of its own.
 
 `PlanConfig` is an `ExtractConfig`, so the command to be planned can be taken as it stands, and no flag of the run can
-be forgotten here. Its default for `--batch_size` is the run's.
+be forgotten here. Without `--batch_size` the plan recommends one, where the run would take a cautious one.
 """
 
 from dataclasses import dataclass

@@ -3,6 +3,10 @@
 On TPU the real compiler says so, where it is installed (`tpu_compile`). Elsewhere, and with `--no_compiler`, it is
 estimated from shapes: good enough to choose a number of rows, not to go to the limit. A step may take `_USABLE` of a
 chip's memory by the estimate, since frameworks keep some for themselves.
+
+Where no number of rows is asked for, the largest power of two is recommended that fits, `_MOST_ROWS` at most: more rows
+make products no faster, and more of a window is left over for steps of one row. The compiler takes a minute for each
+question, so several rows are not asked about that are far too many by the estimate.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,6 +25,8 @@ from layertap.plan.planned import PlannedRun
 from layertap.plan.tpu_compile import TpuStep, compile_step
 
 _USABLE = 0.9
+_WORTH_ASKING = 1.2  # estimates are within 10 % of the compiler's figures
+_MOST_ROWS = 16
 # Float32 values of the stream's width that stand at once for each token: the stream, queries, keys, temporaries; and
 # what of all activations stands on a TPU on their way to the host. Fitted to the compiler's figures (docs/LOG.md).
 _STREAMS = 6
@@ -47,7 +53,7 @@ class Fit:
     """The steps that fit."""
 
     rows: int
-    """Rows of the first rung on each chip."""
+    """Rows of the first rung on each chip: those asked for, where they fit; else what is recommended."""
     memory: ChipMemory
     longest_row: int
     """The longest row, of which there is one on each chip."""
@@ -100,10 +106,10 @@ def fit_on(run: PlannedRun, accelerator: Accelerator, note: Callable[[str], None
     compiled = compiled and run.config.compute_dtype == "bfloat16"  # what compile_step compiles
 
     def measure(rows: int, length: int) -> ChipMemory:
-        if compiled:
+        memory = estimate_memory(run, accelerator, mesh, rows * length)
+        if compiled and (rows == 1 or memory.peak <= _WORTH_ASKING * accelerator.memory_bytes):
             note(f"asking the TPU compiler about {rows} rows of {length:,} tokens a chip")
             return _compiled(run, accelerator, mesh, rows, length)
-        memory = estimate_memory(run, accelerator, mesh, rows * length)
         if memory.peak > _USABLE * accelerator.memory_bytes:
             raise DoesNotFitError(
                 f"{run.config.model_path} on {accelerator.name}, {rows} rows of {length} tokens a chip: would take"
@@ -112,7 +118,9 @@ def fit_on(run: PlannedRun, accelerator: Accelerator, note: Callable[[str], None
             )
         return memory
 
-    return find_fit(measure, run.config.batch_size or usual_batch_size(accelerator.platform), ladder)
+    # On CPU the run's own choice is best, however much fits (extract/backend.py).
+    recommended = usual_batch_size("cpu") if accelerator.platform == "cpu" else _MOST_ROWS
+    return find_fit(measure, run.config.batch_size or recommended, ladder)
 
 
 def _compiled(run: PlannedRun, accelerator: Accelerator, mesh: MeshShape, rows: int, length: int) -> ChipMemory:

@@ -73,13 +73,21 @@ def _memory(plan: Plan) -> list[str]:
     fit, capacity = plan.fit, plan.accelerator.memory_bytes
     asked = plan.run.config
     lines = [
-        f"--batch_size {fit.rows} rows of {asked.row_length:,} tokens a chip: {_of(fit.memory, capacity)}",
+        f"{_batch(plan)}, rows of {asked.row_length:,} tokens a chip: {_of(fit.memory, capacity)}",
         f"the longest row, {fit.longest_row:,} tokens: {_of(fit.longest_memory, capacity)}",
         f"--mesh {plan.mesh}, weights {_size(plan.weight_bytes)}",
     ]
     if plan.work.longest > fit.longest_row:
         lines.append(f"some samples are longer than {fit.longest_row:,} tokens, and would not fit")
     return lines
+
+
+def _batch(plan: Plan) -> str:
+    """What was asked for where it fits, else what is recommended."""
+    if plan.asked_rows == plan.fit.rows:
+        return f"--batch_size {plan.fit.rows}"
+    refused = f"--batch_size {plan.asked_rows} does not fit; " if plan.asked_rows else ""
+    return f"{refused}recommended --batch_size {plan.fit.rows}"
 
 
 def _of(memory: ChipMemory, capacity: int) -> str:
