@@ -8,10 +8,11 @@ A command's room is imported when it runs, not before: `layertap --help` and `la
 """
 
 import json
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import Any, TypeVar
 
@@ -33,7 +34,15 @@ from layertap.plan.config import PlanConfig
 from layertap.process import guarded
 from layertap.store.folder import Folder, LocalFolder
 from layertap.store.url_folder import UrlFolder
-from layertap.tpu.config import CreateConfig, DeleteConfig, ListConfig, RecreateConfig, StatusConfig, TpuConfig
+from layertap.tpu.config import (
+    CreateConfig,
+    DeleteConfig,
+    FleetConfig,
+    ListConfig,
+    RecreateConfig,
+    StatusConfig,
+    TpuConfig,
+)
 
 T = TypeVar("T")
 
@@ -187,10 +196,43 @@ def _plan(config: PlanConfig) -> int:
     return 0
 
 
+def _check_extract_flags(text: str, workers: int) -> None:
+    """Read the flags as the first and the last worker will: wrong ones would be found out by a whole, billed fleet.
+
+    Here, because the room of TPUs knows nothing of extraction. Raises UsageError.
+    """
+    first, last = (_extract_config(text, worker) for worker in (0, workers - 1))
+    if workers > 1 and first.sharded.sharded_dataset_dir is None and _reads(first) == _reads(last):
+        raise UsageError(
+            "--extract_flags: every worker would do the same work. Give each its own by {worker}, as --machine_id"
+            f" {{worker}} --total_machines {workers}, or --use_sharded_dataset"
+        )
+
+
+def _extract_config(text: str, worker: int) -> ExtractConfig:
+    flags = text.replace("{worker}", str(worker))
+    try:
+        words = ["--worker_id", str(worker), *shlex.split(flags)]
+        return tyro.cli(ExtractConfig, prog="layertap extract", args=words, use_underscores=True)
+    except (UsageError, ValueError) as error:  # of shlex: a quote without its pair
+        raise UsageError(f"--extract_flags, for worker {worker}: {error}") from error
+    except SystemExit as error:  # tyro has said what is wrong
+        raise UsageError(f"--extract_flags {flags}: these are not flags of `layertap extract`") from error
+
+
+def _reads(config: ExtractConfig) -> ExtractConfig:
+    """What decides a run's work: all but who does it and where it goes."""
+    here = ExtractConfig(dataset_path="")
+    names = ("output_dir", "checkpoint_dir", "upload", "metrics_port")
+    return replace(config, worker_id=0, **{name: getattr(here, name) for name in names})
+
+
 def _tpu(command: str) -> Callable[[Any], int]:
     """The function of that name in `tpu/commands.py`, imported when it runs."""
 
     def run(config: TpuConfig) -> int:
+        if isinstance(config, FleetConfig) and config.extract_flags is not None:
+            _check_extract_flags(config.extract_flags, len(config.zone_list) * config.workers_per_zone)
         try:
             commands = import_module("layertap.tpu.commands")
         except ModuleNotFoundError as error:

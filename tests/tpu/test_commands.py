@@ -119,7 +119,7 @@ def test_a_quota_is_told_apart_from_a_stockout_and_other_zones_get_theirs(
         ({}, "--zones us-central1-a --startup /nowhere.sh", "/nowhere.sh"),
         ({}, "--zones us-central1-a --watch --dry_run", "contradict"),
         ({}, "--zones us-central1-a --package p.whl", "--package is for the set-up script"),
-        ({}, f"--zones us-central1-a --startup {SETUP} --extract_flags=x", "wants --package"),
+        ({}, f"--zones us-central1-a --startup {SETUP} --extract_flags=--dataset_path=x", "wants --package"),
         ({}, f"--zones us-central1-a --startup {SETUP} --package p.whl", "wants --extract_flags"),
     ],
 )
@@ -133,6 +133,45 @@ def test_what_only_the_user_can_mend_is_explained(
     assert error.startswith("error: ")
     assert says in error
     assert not cloud.nodes
+
+
+SHARED = "--dataset_path t.jsonl --machine_id {worker} --total_machines "
+
+
+@pytest.mark.parametrize("command", ["create", "recreate-preempted"])
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        ("--dataset_path t.jsonl --laeyrs 3", "are not flags of `layertap extract`"),
+        ("--help", "are not flags of `layertap extract`"),
+        ("--dataset_path 't.jsonl", "No closing quotation"),
+        ("--machine_id {worker} --total_machines 8", "give --dataset_path, or --sharded_dataset_dir"),
+        ("--dataset_path t.jsonl --gcs_bucket b --upload_to_gcs", "every worker would do the same work"),
+        ("--dataset_path t.jsonl --output_dir out_{worker}", "every worker would do the same work"),
+        (f"{SHARED} 4", "for worker 7: --machine_id 7 is not one of 4 machines"),
+    ],
+)
+def test_flags_that_no_worker_could_run_with_are_refused_before_anything_is_made(
+    cloud: FakeCloudTpu, tpu: Tpu, capsys: pytest.CaptureFixture[str], command: str, flags: str, says: str
+) -> None:
+    assert tpu(f"{command} {TWO_ZONES} --startup {SETUP} --package p.whl", f"--extract_flags={flags}") == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: --extract_flags")
+    assert says in error
+    assert not cloud.log
+
+
+@pytest.mark.parametrize(
+    ("fleet", "flags"),
+    [
+        (TWO_ZONES, f"{SHARED} 8"),
+        (TWO_ZONES, "--dataset_path gs://b/stream_{worker}.jsonl"),
+        (TWO_ZONES, "--use_sharded_dataset --sharded_dataset_dir gs://b/shards"),
+        ("--zones us-central1-a", "--dataset_path t.jsonl"),
+    ],
+)
+def test_flags_that_share_the_work_are_taken(tpu: Tpu, fleet: str, flags: str) -> None:
+    assert tpu(f"create {fleet} --dry-run --startup {SETUP} --package p.whl", f"--extract_flags={flags}") == 0
 
 
 def test_an_outage_ends_with_a_message(cloud: FakeCloudTpu, tpu: Tpu, capsys: pytest.CaptureFixture[str]) -> None:
