@@ -1,12 +1,35 @@
 """The commands of docs/tpu.md, as they are printed and in that order."""
 
 import re
+import shlex
 
 import commands
 import manage_tpus
+import pytest
+import tyro
 from fakes.cloud_tpu import PROJECT, FakeCloudTpu
 
+from layertap.plan.config import PlanConfig
+
 GUIDE = (commands.ROOT / "docs" / "tpu.md").read_text()
+
+PLAN = "layertap plan --model Qwen/Qwen2.5-7B --accelerator v5litepod-64 --dataset_path tasks.jsonl --price_per_hour 20"
+# Every `layertap` and `python` command of the guide, and the test it stands in; those of manage_tpus.sh are run here.
+# A new one fails until a test runs it too.
+TESTED_IN = {
+    PLAN: "tests/tpu/test_guide.py::test_the_first_plan_is_one_that_the_command_line_takes",
+    "layertap plan --model 7b --accelerator v5litepod-64 --tokens 100000000 --format safetensors"
+    " --gcs_bucket my-bucket --price_per_hour 77 --price_per_gb_month 0.02": (
+        "tests/plan/test_guide.py::test_all_but_memory_is_as_printed"
+    ),
+    "python -m pip wheel --no-deps --wheel-dir dist .": (
+        "tests/tpu/test_setup_tpu_worker.py::test_a_wheel_comes_from_a_bucket_and_the_unit_is_one_that_systemd_accepts"
+    ),
+    'python extract_activations.py --multihost --num_hosts 4 --host_id 0 --coordinator_address "10.0.0.1:8476" ...': (
+        "tests/test_printed_commands.py::MULTIHOST"
+    ),
+}
+NEEDS_AN_ACCOUNT = "Commands that begin with `gcloud` **need a cloud\naccount and were not run** by us"
 
 
 def printed() -> list[str]:
@@ -17,8 +40,22 @@ def printed() -> list[str]:
 
 
 def test_every_command_is_run_or_said_to_need_an_account() -> None:
-    kinds = {command.split()[0] for command in printed()}
-    assert kinds == {"gcloud", "./scripts/manage_tpus.sh", "python", "layertap"}
+    assert NEEDS_AN_ACCOUNT in GUIDE
+    others = [command for command in printed() if not command.startswith(("gcloud ", "./scripts/manage_tpus.sh "))]
+    assert {" ".join(command.split()) for command in others} == set(TESTED_IN)
+
+
+@pytest.mark.parametrize("place", TESTED_IN.values())
+def test_the_tests_that_run_them_are_there(place: str) -> None:
+    file, _, name = place.partition("::")
+    assert re.search(rf"(?m)^(def )?{name}\b", (commands.ROOT / file).read_text())
+
+
+def test_the_first_plan_is_one_that_the_command_line_takes() -> None:
+    config = tyro.cli(PlanConfig, args=shlex.split(PLAN)[2:], use_underscores=True)
+    assert (config.model_path, config.accelerator) == ("Qwen/Qwen2.5-7B", "v5litepod-64")
+    assert (config.dataset_path, config.price_per_hour) == ("tasks.jsonl", 20.0)
+    assert config.batch_size is None
 
 
 def test_from_nothing_to_32_workers_and_back(cloud: FakeCloudTpu) -> None:
