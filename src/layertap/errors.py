@@ -3,6 +3,7 @@
     LayertapError                 exit status 1
     ├── InputError                exit status 2: what the user gave is wrong, and the message says where and what to do
     │   ├── UsageError            flags that contradict each other or make no sense
+    │   │   └── NotFoundError     something named that Google does not find, or not now
     │   ├── DatasetError          a file or folder of tasks that cannot be read as one
     │   │   └── BadTaskError      one task that is malformed
     │   ├── PromptError           a grid encoder, template or tokenizer that cannot be used
@@ -42,6 +43,10 @@ class InputError(LayertapError):
 
 class UsageError(InputError):
     """Flags that contradict each other or make no sense."""
+
+
+class NotFoundError(UsageError):
+    """Something named that Google does not find, or not now."""
 
 
 class DatasetError(InputError):

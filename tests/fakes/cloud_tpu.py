@@ -62,6 +62,10 @@ class FakeCloudTpu:
     quotas: dict[str, int] = field(default_factory=dict)
     """How many nodes a zone grants this project; more are refused at once."""
     types: set[str] = field(default_factory=lambda: {"v5litepod-8", "v4-8"})
+    forgotten: set[str] = field(default_factory=set)
+    """Zones in which nothing that is named is found when something is to be made."""
+    refusing: set[str] = field(default_factory=set)
+    """Zones that do not have what is asked for, whatever it is."""
     denied: bool = False
     disabled: bool = False
     outage: bool = False
@@ -239,7 +243,9 @@ class FakeCloudTpu:
         return {"response": {"@type": "type.googleapis.com/google.protobuf.Empty"}}
 
     def _check(self, zone: str, node: Json) -> None:
-        if node["acceleratorType"] not in self.types:
+        if zone in self.forgotten:
+            raise Refusal(404, f"Accelerator type {node['acceleratorType']} was not found in zone {zone}")
+        if node["acceleratorType"] not in self.types or zone in self.refusing:
             raise Refusal(400, f"Accelerator type {node['acceleratorType']} is not available in zone {zone}")
         if zone in self.quotas and sum(key[0] == zone for key in self.nodes) >= self.quotas[zone]:
             limit = "TPUV5sPreemptibleLitepodPerProjectPerZoneForTPUAPI"

@@ -5,12 +5,15 @@ from dataclasses import replace
 
 import pytest
 from fakes.cloud_tpu import PROJECT, FakeCloudTpu
+from google.auth.credentials import AnonymousCredentials
+from google.auth.exceptions import RefreshError, TransportError
 
-from layertap.errors import NoCapacityError, UnreachableError
+from layertap.errors import AccessError, NoCapacityError, UnreachableError
 from layertap.tpu.cloud import Cloud, connect
 from layertap.tpu.config import TpuConfig
 from layertap.tpu.fleet import Machine, Member, identity
 from layertap.tpu.plan import Create
+from layertap.tpu.refusals import translated
 
 MACHINE = Machine("v5litepod-8", "v2-alpha-tpuv5-lite")
 ZONE, NAME = "us-central1-a", "tpu-us-central1-a-0"
@@ -96,3 +99,27 @@ def test_what_cannot_be_deleted_now_is_nothing_that_the_user_got_wrong(cloud: Fa
     cloud.held = {NAME}
     with pytest.raises(UnreachableError, match=r"not in its present state \(Node"):
         client.delete(lost)
+
+
+def test_a_new_login_is_used_without_starting_again(
+    cloud: FakeCloudTpu, client: Cloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[TpuConfig] = []
+
+    def credentials(config: TpuConfig) -> tuple[AnonymousCredentials, None]:
+        read.append(config)
+        return AnonymousCredentials(), None
+
+    monkeypatch.setattr("layertap.tpu.cloud._credentials", credentials)
+    client.reconnect()
+    assert client.create(make(), MACHINE)
+    assert len(read) == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [(TransportError("no route"), UnreachableError), (RefreshError("invalid_grant"), AccessError)],
+)
+def test_no_way_to_the_login_is_told_apart_from_a_login_that_is_refused(error: Exception, kind: type) -> None:
+    with pytest.raises(kind), translated("looking"):
+        raise error

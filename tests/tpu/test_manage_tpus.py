@@ -71,6 +71,41 @@ def test_watch_waits_out_a_stockout(cloud: FakeCloudTpu) -> None:
         assert "wait for a zone to open again: 1" in interrupt(process)
 
 
+@pytest.mark.parametrize(
+    ("trouble", "calm"),
+    [({"denied": True}, {"denied": False}), ({"forgotten": {"us-central1-a"}}, {"forgotten": set()})],
+    ids=["a login that has run out", "a 404"],
+)
+def test_watch_outlasts_what_passes(cloud: FakeCloudTpu, trouble: dict[str, object], calm: dict[str, object]) -> None:
+    run(cloud, "create --zones us-central1-a")
+    with running(cloud, "recreate-preempted --zones us-central1-a --watch") as process:
+        looks = len(cloud.log)
+        wait_for(lambda: len(cloud.log) > looks + 20, process)
+        vars(cloud).update(trouble)
+        cloud.set_state("tpu-us-central1-a-0", "PREEMPTED")
+        asked = len(cloud.log)
+        wait_for(lambda: len(cloud.log) > asked + 15, process)
+        vars(cloud).update(calm)
+        wait_for(lambda: cloud.states().get("tpu-us-central1-a-0") == "READY", process)
+        assert "looking again in 0.05 s" in interrupt(process)
+
+
+def test_watch_leaves_a_zone_alone_that_does_not_have_what_others_have(cloud: FakeCloudTpu) -> None:
+    cloud.refusing = {"us-central1-b"}
+    with running(cloud, "create --zones us-central1-a,us-central1-b --watch") as process:
+        wait_for(lambda: sorted(cloud.workers()) == [0, 1], process)
+        assert "Google does not know something that was named" in interrupt(process)
+    assert set(cloud.workers().values()) == {"tpu-us-central1-a-0", "tpu-us-central1-a-1"}
+
+
+@pytest.mark.parametrize("trouble", ["denied", "refusing", "forgotten"])
+def test_watch_ends_where_nothing_ever_worked(cloud: FakeCloudTpu, trouble: str) -> None:
+    setattr(cloud, trouble, {"us-central1-a"})
+    with running(cloud, "create --zones us-central1-a --watch") as process:
+        process.communicate(timeout=60)
+        assert process.returncode == 2
+
+
 def test_watch_outlasts_the_loss_of_the_whole_fleet(cloud: FakeCloudTpu) -> None:
     run(cloud, "create --zones us-central1-a --workers_per_zone 2 --tpu_type v4-8")
     made = sent(cloud, "POST")

@@ -6,14 +6,14 @@ not spread at random: creations are named, so clients that come at the same time
 
 from dataclasses import dataclass, field
 
-from layertap.errors import QuotaError, TpuError
+from layertap.errors import LayertapError, QuotaError
 
 _LONGEST_WAIT = 20
 
 
 @dataclass
 class _Closing:
-    reason: TpuError
+    reason: LayertapError
     wait: float
     until: float
 
@@ -25,7 +25,7 @@ class Closings:
     first_wait: float
     _closings: dict[str, _Closing] = field(default_factory=dict)
 
-    def close(self, zone: str, reason: TpuError, now: float) -> None:
+    def close(self, zone: str, reason: LayertapError, now: float) -> None:
         """Close a zone that has just refused; refusals of one round count once."""
         before = self._closings.get(zone)
         if before and before.until > now:

@@ -10,7 +10,7 @@ whole fleet, whichever part of it is spoken of. That is two requests a zone, in 
 import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from itertools import chain
 from typing import TypeVar
 
@@ -44,17 +44,28 @@ R = TypeVar("R")
 class Cloud:
     """The TPUs of one project, as far as they bear one fleet's labels."""
 
-    def __init__(self, client: tpu_v2.TpuClient, project: str, prefix: str, patience: float) -> None:
-        """Use `client`; wait about `patience` seconds for an unsteady answer."""
+    def __init__(self, connected: Callable[[], tpu_v2.TpuClient], project: str, prefix: str, patience: float) -> None:
+        """Use the client that `connected` gives; wait about `patience` seconds for an unsteady answer."""
         self.project = project
         self.prefix = prefix
-        self._client = client
+        self._connected = connected
+        self._client = connected()
         transient = if_exception_type(exceptions.ServerError, RequestsConnectionError)
         first = min(1.0, patience / 30)
         self._retry = Retry(transient, initial=first, maximum=patience / 3, timeout=patience)
         self._polling = DEFAULT_POLLING.with_delay(initial=first, maximum=min(20.0, patience)).with_timeout(
             _LONGEST_OPERATION
         )
+
+    def close(self) -> None:
+        """Give the connections back."""
+        self._client.transport.close()  # type: ignore[no-untyped-call]
+
+    def reconnect(self) -> None:
+        """Read the credentials anew, for whoever has logged in again since; raises AccessError where there are none."""
+        fresh = self._connected()
+        self.close()
+        self._client = fresh
 
     def zones(self) -> tuple[str, ...]:
         """Every zone of the project that can have TPUs."""
@@ -187,13 +198,19 @@ def connect(config: TpuConfig) -> Iterator[Cloud]:
 
     Raises AccessError where there are no credentials, UsageError where no project is known.
     """
-    credentials, project = _credentials(config)
+    first, project = _credentials(config)
     project = config.project or os.environ.get("GOOGLE_CLOUD_PROJECT") or project
     if not project:
         raise UsageError("no Google Cloud project is known: give --project, or set GOOGLE_CLOUD_PROJECT")
     options = ClientOptions(api_endpoint=config.api_endpoint) if config.api_endpoint else None
-    with tpu_v2.TpuClient(credentials=credentials, client_options=options, transport="rest") as client:
-        yield Cloud(client, project, config.name_prefix, patience=2 * config.poll_seconds)
+    known = [first]
+
+    def connected() -> tpu_v2.TpuClient:
+        credentials = known.pop() if known else _credentials(config)[0]
+        return tpu_v2.TpuClient(credentials=credentials, client_options=options, transport="rest")
+
+    with closing(Cloud(connected, project, config.name_prefix, patience=2 * config.poll_seconds)) as cloud:
+        yield cloud
 
 
 def in_parallel(do: Callable[[T], R], things: Iterable[T]) -> list[R]:

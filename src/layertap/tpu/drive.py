@@ -16,7 +16,15 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 
-from layertap.errors import DeletedError, InputError, LayertapError, TpuError, UnreachableError
+from layertap.errors import (
+    AccessError,
+    DeletedError,
+    InputError,
+    LayertapError,
+    NotFoundError,
+    TpuError,
+    UnreachableError,
+)
 from layertap.tpu.closings import Closings
 from layertap.tpu.cloud import Cloud, in_parallel
 from layertap.tpu.fleet import Machine, Member, Observed, Phase
@@ -41,6 +49,8 @@ class Drive:
         self.deleted: set[int] = set()
         """Workers whose TPU somebody else has deleted under this command."""
         self._made: set[int] = set()
+        self._has_made = False
+        self._has_worked = False
         self._last_seen: dict[int, Member] = {}
         self._cloud = cloud
         self._named = set(zones)
@@ -79,23 +89,42 @@ class Drive:
                 return now
 
     def for_good(self, decide: Decide, machine_for: MachineFor) -> None:
-        """Keep the fleet at strength until interrupted; an unreachable cloud is waited for."""
+        """Keep the fleet at strength until interrupted, or until something is wrong that cannot pass."""
         told: Plan | None = None
         while True:
             try:
-                now = self._decide(decide, self.look())
-            except UnreachableError as error:
+                told = self._look_and_act(decide, machine_for, told)
+                self._has_worked = True
+            except (TpuError, InputError) as error:
+                if isinstance(error, InputError) and not self._may_pass(error):
+                    raise
                 self._say(f"{error}; looking again in {self._poll:g} s")
                 time.sleep(self._poll)
-                continue
-            if now != told:
-                self._tell(now)
-            told = now
-            if now.actions:
-                self._act(now.actions, machine_for)
-            else:
-                opening = self.closings.until_next(time.monotonic())
-                time.sleep(min(self._poll, opening) if opening else self._poll)
+                self._log_in_again(error)
+
+    def _look_and_act(self, decide: Decide, machine_for: MachineFor, told: Plan | None) -> Plan:
+        now = self._decide(decide, self.look())
+        if now != told:
+            self._tell(now)
+        if now.actions:
+            self._act(now.actions, machine_for)
+        else:
+            opening = self.closings.until_next(time.monotonic())
+            time.sleep(min(self._poll, opening) if opening else self._poll)
+        return now
+
+    def _may_pass(self, error: InputError) -> bool:
+        """Whether a watch outlasts it: logins run out and are renewed, and what Google has found or taken was right."""
+        if isinstance(error, AccessError | NotFoundError):
+            return self._has_worked
+        return self._has_made
+
+    def _log_in_again(self, error: LayertapError) -> None:
+        if isinstance(error, AccessError):
+            try:
+                self._cloud.reconnect()
+            except (TpuError, InputError) as still:
+                self._say(str(still))
 
     def _decide(self, decide: Decide, observed: Observed) -> Plan:
         clock = time.monotonic()
@@ -107,15 +136,16 @@ class Drive:
             (action, machine_for(action, self._last_seen) if isinstance(action, Create) else None) for action in actions
         ]
         outcomes = in_parallel(lambda pair: self._try(*pair), work)
-        for outcome in outcomes:
-            if isinstance(outcome, InputError):
-                raise outcome
         created = [
             (action, outcome) for (action, _), outcome in zip(work, outcomes, strict=True) if isinstance(action, Create)
         ]
         self.deleted |= {action.worker for action, outcome in created if isinstance(outcome, DeletedError)}
         self._made = {action.worker for action, outcome in created if outcome is None}
+        self._has_made = self._has_made or bool(self._made)
         self._open_and_close([(action.zone, outcome) for action, outcome in created])
+        for outcome in outcomes:
+            if isinstance(outcome, InputError):
+                raise outcome
         deleted = [outcome for (action, _), outcome in zip(work, outcomes, strict=True) if isinstance(action, Delete)]
         if any(deleted) or any(map(_says_nothing_of_the_zone, outcomes)):
             time.sleep(self._poll)
@@ -134,11 +164,7 @@ class Drive:
         return None
 
     def _open_and_close(self, created: list[tuple[str, LayertapError | None]]) -> None:
-        refused = {
-            zone: error
-            for zone, error in created
-            if isinstance(error, TpuError) and not _says_nothing_of_the_zone(error)
-        }
+        refused = {zone: error for zone, error in created if error and not _says_nothing_of_the_zone(error)}
         for zone, error in refused.items():
             self.closings.close(zone, error, time.monotonic())
         for zone in {zone for zone, error in created if error is None} - refused.keys():
@@ -165,7 +191,7 @@ def stamped(text: str) -> str:
 
 
 def _says_nothing_of_the_zone(outcome: LayertapError | None) -> bool:
-    return outcome is _THERE_ALREADY or isinstance(outcome, DeletedError)
+    return outcome is _THERE_ALREADY or isinstance(outcome, DeletedError | AccessError)
 
 
 def _on_the_way(member: Member) -> bool:

@@ -14,13 +14,14 @@ from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import contextmanager
 
 from google.api_core import exceptions
-from google.auth.exceptions import GoogleAuthError
+from google.auth.exceptions import GoogleAuthError, TransportError
 from requests import RequestException, Response
 
 from layertap.errors import (
     AccessError,
     LayertapError,
     NoCapacityError,
+    NotFoundError,
     QuotaError,
     TpuError,
     UnreachableError,
@@ -42,6 +43,10 @@ def translated(what: str) -> Iterator[None]:
     except (RequestException, exceptions.RetryError, FutureTimeoutError) as error:
         raise UnreachableError(f"{what}: no answer from Cloud TPU ({_first_line(error)})") from error
     except GoogleAuthError as error:
+        if error.retryable or isinstance(error, TransportError):
+            raise UnreachableError(
+                f"{what}: no answer from where credentials are checked ({_first_line(error)})"
+            ) from error
         raise AccessError(f"{what}: your credentials do not work ({_first_line(error)}). Run: {LOGIN}") from error
 
 
@@ -57,7 +62,8 @@ def _refusal(error: exceptions.GoogleAPICallError, what: str) -> LayertapError:
         case exceptions.ServerError():
             return UnreachableError(f"{what}: Cloud TPU failed ({says})")
         case exceptions.BadRequest() | exceptions.NotFound():
-            return UsageError(
+            kind = NotFoundError if isinstance(error, exceptions.NotFound) else UsageError
+            return kind(
                 f"{what}: Google does not know something that was named ({says}). Check --zones, --tpu_type,"
                 " --runtime_version, --network and --service_account; `gcloud compute tpus accelerator-types list"
                 " --zone ZONE` and `gcloud compute tpus versions list --zone ZONE` list what a zone has"
