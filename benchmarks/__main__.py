@@ -38,6 +38,7 @@ def _compare(config: ContenderConfig) -> None:
     gflop_per_token = report.model_gflop(shape, layers, lengths) / sum(lengths)
     for dtype, runs in results.items():
         print(f"\n{report.table(dtype, runs, gflop_per_token)}\n\n{report.waits(runs['layertap'])}")
+        print(report.written(runs))
     output = Path(config.output_dir)
     report.write_json(output / "results.json", config, results)
     report.plot(output / "results.png", results)

@@ -44,7 +44,7 @@ def main() -> None:
         "formats": formats,
     }
     figures = runs[config.contender](config)
-    print(json.dumps({**figures, "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3}))
+    print(json.dumps({**figures, "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6}))
 
 
 def _layertap(config: ContenderConfig) -> Figures:
@@ -53,11 +53,16 @@ def _layertap(config: ContenderConfig) -> Figures:
     run = extraction(config)
     try:
         summary = extract(run)
+        written = sum(path.stat().st_size for path in Path(run.output_dir).rglob("*") if path.is_file())
     finally:
         shutil.rmtree(run.output_dir, ignore_errors=True)
     figures: Figures = {f"waited_{stage}": seconds for stage, seconds in summary.waited.items()}
-    seconds = summary.seconds - summary.waited["loading"]
-    return figures | {"tokens": summary.tokens, "computed_tokens": summary.computed_tokens, "seconds": seconds}
+    return figures | {
+        "tokens": summary.tokens,
+        "computed_tokens": summary.computed_tokens,
+        "seconds": summary.seconds - summary.waited["loading"],
+        "written_mb": written / 1e6,
+    }
 
 
 def _best(config: ContenderConfig) -> Figures:

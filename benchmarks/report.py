@@ -55,6 +55,16 @@ def waits(runs: Sequence[Figures]) -> str:
     return f"Layertap waited for {shown}; {real:.1%} of computed tokens were real."
 
 
+def written(runs: Runs) -> str:
+    """What Layertap put on disk, beside what the disk takes, in the median."""
+    rate = statistics.median(run["written_mb"] / run["seconds"] for run in runs["layertap"])
+    disk = statistics.median(run["disk_mb"] for run in runs["ceiling"])
+    megabytes = statistics.median(run["written_mb"] for run in runs["layertap"])
+    return (
+        f"It wrote {megabytes:,.0f} MB at {rate:.1f} MB/s: {rate / disk:.1%} of {disk:.0f} MB/s, sequential and synced."
+    )
+
+
 def write_json(path: Path, config: BenchmarkConfig, results: Mapping[str, Runs]) -> None:
     """Every run's figures, with machine and versions."""
     packages = ("layertap", "jax", "jaxlib", "flax", "numpy", "torch", "transformers", "isal")

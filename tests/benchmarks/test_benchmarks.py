@@ -39,6 +39,11 @@ def test_the_table_compares_medians() -> None:
     assert "| 60 |  | 3% |" in text
 
 
+def test_what_was_written_is_put_beside_the_disk() -> None:
+    runs = {"layertap": [{"written_mb": 100.0, "seconds": 4.0}], "ceiling": [{"disk_mb": 500.0}]}
+    assert report.written(runs) == "It wrote 100 MB at 25.0 MB/s: 5.0% of 500 MB/s, sequential and synced."
+
+
 def _tiny(tmp_path: Path, tiny_model: Path) -> ContenderConfig:
     """Settings whose model is there."""
     (tmp_path / "model-tiny").symlink_to(tiny_model)
