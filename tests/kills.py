@@ -253,7 +253,6 @@ def kill_until_done(
         if machine.scenario.bucket and chance.random() < 0.3:
             machine.wipe()
             tally["then an empty disk"] += 1
-    machine.gcs.faults.storm = 0.0
     machine.run_to_the_end()
     require_same(machine, undisturbed)
     return killed

@@ -107,7 +107,10 @@ def ends_well(process: "subprocess.Popen[str]") -> str:
 
 
 def names(bucket: FakeGcs) -> set[str]:
-    return {name for name in bucket.contents("your-bucket") if not name.endswith("owner.json")}
+    """What a run that has ended leaves there."""
+    found = set(bucket.contents("your-bucket"))
+    assert not any(name.endswith("owner.json") for name in found)
+    return found
 
 
 def test_a_single_worker(project: Path, hub: FakeHub, bucket: FakeGcs) -> None:
