@@ -25,7 +25,7 @@ from layertap.fleet.claims import claim_name
 from layertap.fleet.leases import read_claim, take, take_over
 from layertap.fleet.worker import work
 from layertap.store.config import UploadConfig
-from layertap.store.objects import ObjectStore
+from layertap.store.objects import ObjectStore, open_store
 from layertap.store.verify import verify
 from layertap.store.writer import ShardWriter
 
@@ -248,6 +248,29 @@ def test_output_in_a_bucket_is_named_there(
         held = gcs.contents(BUCKET, f"{where}/")
         for file in [*manifest["files"], manifest["manifest"]]:
             assert len(held[file["path"]]) == file["bytes"]
+
+
+@pytest.mark.parametrize("kept", ["metadata.json", None], ids=["files deleted", "all deleted"])
+def test_a_shard_that_is_reset_is_extracted_again_on_the_disk_that_had_it(
+    config: ExtractConfig, gcs: FakeGcs, bucket: ObjectStore, kept: str | None
+) -> None:
+    """Its output was deleted in the bucket, and what is left of it on the disk of its worker is the manifest alone."""
+    cut(config.dataset_path, bucket.url, COUNT)
+    upload = UploadConfig(gcs_bucket=BUCKET, delete_local_after_upload=True)
+    worker = changed(worker_of(config, bucket.url, 4), upload=upload)
+    work(worker)
+    before = done(bucket)[1]
+    deleted = open_store(before["output"])
+    for info in list(deleted.list()):
+        if info.name != kept:
+            assert deleted.delete_if(info.name, info.version)
+    deleted.close()
+    assert main(["shards", "reset", bucket.url, "1"]) == 0
+    assert work(worker).shards == 1
+    after = done(bucket)[1]
+    assert after["files"] == before["files"]
+    held = gcs.contents(BUCKET, f"activations/tpu_4/shard_00001/{after['attempt']}/")
+    assert all(len(held[file["path"]]) == file["bytes"] for file in [*after["files"], after["manifest"]])
 
 
 def test_what_a_shard_costs_in_requests(config: ExtractConfig, gcs: FakeGcs, bucket: ObjectStore) -> None:

@@ -2,6 +2,10 @@
 
 {folder of the worker, or of its host}/shard_00003/tasks.jsonl
 {the same}/shard_00003/{attempt}/        and the same below the bucket's prefix
+{the same}/shard_00003/{attempt}.committed
+
+An attempt that was committed is never gone on with. If its shard is free once more, it was reset: its output was
+deleted or found damaged somewhere, and what this disk says of it proves nothing.
 """
 
 from dataclasses import asdict, dataclass
@@ -17,6 +21,7 @@ from layertap.store.manifest import FILE_NAME, read_manifest
 from layertap.store.objects import ObjectStore
 
 _TASKS = "tasks.jsonl"
+_COMMITTED = ".committed"
 
 
 @dataclass(frozen=True)
@@ -28,10 +33,19 @@ class Parts:
     folder: Path
 
     def attempt(self, shard: DatasetShard) -> str | None:
-        """The attempt at this shard on this worker's disk; one with other settings, of an earlier run, is none."""
+        """The unfinished attempt at this shard on this worker's disk.
+
+        One that was committed, and one with other settings, of an earlier run, are none.
+        """
         folder = self.folder / shard.name
         attempts = sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
-        return next((attempt for attempt in attempts if self._may_go_on(self.part(shard, attempt))), None)
+        left = (attempt for attempt in attempts if not self._committed(shard, attempt).exists())
+        return next((attempt for attempt in left if self._may_go_on(self.part(shard, attempt))), None)
+
+    def end(self, shard: DatasetShard, attempt: str) -> None:
+        """Remember that an attempt was committed; raises StorageError."""
+        with atomic_write(self._committed(shard, attempt)):
+            pass
 
     def part(self, shard: DatasetShard, attempt: str) -> Part:
         """Where an attempt at a shard reads and writes."""
@@ -54,6 +68,9 @@ class Parts:
         part.output_dir.mkdir(parents=True, exist_ok=True)
         with atomic_write(Path(part.dataset_path)) as file:
             file.write(records)
+
+    def _committed(self, shard: DatasetShard, attempt: str) -> Path:
+        return self.folder / shard.name / f"{attempt}{_COMMITTED}"
 
     def _may_go_on(self, part: Part) -> bool:
         found = read_manifest(part.output_dir)

@@ -208,6 +208,7 @@ class _Worker:
                 self._note(f"{shard.name} failed: {error}")
                 return
             lease.commit(_done(shard, lease, outcomes, time.monotonic() - begun))
+        self._parts.end(shard, lease.claim.attempt)
         self._metrics.dataset_shards += 1
         self._samples += sum(outcome["samples"] for outcome in outcomes)
         self._tokens += sum(outcome["tokens"] for outcome in outcomes)
