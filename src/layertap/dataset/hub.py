@@ -51,11 +51,21 @@ def _rows(name: str, config: str | None, split: str, shown: str) -> Iterator[dic
     try:
         if any((local / saved).is_file() for saved in _SAVED):
             found = datasets.load_from_disk(str(local))
-            yield from found[split] if isinstance(found, datasets.DatasetDict) else found
+            if isinstance(found, datasets.DatasetDict):
+                yield from found[split]
+            else:
+                _require_no_other(split, found.split, shown)
+                yield from found
         else:
             yield from datasets.load_dataset(name, config, split=split, streaming=True)
     except failures as error:
         raise DatasetError(f"{shown}: cannot be read: {error}") from error
+
+
+def _require_no_other(wanted: str, split: object, shown: str) -> None:
+    """Refuse a split by name of what was saved without splits; "train", the default, stands for all of it."""
+    if wanted not in ("train", str(split)):
+        raise DatasetError(f"{shown}: was saved as one dataset without splits; leave --dataset_split out")
 
 
 def _raw(rows: Iterable[dict[str, Any]], column: str | None, shown: str) -> RawRecords:
