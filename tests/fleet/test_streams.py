@@ -118,6 +118,31 @@ def test_a_folder_with_other_files_is_left_alone(streams: StreamsConfig) -> None
     assert [path.name for path in streams.output_folder.iterdir()] == ["notes.txt"]
 
 
+def test_a_link_to_an_empty_folder_is_filled(streams: StreamsConfig, tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    streams.output_folder.parent.mkdir()
+    streams.output_folder.symlink_to(tmp_path / "disk")
+    create_streams(streams)
+    assert (tmp_path / "disk" / "manifest.json").exists()
+    assert create_streams(streams).already_there
+    assert streams.output_folder.is_symlink()
+
+
+def test_a_hugging_face_dataset_is_dealt_out_by_one_of_its_columns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    pairs = [[[[1, 2]], [[2, 1]]], [[[3, 4]], [[4, 3]]]]
+    rows = [{"seed": f"s{number}", "examples": pairs} for number in range(5)]
+    datasets.Dataset.from_list(rows).to_parquet(tmp_path / "set" / "train.parquet")
+    flags = ["--dataset_name", tmp_path / "set", "--column_name", "examples", "--num_streams", 2, "--max_samples", 4]
+    assert main(["streams", *map(str, flags), "--output_dir", str(tmp_path / "out")]) == 0
+    found = list(read_records(str(tmp_path / "out" / "stream_001.jsonl")))
+    assert [record.task_id for record in found] == ["task_00000001", "task_00000003"]
+    assert found[0].test[0].input == ((3, 4),)
+
+
 def test_killed_while_writing_nothing_is_there_and_the_next_start_makes_it(tmp_path: Path) -> None:
     fifo = tmp_path / "tasks.jsonl"
     tasks = tmp_path / "tasks"
@@ -157,6 +182,9 @@ def test_memory_stays_bounded(tmp_path: Path) -> None:
         ({"num_streams": 0}, "--num_streams must be 1 to 512"),
         ({"name_digits": 0}, "--name_digits must be 1 to 9"),
         ({"output_dir": "gs://bucket/streams"}, "is a URL"),
+        ({"output_dir": "."}, "give a folder by its name"),
+        ({"output_dir": "../.."}, "give a folder by its name"),
+        ({"output_dir": "/"}, "give a folder by its name"),
         ({"dataset_name": "other"}, "give one of --dataset_path and --dataset_name"),
         ({"dataset_path": None}, "give one of --dataset_path and --dataset_name"),
         ({"column_name": "text"}, "--column_name belongs to --dataset_name"),

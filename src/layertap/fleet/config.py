@@ -79,6 +79,10 @@ class StreamsConfig(SourceConfig):
             raise UsageError(f"--name_digits must be 1 to 9, not {self.name_digits}")
         if "://" in self.output_dir:
             raise UsageError(f"--output_dir {self.output_dir}: is a URL; give a local folder, and copy it afterwards")
+        if self.output_folder.name in ("", ".."):
+            raise UsageError(
+                f"--output_dir {self.output_dir}: give a folder by its name, which is made for the streams"
+            )
 
     @property
     def output_folder(self) -> Path:

@@ -68,6 +68,7 @@ def create_streams(config: StreamsConfig) -> StreamsSummary:
     else, DamageError where it holds these streams but not whole, StorageError where it cannot be written.
     """
     output = config.output_folder
+    output = output.resolve() if output.is_symlink() else output
     hidden = output.with_name(f".{output.name}{TEMPORARY}")
     output_manifest = _manifest_of(output)
     with exclusive(hidden):
