@@ -12,7 +12,8 @@ import slices
 
 from layertap.config import HostsConfig
 from layertap.demo.tasks import make_tasks, write_tasks
-from layertap.errors import UsageError
+from layertap.errors import HostsStoppedError, UsageError
+from layertap.extract.hosts import Hosts
 
 HOSTS = 4
 
@@ -119,6 +120,33 @@ def test_wrong_input_of_one_host_stops_all_and_is_named(tiny_model: Path, tasks:
     assert [process.returncode for process in processes] == [2] * HOSTS
     assert all("host 1" in error.splitlines()[-1] for error in errors)
     assert "line 6" in errors[1].splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_hosts_that_were_started_with_other_settings_stop_at_once(
+    tiny_model: Path, tasks: Path, tmp_path: Path
+) -> None:
+    port = slices.free_port()
+    meeting = ["--multihost", "--num_hosts", "2", "--coordinator_address", f"127.0.0.1:{port}"]
+    command = ["-m", "layertap", "extract", *flags(tiny_model, tasks, tmp_path / "out"), *meeting]
+    own = [["--host_id", "0"], ["--host_id", "1", "--layers_to_extract", "0"]]
+    processes = [commands.start([*command, *flag], tmp_path) for flag in own]
+    try:
+        errors = [process.communicate(timeout=200)[1] for process in processes]
+    finally:
+        for process in processes:
+            slices.kill(process)
+    assert [process.returncode for process in processes] == [2, 2]
+    assert all("layers: [0, 1, 2, 3] there, [0] now" in error for error in errors)
+    assert not list((tmp_path / "out").rglob("metadata.json"))
+
+
+@pytest.mark.parametrize("name", ["mesh", "row_length"])
+def test_settings_of_hosts_are_compared(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    others = {"mesh": {"data": 2, "fsdp": 2}, "row_length": 1024}
+    monkeypatch.setattr(Hosts, "exchange", lambda _, said: [said, said, json.dumps(others | {name: "other"})])
+    with pytest.raises(HostsStoppedError, match=rf"host 2 .*\n  {name}: .* there, other now"):
+        Hosts(1, 3).require_same(others)
 
 
 def test_one_host_that_meets_nobody_is_a_run_of_its_own(tiny_model: Path, tasks: Path, tmp_path: Path) -> None:

@@ -7,14 +7,19 @@ next: for each window they tell each other how many steps of each shape they hav
 and a host that is done goes on with empty steps until all are. A step's rows are those of all hosts side by side; no
 activation leaves its host.
 
+Hosts that were started with different settings would run different programs side by side, which on some meshes nobody
+would notice before the output is read. So they compare their settings first (`Hosts.require_same`).
+
 What it costs: a few integers exchanged per window (1,024 samples), and the steps by which the hosts' windows differ.
 
 Why not agree on common windows and a common position instead: hosts commit shards at their own pace, so a killed slice
 never has one position, and redoing the work of the fastest to meet the slowest would break "nothing twice".
 """
 
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import numpy as np
@@ -25,6 +30,7 @@ from layertap.errors import DeviceError, HostsStoppedError, InputError
 from layertap.extract.packing import Step
 from layertap.extract.supervised import HEARTBEAT_SECONDS
 from layertap.extract.windows import Window
+from layertap.store.manifest import differences
 
 Shape = tuple[int, int]
 
@@ -67,6 +73,16 @@ class Hosts:
         lengths = self.gather([len(said)])[:, 0]
         everyones = self.gather([*said, *bytes(int(lengths.max()) - len(said))])
         return [bytes(row[:length].tolist()).decode() for row, length in zip(everyones, lengths, strict=True)]
+
+    def require_same(self, settings: Mapping[str, Any]) -> None:
+        """Compare what should be the same on all hosts; raises HostsStoppedError on each of them where it is not."""
+        first, *others = map(json.loads, self.exchange(json.dumps(settings)))
+        for index, theirs in enumerate(others, 1):
+            if differing := differences(first, theirs):
+                raise HostsStoppedError(
+                    f"host {index} (now) was started with other settings than host 0 (there); start the same command on"
+                    " every host:\n  " + "\n  ".join(differing)
+                )
 
     def part(self) -> None:
         """Wait until all hosts are done; who ended earlier would seem lost to the others."""

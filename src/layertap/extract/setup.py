@@ -100,9 +100,9 @@ class Setup:
 
 
 def prepare(config: ExtractConfig, hosts: Hosts = _ALONE) -> Setup:
-    """Resolve `config` for one of `hosts`, each of which has an output folder of its own.
+    """Resolve `config` for one of `hosts`, each of which has an output folder of its own; waits for the others.
 
-    Raises an InputError where model, tokenizer, template or flags do not fit together.
+    Raises an InputError where model, tokenizer, template or flags do not fit together, or hosts do not.
     """
     if hosts.count > 1:
         config = replace(config, output_dir=str(config.output_folder / f"tpu_{hosts.name(config.worker)}"))
@@ -114,6 +114,7 @@ def prepare(config: ExtractConfig, hosts: Hosts = _ALONE) -> Setup:
     config = replace(config, batch_size=rules.batch_size)
     shard_format = format_of_shards(config, checkpoint.config, taps)
     identity = _identity(config, checkpoint, maker, taps, shard_format, rules)
+    hosts.require_same(_of_all_hosts(config, identity, mesh))
     manifest = Manifest(
         fingerprint=fingerprint_of(identity),
         identity=identity,
@@ -258,6 +259,20 @@ def _identity(
             "shard_bytes": config.shard_bytes,
             "codec": codec(compress=config.compress_shards and config.format == "pickle"),
         },
+    }
+
+
+def _of_all_hosts(config: ExtractConfig, identity: dict[str, Any], mesh: Mesh | None) -> dict[str, Any]:
+    """What decides which programs run, and which samples are whose."""
+    return {
+        **identity,
+        "dataset": identity["dataset"]
+        | {
+            "machine_id": config.machine_id,
+            "total_machines": config.total_machines,
+            "sharded": config.sharded.sharded_dataset_dir is not None,
+        },
+        "mesh": None if mesh is None else dict(mesh.shape),
     }
 
 
