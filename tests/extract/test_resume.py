@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import shards
 from runs import changed, extract_some, lines, manifest, out
@@ -12,6 +13,7 @@ from runs import changed, extract_some, lines, manifest, out
 from layertap.config import ExtractConfig, FormatName
 from layertap.demo.checkpoint import write_checkpoint
 from layertap.errors import DamageError, RunMismatchError, StorageError, UsageError
+from layertap.extract.hosts import Hosts
 from layertap.extract.run import extract
 
 
@@ -104,12 +106,20 @@ def test_another_dataset_is_refused(config: ExtractConfig, tmp_path: Path) -> No
         extract(changed(config, dataset_path=str(swapped)))
 
 
-def test_a_dataset_that_grew_after_the_run_is_refused(config: ExtractConfig, tmp_path: Path) -> None:
+@pytest.mark.parametrize("others", [[], [False]], ids=["alone", "beside a host that is not complete"])
+def test_a_dataset_that_grew_after_the_run_is_refused(
+    config: ExtractConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, others: list[bool]
+) -> None:
     tasks = lines(config.dataset_path)
     grown = tmp_path / "grown.jsonl"
     grown.write_text("\n".join(tasks[:-1]))
     extract(changed(config, dataset_path=str(grown)))
     grown.write_text("\n".join(tasks))
+    gather = Hosts.gather
+    completions = [[True], *([complete] for complete in others)]
+    monkeypatch.setattr(
+        Hosts, "gather", lambda self, told: np.array(completions) if told == [True] else gather(self, told)
+    )
     with pytest.raises(RunMismatchError, match="more tasks now"):
         extract(changed(config, dataset_path=str(grown)))
 

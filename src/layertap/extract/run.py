@@ -133,7 +133,7 @@ class _Run:
         self._watch.begins(self._progress)
         try:
             if self._setup.hosts.gather([self._writer.manifest.complete]).all():
-                self._require_nothing_new()
+                next(self._windows(), None)
             else:
                 self._extract()
             if self._mirror is not None:
@@ -171,7 +171,18 @@ class _Run:
                 queue.finish()
 
     def _windows(self) -> Iterator[Window]:
-        return read_windows(self._setup.records(), self._setup.maker, self._setup.rules, self._start)
+        """What is left to do; raises RunMismatchError where there is anything, although the run is complete.
+
+        One of several hosts may be complete before the others, and then keeps them company.
+        """
+        complete = self._writer.manifest.complete
+        for window in read_windows(self._setup.records(), self._setup.maker, self._setup.rules, self._start):
+            if complete:
+                raise RunMismatchError(
+                    f"{self._setup.config.output_dir} holds a complete run, but the dataset has more tasks now;"
+                    " extract them into another --output_dir"
+                )
+            yield window
 
     def _agreed(self, windows: Iterator[Window]) -> Iterator[Agreed]:
         rules = self._setup.rules
@@ -228,13 +239,6 @@ class _Run:
         self._progress.note(f"{setup.config.model_path}: {sites} of {layers} layers, running {setup.num_layers}")
         if manifest.shards:
             self._progress.note(f"going on after {len(manifest.shards)} shards, {manifest.samples} samples")
-
-    def _require_nothing_new(self) -> None:
-        if next(self._windows(), None) is not None:
-            raise RunMismatchError(
-                f"{self._setup.config.output_dir} holds a complete run, but the dataset has more tasks now;"
-                " extract them into another --output_dir"
-            )
 
 
 @dataclass(frozen=True, eq=False)
