@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import commands
@@ -31,6 +32,9 @@ from runs import changed
 
 from layertap.config import ExtractConfig
 from layertap.demo.tasks import make_tasks, write_tasks
+from layertap.errors import WorkersFailedError
+from layertap.fleet import engine as engine_module
+from layertap.fleet import local_engine
 from layertap.fleet.leases import has_run_out, read_claim, take
 from layertap.fleet.worker import work
 from layertap.interruption import INTERRUPTED
@@ -175,14 +179,23 @@ def test_a_worker_stopped_past_its_lease_commits_nothing_when_it_wakes(
     store.close()
 
 
-def test_workers_that_keep_dying_are_given_up(small: ExtractConfig, tmp_path: Path, monkeypatch) -> None:
-    from layertap.errors import WorkersFailedError
-    from layertap.fleet import engine, local_engine
+def test_a_worker_goes_on_although_nobody_reads_what_it_says(small: ExtractConfig, monkeypatch) -> None:
+    """As under `2>&1 | head -1`: more than a pipe holds."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    talking = subprocess.Popen([sys.executable, "-c", "print('words\\n' * 100_000)"], stdout=subprocess.PIPE)
+    with suppress(BrokenPipeError), os.fdopen(writing, "w") as nowhere:
+        monkeypatch.setattr(sys, "stderr", nowhere)
+        local_engine._Worker(small)._pass_on(talking)
+    monkeypatch.undo()
+    assert talking.wait(60) == 0
 
+
+def test_workers_that_keep_dying_are_given_up(small: ExtractConfig, tmp_path: Path, monkeypatch) -> None:
     place = str(tmp_path / "dataset")
     cut(small.dataset_path, place, 2)
-    monkeypatch.setattr(engine, "_MOST_DEATHS", 2)
-    monkeypatch.setattr(engine, "_LONGEST_PAUSE", 0.01)
+    monkeypatch.setattr(engine_module, "_MOST_DEATHS", 2)
+    monkeypatch.setattr(engine_module, "_LONGEST_PAUSE", 0.01)
     monkeypatch.setattr(local_engine.sys, "executable", "/bin/false")
     config = worker_of(small, place, engine="local", num_workers=1)
     with pytest.raises(WorkersFailedError, match="workers died 2 times"):

@@ -11,7 +11,7 @@ import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import replace
 from typing import TypeVar
 
@@ -79,6 +79,13 @@ def run_workers(config: ExtractConfig, make: Callable[[ExtractConfig], W], stop:
         return progress.result()
 
 
+def say(words: str) -> None:
+    """Write to standard error; that nobody reads it any more (`2>&1 | head`) is no reason to stop a fleet."""
+    with suppress(OSError):
+        sys.stderr.write(words)
+        sys.stderr.flush()
+
+
 def _numbered(config: ExtractConfig, number: int) -> ExtractConfig:
     """The settings of one worker of several: its own id, and its own port."""
     port = config.metrics_port
@@ -123,7 +130,7 @@ class _Progress:
                 f" {worker.config.worker}. What is committed is safe; see above what they said, mend it, start again"
             )
         pause = min(_LONGEST_PAUSE, 0.5 * 2 ** min(self._deaths - 1, 10))
-        print(f"worker {worker.config.worker} died; it is started again in {pause:.1f} s", file=sys.stderr, flush=True)
+        say(f"worker {worker.config.worker} died; it is started again in {pause:.1f} s\n")
         worker.start_later(pause)
         return True
 

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from layertap.config import ExtractConfig
-from layertap.fleet.engine import EngineWorker, run_workers
+from layertap.fleet.engine import EngineWorker, run_workers, say
 
 _STOP_SECONDS = 60.0
 
@@ -67,9 +67,9 @@ class _Worker(EngineWorker):
             reader.join(_STOP_SECONDS)
 
     def _pass_on(self, process: subprocess.Popen[bytes]) -> None:
-        """Everything that a worker says, each line with its number."""
+        """Everything that a worker says, each line with its number; read to its end, or the worker would wait."""
         for line in process.stdout or ():
-            sys.stderr.write(f"[{self.config.worker}] {line.decode(errors='replace')}")
+            say(f"[{self.config.worker}] {line.decode(errors='replace')}")
         if process.stdout is not None:
             process.stdout.close()
 

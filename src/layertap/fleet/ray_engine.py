@@ -15,7 +15,6 @@ running method of an actor can only be killed. Settings and a closing line are a
 import os
 import signal
 import socket
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
@@ -26,7 +25,7 @@ from typing import Any
 
 from layertap.config import ExtractConfig
 from layertap.errors import LayertapError, UsageError, WorkersFailedError
-from layertap.fleet.engine import EngineWorker, run_workers
+from layertap.fleet.engine import EngineWorker, run_workers, say
 from layertap.process import guarded
 
 _STOP_SECONDS = 12.0  # less than the grace after a SIGTERM
@@ -103,7 +102,7 @@ def _require_place(ray: ModuleType, needs: Mapping[str, float], config: ExtractC
             " or give the --ray_address of a cluster"
         )
     if places < wanted:
-        print(f"Ray has places for {places} of {wanted} workers now; the others wait", file=sys.stderr, flush=True)
+        say(f"Ray has places for {places} of {wanted} workers now; the others wait\n")
 
 
 class _Worker(EngineWorker):
@@ -136,7 +135,7 @@ class _Worker(EngineWorker):
             return _DIED
         except self._ray.exceptions.RayError as error:
             status, words = _DIED, str(error).strip()
-        print(f"[{self.config.worker}] {words}", file=sys.stderr, flush=True)
+        say(f"[{self.config.worker}] {words}\n")
         return status
 
     def cancel(self, *, force: bool) -> None:
