@@ -154,6 +154,22 @@ def test_another_worker_waits_for_the_lease_and_begins_anew(
 
 
 @EVERYWHERE
+def test_a_commit_that_nobody_settled_is_settled_without_waiting_for_the_lease(
+    fleet: ExtractConfig, place: str, store: ObjectStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dead = take(store, "shard_00001", claim(7, seconds=600))
+    assert dead is not None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("layertap.fleet.leases.settle", lambda *_: None)
+        dead.commit({"shard": "shard_00001", "worker": 7})
+    assert main(["shards", "status", place]) == 0
+    assert "ago; it has committed" in capsys.readouterr().out
+    assert work(worker_of(fleet, place, lease_seconds=1.0)).shards == COUNT - 1
+    assert [manifest["worker"] for manifest in done(store)] == [0, 7, 0]
+    assert not list(store.list("claims/"))
+
+
+@EVERYWHERE
 def test_a_worker_that_is_robbed_commits_nothing_of_that_shard(
     fleet: ExtractConfig, place: str, store: ObjectStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -89,7 +89,7 @@ class Claimer:
         return self._try_claimed(shard, claim)
 
     def _try_claimed(self, shard: DatasetShard, claim: Claim) -> Lease | None:
-        """Take the shard if its holder is an earlier process of this worker, or was not heard of."""
+        """Take the shard if its holder is an earlier process of this worker, or was not heard of; settle a commit."""
         found = read_claim(self._store, shard.name)
         if found is None:
             return take(self._store, shard.name, claim)
@@ -98,11 +98,11 @@ class Claimer:
             self._failed[shard.name] = seen.version
             self._note(f"{shard.name} failed, and is left out: {theirs.error}")
             return None
+        if theirs.state == "committed":  # harmless where its holder is about to do the same
+            settle(self._store, shard.name, theirs, seen.version)
+            return None
         own = theirs.attempt == claim.attempt
         if not own and not has_run_out(self._store, seen, theirs):
-            return None
-        if theirs.state == "committed":
-            settle(self._store, shard.name, theirs, seen.version)
             return None
         lost_by = theirs.lost_by if own else (*theirs.lost_by, theirs.holder)
         return take_over(self._store, shard.name, seen, replace(claim, lost_by=lost_by))

@@ -83,6 +83,7 @@ def describe(standings: Iterable[Standing]) -> str:
         shard, claim = standing.shard, standing.claim
         if claim is not None:
             about = f": {claim.error}" if claim.error else f", last heard {standing.heard:.0f} s ago"
+            about += "; it has committed, and the next worker that looks writes that down" if claim.done else ""
             lines.append(f"  {shard.id:>5}  {standing.condition:<8} worker {claim.holder}{about}")
     return "\n".join(lines)
 
