@@ -61,7 +61,10 @@ class HostsConfig:
             f"--host_id {self.host_id} is not one of {self.num_hosts} hosts (from 0)",
         )
         host, _, port = (self.coordinator_address or "localhost:1").rpartition(":")
-        _require(host != "" and port.isdecimal(), f"--coordinator_address {self.coordinator_address}: give HOST:PORT")
+        _require(
+            host != "" and "/" not in host and port.isdecimal() and 0 < int(port) <= 65535,
+            f"--coordinator_address {self.coordinator_address}: give HOST:PORT",
+        )
 
 
 @dataclass(frozen=True)

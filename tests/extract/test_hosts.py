@@ -3,8 +3,10 @@
 import json
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import commands
+import jax
 import numpy as np
 import pytest
 import shards
@@ -13,7 +15,7 @@ import slices
 from layertap.config import HostsConfig
 from layertap.demo.tasks import make_tasks, write_tasks
 from layertap.errors import HostsStoppedError, UsageError
-from layertap.extract.hosts import Hosts
+from layertap.extract.hosts import Hosts, join
 
 HOSTS = 4
 
@@ -165,6 +167,13 @@ def test_one_host_that_meets_nobody_is_a_run_of_its_own(tiny_model: Path, tasks:
     assert len(shards.samples(tmp_path / "out", 0)) >= 4
 
 
+def test_hosts_that_nobody_names_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a machine of no cluster that JAX knows."""
+    monkeypatch.setattr(jax.distributed, "initialize", Mock(side_effect=ValueError("coordinator_address ...")))
+    with pytest.raises(UsageError, match="give --num_hosts, --host_id and --coordinator_address"):
+        join(HostsConfig(multihost=True))
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -177,6 +186,14 @@ def test_one_host_that_meets_nobody_is_a_run_of_its_own(tiny_model: Path, tasks:
         (
             {"multihost": True, "num_hosts": 4, "host_id": 0, "coordinator_address": "10.0.0.1"},
             "--coordinator_address 10.0.0.1: give HOST:PORT",
+        ),
+        (
+            {"multihost": True, "num_hosts": 4, "host_id": 0, "coordinator_address": "10.0.0.1:84760"},
+            "--coordinator_address 10.0.0.1:84760: give HOST:PORT",
+        ),
+        (
+            {"multihost": True, "num_hosts": 4, "host_id": 0, "coordinator_address": "http://10.0.0.1:8476"},
+            "give HOST:PORT",
         ),
     ],
 )

@@ -26,7 +26,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from layertap.config import HostsConfig
-from layertap.errors import DeviceError, HostsStoppedError, InputError
+from layertap.errors import DeviceError, HostsStoppedError, InputError, UsageError
 from layertap.extract.packing import Step
 from layertap.extract.supervised import HEARTBEAT_SECONDS
 from layertap.extract.windows import Window
@@ -90,7 +90,7 @@ class Hosts:
 
 
 def join(config: HostsConfig) -> Hosts:
-    """Meet the other hosts; raises DeviceError where they do not come."""
+    """Meet the other hosts; raises DeviceError where they do not come, UsageError where nobody says who they are."""
     if config.multihost:
         try:
             jax.distributed.initialize(
@@ -101,7 +101,12 @@ def join(config: HostsConfig) -> Hosts:
                 heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
                 shutdown_timeout_seconds=_PARTING_SECONDS,
             )
-        except (jax.errors.JaxRuntimeError, ValueError) as error:
+        except ValueError as error:
+            raise UsageError(
+                f"--multihost: JAX does not find out by itself which hosts there are ({error}); give --num_hosts,"
+                " --host_id and --coordinator_address"
+            ) from error
+        except jax.errors.JaxRuntimeError as error:
             raise DeviceError(
                 f"the hosts did not meet: {error}. Start the same command on every host, each with its own --host_id;"
                 " --coordinator_address is host 0's"
