@@ -14,6 +14,7 @@ from layertap.config import ExtractConfig
 from layertap.dataset.config import ShardedConfig
 from layertap.demo.tasks import make_tasks, write_tasks
 from layertap.errors import UsageError
+from layertap.fleet import ray_engine
 from layertap.fleet.ray_engine import run_ray
 from layertap.fleet.worker import work
 from layertap.store.objects import open_store
@@ -105,6 +106,12 @@ def test_ray_that_is_not_installed(small: ExtractConfig, monkeypatch: pytest.Mon
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(UsageError, match=r"pip install 'layertap\[ray\]'"):
         run_ray(worker_of(small, "x", engine="ray", num_workers=1))
+
+
+def test_resources_that_ray_does_not_take_are_refused(small: ExtractConfig) -> None:
+    ray = pytest.importorskip("ray")
+    with pytest.raises(UsageError, match=r"--resources_per_worker: Ray does not take .*'TPU': 3.* supported"):
+        ray_engine._Worker(ray, {"CPU": 1, "TPU": 3}, small).start()
 
 
 def test_what_a_worker_needs() -> None:

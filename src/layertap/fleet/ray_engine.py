@@ -118,10 +118,14 @@ class _Worker(EngineWorker):
         return self._future is not None
 
     def start(self) -> None:
+        """Hand it to Ray; raises UsageError where Ray has no such resources, 1.5 GPUs say."""
         options: dict[str, Any] = {"num_cpus": self._needs.get("CPU", 0), "num_gpus": self._needs.get("GPU", 0)}
         options["resources"] = {name: self._needs[name] for name in self._needs.keys() - {"CPU", "GPU"}}
-        remote = self._ray.remote(max_calls=1, max_retries=0, scheduling_strategy="SPREAD", **options)(_work)
-        self._task = remote.options(name=f"worker {self.config.worker}").remote(self.config)
+        try:
+            remote = self._ray.remote(max_calls=1, max_retries=0, scheduling_strategy="SPREAD", **options)(_work)
+            self._task = remote.options(name=f"worker {self.config.worker}").remote(self.config)
+        except ValueError as error:
+            raise UsageError(f"--resources_per_worker: Ray does not take {self._needs}: {error}") from error
         self._future = self._task.future()
 
     def ended(self) -> int | None:
