@@ -1,7 +1,10 @@
 """Several hosts, as processes of their own that talk over loopback: 4 hosts of 2 CPU devices each."""
 
 import json
+import os
+import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -15,6 +18,7 @@ import slices
 from layertap.config import HostsConfig
 from layertap.demo.tasks import make_tasks, write_tasks
 from layertap.errors import HostsStoppedError, UsageError
+from layertap.extract import supervised
 from layertap.extract.hosts import Hosts, join
 
 HOSTS = 4
@@ -165,6 +169,25 @@ def test_one_host_that_meets_nobody_is_a_run_of_its_own(tiny_model: Path, tasks:
     done = commands.run(command, tmp_path)
     assert done.returncode == 0, done.stderr
     assert len(shards.samples(tmp_path / "out", 0)) >= 4
+
+
+def test_what_looked_like_a_trace_is_shown_where_the_child_ended_by_itself(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    program = "import sys; sys.stderr.write('*** Check failure\\nerror: what matters\\n'); sys.exit(2)"
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-c", program])
+    assert supervised.supervise() == 2
+    assert "error: what matters" in capsys.readouterr().err
+
+
+def test_a_host_goes_on_although_nobody_reads_what_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    program = "import sys; sys.stderr.write('words\\n' * 100_000)"
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-c", program])
+    reading, writing = os.pipe()
+    os.close(reading)
+    with suppress(BrokenPipeError), os.fdopen(writing, "w") as nowhere:
+        monkeypatch.setattr(sys, "stderr", nowhere)
+        assert supervised.supervise() == 0
 
 
 def test_hosts_that_nobody_names_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,13 +12,12 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 # A host that says nothing for so long is given up by the others.
 HEARTBEAT_SECONDS = 20
 
 _MARK = "LAYERTAP_SUPERVISED"
-_ABORTED = -signal.SIGABRT
 # How the coordination service (xla/tsl) names tasks that sent no heartbeat, and a coordinator that does not answer.
 _LOST = re.compile(r"[Tt]ask[ :/]*(\d+) heartbeat timeout|unhealthy \(stopped sending heartbeats\):.*?(\d+)")
 # The one that waits at the end is the one that ended first.
@@ -39,12 +38,13 @@ def supervise() -> int:
     child = subprocess.Popen(
         [sys.executable, *sys.orig_argv[1:]], env={**os.environ, _MARK: "1"}, stderr=subprocess.PIPE, text=True
     )
-    with _signals_handed_on(child):
+    with child, _signals_handed_on(child):
         trace = _let_through(child)
         status = child.wait()
     if status >= 0:
+        _say(trace)  # it was none
         return status
-    print(f"error: {_explain(status, trace)}", file=sys.stderr)
+    _say(f"error: {_explain(status, trace)}\n")
     return 1
 
 
@@ -75,9 +75,15 @@ def _let_through(child: "subprocess.Popen[str]") -> str:
         if held or _TRACE.match(line):
             held.append(line)
         else:
-            sys.stderr.write(line)
-            sys.stderr.flush()
+            _say(line)
     return "".join(held)
+
+
+def _say(words: str) -> None:
+    """Write to standard error; that nobody reads it any more is no reason to leave the child alone."""
+    with suppress(OSError):
+        sys.stderr.write(words)
+        sys.stderr.flush()
 
 
 def _explain(status: int, trace: str) -> str:
