@@ -186,6 +186,23 @@ def test_create_status_reset(demo_tasks: Path, place: str, store: ObjectStore, c
     assert store.read(RUN) is None
 
 
+def test_what_workers_agreed_on_is_put_back_when_one_of_them_claims_meanwhile(
+    cut: CreateShardsConfig, store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create_shards(cut)
+    store.create(RUN, b"{}")
+    delete = store.delete_if
+
+    def claimed_first(name: str, version: str) -> bool:
+        take(store, "shard_00000", claim())
+        return delete(name, version)
+
+    monkeypatch.setattr(store, "delete_if", claimed_first)
+    standing.reset(store, read_dataset(store).shards, force=False)
+    assert store.read(RUN) is not None
+    assert [info.name for info in store.list("claims/")] == [claim_name("shard_00000")]
+
+
 def test_a_garbled_claim_can_be_reset(cut: CreateShardsConfig, store: ObjectStore, place: str, capsys) -> None:
     create_shards(cut)
     store.create(claim_name("shard_00001"), b"?")

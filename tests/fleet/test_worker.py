@@ -21,8 +21,10 @@ from layertap.dataset.config import ShardedConfig
 from layertap.errors import LayertapError, ModelError, RunMismatchError, StorageError, UsageError, WorkersFailedError
 from layertap.extract.run import extract
 from layertap.fleet import worker as worker_module
+from layertap.fleet.claiming import Claimer, Taken
 from layertap.fleet.claims import claim_name
 from layertap.fleet.leases import read_claim, take, take_over
+from layertap.fleet.sharded import RUN
 from layertap.fleet.worker import work
 from layertap.store.config import UploadConfig
 from layertap.store.objects import ObjectStore, open_store
@@ -245,6 +247,29 @@ def test_workers_with_other_settings_are_refused(fleet: ExtractConfig, place: st
     assert work(worker_of(changed(fleet, layers_to_extract=(0,)), place)).shards == COUNT
 
 
+@pytest.mark.parametrize("others", [None, b'{"layers": [0]}'], ids=["nobody else", "other workers"])
+def test_a_reset_between_agreeing_and_claiming_is_noticed(
+    fleet: ExtractConfig, place: str, store: ObjectStore, monkeypatch: pytest.MonkeyPatch, others: bytes | None
+) -> None:
+    follow = Claimer.next
+
+    def after_a_reset(self: Claimer) -> Taken | None:
+        assert main(["shards", "reset", place, "--all"]) == 0
+        assert store.read(RUN) is None
+        if others is not None:
+            store.create(RUN, others)
+        return follow(self)
+
+    monkeypatch.setattr(Claimer, "next", after_a_reset)
+    if others is not None:
+        with pytest.raises(RunMismatchError, match=r"layers: \[0\] there"):
+            work(worker_of(fleet, place, max_shards=1))
+        assert not list(store.list("claims/"))
+    else:
+        assert work(worker_of(fleet, place, max_shards=1)).shards == 1
+        assert json.loads(store.read(RUN).data)["layers"] == [1, 3]
+
+
 def test_two_processes_with_one_id_on_one_disk_are_refused(fleet: ExtractConfig) -> None:
     from layertap.store.lock import exclusive
 
@@ -300,7 +325,7 @@ def test_what_a_shard_costs_in_requests(config: ExtractConfig, gcs: FakeGcs, buc
     cut(config.dataset_path, bucket.url, 5)
     requests_for(1)  # which also agrees on what is extracted
     one, two = requests_for(1), requests_for(2)
-    assert two - one == {"list": 2, "insert": 3, "stat": 2, "media": 1, "delete": 1}
+    assert two - one == {"list": 2, "insert": 3, "stat": 3, "media": 1, "delete": 1}
 
 
 LOCAL = {"sharded_dataset_dir": "x", "engine": "local", "num_workers": 1}

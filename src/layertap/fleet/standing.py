@@ -111,9 +111,13 @@ def reset(store: ObjectStore, shards: Iterable[DatasetShard], *, force: bool) ->
     """
     freed = sum(_reset_one(store, shard.name, force=force) for shard in shards)
     run = store.read(RUN)
-    if run is not None and not any(True for prefix in (CLAIMS, DONE) for _ in store.list(prefix)):
-        store.delete_if(RUN, run.version)
+    if run is not None and not _in_use(store) and store.delete_if(RUN, run.version) and _in_use(store):
+        store.create(RUN, run.data)  # a worker that had agreed on it has claimed a shard meanwhile
     return freed
+
+
+def _in_use(store: ObjectStore) -> bool:
+    return any(True for prefix in (CLAIMS, DONE) for _ in store.list(prefix))
 
 
 def _reset_one(store: ObjectStore, shard: str, *, force: bool) -> bool:

@@ -104,25 +104,27 @@ def work(config: ExtractConfig) -> WorkSummary:
         with exclusive(folder):
             backend.configure()
             setup = prepare(config, hosts)
-            _agree(store, setup)
+            agreement = _agree(store, setup)
             with metered(config.worker, folder, config.metrics_port) as metrics:
-                return _Worker(setup, store, dataset, folder, metrics).work()
+                return _Worker(setup, store, dataset, folder, metrics, agreement).work()
 
 
-def _agree(store: ObjectStore, setup: Setup) -> None:
-    """Write down what is extracted, or find that it is the same; raises RunMismatchError."""
+def _agree(store: ObjectStore, setup: Setup) -> str:
+    """Write down what is extracted, or find that it is the same; the version of it. Raises RunMismatchError."""
     identity = {name: value for name, value in setup.manifest.identity.items() if name not in ("backend", "dataset")}
     data = json.dumps(identity, indent=1, sort_keys=True).encode() + b"\n"
-    if store.create(RUN, data) is not None:
-        return
-    there = store.read(RUN)
-    differing = [] if there is None else differences(_decoded(there.data, store), identity)
-    if differing:
+    there = None
+    while there is None:  # it may be reset between the two calls
+        if (version := store.create(RUN, data)) is not None:
+            return version
+        there = store.read(RUN)
+    if differing := differences(_decoded(there.data, store), identity):
         raise RunMismatchError(
             f"{store.url}: other workers extract something else from this dataset; give the same settings, or make"
             " another sharded dataset (or, when nothing of it is needed any more: layertap shards reset --all):\n  "
             + "\n  ".join(differing)
         )
+    return there.version
 
 
 def _decoded(run: bytes, store: ObjectStore) -> object:
@@ -138,7 +140,13 @@ class _Worker:
     """One start of a worker."""
 
     def __init__(
-        self, setup: Setup, store: ObjectStore, dataset: ShardedDataset, folder: Path, metrics: Metrics
+        self,
+        setup: Setup,
+        store: ObjectStore,
+        dataset: ShardedDataset,
+        folder: Path,
+        metrics: Metrics,
+        agreement: str,
     ) -> None:
         self._setup = setup
         self._config = setup.config
@@ -147,6 +155,7 @@ class _Worker:
         self._slice = Slice(setup.hosts, self._parts, Session())
         self._dataset = dataset
         self._metrics = metrics
+        self._agreement = agreement
         self._samples = self._tokens = 0
         self._begun = time.monotonic()
         self._claimer = Claimer(
@@ -196,6 +205,7 @@ class _Worker:
         self._metrics.dataset_shard = shard.name
         begun = time.monotonic()
         with _released_unless_settled(lease):
+            self._still_agree()
             self._note(f"{shard.name}: {shard.records} records")
             try:
                 with Heartbeat(lease, self._metrics.of_this_run, self._troubled) as heartbeat:
@@ -212,6 +222,15 @@ class _Worker:
         self._metrics.dataset_shards += 1
         self._samples += sum(outcome["samples"] for outcome in outcomes)
         self._tokens += sum(outcome["tokens"] for outcome in outcomes)
+
+    def _still_agree(self) -> None:
+        """Agree once more where `shards reset --all` came after it, with no claim that would have told of this worker.
+
+        To be called while a claim is held: a reset that has not seen that puts back what it forgot.
+        """
+        there = self._store.stat(RUN)
+        if there is None or there.version != self._agreement:
+            self._agreement = _agree(self._store, self._setup)
 
     def _claim(self, shard: DatasetShard) -> Claim:
         return Claim(
