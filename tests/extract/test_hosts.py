@@ -171,6 +171,20 @@ def test_one_host_that_meets_nobody_is_a_run_of_its_own(tiny_model: Path, tasks:
     assert len(shards.samples(tmp_path / "out", 0)) >= 4
 
 
+def test_hosts_are_found_without_a_flag_where_jax_knows_the_cluster(
+    tiny_model: Path, tasks: Path, tmp_path: Path
+) -> None:
+    """Slurm here, which tells by its environment what Cloud TPU tells by its metadata."""
+    numbers = {"JOB_ID": 1, "STEP_NUM_NODES": 1, "NTASKS": 1, "PROCID": 0, "LOCALID": 0, "STEP_NODELIST": "127.0.0.1"}
+    cluster = {f"SLURM_{name}": str(value) for name, value in numbers.items()}
+    command = ["-m", "layertap", "extract", *flags(tiny_model, tasks, tmp_path / "out"), "--max_tasks", "2"]
+    done = commands.run(
+        [*command, "--multihost"], tmp_path, cluster | {"JAX_COORDINATOR_PORT": str(slices.free_port())}
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(shards.samples(tmp_path / "out", 0)) >= 4
+
+
 def test_what_looked_like_a_trace_is_shown_where_the_child_ended_by_itself(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
