@@ -18,7 +18,15 @@ from runs import changed, out
 from layertap.cli import main
 from layertap.config import ExtractConfig, HostsConfig
 from layertap.dataset.config import ShardedConfig
-from layertap.errors import LayertapError, ModelError, RunMismatchError, StorageError, UsageError, WorkersFailedError
+from layertap.errors import (
+    DamageError,
+    LayertapError,
+    ModelError,
+    RunMismatchError,
+    StorageError,
+    UsageError,
+    WorkersFailedError,
+)
 from layertap.extract.run import extract
 from layertap.fleet import worker as worker_module
 from layertap.fleet.claiming import Claimer, Taken
@@ -312,6 +320,28 @@ def test_a_shard_that_is_reset_is_extracted_again_on_the_disk_that_had_it(
     assert after["files"] == before["files"]
     held = gcs.contents(BUCKET, f"activations/tpu_4/shard_00001/{after['attempt']}/")
     assert all(len(held[file["path"]]) == file["bytes"] for file in [*after["files"], after["manifest"]])
+
+
+def test_a_shard_whose_unfinished_output_was_deleted_begins_anew(
+    config: ExtractConfig, gcs: FakeGcs, bucket: ObjectStore
+) -> None:
+    """No done-manifest names it, so it may be deleted; and its worker still has its manifest."""
+    cut(config.dataset_path, bucket.url, COUNT)
+    upload = UploadConfig(gcs_bucket=BUCKET, delete_local_after_upload=True)
+    worker = changed(worker_of(config, bucket.url, 4, preferred_shard_id=1), upload=upload)
+    with pytest.MonkeyPatch.context() as patch:
+        interrupt_at(patch, 2, KeyboardInterrupt())
+        with pytest.raises(KeyboardInterrupt):
+            work(worker)
+    output = open_store(f"gs://{BUCKET}/activations/tpu_4/shard_00001")
+    assert all(output.delete_if(info.name, info.version) for info in list(output.list()))
+    output.close()
+    with pytest.raises(DamageError, match="is gone"):
+        work(worker)
+    assert not list(bucket.list("claims/"))
+    assert work(worker).shards == COUNT
+    held = gcs.contents(BUCKET, f"activations/tpu_4/shard_00001/{done(bucket)[1]['attempt']}/")
+    assert all(len(held[file["path"]]) == file["bytes"] for file in done(bucket)[1]["files"])
 
 
 def test_what_a_shard_costs_in_requests(config: ExtractConfig, gcs: FakeGcs, bucket: ObjectStore) -> None:

@@ -2,10 +2,11 @@
 
 {folder of the worker, or of its host}/shard_00003/tasks.jsonl
 {the same}/shard_00003/{attempt}/        and the same below the bucket's prefix
-{the same}/shard_00003/{attempt}.committed
+{the same}/shard_00003/{attempt}.ended
 
-An attempt that was committed is never gone on with. If its shard is free once more, it was reset: its output was
-deleted or found damaged somewhere, and what this disk says of it proves nothing.
+An attempt that has ended is never gone on with. Either it was committed; if its shard is free once more, it was reset,
+because its output was deleted or found damaged somewhere, and what this disk says of it proves nothing. Or what it had
+was found damaged when a worker went on in it; the next start begins anew.
 """
 
 from dataclasses import asdict, dataclass
@@ -21,7 +22,7 @@ from layertap.store.manifest import FILE_NAME, read_manifest
 from layertap.store.objects import ObjectStore
 
 _TASKS = "tasks.jsonl"
-_COMMITTED = ".committed"
+_ENDED = ".ended"
 
 
 @dataclass(frozen=True)
@@ -35,16 +36,16 @@ class Parts:
     def attempt(self, shard: DatasetShard) -> str | None:
         """The unfinished attempt at this shard on this worker's disk.
 
-        One that was committed, and one with other settings, of an earlier run, are none.
+        One that has ended, and one with other settings, of an earlier run, are none.
         """
         folder = self.folder / shard.name
         attempts = sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
-        left = (attempt for attempt in attempts if not self._committed(shard, attempt).exists())
+        left = (attempt for attempt in attempts if not self._ended(shard, attempt).exists())
         return next((attempt for attempt in left if self._may_go_on(self.part(shard, attempt))), None)
 
     def end(self, shard: DatasetShard, attempt: str) -> None:
-        """Remember that an attempt was committed; raises StorageError."""
-        with atomic_write(self._committed(shard, attempt)):
+        """Remember that an attempt was committed, or is damaged; raises StorageError."""
+        with atomic_write(self._ended(shard, attempt)):
             pass
 
     def part(self, shard: DatasetShard, attempt: str) -> Part:
@@ -69,8 +70,8 @@ class Parts:
         with atomic_write(Path(part.dataset_path)) as file:
             file.write(records)
 
-    def _committed(self, shard: DatasetShard, attempt: str) -> Path:
-        return self.folder / shard.name / f"{attempt}{_COMMITTED}"
+    def _ended(self, shard: DatasetShard, attempt: str) -> Path:
+        return self.folder / shard.name / f"{attempt}{_ENDED}"
 
     def _may_go_on(self, part: Part) -> bool:
         found = read_manifest(part.output_dir)

@@ -217,6 +217,10 @@ class _Worker:
                 lease.fail(str(error))
                 self._note(f"{shard.name} failed: {error}")
                 return
+            except DamageError:
+                self._parts.end(shard, lease.claim.attempt)
+                self._note(f"{shard.name}: what there is of it is damaged; it begins anew at the next start")
+                raise
             lease.commit(_done(shard, lease, outcomes, time.monotonic() - begun))
         self._parts.end(shard, lease.claim.attempt)
         self._metrics.dataset_shards += 1
