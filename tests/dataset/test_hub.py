@@ -84,11 +84,13 @@ def test_what_save_to_disk_wrote(tmp_path: Path) -> None:
         read(str(tmp_path / "saved"))
 
 
-def test_a_split_of_what_was_saved_without_splits_is_refused(tmp_path: Path) -> None:
+def test_a_split_or_configuration_that_was_not_saved_is_refused(tmp_path: Path) -> None:
     datasets.Dataset.from_list([{"text": "x"}]).save_to_disk(tmp_path / "saved")
     assert read(str(tmp_path / "saved")) == [Document("text_00000000", "x")]
     with pytest.raises(DatasetError, match="split test: was saved as one dataset without splits"):
         read(str(tmp_path / "saved"), split="test")
+    with pytest.raises(DatasetError, match="has no configurations; leave --dataset_config out"):
+        read(str(tmp_path / "saved"), config="small")
 
 
 def test_real_tasks_come_out_as_from_a_file(tmp_path: Path) -> None:

@@ -50,6 +50,10 @@ def _rows(name: str, config: str | None, split: str, shown: str) -> Iterator[dic
     local = Path(name).expanduser()
     try:
         if any((local / saved).is_file() for saved in _SAVED):
+            if config is not None:
+                raise DatasetError(
+                    f"{shown}: what save_to_disk wrote has no configurations; leave --dataset_config out"
+                )
             found = datasets.load_from_disk(str(local))
             if isinstance(found, datasets.DatasetDict):
                 yield from found[split]
