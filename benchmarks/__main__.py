@@ -1,85 +1,167 @@
-"""`python -m benchmarks`: the contenders take turns, and the medians go into a table, a JSON file and a plot."""
+"""`python -m benchmarks`: the contenders take turns, and the medians go into a table, a JSON file and a plot.
 
-import dataclasses
+The JSON file is written anew after each size and dtype. One that fails is named in it with the runs it had, the others
+go on, and the status at the end is 1.
+"""
+
 import json
 import os
 import subprocess
 import sys
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import tyro
 
 from benchmarks import report
-from benchmarks.config import BenchmarkConfig, Contender, ContenderConfig, Dtype
+from benchmarks.config import BenchmarkConfig, Contender, ContenderConfig, resolved
+from benchmarks.device import environment
+from benchmarks.machine import machine
 from benchmarks.measures import MEASURES
 from benchmarks.workload import Figures, model_folder, prompt_ids
 from layertap.demo.checkpoint import write_checkpoint
 from layertap.demo.tasks import make_tasks, write_tasks
 from layertap.model.config import read_config
 
-_TURNS: tuple[Contender, ...] = ("ceiling", "padded", "best", "layertap")
+Runs = dict[str, list[Figures]]
 
 
 def main() -> None:
     """Make what is missing, measure, and report."""
-    config = _with_data(tyro.cli(BenchmarkConfig, use_underscores=True))
-    os.environ.setdefault("JAX_PLATFORMS", {"cpu": "cpu", "gpu": "cuda"}[config.device])
-    if config.measure == "compare":
-        _compare(config)
-    else:
-        print(MEASURES[config.measure](config, run_alone))
-
-
-def _compare(config: ContenderConfig) -> None:
-    results: dict[str, report.Runs] = {dtype: _measure(config, dtype) for dtype in config.dtypes}
-    shape = read_config(model_folder(config))
-    lengths = [len(ids) for ids in prompt_ids(dataclasses.replace(config, baseline_tasks=config.tasks))]
-    layers = max(config.layers, default=shape.num_hidden_layers - 1) + 1
-    gflop_per_token = report.model_gflop(shape, layers, lengths) / sum(lengths)
-    for dtype, runs in results.items():
-        print(f"\n{report.table(dtype, runs, gflop_per_token)}\n\n{report.waits(runs['layertap'])}")
-        print(report.written(runs))
-    output = Path(config.output_dir)
-    report.write_json(output / "results.json", config, results)
-    report.plot(output / "results.png", results)
-    print(f"\n{output / 'results.json'}, {output / 'results.png'}")
-
-
-def _with_data(config: BenchmarkConfig) -> ContenderConfig:
-    """The settings with a dataset and a checkpoint that are there."""
+    config = resolved(tyro.cli(BenchmarkConfig, use_underscores=True))
+    about = machine(_device(config))
     Path(config.output_dir).mkdir(parents=True, exist_ok=True)
-    given = ContenderConfig(**dataclasses.asdict(config))
+    if config.measure == "compare":
+        compare(config, about)
+    else:
+        _measure(config, about)
+
+
+def _device(config: BenchmarkConfig) -> str:
+    """What the device is called; ends this process where a library that is needed does not see it."""
+    libraries = ["torch", "jax"] if config.measure == "compare" else ["jax"]
+    command = [sys.executable, "-m", "benchmarks.device", "--device", config.device, "--libraries", *libraries]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        sys.exit(done.returncode)
+    return str(json.loads(done.stdout.splitlines()[-1])["device"])
+
+
+def compare(config: BenchmarkConfig, about: dict[str, Any]) -> None:
+    """Tables, results.json and a plot of every size and dtype; ends the process with status 1 where one failed."""
+    output = Path(config.output_dir)
+    results: dict[str, dict[str, Any]] = {}
+    failed: list[str] = []
+    for size in config.size:
+        given = with_data(config, size)
+        for dtype in config.dtypes:
+            found = _result(replace(given, dtype=dtype))
+            results.setdefault(size, {})[dtype] = found
+            failed += [f"{size} {dtype}: {found['failed']}"] if "failed" in found else []
+            report.write_json(output / "results.json", config, about, {"results": results})
+    whole = {
+        f"{size} {dtype}": found["runs"]
+        for size, by_dtype in results.items()
+        for dtype, found in by_dtype.items()
+        if "failed" not in found
+    }
+    if whole:
+        report.plot(output / "results.png", whole, config.device)
+    print(f"\n{output / 'results.json'}" + (f", {output / 'results.png'}" if whole else ""))
+    if failed:
+        sys.exit("\n".join(failed))
+
+
+def _result(config: ContenderConfig) -> dict[str, Any]:
+    """What is kept of one size and dtype, which is printed too; of one that fails, what there was."""
+    gflop = _gflop_per_token(config)
+    runs: Runs = {}
+    try:
+        take_turns(config, runs)
+    except subprocess.CalledProcessError as error:
+        return {"runs": runs, "failed": f"status {error.returncode} of {' '.join(error.cmd[1:])}"}
+    print(f"\n{report.table(f'{config.size} {config.dtype}', runs, gflop, config.device)}")
+    print(f"\n{report.waits(runs['layertap'])}\n{report.written(runs)}", flush=True)
+    return report.result(runs, gflop)
+
+
+def _gflop_per_token(config: ContenderConfig) -> dict[str, float]:
+    counts = {
+        name: config.tasks if name in ("forward", "layertap") else config.baseline_tasks
+        for name in report.TITLES[config.device]
+    }
+    lengths = {
+        tasks: [len(ids) for ids in prompt_ids(replace(config, baseline_tasks=tasks))] for tasks in set(counts.values())
+    }
+    shape = read_config(model_folder(config))
+    return report.gflop_per_token(shape, config.layers, {name: lengths[tasks] for name, tasks in counts.items()})
+
+
+def take_turns(config: ContenderConfig, runs: Runs) -> None:
+    """Each contender's runs, one after another, into `runs`; one before them fills the compilation cache."""
+    turns: list[Contender] = ["ceiling", "padded", "best", "layertap"]
+    if config.device == "gpu":
+        turns.insert(3, "forward")
+        run_alone(replace(config, contender="forward"))
+    else:
+        run_alone(replace(config, contender="layertap", tasks=1))
+    for turn in range(config.repeats):
+        for name in turns:
+            figures = run_alone(replace(config, contender=name))
+            runs.setdefault(name, []).append(figures)
+            said = f"{config.size} {config.dtype} turn {turn + 1} {name}: {json.dumps(figures)}"
+            print(said, file=sys.stderr, flush=True)
+
+
+def _measure(config: BenchmarkConfig, about: dict[str, Any]) -> None:
+    """Sentences of one measure, and every run behind them as JSON, also those that only fill the compilation cache."""
+    path = Path(config.output_dir) / f"{config.measure}.json"
+    found: dict[str, list[Any]] = {"said": [], "runs": []}
+
+    def run(one: ContenderConfig) -> Figures:
+        figures = run_alone(one)
+        found["runs"].append({"settings": _settings(one), "figures": figures})
+        report.write_json(path, config, about, found)
+        return figures
+
+    for size in config.size[:1] if config.measure == "formats" else config.size:
+        said = MEASURES[config.measure](with_data(config, size), run)
+        print(f"{size}:\n{said}" if len(config.size) > 1 else said, flush=True)
+        found["said"].append({"size": size, "said": said.splitlines()})
+        report.write_json(path, config, about, found)
+
+
+def _settings(config: ContenderConfig) -> dict[str, Any]:
+    """What tells the runs of a measure apart."""
+    names = ("contender", "size", "dtype", "tasks", "layers", "activation_type", "format")
+    return {name: getattr(config, name) for name in names}
+
+
+def with_data(config: BenchmarkConfig, size: str) -> ContenderConfig:
+    """The settings for one size, with a dataset and a checkpoint that are there."""
+    given = ContenderConfig(**{**asdict(config), "size": size})
     if not (model_folder(given) / "config.json").exists():
         print(f"making {model_folder(given)}", file=sys.stderr)
         tokenizer = None if config.tokenizer is None else Path(config.tokenizer)
-        write_checkpoint(model_folder(given), config.size, tokenizer=tokenizer)
+        write_checkpoint(model_folder(given), size, tokenizer=tokenizer)
     if given.dataset_path is not None:
         return given
     tasks = Path(config.output_dir) / "tasks.jsonl"
     write_tasks(tasks, make_tasks(4 * config.tasks if config.measure == "memory" else config.tasks))
-    return dataclasses.replace(given, dataset_path=str(tasks))
-
-
-def _measure(config: ContenderConfig, dtype: Dtype) -> report.Runs:
-    runs: dict[str, list[report.Figures]] = {name: [] for name in _TURNS}
-    run_alone(dataclasses.replace(config, contender="layertap", dtype=dtype, tasks=1))  # fills the compilation cache
-    for turn in range(config.repeats):
-        for name in _TURNS:
-            figures = run_alone(dataclasses.replace(config, contender=name, dtype=dtype))
-            runs[name].append(figures)
-            print(f"{dtype} turn {turn + 1} {name}: {json.dumps(figures)}", file=sys.stderr, flush=True)
-    return runs
+    return replace(given, dataset_path=str(tasks))
 
 
 def run_alone(config: ContenderConfig) -> Figures:
-    """One contender's run in a process of its own."""
+    """One contender's run in a process of its own, which sees one device."""
     flags = []
-    for name, value in dataclasses.asdict(config).items():
+    for name, value in asdict(config).items():
         parts = value if isinstance(value, tuple) else (value,)
         if parts and parts != (None,):
             flags += [f"--{name}", *map(str, parts)]
     command = [sys.executable, "-m", "benchmarks.contenders", *flags]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    given = environment(os.environ, config.device)
+    done = subprocess.run(command, env=given, stdout=subprocess.PIPE, text=True, check=True)
     figures: Figures = json.loads(done.stdout.splitlines()[-1])
     return figures
 

@@ -1,16 +1,17 @@
 """What is measured, and how often."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 Dtype = Literal["bfloat16", "float32"]
-Contender = Literal["padded", "best", "layertap", "ceiling", "stages", "formats"]
+Device = Literal["cpu", "gpu"]
+Contender = Literal["padded", "best", "layertap", "forward", "ceiling", "stages", "formats"]
 Measure = Literal["compare", "depth", "sites", "stages", "formats", "memory", "output", "start"]
 
 
 @dataclass(frozen=True)
-class BenchmarkConfig:
-    """Measure Layertap beside transformers, and both against what the machine can do."""
+class _Settings:
+    """What all runs of a benchmark have in common."""
 
     measure: Measure = "compare"
     """compare: with transformers, and with the machine's ceiling. depth: half of the layers against all. sites: three
@@ -18,17 +19,15 @@ class BenchmarkConfig:
     memory: the peak for the tasks and for four times as many. output: the whole run as pickle against safetensors.
     start: a first start against a second one."""
 
-    device: Literal["cpu", "gpu"] = "cpu"
-    """Where everything computes; gpu: one NVIDIA card, for torch too (which then has to be a CUDA build)."""
+    device: Device = "cpu"
+    """Where everything computes; gpu: one NVIDIA card, the first of CUDA_VISIBLE_DEVICES, for torch too (which then has
+    to be a CUDA build)."""
 
     dataset_path: str | None = None
     """ARC tasks, for example ARC-AGI-1 training as JSONL; None: tasks of our own generators."""
 
     tokenizer: str | None = None
     """A folder with the tokenizer to use, for example Qwen2.5's; None: the demo's, whose prompts are longer."""
-
-    size: str = "0.5b"
-    """The shape of the checkpoint that is made on the spot."""
 
     tasks: int = 48
     """How many tasks Layertap extracts, one prompt for each test input."""
@@ -39,8 +38,8 @@ class BenchmarkConfig:
     repeats: int = 3
     """How often each contender runs; they take turns, and the median counts."""
 
-    dtypes: tuple[Dtype, ...] = ("bfloat16", "float32")
-    """Compute dtypes."""
+    dtypes: tuple[Dtype, ...] = ()
+    """Compute dtypes; none stand for bfloat16 and float32, on gpu for bfloat16."""
 
     layers: tuple[int, ...] = ()
     """Layers that Layertap keeps; none stand for all. transformers always returns all."""
@@ -59,11 +58,32 @@ class BenchmarkConfig:
 
 
 @dataclass(frozen=True)
-class ContenderConfig(BenchmarkConfig):
+class BenchmarkConfig(_Settings):
+    """Measure Layertap beside transformers, and both against what the machine can do."""
+
+    size: tuple[str, ...] = ()
+    """The shapes of the checkpoints that are made on the spot, each with a table of its own; none stand for 0.5b, on
+    gpu for 0.5b, 1.5b and 7b."""
+
+
+def resolved(config: BenchmarkConfig) -> BenchmarkConfig:
+    """The settings with the sizes and dtypes that suit the device where none were given."""
+    gpu = config.device == "gpu"
+    size = config.size or (("0.5b", "1.5b", "7b") if gpu else ("0.5b",))
+    dtypes: tuple[Dtype, ...] = config.dtypes or (("bfloat16",) if gpu else ("bfloat16", "float32"))
+    return replace(config, size=size, dtypes=dtypes)
+
+
+@dataclass(frozen=True)
+class ContenderConfig(_Settings):
     """One run of one contender, in a process of its own."""
 
+    size: str = "0.5b"
+    """The shape of the checkpoint."""
+
     contender: Contender = "layertap"
-    """padded: batches of 4, padded, `AutoModelForCausalLM`. best: one sequence at a time, `AutoModel`."""
+    """padded: batches of 4, padded, `AutoModelForCausalLM`. best: `AutoModel`, without padding or nearly. forward:
+    Layertap, nothing written."""
 
     dtype: Dtype = "bfloat16"
     """Compute dtype of this run."""

@@ -1,27 +1,38 @@
 """From figures to a table, a JSON file and a plot."""
 
 import dataclasses
-import importlib.metadata
 import json
-import platform
 import statistics
 from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
 
-from benchmarks.config import BenchmarkConfig
+from benchmarks.config import BenchmarkConfig, Device
+from benchmarks.machine import versions
 from layertap.model.config import Qwen2Config
 from layertap.plan.flops import causal_pairs, forward_flops
 
 Figures = Mapping[str, float]
 Runs = Mapping[str, Sequence[Figures]]
 
-_NAMES = {
-    "padded": "(a) transformers, padded batches of 4",
-    "best": "(b) transformers, one sequence at a time",
-    "layertap": "(c) Layertap, tasks to committed shards",
+_PADDED = "(a) transformers, padded batches of 4"
+TITLES: Mapping[Device, Mapping[str, str]] = {
+    "cpu": {
+        "padded": _PADDED,
+        "best": "(b) transformers, one sequence at a time",
+        "layertap": "(c) Layertap, tasks to committed shards",
+    },
+    "gpu": {
+        "padded": _PADDED,
+        "best": "(b) transformers, sorted by length, copies beside the computation",
+        "forward": "(c) Layertap, the same run, nothing written",
+        "layertap": "(d) Layertap, tasks to committed shards",
+    },
 }
+"""The rows of a table. On a GPU the whole run is bound by gzip, and transformers writes nothing: hence one row more."""
+
+_COLUMNS = {"forward": "Layertap, nothing written, is faster by", "layertap": "Layertap is faster by"}
 
 
 def tokens_per_second(runs: Sequence[Figures]) -> float:
@@ -36,64 +47,99 @@ def model_gflop(config: Qwen2Config, layers: int, lengths: Sequence[int]) -> flo
     return forward_flops(config, layers, sum(lengths), sum(map(causal_pairs, lengths))) / 1e9
 
 
-def table(dtype: str, runs: Runs, gflop_per_token: float) -> str:
-    """One dtype's table in Markdown."""
-    ceiling = statistics.median(run["gflops"] for run in runs["ceiling"])
-    rates = {name: tokens_per_second(runs[name]) for name in _NAMES}
-    lines = [f"| {dtype} | tokens/s | Layertap is faster by | of {ceiling:.0f} GFLOP/s |", "| --- | --- | --- | --- |"]
-    for name, title in _NAMES.items():
-        faster = f"{rates['layertap'] / rates[name]:.2f}" if name != "layertap" else ""
-        lines.append(f"| {title} | {rates[name]:.0f} | {faster} | {rates[name] * gflop_per_token / ceiling:.0%} |")
-    return "\n".join(lines)
+def gflop_per_token(config: Qwen2Config, kept: Sequence[int], lengths: Mapping[str, Sequence[int]]) -> dict[str, float]:
+    """What each contender computes a token, by the lengths of its prompts: Layertap ends at the last layer that is kept
+    (none stand for all), transformers never does.
+    """
+    own = max(kept, default=config.num_hidden_layers - 1) + 1
+    layers = {name: own if name in _COLUMNS else config.num_hidden_layers for name in lengths}
+    return {name: model_gflop(config, layers[name], given) / sum(given) for name, given in lengths.items()}
+
+
+def of_ceiling(runs: Runs, gflop: Mapping[str, float]) -> dict[str, float]:
+    """Which part of the measured matrix products each contender reached, in the median."""
+    return {
+        name: tokens_per_second(runs[name]) * own / _median(runs["ceiling"], "gflops") for name, own in gflop.items()
+    }
+
+
+def table(title: str, runs: Runs, gflop: Mapping[str, float], device: Device) -> str:
+    """One size's and dtype's table in Markdown."""
+    rates = {name: tokens_per_second(runs[name]) for name in TITLES[device]}
+    parts = of_ceiling(runs, gflop)
+    columns = {name: column for name, column in _COLUMNS.items() if name in rates}
+    head = [title, "tokens/s", *columns.values(), f"of {_median(runs['ceiling'], 'gflops'):,.0f} GFLOP/s"]
+    rows = [head, ["---"] * len(head)]
+    for name, said in TITLES[device].items():
+        faster = ["" if name in columns else f"{rates[own] / rates[name]:.2f}" for own in columns]
+        rows.append([said, f"{rates[name]:.0f}", *faster, f"{parts[name]:.0%}"])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def waits(runs: Sequence[Figures]) -> str:
     """Where Layertap's time went, in the median."""
     stages = [name for name in runs[0] if name.startswith("waited_")]
-    shown = ", ".join(f"{name[7:]} {statistics.median(run[name] for run in runs):.1f} s" for name in stages)
+    shown = ", ".join(f"{name[7:]} {_median(runs, name):.1f} s" for name in stages)
     real = statistics.median(run["tokens"] / run["computed_tokens"] for run in runs)
     return f"Layertap waited for {shown}; {real:.1%} of computed tokens were real."
 
 
 def written(runs: Runs) -> str:
     """What Layertap put on disk, beside what the disk takes, in the median."""
-    rate = statistics.median(run["written_mb"] / run["seconds"] for run in runs["layertap"])
-    disk = statistics.median(run["disk_mb"] for run in runs["ceiling"])
-    megabytes = statistics.median(run["written_mb"] for run in runs["layertap"])
+    rate, disk = _writing_rate(runs), _median(runs["ceiling"], "disk_mb")
+    megabytes = _median(runs["layertap"], "written_mb")
     return (
         f"It wrote {megabytes:,.0f} MB at {rate:.1f} MB/s: {rate / disk:.1%} of {disk:.0f} MB/s, sequential and synced."
     )
 
 
-def write_json(path: Path, config: BenchmarkConfig, results: Mapping[str, Runs]) -> None:
-    """Every run's figures, with machine and versions."""
-    packages = ("layertap", "jax", "jaxlib", "flax", "numpy", "torch", "transformers", "isal")
+def result(runs: Runs, gflop: Mapping[str, float]) -> dict[str, Any]:
+    """What is kept of one size and dtype: every run, and what follows from them."""
+    medians = {
+        name: {figure: _median(own, figure) for figure in own[0]}
+        | ({"tokens_per_second": tokens_per_second(own)} if name in gflop else {})
+        for name, own in runs.items()
+    }
+    return {
+        "runs": runs,
+        "medians": medians,
+        "gflop_per_token": gflop,
+        "of_ceiling": of_ceiling(runs, gflop),
+        "of_disk": _writing_rate(runs) / _median(runs["ceiling"], "disk_mb"),
+    }
+
+
+def write_json(path: Path, config: BenchmarkConfig, machine: Mapping[str, Any], found: Mapping[str, Any]) -> None:
+    """What was found, with machine, versions and settings."""
     document: dict[str, Any] = {
         "date": date.today().isoformat(),
-        "machine": {"platform": platform.platform(), "processor": _processor()},
-        "versions": {name: importlib.metadata.version(name) for name in packages},
+        "machine": machine,
+        "versions": versions(),
         "config": dataclasses.asdict(config),
-        "results": results,
+        **found,
     }
     path.write_text(json.dumps(document, indent=2) + "\n")
 
 
-def plot(path: Path, results: Mapping[str, Runs]) -> None:
-    """Tokens a second of each contender, as bars."""
+def plot(path: Path, results: Mapping[str, Runs], device: Device) -> None:
+    """Tokens a second of each contender, as bars, for each size and dtype."""
     import matplotlib.pyplot as plt
 
+    titles = TITLES[device]
     figure, axes = plt.subplots(1, len(results), figsize=(5 * len(results), 2.4), layout="constrained", squeeze=False)
-    for axis, (dtype, runs) in zip(axes[0], results.items(), strict=True):
-        rates = [tokens_per_second(runs[name]) for name in _NAMES]
-        bars = axis.barh(list(_NAMES.values()) if axis is axes[0][0] else ["a", "b", "c"], rates)
+    for axis, (title, runs) in zip(axes[0], results.items(), strict=True):
+        rates = [tokens_per_second(runs[name]) for name in titles]
+        bars = axis.barh(list(titles.values()) if axis is axes[0][0] else list("abcd"[: len(titles)]), rates)
         axis.bar_label(bars, fmt="%.0f", padding=3)
-        axis.set(title=dtype, xlabel="real tokens a second", xlim=(0, 1.2 * max(rates)))
+        axis.set(title=title, xlabel="real tokens a second", xlim=(0, 1.2 * max(rates)))
         axis.invert_yaxis()
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
 
-def _processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return f"{len(names)} x {names[0]}" if names else platform.processor()
+def _writing_rate(runs: Runs) -> float:
+    return statistics.median(run["written_mb"] / run["seconds"] for run in runs["layertap"])
+
+
+def _median(runs: Sequence[Figures], figure: str) -> float:
+    return statistics.median(run[figure] for run in runs)

@@ -4,12 +4,16 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from benchmarks.config import ContenderConfig
 from layertap.config import ExtractConfig
 from layertap.task import BadTask
+
+if TYPE_CHECKING:  # it brings JAX
+    from layertap.extract.run import RunSummary
 
 _DISK_BYTES = 2 << 30
 
@@ -55,6 +59,16 @@ def extraction(config: ContenderConfig) -> ExtractConfig:
         output_dir=str(Path(config.output_dir) / f"activations-{os.getpid()}"),
         checkpointing=False,
     )
+
+
+def run_figures(summary: "RunSummary") -> Figures:
+    """What a run took, loading aside."""
+    figures: Figures = {f"waited_{stage}": seconds for stage, seconds in summary.waited.items()}
+    return figures | {
+        "tokens": summary.tokens,
+        "computed_tokens": summary.computed_tokens,
+        "seconds": summary.seconds - summary.waited["loading"],
+    }
 
 
 def disk_mb_per_second(folder: Path) -> float:

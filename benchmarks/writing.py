@@ -12,7 +12,7 @@ import ml_dtypes
 import numpy as np
 
 from benchmarks.config import ContenderConfig
-from benchmarks.workload import Figures, disk_mb_per_second, extraction, seconds_of
+from benchmarks.workload import Figures, disk_mb_per_second, extraction, run_figures, seconds_of
 from layertap.store.manifest import Json, Manifest
 from layertap.store.samples import StoredSample
 from layertap.store.writer import ShardFormat, ShardWriter
@@ -23,6 +23,22 @@ _HIDDEN = 896
 _TOKENS = 8192
 _SAMPLE = 1024
 _KEPT = 4  # shards; all of a run would not fit into memory
+
+
+def forward(config: ContenderConfig) -> Figures:
+    """The run with a writer that drops shards: all that a run does but encoding and writing."""
+    from layertap.extract.run import extract
+
+    run = extraction(config)
+    try:
+        with patch.object(ShardWriter, "commit", _drop):
+            return run_figures(extract(run))
+    finally:
+        shutil.rmtree(run.output_dir, ignore_errors=True)
+
+
+def _drop(writer: ShardWriter, _samples: Sequence[StoredSample], progress: Json, *, complete: bool) -> None:
+    writer.manifest = writer.manifest.with_shard(None, progress, complete=complete)
 
 
 def stages(config: ContenderConfig) -> Figures:
@@ -36,7 +52,7 @@ def stages(config: ContenderConfig) -> Figures:
         if samples and len(kept) < _KEPT:
             kept.append(list(samples))
         writers.append(writer)
-        writer.manifest = writer.manifest.with_shard(None, progress, complete=complete)
+        _drop(writer, samples, progress, complete=complete)
 
     run = extraction(config)
     try:

@@ -1,0 +1,263 @@
+"""Layertap beside transformers: the comparison runs, is of one device, and its arithmetic is right."""
+
+import json
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+from unittest.mock import MagicMock
+
+import commands
+import numpy as np
+import pytest
+
+from benchmarks import __main__ as comparison
+from benchmarks import report
+from benchmarks.baselines import Copies, by_length, hidden_states, load, pad, timed
+from benchmarks.ceiling import Products, jax_gflops, torch_gflops
+from benchmarks.config import BenchmarkConfig, ContenderConfig, resolved
+from benchmarks.contenders import CONTENDERS
+from benchmarks.device import environment
+from benchmarks.machine import flags, processor, versions
+from benchmarks.workload import Figures
+from layertap.model.config import published_config
+from layertap.store.writer import ShardWriter
+
+_PATHS = {"PYTHONPATH": f"{commands.ROOT / 'src'}:{commands.ROOT}"}
+
+
+def _runs(*rates: float) -> list[dict[str, float]]:
+    return [{"tokens": rate, "seconds": 1.0, "written_mb": 100.0} for rate in rates]
+
+
+_CEILING = [{"gflops": 1000.0, "disk_mb": 500.0}]
+
+
+def test_gflop_is_that_of_products_and_causal_attention() -> None:
+    config = published_config("0.5b")
+    per_token = 2 * (896 * (896 + 2 * 128) + 896 * 896 + 3 * 896 * 4864)
+    pairs = 10 * 11 / 2
+    assert report.model_gflop(config, 24, [10]) == pytest.approx(24 * (10 * per_token + 4 * 896 * pairs) / 1e9)
+
+
+def test_transformers_is_credited_with_all_layers_where_layertap_ends_early() -> None:
+    config, lengths = published_config("0.5b"), {"padded": [10, 20], "best": [10], "forward": [10], "layertap": [10]}
+    gflop = report.gflop_per_token(config, (3, 11), lengths)
+    assert gflop["best"] == pytest.approx(2 * gflop["layertap"])
+    assert gflop["forward"] == gflop["layertap"] == report.model_gflop(config, 12, [10]) / 10
+    assert gflop["padded"] == report.model_gflop(config, 24, [10, 20]) / 30
+    assert report.gflop_per_token(config, (), lengths)["layertap"] == gflop["best"]
+
+
+def test_the_table_compares_medians() -> None:
+    runs = {"padded": _runs(10), "best": _runs(20, 30, 90), "layertap": _runs(60), "ceiling": _CEILING}
+    text = report.table("0.5b float32", runs, dict.fromkeys(("padded", "best", "layertap"), 0.5), "cpu")
+    assert text.splitlines()[0] == "| 0.5b float32 | tokens/s | Layertap is faster by | of 1,000 GFLOP/s |"
+    assert "| 10 | 6.00 | 0% |" in text.replace("1%", "0%")
+    assert "| 30 | 2.00 |" in text
+    assert "| 60 |  | 3% |" in text
+
+
+def test_on_gpu_the_run_that_writes_nothing_has_a_row_and_a_fraction_of_its_own() -> None:
+    runs = {"padded": _runs(10), "best": _runs(30), "forward": _runs(120), "layertap": _runs(60), "ceiling": _CEILING}
+    gflop = {"padded": 1.0, "best": 1.0, "forward": 4.0, "layertap": 4.0}
+    rows = report.table("7b bfloat16", runs, gflop, "gpu").splitlines()
+    assert rows[3].endswith("| 30 | 4.00 | 2.00 | 3% |")
+    assert rows[4].startswith("| (c) Layertap, the same run, nothing written | 120 |  |  | 48% |")
+    assert rows[5].endswith("| 60 |  |  | 24% |")
+    found = report.result(runs, gflop)
+    assert found["of_ceiling"]["forward"] == pytest.approx(0.48)
+    assert found["medians"]["best"]["tokens_per_second"] == 30
+    assert found["of_disk"] == pytest.approx(0.2)
+    assert found["runs"] == runs
+
+
+def test_what_was_written_is_put_beside_the_disk() -> None:
+    runs = {"layertap": [{"written_mb": 100.0, "seconds": 4.0}], "ceiling": [{"disk_mb": 500.0}]}
+    assert report.written(runs) == "It wrote 100 MB at 25.0 MB/s: 5.0% of 500 MB/s, sequential and synced."
+
+
+def test_a_gpu_is_given_three_sizes_in_bfloat16_unless_others_are_asked_for() -> None:
+    gpu = resolved(BenchmarkConfig(device="gpu"))
+    assert (gpu.size, gpu.dtypes) == (("0.5b", "1.5b", "7b"), ("bfloat16",))
+    cpu = resolved(BenchmarkConfig())
+    assert (cpu.size, cpu.dtypes) == (("0.5b",), ("bfloat16", "float32"))
+    asked = BenchmarkConfig(device="gpu", size=("3b",), dtypes=("float32",))
+    assert resolved(asked) == asked
+
+
+@pytest.mark.parametrize(
+    ("given", "seen"), [(None, "0"), ("2", "2"), ("3, 1", "3"), ("GPU-8f1,GPU-9", "GPU-8f1"), ("", "")]
+)
+def test_all_contenders_see_the_first_visible_card(given: str | None, seen: str) -> None:
+    variables = {"PATH": "p"} | ({} if given is None else {"CUDA_VISIBLE_DEVICES": given})
+    assert environment(variables, "gpu") == {"PATH": "p", "JAX_PLATFORMS": "cuda", "CUDA_VISIBLE_DEVICES": seen}
+    assert environment(variables, "cpu") == variables | {"JAX_PLATFORMS": "cpu"}
+
+
+@pytest.mark.parametrize(
+    ("platforms", "said"),
+    [
+        ("cpu", "--device gpu, but JAX computes on cpu (JAX_PLATFORMS is 'cpu'): unset it"),
+        ("cuda", "--device gpu, but JAX has no such device (JAX_PLATFORMS is 'cuda'): "),
+    ],
+)
+def test_jax_that_sees_no_card_is_refused(tmp_path: Path, platforms: str, said: str) -> None:
+    variables = {**_PATHS, "JAX_PLATFORMS": platforms, "CUDA_VISIBLE_DEVICES": ""}
+    done = commands.run(["-m", "benchmarks.device", "--device", "gpu", "--libraries", "jax"], tmp_path, variables)
+    assert done.returncode == 1
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_without_a_card_nothing_is_made_and_nothing_measured(tmp_path: Path) -> None:
+    done = commands.run(["-m", "benchmarks", "--device", "gpu"], tmp_path, {**_PATHS, "CUDA_VISIBLE_DEVICES": ""})
+    assert done.returncode == 1
+    assert "sees no GPU" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_prompts_are_batched_by_length() -> None:
+    prompts = [np.arange(length) for length in (3, 9, 2, 10, 40, 4)]
+    batches = by_length(prompts, 20)
+    assert [[len(ids) for ids in batch] for batch in batches] == [[40], [10, 9], [4, 3, 2]]
+    ids, mask = pad(batches[-1])
+    assert ids.tolist() == [[0, 1, 2, 3], [0, 1, 2, 0], [0, 1, 0, 0]]
+    assert mask.tolist() == [[1, 1, 1, 1], [1, 1, 1, 0], [1, 1, 0, 0]]
+
+
+def test_hidden_states_of_a_padded_batch_without_a_mask_are_those_of_each_prompt(
+    tmp_path: Path, tiny_model: Path
+) -> None:
+    import torch
+    from transformers import AutoModel
+
+    (tmp_path / "model-tiny").symlink_to(tiny_model)
+    config = ContenderConfig(size="tiny", dtype="float32", output_dir=str(tmp_path))
+    model = load(AutoModel.from_pretrained, config)
+    batch = [np.arange(5, 5 + length) for length in (30, 12)]
+    with torch.inference_mode():
+        together = list(hidden_states(model, batch, "cpu"))
+        alone = list(hidden_states(model, batch[1:], "cpu"))
+    assert len(together) == 5
+    for both, one in zip(together, alone, strict=True):
+        torch.testing.assert_close(both[1, :12], one[0], rtol=1e-4, atol=1e-5)
+
+
+def test_copies_wait_for_the_computation_and_are_one_batch_behind_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream, state = MagicMock(), MagicMock()
+    events = [MagicMock(), MagicMock()]
+    stream.record_event.side_effect = events
+    monkeypatch.setattr("torch.cuda", MagicMock(Stream=lambda: stream, current_stream=lambda: "computing"))
+    copies = Copies()
+    copies.start([state])
+    stream.wait_stream.assert_called_once_with("computing")
+    state.to.assert_called_once_with("cpu", non_blocking=True)
+    state.record_stream.assert_called_once_with(stream)
+    events[0].synchronize.assert_not_called()
+    copies.start([state])
+    events[0].synchronize.assert_called_once_with()
+    events[1].synchronize.assert_not_called()
+    copies.wait()
+    events[1].synchronize.assert_called_once_with()
+
+
+def test_one_prompt_warms_up_before_the_clock_starts() -> None:
+    ran: list[int] = []
+    figures = timed(lambda prompts: ran.append(len(prompts)), [np.arange(3), np.arange(4)], "cpu")
+    assert ran == [1, 2]
+    assert figures["tokens"] == 7
+
+
+@pytest.mark.parametrize("contender", ["padded", "best", "layertap"])
+def test_a_contender_counts_the_tokens_of_the_same_prompts(
+    tmp_path: Path, tiny_model: Path, demo_tasks: Path, contender: str
+) -> None:
+    (tmp_path / "model-tiny").symlink_to(tiny_model)
+    config = ContenderConfig(
+        dataset_path=str(demo_tasks), size="tiny", tasks=2, baseline_tasks=2, dtype="float32", output_dir=str(tmp_path)
+    )
+    figures = CONTENDERS[contender][0](config)
+    assert figures["tokens"] == sum(len(ids) for ids in comparison.prompt_ids(config))
+    assert figures["seconds"] > 0
+    assert [path.name for path in tmp_path.iterdir()] == ["model-tiny"]
+
+
+def test_the_forward_run_commits_no_shard(
+    tmp_path: Path, tiny_model: Path, demo_tasks: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "model-tiny").symlink_to(tiny_model)
+    monkeypatch.setattr(ShardWriter, "commit", lambda *given, **named: pytest.fail("a shard was written"))
+    config = ContenderConfig(dataset_path=str(demo_tasks), size="tiny", tasks=2, output_dir=str(tmp_path))
+    figures = CONTENDERS["forward"][0](config)
+    assert figures["computed_tokens"] >= figures["tokens"] > 0
+    assert "written_mb" not in figures
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_a_product_is_counted_as_often_as_it_is_run(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmarks.ceiling.seconds_of", lambda run: (run(), 2.0)[1])
+    products = Products(square=100, count=4)
+    assert torch_gflops(products, dtype, "cpu") == jax_gflops(products, dtype) == pytest.approx(2 * 100**3 * 4 / 2e9)
+
+
+def test_the_machine_is_described_by_what_decides_its_products() -> None:
+    core = "model name\t: Some CPU\nflags\t\t: fpu avx2 avx512f avx512_bf16 amx_bf16 amx_tile\n"
+    assert processor(core + core) == "2 x Some CPU"
+    assert flags(core + core) == ["avx2", "avx512f", "avx512_bf16", "amx_bf16"]
+    assert flags("") == []
+
+
+def test_a_package_that_is_not_installed_has_no_version() -> None:
+    assert versions(("numpy", "no-wheel-here")) == {"numpy": np.__version__, "no-wheel-here": None}
+
+
+def test_one_failure_loses_neither_its_own_runs_nor_the_rest(
+    tmp_path: Path, demo_tasks: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(one: ContenderConfig) -> Figures:
+        if one.dtype == "bfloat16" and one.contender == "best":
+            raise subprocess.CalledProcessError(-9, ["python", "-m", "benchmarks.contenders"])
+        return {"tokens": 10.0, "computed_tokens": 11.0, "seconds": 2.0, "written_mb": 4.0, "gflops": 9, "disk_mb": 8}
+
+    monkeypatch.setattr(comparison, "run_alone", run)
+    config = BenchmarkConfig(dataset_path=str(demo_tasks), size=("tiny",), repeats=1, output_dir=str(tmp_path), tasks=2)
+    with pytest.raises(SystemExit, match=r"tiny bfloat16: status -9 of -m benchmarks\.contenders"):
+        comparison.compare(resolved(config), {"ram_gb": 5.0})
+    document = json.loads((tmp_path / "results.json").read_text())
+    broken, whole = (document["results"]["tiny"][dtype] for dtype in ("bfloat16", "float32"))
+    assert list(broken["runs"]) == ["ceiling", "padded"]
+    assert whole["medians"]["layertap"]["tokens_per_second"] == 5
+    assert document["machine"] == {"ram_gb": 5.0}
+    assert (tmp_path / "results.png").stat().st_size > 1000
+    assert "| tiny float32 |" in capsys.readouterr().out
+
+
+def test_on_gpu_the_forward_pass_takes_turns_and_fills_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[str] = []
+    monkeypatch.setattr(comparison, "run_alone", lambda one: ran.append(one.contender) or {})
+    config = ContenderConfig(repeats=1)
+    comparison.take_turns(replace(config, device="gpu"), {})
+    comparison.take_turns(config, {})
+    assert ran[:6] == ["forward", "ceiling", "padded", "best", "forward", "layertap"]
+    assert ran[6:] == ["layertap", "ceiling", "padded", "best", "layertap"]
+
+
+@pytest.mark.slow
+def test_every_contender_runs(tmp_path: Path) -> None:
+    flags = ["--size", "tiny", "--tasks", "2", "--baseline_tasks", "2", "--repeats", "1", "--dtypes", "float32"]
+    done = commands.run(["-m", "benchmarks", *flags, "--output_dir", "out"], tmp_path, _PATHS)
+    assert done.returncode == 0, done.stderr
+    document = json.loads((tmp_path / "out" / "results.json").read_text())
+    found = document["results"]["tiny"]["float32"]
+    assert {name: len(runs) for name, runs in found["runs"].items()} == {
+        "ceiling": 1,
+        "padded": 1,
+        "best": 1,
+        "layertap": 1,
+    }
+    assert found["of_ceiling"]["layertap"] > 0
+    assert document["machine"]["gpu"] is None
+    assert document["machine"]["ram_gb"] > 0
+    assert (tmp_path / "out" / "results.png").stat().st_size > 1000
+    assert "Layertap waited for" in done.stdout
