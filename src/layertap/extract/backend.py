@@ -1,8 +1,9 @@
 """How JAX is set up, once, before the first array.
 
 Compiled programs are kept in a cache folder (`$XDG_CACHE_HOME/layertap/xla`, else `~/.cache/layertap/xla`), so that a
-second start, and every restart after a preemption, compiles nothing. `JAX_COMPILATION_CACHE_DIR` overrides it, as
-anywhere in JAX.
+second start on the same disk compiles nothing. `JAX_COMPILATION_CACHE_DIR` overrides it, as anywhere in JAX. A TPU that
+is made anew has an empty disk and compiles once more, and so do all hosts of a slice but the first, which alone writes,
+unless the folder is a shared one (JAX takes gs:// there too; we could not try it).
 """
 
 import os
