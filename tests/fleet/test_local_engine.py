@@ -143,7 +143,9 @@ def test_four_workers_one_killed_every_few_shards(small: ExtractConfig, place: s
     assert killed >= KILLS // 2
     manifests = done(store)
     assert [manifest["shard"] for manifest in manifests] == [f"shard_{number:05d}" for number in range(count)]
-    assert not list(store.list("claims/"))
+    # Who is killed between done-manifest and deletion leaves a claim, which says the same and stands in nobody's way.
+    left = [read_claim(store, info.name.split("/")[1].removesuffix(".json")) for info in store.list("claims/")]
+    assert all(found is not None and found[1].state == "committed" for found in left)
     alone = str(tmp_path / "alone")
     cut(small.dataset_path, alone, count)
     work(worker_of(changed(small, output_dir=str(tmp_path / "one")), alone))
