@@ -1,5 +1,7 @@
 """What the two threads promise about order and errors."""
 
+import os
+import sys
 import threading
 
 import pytest
@@ -42,6 +44,28 @@ def test_queue_runs_calls_in_order() -> None:
             queue.submit(lambda number=number: done.append(number))
         queue.finish()
     assert done == list(range(10))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has a priority for each thread")
+@pytest.mark.parametrize("gentle", [True, False])
+def test_a_gentle_queue_gives_way_with_the_threads_it_starts_and_no_other(*, gentle: bool) -> None:
+    seen: list[int] = []
+
+    def look() -> None:
+        seen.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+
+    def start_another() -> None:
+        look()
+        another = threading.Thread(target=look)
+        another.start()
+        another.join()
+
+    usual = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+    with BackgroundQueue(gentle=gentle) as queue:
+        queue.submit(start_another)
+        queue.finish()
+    look()
+    assert seen == ([19, 19, usual] if gentle else [usual] * 3)
 
 
 def test_nothing_runs_behind_a_call_that_failed() -> None:

@@ -27,7 +27,7 @@ def _inputs(length: int, kv_heads: int, group: int, size: int, dtype: jnp.dtype)
 @settings(max_examples=25, deadline=None)
 @given(boundaries=st.lists(st.integers(1, 767), max_size=12), padding=st.integers(0, 700))
 def test_flash_equals_dense_for_any_packing(boundaries: list[int], padding: int) -> None:
-    length = 768
+    length = 768  # six blocks: some of one or two clear ones, some with one left over
     starts = _seg_start(boundaries, length)
     starts[length - padding :] = np.arange(length - padding, length)
     rows = jnp.asarray(np.stack([starts, _seg_start([], length)]))

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from layertap.extract.packing import batch_arrays, pack_window, row_ladder
-from layertap.model.attention import KEY_BLOCK, QUERY_BLOCK
+from layertap.model.attention import BLOCK
 from layertap.plan.config import PlanConfig
 from layertap.plan.planned import planned_run
 from layertap.plan.workload import count_dataset, typical_lengths, usual_workload, visited_pairs
@@ -20,9 +20,9 @@ def test_visited_pairs_are_those_of_the_kernels_own_loop(lengths: list[int], bat
         _, seg_start = batch_arrays(step, [np.zeros(length, np.int32) for length in lengths])
         visited = 0
         for row in seg_start:
-            for first in range(0, step.length, QUERY_BLOCK):
-                visited += (first + QUERY_BLOCK - 1) // KEY_BLOCK + 1 - row[first] // KEY_BLOCK
-        assert visited_pairs(step) == visited * QUERY_BLOCK * KEY_BLOCK
+            for first in range(0, step.length, BLOCK):
+                visited += first // BLOCK + 1 - row[first] // BLOCK
+        assert visited_pairs(step) == visited * BLOCK * BLOCK
 
 
 @pytest.mark.parametrize("tokens", [1, 1000, 300_000, 50_000_000])

@@ -161,7 +161,7 @@ class _Run:
             with self._clock.waiting_for("loading"):
                 model = loading.result()
         self._progress.begin()
-        with BackgroundQueue() as queue:
+        with BackgroundQueue(gentle=backend.platform() == "cpu") as queue:
             for flight in _one_behind(self._dispatch(chain([first] if first else [], steps), program, model)):
                 self._collect(flight, program, queue)
                 del flight  # or its outputs would live until the step after the next one has been dispatched

@@ -9,9 +9,10 @@ Shapes (one legend for the package `model`):
 
 `attend_dense` is the definition, quadratic in memory, for tests. `attend_flash` computes the same with an online
 softmax (Milakov and Gimelshein 2018, arXiv 1805.02867) over key blocks, and begins each query block at the first key
-block that one of its samples needs: a packed row pays nothing for its neighbours, and memory stays linear in T. Its
-loop bounds are data, so it works on any backend without one program per packing. The query heads of a group are
-folded into the rows of one product, so keys and values are never repeated.
+block that one of its samples needs: a packed row pays nothing for its neighbours, and memory stays linear in T. Blocks
+of keys that every query of a block sees go first, several at a time and without a mask; in long samples those are
+nearly all. Loop bounds are data, so it works on any backend without one program per packing. The query heads of a
+group are folded into the rows of one product, so keys and values are never repeated.
 
 Queries arrive already scaled by D ** -0.5. Products take the operands' dtype and sum in float32; softmax is
 float32; the result has the operands' dtype again, which is what the output projection takes.
@@ -22,16 +23,19 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 Queries = Float[Array, "B T K G D"]
 Keys = Float[Array, "B T K D"]
 SegStart = Int[Array, "B T"]
 Attend = Callable[[Queries, Keys, Keys, SegStart], Float[Array, "B T K G D"]]
 
-# Measured on two CPU cores with 14/2 heads of 64: see docs/LOG.md.
-QUERY_BLOCK = 256
-KEY_BLOCK = 256
+# Queries at a time, and keys at a time where some query does not see all of them. Measured on two CPU cores with 14/2
+# heads of 64 (docs/LOG.md), as is what follows.
+BLOCK = 128
+
+# Blocks of keys at a time where every query sees all of them: no mask, and fewer turns of the loop.
+_CLEAR = 2
 
 # Columns of ones beside the values, so that the product which sums values also sums weights: 10 % faster than a
 # reduction of its own, and the sum is then of the same rounded weights. 16 keep the columns aligned.
@@ -53,7 +57,7 @@ def attend_dense(queries: Queries, keys: Keys, values: Keys, seg_start: SegStart
 def attend_flash(queries: Queries, keys: Keys, values: Keys, seg_start: SegStart) -> Float[Array, "B T K G D"]:
     """The same as `attend_dense`, block by block.
 
-    T must be a multiple of `QUERY_BLOCK` and `KEY_BLOCK`, or no larger than they are.
+    T must be a multiple of `BLOCK`, or no larger than it.
     """
     return lax.map(lambda row: _attend_row(*row), (queries, keys, values, seg_start))
 
@@ -65,35 +69,46 @@ def _attend_row(
     seg_start: Int[Array, " T"],
 ) -> Float[Array, "T K G D"]:
     tokens, kv_heads, group, size = queries.shape
-    q_block, k_block = min(QUERY_BLOCK, tokens), min(KEY_BLOCK, tokens)
+    block = min(BLOCK, tokens)
     by_head_q = queries.transpose(1, 2, 0, 3)  # [K, G, T, D]
     ones = jnp.ones((tokens, kv_heads, _ONES), values.dtype)
     by_head_k = keys.transpose(1, 0, 2)  # [K, T, D]
     by_head_v = jnp.concatenate([values, ones], axis=-1).transpose(1, 0, 2)  # [K, T, D + ones]
 
     def query_block(i: Int[Array, ""]) -> Float[Array, "K G q D"]:
-        first = i * q_block
-        starts = lax.dynamic_slice_in_dim(seg_start, first, q_block)
-        rows = first + jnp.arange(q_block)
-        block = lax.dynamic_slice_in_dim(by_head_q, first, q_block, axis=2).reshape(kv_heads, group * q_block, size)
+        starts = lax.dynamic_slice_in_dim(seg_start, i * block, block)
+        rows = i * block + jnp.arange(block)
+        q = lax.dynamic_slice_in_dim(by_head_q, i * block, block, axis=2).reshape(kv_heads, group * block, size)
 
-        def key_block(j: Int[Array, ""], carry: _Softmax) -> _Softmax:
-            k = lax.dynamic_slice_in_dim(by_head_k, j * k_block, k_block, axis=1)
-            v = lax.dynamic_slice_in_dim(by_head_v, j * k_block, k_block, axis=1)
-            columns = j * k_block + jnp.arange(k_block)
-            visible = (columns[None, :] >= starts[:, None]) & (columns[None, :] <= rows[:, None])
-            return _accumulate(carry, block, k, v, jnp.tile(visible, (group, 1)))
+        def fold(softmax: _Softmax, first: Int[Array, ""], count: int, *, masked: bool) -> _Softmax:
+            k = lax.dynamic_slice_in_dim(by_head_k, first, count, axis=1)
+            v = lax.dynamic_slice_in_dim(by_head_v, first, count, axis=1)
+            scores = _heads_product(q, k, contract=2)
+            if masked:
+                columns = first + jnp.arange(count)
+                visible = (columns[None, :] >= starts[:, None]) & (columns[None, :] <= rows[:, None])
+                scores = jnp.where(jnp.tile(visible, (group, 1))[None], scores, _MASKED)
+            return _accumulate(softmax, scores, v)
 
-        nothing = (
-            jnp.full((kv_heads, group * q_block, 1), _MASKED, jnp.float32),
-            jnp.zeros((kv_heads, group * q_block, size + _ONES), jnp.float32),
-        )
-        # `seg_start` never falls inside a row, so the block's first query needs the earliest keys of all of them.
-        _, summed = lax.fori_loop(starts[0] // k_block, (first + q_block - 1) // k_block + 1, key_block, nothing)
+        # `seg_start` never falls inside a row: the first query needs the earliest keys, and what the last one sees of
+        # the blocks before this one, all see.
+        needed, clear = starts[0] // block, jnp.minimum(-(-starts[-1] // block), i)
+        wide = min(_CLEAR, tokens // block)
+        turns = (i - clear) // wide
+        before, behind = clear - needed, clear + turns * wide
+
+        def clear_blocks(n: Int[Array, ""], softmax: _Softmax) -> _Softmax:
+            return fold(softmax, (clear + n * wide) * block, wide * block, masked=False)
+
+        def edge_block(n: Int[Array, ""], softmax: _Softmax) -> _Softmax:
+            return fold(softmax, jnp.where(n < before, needed + n, behind + n - before) * block, block, masked=True)
+
+        softmax = lax.fori_loop(0, turns, clear_blocks, _no_softmax(kv_heads, group * block, size))
+        _, summed = lax.fori_loop(0, before + i + 1 - behind, edge_block, softmax)
         mixed = summed[..., :size] / summed[..., size:][..., :1]
-        return mixed.astype(values.dtype).reshape(kv_heads, group, q_block, size)
+        return mixed.astype(values.dtype).reshape(kv_heads, group, block, size)
 
-    blocks = lax.map(query_block, jnp.arange(tokens // q_block))  # [T/q, K, G, q, D]
+    blocks = lax.map(query_block, jnp.arange(tokens // block))  # [T/q, K, G, q, D]
     return blocks.transpose(0, 3, 1, 2, 4).reshape(tokens, kv_heads, group, size)
 
 
@@ -101,16 +116,14 @@ def _attend_row(
 _Softmax = tuple[Float[Array, "K Gq 1"], Float[Array, "K Gq D1"]]
 
 
-def _accumulate(
-    carry: _Softmax,
-    queries: Float[Array, "K Gq D"],
-    keys: Float[Array, "K k D"],
-    values: Float[Array, "K k D1"],
-    visible: Bool[Array, "Gq k"],
-) -> _Softmax:
-    """Fold one key block into the running softmax."""
-    maximum, summed = carry
-    scores = jnp.where(visible[None], _heads_product(queries, keys, contract=2), _MASKED)
+def _no_softmax(kv_heads: int, queries: int, size: int) -> _Softmax:
+    maximum = jnp.full((kv_heads, queries, 1), _MASKED, jnp.float32)
+    return maximum, jnp.zeros((kv_heads, queries, size + _ONES), jnp.float32)
+
+
+def _accumulate(softmax: _Softmax, scores: Float[Array, "K Gq k"], values: Float[Array, "K k D1"]) -> _Softmax:
+    """Fold the scores of one block of keys, and the values there, into the running softmax."""
+    maximum, summed = softmax
     new_maximum = jnp.maximum(maximum, jnp.max(scores, axis=-1, keepdims=True))
     weights = jnp.exp(scores - new_maximum).astype(values.dtype)
     shrink = jnp.exp(maximum - new_maximum)

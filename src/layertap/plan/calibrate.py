@@ -23,7 +23,7 @@ from jaxtyping import Int32
 
 from layertap.extract.packing import Placement, Step, batch_arrays
 from layertap.extract.step import HostOutputs, StepProgram, plan_for, resolve_taps, transfer_dtype
-from layertap.model.attention import QUERY_BLOCK
+from layertap.model.attention import BLOCK
 from layertap.model.qwen2 import Qwen2
 from layertap.plan.flops import forward_flops
 from layertap.plan.planned import PlannedRun
@@ -120,8 +120,8 @@ def _cut(step: Step) -> Step:
     """The same tokens in samples no longer than a block of queries, so that attention visits one block for each."""
     places: list[Placement] = []
     for row in range(step.rows):
-        for start in range(0, step.length, QUERY_BLOCK):
-            places.append(Placement(len(places), row, start, min(QUERY_BLOCK, step.length - start)))
+        for start in range(0, step.length, BLOCK):
+            places.append(Placement(len(places), row, start, min(BLOCK, step.length - start)))
     return Step(step.rows, step.length, tuple(places))
 
 

@@ -21,7 +21,7 @@ from layertap.extract.packing import Step, pack_window
 from layertap.extract.setup import prompt_maker, window_rules
 from layertap.extract.step import Shape
 from layertap.extract.windows import Position, WindowRules, read_windows
-from layertap.model.attention import KEY_BLOCK, QUERY_BLOCK
+from layertap.model.attention import BLOCK
 from layertap.model.checkpoint import Checkpoint
 from layertap.model.config import MODEL_TYPE
 from layertap.plan.assumptions import TYPICAL_MEAN, TYPICAL_MEDIAN, TYPICAL_TEXT_BYTES
@@ -143,13 +143,13 @@ def _workload(hosts: Sequence[_Tally], part: float = 1.0) -> Workload:
 
 def visited_pairs(step: Step) -> int:
     """(query, key) pairs in the blocks that `attend_flash` visits; the GPU kernel's blocks are of about that size."""
-    firsts = np.arange(0, step.length, QUERY_BLOCK)
+    firsts = np.arange(0, step.length, BLOCK)
     needed = np.tile(firsts, (step.rows, 1))  # the first key that each block of queries needs; padding needs itself
     for place in step.placements:
-        blocks = slice(-(-place.start // QUERY_BLOCK), -(-(place.start + place.length) // QUERY_BLOCK))
+        blocks = slice(-(-place.start // BLOCK), -(-(place.start + place.length) // BLOCK))
         needed[place.row, blocks] = place.start
-    keys = firsts + QUERY_BLOCK - needed // KEY_BLOCK * KEY_BLOCK
-    return int(keys.sum()) * QUERY_BLOCK
+    keys = firsts + BLOCK - needed // BLOCK * BLOCK
+    return int(keys.sum()) * BLOCK
 
 
 def blank_manifest(config: PlanConfig, form: ShardFormat, special_ids: frozenset[int]) -> Manifest:
