@@ -77,14 +77,17 @@ def _check_jax(device: Device) -> str:
     import layertap.extract  # noqa: F401, I001 - quietens XLA, which must come before jax
     import jax
 
-    asked = f"JAX_PLATFORMS is {os.environ.get('JAX_PLATFORMS')!r}"
+    from layertap.errors import DeviceError
+    from layertap.extract import backend
+
     try:
-        backend = jax.default_backend()
-    except (RuntimeError, AssertionError) as error:  # the latter, and nothing said, where the plugin is not installed
-        why = str(error) or "is its extra for this device installed?"
-        raise SystemExit(f"--device {device}, but JAX has no such device ({asked}): {why}") from error
-    if backend != device:
-        raise SystemExit(f"--device {device}, but JAX computes on {backend} ({asked}): unset it, or ask for {backend}")
+        backend.start()
+    except DeviceError as error:
+        raise SystemExit(f"--device {device}: {error}") from error
+    found = backend.platform()
+    if found != device:
+        asked = f"JAX_PLATFORMS is {os.environ.get('JAX_PLATFORMS')!r}"
+        raise SystemExit(f"--device {device}, but JAX computes on {found} ({asked}): unset it, or ask for {found}")
     return jax.devices()[0].device_kind
 
 

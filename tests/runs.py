@@ -11,6 +11,23 @@ from layertap.config import ExtractConfig
 from layertap.extract.run import extract
 
 
+def small_run(dataset: Path, model: Path, folder: Path, **changes: Any) -> ExtractConfig:
+    """Settings of a run of some seconds, with windows and shards so small that it has several of each."""
+    settings: dict[str, Any] = {
+        "predictions_per_task": 2,
+        "prompt_version": "output-from-examples-v1",
+        "row_length": 1024,
+        "batch_size": 2,
+        "max_seq_length": 4096,
+        "window_samples": 10,
+        "layers_to_extract": (1, 3),
+        "output_dir": str(folder / "out"),
+        "checkpoint_dir": str(folder / "checkpoints"),
+        "shard_size_gb": 0.001,
+    }
+    return ExtractConfig(dataset_path=str(dataset), model_path=str(model), **(settings | changes))
+
+
 def changed(config: ExtractConfig, **changes: Any) -> ExtractConfig:
     return dataclasses.replace(config, **changes)
 

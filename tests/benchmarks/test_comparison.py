@@ -98,7 +98,7 @@ def test_all_contenders_see_the_first_visible_card(given: str | None, seen: str)
     ("platforms", "said"),
     [
         ("cpu", "--device gpu, but JAX computes on cpu (JAX_PLATFORMS is 'cpu'): unset it"),
-        ("cuda", "--device gpu, but JAX has no such device (JAX_PLATFORMS is 'cuda'): "),
+        ("cuda", "--device gpu: JAX finds no device (JAX_PLATFORMS is 'cuda'): "),
     ],
 )
 def test_jax_that_sees_no_card_is_refused(tmp_path: Path, platforms: str, said: str) -> None:

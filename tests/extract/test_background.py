@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from layertap.extract.background import BackgroundQueue, read_ahead
+from layertap.extract.background import NICE, BackgroundQueue, read_ahead
 
 
 def test_read_ahead_gives_the_same_items() -> None:
@@ -65,7 +65,7 @@ def test_a_gentle_queue_gives_way_with_the_threads_it_starts_and_no_other(*, gen
         queue.submit(start_another)
         queue.finish()
     look()
-    assert seen == ([19, 19, usual] if gentle else [usual] * 3)
+    assert seen == ([NICE, NICE, usual] if gentle else [usual] * 3)
 
 
 def test_nothing_runs_behind_a_call_that_failed() -> None:

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import shards
 
+from layertap.errors import DeviceError
+
 _COMPILED = """
 import sys
 from collections import Counter
@@ -87,3 +89,12 @@ def test_a_second_start_compiles_nothing(tiny_model: Path, demo_tasks: Path, tmp
     assert compiled > 0
     assert compiled_again == 0
     assert found >= compiled
+
+
+def test_a_device_that_jax_does_not_find_is_named(tiny_model: Path, demo_tasks: Path, tmp_path: Path) -> None:
+    command = ["-m", "layertap", "extract", *_flags(tiny_model, demo_tasks, tmp_path / "out")]
+    done = commands.run(command, tmp_path, {"JAX_PLATFORMS": "abacus"})
+    assert done.returncode == DeviceError("").exit_status
+    assert "error: JAX finds no device (JAX_PLATFORMS is 'abacus'): " in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()

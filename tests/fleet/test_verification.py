@@ -10,9 +10,9 @@ import pytest
 from clouds import BUCKET
 from fakes.gcs import FakeGcs
 from fleets import cut, worker_of
+from runs import small_run
 
 from layertap.cli import main
-from layertap.config import ExtractConfig
 from layertap.fleet.worker import work
 
 
@@ -20,19 +20,7 @@ from layertap.fleet.worker import work
 def finished(tiny_model: Path, demo_tasks: Path, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     """What two workers made of three shards: the dataset, and the folder of both workers' output."""
     folder = tmp_path_factory.mktemp("finished")
-    config = ExtractConfig(
-        dataset_path=str(demo_tasks),
-        model_path=str(tiny_model),
-        predictions_per_task=1,
-        prompt_version="output-from-examples-v1",
-        row_length=1024,
-        batch_size=2,
-        max_seq_length=4096,
-        window_samples=10,
-        layers_to_extract=(1, 3),
-        output_dir=str(folder / "out"),
-        checkpoint_dir=str(folder / "checkpoints"),
-    )
+    config = small_run(demo_tasks, tiny_model, folder, predictions_per_task=1, shard_size_gb=1.0)
     cut(demo_tasks, str(folder / "dataset"), 3)
     work(worker_of(config, str(folder / "dataset"), 0, max_shards=2))
     work(worker_of(config, str(folder / "dataset"), 1))

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import commands
 import pytest
 
 from layertap.cli import main
@@ -61,6 +62,13 @@ def test_on_cpu_the_machine_is_measured(tiny_model: Path, demo_tasks: Path, caps
     assert document["measured"]["ratio"] > 1.5
     assert document["times"]["fast"] < document["times"]["expected"] < document["times"]["slow"]
     assert document["stored_bytes"] < document["work"]["uncompressed_bytes"]
+
+
+def test_on_cpu_no_other_device_is_asked(tiny_model: Path, demo_tasks: Path, tmp_path: Path) -> None:
+    flags = ["--model", tiny_model, "--dataset_path", demo_tasks, "--max_tasks", "2"]
+    done = commands.run(["-m", "layertap", "plan", *flags], tmp_path, {"JAX_PLATFORMS": "abacus"})
+    assert done.returncode == 0, done.stderr
+    assert "bottleneck: " in done.stdout
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ def plain(activations: list[np.ndarray], places: list[int]) -> dict[str, object]
     }
 
 
-def require(found: TapStatistics, expected: dict[str, object], rtol: float = 1e-11) -> None:
+def assert_close_to(found: TapStatistics, expected: dict[str, object], rtol: float = 1e-11) -> None:
     size = np.sqrt(found.mean_square_norm)  # a mean or a deviation near zero is a difference of such values
     for name, value in expected.items():
         lost = 1e-12 * size if name in ("mean", "std") else 0
@@ -62,21 +62,21 @@ def test_merged_in_any_order_they_are_those_of_a_plain_pass(samples, chance):
         chance.shuffle(measured)
         measured.append(measured.pop().merge(measured.pop()))
     # Two passes in float64 lose digits themselves where a mean is 1e7 standard deviations away.
-    require(measured[0], expected, rtol=1e-7)
+    assert_close_to(measured[0], expected, rtol=1e-7)
 
 
 @given(parts())
 def test_where_the_mean_is_near_zero_they_agree_to_nine_digits(samples):
     centred = [sample - samples[0].mean(axis=0) for sample in samples]
     measured = merge_all((measure(sample, index)[0] for index, sample in enumerate(centred)), HIDDEN)
-    require(measured, plain(centred, list(range(len(samples)))), rtol=1e-9)
+    assert_close_to(measured, plain(centred, list(range(len(samples)))), rtol=1e-9)
 
 
 @given(parts())
 def test_merging_is_commutative_to_the_last_bit_where_it_can_be(samples):
     first, second = measure(samples[0], 3)[0], measure(samples[-1], 2)[0]
     there, back = first.merge(second), second.merge(first)
-    require(there, {name: getattr(back, name) for name in ("count", "mean", "std", "mean_norm")})
+    assert_close_to(there, {name: getattr(back, name) for name in ("count", "mean", "std", "mean_norm")})
     for name in ("max_norm", "max_sample_idx", "max_position"):
         assert getattr(there, name) == getattr(back, name)
 
@@ -120,7 +120,7 @@ def test_they_are_of_the_values_as_stored():
 def test_nothing_merged_with_something_is_that():
     something, _ = measure(np.ones((2, 3), np.float32), 7)
     for merged in (something.merge(no_statistics(3)), no_statistics(3).merge(something)):
-        require(merged, {name: getattr(something, name) for name in ("count", "mean", "std", "max_norm")})
+        assert_close_to(merged, {name: getattr(something, name) for name in ("count", "mean", "std", "max_norm")})
         assert merged.max_sample_idx == 7
     assert no_statistics(3).std.tolist() == [0, 0, 0]
 

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import jax
 
+from layertap.errors import DeviceError
+
 _CPUINFO = Path("/proc/cpuinfo")
 
 
@@ -26,6 +28,11 @@ def configure() -> None:
         settings["jax_compilation_cache_dir"] = os.path.join(cache, "layertap", "xla")
     for name, value in settings.items():
         jax.config.update(name, value)  # type: ignore[no-untyped-call]
+
+
+def compute_on_cpu() -> None:
+    """Leave accelerators alone, whatever JAX would find; before the first array."""
+    jax.config.update("jax_platforms", "cpu")  # type: ignore[no-untyped-call]
 
 
 def description() -> dict[str, str]:
@@ -53,6 +60,22 @@ def lists_bfloat16(cpuinfo: str) -> bool:
     """Whether the first processor in the text of Linux's `/proc/cpuinfo` has AVX512-BF16 or AMX for bfloat16."""
     flags = next((line for line in cpuinfo.splitlines() if line.startswith("flags")), "")
     return not {"avx512_bf16", "amx_bf16"}.isdisjoint(flags.split())
+
+
+def start() -> None:
+    """Have JAX find its devices; raises DeviceError where there are none of the kind that JAX_PLATFORMS names.
+
+    To be called first, and after `jax.distributed.initialize` where there are several hosts.
+    """
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:  # the latter where JAX has no plugin for a platform that is named
+        named = os.environ.get("JAX_PLATFORMS", "")
+        raise DeviceError(
+            f"JAX finds no device (JAX_PLATFORMS is {named!r}): {str(error) or 'it has no plugin for that'}. Unset the"
+            " variable, or install what the device needs: pip install 'layertap[gpu]' or 'layertap[tpu]'; a TPU serves"
+            " one process at a time"
+        ) from error
 
 
 def platform() -> str:

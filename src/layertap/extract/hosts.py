@@ -27,6 +27,7 @@ from jax.experimental import multihost_utils
 
 from layertap.config import HostsConfig
 from layertap.errors import DeviceError, HostsStoppedError, InputError, UsageError
+from layertap.extract import backend
 from layertap.extract.packing import Step
 from layertap.extract.supervised import HEARTBEAT_SECONDS
 from layertap.extract.windows import Window
@@ -90,7 +91,10 @@ class Hosts:
 
 
 def join(config: HostsConfig) -> Hosts:
-    """Meet the other hosts; raises DeviceError where they do not come, UsageError where nobody says who they are."""
+    """Meet the other hosts, and find this one's devices.
+
+    Raises DeviceError where they do not come or there are no devices, UsageError where nobody says who the hosts are.
+    """
     if config.multihost:
         try:
             jax.distributed.initialize(
@@ -111,6 +115,7 @@ def join(config: HostsConfig) -> Hosts:
                 f"the hosts did not meet: {error}. Start the same command on every host, each with its own --host_id;"
                 " --coordinator_address is host 0's"
             ) from error
+    backend.start()
     hosts = Hosts(jax.process_index(), jax.process_count())
     hosts.gather([hosts.index])  # a first exchange may wait 30 s alone (gloo), and nobody is late yet
     return hosts

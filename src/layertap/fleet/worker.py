@@ -99,10 +99,10 @@ def work(config: ExtractConfig) -> WorkSummary:
         dataset = read_dataset(store)
         if config.sharded.preferred_shard_id is not None:
             dataset.shard(config.sharded.preferred_shard_id)
+        backend.configure()  # before hosts meet, which compiles
         hosts = join(config.hosts)
         folder = config.output_folder / f"tpu_{hosts.name(config.worker)}"
         with exclusive(folder):
-            backend.configure()
             setup = prepare(config, hosts)
             agreement = _agree(store, setup)
             with metered(config.worker, folder, config.metrics_port) as metrics:

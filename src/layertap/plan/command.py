@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from layertap.extract import backend
 from layertap.plan.accelerators import Accelerator, parse_accelerator
 from layertap.plan.assumptions import (
     MEASURED_SPREAD,
@@ -106,6 +107,7 @@ def make_plan(config: PlanConfig, note: Callable[[str], None]) -> Plan:
     speed = None
     if accelerator.platform == "cpu":
         note("measuring this machine")
+        backend.compute_on_cpu()
         speed = measure_speed(run, work)
         times = measured_times(run, work, speed)
         stored = work.output.activations / speed.ratio if is_compressed(run) else stored

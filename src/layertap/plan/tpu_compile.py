@@ -15,13 +15,13 @@ import re
 import subprocess
 import sys
 import time
-from collections import Counter
 from dataclasses import dataclass
 
 import ml_dtypes
 import numpy as np
 
 from layertap.errors import DeviceError, DoesNotFitError, UsageError
+from layertap.plan.collectives import collectives
 from layertap.plan.models import model_config
 from layertap.plan.topologies import Topology, parse_topology
 from layertap.tap import Site
@@ -34,9 +34,6 @@ _ENVIRONMENT = {
     "TPU_ACCELERATOR_TYPE": "v5litepod-4",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
-_COLLECTIVE = re.compile(
-    r"= (\w+\[[\d,]*\])\S* (all-gather|all-to-all|all-reduce|reduce-scatter|collective-permute)(?:-start)?\("
-)
 
 
 @dataclass(frozen=True)
@@ -66,7 +63,7 @@ class CompiledStep:
     peak: int
     """All that stands in the chip's memory at the worst moment."""
     collectives: dict[str, int]
-    """What goes over the interconnect: `operation shape` -> how often it stands in the program."""
+    """What goes over the interconnect (plan/collectives.py)."""
     seconds: float
     """How long compiling took."""
 
@@ -129,7 +126,7 @@ def _compile_here(step: TpuStep) -> CompiledStep:
         host_outputs=memory.host_output_size_in_bytes,
         # Both figures of the compiler count what it writes to the host as if it stood in the chip's memory.
         peak=memory.peak_memory_in_bytes - memory.host_output_size_in_bytes,
-        collectives=dict(Counter(f"{operation} {shape}" for shape, operation in _COLLECTIVE.findall(text))),
+        collectives=collectives(text),
         seconds=round(time.monotonic() - begun, 1),
     )
 
