@@ -19,7 +19,7 @@ from benchmarks.config import BenchmarkConfig, Contender, ContenderConfig, resol
 from benchmarks.device import environment
 from benchmarks.machine import machine
 from benchmarks.measures import MEASURES
-from benchmarks.workload import Figures, model_folder, prompt_ids
+from benchmarks.workload import Figures, baseline_ids, model_folder, prompt_ids
 from layertap.demo.checkpoint import write_checkpoint
 from layertap.demo.tasks import make_tasks, write_tasks
 from layertap.model.config import read_config
@@ -75,27 +75,18 @@ def compare(config: BenchmarkConfig, about: dict[str, Any]) -> None:
 
 def _result(config: ContenderConfig) -> dict[str, Any]:
     """What is kept of one size and dtype, which is printed too; of one that fails, what there was."""
-    gflop = _gflop_per_token(config)
+    whole, given = ([len(ids) for ids in make(config)] for make in (prompt_ids, baseline_ids))
+    lengths = {name: whole if name in ("forward", "layertap") else given for name in report.TITLES[config.device]}
+    gflop = report.gflop_per_token(read_config(model_folder(config)), config.layers, lengths)
     runs: Runs = {}
     try:
         take_turns(config, runs)
     except subprocess.CalledProcessError as error:
         return {"runs": runs, "failed": f"status {error.returncode} of {' '.join(error.cmd[1:])}"}
     print(f"\n{report.table(f'{config.size} {config.dtype}', runs, gflop, config.device)}")
-    print(f"\n{report.waits(runs['layertap'])}\n{report.written(runs)}", flush=True)
+    print(f"\ntransformers was given {len(given)} of {len(whole)} prompts, {sum(given):,} of {sum(whole):,} tokens.")
+    print(f"{report.waits(runs['layertap'])}\n{report.written(runs)}", flush=True)
     return report.result(runs, gflop)
-
-
-def _gflop_per_token(config: ContenderConfig) -> dict[str, float]:
-    counts = {
-        name: config.tasks if name in ("forward", "layertap") else config.baseline_tasks
-        for name in report.TITLES[config.device]
-    }
-    lengths = {
-        tasks: [len(ids) for ids in prompt_ids(replace(config, baseline_tasks=tasks))] for tasks in set(counts.values())
-    }
-    shape = read_config(model_folder(config))
-    return report.gflop_per_token(shape, config.layers, {name: lengths[tasks] for name, tasks in counts.items()})
 
 
 def take_turns(config: ContenderConfig, runs: Runs) -> None:

@@ -18,9 +18,8 @@ import numpy as np
 
 from benchmarks.config import ContenderConfig
 from benchmarks.device import TORCH_DEVICES
-from benchmarks.workload import Figures, model_folder, prompt_ids, seconds_of
+from benchmarks.workload import BATCH, Figures, baseline_ids, model_folder, seconds_of
 
-_BATCH = 4
 _CARD_TOKENS = 16_384
 
 Prompts = Sequence[np.ndarray]
@@ -35,12 +34,12 @@ def padded(config: ContenderConfig) -> Figures:
     model, device = load(AutoModelForCausalLM.from_pretrained, config), TORCH_DEVICES[config.device]
 
     def run(prompts: Prompts) -> None:
-        for first in range(0, len(prompts), _BATCH):
-            ids, mask = (torch.from_numpy(array).to(device) for array in pad(prompts[first : first + _BATCH]))
+        for first in range(0, len(prompts), BATCH):
+            ids, mask = (torch.from_numpy(array).to(device) for array in pad(prompts[first : first + BATCH]))
             for state in model(ids, attention_mask=mask, output_hidden_states=True).hidden_states:
                 state.cpu()
 
-    return timed(run, prompt_ids(config), device)
+    return timed(run, baseline_ids(config), device)
 
 
 def best(config: ContenderConfig) -> Figures:
@@ -49,7 +48,7 @@ def best(config: ContenderConfig) -> Figures:
 
     model, device = load(AutoModel.from_pretrained, config), TORCH_DEVICES[config.device]
     run = _one_at_a_time if device == "cpu" else _in_batches
-    return timed(lambda prompts: run(model, prompts), prompt_ids(config), device)
+    return timed(lambda prompts: run(model, prompts), baseline_ids(config), device)
 
 
 def _one_at_a_time(model: Model, prompts: Prompts) -> None:

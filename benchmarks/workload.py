@@ -15,6 +15,9 @@ from layertap.task import BadTask
 if TYPE_CHECKING:  # it brings JAX
     from layertap.extract.run import RunSummary
 
+BATCH = 4
+"""Prompts in a batch of the script that most would write."""
+
 _DISK_BYTES = 2 << 30
 
 Figures = dict[str, float]
@@ -26,7 +29,7 @@ def model_folder(config: ContenderConfig) -> Path:
 
 
 def prompt_ids(config: ContenderConfig) -> list[np.ndarray]:
-    """The token ids of the first prompts, as Layertap makes them."""
+    """The token ids of all prompts, as Layertap makes them."""
     from layertap.dataset import read_records
     from layertap.prompts import PromptMaker, load_template, load_tokenizer, parse_grid_encoder
 
@@ -39,9 +42,18 @@ def prompt_ids(config: ContenderConfig) -> list[np.ndarray]:
         include_answer=False,
         seed=defaults.random_seed,
     )
-    records = enumerate(read_records(str(config.dataset_path), max_tasks=config.baseline_tasks))
+    records = enumerate(read_records(str(config.dataset_path), max_tasks=config.tasks))
     tasks = [(number, record) for number, record in records if not isinstance(record, BadTask)]
     return [sample.token_ids for sample in maker.make(tasks)]
+
+
+def baseline_ids(config: ContenderConfig) -> list[np.ndarray]:
+    """Those that transformers is given: whole batches, from all parts of the dataset."""
+    prompts = prompt_ids(config)
+    batches = [prompts[first : first + BATCH] for first in range(0, len(prompts), BATCH)]
+    wanted = min(config.baseline_batches or len(batches), len(batches))
+    middles = ((2 * number + 1) * len(batches) // (2 * wanted) for number in range(wanted))
+    return [ids for middle in middles for ids in batches[middle]]
 
 
 def extraction(config: ContenderConfig) -> ExtractConfig:

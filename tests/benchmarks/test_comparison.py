@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from unittest.mock import MagicMock
@@ -18,7 +19,7 @@ from benchmarks.config import BenchmarkConfig, ContenderConfig, resolved
 from benchmarks.contenders import CONTENDERS
 from benchmarks.device import environment
 from benchmarks.machine import flags, processor, versions
-from benchmarks.workload import Figures
+from benchmarks.workload import Figures, baseline_ids
 from layertap.model.config import published_config
 from layertap.store.writer import ShardWriter
 
@@ -81,6 +82,7 @@ def test_a_gpu_is_given_three_sizes_in_bfloat16_unless_others_are_asked_for() ->
     assert (gpu.size, gpu.dtypes) == (("0.5b", "1.5b", "7b"), ("bfloat16",))
     cpu = resolved(BenchmarkConfig())
     assert (cpu.size, cpu.dtypes) == (("0.5b",), ("bfloat16", "float32"))
+    assert (gpu.baseline_batches, cpu.baseline_batches) == (None, 4)
     asked = BenchmarkConfig(device="gpu", size=("3b",), dtypes=("float32",))
     assert resolved(asked) == asked
 
@@ -162,6 +164,17 @@ def test_copies_wait_for_the_computation_and_are_one_batch_behind_it(monkeypatch
     events[1].synchronize.assert_called_once_with()
 
 
+@pytest.mark.parametrize(
+    ("wanted", "given"), [(None, range(10)), (9, range(10)), (1, range(4, 8)), (2, [*range(4), *range(8, 10)])]
+)
+def test_transformers_is_given_whole_batches_from_all_parts(
+    monkeypatch: pytest.MonkeyPatch, wanted: int | None, given: Sequence[int]
+) -> None:
+    monkeypatch.setattr("benchmarks.workload.prompt_ids", lambda config: [np.array([each]) for each in range(10)])
+    batches = baseline_ids(ContenderConfig(baseline_batches=wanted))
+    assert [int(ids[0]) for ids in batches] == list(given)
+
+
 def test_one_prompt_warms_up_before_the_clock_starts() -> None:
     ran: list[int] = []
     figures = timed(lambda prompts: ran.append(len(prompts)), [np.arange(3), np.arange(4)], "cpu")
@@ -175,7 +188,7 @@ def test_a_contender_counts_the_tokens_of_the_same_prompts(
 ) -> None:
     (tmp_path / "model-tiny").symlink_to(tiny_model)
     config = ContenderConfig(
-        dataset_path=str(demo_tasks), size="tiny", tasks=2, baseline_tasks=2, dtype="float32", output_dir=str(tmp_path)
+        dataset_path=str(demo_tasks), size="tiny", tasks=2, dtype="float32", output_dir=str(tmp_path)
     )
     figures = CONTENDERS[contender][0](config)
     assert figures["tokens"] == sum(len(ids) for ids in comparison.prompt_ids(config))
@@ -245,7 +258,7 @@ def test_on_gpu_the_forward_pass_takes_turns_and_fills_the_cache(monkeypatch: py
 
 @pytest.mark.slow
 def test_every_contender_runs(tmp_path: Path) -> None:
-    flags = ["--size", "tiny", "--tasks", "2", "--baseline_tasks", "2", "--repeats", "1", "--dtypes", "float32"]
+    flags = ["--size", "tiny", "--tasks", "2", "--repeats", "1", "--dtypes", "float32"]
     done = commands.run(["-m", "benchmarks", *flags, "--output_dir", "out"], tmp_path, _PATHS)
     assert done.returncode == 0, done.stderr
     document = json.loads((tmp_path / "out" / "results.json").read_text())
