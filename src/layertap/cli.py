@@ -19,7 +19,8 @@ from typing import Any, TypeVar
 import tyro
 from tqdm import tqdm
 
-from layertap.config import DemoConfig, ExtractConfig, StatsConfig, VerifyConfig, local_path
+from layertap.config import ExtractConfig, local_path
+from layertap.demo.config import DemoConfig
 from layertap.errors import InputError, LayertapError, UsageError
 from layertap.extract.supervised import is_child, supervise
 from layertap.fleet.config import (
@@ -28,10 +29,12 @@ from layertap.fleet.config import (
     ResetShardsConfig,
     ShardsStatusConfig,
     StreamsConfig,
+    VerifyConfig,
 )
 from layertap.inspection.config import InspectConfig
 from layertap.plan.config import PlanConfig
 from layertap.process import guarded
+from layertap.store.config import StatsConfig
 from layertap.store.folder import Folder, LocalFolder
 from layertap.store.url_folder import UrlFolder
 from layertap.tpu.config import (

@@ -21,7 +21,7 @@ from layertap.tap import Site
 FormatName = Literal["pickle", "safetensors"]
 StorageDtype = Literal["float32", "bfloat16", "float16"]
 
-# Row lengths and query blocks must fit: attention works in key blocks of 256 tokens (model/attention.py).
+# What the blocks of every attention kernel divide (model/attention*.py).
 _ROW_MULTIPLE = 256
 
 
@@ -277,54 +277,6 @@ class ExtractConfig:
     def shard_bytes(self) -> int:
         """The largest shard, in bytes of uncompressed activations."""
         return int(self.shard_size_gb * 1e9)
-
-
-@dataclass(frozen=True)
-class VerifyConfig:
-    """Read output back and check it: that of one run, of all runs below a place, or of a sharded dataset's workers."""
-
-    path: tyro.conf.Positional[str]
-    """The output folder of a run, a folder of several, or a sharded dataset whose finished shards are to be checked;
-    or a URL of one (gs://bucket/activations/tpu_0, gs://bucket/activations, gs://bucket/dataset)."""
-
-    sharded_dataset: str | None = None
-    """The sharded dataset whose finished shards PATH holds, where they do not lie any more where they were written."""
-
-    json: bool = False
-    """Print the result as JSON."""
-
-
-@dataclass(frozen=True)
-class StatsConfig:
-    """Print the statistics of each layer and site, merged over shards and over the folders of several workers."""
-
-    paths: tyro.conf.Positional[tuple[str, ...]]
-    """Output folders of runs of one model, or their URLs."""
-
-    json: bool = False
-    """Print them as JSON, with the mean and standard deviation of each channel."""
-
-    def __post_init__(self) -> None:
-        """Refuse no folder at all; raises UsageError."""
-        _require(len(self.paths) > 0, "give at least one output folder")
-
-
-@dataclass(frozen=True)
-class DemoConfig:
-    """Make a tiny model and ARC-style tasks on the spot, extract three sites from them, and verify what was written."""
-
-    output_dir: str = "./layertap-demo"
-    """Where model, tasks and activations go."""
-
-    num_tasks: int = 24
-    """How many tasks are made."""
-
-    seed: int = 0
-    """Seed of the weights and the tasks."""
-
-    def __post_init__(self) -> None:
-        """Refuse an empty demo; raises UsageError."""
-        _require(self.num_tasks >= 1, f"--num_tasks must be at least 1, not {self.num_tasks}")
 
 
 def local_path(text: str) -> Path:

@@ -8,8 +8,9 @@ and a manifest, verified.
 import os
 import sys
 
-from layertap.config import DemoConfig, ExtractConfig, local_path
+from layertap.config import ExtractConfig, local_path
 from layertap.demo.checkpoint import write_checkpoint
+from layertap.demo.config import DemoConfig
 from layertap.demo.tasks import make_tasks, write_tasks
 from layertap.errors import DamageError, UsageError
 from layertap.store.verify import verify

@@ -15,11 +15,10 @@ dropped, and the same command goes on with the first sample that is not committe
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 from layertap.config import ExtractConfig
 from layertap.errors import InputError, RunMismatchError
@@ -35,18 +34,16 @@ from layertap.extract.packing import Placement, Step, batch_arrays, step_shapes
 from layertap.extract.progress import Progress, Watch
 from layertap.extract.session import Session
 from layertap.extract.setup import Setup, prepare
-from layertap.extract.step import HostOutputs, Outputs, StepProgram
+from layertap.extract.step import Outputs, StepProgram
+from layertap.extract.stored import stored_sample
 from layertap.extract.windows import Position, Window, read_windows
 from layertap.model.qwen2 import Qwen2
-from layertap.prompts import Sample
 from layertap.store.files import remove_leftovers
 from layertap.store.lock import exclusive
 from layertap.store.manifest import Manifest
 from layertap.store.mirror import Mirror
-from layertap.store.samples import StoredSample
 from layertap.store.writer import ShardBuffer, ShardWriter
 
-_PREVIEW_CHARACTERS = 200
 _POLL_SECONDS = 0.005
 
 
@@ -279,27 +276,6 @@ def _one_behind(flights: Iterator[_Flight]) -> Iterator[_Flight]:
         raise
     if previous is not None:
         yield previous
-
-
-def stored_sample(window: Window, place: Placement, arrays: HostOutputs) -> StoredSample:
-    """The sample that stands at `place`, with its part of the step's outputs."""
-    sample = window.samples[place.sample]
-    span = slice(place.start, place.start + place.length)
-    return StoredSample(
-        sample_idx=sample.sample_idx,
-        task_id=sample.task_id,
-        text_preview=sample.text[:_PREVIEW_CHARACTERS],
-        origin=_origin(sample),
-        token_ids=sample.token_ids,
-        # Copied: a view would keep the whole step in memory for as long as one of its samples waits to be written.
-        activations={tap: rows[place.row][span].copy() for tap, rows in arrays.items()},
-    )
-
-
-def _origin(sample: Sample) -> dict[str, Any]:
-    """Which prompt of its task a sample is; enough to make the augmentation again and revert it."""
-    augmentation = None if sample.augmentation is None else asdict(sample.augmentation)
-    return {"test_index": sample.test_index, "prediction": sample.prediction, "augmentation": augmentation}
 
 
 def _checkpoint_path(setup: Setup) -> Path | None:

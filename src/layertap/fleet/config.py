@@ -169,3 +169,18 @@ class ResetShardsConfig:
             raise UsageError(
                 "name the shards to reset, as: layertap shards reset gs://bucket/dataset 3 7; or pass --all"
             )
+
+
+@dataclass(frozen=True)
+class VerifyConfig:
+    """Read output back and check it: that of one run, of all runs below a place, or of a sharded dataset's workers."""
+
+    path: tyro.conf.Positional[str]
+    """The output folder of a run, a folder of several, or a sharded dataset whose finished shards are to be checked;
+    or a URL of one (gs://bucket/activations/tpu_0, gs://bucket/activations, gs://bucket/dataset)."""
+
+    sharded_dataset: str | None = None
+    """The sharded dataset whose finished shards PATH holds, where they do not lie any more where they were written."""
+
+    json: bool = False
+    """Print the result as JSON."""

@@ -14,9 +14,9 @@ from typing import Any
 
 import google_crc32c
 
-from layertap.config import VerifyConfig
 from layertap.errors import DamageError
 from layertap.fleet.claims import done_name
+from layertap.fleet.config import VerifyConfig
 from layertap.fleet.sharded import MANIFEST as DATASET
 from layertap.fleet.sharded import DatasetShard, read_dataset
 from layertap.fleet.standing import read_done

@@ -14,7 +14,7 @@ from pickle import PickleBuffer
 import numpy as np
 
 from layertap.extract.packing import Placement
-from layertap.extract.run import stored_sample
+from layertap.extract.stored import stored_sample
 from layertap.extract.windows import Window
 from layertap.store.files import Checksummed
 from layertap.store.flags import Flags

@@ -1,6 +1,8 @@
-"""Settings of the upload, a part of `ExtractConfig`."""
+"""Settings of the upload, a part of `ExtractConfig`; and the flags of `layertap stats`."""
 
 from dataclasses import dataclass
+
+import tyro
 
 from layertap.errors import UsageError
 
@@ -66,6 +68,21 @@ class UploadConfig:
             parts = ("gs:/", self.gcs_bucket, self.gcs_prefix.strip("/"), f"tpu_{worker}")
             return "/".join(part for part in parts if part)
         return None if self.upload_to is None else f"{self.upload_to.rstrip('/')}/tpu_{worker}"
+
+
+@dataclass(frozen=True)
+class StatsConfig:
+    """Print the statistics of each layer and site, merged over shards and over the folders of several workers."""
+
+    paths: tyro.conf.Positional[tuple[str, ...]]
+    """Output folders of runs of one model, or their URLs."""
+
+    json: bool = False
+    """Print them as JSON, with the mean and standard deviation of each channel."""
+
+    def __post_init__(self) -> None:
+        """Refuse no folder at all; raises UsageError."""
+        _require(len(self.paths) > 0, "give at least one output folder")
 
 
 def _require(condition: bool, message: str) -> None:

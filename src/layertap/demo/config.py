@@ -1,0 +1,24 @@
+"""The flags of `layertap demo`, as in `layertap.config`: one field, one flag, one sentence."""
+
+from dataclasses import dataclass
+
+from layertap.errors import UsageError
+
+
+@dataclass(frozen=True)
+class DemoConfig:
+    """Make a tiny model and ARC-style tasks on the spot, extract three sites from them, and verify what was written."""
+
+    output_dir: str = "./layertap-demo"
+    """Where model, tasks and activations go."""
+
+    num_tasks: int = 24
+    """How many tasks are made."""
+
+    seed: int = 0
+    """Seed of the weights and the tasks."""
+
+    def __post_init__(self) -> None:
+        """Refuse an empty demo; raises UsageError."""
+        if self.num_tasks < 1:
+            raise UsageError(f"--num_tasks must be at least 1, not {self.num_tasks}")
