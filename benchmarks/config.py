@@ -36,7 +36,7 @@ class _Settings:
 
     baseline_batches: int | None = None
     """How many batches of 4 prompts transformers is given, spread evenly over those of all tasks, so that they are as
-    uneven as the rest; None, or more than there are: all, on cpu 4, which saves hours."""
+    uneven as the rest; None, or more than there are: all, on cpu 4, which halves the time."""
 
     repeats: int = 3
     """How often each contender runs; they take turns, and the median counts."""
