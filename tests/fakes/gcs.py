@@ -165,9 +165,10 @@ class _Handler(BaseHTTPRequestHandler):
         if fault and fault.kind == "lose" and status < 400:
             status, headers, content = fault.status, {}, error(Refusal(fault.status, "backendError", "lost"))
         vanished = fault is not None and fault.kind == "vanish"
+        self._note(operation, length, 0 if vanished else status, fault)  # once answered, a client may look at the log
         if not vanished:
             self._send(status, headers, content, operation, fault)
-        return self._end(operation, length, 0 if vanished else status, fault, reset=vanished)
+        return self._close(fault, reset=vanished)
 
     def _answer(self, operation: str, body: bytes, fault: Fault | None) -> Answer:
         if fault and fault.kind == "refuse":
@@ -289,10 +290,16 @@ class _Handler(BaseHTTPRequestHandler):
         if cut:
             self.close_connection = True
 
-    def _end(self, operation: str, size: int, status: int, fault: Fault | None, *, reset: bool = False) -> None:
+    def _end(self, operation: str, size: int, status: int, fault: Fault | None, *, reset: bool) -> None:
+        self._note(operation, size, status, fault)
+        self._close(fault, reset=reset)
+
+    def _note(self, operation: str, size: int, status: int, fault: Fault | None) -> None:
         self.gcs.faults.note(
             Request(operation, self._name, self._query, size, status, fault.kind if fault is not None else "")
         )
+
+    def _close(self, fault: Fault | None, *, reset: bool) -> None:
         if reset or (fault is not None and fault.kind == "reset"):
             self.close_connection = True
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
