@@ -70,7 +70,12 @@ class BenchmarkConfig(_Settings):
 
 
 def resolved(config: BenchmarkConfig) -> BenchmarkConfig:
-    """The settings with the sizes, dtypes and batches that suit the device where none were given."""
+    """The settings with the sizes, dtypes and batches that suit the device where none were given.
+
+    Raises SystemExit where there is nothing to compare with.
+    """
+    if config.baseline_batches is not None and config.baseline_batches < 1:
+        raise SystemExit(f"--baseline_batches must be at least 1, not {config.baseline_batches}")
     gpu = config.device == "gpu"
     size = config.size or (("0.5b", "1.5b", "7b") if gpu else ("0.5b",))
     dtypes: tuple[Dtype, ...] = config.dtypes or (("bfloat16",) if gpu else ("bfloat16", "float32"))

@@ -87,6 +87,12 @@ def test_a_gpu_is_given_three_sizes_in_bfloat16_unless_others_are_asked_for() ->
     assert resolved(asked) == asked
 
 
+@pytest.mark.parametrize("batches", [0, -1])
+def test_a_comparison_with_nothing_is_refused(batches: int) -> None:
+    with pytest.raises(SystemExit, match="--baseline_batches must be at least 1"):
+        resolved(BenchmarkConfig(baseline_batches=batches))
+
+
 @pytest.mark.parametrize(
     ("given", "seen"), [(None, "0"), ("2", "2"), ("3, 1", "3"), ("GPU-8f1,GPU-9", "GPU-8f1"), ("", "")]
 )
