@@ -9,6 +9,7 @@ import commands
 import pytest
 import shards
 
+import layertap
 from layertap.cli import main
 from layertap.config import ExtractConfig
 
@@ -80,6 +81,11 @@ def test_usage_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 2
     assert main(["extrakt"]) == 2
     assert "no command 'extrakt'" in capsys.readouterr().err
+
+
+def test_the_version_is_printed(tmp_path: Path) -> None:
+    done = commands.run(["-m", "layertap", "--version"], tmp_path)
+    assert (done.returncode, done.stdout) == (0, f"layertap {layertap.__version__}\n")
 
 
 @pytest.mark.parametrize(

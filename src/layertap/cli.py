@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 import tyro
 from tqdm import tqdm
 
+import layertap
 from layertap.config import ExtractConfig, local_path
 from layertap.demo.config import DemoConfig
 from layertap.errors import InputError, LayertapError, UsageError
@@ -52,7 +53,10 @@ T = TypeVar("T")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run `layertap` with these arguments (default: the process's own); returns the exit status."""
-    return _choose(_COMMANDS, list(sys.argv[1:] if arguments is None else arguments), "layertap")
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given in (["--version"], ["-V"]):
+        return guarded(_print_version)
+    return _choose(_COMMANDS, given, "layertap")
 
 
 def extract_main() -> int:
@@ -72,11 +76,20 @@ def _choose(commands: "Mapping[str, _Command | _Group]", given: list[str], prog:
         return _choose(command.commands, given[1:], f"{prog} {given[0]}")
     if command is not None:
         return run_command(command.config, command.run, given[1:], prog=f"{prog} {given[0]}")
+    return guarded(lambda: _explain(commands, given, prog))
+
+
+def _explain(commands: "Mapping[str, _Command | _Group]", given: list[str], prog: str) -> int:
     asked = bool(given) and given[0] in ("-h", "--help")
     if given and not asked:
         print(f"error: {prog} has no command {given[0]!r}", file=sys.stderr)
     print(_usage(commands, prog), file=sys.stdout if asked else sys.stderr)
     return 0 if asked else InputError.exit_status
+
+
+def _print_version() -> int:
+    print(f"layertap {layertap.__version__}")
+    return 0
 
 
 def run_command(config_type: type[T], run: Callable[[T], int], arguments: Sequence[str], *, prog: str) -> int:

@@ -1,12 +1,25 @@
-"""How a process of Layertap ends: errors that are raised on purpose become a message and an exit status."""
+"""How a process of Layertap ends: errors that are raised on purpose become a message and an exit status.
 
+Two things of a terminal are no errors. Characters that it cannot show (a Latin-1 or ASCII locale) come out as `?`. A
+reader that leaves early (`layertap inspect ... | head`) ends the process in silence, with the status that a shell gives
+to a program that SIGPIPE ended. SIGPIPE itself stays ignored, as Python has it: its default would also kill a run whose
+bucket closes a connection. So a broken pipe counts as an early reader only where the pipe of standard output or
+standard error has in fact no reader any more; any other one is a bug and keeps its traceback.
+"""
+
+import io
 import os
+import select
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from typing import TextIO
 
 from layertap.errors import LayertapError
 from layertap.interruption import INTERRUPTED, interruptible
+
+NOBODY_READS = 141
+"""The exit status of a process whose reader has left: 128 and the number of SIGPIPE, as in a shell."""
 
 
 def guarded(run: Callable[[], int]) -> int:
@@ -14,14 +27,64 @@ def guarded(run: Callable[[], int]) -> int:
 
     After an interruption the process ends here.
     """
+    _replace_what_cannot_be_shown(sys.stdout)
     try:
         with interruptible():
-            return run()
+            return _printed(run)
     except LayertapError as error:
-        print(f"error: {error}", file=sys.stderr)
+        with suppress(BrokenPipeError):  # nobody reads it any more
+            print(f"error: {error}", file=sys.stderr)
         return error.exit_status
+    except BrokenPipeError:
+        closed = [stream for stream in (sys.stdout, sys.stderr) if stream is not None and _has_no_reader(stream)]
+        if not closed:
+            raise
+        for stream in closed:
+            _discard(stream)
+        return NOBODY_READS
     except KeyboardInterrupt:
         # An orderly exit would wait for the step that is on the device, for most of a minute on a CPU.
         with suppress(BrokenPipeError):  # nobody reads it any more
-            sys.stdout.flush()
+            _flush(sys.stdout)
         os._exit(INTERRUPTED)
+
+
+def _printed(run: Callable[[], int]) -> int:
+    """The same, once all that it printed is out: what waits in a buffer would fail as Python exits, with a traceback.
+
+    So too where it exits, as it does after `--help`.
+    """
+    try:
+        status = run()
+    except SystemExit:
+        _flush(sys.stdout)
+        raise
+    _flush(sys.stdout)
+    return status
+
+
+def _flush(stream: TextIO | None) -> None:
+    if stream is not None:  # Python has none where the descriptor was closed before it began (`>&-`)
+        stream.flush()
+
+
+def _replace_what_cannot_be_shown(stream: TextIO | None) -> None:
+    if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+        stream.reconfigure(errors="replace")
+
+
+def _has_no_reader(stream: TextIO) -> bool:
+    try:
+        descriptor = stream.fileno()
+    except (OSError, ValueError):  # captured by a test, or closed
+        return False
+    poll = select.poll()
+    poll.register(descriptor, select.POLLOUT)
+    return any(events & (select.POLLERR | select.POLLHUP) for _, events in poll.poll(0))
+
+
+def _discard(stream: TextIO) -> None:
+    """Let what is still in the buffer go nowhere."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
