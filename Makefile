@@ -1,51 +1,54 @@
-# Everything a newcomer types: `make demo`, `make test`, `make check`. Each makes .venv, with what it needs, if it is not there.
+# Everything a newcomer types: `make demo`, `make test`, `make check`. Each makes the environment it needs, if it is not there.
+# There are two. `.venv` is the user's: Layertap and what it runs with. `.venv-test` also has the tests' tools, and libtpu,
+# torch and Ray among them, which would change how a user's runs start.
 
 PYTHON ?= python3
 VENV := .venv
-BIN := $(VENV)/bin
-INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+TESTS := .venv-test
+BIN := $(TESTS)/bin
+PIP := -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .PHONY: bench demo test test-slow soak check lint format clean
 
-demo: $(VENV)/.run-time
-	$(BIN)/layertap demo
+demo: $(VENV)/.installed
+	$(VENV)/bin/layertap demo
 
-test: $(VENV)/.test
+test: $(TESTS)/.installed
 	$(BIN)/pytest -q -n 2 --dist worksteal -m "not slow"
 
-test-slow: $(VENV)/.test
+test-slow: $(TESTS)/.installed
 	$(BIN)/pytest -q -m slow
 
-soak: $(VENV)/.test
+soak: $(TESTS)/.installed
 	PYTHONPATH=tests $(BIN)/python -m soak $(SOAK)
 
 check: lint test
 
-bench: $(VENV)/.test
+bench: $(TESTS)/.installed
 	$(BIN)/python -m benchmarks
 
-lint: $(VENV)/.test
+lint: $(TESTS)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-format: $(VENV)/.test
+format: $(TESTS)/.installed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) layertap-demo
+	rm -rf $(VENV) $(TESTS) layertap-demo
 
-$(BIN)/python:
+$(VENV)/bin/python $(TESTS)/bin/python:
 	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Layertap needs Python 3.11 or later; give it as: make PYTHON=python3.12 ...")'
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv $(@D:/bin=)
 
-$(VENV)/.run-time: pyproject.toml constraints.txt | $(BIN)/python
+$(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@echo "installing Layertap into $(VENV)"
-	$(INSTALL) --editable .
+	$(VENV)/bin/python $(PIP) --editable .
 	touch $@
 
-$(VENV)/.test: pyproject.toml constraints.txt | $(BIN)/python
-	@echo "installing Layertap and what its tests need into $(VENV)"
-	$(INSTALL) --editable '.[test]'
-	touch $@ $(VENV)/.run-time
+$(TESTS)/.installed: pyproject.toml constraints.txt | $(TESTS)/bin/python
+	@echo "installing Layertap and what its tests need into $(TESTS)"
+	$(TESTS)/bin/python $(PIP) --editable '.[test]'
+	touch $@
