@@ -10,11 +10,12 @@ import layertap
 _PACKAGE = Path(layertap.__file__).parent
 
 # A room may import itself, the ground floor, and the rooms named here.
-_GROUND = {"errors", "task", "tap"}
+_GROUND = {"errors", "task", "tap", "arguments"}
 _MAY_KNOW = {
     "errors": set(),
     "task": set(),
     "tap": set(),
+    "arguments": set(),
     "dataset": set(),
     "prompts": set(),
     "model": set(),
@@ -29,20 +30,9 @@ _MAY_KNOW = {
     "demo": {"config", "dataset", "prompts", "model", "store", "extract"},
     "interruption": set(),
     "process": {"interruption"},
-    "cli": {
-        "config",
-        "process",
-        "dataset",
-        "prompts",
-        "model",
-        "store",
-        "extract",
-        "demo",
-        "plan",
-        "tpu",
-        "fleet",
-        "inspection",
-    },
+    "worker_flags": {"config"},
+    "commands": {"config", "store", "extract", "demo", "plan", "tpu", "fleet", "inspection", "worker_flags"},
+    "cli": {"config", "process", "commands", "store", "demo", "plan", "tpu", "fleet", "inspection"},
     "__main__": {"cli"},
     "__init__": {"reader"},
 }

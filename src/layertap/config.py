@@ -1,6 +1,7 @@
 """The settings of a run: one frozen dataclass, from which the command line is made.
 
-Each field is one flag, and the sentence under it is the flag's help. Contradictions are refused here, before anything
+Each field is one flag, and the sentence under it is the flag's help (`arguments.py` says how the page is made of them).
+Contradictions are refused here, before anything
 is read; what only the model can tell (does it have that layer?) is refused when the model's config has been read.
 """
 
@@ -12,6 +13,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from layertap.arguments import LAYERS, Flag
 from layertap.dataset import DatasetFormat
 from layertap.dataset.config import ShardedConfig
 from layertap.errors import UsageError
@@ -34,18 +36,18 @@ def _require(condition: bool, message: str) -> None:
 class HostsConfig:
     """One model over the chips of several hosts; a part of `ExtractConfig`."""
 
-    multihost: bool = False
-    """This process is one of several hosts that run one model together; start the same command on each. On Cloud TPU
-    that is all there is to say."""
+    multihost: Annotated[bool, Flag("host")] = False
+    """This process is one of several hosts that run one model together. Start the same command on each host. On Cloud
+    TPU no other flag of this group is needed."""
 
-    num_hosts: int | None = None
-    """How many hosts there are; None: JAX finds out (Cloud TPU, Slurm, Open MPI)."""
+    num_hosts: Annotated[int | None, Flag("host", default="JAX finds out, on Cloud TPU, Slurm and Open MPI")] = None
+    """How many hosts there are."""
 
-    host_id: int | None = None
-    """This host's number, from 0; None: JAX finds out."""
+    host_id: Annotated[int | None, Flag("host", default="JAX finds out")] = None
+    """The number of this host, counted from 0."""
 
-    coordinator_address: str | None = None
-    """HOST:PORT of host 0, free on it and reachable from all; None: JAX finds out."""
+    coordinator_address: Annotated[str | None, Flag("host", "HOST:PORT", "JAX finds out")] = None
+    """A free port of host 0 that all hosts can reach."""
 
     def __post_init__(self) -> None:
         """Refuse values that contradict each other; raises UsageError."""
@@ -69,99 +71,93 @@ class HostsConfig:
 
 @dataclass(frozen=True)
 class ExtractConfig:
-    """Extract activations of a Qwen 2.5 model from ARC tasks or plain text."""
+    """Run a Qwen 2.5 model over ARC tasks or plain text, and save its activations."""
 
-    dataset_path: str | None = None
-    """ARC tasks or plain text: a JSONL or JSON file, or a folder of JSON files; a local path or any fsspec URL."""
+    dataset_path: Annotated[str | None, Flag(metavar="PATH", needed="required, or --sharded_dataset_dir")] = None
+    """ARC tasks or plain text: a JSONL or JSON file, or a folder of JSON files. A local path, or a URL such as
+    gs://bucket/tasks.jsonl."""
 
-    dataset_format: DatasetFormat = "auto"
-    """The shape of the dataset; auto finds it out from the content."""
+    dataset_format: Annotated[DatasetFormat, Flag("input")] = "auto"
+    """The shape of the dataset. auto finds it out from the content."""
 
-    sharded: Annotated[ShardedConfig, tyro.conf.arg(name="")] = ShardedConfig()  # noqa: RUF009 - it is frozen
-    """A dataset in shards."""
+    max_tasks: Annotated[int | None, Flag("input", default="all tasks")] = None
+    """Stop after this many tasks of the dataset."""
 
-    max_tasks: int | None = None
-    """Stop after this many tasks of the dataset; None stands for all."""
+    on_bad_task: Annotated[Literal["error", "skip"], Flag("input")] = "error"
+    """What to do with a malformed task: stop the run, or skip the task and list it in metadata.json."""
 
-    machine_id: int = 0
-    """Which share of the dataset is this machine's: tasks machine_id, machine_id + total_machines, ..."""
+    grid_encoder: Annotated[str, Flag("prompt", "ENCODER")] = "GridShapeEncoder(RowNumberEncoder(MinimalGridEncoder()))"
+    """How a grid becomes text: grid encoders, one inside the other."""
 
-    total_machines: int = 1
-    """How many machines share the dataset, round robin by task."""
+    prompt_version: Annotated[str, Flag("prompt", "NAME")] = "output-from-examples-v0"
+    """The wording of the prompt: output-from-examples-v0 (full instruction) or output-from-examples-v1 (short)."""
 
-    on_bad_task: Literal["error", "skip"] = "error"
-    """A malformed task stops the run, or is skipped and listed in the manifest."""
-
-    grid_encoder: str = "GridShapeEncoder(RowNumberEncoder(MinimalGridEncoder()))"
-    """How a grid becomes text: an expression of composed encoders."""
-
-    prompt_version: str = "output-from-examples-v0"
-    """The prompt's wording: output-from-examples-v0 (full instruction) or output-from-examples-v1 (short)."""
-
-    prompt_template: str | None = None
+    prompt_template: Annotated[str | None, Flag("prompt", "FOLDER")] = None
     """A folder with your own system.j2, user.j2 and assistant.j2, instead of --prompt_version."""
 
-    predictions_per_task: int = 8
-    """How many augmented prompts are made of each test input."""
+    predictions_per_task: Annotated[int, Flag("prompt")] = 8
+    """How many augmented prompts to make from each test input."""
 
-    include_answer: bool = False
-    """Put the test output into the prompt, as the assistant's answer, where it is known."""
+    include_answer: Annotated[bool, Flag("prompt")] = False
+    """Add the test output to the prompt, as the answer of the assistant, where it is known."""
 
-    random_seed: int = 42
-    """Seed of the augmentations; each depends on the seed, the task's id and the prediction's number alone."""
+    random_seed: Annotated[int, Flag("prompt", "SEED")] = 42
+    """The seed of the augmentations."""
 
-    model_path: str = "Qwen/Qwen2.5-0.5B"
-    """A checkpoint folder in Hugging Face layout, or a Hub id."""
+    model_path: Annotated[str, Flag(metavar="MODEL")] = "Qwen/Qwen2.5-0.5B"
+    """A model of the Hugging Face Hub, or a local folder with its checkpoint."""
 
-    compute_dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    """Operands of matrix products; sums, norms, softmax and the residual stream are float32 in either case."""
+    compute_dtype: Annotated[Literal["bfloat16", "float32"], Flag("model")] = "bfloat16"
+    """The number format of matrix products. Sums, norms, softmax and the residual stream are always float32."""
 
-    layers_to_extract: tuple[int, ...] = ()
-    """Layer numbers, counted from 0; none stand for all. No layer above the last one is loaded or run."""
+    layers_to_extract: Annotated[tuple[int, ...], LAYERS, Flag(default="all layers")] = ()
+    """Which layers to save, counted from 0, as 6 12 or 6,12 or 1-3 or all. Layers above the last of these are neither
+    loaded nor run."""
 
-    activation_type: tuple[Site, ...] = ("residual",)
-    """residual: the layer's output; mlp, attn: that block's output before its residual add. Several share one pass."""
+    activation_type: Annotated[tuple[Site, ...], Flag("tap")] = ("residual",)
+    """What to save of each layer. residual: the output of the layer. mlp, attn: the output of that block before it is
+    added to the residual stream. Several of them take one forward pass."""
 
-    batch_size: int | None = None
-    """Rows a step, on each device; None stands for 4, and for 1 on CPU, where rows run one after another anyway and a
-    step's outputs wait in memory."""
+    batch_size: Annotated[int | None, Flag("model", "ROWS", "4, and 1 on a CPU")] = None
+    """How many rows of tokens each device computes in a step."""
 
-    mesh: str = "auto"
-    """How several devices share the work, such as data=8,fsdp=8: rows over both, weights cut along fsdp; auto cuts
-    weights only as far as memory needs it."""
+    mesh: Annotated[str, Flag("model", "MESH")] = "auto"
+    """How several devices share the work, such as data=8,fsdp=8: rows are shared over both, weights over fsdp. auto
+    shares weights only as far as memory needs it."""
 
-    row_length: int = 4096
-    """Tokens a row, into which samples are packed; a longer sample gets a row of twice, four times, ... this length."""
+    row_length: Annotated[int, Flag("model", "TOKENS")] = 4096
+    """The length of a row, into which several prompts are packed. A longer prompt gets a row that is two, four, ...
+    times as long."""
 
-    max_seq_length: int = 16_384
-    """The longest sample that is extracted, in tokens."""
+    max_seq_length: Annotated[int, Flag("prompt", "TOKENS")] = 16_384
+    """The longest prompt to extract."""
 
-    overlong: Literal["error", "skip", "truncate"] = "error"
-    """A longer sample stops the run, is skipped, or is cut at its end; the manifest counts and lists it."""
+    overlong: Annotated[Literal["error", "skip", "truncate"], Flag("prompt")] = "error"
+    """What to do with a longer prompt: stop the run, skip the prompt, or cut its end off. metadata.json lists it."""
 
-    window_samples: int = 1024
-    """How many samples are packed together: more fill rows better, fewer start sooner."""
+    window_samples: Annotated[int, Flag("model", "PROMPTS")] = 1024
+    """How many prompts are packed together. More fill the rows better, fewer start sooner."""
 
-    certify: int = 0
-    """Run this many prompts in float32 too, before the run, and put cosine and relative error at each layer and site
-    into the manifest; not with --multihost."""
+    certify: Annotated[int, Flag("model", "PROMPTS", "none")] = 0
+    """Run the first prompts in float32 too, and write into metadata.json how close each layer comes to it."""
 
-    output_dir: str = "./activations"
-    """Where shards and metadata.json are written; one folder a site where there are several."""
+    output_dir: Annotated[str, Flag("output", "FOLDER")] = "./activations"
+    """Where to write the shards and metadata.json."""
 
-    format: FormatName = "pickle"
-    """pickle: gzipped pickles that numpy alone reads. safetensors: one file a layer and site, memory-mapped by any
-    framework."""
+    format: Annotated[FormatName, Flag("output")] = "pickle"
+    """pickle: gzipped pickles, which need nothing but numpy. safetensors: a file for each layer and activation type,
+    which is faster to train from."""
 
-    storage_dtype: StorageDtype | None = None
-    """The dtype on disk; None stands for float32 in pickles, which holds bfloat16 exactly, and bfloat16 in safetensors.
-    float16 is checked for overflow; bfloat16 needs ml_dtypes to read into numpy."""
+    storage_dtype: Annotated[
+        StorageDtype | None, Flag("output", default="float32 in pickles, bfloat16 in safetensors")
+    ] = None
+    """The number format on disk. A number that float16 cannot hold stops the run."""
 
-    shard_size_gb: float = 1.0
-    """A shard is closed before its activations exceed this many GB (1e9 bytes) before compression."""
+    shard_size_gb: Annotated[float, Flag("output", "GB")] = 1.0
+    """The size of a shard, before compression, in units of 10^9 bytes."""
 
-    compress_shards: bool = True
-    """Compress pickles with gzip; safetensors are never compressed, so that they can be memory-mapped."""
+    compress_shards: Annotated[bool, Flag("output")] = True
+    """Compress pickles with gzip. safetensors are never compressed, because they are memory-mapped."""
 
     hosts: Annotated[HostsConfig, tyro.conf.arg(name="")] = HostsConfig()
     """Several hosts as one machine."""
@@ -169,17 +165,26 @@ class ExtractConfig:
     upload: Annotated[UploadConfig, tyro.conf.arg(name="")] = UploadConfig()  # noqa: RUF009 - it is frozen
     """Where shards are copied to."""
 
-    worker_id: int | None = None
-    """This worker's number; None stands for TPU_WORKER_ID of the environment, else 0."""
+    worker_id: Annotated[int | None, Flag("worker", default="TPU_WORKER_ID of the environment, or 0")] = None
+    """The number of this worker. It names the worker's folder in a bucket, and its checkpoint."""
 
-    metrics_port: int | None = None
-    """Serve metrics for Prometheus at http://127.0.0.1:PORT/metrics; 0 takes any free port and says which."""
+    machine_id: Annotated[int, Flag("worker")] = 0
+    """Which share of the dataset this machine extracts: tasks machine_id, machine_id + total_machines, and so on."""
 
-    checkpoint_dir: str = "./checkpoints"
-    """Where checkpoint_worker_{id}.json is kept."""
+    total_machines: Annotated[int, Flag("worker")] = 1
+    """How many machines share the dataset. Each takes every total_machines-th task."""
 
-    checkpointing: bool = True
-    """Keep a checkpoint and resume from it. Without, a folder that already holds shards is refused."""
+    sharded: Annotated[ShardedConfig, tyro.conf.arg(name="")] = ShardedConfig()  # noqa: RUF009 - it is frozen
+    """A dataset in shards."""
+
+    metrics_port: Annotated[int | None, Flag("worker", "PORT")] = None
+    """Serve metrics for Prometheus at http://127.0.0.1:PORT/metrics. 0 takes any free port, and says which."""
+
+    checkpoint_dir: Annotated[str, Flag("output", "FOLDER")] = "./checkpoints"
+    """Where to keep checkpoint_worker_{id}.json, from which a run goes on after it was stopped."""
+
+    checkpointing: Annotated[bool, Flag("output")] = True
+    """Keep a checkpoint, and go on from it. With --no_checkpointing, a folder that holds shards already is refused."""
 
     def __post_init__(self) -> None:
         """Refuse values that contradict each other; raises UsageError."""

@@ -9,7 +9,11 @@ Layers are counted from 0. Beware of `hidden_states[N + 1]` as a reference for `
 transformers puts the *final norm's* output there, not the layer's.
 """
 
+import re
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
+
+from layertap.errors import UsageError
 
 Site = Literal["residual", "mlp", "attn"]
 SITES: tuple[Site, ...] = ("residual", "mlp", "attn")
@@ -20,3 +24,26 @@ class Tap(NamedTuple):
 
     layer: int
     site: Site
+
+
+_LAYERS = re.compile(r"(\d+)(?:-(\d+))?", re.ASCII)
+
+
+def parse_layers(words: Sequence[str]) -> tuple[int, ...]:
+    """The layers that `6 12`, `6,12`, `1-3` or any mixture of these name; none for `all`, which stands alone.
+
+    Raises UsageError for anything else. Layers are not counted from the end: a run is planned, and its output named, by
+    numbers that mean the same in every model.
+    """
+    parts = [part for word in words for part in word.split(",") if part]
+    if parts == ["all"]:
+        return ()
+    return tuple(layer for part in parts for layer in _range(part))
+
+
+def _range(part: str) -> range:
+    match = _LAYERS.fullmatch(part)
+    first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+    if last < first:
+        raise UsageError(f"layer {part!r}: give layers counted from 0, as 6 12, or 6,12, or 1-3, or give all alone")
+    return range(first, last + 1)

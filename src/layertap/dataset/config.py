@@ -3,8 +3,9 @@
 import json
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
+from layertap.arguments import Flag
 from layertap.errors import UsageError
 
 
@@ -12,35 +13,33 @@ from layertap.errors import UsageError
 class ShardedConfig:
     """A dataset whose shards several workers claim."""
 
-    use_sharded_dataset: bool = False
-    """Claim shards of --sharded_dataset_dir one after another. To give that is to ask for it."""
+    use_sharded_dataset: Annotated[bool, Flag("input")] = False
+    """Process the shards of --sharded_dataset_dir one at a time. That flag alone does so too."""
 
-    sharded_dataset_dir: str | None = None
-    """Instead of --dataset_path: what `layertap shards create` made, a folder or gs://bucket/path."""
+    sharded_dataset_dir: Annotated[str | None, Flag("input", "FOLDER")] = None
+    """Instead of --dataset_path: a dataset that `layertap shards create` made, in a folder or at gs://bucket/path."""
 
-    preferred_shard_id: int | None = None
-    """The shard to begin with, if it is free; several workers then begin apart."""
+    preferred_shard_id: Annotated[int | None, Flag("worker", "SHARD")] = None
+    """The shard to begin with, if no other worker has it. Give each worker another one."""
 
-    max_shards: int | None = None
-    """Stop after this many shards; None stands for all that can be had."""
+    max_shards: Annotated[int | None, Flag("worker", default="as many as there are")] = None
+    """Stop after this many shards."""
 
-    lease_seconds: float = 120.0
-    """A worker that was not heard of for so long loses its shard to another; it says that it lives four times as
-    often."""
+    lease_seconds: Annotated[float, Flag("worker", "SECONDS")] = 120.0
+    """After how long a silence a worker loses its shard to another one. It reports four times as often."""
 
-    engine: Literal["none", "local", "ray"] = "none"
-    """none: this process is one worker. local: it starts --num_workers of them here, and again when they die. ray: Ray
-    does, here or on a cluster."""
+    engine: Annotated[Literal["none", "local", "ray"], Flag("worker")] = "none"
+    """none: this process is one worker. local: it starts --num_workers workers on this machine, and starts them again
+    when they die. ray: Ray does so, here or on a cluster."""
 
-    num_workers: int | None = None
-    """How many workers an engine runs; their ids are counted from --worker_id."""
+    num_workers: Annotated[int | None, Flag("worker")] = None
+    """How many workers --engine starts. They are numbered from --worker_id on."""
 
-    ray_address: str | None = None
-    """With --engine ray, the cluster: HOST:PORT, or auto for the one that this machine is in; None starts one on this
-    machine alone."""
+    ray_address: Annotated[str | None, Flag("worker", "HOST:PORT", "a new Ray on this machine")] = None
+    """The cluster for --engine ray. auto takes the one that this machine belongs to."""
 
-    resources_per_worker: str | None = None
-    """With --engine ray, what Ray sets apart for each worker, as JSON: '{"TPU": 4}'. One CPU where none is named."""
+    resources_per_worker: Annotated[str | None, Flag("worker", "JSON", "one CPU")] = None
+    """What --engine ray reserves for each worker, such as '{"TPU": 4}'."""
 
     def __post_init__(self) -> None:
         """Refuse values that make no sense; raises UsageError."""

@@ -1,7 +1,9 @@
 """The flags of `layertap demo`, as in `layertap.config`: one field, one flag, one sentence."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
+from layertap.arguments import Flag
 from layertap.errors import UsageError
 
 
@@ -9,14 +11,14 @@ from layertap.errors import UsageError
 class DemoConfig:
     """Make a tiny model and ARC-style tasks on the spot, extract three sites from them, and verify what was written."""
 
-    output_dir: str = "./layertap-demo"
-    """Where model, tasks and activations go."""
+    output_dir: Annotated[str, Flag(metavar="FOLDER")] = "./layertap-demo"
+    """Where to write the model, the tasks and the activations."""
 
     num_tasks: int = 24
-    """How many tasks are made."""
+    """How many tasks to make."""
 
-    seed: int = 0
-    """Seed of the weights and the tasks."""
+    seed: Annotated[int, Flag(metavar="SEED")] = 0
+    """The seed of the weights and the tasks."""
 
     def __post_init__(self) -> None:
         """Refuse an empty demo; raises UsageError."""

@@ -3,10 +3,11 @@
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
 
+from layertap.arguments import Flag
 from layertap.config import local_path
 from layertap.dataset import DatasetFormat
 from layertap.errors import UsageError
@@ -18,29 +19,30 @@ _MOST_STREAMS = 512  # all are open for writing at once
 class SourceConfig:
     """The dataset that is dealt out."""
 
-    dataset_path: str | None = None
-    """ARC tasks or plain text: a JSONL or JSON file, or a folder of JSON files; a local path or any fsspec URL."""
+    dataset_path: Annotated[str | None, Flag(metavar="PATH", needed="required, or --dataset_name")] = None
+    """ARC tasks or plain text: a JSONL or JSON file, or a folder of JSON files. A local path, or a URL such as
+    gs://bucket/tasks.jsonl."""
 
     dataset_format: DatasetFormat = "auto"
-    """The shape of --dataset_path; auto finds it out from the content."""
+    """The shape of the dataset. auto finds it out from the content."""
 
-    dataset_name: str | None = None
-    """Instead of --dataset_path: a Hugging Face dataset, by its Hub id or as a local folder."""
+    dataset_name: Annotated[str | None, Flag(metavar="DATASET", needed="required, or --dataset_path")] = None
+    """A dataset of the Hugging Face Hub, or a local folder with one."""
 
-    dataset_config: str | None = None
-    """Which configuration of --dataset_name, where it has several."""
+    dataset_config: Annotated[str | None, Flag(metavar="NAME")] = None
+    """Which configuration of --dataset_name, if it has several."""
 
-    dataset_split: str = "train"
+    dataset_split: Annotated[str, Flag(metavar="NAME")] = "train"
     """Which split of --dataset_name."""
 
-    column_name: str | None = None
-    """The column of --dataset_name that holds the text, the task or the BARC examples; None stands for the row."""
+    column_name: Annotated[str | None, Flag(metavar="COLUMN", default="the whole row")] = None
+    """The column of --dataset_name that holds the text, the task or the BARC examples."""
 
-    max_samples: int | None = None
-    """Stop after this many tasks or texts of the dataset; None stands for all."""
+    max_samples: Annotated[int | None, Flag(default="all of them")] = None
+    """Stop after this many tasks or texts of the dataset."""
 
     on_bad_task: Literal["error", "skip"] = "error"
-    """A malformed task, or one whose id an earlier one has, stops the command, or is left out and listed."""
+    """What to do with a malformed task, or one with the id of an earlier task: stop, or leave it out and list it."""
 
     def __post_init__(self) -> None:
         """Refuse values that contradict each other; raises UsageError."""
@@ -59,16 +61,16 @@ class SourceConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class StreamsConfig(SourceConfig):
-    """Deal a dataset out to workers: one JSONL file each, round robin."""
+    """Share a dataset out to workers: one JSONL file for each, round robin by task."""
 
     num_streams: int
-    """How many files."""
+    """How many files to write."""
 
-    output_dir: str = "data/streams"
-    """The folder for the files; a new one, or the one that holds the same streams already."""
+    output_dir: Annotated[str, Flag(metavar="FOLDER")] = "data/streams"
+    """Where to write them: a new folder, or one that holds the same streams already."""
 
     name_digits: int = 3
-    """Digits of the number in stream_000.jsonl; 1 makes stream_0.jsonl."""
+    """How many digits the number in a file's name has: 3 makes stream_000.jsonl, 1 makes stream_0.jsonl."""
 
     def __post_init__(self) -> None:
         """Refuse values that make no sense; raises UsageError."""
@@ -92,16 +94,17 @@ class StreamsConfig(SourceConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class CreateShardsConfig(SourceConfig):
-    """Cut a dataset into shards that workers claim one after another."""
+    """Cut a dataset into shards, which workers claim one after another."""
 
-    output: str
-    """Where the sharded dataset goes: a folder that all workers reach, or gs://bucket/path."""
+    output: Annotated[str, Flag(metavar="FOLDER")]
+    """Where to write the shards: a folder that all workers can reach, or gs://bucket/path."""
 
-    num_shards: int | None = None
-    """How many shards; several for each worker, so that the fast ones take more and a lost one costs little."""
+    num_shards: Annotated[int | None, Flag(needed="required, or --tasks_per_shard")] = None
+    """How many shards to make. Make several for each worker, so that fast workers take more, and a lost worker costs
+    little."""
 
-    tasks_per_shard: int | None = None
-    """Instead of --num_shards: how many tasks or texts a shard has."""
+    tasks_per_shard: Annotated[int | None, Flag(needed="required, or --num_shards")] = None
+    """How many tasks or texts a shard holds."""
 
     def __post_init__(self) -> None:
         """Refuse values that contradict each other; raises UsageError."""
@@ -116,10 +119,10 @@ class CreateShardsConfig(SourceConfig):
 
 @dataclass(frozen=True)
 class ShardsStatusConfig:
-    """Say which shards of a dataset are done, claimed, failed and free."""
+    """List how many shards of a dataset are done, claimed, failed and free."""
 
-    dataset: tyro.conf.Positional[str]
-    """The sharded dataset: a folder or gs://bucket/path."""
+    dataset: Annotated[tyro.conf.Positional[str], Flag(metavar="DATASET")]
+    """The sharded dataset: a folder, or gs://bucket/path."""
 
     json: bool = False
     """Print every shard, as JSON."""
@@ -127,19 +130,19 @@ class ShardsStatusConfig:
 
 @dataclass(frozen=True)
 class FleetStatusConfig:
-    """Say what the workers of a sharded dataset do, how fast, and when they will be done."""
+    """Show what the workers of a sharded dataset do, how fast they are, and when they will be done."""
 
-    dataset: tyro.conf.Positional[str]
-    """The sharded dataset: a folder or gs://bucket/path."""
+    dataset: Annotated[tyro.conf.Positional[str], Flag(metavar="DATASET")]
+    """The sharded dataset: a folder, or gs://bucket/path."""
 
     watch: bool = False
-    """Look again and again, until every shard is done or failed."""
+    """Show it again and again, until every shard is done or has failed."""
 
-    poll_seconds: float = 10.0
-    """Seconds between two looks."""
+    poll_seconds: Annotated[float, Flag(metavar="SECONDS")] = 10.0
+    """How long to wait between two looks."""
 
     json: bool = False
-    """Print JSON, an object for each look."""
+    """Print JSON: one object for each look."""
 
     def __post_init__(self) -> None:
         """Refuse to look without a pause; raises UsageError."""
@@ -151,17 +154,19 @@ class FleetStatusConfig:
 class ResetShardsConfig:
     """Make shards free again, so that they are extracted once more."""
 
-    dataset: tyro.conf.Positional[str]
-    """The sharded dataset: a folder or gs://bucket/path."""
+    dataset: Annotated[tyro.conf.Positional[str], Flag(metavar="DATASET")]
+    """The sharded dataset: a folder, or gs://bucket/path."""
 
-    shard_id: tyro.conf.Positional[tuple[int, ...]] = ()
-    """Which shards, by their numbers."""
+    shard_id: Annotated[
+        tyro.conf.Positional[tuple[int, ...]], Flag(metavar="SHARD ...", needed="required, or --all")
+    ] = ()
+    """The numbers of the shards."""
 
     all: bool = False
-    """Every shard. What workers agreed to extract is forgotten too, so that they may extract something else."""
+    """Free every shard. Workers may then extract something else from the dataset."""
 
     force: bool = False
-    """Take a shard away from a worker whose lease is running; what it has not committed is lost."""
+    """Take a shard also from a worker that is alive. What the worker has not committed is lost."""
 
     def __post_init__(self) -> None:
         """Refuse to reset nothing; raises UsageError."""
@@ -173,14 +178,14 @@ class ResetShardsConfig:
 
 @dataclass(frozen=True)
 class VerifyConfig:
-    """Read output back and check it: that of one run, of all runs below a place, or of a sharded dataset's workers."""
+    """Read output back and check every byte of it: of one run, of all runs in a folder, or of a sharded dataset."""
 
-    path: tyro.conf.Positional[str]
-    """The output folder of a run, a folder of several, or a sharded dataset whose finished shards are to be checked;
-    or a URL of one (gs://bucket/activations/tpu_0, gs://bucket/activations, gs://bucket/dataset)."""
+    path: Annotated[tyro.conf.Positional[str], Flag(metavar="FOLDER")]
+    """The output folder of a run, a folder with several of them, or a sharded dataset whose finished shards to check.
+    A local path, or a URL such as gs://bucket/activations/tpu_0."""
 
-    sharded_dataset: str | None = None
-    """The sharded dataset whose finished shards PATH holds, where they do not lie any more where they were written."""
+    sharded_dataset: Annotated[str | None, Flag(metavar="DATASET")] = None
+    """The sharded dataset that FOLDER was made from, if FOLDER was moved since."""
 
     json: bool = False
     """Print the result as JSON."""

@@ -1,38 +1,40 @@
 """The flags of `layertap inspect`, as in `layertap.config`: one field, one flag, one sentence."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import tyro
 
+from layertap.arguments import LAYERS, Flag
 from layertap.errors import UsageError
 from layertap.tap import Site
 
 
 @dataclass(frozen=True)
 class InspectConfig:
-    """Show a shard to a person: its samples, and the norms at each layer and site; with --sample, its tokens."""
+    """Show the samples of a shard and the norms of each layer and site, or with --sample the tokens of one sample."""
 
-    path: tyro.conf.Positional[str]
-    """The output folder of a run, or its URL (gs://bucket/activations/tpu_0)."""
+    path: Annotated[tyro.conf.Positional[str], Flag(metavar="FOLDER")]
+    """The output folder of a run, or its URL, such as gs://bucket/activations/tpu_0."""
 
-    shard: int | None = None
-    """Which shard, counted from 1; by default the one that holds --sample, or the first."""
+    shard: Annotated[int | None, Flag(default="the one that holds --sample, or the first")] = None
+    """Which shard to show, counted from 1."""
 
-    sample: int | None = None
-    """Show the sample with this sample_idx, token by token, instead of the whole shard."""
+    sample: Annotated[int | None, Flag(metavar="SAMPLE_IDX")] = None
+    """Show the sample with this sample_idx token by token, instead of the whole shard."""
 
-    layer: tuple[int, ...] = ()
-    """Only these layers; by default all that are stored. safetensors of other layers are not read."""
+    layer: Annotated[tuple[int, ...], LAYERS, Flag(default="all layers")] = ()
+    """Which layers to show, as 6 12 or 6,12 or 1-3 or all."""
 
-    site: tuple[Site, ...] = ()
-    """Only these sites; by default all that are stored. Files of other sites are not read."""
+    site: Annotated[tuple[Site, ...], Flag(default="all sites")] = ()
+    """Which activations to show."""
 
-    model_path: str | None = None
-    """The checkpoint whose tokenizer decodes the tokens, a folder or a Hub id in this machine's cache; by default
-    the one that the run had."""
+    model_path: Annotated[str | None, Flag(metavar="MODEL", default="the model of the run")] = None
+    """Whose tokenizer decodes the tokens: a folder with a checkpoint, or a model in the Hugging Face cache of this
+    machine."""
 
     max_tokens: int = 40
-    """With --sample, how many tokens are listed, half of them from the end; 0 lists all."""
+    """With --sample: how many tokens to list, half of them from the end. 0 lists all."""
 
     def __post_init__(self) -> None:
         """Refuse a negative number of tokens; raises UsageError."""

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import tyro
 
+from layertap.arguments import Flag
 from layertap.config import ExtractConfig
 from layertap.errors import UsageError
 
@@ -17,38 +18,46 @@ from layertap.errors import UsageError
 class PlanConfig(ExtractConfig):
     """Say what a run would need, before it costs anything: tokens, bytes, memory, time and money."""
 
-    model_path: Annotated[str, tyro.conf.arg(aliases=["--model"])] = "Qwen/Qwen2.5-0.5B"
-    """A checkpoint folder, a Hub id, or a published size such as 7b. No weight is read."""
+    dataset_path: Annotated[str | None, Flag(metavar="PATH", needed="required, or --tokens")] = None
+    """ARC tasks or plain text: a JSONL or JSON file, or a folder of JSON files. A local path, or a URL such as
+    gs://bucket/tasks.jsonl."""
 
-    accelerator: str = "cpu"
-    """What it would run on: a TPU such as v5litepod-64, v4-32 or v6e-8, GPUs of one host such as h200x1, h100x8 or
-    a100x1, or cpu: this machine, which is then measured for some seconds."""
+    model_path: Annotated[str, tyro.conf.arg(aliases=["--model"]), Flag(metavar="MODEL")] = "Qwen/Qwen2.5-0.5B"
+    """A model of the Hugging Face Hub, a folder with its checkpoint, or a published size such as 7b. No weight is
+    read."""
 
-    workers: int = 1
+    accelerator: Annotated[str, Flag("plan", "NAME")] = "cpu"
+    """What the run would use: a TPU such as v5litepod-64, v4-32 or v6e-8; GPUs of one host, such as h200x1, h100x8 or
+    a100x1; or cpu, this machine, which is then measured for some seconds."""
+
+    workers: Annotated[int, Flag("plan")] = 1
     """How many of these accelerators share the work evenly."""
 
-    tokens: int | None = None
-    """Plan for so many tokens of ARC prompts of the usual lengths, without a dataset."""
+    tokens: Annotated[int | None, Flag("plan", "TOKENS")] = None
+    """Plan for this many tokens of ARC prompts of usual lengths, instead of a dataset."""
 
-    tokenizer: str | None = None
+    tokenizer: Annotated[str | None, Flag("plan", "FOLDER")] = None
     """A folder with the tokenizer, where --model is a size and a dataset is to be counted."""
 
-    price_per_hour: float | None = None
-    """What one accelerator, all its chips together, costs an hour."""
+    price_per_hour: Annotated[float | None, Flag("plan", "PRICE")] = None
+    """What one accelerator with all its chips costs for an hour."""
 
-    price_per_gb_month: float | None = None
-    """What storing 10^9 bytes costs a month."""
+    price_per_gb_month: Annotated[float | None, Flag("plan", "PRICE")] = None
+    """What it costs to store 10^9 bytes for a month."""
 
-    disk_gb_per_second: float | None = None
-    """What the disk of one host writes; None stands for the accelerator's usual one, on cpu for what is measured."""
+    disk_gb_per_second: Annotated[
+        float | None, Flag("plan", "GB", "the usual one of the accelerator; on cpu the measured one")
+    ] = None
+    """How fast the disk of one host writes."""
 
-    network_gb_per_second: float | None = None
-    """What one host uploads, where --gcs_bucket or --upload_to is given; None stands for a cautious figure."""
+    network_gb_per_second: Annotated[float | None, Flag("plan", "GB", "a cautious figure")] = None
+    """How fast one host uploads, where --gcs_bucket or --upload_to is given."""
 
-    compiler: bool = True
-    """Ask the TPU compiler (extra tpu) about memory; it takes a minute or more. Without, memory is estimated."""
+    compiler: Annotated[bool, Flag("plan")] = True
+    """Ask the TPU compiler how much memory a step needs, which takes a minute or more. With --no_compiler, memory is
+    estimated."""
 
-    json: bool = False
+    json: Annotated[bool, Flag("plan")] = False
     """Print the plan as JSON."""
 
     def __post_init__(self) -> None:

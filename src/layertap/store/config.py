@@ -1,9 +1,11 @@
 """Settings of the upload, a part of `ExtractConfig`; and the flags of `layertap stats`."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import tyro
 
+from layertap.arguments import Flag
 from layertap.errors import UsageError
 
 _GCS_PREFIX = "activations"
@@ -13,27 +15,27 @@ _GCS_PREFIX = "activations"
 class UploadConfig:
     """Where shards are copied to while the run goes on, and how."""
 
-    upload_to_gcs: bool = False
-    """Copy shards, manifest and checkpoint to --gcs_bucket while the run goes on. To give a bucket is to ask for it."""
+    upload_to_gcs: Annotated[bool, Flag("cloud")] = False
+    """Copy the output to --gcs_bucket while the run goes on. --gcs_bucket alone does so too."""
 
-    gcs_bucket: str | None = None
-    """The bucket's name; output lies below gs://BUCKET/PREFIX/tpu_{worker_id}/."""
+    gcs_bucket: Annotated[str | None, Flag("cloud", "BUCKET")] = None
+    """The name of a Google Cloud Storage bucket. The output goes to gs://BUCKET/PREFIX/tpu_{worker_id}/."""
 
-    gcs_prefix: str = _GCS_PREFIX
+    gcs_prefix: Annotated[str, Flag("cloud", "PREFIX")] = _GCS_PREFIX
     """The folder in the bucket."""
 
-    upload_to: str | None = None
-    """Any other place, as a folder or URL (s3://bucket/prefix, ...); output lies below its tpu_{worker_id}/."""
+    upload_to: Annotated[str | None, Flag("cloud", "URL")] = None
+    """Another place to copy the output to: a URL such as s3://bucket/prefix, or a folder. The output goes to
+    tpu_{worker_id}/ there."""
 
-    delete_local_after_upload: bool = False
-    """Delete a shard's local files once the far end holds them, verified and committed; then a few shards' room is
-    enough on the local disk."""
+    delete_local_after_upload: Annotated[bool, Flag("cloud")] = False
+    """Delete the local files of a shard once their copies are verified, so that a small local disk is enough."""
 
-    uploads_at_once: int = 4
-    """How many files are uploaded at a time; extraction waits while more than this many shards are behind."""
+    uploads_at_once: Annotated[int, Flag("cloud", "FILES")] = 4
+    """How many files to upload at the same time. The run waits while more shards than this are not uploaded yet."""
 
-    upload_retry_seconds: float = 300.0
-    """How long a request that fails is tried again before the run stops."""
+    upload_retry_seconds: Annotated[float, Flag("cloud", "SECONDS")] = 300.0
+    """How long to try a failed request again before the run stops."""
 
     def __post_init__(self) -> None:
         """Refuse values that contradict each other; raises UsageError."""
@@ -74,7 +76,7 @@ class UploadConfig:
 class StatsConfig:
     """Print the statistics of each layer and site, merged over shards and over the folders of several workers."""
 
-    paths: tyro.conf.Positional[tuple[str, ...]]
+    paths: Annotated[tyro.conf.Positional[tuple[str, ...]], Flag(metavar="FOLDER ...")]
     """Output folders of runs of one model, or their URLs."""
 
     json: bool = False

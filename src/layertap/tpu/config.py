@@ -7,7 +7,9 @@ quick and works without the `tpu-ops` extra.
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
+from layertap.arguments import Flag
 from layertap.config import local_path
 from layertap.errors import UsageError
 from layertap.tpu.fleet import Wanted, check_name
@@ -17,23 +19,23 @@ from layertap.tpu.fleet import Wanted, check_name
 class TpuConfig:
     """What every command about a fleet needs."""
 
-    zones: str = ""
-    """Zones, separated by commas, as us-central1-a,us-central1-b; none stand for all where that makes sense."""
+    zones: Annotated[str, Flag(metavar="ZONE,...", default="all zones, where nothing is created")] = ""
+    """Zones, separated by commas, such as us-central1-a,us-central1-b."""
 
-    name_prefix: str = "tpu"
-    """The fleet's name: its TPUs are called {name_prefix}-{zone}-{worker id} and bear it as a label."""
+    name_prefix: Annotated[str, Flag(metavar="NAME")] = "tpu"
+    """The name of the fleet. Its TPUs are called NAME-{zone}-{worker id}, and have the name as a label."""
 
-    project: str | None = None
-    """The Google Cloud project; None stands for GOOGLE_CLOUD_PROJECT, else the project of your credentials."""
+    project: Annotated[str | None, Flag(default="GOOGLE_CLOUD_PROJECT, or that of your credentials")] = None
+    """The Google Cloud project."""
 
-    api_endpoint: str | None = None
-    """Where the Cloud TPU API is; None stands for Google's. A plain http:// address gets no credentials."""
+    api_endpoint: Annotated[str | None, Flag(metavar="URL", default="Google's")] = None
+    """Where the Cloud TPU API is. A plain http:// address gets no credentials."""
 
     json: bool = False
-    """Print the result as JSON; what happens on the way goes to the standard error output."""
+    """Print the result as JSON. Progress goes to standard error."""
 
-    poll_seconds: float = 30.0
-    """Seconds between two looks at the cloud, and the first wait after a zone had no capacity."""
+    poll_seconds: Annotated[float, Flag(metavar="SECONDS")] = 30.0
+    """How long to wait between two looks at the cloud, and at first after a zone had no capacity."""
 
     def __post_init__(self) -> None:
         """Refuse names that Google would refuse; raises UsageError."""
@@ -53,15 +55,15 @@ class TpuConfig:
 
 @dataclass(frozen=True)
 class ListConfig(TpuConfig):
-    """List every TPU and request of the fleet."""
+    """List every TPU of the fleet, and every request for one."""
 
 
 @dataclass(frozen=True)
 class StatusConfig(TpuConfig):
-    """Count the fleet's workers, zone by zone, by what they are doing."""
+    """Count the workers of the fleet by zone, and by what they are doing."""
 
     workers_per_zone: int | None = None
-    """How many there should be; the status then says how many are missing."""
+    """How many workers each zone should have. The status then says how many are missing."""
 
     def __post_init__(self) -> None:
         """Refuse a negative number; raises UsageError."""
@@ -72,13 +74,13 @@ class StatusConfig(TpuConfig):
 
 @dataclass(frozen=True)
 class DeleteConfig(TpuConfig):
-    """Delete the fleet, or what stands or counts in the given zones, after asking."""
+    """Delete the fleet, or its part in the given zones. Asks first."""
 
     yes: bool = False
     """Do not ask."""
 
     dry_run: bool = False
-    """Print what would be done, and do nothing."""
+    """Print what the command would do, and do nothing."""
 
 
 @dataclass(frozen=True)
@@ -86,37 +88,40 @@ class FleetConfig(TpuConfig):
     """What the commands share that bring a fleet to strength."""
 
     workers_per_zone: int = 1
-    """How many workers count in each zone."""
+    """How many workers each zone should have. Each worker is one TPU of --tpu_type, with all its chips."""
 
-    tpu_type: str | None = None
-    """The accelerator type, as v5litepod-8, v4-8 or v6e-8; None stands for v5litepod-8 in a new fleet."""
+    tpu_type: Annotated[str | None, Flag(metavar="TYPE", default="v5litepod-8 in a new fleet")] = None
+    """The type of each worker's TPU, such as v5litepod-8 (one machine with 8 chips), v4-8 or v6e-8."""
 
-    runtime_version: str | None = None
-    """The TPU VM's image; None stands for the one that Google names for the type."""
+    runtime_version: Annotated[str | None, Flag(metavar="NAME", default="the one that Google names for the type")] = (
+        None
+    )
+    """The image of the TPU VM."""
 
-    startup: str | None = None
-    """A script that each TPU VM runs whenever it boots, such as scripts/setup_tpu_worker.sh."""
+    startup: Annotated[str | None, Flag(metavar="FILE")] = None
+    """A script that each TPU VM runs whenever it boots, such as scripts/setup_tpu_worker.sh. Without it, the TPUs do
+    nothing and cost as much."""
 
-    package: str | None = None
-    """What the set-up script installs: a wheel (gs:// or https://) or git+https://...@commit."""
+    package: Annotated[str | None, Flag(metavar="URL")] = None
+    """What the startup script installs: a wheel (gs:// or https://), or git+https://...@commit."""
 
-    extract_flags: str | None = None
-    """The flags of `layertap extract` on each worker, in one string; {worker} stands for the worker's id."""
+    extract_flags: Annotated[str | None, Flag(metavar="FLAGS")] = None
+    """The flags of `layertap extract` on each worker, as one string. {worker} stands for the id of the worker."""
 
-    service_account: str | None = None
-    """The account the workers act as; None stands for the project's default one."""
+    service_account: Annotated[str | None, Flag(metavar="EMAIL", default="the default one of the project")] = None
+    """The account that the workers use."""
 
-    network: str | None = None
-    """The workers' network; None stands for the project's default one."""
+    network: Annotated[str | None, Flag(metavar="NAME", default="the default one of the project")] = None
+    """The network of the workers."""
 
-    subnetwork: str | None = None
-    """The workers' subnetwork."""
+    subnetwork: Annotated[str | None, Flag(metavar="NAME")] = None
+    """The subnetwork of the workers."""
 
     watch: bool = False
-    """Stay, and keep the fleet at strength until interrupted."""
+    """Keep running, and replace what is lost, until interrupted."""
 
     dry_run: bool = False
-    """Print what would be done, and do nothing."""
+    """Print what the command would do, and do nothing."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be a fleet; raises UsageError."""
@@ -144,18 +149,18 @@ class FleetConfig(TpuConfig):
 
 @dataclass(frozen=True)
 class CreateConfig(FleetConfig):
-    """Bring a fleet to strength: make what is missing, replace what was lost, leave what runs."""
+    """Create the workers that are missing, replace the lost ones, and leave those alone that run."""
 
     spot: bool = True
-    """Spot TPUs, which cost less and can be taken away at any time; otherwise on-demand ones."""
+    """Use spot TPUs, which cost less and can be taken away at any time. With --no_spot, use on-demand ones."""
 
     queued: bool = False
-    """Stand in Google's queue (queued resources) instead of asking for a TPU at once."""
+    """Wait in Google's queue (queued resources), instead of asking for a TPU at once."""
 
     external_ips: bool = True
-    """Give the workers external addresses; without, their network needs Cloud NAT and Private Google Access."""
+    """Give the workers external addresses. Without them, the network needs Cloud NAT and Private Google Access."""
 
 
 @dataclass(frozen=True)
 class RecreateConfig(FleetConfig):
-    """Replace what was preempted, terminated or failed, made as it was before; flags given here change that."""
+    """Replace workers that were preempted or terminated or have failed. A new one is like the old one."""

@@ -1,0 +1,172 @@
+"""What each command does with its settings: it calls a room, prints what that has to say, and returns the exit status.
+
+A room is imported when its command runs, not before: `layertap --help` and `layertap verify` start without JAX.
+"""
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
+from importlib import import_module
+from typing import Any
+
+from tqdm import tqdm
+
+from layertap.config import ExtractConfig, local_path
+from layertap.demo.config import DemoConfig
+from layertap.errors import LayertapError, UsageError
+from layertap.extract.supervised import is_child, supervise
+from layertap.fleet.config import (
+    CreateShardsConfig,
+    FleetStatusConfig,
+    ResetShardsConfig,
+    ShardsStatusConfig,
+    StreamsConfig,
+    VerifyConfig,
+)
+from layertap.inspection.config import InspectConfig
+from layertap.plan.config import PlanConfig
+from layertap.store.config import StatsConfig
+from layertap.store.folder import Folder, LocalFolder
+from layertap.store.url_folder import UrlFolder
+from layertap.tpu.config import FleetConfig, TpuConfig
+from layertap.worker_flags import check_worker_flags
+
+
+def extract(config: ExtractConfig) -> int:
+    """Extract activations, alone or as one or several workers of a sharded dataset."""
+    if config.hosts.multihost and not is_child():
+        return supervise()
+    try:
+        print(_extract_all(config) if config.sharded.sharded_dataset_dir is None else _work(config))
+    except KeyboardInterrupt:
+        if config.checkpointing:
+            print("committed shards are safe; the same command goes on from there", file=sys.stderr)
+        raise
+    return 0
+
+
+def _extract_all(config: ExtractConfig) -> str:
+    from layertap.extract.run import extract
+    from layertap.extract.summary import describe
+
+    return describe(extract(config), config)
+
+
+def _work(config: ExtractConfig) -> str:
+    if config.sharded.engine == "local":
+        from layertap.fleet.local_engine import run_local
+
+        return run_local(config)
+    if config.sharded.engine == "ray":
+        from layertap.fleet.ray_engine import run_ray
+
+        return run_ray(config)
+    from layertap.fleet.worker import work
+
+    return work(config).describe()
+
+
+def streams(config: StreamsConfig) -> int:
+    """Share a dataset out."""
+    from layertap.fleet.streams import create_streams
+
+    print(create_streams(config).describe())
+    return 0
+
+
+def fleet(command: str) -> Callable[[Any], int]:
+    """The function of that name in `fleet/commands.py`, imported when it runs."""
+
+    def run(config: CreateShardsConfig | ShardsStatusConfig | ResetShardsConfig | FleetStatusConfig) -> int:
+        return getattr(import_module("layertap.fleet.commands"), command)(config)
+
+    return run
+
+
+def demo(config: DemoConfig) -> int:
+    """Make a tiny model and tasks, and extract from them."""
+    from layertap.demo.run import demo
+
+    demo(config)
+    return 0
+
+
+def verify(config: VerifyConfig) -> int:
+    """Check output, and say what is wrong with it."""
+    from layertap.fleet.verification import verify_at
+
+    with _bar("verify") as show:
+        report = verify_at(config, _opened, show)
+    print(json.dumps(report.to_json(), indent=2) if config.json else report.describe())
+    return 0 if report.sound else LayertapError.exit_status
+
+
+def inspect(config: InspectConfig) -> int:
+    """Show a shard or a sample."""
+    from layertap.inspection.command import inspect
+
+    with _opened(config.path) as folder, _bar("inspect") as show:
+        text = inspect(config, folder, show)
+    print(text)
+    return 0
+
+
+@contextmanager
+def _bar(name: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar of bytes, on a terminal only; called with how many of how many are done."""
+    with tqdm(desc=name, unit="B", unit_scale=True, leave=False, disable=None) as bar:
+
+        def show(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield show
+
+
+@contextmanager
+def _opened(place: str) -> Iterator[Folder]:
+    """An output folder, of this machine or behind a URL."""
+    if "://" not in place:
+        yield LocalFolder(local_path(place))
+        return
+    with closing(UrlFolder(place)) as folder:
+        yield folder
+
+
+def stats(config: StatsConfig) -> int:
+    """Print statistics, merged over folders."""
+    from layertap.store.statistics_files import merge_folders
+    from layertap.store.statistics_table import describe, to_json
+
+    with ExitStack() as stack:
+        statistics = merge_folders([stack.enter_context(_opened(path)) for path in config.paths])
+    print(json.dumps(to_json(statistics), indent=2) if config.json else describe(statistics))
+    return 0
+
+
+def plan(config: PlanConfig) -> int:
+    """Say what a run would need."""
+    from layertap.plan.command import make_plan
+    from layertap.plan.report import describe
+
+    plan = make_plan(config, lambda message: print(f"{message} ...", file=sys.stderr, flush=True))
+    print(json.dumps(plan.to_json(), indent=2) if config.json else describe(plan))
+    return 0
+
+
+def tpu(command: str) -> Callable[[Any], int]:
+    """The function of that name in `tpu/commands.py`, imported when it runs."""
+
+    def run(config: TpuConfig) -> int:
+        if isinstance(config, FleetConfig) and config.extract_flags is not None:
+            check_worker_flags(config.extract_flags, len(config.zone_list) * config.workers_per_zone)
+        try:
+            commands = import_module("layertap.tpu.commands")
+        except ModuleNotFoundError as error:
+            if error.name is None or error.name.partition(".")[0] not in ("google", "requests"):
+                raise
+            raise UsageError(f"no module {error.name}: managing TPUs needs pip install 'layertap[tpu-ops]'") from error
+        return getattr(commands, command)(config)
+
+    return run
