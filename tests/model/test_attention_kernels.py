@@ -7,13 +7,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from gpus import lowered_for_gpu
 
 from layertap.model.attention import Attend, attend_dense
-from layertap.model.attention_gpu import attend_triton
+from layertap.model.attention_gpu import attend_triton, blocks_for
 from layertap.model.attention_tpu import attend_splash
 from layertap.model.config import published_config
 
 both = pytest.mark.parametrize("attend", [attend_splash, attend_triton])
+PUBLISHED = ("0.5b", "1.5b", "3b", "7b", "14b", "32b", "72b")
 SHAPES = {"0.5b": (2, 7, 64), "7b": (4, 7, 128), "mha": (2, 1, 64)}
 
 
@@ -85,15 +87,27 @@ def test_rows_that_no_kernel_can_cut_are_refused(attend: Attend) -> None:
         attend(*_inputs(200, 1, 1, 64, jnp.float32), jnp.zeros((2, 200), jnp.int32), interpret=True)
 
 
-@pytest.mark.parametrize("tokens", [4096, 9472])
-@pytest.mark.parametrize("size", ["0.5b", "1.5b", "3b", "7b", "14b", "32b", "72b"])
-def test_the_gpu_kernel_lowers_to_triton(size: str, tokens: int) -> None:
+@pytest.mark.parametrize(
+    ("size", "tokens", "dtype"),
+    [(size, tokens, jnp.bfloat16) for size in PUBLISHED for tokens in (4096, 9472)]
+    + [(size, 4096, jnp.float32) for size in ("0.5b", "7b")],
+)
+def test_the_gpu_kernel_lowers_to_triton(size: str, tokens: int, dtype: jnp.dtype) -> None:
     """Every published shape, for a GPU that is not here; a ladder's last row need not be a power of two."""
     config = published_config(size)
     kv_heads, group = config.num_key_value_heads, config.num_attention_heads // config.num_key_value_heads
-    queries = jax.ShapeDtypeStruct((4, tokens, kv_heads, group, config.head_dim), jnp.bfloat16)
-    keys = jax.ShapeDtypeStruct((4, tokens, kv_heads, config.head_dim), jnp.bfloat16)
+    queries = jax.ShapeDtypeStruct((4, tokens, kv_heads, group, config.head_dim), dtype)
+    keys = jax.ShapeDtypeStruct((4, tokens, kv_heads, config.head_dim), dtype)
     starts = jax.ShapeDtypeStruct((4, tokens), jnp.int32)
-    lowered = jax.jit(attend_triton).trace(queries, keys, keys, starts).lower(lowering_platforms=("cuda",))
-    assert "attend_packed" in lowered.as_text()
-    assert "triton" in lowered.as_text()
+    lowered = lowered_for_gpu(attend_triton, queries, keys, keys, starts)
+    assert "attend_packed" in lowered
+    assert "triton" in lowered
+
+
+@pytest.mark.parametrize("size", [64, 128])
+def test_the_blocks_fit_the_shared_memory_of_a_small_card(size: int) -> None:
+    """As Triton's compiler was seen to lay them out; a GeForce of compute capability 8.9 has 101,376 bytes."""
+    for dtype, stages, kept_weights in ((jnp.bfloat16, 2, 0), (jnp.float32, 1, 1)):
+        queries, keys, _ = blocks_for(dtype, size)
+        numbers = (queries + stages * 2 * keys) * size + kept_weights * queries * keys
+        assert numbers * jnp.dtype(dtype).itemsize <= 101_376
