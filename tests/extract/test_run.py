@@ -1,7 +1,10 @@
 """Whole runs in this process: what they write, where they stop, how they go on."""
 
 import json
+import signal
+import threading
 import weakref
+from concurrent.futures import CancelledError
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +156,27 @@ def test_a_bad_task_in_the_first_window_writes_nothing(config: ExtractConfig, tm
     with pytest.raises(BadTaskError):
         extract(bad)
     assert not shards.contents(out(bad))
+
+
+@pytest.mark.parametrize("cause", ["a bad first task", "a first Ctrl-C"])
+def test_a_run_that_ends_while_weights_load_does_not_wait_for_them(
+    config: ExtractConfig, tmp_path: Path, monkeypatch, cause: str
+) -> None:
+    stopped: list[bool] = []
+
+    def load(*arguments: Any) -> None:
+        """Load until it is abandoned, or for ten seconds."""
+        given = (argument for argument in arguments if isinstance(argument, threading.Event))
+        stopped.append(next(given, threading.Event()).wait(10))
+        raise CancelledError
+
+    bad, _, _ = with_bad_line(config, tmp_path, 0)
+    monkeypatch.setattr("layertap.model.weights.load", load)
+    monkeypatch.setattr(StepProgram, "compile", lambda *_: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt if cause == "a first Ctrl-C" else BadTaskError):
+        extract(config if cause == "a first Ctrl-C" else bad)
+    assert stopped == [True]
+    assert not any(thread.name.startswith("loading") for thread in threading.enumerate())
 
 
 def test_an_overlong_sample_stops_the_run(config: ExtractConfig) -> None:

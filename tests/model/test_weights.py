@@ -1,6 +1,8 @@
 """What `load` puts into the model against the tensors in the files, and what it refuses."""
 
 import shutil
+import threading
+from concurrent.futures import CancelledError
 from pathlib import Path
 
 import jax
@@ -14,7 +16,7 @@ from flax import nnx
 from layertap.demo.checkpoint import write_checkpoint
 from layertap.errors import ModelError
 from layertap.model import weights
-from layertap.model.checkpoint import open_checkpoint
+from layertap.model.checkpoint import Tensor, open_checkpoint
 
 DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 
@@ -122,6 +124,23 @@ def test_an_abstract_model_has_the_shapes_of_the_loaded_one_and_no_arrays(checkp
     arrays = jax.tree.leaves(nnx.state(weights.load(checkpoint, 2, jnp.bfloat16)))
     assert {type(leaf) for leaf in abstract} == {jax.ShapeDtypeStruct}
     assert [(leaf.shape, leaf.dtype) for leaf in abstract] == [(leaf.shape, leaf.dtype) for leaf in arrays]
+
+
+def test_loading_that_is_abandoned_reads_no_further_parameter(checkpoints, monkeypatch):
+    abandoned, reads, read = threading.Event(), [], Tensor.read
+
+    def read_and_abandon(self, *index):
+        reads.append(self.name)
+        abandoned.set()
+        return read(self, *index)
+
+    monkeypatch.setattr(Tensor, "read", read_and_abandon)
+    checkpoint = open_checkpoint(str(checkpoints["bfloat16", False]))
+    with pytest.raises(CancelledError):
+        weights.load(checkpoint, 4, jnp.bfloat16, None, abandoned)
+    assert len(reads) <= 4 * 3  # each of the four threads ends its parameter, of at most three tensors
+    assert len(weights.tensor_names(4)) == 49
+    assert not any(thread.name.startswith("read-weights") for thread in threading.enumerate())
 
 
 def test_all_mismatches_are_in_one_error(own):

@@ -14,7 +14,6 @@ dropped, and the same command goes on with the first sample that is not committe
 
 import time
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
@@ -151,8 +150,7 @@ class _Run:
     def _extract(self) -> None:
         self._announce()
         program = self._session.program(self._setup)
-        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="loading") as pool:
-            loading = pool.submit(self._session.model, self._setup)
+        with self._session.loading(self._setup) as loading:
             steps = self._compiling(self._agreed(read_ahead(self._windows())), program)
             first = next(steps, None)  # its programs compile while weights load
             with self._clock.waiting_for("loading"):

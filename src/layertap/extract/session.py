@@ -4,6 +4,11 @@ A worker extracts many dataset shards with the same settings; loading weights an
 was kept is used again only where everything that it depends on is the same, and made anew elsewhere.
 """
 
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+
 from layertap.extract import backend
 from layertap.extract.setup import Setup
 from layertap.extract.step import StepProgram, plan_for, transfer_dtype
@@ -29,8 +34,25 @@ class Session:
             self._model, self._made_for = None, needs
         return self._program
 
-    def model(self, setup: Setup) -> Qwen2:
-        """The model for `setup`, whose `program` was asked for before; read from disk where it is new."""
+    def model(self, setup: Setup, abandoned: threading.Event | None = None) -> Qwen2:
+        """The model for `setup`, whose `program` was asked for before; read from disk where it is new.
+
+        Raises CancelledError where `abandoned` was set before all of it was read.
+        """
         if self._model is None:
-            self._model = weights.load(setup.checkpoint, setup.num_layers, setup.compute_dtype, setup.mesh)
+            needs = setup.checkpoint, setup.num_layers, setup.compute_dtype, setup.mesh
+            self._model = weights.load(*needs, abandoned)
         return self._model
+
+    @contextmanager
+    def loading(self, setup: Setup) -> Iterator[Future[Qwen2]]:
+        """The same, read by a thread while the block runs.
+
+        A block that ends early (a bad task, Ctrl-C) waits for the parameters that are being read, not for the rest.
+        """
+        abandoned = threading.Event()
+        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="loading") as pool:
+            try:
+                yield pool.submit(self.model, setup, abandoned)
+            finally:
+                abandoned.set()

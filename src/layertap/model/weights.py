@@ -9,8 +9,9 @@ Kernels are kept [inputs, outputs], the transpose of what torch stores, and quer
 side by side in one kernel.
 """
 
+import threading
 from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import jax
@@ -37,6 +38,7 @@ _LAYER_TABLE = {
 }
 
 _READABLE = ("BF16", "F16", "F32")
+_READERS = 4  # parameters that are read at once
 _SHOWN = 20  # mismatches in one message
 
 
@@ -45,12 +47,20 @@ def tensor_names(num_layers: int) -> list[str]:
     return [name for sources in _table(num_layers).values() for name in sources]
 
 
-def load(checkpoint: Checkpoint, num_layers: int, dtype: DTypeLike, mesh: Mesh | None = None) -> Qwen2:
+def load(
+    checkpoint: Checkpoint,
+    num_layers: int,
+    dtype: DTypeLike,
+    mesh: Mesh | None = None,
+    abandoned: threading.Event | None = None,
+) -> Qwen2:
     """Load the embedding and the first `num_layers` layers; kernels and embedding in `dtype`, norms and biases in
     float32.
 
     Each parameter lies on `mesh` as model/mesh.py says; without a mesh, on the first device. Raises one ModelError for
     all tensors that are missing, quantised or of another shape than `config.json` says, naming the first twenty.
+
+    Any thread may set `abandoned`: no further parameter is read then, and CancelledError is raised.
     """
     graph, state = nnx.split(abstract_model(checkpoint.config, num_layers, dtype))
     flat = dict(nnx.to_flat_state(state))
@@ -60,10 +70,12 @@ def load(checkpoint: Checkpoint, num_layers: int, dtype: DTypeLike, mesh: Mesh |
         _refuse_mismatches(checkpoint, wanted.values(), sources, tensors)
 
         def read(parameter: _Parameter) -> jax.Array:
+            if abandoned is not None and abandoned.is_set():
+                raise CancelledError
             parts = [tensors[name] for name in sources[parameter.name]]
             return _read_parameter(parameter, parts, sharding_of(mesh, parameter.name, parameter.shape))
 
-        with ThreadPoolExecutor(max_workers=4) as pool:
+        with ThreadPoolExecutor(_READERS, thread_name_prefix="read-weights") as pool:
             arrays = dict(zip(wanted, pool.map(read, wanted.values()), strict=True))
     for path, variable in flat.items():
         variable.set_value(arrays[path])
