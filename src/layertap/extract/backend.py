@@ -4,10 +4,18 @@ Compiled programs are kept in a cache folder (`$XDG_CACHE_HOME/layertap/xla`, el
 second start on the same disk compiles nothing. `JAX_COMPILATION_CACHE_DIR` overrides it, as anywhere in JAX. A TPU that
 is made anew has an empty disk and compiles once more, and so do all hosts of a slice but the first, which alone writes,
 unless the folder is a shared one (JAX takes gs:// there too; we could not try it).
+
+Where libtpu is installed, JAX asks it for TPUs at every start. On a machine without one, libtpu prints a page of errors
+and may wait for seconds. So JAX is told to use the CPU there, but only where nothing else could be found: a sign of any
+accelerator, a plugin for another one, or a platform that the user named leaves JAX as it is. Signs may be wrong (a
+`/dev/vfio/0` need not be a TPU); that costs no more than what JAX does by itself.
 """
 
 import os
+from collections.abc import Mapping
 from functools import cache
+from importlib.metadata import entry_points
+from importlib.util import find_spec
 from pathlib import Path
 
 import jax
@@ -15,6 +23,10 @@ import jax
 from layertap.errors import DeviceError
 
 _CPUINFO = Path("/proc/cpuinfo")
+_ACCELERATOR_FILES = ("accel[0-9]*", "vfio/[0-9]*", "nvidia[0-9]*", "nvidiactl", "dxg", "kfd")
+"""Below /dev: TPUs of old and of new drivers, then NVIDIA's cards (the last two under WSL) and AMD's."""
+_NO_SIGNS = ("TPU_LIBRARY_PATH", "TPU_SKIP_MDS_QUERY", "TPU_WORKER_ID")
+"""Set by libtpu when it is imported, by JAX where it sees no TPU, and by whoever numbers Layertap's workers."""
 
 
 def configure() -> None:
@@ -33,6 +45,27 @@ def configure() -> None:
 def compute_on_cpu() -> None:
     """Leave accelerators alone, whatever JAX would find; before the first array."""
     jax.config.update("jax_platforms", "cpu")  # type: ignore[no-untyped-call]
+
+
+def shows_accelerator(devices: Path, environment: Mapping[str, str]) -> bool:
+    """Whether a device file or a variable says that this machine may have an accelerator.
+
+    JAX itself knows TPUs on the PCI bus, and then names its platforms; these are the others.
+    """
+    return any(next(devices.glob(pattern), None) for pattern in _ACCELERATOR_FILES) or any(
+        name.startswith(("TPU_", "PJRT_")) and name not in _NO_SIGNS for name in environment
+    )
+
+
+def only_libtpu_would_search() -> bool:
+    """Whether JAX was told nothing, and has a single plugin, libtpu, with no accelerator in sight."""
+    return (
+        jax.config.jax_platforms is None
+        and find_spec("libtpu") is not None
+        and find_spec("jax_plugins") is None
+        and not entry_points(group="jax_plugins")
+        and not shows_accelerator(Path("/dev"), os.environ)
+    )
 
 
 def description() -> dict[str, str]:
@@ -67,6 +100,8 @@ def start() -> None:
 
     To be called first, and after `jax.distributed.initialize` where there are several hosts.
     """
+    if only_libtpu_would_search():
+        compute_on_cpu()
     try:
         jax.devices()
     except (RuntimeError, AssertionError) as error:  # the latter where JAX has no plugin for a platform that is named
