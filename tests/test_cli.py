@@ -119,7 +119,8 @@ def test_contradictory_flags_are_refused(
     errors = capsys.readouterr().err
     assert status == 2
     assert message in errors
-    assert errors.startswith("error: ")
+    assert "\nerror: " in f"\n{errors}"
+    assert "Traceback" not in errors
     assert not shards.contents(tmp_path)
 
 
@@ -155,6 +156,27 @@ def test_bad_input_is_named_and_nothing_is_written(
     skipping = ("--on_bad_task", "skip", "--checkpoint_dir", tmp_path / "ck")
     assert extract("--dataset_path", path, "--model_path", tiny_model, "--output_dir", out, *skipping) == 0
     assert json.loads((out / "metadata.json").read_text())["progress"]["skipped_tasks"]["count"] == 1
+
+
+def test_a_run_whose_tasks_were_all_left_out_is_no_success(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, out = tmp_path / "tasks.jsonl", tmp_path / "out"
+    path.write_text(f"{BAD_LINES['ragged grid'][0]}\n{BAD_LINES['colour'][0]}\n")
+    flags = ("--output_dir", out, "--checkpoint_dir", tmp_path / "ck", "--on_bad_task", "skip")
+    for _ in range(2):  # and so it is when the complete, empty run is started again
+        assert extract("--dataset_path", path, "--model_path", tiny_model, *flags) == 2
+        assert "error: nothing was extracted: 2 malformed tasks were skipped" in capsys.readouterr().err
+    assert main(["verify", str(out)]) == 0
+    assert "EMPTY" in capsys.readouterr().out
+
+
+def test_so_it_is_where_all_samples_were_too_long(
+    tiny_model: Path, demo_tasks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ("--output_dir", tmp_path / "out", "--no_checkpointing", "--overlong", "skip", "--max_seq_length", "5")
+    assert extract("--dataset_path", demo_tasks, "--model_path", tiny_model, *flags, "--max_tasks", "1") == 2
+    assert "8 samples were longer than --max_seq_length" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("content", "message"), [("", "empty"), ("[1, 2, 3]", "tasks"), ("\x00\x01garbage", "JSON")])

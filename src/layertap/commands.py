@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from layertap.config import ExtractConfig, local_path
 from layertap.demo.config import DemoConfig
-from layertap.errors import LayertapError, UsageError
+from layertap.errors import InputError, LayertapError, UsageError
 from layertap.extract.supervised import is_child, supervise
 from layertap.fleet.config import (
     CreateShardsConfig,
@@ -38,7 +38,10 @@ def extract(config: ExtractConfig) -> int:
     if config.hosts.multihost and not is_child():
         return supervise()
     try:
-        print(_extract_all(config) if config.sharded.sharded_dataset_dir is None else _work(config))
+        if config.sharded.sharded_dataset_dir is None:
+            _extract_all(config)
+        else:
+            print(_work(config))
     except KeyboardInterrupt:
         if config.checkpointing:
             print("committed shards are safe; the same command goes on from there", file=sys.stderr)
@@ -46,11 +49,14 @@ def extract(config: ExtractConfig) -> int:
     return 0
 
 
-def _extract_all(config: ExtractConfig) -> str:
+def _extract_all(config: ExtractConfig) -> None:
     from layertap.extract.run import extract
-    from layertap.extract.summary import describe
+    from layertap.extract.summary import describe, nothing_extracted
 
-    return describe(extract(config), config)
+    summary = extract(config)
+    print(describe(summary, config))
+    if (reason := nothing_extracted(summary.manifest)) is not None:
+        raise InputError(f"{reason}; {config.output_dir}/metadata.json lists them")
 
 
 def _work(config: ExtractConfig) -> str:

@@ -1,13 +1,19 @@
 """Everything that a run needs, resolved and checked before the first weight is read.
 
-`prepare` opens the checkpoint's small files, the tokenizer and the template, decides the taps, and computes the run
-fingerprint: the hash of everything that decides the output's bytes. What it does not contain can change between two
-starts of one run: paths, and what happens to records that are bad or samples that are too long, as long as nothing of
-them was written. The dataset is recognised task by task instead (`windows.py`), so that a broken line can be repaired
-and the run goes on.
+`prepare` says what the run computes on, opens the checkpoint's small files, the tokenizer and the template, decides the
+taps, and computes the run fingerprint: the hash of everything that decides the output's bytes. What it does not contain
+can change between two starts of one run: paths, and what happens to records that are bad or samples that are too long,
+as long as nothing of them was written. The dataset is recognised task by task instead (`windows.py`), so that a broken
+line can be repaired and the run goes on.
+
+The fingerprint needs the first numbers of each weight, so for a model on the Hub this is where its weights are fetched.
+What would stop the run anyway is found out before: an output folder that cannot be made, and a dataset that is not
+there or is none, of which the first record is read (for a local model it is not: the run reads it as soon).
 """
 
 import json
+import os
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -24,6 +30,7 @@ from layertap.dataset import read_records
 from layertap.dataset.config import ShardedConfig
 from layertap.errors import ModelError, UsageError
 from layertap.extract import backend
+from layertap.extract.device import opening
 from layertap.extract.hosts import Hosts
 from layertap.extract.packing import row_ladder
 from layertap.extract.step import resolve_taps
@@ -104,9 +111,16 @@ def prepare(config: ExtractConfig, hosts: Hosts = _ALONE) -> Setup:
 
     Raises an InputError where model, tokenizer, template or flags do not fit together, or hosts do not.
     """
+    for line in opening(hosts):
+        print(line, file=sys.stderr, flush=True)
     if hosts.count > 1:
         config = replace(config, output_dir=str(config.output_folder / f"tpu_{hosts.name(config.worker)}"))
+    require_writable("output_dir", config.output_folder)
+    if config.checkpointing:
+        require_writable("checkpoint_dir", config.checkpoint_folder)
     checkpoint = open_checkpoint(config.model_path)
+    if checkpoint.hub_id is not None:
+        _require_dataset(config)
     taps = resolve_run_taps(config, checkpoint.config)
     maker = prompt_maker(config, checkpoint)
     mesh = _mesh(config, checkpoint, taps[-1].layer + 1)
@@ -131,6 +145,22 @@ def prepare(config: ExtractConfig, hosts: Hosts = _ALONE) -> Setup:
     )
     url = config.upload.url(hosts.name(config.worker))
     return Setup(config, checkpoint, taps, maker, rules, shard_format, manifest, mesh, url, hosts)
+
+
+def _require_dataset(config: ExtractConfig) -> None:
+    """Read the first record; raises DatasetError where there is none."""
+    if config.dataset_path is not None:
+        records = read_records(config.dataset_path, dataset_format=config.dataset_format, max_tasks=1)
+        next(iter(records))
+
+
+def require_writable(flag: str, folder: Path) -> None:
+    """Raise UsageError where `folder` cannot be made or written to, as far as that shows without making it."""
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.exists(path))
+    if not there.is_dir():
+        raise UsageError(f"--{flag} {folder}: {there} is a file; give a folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UsageError(f"--{flag} {folder}: {there} cannot be written to; give another folder")
 
 
 def for_part(setup: Setup, part: Part) -> Setup:

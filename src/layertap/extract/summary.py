@@ -23,6 +23,16 @@ def describe(summary: RunSummary, config: ExtractConfig) -> str:
     return "\n".join(lines)
 
 
+def nothing_extracted(manifest: Manifest) -> str | None:
+    """Why a complete run has no sample, where everything was left out; None where it has some, or had nothing to do."""
+    if manifest.samples:
+        return None
+    skipped, overlong = (manifest.progress[name]["count"] for name in ("skipped_tasks", "overlong_samples"))
+    reasons = [f"{skipped} malformed tasks were skipped"] if skipped else []
+    reasons += [f"{overlong} samples were longer than --max_seq_length"] if overlong else []
+    return f"nothing was extracted: {' and '.join(reasons)}" if reasons else None
+
+
 def _left_out(summary: RunSummary) -> list[str]:
     progress = summary.manifest.progress
     skipped, overlong = progress["skipped_tasks"]["count"], progress["overlong_samples"]["count"]

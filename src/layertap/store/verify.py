@@ -46,6 +46,8 @@ class VerifyReport:
         if not self.sound:
             return "\n".join((f"{self.folder}: DAMAGED; {len(self.findings)} findings in {what}:", *self.findings))
         state = "complete" if manifest.complete else "sound so far, the run is not complete"
+        if not manifest.samples:
+            return f"{self.folder}: {state}, and EMPTY: it holds no sample"
         return f"{self.folder}: {state}; {what}, every file read back and checked"
 
     def to_json(self) -> Json:
