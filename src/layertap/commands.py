@@ -29,7 +29,8 @@ from layertap.plan.config import PlanConfig
 from layertap.store.config import StatsConfig
 from layertap.store.folder import Folder, LocalFolder
 from layertap.store.url_folder import UrlFolder
-from layertap.tpu.config import FleetConfig, TpuConfig
+from layertap.tpu.config import CreateConfig, FleetConfig, TpuConfig
+from layertap.tpu.preview import preview_empty
 from layertap.worker_flags import check_worker_flags
 
 
@@ -172,6 +173,8 @@ def tpu(command: str) -> Callable[[Any], int]:
         except ModuleNotFoundError as error:
             if error.name is None or error.name.partition(".")[0] not in ("google", "requests"):
                 raise
+            if isinstance(config, CreateConfig) and config.dry_run:
+                return preview_empty(config, f"Google's client is not installed (no module {error.name}).")
             raise UsageError(f"no module {error.name}: managing TPUs needs pip install 'layertap[tpu-ops]'") from error
         return getattr(commands, command)(config)
 

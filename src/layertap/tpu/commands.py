@@ -7,10 +7,10 @@ What happens on the way goes to the standard error output, the result to the sta
 import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 
-from layertap.errors import InputError, TpuError, UsageError
+from layertap.errors import AccessError, InputError, TpuError, UsageError
 from layertap.tpu.cloud import connect
 from layertap.tpu.config import (
     CreateConfig,
@@ -25,13 +25,29 @@ from layertap.tpu.drive import Drive, MachineFor, stamped
 from layertap.tpu.fleet import Machine, Member, Observed
 from layertap.tpu.machine import altered, like, new_machine
 from layertap.tpu.plan import Create, Plan, plan, plan_deletion
+from layertap.tpu.preview import preview_empty, print_plan, say_cost
 from layertap.tpu.report import as_json, members_table, zones_table
 
 
 def create(config: CreateConfig) -> int:
     """Bring the fleet to strength with machines as the flags say."""
     machine = new_machine(config)
+    if config.dry_run:
+        return _preview(config, machine)
     return _bring_to_strength(config, lambda _action, _last_seen: machine)
+
+
+def _preview(config: CreateConfig, machine: Machine) -> int:
+    """Print what would be made; of an empty project where there are no credentials, or no project is named."""
+    with ExitStack() as stack:
+        try:
+            drive = stack.enter_context(_driving(config))
+        except (AccessError, UsageError) as error:  # nothing has been asked of Cloud TPU yet
+            return preview_empty(config, str(error))
+        now = plan(config.wanted, drive.look())
+    _print_plan(config, now)
+    say_cost(now, machine)
+    return 0
 
 
 def recreate(config: RecreateConfig) -> int:
@@ -140,10 +156,7 @@ def _confirm(members: Iterable[Member]) -> None:
 
 
 def _print_plan(config: TpuConfig, now: Plan) -> int:
-    if config.json:
-        print(json.dumps({"fleet": config.name_prefix, "actions": [str(action) for action in now.actions]}))
-    else:
-        print("\n".join(map(str, now.actions)) or "nothing to do")
+    print_plan(config, now)
     for sentence in now.blocked:
         _say(sentence)
     return 0
