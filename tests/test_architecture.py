@@ -10,12 +10,13 @@ import layertap
 _PACKAGE = Path(layertap.__file__).parent
 
 # A room may import itself, the ground floor, and the rooms named here.
-_GROUND = {"errors", "task", "tap", "arguments"}
+_GROUND = {"errors", "task", "tap", "arguments", "bar"}
 _MAY_KNOW = {
     "errors": set(),
     "task": set(),
     "tap": set(),
     "arguments": set(),
+    "bar": set(),
     "dataset": set(),
     "prompts": set(),
     "model": set(),

@@ -10,8 +10,7 @@ from contextlib import ExitStack, closing, contextmanager
 from importlib import import_module
 from typing import Any
 
-from tqdm import tqdm
-
+from layertap.bar import Bar
 from layertap.config import ExtractConfig, local_path
 from layertap.demo.config import DemoConfig
 from layertap.errors import InputError, LayertapError, UsageError
@@ -122,7 +121,7 @@ def inspect(config: InspectConfig) -> int:
 @contextmanager
 def _bar(name: str) -> Iterator[Callable[[int, int], None]]:
     """A bar of bytes, on a terminal only; called with how many of how many are done."""
-    with tqdm(desc=name, unit="B", unit_scale=True, leave=False, disable=None) as bar:
+    with Bar(desc=name, unit="B", unit_scale=True, leave=False, disable=None) as bar:
 
         def show(done: int, total: int) -> None:
             bar.total = total

@@ -10,7 +10,8 @@ from layertap.extract.background import NICE, BackgroundQueue, read_ahead
 
 
 def test_read_ahead_gives_the_same_items() -> None:
-    assert list(read_ahead(iter(range(20)))) == list(range(20))
+    with read_ahead(iter(range(20))) as ahead:
+        assert list(ahead) == list(range(20))
 
 
 def test_read_ahead_raises_where_the_item_would_have_been() -> None:
@@ -19,11 +20,11 @@ def test_read_ahead_raises_where_the_item_would_have_been() -> None:
         yield 2
         raise ValueError("third")
 
-    ahead = read_ahead(items())
-    assert next(ahead) == 1
-    assert next(ahead) == 2
-    with pytest.raises(ValueError, match="third"):
-        next(ahead)
+    with read_ahead(items()) as ahead:
+        assert next(ahead) == 1
+        assert next(ahead) == 2
+        with pytest.raises(ValueError, match="third"):
+            next(ahead)
 
 
 def test_read_ahead_begins_before_it_is_asked() -> None:
@@ -33,8 +34,24 @@ def test_read_ahead_begins_before_it_is_asked() -> None:
         begun.set()
         yield 1
 
-    read_ahead(items())
-    assert begun.wait(10)
+    with read_ahead(items()):
+        assert begun.wait(10)
+
+
+def test_the_thread_ends_where_items_are_left_unread() -> None:
+    threads = set()
+
+    def items():
+        while True:
+            threads.add(threading.current_thread())
+            yield 1
+
+    with pytest.raises(KeyboardInterrupt), read_ahead(items()) as ahead:  # noqa: PT012
+        next(ahead)
+        raise KeyboardInterrupt
+    for thread in threads:
+        thread.join(60)
+        assert not thread.is_alive()
 
 
 def test_queue_runs_calls_in_order() -> None:

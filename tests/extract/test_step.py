@@ -1,6 +1,7 @@
 """The compiled step: the same activations whichever way they come to the host."""
 
 import dataclasses
+import threading
 from pathlib import Path
 
 import jax
@@ -85,3 +86,16 @@ def test_a_whole_step_lowers_for_a_gpu(model: weights.Qwen2) -> None:
     step = jax.jit(lambda model, tokens, starts: model(tokens, starts, taps=taps, plan=plan))
     lowered = step.trace(model, numbers, numbers).lower(lowering_platforms=("cuda",))
     assert lowered.as_text().count("attend_packed") >= 2
+
+
+def test_threads_that_compile_end_when_the_program_is_closed(model: weights.Qwen2, monkeypatch) -> None:
+    threads: set[threading.Thread] = set()
+    monkeypatch.setattr(StepProgram, "lower_and_compile", lambda *_: threads.add(threading.current_thread()))
+    program = StepProgram(model, (Tap(0, "residual"),), plan_for("cpu", FLOAT32))
+    for shape in ((1, 512), (1, 1024), (2, 512)):
+        program.compile(shape).result()
+    program.close()
+    assert threads
+    for thread in threads:
+        thread.join(60)
+        assert not thread.is_alive()

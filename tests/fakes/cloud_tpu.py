@@ -18,11 +18,10 @@ import threading
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass, field
-from http.server import ThreadingHTTPServer
-from types import TracebackType
 from typing import Any
 
 from fakes.google_json import Handler, Json, Refusal
+from fakes.loopback import Loopback
 
 PROJECT = "arc-project"
 ZONES = ("europe-west4-a", "us-central1-a", "us-central1-b", "us-west4-a")
@@ -50,7 +49,7 @@ class _Operation:
 
 
 @dataclass
-class FakeCloudTpu:
+class FakeCloudTpu(Loopback):
     """Serves while used as a context manager; what happens in the cloud is set by its public attributes at any time."""
 
     operation_polls: int = 1
@@ -85,19 +84,7 @@ class FakeCloudTpu:
     def __post_init__(self) -> None:
         self.lock = threading.RLock()
         self._operations: dict[str, _Operation] = {}
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (Handler,), {"api": self}))
-        self._server.daemon_threads = True
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01})
-        self.endpoint = f"http://127.0.0.1:{self._server.server_port}"
-
-    def __enter__(self) -> "FakeCloudTpu":
-        self._thread.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
+        self.endpoint = self._serve(Handler, api=self)
 
     def add_node(self, zone: str, name: str, state: str = "READY", **fields: Any) -> None:
         """A node that somebody made."""

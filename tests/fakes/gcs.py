@@ -19,18 +19,16 @@ import json
 import re
 import socket
 import struct
-import sys
 import threading
-import time
 from email.utils import formatdate
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from types import TracebackType
+from http.server import BaseHTTPRequestHandler
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from content import Content
 from fakes.gcs_faults import Fault, Faults, Request
 from fakes.gcs_http import Answer, as_json, claim_hash, error, flipped, how_far, multipart, named_in, ranged
 from fakes.gcs_objects import Buckets, Json, Refusal
+from fakes.loopback import Loopback
 
 _PATH = re.compile(
     r"/(?:(upload|download)/)?storage/v1/b(?:/([^/?]+))?(/o)?(?:/([^/]+))?(?:/(\w+)(?:/b/(\w+)/o/(.+))?)?"
@@ -39,7 +37,7 @@ _PATH = re.compile(
 _HEAD = 4096  # bytes of a body that are read before it is decided what goes wrong
 
 
-class FakeGcs:
+class FakeGcs(Loopback):
     """Serves while used as a context manager."""
 
     def __init__(self, *buckets: str, page_size: int = 1000) -> None:
@@ -47,25 +45,11 @@ class FakeGcs:
         self.state = Buckets()
         self.faults = Faults()
         self.page_size = page_size
-        self.connections: set[socket.socket] = set()
         self.sent = 0
         """Bytes of answers, without headers."""
         for bucket in buckets:
             self.state.objects[bucket] = {}
-        self._server = _Server(("127.0.0.1", 0), type("Handler", (_Handler,), {"gcs": self}))
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01})
-        self.endpoint = f"http://127.0.0.1:{self._server.server_port}"
-
-    def __enter__(self) -> "FakeGcs":
-        self._thread.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
-        for connection in list(self.connections):
-            _quietly_shut(connection)
+        self.endpoint = self._serve(_Handler, gcs=self)
 
     def contents(self, bucket: str, prefix: str = "") -> dict[str, Content]:
         """Every object below `prefix`, by the rest of its name."""
@@ -81,28 +65,10 @@ class FakeGcs:
             self.state.insert(bucket, {"name": name}, data, {}, "application/octet-stream")
 
 
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-    request_queue_size = 64
-
-    def handle_error(self, request: object, client_address: object) -> None:
-        """A client that hangs up, or is killed, is no news."""
-        if not isinstance(sys.exception(), OSError):
-            super().handle_error(request, client_address)
-
-
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
     gcs: FakeGcs
-
-    def setup(self) -> None:
-        super().setup()
-        self.gcs.connections.add(self.connection)
-
-    def finish(self) -> None:
-        self.gcs.connections.discard(self.connection)
-        super().finish()
 
     def log_message(self, *_: object) -> None:
         """Say nothing."""
@@ -156,7 +122,7 @@ class _Handler(BaseHTTPRequestHandler):
         if len(body) < length:  # the client was killed while it sent
             return self._end(operation, length, 0, fault, reset=True)
         if fault and fault.kind == "slow":
-            time.sleep(fault.seconds)
+            self.gcs.ending.wait(fault.seconds)
         if fault and fault.kind == "call" and fault.action() is True:
             return self._end(operation, length, 0, fault, reset=True)
         status, headers, content = self._answer(operation, body, fault)
@@ -304,10 +270,3 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self.connection.close()
-
-
-def _quietly_shut(connection: socket.socket) -> None:
-    try:
-        connection.shutdown(socket.SHUT_RDWR)
-    except OSError:
-        return

@@ -14,13 +14,13 @@ import hashlib
 import json
 import os
 import re
-import threading
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 from urllib.parse import unquote, urlsplit
+
+from fakes.loopback import Loopback
 
 _API = re.compile(r"/api/models/(?P<repo_id>[^/]+/[^/]+)(?:/(?P<what>revision|tree)/(?P<revision>[^/]+))?")
 _RESOLVE = re.compile(r"/(?P<repo_id>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<file>.+)")
@@ -40,7 +40,7 @@ class Request:
     first_byte: int = 0
 
 
-class FakeHub:
+class FakeHub(Loopback):
     """Serves while used as a context manager; what it should refuse is set by its public attributes at any time."""
 
     def __init__(self) -> None:
@@ -55,17 +55,7 @@ class FakeHub:
         """File name -> after how many bytes its next download ends; used up by that download."""
         self._commits: dict[str, dict[str, Files]] = {}
         self._latest: dict[str, str] = {}
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self}))
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01})
-
-    def __enter__(self) -> "FakeHub":
-        self._thread.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
+        self.endpoint = self._serve(_Handler, hub=self)
 
     def publish(self, repo_id: str, folder: Path) -> str:
         """Make the files of `folder`, as they are now, the latest commit of a model; returns the commit's hash."""
@@ -80,7 +70,7 @@ class FakeHub:
         inherited = {name: value for name, value in os.environ.items() if not _DECIDES_FOR_CLIENT.match(name)}
         return {
             **inherited,
-            "HF_ENDPOINT": f"http://127.0.0.1:{self._server.server_port}",
+            "HF_ENDPOINT": self.endpoint,
             "HF_HOME": str(home),
             "HF_HUB_DISABLE_XET": "1",
             **settings,

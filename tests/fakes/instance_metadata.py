@@ -8,16 +8,16 @@ As the real one does, it refuses questions about metadata without the header `Me
 """
 
 import json
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from types import TracebackType
+from http.server import BaseHTTPRequestHandler
 from urllib.parse import unquote, urlsplit
+
+from fakes.loopback import Loopback
 
 _INSTANCE = "/computeMetadata/v1/instance/"
 _TOKEN = "token-of-the-vm"
 
 
-class FakeMetadata:
+class FakeMetadata(Loopback):
     """Serves while used as a context manager."""
 
     def __init__(self) -> None:
@@ -26,18 +26,7 @@ class FakeMetadata:
         """(bucket, name) -> content."""
         self.outages = 0
         """How many of the next requests are answered with 503."""
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"fake": self}))
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01})
-        self.address = f"http://127.0.0.1:{self._server.server_port}"
-
-    def __enter__(self) -> "FakeMetadata":
-        self._thread.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
+        self.address = self._serve(_Handler, fake=self)
 
     def answer(self, path: str, flavor: str | None, authorization: str | None) -> tuple[int, bytes]:
         """Status and content for one request."""

@@ -1,29 +1,38 @@
 """moto's S3 server on loopback, in this process."""
 
-from types import TracebackType
+from typing import Any
 
 import requests
+from fakes.loopback import Loopback, Tracked
 
 
-class FakeS3:
+class FakeS3(Loopback):
     """Serves while used as a context manager; starts empty."""
 
     def __init__(self) -> None:
-        from moto.server import ThreadedMotoServer  # a second, which only tests of S3 need pay
-
-        self._server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-        self.endpoint = ""
+        self.endpoint = self._serve_by(_moto())
 
     def __enter__(self) -> "FakeS3":
-        self._server.start()
-        host, port = self._server.get_host_and_port()
-        self.endpoint = f"http://{host}:{port}"
+        super().__enter__()
         requests.post(f"{self.endpoint}/moto-api/reset", timeout=10).close()
         return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self._server.stop()
 
     def make_bucket(self, name: str) -> None:
         """Make a bucket, as anyone."""
         requests.put(f"{self.endpoint}/{name}", timeout=10).close()
+
+
+def _moto() -> Any:
+    """moto's own ThreadedMotoServer neither waits for its threads nor closes their connections."""
+    from moto.moto_server import werkzeug_app  # a second, which only tests of S3 need pay
+    from werkzeug.serving import ThreadedWSGIServer
+
+    class Server(Tracked, ThreadedWSGIServer):
+        pass
+
+    class Handler(werkzeug_app.MotoRequestHandler):
+        def log(self, *_: object) -> None:
+            """Say nothing."""
+
+    application = werkzeug_app.DomainDispatcherApplication(werkzeug_app.create_backend_app)
+    return Server("127.0.0.1", 0, application, Handler)

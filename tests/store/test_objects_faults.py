@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from itertools import product
 from pathlib import Path
 
@@ -173,3 +174,24 @@ def test_a_bucket_that_is_missing_or_forbidden_is_named(gcs: FakeGcs, source: Pa
         with pytest.raises(error, match=rf"gs://{bucket}.*{message}"):
             list(getattr(store, call)(*arguments) or ())
         store.close()
+
+
+def test_google_s_client_asks_for_nothing_by_itself(gcs: FakeGcs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Left alone, it has a thread ask for the bucket's metadata, again and again where the bucket is gone."""
+    monkeypatch.delenv("DISABLE_GCS_PYTHON_CLIENT_OTEL_BUCKET_METADATA", raising=False)
+    started: list[str] = []
+    start = threading.Thread.start
+
+    def noted(thread: threading.Thread) -> None:
+        if threading.current_thread() is threading.main_thread():
+            started.append(thread.name)
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", noted)
+    with closing(open_store("gs://bucket")) as store:
+        store.create("name", b"content")
+        assert store.read("name").data == b"content"
+        assert store.stat("none") is None
+        assert [info.name for info in store.list()] == ["name"]
+    assert not started
+    assert {request.operation for request in gcs.faults.log} == {"insert", "stat", "media", "list"}

@@ -16,7 +16,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import TypeVar
 
@@ -26,19 +26,24 @@ NICE = 10
 """The priority of a gentle writer: a tenth of the share of a thread that has the usual one, and the gaps."""
 
 
-def read_ahead(items: Iterator[T]) -> Iterator[T]:
-    """The same items, each made by a thread while the one before is in use; the first is begun at once."""
+@contextmanager
+def read_ahead(items: Iterator[T]) -> Iterator[Iterator[T]]:
+    """The same items, each made by a thread while the one before is in use; the first is begun at once.
+
+    When the block ends, which may be before the last item, the thread finishes the one that it is making, and ends.
+    Nobody waits for that: the item may hang on a network, and the block may have ended by Ctrl-C.
+    """
     pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="read-ahead")
-    return _drain(pool, items, pool.submit(next, items, _FINISHED))
+    try:
+        yield _drain(pool, items, pool.submit(next, items, _FINISHED))
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _drain(pool: ThreadPoolExecutor, items: Iterator[T], upcoming: "Future[T | _Finished]") -> Iterator[T]:
-    try:
-        while not isinstance(item := upcoming.result(), _Finished):
-            upcoming = pool.submit(next, items, _FINISHED)
-            yield item
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+    while not isinstance(item := upcoming.result(), _Finished):
+        upcoming = pool.submit(next, items, _FINISHED)
+        yield item
 
 
 class _Finished:

@@ -10,8 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from tqdm import tqdm
-
+from layertap.bar import Bar
 from layertap.extract.clock import StageClock
 
 _SECONDS_BETWEEN_LINES = 10.0
@@ -42,7 +41,7 @@ class Progress:
         self.clock = clock
         self._begun: float | None = None
         shown = sys.stderr.isatty() if terminal is None else terminal
-        self._bar = tqdm(unit=" samples", initial=samples, dynamic_ncols=True, leave=False) if shown else None
+        self._bar = Bar(unit=" samples", initial=samples, dynamic_ncols=True, leave=False) if shown else None
         self._closed = threading.Event()
         self._drawing = threading.Thread(target=self._draw, name="progress", daemon=True)
         self._drawing.start()

@@ -14,6 +14,7 @@ dropped, and the same command goes on with the first sample that is not committe
 
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
@@ -70,8 +71,11 @@ def extract(config: ExtractConfig) -> RunSummary:
     backend.configure()
     hosts = join(config.hosts)
     setup = prepare(config, hosts)
-    with metered(config.worker, setup.config.output_folder, config.metrics_port) as metrics:
-        summary = extract_prepared(setup, Session(), Watch(metrics.begins))
+    with (
+        metered(config.worker, setup.config.output_folder, config.metrics_port) as metrics,
+        closing(Session()) as session,
+    ):
+        summary = extract_prepared(setup, session, Watch(metrics.begins))
     hosts.part()
     return summary
 
@@ -150,8 +154,12 @@ class _Run:
     def _extract(self) -> None:
         self._announce()
         program = self._session.program(self._setup)
+        with read_ahead(self._windows()) as windows:
+            self._extract_windows(windows, program)
+
+    def _extract_windows(self, windows: Iterator[Window], program: StepProgram) -> None:
         with self._session.loading(self._setup) as loading:
-            steps = self._compiling(self._agreed(read_ahead(self._windows())), program)
+            steps = self._compiling(self._agreed(windows), program)
             first = next(steps, None)  # its programs compile while weights load
             with self._clock.waiting_for("loading"):
                 model = loading.result()

@@ -17,7 +17,7 @@ from layertap.model.qwen2 import Qwen2
 
 
 class Session:
-    """The model and the programs of the last run."""
+    """The model and the programs of the last run; to be closed, or its threads would wait for programs for good."""
 
     def __init__(self) -> None:
         self._made_for: object = None
@@ -28,6 +28,7 @@ class Session:
         """The programs for `setup`; nothing is compiled yet where they are new."""
         needs = (setup.checkpoint, setup.taps, setup.compute_dtype, setup.shard_format.dtype, setup.mesh)
         if self._program is None or needs != self._made_for:
+            self.close()
             model = weights.abstract_model(setup.checkpoint.config, setup.num_layers, setup.compute_dtype)
             capture_dtype = transfer_dtype(setup.compute_dtype, setup.shard_format.dtype)
             self._program = StepProgram(model, setup.taps, plan_for(backend.platform(), capture_dtype, setup.mesh))
@@ -56,3 +57,8 @@ class Session:
                 yield pool.submit(self.model, setup, abandoned)
             finally:
                 abandoned.set()
+
+    def close(self) -> None:
+        """End the threads that compile."""
+        if self._program is not None:
+            self._program.close()

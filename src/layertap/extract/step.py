@@ -1,9 +1,9 @@
 """The compiled step: packed rows in, activations out.
 
 One program for each shape of step, compiled ahead (`compile`, in threads, while weights load) or when the shape first
-comes. `dispatch` returns at once, with copies to the host already begun; `harvest` gives numpy arrays when they are
-there. Activations are rounded on the device to the narrower of compute and storage dtype, so that a bfloat16 run moves
-two bytes a value.
+comes. Whoever compiles ahead calls `close` in the end, or those threads would wait for more for good. `dispatch`
+returns at once, with copies to the host already begun; `harvest` gives numpy arrays when they are there. Activations
+are rounded on the device to the narrower of compute and storage dtype, so that a bfloat16 run moves two bytes a value.
 
 Over several devices the step is one `shard_map`: each device computes its own rows, and this host harvests the rows of
 its own devices. No activation crosses a wire.
@@ -85,7 +85,7 @@ class StepProgram:
         self._compilers = ThreadPoolExecutor(max_workers=2, thread_name_prefix="compile")
 
     def compile(self, shape: Shape) -> Future[Compiled]:
-        """Have the program for steps of `rows` x `length` compiled, once; returns at once."""
+        """Have the program for steps of `rows` x `length` compiled, once; returns at once. `close` afterwards."""
         if shape not in self._compiled:
             self._compiled[shape] = self._compilers.submit(self.lower_and_compile, shape)
         return self._compiled[shape]
@@ -106,13 +106,24 @@ class StepProgram:
         """Start one step; compiles where the shape is new. Raises DeviceError where that fails."""
         shape = cast(Shape, token_ids.shape)
         with _device_errors(shape):
-            program = self.compile(shape).result()
+            program = self._program(shape)
             outputs = program(model, self._to_devices(token_ids), self._to_devices(seg_start))
             if self._plan.outputs == "moved":
                 outputs = jax.device_put(outputs, self._pinned)
             for output in outputs:
                 output.copy_to_host_async()
             return outputs
+
+    def close(self) -> None:
+        """End the threads that compile, each when it has finished what it has begun; Ctrl-C does not wait for that."""
+        self._compilers.shutdown(wait=False, cancel_futures=True)
+
+    def _program(self, shape: Shape) -> Compiled:
+        if shape not in self._compiled:
+            made: Future[Compiled] = Future()
+            made.set_result(self.lower_and_compile(shape))
+            self._compiled[shape] = made
+        return self._compiled[shape].result()
 
     def _global(self, shape: Shape) -> Shape:
         return self._hosts * shape[0], shape[1]

@@ -169,10 +169,11 @@ class _Worker:
 
     def work(self) -> WorkSummary:
         """Host 0's work; other hosts follow it."""
-        if self._setup.hosts.index > 0:
-            self._follow()
-        else:
-            self._lead()
+        with closing(self._slice.session):
+            if self._setup.hosts.index > 0:
+                self._follow()
+            else:
+                self._lead()
         seconds = time.monotonic() - self._begun
         counts = self._metrics.dataset_shards, self._metrics.leases_lost, self._samples, self._tokens
         return WorkSummary(self._config.worker, *counts, seconds)

@@ -12,6 +12,7 @@ Everything shares the processor's cores, so what counts beside the clock is how 
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -84,7 +85,8 @@ def measure_speed(run: PlannedRun, work: Workload) -> Speed:
     taps = resolve_taps(range(layers), run.form.sites, layers)
     plan = plan_for("cpu", transfer_dtype(run.compute_dtype, run.form.dtype))
     program = StepProgram(nnx.eval_shape(lambda: model), taps, plan)
-    compiling = _spent(lambda: program.compile((step.rows, step.length)).result())
+    with closing(program):
+        compiling = _spent(lambda: program.compile((step.rows, step.length)).result())
     outputs, lying = _run(program, model, step)
     _, alone = _run(program, model, _cut(step))
     token, pair = _rates(step, layers, lying, alone)

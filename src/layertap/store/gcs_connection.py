@@ -49,6 +49,10 @@ class ServerClock:
 
 
 def make_client(clock: ServerClock) -> Client:
+    """Google's client, as the environment has it."""
+    # Or the first call of each client starts a thread that asks for the bucket's metadata, for traces that nobody
+    # records: a request that we did not make, and two minutes of others where the bucket does not answer.
+    os.environ.setdefault("DISABLE_GCS_PYTHON_CLIENT_OTEL_BUCKET_METADATA", "true")
     credentials: Any
     project: str | None
     if os.environ.get("STORAGE_EMULATOR_HOST"):
