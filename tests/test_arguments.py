@@ -95,6 +95,20 @@ def test_defaults_and_values_are_words(capsys: pytest.CaptureFixture[str], monke
         assert line in text
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--inner", "x"], "--inner x: give a whole number"),
+        (["--inner", "1.5"], "--inner 1.5: give a whole number"),
+        (["--rate", "fast"], "--rate fast: give a number"),
+    ],
+)
+def test_what_is_no_number_is_refused_in_a_sentence(words: list[str], said: str) -> None:
+    with pytest.raises(UsageError) as refused:
+        parsed(*words)
+    assert str(refused.value) == said
+
+
 def all_commands(offered: Any = _COMMANDS, before: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], _Command]]:
     for name, command in offered.items():
         if isinstance(command, _Command):
@@ -116,7 +130,8 @@ def test_every_page_is_clean(
     text = capsys.readouterr().out
     for bad in ("{None}", "}|", "(default: )", "(default: None)", "(default: '')", "None stands", "STR", "INT"):
         assert bad not in text, bad
-    assert max(map(len, text.splitlines()[2:-1])) <= 120
+    _usage, *lines = text.splitlines()
+    assert max(map(len, lines)) <= 80
     assert text.endswith(f"\nexample:\n  layertap {' '.join(words)} {command.example}\n")
 
 

@@ -16,7 +16,7 @@ import ast
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
-from functools import cache
+from functools import cache, partial
 from itertools import pairwise
 from pathlib import Path
 from types import MappingProxyType, NoneType, UnionType
@@ -31,6 +31,7 @@ from tyro.constructors import (
     StructTypeInfo,
 )
 
+from layertap.errors import UsageError
 from layertap.tap import parse_layers
 
 T = TypeVar("T")
@@ -39,6 +40,7 @@ Group = Literal["", "plan", "input", "prompt", "model", "tap", "output", "cloud"
 """The groups of a help page, in their order; the flags of the first one come before all titles."""
 
 _WORDS: Mapping[type, str] = MappingProxyType({int: "N", float: "NUMBER", str: "TEXT"})
+_NUMBERS: Mapping[type, str] = MappingProxyType({int: "a whole number", float: "a number"})
 _HELP = ("-h", "--help")
 _ANNOTATED: Any = Annotated  # to subscribe it with what is known at run time alone
 
@@ -96,14 +98,28 @@ class _Field:
 
     def for_tyro(self) -> StructFieldSpec:
         shown = tyro.conf.arg(metavar=self._metavar(), help_behavior_hint=self._hint())
-        annotation = _ANNOTATED[self.annotation, shown, tyro.conf.OmitArgPrefixes]
+        annotation = _ANNOTATED[self.annotation, shown, tyro.conf.OmitArgPrefixes, *self._reading()]
         default = tyro.MISSING if self.default is MISSING else self.default
         return StructFieldSpec(self.name, annotation, default, self.sentence)
 
+    def _reading(self) -> Iterator[PrimitiveConstructorSpec[Any]]:
+        """How a number, or what may be left out, is read: tyro would tell of types where it cannot be."""
+        kinds = _alternatives(_bare(self.annotation))
+        if not self._reads_itself and kinds[0] in _WORDS and (kinds[0] is not str or NoneType in kinds):
+            yield PrimitiveConstructorSpec(
+                nargs=1,
+                metavar=_WORDS[kinds[0]],
+                instance_from_str=partial(_read, self.name, kinds),
+                is_instance=lambda value: isinstance(value, kinds),
+                str_from_instance=lambda value: [str(value)],
+            )
+
+    @property
+    def _reads_itself(self) -> bool:
+        return any(isinstance(it, PrimitiveConstructorSpec) for it in _extras(self.annotation))
+
     def _metavar(self) -> str | None:
-        if any(isinstance(it, PrimitiveConstructorSpec) for it in _extras(self.annotation)):
-            return self.flag.metavar
-        return self.flag.metavar or _word(_bare(self.annotation))
+        return self.flag.metavar or (None if self._reads_itself else _word(_bare(self.annotation)))
 
     def _hint(self) -> str | None:
         """What comes after the sentence; None: tyro's own words, `(default: 4096)`."""
@@ -195,10 +211,25 @@ def _bare(annotation: Any) -> Any:  # noqa: ANN401 - an annotation
     return get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
 
 
+def _alternatives(kind: Any) -> tuple[Any, ...]:  # noqa: ANN401 - a type
+    return get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+
+
+def _read(name: str, kinds: tuple[type, ...], words: Sequence[str]) -> Any:  # noqa: ANN401 - of one of these
+    """The value of a flag; raises UsageError where it is none of its kind."""
+    (word,) = words
+    if word == "None" and NoneType in kinds:
+        return None
+    try:
+        return kinds[0](word)
+    except ValueError as error:
+        raise UsageError(f"--{name} {word}: give {_NUMBERS[kinds[0]]}") from error
+
+
 def _word(kind: Any) -> str | None:  # noqa: ANN401 - a type
     """What stands for a value of this type; None for a switch, which has none."""
-    if get_origin(kind) in (Union, UnionType):
-        return " | ".join(filter(None, (_word(one) for one in get_args(kind) if one is not NoneType)))
+    if len(_alternatives(kind)) > 1:
+        return " or ".join(filter(None, (_word(one) for one in _alternatives(kind) if one is not NoneType)))
     if get_origin(kind) is Literal:
         return f"{{{','.join(map(str, get_args(kind)))}}}"
     if get_origin(kind) is tuple:

@@ -113,7 +113,7 @@ _TPU_COMMANDS = {
         CreateConfig,
         commands.tpu("create"),
         "create the workers that are missing; with --watch, keep them running",
-        f"{_ZONES} --workers_per_zone 4 --dry_run",
+        "--zones us-central1-a --workers_per_zone 4 --dry_run",
     ),
     "status": _Command(StatusConfig, commands.tpu("status"), "count the workers of each zone", _ZONES),
     "recreate-preempted": _Command(
@@ -137,7 +137,7 @@ _SHARDS_COMMANDS = {
         CreateShardsConfig,
         commands.fleet("create"),
         "cut a dataset into shards that workers claim",
-        f"--dataset_path tasks.jsonl --output {_DATASET} --num_shards 64",
+        "--dataset_path t.jsonl --output dataset --num_shards 8",
     ),
     "status": _Command(
         ShardsStatusConfig, commands.fleet("status"), "which shards are done, claimed, failed and free", _DATASET
@@ -150,7 +150,7 @@ _COMMANDS: Mapping[str, _Command | _Group] = {
         ExtractConfig,
         commands.extract,
         "extract activations from a dataset; goes on where it was stopped",
-        "--dataset_path tasks.jsonl --layers_to_extract 6,12 --format safetensors",
+        "--dataset_path tasks.jsonl --layers_to_extract 6,12",
     ),
     "streams": _Command(
         StreamsConfig,
@@ -177,7 +177,7 @@ _COMMANDS: Mapping[str, _Command | _Group] = {
         PlanConfig,
         commands.plan,
         "say what a run would need: bytes, memory, time and cost",
-        "--dataset_path tasks.jsonl --model 7b --layers_to_extract 12 --accelerator v5litepod-8",
+        "--tokens 1000000 --model 7b --accelerator v5litepod-8",
     ),
     "tpu": _Group(_TPU_COMMANDS, "create, watch and delete fleets of TPUs in Google Cloud"),
     "demo": _Command(

@@ -9,7 +9,7 @@ from layertap.errors import UsageError
 
 @dataclass(frozen=True)
 class DemoConfig:
-    """Make a tiny model and ARC-style tasks on the spot, extract three sites from them, and verify what was written."""
+    """Make a tiny model and ARC-style tasks, extract from them, and verify the output."""
 
     output_dir: Annotated[str, Flag(metavar="FOLDER")] = "./layertap-demo"
     """Where to write the model, the tasks and the activations."""

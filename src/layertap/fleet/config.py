@@ -130,7 +130,7 @@ class ShardsStatusConfig:
 
 @dataclass(frozen=True)
 class FleetStatusConfig:
-    """Show what the workers of a sharded dataset do, how fast they are, and when they will be done."""
+    """Show what the workers of a sharded dataset do, and when they will be done."""
 
     dataset: Annotated[tyro.conf.Positional[str], Flag(metavar="DATASET")]
     """The sharded dataset: a folder, or gs://bucket/path."""
@@ -178,7 +178,7 @@ class ResetShardsConfig:
 
 @dataclass(frozen=True)
 class VerifyConfig:
-    """Read output back and check every byte of it: of one run, of all runs in a folder, or of a sharded dataset."""
+    """Read output back and check every byte of it, of one run or of several."""
 
     path: Annotated[tyro.conf.Positional[str], Flag(metavar="FOLDER")]
     """The output folder of a run, a folder with several of them, or a sharded dataset whose finished shards to check.

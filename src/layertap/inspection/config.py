@@ -12,7 +12,7 @@ from layertap.tap import Site
 
 @dataclass(frozen=True)
 class InspectConfig:
-    """Show the samples of a shard and the norms of each layer and site, or with --sample the tokens of one sample."""
+    """Show the samples and norms of a shard, or the tokens of one sample."""
 
     path: Annotated[tyro.conf.Positional[str], Flag(metavar="FOLDER")]
     """The output folder of a run, or its URL, such as gs://bucket/activations/tpu_0."""

@@ -16,7 +16,7 @@ from layertap.errors import UsageError
 
 @dataclass(frozen=True)
 class PlanConfig(ExtractConfig):
-    """Say what a run would need, before it costs anything: tokens, bytes, memory, time and money."""
+    """Say what a run would need: tokens, bytes, memory, time and money."""
 
     dataset_path: Annotated[str | None, Flag(metavar="PATH", needed="required, or --tokens")] = None
     """ARC tasks or plain text: a JSONL or JSON file, or a folder of JSON files. A local path, or a URL such as

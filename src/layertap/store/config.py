@@ -74,7 +74,7 @@ class UploadConfig:
 
 @dataclass(frozen=True)
 class StatsConfig:
-    """Print the statistics of each layer and site, merged over shards and over the folders of several workers."""
+    """Print the statistics of each layer and site, merged over shards and folders."""
 
     paths: Annotated[tyro.conf.Positional[tuple[str, ...]], Flag(metavar="FOLDER ...")]
     """Output folders of runs of one model, or their URLs."""

@@ -149,7 +149,7 @@ class FleetConfig(TpuConfig):
 
 @dataclass(frozen=True)
 class CreateConfig(FleetConfig):
-    """Create the workers that are missing, replace the lost ones, and leave those alone that run."""
+    """Create the workers that are missing, and replace those that were lost."""
 
     spot: bool = True
     """Use spot TPUs, which cost less and can be taken away at any time. With --no_spot, use on-demand ones."""
@@ -163,4 +163,4 @@ class CreateConfig(FleetConfig):
 
 @dataclass(frozen=True)
 class RecreateConfig(FleetConfig):
-    """Replace workers that were preempted or terminated or have failed. A new one is like the old one."""
+    """Replace workers that were preempted or failed by new ones of the same kind."""
