@@ -9,7 +9,7 @@
 # The environment goes before it: LAYERTAP_WORKER_ID, LAYERTAP_PACKAGE, LAYERTAP_EXTRACT_FLAGS. And these, for other
 # places and for tests:
 #   LAYERTAP_HOME            where everything goes (/opt/layertap)
-#   LAYERTAP_EXTRAS          extras to install (tpu,gcs)
+#   LAYERTAP_EXTRAS          extras to install (tpu)
 #   LAYERTAP_PIP_FLAGS, LAYERTAP_VENV_FLAGS    more flags for these
 #   LAYERTAP_SUPERVISOR      systemd, loop, or auto: systemd where it runs and we are root
 #   LAYERTAP_START           no: set up, and start nothing
@@ -25,7 +25,7 @@ metadata_url=${LAYERTAP_METADATA_URL:-http://metadata.google.internal/computeMet
 storage_url=${LAYERTAP_STORAGE_URL:-https://storage.googleapis.com}
 unit_folder=${LAYERTAP_UNIT_FOLDER:-/etc/systemd/system}
 restart_seconds=${LAYERTAP_RESTART_SECONDS:-10}
-extras=${LAYERTAP_EXTRAS-tpu,gcs}
+extras=${LAYERTAP_EXTRAS-tpu}
 read -ra pip_flags <<<"${LAYERTAP_PIP_FLAGS:-}"
 read -ra venv_flags <<<"${LAYERTAP_VENV_FLAGS:-}"
 answer=$(mktemp)

@@ -10,9 +10,10 @@ import layertap
 _PACKAGE = Path(layertap.__file__).parent
 
 # A room may import itself, the ground floor, and the rooms named here.
-_GROUND = {"errors", "task", "tap", "arguments", "bar"}
+_GROUND = {"errors", "extras", "task", "tap", "arguments", "bar"}
 _MAY_KNOW = {
     "errors": set(),
+    "extras": set(),
     "task": set(),
     "tap": set(),
     "arguments": set(),

@@ -2,12 +2,9 @@
 
 import shutil
 import subprocess
-import tomllib
 
 import pytest
 from commands import ROOT
-
-_PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
 def recipe(*targets: str) -> list[str]:

@@ -15,6 +15,7 @@ from layertap.config import ExtractConfig, local_path
 from layertap.demo.config import DemoConfig
 from layertap.errors import InputError, LayertapError, UsageError
 from layertap.extract.supervised import is_child, supervise
+from layertap.extras import install_command
 from layertap.fleet.config import (
     CreateShardsConfig,
     FleetStatusConfig,
@@ -174,7 +175,7 @@ def tpu(command: str) -> Callable[[Any], int]:
                 raise
             if isinstance(config, CreateConfig) and config.dry_run:
                 return preview_empty(config, f"Google's client is not installed (no module {error.name}).")
-            raise UsageError(f"no module {error.name}: managing TPUs needs pip install 'layertap[tpu-ops]'") from error
+            raise UsageError(f"no module {error.name}: managing TPUs needs {install_command('tpu-ops')}") from error
         return getattr(commands, command)(config)
 
     return run

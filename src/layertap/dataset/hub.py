@@ -21,6 +21,7 @@ from layertap.dataset.raw import RawRecord, RawRecords
 from layertap.dataset.records import ID_KEYS, check_records
 from layertap.dataset.strict_json import parse
 from layertap.errors import BadTaskError, DatasetError, UsageError
+from layertap.extras import install_command
 from layertap.task import BadTask, Record
 
 _SAVED = ("state.json", "dataset_dict.json")  # what `save_to_disk` leaves
@@ -43,7 +44,7 @@ def _rows(name: str, config: str | None, split: str, shown: str) -> Iterator[dic
         import datasets
         from huggingface_hub.errors import HfHubHTTPError
     except ModuleNotFoundError as error:
-        raise UsageError("--dataset_name needs the datasets library: pip install 'layertap[datasets]'") from error
+        raise UsageError(f"--dataset_name needs the datasets library: {install_command('datasets')}") from error
     # A lost connection comes as an error of the HTTP library below huggingface_hub, pyarrow's as one of Python's own.
     http_error: type[Exception] = HfHubHTTPError.__bases__[0]
     failures = (datasets.exceptions.DatasetsError, http_error, OSError, ValueError, KeyError)

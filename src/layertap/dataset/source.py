@@ -19,6 +19,7 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from layertap.errors import DatasetError
+from layertap.extras import needed_for
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
@@ -108,7 +109,9 @@ def locate(path: str) -> Place:
         raise DatasetError("the dataset path is empty; give a file or folder as --dataset_path")
     try:
         filesystem, inner = url_to_fs(path)
-    except (ValueError, ImportError, OSError) as error:
+    except ImportError as error:
+        raise DatasetError(f"{path}: {error}; it needs {needed_for(path)}") from error
+    except (ValueError, OSError) as error:
         raise DatasetError(f"{path}: {error}; give a local path or a URL that an installed fsspec serves") from error
     return Place(path, inner, filesystem)
 

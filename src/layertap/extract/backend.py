@@ -21,6 +21,7 @@ from pathlib import Path
 import jax
 
 from layertap.errors import DeviceError
+from layertap.extras import install_command
 
 _CPUINFO = Path("/proc/cpuinfo")
 _ACCELERATOR_FILES = ("accel[0-9]*", "vfio/[0-9]*", "nvidia[0-9]*", "nvidiactl", "dxg", "kfd")
@@ -108,8 +109,8 @@ def start() -> None:
         named = os.environ.get("JAX_PLATFORMS", "")
         raise DeviceError(
             f"JAX finds no device (JAX_PLATFORMS is {named!r}): {str(error) or 'it has no plugin for that'}. Unset the"
-            " variable, or install what the device needs: pip install 'layertap[gpu]' or 'layertap[tpu]'; a TPU serves"
-            " one process at a time"
+            f" variable, or install what the device needs: for a GPU {install_command('gpu')}, for a TPU the same with"
+            " [tpu]; a TPU serves one process at a time"
         ) from error
 
 

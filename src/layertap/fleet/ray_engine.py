@@ -25,6 +25,7 @@ from typing import Any
 
 from layertap.config import ExtractConfig
 from layertap.errors import LayertapError, UsageError, WorkersFailedError
+from layertap.extras import install_command
 from layertap.fleet.engine import EngineWorker, run_workers, say
 from layertap.process import guarded
 
@@ -80,7 +81,7 @@ def _imported(environment: Mapping[str, str]) -> ModuleType:
     try:
         import ray
     except ModuleNotFoundError as error:
-        raise UsageError(f"no module {error.name}: --engine ray needs pip install 'layertap[ray]'") from error
+        raise UsageError(f"no module {error.name}: --engine ray needs {install_command('ray')}") from error
     return ray
 
 

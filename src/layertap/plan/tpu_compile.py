@@ -21,6 +21,7 @@ import ml_dtypes
 import numpy as np
 
 from layertap.errors import DeviceError, DoesNotFitError, UsageError
+from layertap.extras import install_command
 from layertap.plan.collectives import collectives
 from layertap.plan.models import model_config
 from layertap.plan.topologies import Topology, parse_topology
@@ -84,7 +85,7 @@ def compile_step(step: TpuStep) -> CompiledStep:
     if done.returncode == 0:
         return CompiledStep(**json.loads(done.stdout.splitlines()[-1]))
     if "No module named 'libtpu'" in done.stderr or ("libtpu.so" in done.stderr and "cannot open" in done.stderr):
-        raise UsageError("the TPU compiler is not installed: pip install 'layertap[tpu]'")
+        raise UsageError(f"the TPU compiler is not installed: {install_command('tpu')}")
     if refused := re.search(r"Ran out of memory in memory space hbm\. (Used \S+ of \S+ hbm)", done.stderr):
         raise DoesNotFitError(
             f"{step.model} on {step.topology}, {step.rows} rows of {step.row_length} tokens a chip: does not fit"

@@ -23,6 +23,7 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple, Protocol
 
 from layertap.errors import UsageError
+from layertap.extras import needed_for
 from layertap.store.retry import Retry
 
 
@@ -105,7 +106,7 @@ def open_store(url: str, retry: Retry | None = None) -> ObjectStore:
         except ModuleNotFoundError as error:
             if error.name is None or error.name.partition(".")[0] not in ("google", "requests"):
                 raise
-            raise UsageError(f"no module {error.name}: gs:// needs pip install 'layertap[gcs]'") from error
+            raise UsageError(f"no module {error.name}: gs:// needs {needed_for(url)}") from error
         return GcsStore(rest, retry or Retry())
     from layertap.store.objects_fsspec import FsspecStore
 

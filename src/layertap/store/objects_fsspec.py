@@ -15,6 +15,7 @@ from typing import Any, NoReturn, TypeVar
 import google_crc32c
 
 from layertap.errors import AccessError, DamageError, StorageError, UsageError
+from layertap.extras import needed_for
 from layertap.store.files import file_crc32c
 from layertap.store.objects import ObjectInfo, StoredBytes, checked_name
 from layertap.store.retry import Retry, TransientError
@@ -44,8 +45,7 @@ class FsspecStore:
         try:
             self._fs, self._root = fsspec.core.url_to_fs(self.url, use_listings_cache=False, skip_instance_cache=True)
         except ImportError as error:
-            extra = "pip install 'layertap[s3]'" if url.startswith("s3") else "the fsspec package for that scheme"
-            raise UsageError(f"{url}: {error}; it needs {extra}") from error
+            raise UsageError(f"{url}: {error}; it needs {needed_for(url)}") from error
         except ValueError as error:
             raise UsageError(f"{url}: {error}; give a folder, gs://, s3:// or another URL that fsspec knows") from error
 
