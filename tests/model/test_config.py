@@ -125,6 +125,7 @@ def test_null_is_as_good_as_absent(tmp_path, optional):
         ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e6}}, r"rope scaling of type 'yarn'"),
         ({"num_attention_heads": 15}, r"15 attention heads cannot share 2 key-value heads evenly"),
         ({"head_dim": 63}, r"head_dim 63"),
+        ({"rope_theta": 1e39}, r"rope_theta 1e\+39 is not a number that float32 can hold"),
         ({"hidden_size": 8}, r"head_dim 0"),
         ({"num_attention_heads": 0}, r"num_attention_heads \(0\) must be positive whole numbers"),
         ({"num_key_value_heads": 0}, r"num_key_value_heads \(0\) must be positive"),

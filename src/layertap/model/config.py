@@ -54,6 +54,8 @@ class Qwen2Config:
             raise ModelError(
                 f"config.json: head_dim {self.head_dim} is not a number of pairs, which rotary embeddings turn"
             )
+        if not 2.0**-126 <= self.rope_theta < 2.0**127:
+            raise ModelError(f"config.json: rope_theta {self.rope_theta} is not a number that float32 can hold")
 
 
 # The published shapes (config.json of Qwen/Qwen2.5-*). Base, Instruct, Coder and Math of one size share theirs; what

@@ -29,6 +29,7 @@ from jaxtyping import Array, Float, Int
 
 from layertap.model.attention import Attend, Keys, Queries, attend_flash
 from layertap.model.config import Qwen2Config
+from layertap.model.frequencies import inverse_frequencies
 from layertap.model.mesh import look_up, whole
 from layertap.tap import Site, Tap
 
@@ -234,8 +235,7 @@ def rotation(positions: Int[Array, "B T"], head_dim: int, theta: float) -> Rotat
 
     float32 because bfloat16 cannot tell position 257 from 256.
     """
-    exponents = jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim
-    frequencies = 1.0 / (jnp.float32(theta) ** exponents)
+    frequencies = inverse_frequencies(head_dim, theta)  # on the host: the device's powers have other last bits
     angles = positions.astype(jnp.float32)[:, :, None] * frequencies[None, None, :]
     return jnp.cos(angles), jnp.sin(angles)
 
