@@ -1,6 +1,7 @@
 """What each command does with its settings: it calls a room, prints what that has to say, and returns the exit status.
 
-A room is imported when its command runs, not before: `layertap --help` and `layertap verify` start without JAX.
+A room is imported when its command runs, not before: `layertap verify` starts without JAX, `layertap --help` without
+numpy too.
 """
 
 import json
@@ -8,9 +9,8 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from layertap.bar import Bar
 from layertap.config import ExtractConfig, local_path
 from layertap.demo.config import DemoConfig
 from layertap.errors import InputError, LayertapError, UsageError
@@ -27,11 +27,10 @@ from layertap.fleet.config import (
 from layertap.inspection.config import InspectConfig
 from layertap.plan.config import PlanConfig
 from layertap.store.config import StatsConfig
-from layertap.store.folder import Folder, LocalFolder
-from layertap.store.url_folder import UrlFolder
 from layertap.tpu.config import CreateConfig, FleetConfig, TpuConfig
-from layertap.tpu.preview import preview_empty
-from layertap.worker_flags import check_worker_flags
+
+if TYPE_CHECKING:
+    from layertap.store.folder import Folder
 
 
 def extract(config: ExtractConfig) -> int:
@@ -122,6 +121,8 @@ def inspect(config: InspectConfig) -> int:
 @contextmanager
 def _bar(name: str) -> Iterator[Callable[[int, int], None]]:
     """A bar of bytes, on a terminal only; called with how many of how many are done."""
+    from layertap.bar import Bar
+
     with Bar(desc=name, unit="B", unit_scale=True, leave=False, disable=None) as bar:
 
         def show(done: int, total: int) -> None:
@@ -132,8 +133,11 @@ def _bar(name: str) -> Iterator[Callable[[int, int], None]]:
 
 
 @contextmanager
-def _opened(place: str) -> Iterator[Folder]:
+def _opened(place: str) -> "Iterator[Folder]":
     """An output folder, of this machine or behind a URL."""
+    from layertap.store.folder import LocalFolder
+    from layertap.store.url_folder import UrlFolder
+
     if "://" not in place:
         yield LocalFolder(local_path(place))
         return
@@ -166,6 +170,9 @@ def tpu(command: str) -> Callable[[Any], int]:
     """The function of that name in `tpu/commands.py`, imported when it runs."""
 
     def run(config: TpuConfig) -> int:
+        from layertap.tpu.preview import preview_empty
+        from layertap.worker_flags import check_worker_flags
+
         if isinstance(config, FleetConfig) and config.extract_flags is not None:
             check_worker_flags(config.extract_flags, len(config.zone_list) * config.workers_per_zone)
         try:
