@@ -8,16 +8,21 @@ TESTS := .venv-test
 BIN := $(TESTS)/bin
 PIP := -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: bench demo test test-slow soak check lint format clean
+.PHONY: bench demo test test-slow proof soak check lint format clean
 
 demo: $(VENV)/.installed
 	$(VENV)/bin/layertap demo
 
 test: $(TESTS)/.installed
-	$(BIN)/pytest -q -n 2 --dist worksteal -m "not slow"
+	$(BIN)/pytest -q -n 2 --dist worksteal -m "not slow and not proof"
 
 test-slow: $(TESTS)/.installed
-	$(BIN)/pytest -q -m slow
+	HYPOTHESIS_PROFILE=many $(BIN)/pytest -q -n 2 --dist loadfile -m "(slow or hypothesis) and not proof"
+
+# Hours: every TPU configuration, every measure, 200 kills. A sample of each is in `make test-slow`.
+proof: $(TESTS)/.installed
+	$(BIN)/pytest -q -m proof
+	$(MAKE) soak
 
 soak: $(TESTS)/.installed
 	PYTHONPATH=tests $(BIN)/python -m soak $(SOAK)

@@ -14,12 +14,15 @@ import jax
 import pytest
 from hypothesis import settings
 from clouds import gcs, s3  # noqa: F401 - fixtures
+from programs import compiled_once  # noqa: F401 - a fixture
 
 from layertap.demo.checkpoint import write_checkpoint
 from layertap.demo.tasks import make_tasks, write_tasks
 
-settings.register_profile("layertap", deadline=None)  # a busy machine is no failure
-settings.load_profile("layertap")
+# No deadline: a busy machine is no failure. Few examples by default, many in `make test-slow`.
+settings.register_profile("few", deadline=None, max_examples=20)
+settings.register_profile("many", deadline=None, max_examples=200)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "few"))
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -46,6 +49,14 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tiny")
     write_checkpoint(folder, "tiny")
     return folder
+
+
+@pytest.fixture(scope="session")
+def few_tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Five ARC-style tasks: with `small_run`, two windows and a dozen shards."""
+    path = tmp_path_factory.mktemp("tasks") / "few.jsonl"
+    write_tasks(path, make_tasks(5, seed=0))
+    return path
 
 
 @pytest.fixture(scope="session")

@@ -66,8 +66,17 @@ def test_stages_keeps_a_few_shards_and_times_the_writing_of_all(
     assert figures["writing"] == pytest.approx(figures["tokens"] / sum(written))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("measure", ["depth", "sites", "stages", "formats", "memory", "output", "start"])
+# One in `make test-slow`, every one in `make proof`.
+MEASURES = [
+    pytest.param("stages", marks=pytest.mark.slow),
+    *(
+        pytest.param(measure, marks=pytest.mark.proof)
+        for measure in ("depth", "sites", "formats", "memory", "output", "start")
+    ),
+]
+
+
+@pytest.mark.parametrize("measure", MEASURES)
 def test_every_measure_says_a_figure(tmp_path: Path, measure: str) -> None:
     flags = ["--size", "tiny", "--tasks", "4", "--repeats", "1", "--dtypes", "float32", "--measure", measure]
     environment = {"PYTHONPATH": f"{commands.ROOT / 'src'}:{commands.ROOT}"}

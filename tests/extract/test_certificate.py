@@ -7,7 +7,7 @@ import huggingface
 import numpy as np
 import pytest
 import shards
-from runs import changed, extract_some, manifest, out
+from runs import changed, extract_some, finished, manifest, out
 
 from layertap.config import ExtractConfig, HostsConfig
 from layertap.errors import RunMismatchError, UsageError
@@ -61,7 +61,7 @@ def test_rounding_to_the_storage_dtype_counts(certified: ExtractConfig, tmp_path
 
 @pytest.mark.parametrize("kept", [0, 3])
 def test_an_interrupted_run_has_the_certificate_of_one_that_ran_through(certified: ExtractConfig, kept: int) -> None:
-    extract(certified)
+    finished(certified)
     whole = shards.contents(out(certified))
     shutil.rmtree(out(certified))
     shutil.rmtree(certified.checkpoint_dir)

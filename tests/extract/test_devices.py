@@ -52,7 +52,9 @@ def _activations(model: Path, tasks: Path, output: Path, devices: int, mesh: str
     }
 
 
-@pytest.mark.parametrize("mesh", ["auto", "data=2,fsdp=2", "fsdp=4"])
+@pytest.mark.parametrize(
+    "mesh", ["data=2,fsdp=2", *(pytest.param(mesh, marks=pytest.mark.slow) for mesh in ("auto", "fsdp=4"))]
+)
 def test_four_devices_give_what_one_gives(tiny_model: Path, demo_tasks: Path, tmp_path: Path, mesh: str) -> None:
     one = _activations(tiny_model, demo_tasks, tmp_path / "one", 1, "auto")
     four = _activations(tiny_model, demo_tasks, tmp_path / "four", 4, mesh)
@@ -62,6 +64,7 @@ def test_four_devices_give_what_one_gives(tiny_model: Path, demo_tasks: Path, tm
         np.testing.assert_allclose(four[key], value, rtol=1e-5, atol=1e-5, err_msg=str(key))
 
 
+@pytest.mark.slow
 def test_a_mesh_of_another_size_is_refused(tiny_model: Path, demo_tasks: Path, tmp_path: Path) -> None:
     flags = _flags(tiny_model, demo_tasks, tmp_path / "out", "--mesh", "data=3")
     done = commands.run(["-m", "layertap", "extract", *flags], tmp_path, {"JAX_NUM_CPU_DEVICES": "2"})
@@ -69,6 +72,7 @@ def test_a_mesh_of_another_size_is_refused(tiny_model: Path, demo_tasks: Path, t
     assert "--mesh data=3,fsdp=1 is 3 devices, but there are 2" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_mesh_that_cuts_no_kernel_evenly_is_refused(tiny_model: Path, demo_tasks: Path, tmp_path: Path) -> None:
     flags = _flags(tiny_model, demo_tasks, tmp_path / "out", "--mesh", "fsdp=3")
     done = commands.run(["-m", "layertap", "extract", *flags], tmp_path, {"JAX_NUM_CPU_DEVICES": "3"})
@@ -76,6 +80,7 @@ def test_a_mesh_that_cuts_no_kernel_evenly_is_refused(tiny_model: Path, demo_tas
     assert "--mesh fsdp=3: does not divide" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_second_start_compiles_nothing(tiny_model: Path, demo_tasks: Path, tmp_path: Path) -> None:
     cache = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache")}
     counts = []
@@ -91,6 +96,7 @@ def test_a_second_start_compiles_nothing(tiny_model: Path, demo_tasks: Path, tmp
     assert found >= compiled
 
 
+@pytest.mark.slow
 def test_a_device_that_jax_does_not_find_is_named(tiny_model: Path, demo_tasks: Path, tmp_path: Path) -> None:
     command = ["-m", "layertap", "extract", *_flags(tiny_model, demo_tasks, tmp_path / "out")]
     done = commands.run(command, tmp_path, {"JAX_PLATFORMS": "abacus"})

@@ -155,6 +155,7 @@ def test_settings_of_hosts_are_compared(name: str, monkeypatch: pytest.MonkeyPat
         Hosts(1, 3).require_same(others)
 
 
+@pytest.mark.slow
 def test_one_host_that_meets_nobody_is_a_run_of_its_own(tiny_model: Path, tasks: Path, tmp_path: Path) -> None:
     meeting = [
         "--multihost",
@@ -171,6 +172,7 @@ def test_one_host_that_meets_nobody_is_a_run_of_its_own(tiny_model: Path, tasks:
     assert len(shards.samples(tmp_path / "out", 0)) >= 4
 
 
+@pytest.mark.slow
 def test_hosts_are_found_without_a_flag_where_jax_knows_the_cluster(
     tiny_model: Path, tasks: Path, tmp_path: Path
 ) -> None:

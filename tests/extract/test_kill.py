@@ -77,7 +77,7 @@ def test_killed_at_ten_moments_and_resumed_gives_the_same_bytes(
     assert shards.contents(tmp_path / "killed" / "activations") == shards.contents(tmp_path / "whole" / "activations")
 
 
-@pytest.mark.parametrize("notice", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("notice", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
 def test_an_interrupted_run_says_so_and_goes_on(tiny_model: Path, tasks: Path, tmp_path: Path, notice: int) -> None:
     command = arguments(tiny_model, tasks)
     process = commands.start(command, tmp_path)

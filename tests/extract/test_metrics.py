@@ -7,7 +7,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from runs import changed, manifest, out
+from runs import changed, finished, manifest, out
 
 from layertap.config import ExtractConfig
 from layertap.errors import UsageError
@@ -47,7 +47,7 @@ def test_a_run_leaves_its_counts_beside_its_output(config: ExtractConfig) -> Non
 
 
 def test_a_run_that_is_refused_leaves_none(config: ExtractConfig) -> None:
-    extract(config)
+    finished(config)
     before = lines(out(config))
     with pytest.raises(Exception, match="another run"):
         extract(changed(config, random_seed=1))

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import shards
-from runs import changed, extract_some, lines, manifest, out
+from runs import changed, extract_some, finished, lines, manifest, out
 
 from layertap.config import ExtractConfig, FormatName
 from layertap.demo.checkpoint import write_checkpoint
@@ -23,7 +23,7 @@ def test_a_run_stopped_after_each_shard_ends_with_the_same_bytes(
 ) -> None:
     """What a kill leaves is a manifest with fewer shards; test_kill.py kills in earnest."""
     config = changed(config, format=name)
-    extract(config)
+    finished(config)
     whole = shards.contents(out(config))
     document = manifest(config)
     text = (out(config) / "metadata.json").read_text()
@@ -48,7 +48,7 @@ def strip_paths(files: dict[str, bytes]) -> dict[str, Any]:
 
 
 def test_a_complete_run_is_left_alone(config: ExtractConfig) -> None:
-    extract(config)
+    finished(config)
     before = shards.contents(out(config))
     summary = extract(config)
     assert summary.samples == 0
@@ -70,7 +70,7 @@ def test_a_complete_run_is_left_alone(config: ExtractConfig) -> None:
     ],
 )
 def test_another_run_in_the_same_folder_is_refused(config: ExtractConfig, change: dict[str, Any], named: str) -> None:
-    extract(config)
+    finished(config)
     before = shards.contents(out(config))
     with pytest.raises(RunMismatchError) as raised:
         extract(changed(config, **change))
@@ -80,7 +80,7 @@ def test_another_run_in_the_same_folder_is_refused(config: ExtractConfig, change
 
 def test_a_model_that_was_moved_changes_no_byte(config: ExtractConfig, tmp_path: Path) -> None:
     config = changed(config, format="safetensors")
-    extract(config)
+    finished(config)
     whole = shards.contents(out(config))
     (tmp_path / "moved").symlink_to(config.model_path)
     (out(config)).rename(tmp_path / "whole")
@@ -91,7 +91,7 @@ def test_a_model_that_was_moved_changes_no_byte(config: ExtractConfig, tmp_path:
 
 
 def test_another_model_is_refused(config: ExtractConfig, tmp_path: Path) -> None:
-    extract(config)
+    finished(config)
     write_checkpoint(tmp_path / "other", "tiny", seed=1)
     with pytest.raises(RunMismatchError, match=r"model\.weights"):
         extract(changed(config, model_path=str(tmp_path / "other")))
@@ -133,7 +133,7 @@ def test_without_checkpointing_nothing_is_resumed_or_overwritten(config: Extract
 
 
 def test_lost_output_is_not_begun_anew_in_silence(config: ExtractConfig) -> None:
-    extract(config)
+    finished(config)
     (out(config) / "metadata.json").unlink()
     with pytest.raises(StorageError, match="knows of"):
         extract(config)
@@ -147,7 +147,7 @@ def test_a_lost_shard_stops_the_resume(config: ExtractConfig) -> None:
 
 
 def test_lost_manifest_is_noticed_without_a_checkpoint_too(config: ExtractConfig, tmp_path: Path) -> None:
-    extract(config)
+    finished(config)
     (out(config) / "metadata.json").unlink()
     with pytest.raises(StorageError, match=r"shards but no metadata\.json"):
         extract(changed(config, checkpoint_dir=str(tmp_path / "elsewhere")))

@@ -12,7 +12,7 @@ import huggingface
 import numpy as np
 import pytest
 import shards
-from runs import changed, lines, manifest, out
+from runs import changed, finished, lines, manifest, out
 
 from layertap.config import ExtractConfig
 from layertap.errors import BadTaskError, ModelError, OverlongError, StorageError
@@ -31,7 +31,7 @@ def test_every_sample_is_written_once_with_its_own_tokens(config: ExtractConfig)
     for entry in found.values():
         assert entry["activation"].shape == entry["shape"] == (len(entry["token_ids"]), 64)
         assert entry["activation"].dtype == np.float32
-    assert len({entry["task_id"] for entry in found.values()}) == 10
+    assert len({entry["task_id"] for entry in found.values()}) == 5
     assert verify(out(config)).sound
 
 
@@ -70,7 +70,7 @@ def test_the_outputs_of_two_steps_are_in_memory_at_most(config: ExtractConfig, m
 
 
 def test_shards_stay_below_their_size_and_the_manifest_names_each(config: ExtractConfig) -> None:
-    extract(config)
+    finished(config)
     for shard in manifest(config)["shards"]:
         assert shard["tokens"] * 2 * 64 * 4 <= 1_000_000 or shard["samples"] == 1
         for file in shard["files"]:
@@ -92,7 +92,7 @@ def test_the_same_run_twice_gives_the_same_bytes(config: ExtractConfig, tmp_path
 
 
 def test_machines_share_the_dataset_and_agree_on_numbers(config: ExtractConfig, tmp_path: Path) -> None:
-    extract(config)
+    finished(config)
     whole = shards.samples(out(config), layer=3)
     union: dict[int, Any] = {}
     for machine in range(3):
@@ -122,15 +122,15 @@ def with_bad_line(config: ExtractConfig, tmp_path: Path, number: int) -> tuple[E
 
 
 def test_a_bad_task_stops_the_run_before_its_window_and_a_repair_goes_on(config: ExtractConfig, tmp_path: Path) -> None:
-    bad, path, tasks = with_bad_line(config, tmp_path, 8)
+    bad, path, tasks = with_bad_line(config, tmp_path, 4)
     with pytest.raises(BadTaskError) as raised:
         extract(bad)
-    for part in ("bad.jsonl", "line 9", json.loads(tasks[8])["task_id"], "row"):
+    for part in ("bad.jsonl", "line 5", json.loads(tasks[4])["task_id"], "row"):
         assert part in str(raised.value)
     committed = manifest(bad)
     assert committed["shards"]
     assert not committed["complete"]
-    assert all(last < 8 * 4 for shard in committed["shards"] for _, last in shard["sample_idx"])
+    assert all(last < 4 * 4 for shard in committed["shards"] for _, last in shard["sample_idx"])
     assert not list(out(bad).rglob("*.partial"))
     path.write_text("\n".join(tasks) + "\n")
     extract(bad)
@@ -196,7 +196,7 @@ def test_overlong_samples_can_be_skipped(config: ExtractConfig) -> None:
 
 
 def test_overlong_samples_can_be_cut_at_their_end(config: ExtractConfig, tmp_path: Path) -> None:
-    extract(config)
+    finished(config)
     whole = shards.samples(out(config), layer=1)
     limited = changed(config, max_seq_length=700, overlong="truncate", output_dir=str(tmp_path / "cut"))
     extract(limited)
@@ -222,7 +222,7 @@ def test_plain_text_is_extracted_as_it_stands(config: ExtractConfig, tmp_path: P
 
 @pytest.mark.parametrize("storage_dtype", ["float16", "bfloat16"])
 def test_other_storage_dtypes_hold_the_same_values(config: ExtractConfig, tmp_path: Path, storage_dtype: str) -> None:
-    extract(config)
+    finished(config)
     other = changed(config, storage_dtype=storage_dtype, output_dir=str(tmp_path / "other"))
     extract(other)
     exact, rounded = shards.samples(out(config), 3), shards.samples(out(other), 3)
@@ -232,7 +232,7 @@ def test_other_storage_dtypes_hold_the_same_values(config: ExtractConfig, tmp_pa
 
 
 def test_safetensors_hold_the_same_values_in_bfloat16(config: ExtractConfig, tmp_path: Path) -> None:
-    extract(config)
+    finished(config)
     tensors = changed(config, format="safetensors", output_dir=str(tmp_path / "tensors"))
     extract(tensors)
     assert manifest(tensors)["storage_dtype"] == manifest(tensors)["config"]["storage_dtype"] == "bfloat16"
@@ -247,7 +247,7 @@ def test_safetensors_hold_the_same_values_in_bfloat16(config: ExtractConfig, tmp
 
 
 def test_flags_mark_the_first_token_and_the_tokenizers_special_ones(config: ExtractConfig) -> None:
-    extract(config)
+    finished(config)
     special = manifest(config)["special_ids"]
     assert special
     marked = 0

@@ -37,5 +37,5 @@ def bucket(gcs: FakeGcs) -> Iterator[ObjectStore]:
 
 
 @pytest.fixture
-def config(tiny_model: Path, demo_tasks: Path, tmp_path: Path) -> ExtractConfig:
-    return small_run(demo_tasks, tiny_model, tmp_path)
+def config(tiny_model: Path, few_tasks: Path, tmp_path: Path) -> ExtractConfig:
+    return small_run(few_tasks, tiny_model, tmp_path)

@@ -29,7 +29,7 @@ def test_all_but_memory_is_as_printed(capsys: pytest.CaptureFixture[str]) -> Non
     assert without_memory(print_plan(capsys, "--no_compiler")) == without_memory(lines_of(PRINTED[2]))
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 @pytest.mark.timeout(1200)
 def test_memory_too_is_as_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert PRINTED is not None

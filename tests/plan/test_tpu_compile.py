@@ -1,5 +1,6 @@
 """The run's own step through the real TPU compiler, for every configuration that docs/tpu.md names."""
 
+import itertools
 import json
 import os
 import re
@@ -17,7 +18,7 @@ from layertap.plan.topologies import parse_topology
 from layertap.plan.tpu_compile import _ENVIRONMENT, TpuStep, compile_step
 from layertap.plan.tpu_table import DOCUMENTED, TAPS, Documented
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]  # a busy machine takes minutes for one
+pytestmark = pytest.mark.timeout(1800)  # a busy machine takes minutes for one
 
 PAGE = (commands.ROOT / "docs" / "tpu.md").read_text()
 
@@ -60,8 +61,19 @@ def gathered_kernels(collectives: Mapping[str, int], model: str, fsdp: int) -> s
     return gathered
 
 
-@pytest.mark.parametrize("taps", TAPS)
-@pytest.mark.parametrize("documented", DOCUMENTED, ids=lambda it: f"{it.model}-{it.topology}")
+# The first one in `make test-slow`, every one in `make proof`.
+CONFIGURATIONS = [
+    pytest.param(
+        documented,
+        taps,
+        id=f"{documented.model}-{documented.topology}-{taps}",
+        marks=pytest.mark.proof if number else pytest.mark.slow,
+    )
+    for number, (documented, taps) in enumerate(itertools.product(DOCUMENTED, TAPS))
+]
+
+
+@pytest.mark.parametrize(("documented", "taps"), CONFIGURATIONS)
 def test_a_documented_configuration_fits_as_the_page_says(documented: Documented, taps: str) -> None:
     step = documented.step(taps)
     compiled = compile_step(step)
@@ -85,12 +97,14 @@ def test_a_documented_configuration_fits_as_the_page_says(documented: Documented
 LONGER = [it for it in DOCUMENTED if it.longest > it.rows * 4096]
 
 
+@pytest.mark.proof
 @pytest.mark.parametrize("documented", LONGER, ids=lambda it: f"{it.model}-{it.topology}")
 def test_the_longest_rows_fit_with_all_taps(documented: Documented) -> None:
     compiled = compile_step(documented.longest_step("all"))
     assert compiled.peak <= parse_topology(documented.topology).kind.memory_bytes
 
 
+@pytest.mark.proof
 def test_two_layers_at_most_are_whole_at_a_time() -> None:
     """Twice the layers need no more room for gathered kernels; gathered as early as the compiler likes, they do."""
     shallow, deep = (compile_step(TpuStep("72b", "v5e:8x8", 1, 2048, (last,))) for last in (9, 19))
@@ -109,6 +123,7 @@ def test_two_layers_at_most_are_whole_at_a_time() -> None:
     assert json.loads(eager.stdout.splitlines()[-1])["temporaries"] > deep.temporaries + 2 * layer
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_refused_with_the_compilers_figure() -> None:
     with pytest.raises(
         DeviceError, match=r"72b on v5e:2x2, 4 rows of 4096 tokens a chip: does not fit \(Used \S+G of 15.75G"
