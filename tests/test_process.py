@@ -36,6 +36,14 @@ def test_what_a_terminal_cannot_show_is_replaced(encoding: str, shown: bytes, mo
     assert (done.returncode, done.stdout, done.stderr) == (0, shown, b"")
 
 
+def test_so_it_is_in_the_c_locale_when_python_is_told_to_heed_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PYTHONIOENCODING", raising=False)
+    for name, value in {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}.items():
+        monkeypatch.setenv(name, value)
+    done = ended(printing(r"'Caf\u00e9 \u4f60 ok'"))
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"Caf? ? ok\n", b"")
+
+
 @pytest.fixture
 def unread() -> Iterator[int]:
     """The writing end of a pipe whose reading end is closed."""

@@ -69,7 +69,9 @@ def _flush(stream: TextIO | None) -> None:
 
 
 def _replace_what_cannot_be_shown(stream: TextIO | None) -> None:
-    if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+    # In the C locale Python lets undecodable file names pass (`surrogateescape`), and nothing else beyond ASCII.
+    fails = ("strict",) if stream is not None and stream.encoding == "utf-8" else ("strict", "surrogateescape")
+    if isinstance(stream, io.TextIOWrapper) and stream.errors in fails:
         stream.reconfigure(errors="replace")
 
 
