@@ -1,5 +1,7 @@
 import json
 import shutil
+from contextlib import nullcontext
+from pathlib import Path
 
 import outputs
 import pytest
@@ -8,7 +10,9 @@ import shards
 from layertap.cli import main
 from layertap.errors import DamageError, UsageError
 from layertap.store.files import TEMPORARY
+from layertap.store.folder import LocalFolder
 from layertap.store.verify import verify
+from layertap.store.verify_places import verify_places
 
 FIRST, SECOND, THIRD = (f"shard_000{number}.pkl.gz" for number in (1, 2, 3))
 TWO_SITES = ("residual", "mlp")
@@ -229,3 +233,16 @@ def test_progress_is_told_in_bytes_and_ends_with_all_of_them(two_sites):
 def test_what_is_no_terminal_gets_no_progress_bar(folder, capsys):
     main(["verify", str(folder)])
     assert capsys.readouterr().err == ""
+
+
+def test_a_run_that_extracted_nothing_is_said_to_be_empty_also_among_others(tmp_path: Path) -> None:
+    form = outputs.shard_format()
+    outputs.write(tmp_path / "full", outputs.three_shards(), form)
+    outputs.write(tmp_path / "none", [[]], form)
+    empty = verify(tmp_path / "none")
+    assert empty.sound
+    assert empty.describe() == f"{tmp_path / 'none'}: complete, and EMPTY: it holds no sample"
+    places = [str(tmp_path / name) for name in ("full", "none")]
+    said = verify_places(str(tmp_path), places, lambda path: nullcontext(LocalFolder(Path(path)))).describe()
+    assert said.splitlines()[0] == f"{tmp_path / 'none'}: is complete, and EMPTY: it holds no sample"
+    assert said.count("EMPTY") == 1

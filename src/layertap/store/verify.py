@@ -39,15 +39,20 @@ class VerifyReport:
         """Whether nothing is wrong."""
         return not self.findings
 
+    @property
+    def empty(self) -> bool:
+        """Whether the run has ended and extracted nothing; a machine's share of few tasks can be so, too."""
+        return self.manifest.complete and not self.manifest.samples
+
     def describe(self) -> str:
         """Lines for a person."""
         manifest = self.manifest
         what = f"{len(manifest.shards)} shards, {manifest.samples} samples, {manifest.tokens} tokens"
         if not self.sound:
             return "\n".join((f"{self.folder}: DAMAGED; {len(self.findings)} findings in {what}:", *self.findings))
+        if self.empty:
+            return f"{self.folder}: complete, and EMPTY: it holds no sample"
         state = "complete" if manifest.complete else "sound so far, the run is not complete"
-        if not manifest.samples:
-            return f"{self.folder}: {state}, and EMPTY: it holds no sample"
         return f"{self.folder}: {state}; {what}, every file read back and checked"
 
     def to_json(self) -> Json:

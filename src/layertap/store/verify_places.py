@@ -43,12 +43,15 @@ class PlacesReport:
         """Lines for a person: what is wrong or unfinished, then all in one."""
         reports = self.reports.values()
         open_ones = [f"{report.folder}: is not complete" for report in reports if not report.manifest.complete]
+        empty = [f"{it.folder}: is complete, and EMPTY: it holds no sample" for it in reports if it.empty]
         damaged = [report.describe() for report in reports if not report.sound]
         counts = ", ".join(f"{count} {name}" for name, count in self._totals().items())
         wrong = len(self.findings) + sum(len(report.findings) for report in reports)
         state = "complete" if self.complete else "sound so far, not everything is complete"
         verdict = f"{state}; every file read back and checked" if self.sound else f"DAMAGED; {wrong} findings"
-        return "\n".join((*self.unfinished, *open_ones, *self.findings, *damaged, f"{self.place}: {counts}: {verdict}"))
+        return "\n".join(
+            (*self.unfinished, *open_ones, *empty, *self.findings, *damaged, f"{self.place}: {counts}: {verdict}")
+        )
 
     def to_json(self) -> Json:
         """The same for a program."""
