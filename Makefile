@@ -8,7 +8,7 @@ TESTS := .venv-test
 BIN := $(TESTS)/bin
 PIP := -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: bench demo test test-slow proof soak check lint format clean
+.PHONY: bench demo test test-slow proof soak mutants check lint format clean
 
 demo: $(VENV)/.installed
 	$(VENV)/bin/layertap demo
@@ -26,6 +26,9 @@ proof: $(TESTS)/.installed
 
 soak: $(TESTS)/.installed
 	PYTHONPATH=tests $(BIN)/python -m soak $(SOAK)
+
+mutants: $(TESTS)/.installed
+	PYTHONPATH=tests $(BIN)/python -m mutants $(MUTANTS)
 
 check: lint test
 

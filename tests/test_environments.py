@@ -24,7 +24,7 @@ def test_the_demo_installs_what_a_user_needs_into_the_users_environment() -> Non
     assert commands[-1] == ".venv/bin/layertap demo"
 
 
-@pytest.mark.parametrize("target", ["test", "test-slow", "check", "lint", "bench", "soak", "format"])
+@pytest.mark.parametrize("target", ["test", "test-slow", "check", "lint", "bench", "soak", "mutants", "format"])
 def test_tests_leave_the_users_environment_alone(target: str) -> None:
     commands = recipe(target)
     assert any(command.startswith(".venv-test/bin/python -m pip install ") for command in commands)
