@@ -1,6 +1,7 @@
 """Every layer and site against transformers, and packed against alone."""
 
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import huggingface
@@ -64,7 +65,13 @@ CASES = {
 }
 
 
-@pytest.fixture(scope="module", params=CASES)
+# These two are enough to find what a change broke; all of them in `make test-slow`.
+QUICK = ("like-0.5b", "several-files")
+
+
+@pytest.fixture(
+    scope="module", params=[name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in CASES]
+)
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     case = CASES[request.param]
     path = tmp_path_factory.mktemp(request.param)
@@ -82,6 +89,12 @@ def plan(attend: Attend = attend_flash) -> ForwardPlan:
     return ForwardPlan(np.dtype(np.float32), attend)
 
 
+@cache
+def truth_of(folder: Path, seed: int, dtype: str = "float32") -> dict[Tap, np.ndarray]:
+    """What transformers gives for 700 random tokens."""
+    return huggingface.activations(folder, random_ids(700, 1024, seed), dtype)
+
+
 def run(
     folder: Path, ids: np.ndarray, dtype: str = "float32", attend: Attend = attend_flash, *, widen: bool = False
 ) -> dict[Tap, np.ndarray]:
@@ -96,11 +109,10 @@ def run(
     return {tap: value[0][: len(ids)] for tap, value in arrays.items()}
 
 
-@pytest.mark.parametrize("attend", [attend_flash, attend_dense])
+@pytest.mark.parametrize("attend", [attend_flash, pytest.param(attend_dense, marks=pytest.mark.slow)])
 def test_float32_is_within_1e_4_of_transformers_at_every_layer_and_site(folder: Path, attend: Attend) -> None:
-    ids = random_ids(700, 1024)
-    truth = huggingface.activations(folder, ids)
-    values = run(folder, ids, attend=attend)
+    truth = truth_of(folder, seed=1)
+    values = run(folder, random_ids(700, 1024, seed=1), attend=attend)
     assert set(values) == set(truth)
     worst = {tap: huggingface.relative_errors(values[tap], truth[tap]).max() for tap in truth}
     assert max(worst.values()) <= 1e-4, worst
@@ -109,8 +121,7 @@ def test_float32_is_within_1e_4_of_transformers_at_every_layer_and_site(folder: 
 @pytest.mark.parametrize("widen", [False, True])
 def test_bfloat16_is_no_further_from_float32_than_transformers_in_bfloat16(folder: Path, widen: bool) -> None:
     ids = random_ids(700, 1024, seed=1)
-    truth = huggingface.activations(folder, ids)
-    theirs = huggingface.activations(folder, ids, "bfloat16")
+    truth, theirs = truth_of(folder, seed=1), truth_of(folder, seed=1, dtype="bfloat16")
     ours = {
         tap: value.astype(jnp.bfloat16) for tap, value in run(folder, ids, "bfloat16", widen=widen).items()
     }  # as they are stored
@@ -156,11 +167,18 @@ def test_a_token_knows_its_position(tmp_path: Path) -> None:
     assert huggingface.relative_errors(first[2:], second[2:]).min() > 1e-3
 
 
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of four heads."""
+    folder = tmp_path_factory.mktemp("small")
+    write_checkpoint(folder, replace(_LIKE_0_5B, hidden_size=256, num_attention_heads=4), dtype="float32")
+    return folder
+
+
 @pytest.mark.parametrize("place", ["first", "middle", "last"])
 @pytest.mark.parametrize("row_length", [512, 1024])
-def test_packed_equals_alone(tmp_path_factory: pytest.TempPathFactory, place: str, row_length: int) -> None:
-    folder = tmp_path_factory.mktemp("packed")
-    write_checkpoint(folder, replace(_LIKE_0_5B, hidden_size=256, num_attention_heads=4), dtype="float32")
+def test_packed_equals_alone(small: Path, place: str, row_length: int) -> None:
+    folder = small
     sample, *others = (random_ids(count, 1024, seed) for seed, count in enumerate((150, 97, 130)))
     order = {"first": [0, 1, 2], "middle": [1, 0, 2], "last": [1, 2, 0]}[place]
     alone = run(folder, sample)
