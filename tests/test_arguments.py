@@ -146,7 +146,9 @@ def test_extract_has_every_group_that_was_asked_for_and_the_most_used_flags_firs
     monkeypatch.setenv("COLUMNS", "80")
     text = page(capsys, ExtractConfig)
     assert titles(text) == ["", "input", "prompt", "model", "tap", "output", "cloud", "worker", "host"]
-    assert re.findall(r"(?m)^[│ ]+(--\w+)", text)[:3] == ["--dataset_path", "--model_path", "--layers_to_extract"]
+    first = ["dataset_path", "model_path", "layers_to_extract"]
+    assert re.findall(r"(?m)^[│ ]+--(\w+)", text)[:3] == first
+    assert [field.name for field in _all_fields(ExtractConfig) if not field.flag.group] == first, "give it a group"
 
 
 @pytest.mark.parametrize(("words", "command"), COMMANDS)

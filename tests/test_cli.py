@@ -166,7 +166,7 @@ def test_a_run_whose_tasks_were_all_left_out_is_no_success(
     flags = ("--output_dir", out, "--checkpoint_dir", tmp_path / "ck", "--on_bad_task", "skip")
     for _ in range(2):  # and so it is when the complete, empty run is started again
         assert extract("--dataset_path", path, "--model_path", tiny_model, *flags) == 2
-        assert "error: nothing was extracted: 2 malformed tasks were skipped" in capsys.readouterr().err
+        assert "error: nothing was extracted: the run skipped 2 malformed tasks; " in capsys.readouterr().err
     assert main(["verify", str(out)]) == 0
     assert "EMPTY" in capsys.readouterr().out
 
@@ -176,7 +176,7 @@ def test_so_it_is_where_all_samples_were_too_long(
 ) -> None:
     flags = ("--output_dir", tmp_path / "out", "--no_checkpointing", "--overlong", "skip", "--max_seq_length", "5")
     assert extract("--dataset_path", demo_tasks, "--model_path", tiny_model, *flags, "--max_tasks", "1") == 2
-    assert "8 samples were longer than --max_seq_length" in capsys.readouterr().err
+    assert "the run skipped 8 samples longer than --max_seq_length; " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("content", "message"), [("", "empty"), ("[1, 2, 3]", "tasks"), ("\x00\x01garbage", "JSON")])

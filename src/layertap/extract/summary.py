@@ -28,9 +28,13 @@ def nothing_extracted(manifest: Manifest) -> str | None:
     if manifest.samples:
         return None
     skipped, overlong = (manifest.progress[name]["count"] for name in ("skipped_tasks", "overlong_samples"))
-    reasons = [f"{skipped} malformed tasks were skipped"] if skipped else []
-    reasons += [f"{overlong} samples were longer than --max_seq_length"] if overlong else []
-    return f"nothing was extracted: {' and '.join(reasons)}" if reasons else None
+    reasons = [_counted(skipped, "malformed task")] if skipped else []
+    reasons += [f"{_counted(overlong, 'sample')} longer than --max_seq_length"] if overlong else []
+    return f"nothing was extracted: the run skipped {' and '.join(reasons)}" if reasons else None
+
+
+def _counted(count: int, thing: str) -> str:
+    return f"{count} {thing}{'' if count == 1 else 's'}"
 
 
 def _left_out(summary: RunSummary) -> list[str]:
