@@ -75,3 +75,37 @@ def test_batch_arrays_say_who_sees_whom() -> None:
     )
     assert tokens.tolist() == [[1, 2, 3, 7, 8, 0, 0, 0], [9, 0, 0, 0, 0, 0, 0, 0]]
     assert seg_start.tolist() == [[0, 0, 0, 3, 3, 5, 6, 7], [0, 1, 2, 3, 4, 5, 6, 7]]
+
+
+def test_a_step_computes_all_of_its_rows() -> None:
+    assert Step(3, 512, ()).computed_tokens == 1536
+
+
+def test_a_sample_that_fits_exactly_needs_no_longer_row() -> None:
+    assert [step.length for step in pack_window([2048, 1024, 512], LADDER, 1)] == [2048, 1024, 512]
+    (step,) = pack_window([1500, 548], LADDER, 1)
+    assert [place.start for place in step.placements] == [0, 1500]
+
+
+def test_samples_are_placed_longest_first_and_equal_ones_in_their_order() -> None:
+    (step,) = pack_window([200, 148, 200, 1500], LADDER, 1)
+    assert [place.sample for place in step.placements] == [3, 0, 2, 1]
+
+
+def test_a_sample_goes_where_it_leaves_the_smallest_gap() -> None:
+    gaps_of_100_and_200 = [1948, 824]
+    long, short = pack_window([*gaps_of_100_and_200, 90], LADDER, 1)
+    assert [place.sample for place in long.placements] == [0, 2]
+    long, short = pack_window([*gaps_of_100_and_200, 190], LADDER, 1)
+    assert [place.sample for place in short.placements] == [1, 2]
+
+
+def test_rows_of_the_first_rung_run_together_and_what_is_left_of_them_alone() -> None:
+    assert [step.rows for step in pack_window([512] * 9, LADDER, 4)] == [4, 4, 1]
+    assert [step.rows for step in pack_window([512] * 9, LADDER, 2, devices=2)] == [4, 4, 2]
+    assert [step.rows for step in pack_window([1024] * 3, LADDER, 4)] == [1, 1, 1]
+
+
+def test_without_batches_there_is_one_shape_a_rung() -> None:
+    assert step_shapes((512, 1024), 1) == [(1, 1024), (1, 512)]
+    assert step_shapes((512, 1024), 3) == [(1, 1024), (3, 512), (1, 512)]

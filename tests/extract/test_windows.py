@@ -1,18 +1,21 @@
 """Windows fix the order of a run: from any position, what is left is the rest of the whole."""
 
+import hashlib
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from layertap.config import ExtractConfig
 from layertap.dataset import read_records
-from layertap.errors import DamageError, RunMismatchError
+from layertap.errors import BadTaskError, DamageError, OverlongError, RunMismatchError
 from layertap.extract.hosts import Hosts
 from layertap.extract.packing import row_ladder
 from layertap.extract.setup import window_rules
 from layertap.extract.windows import Position, Window, WindowRules, read_windows
 from layertap.prompts import PromptMaker, load_template, load_tokenizer, parse_grid_encoder
+from layertap.task import BadTask, Document, Record
 
 RULES = WindowRules(
     window_samples=6,
@@ -105,6 +108,93 @@ def test_a_machine_without_tasks_reaches_the_end(maker: PromptMaker, demo_tasks:
 def test_a_garbled_position_is_refused() -> None:
     with pytest.raises(DamageError, match="emitted"):
         Position.from_json({name: value for name, value in Position().to_json().items() if name != "emitted"})
+
+
+TEXTS = [Document(f"text {number}", "one two three " * (number + 1)) for number in range(5)]
+
+
+def read(maker: PromptMaker, records: list[Record], **rules: Any) -> list[Window]:
+    return list(read_windows(iter(records), maker, replace(RULES, **rules), Position()))
+
+
+@pytest.mark.parametrize("wanted", [1, 2, 3, 4, 5, 7])
+def test_a_window_ends_with_the_record_that_fills_it(maker: PromptMaker, demo_tasks: Path, wanted: int) -> None:
+    records = [*read_records(str(demo_tasks)), *TEXTS]
+    found = read(maker, records, window_samples=wanted)
+    for window in found[:-1]:
+        last = maker.count(records[window.end.record - 1])
+        assert len(window.samples) - last < wanted <= len(window.samples)
+    assert found[-1].end.record == len(records)
+
+
+def test_the_digest_is_of_the_tasks_as_compact_json(maker: PromptMaker) -> None:
+    """It is in manifests, and must be the same in the next release."""
+    (window,) = read(maker, TEXTS[:2])
+    text = '{"task_id":"text 0","text":"one two three "}{"task_id":"text 1","text":"one two three one two three "}'
+    assert window.end.digest == hashlib.sha256(text.encode()).hexdigest()
+    assert window.start == Position()
+
+
+def test_numbers_begin_where_the_part_of_the_dataset_does(maker: PromptMaker) -> None:
+    (window,) = read(maker, TEXTS[:2], first_sample_idx=40)
+    assert [sample.sample_idx for sample in window.samples] == [40, 41]
+    assert window.end.sample_idx == 42
+
+
+def test_rows_are_for_all_devices(maker: PromptMaker) -> None:
+    (window,) = read(maker, TEXTS, batch_size=1, devices=2)
+    assert [step.rows for step in window.steps] == [2]
+
+
+def test_a_sample_that_is_too_long_is_refused_left_out_or_cut(maker: PromptMaker) -> None:
+    lengths = [len(sample.token_ids) for sample in read(maker, TEXTS)[0].samples]
+    assert lengths == sorted(set(lengths))
+    with pytest.raises(
+        OverlongError, match=f"task text 4, sample 4: {lengths[4]} tokens, but .* is {lengths[3]}; raise"
+    ):
+        read(maker, TEXTS, longest=lengths[3])
+    (window,) = read(maker, TEXTS, longest=lengths[3], overlong="skip")
+    assert [sample.sample_idx for sample in window.samples] == [0, 1, 2, 3]
+    entry = {"sample_idx": 4, "task_id": "text 4", "tokens": lengths[4], "action": "skipped"}
+    assert window.end.overlong_samples == (entry,)
+    (window,) = read(maker, TEXTS, longest=lengths[3], overlong="truncate")
+    assert [len(sample.token_ids) for sample in window.samples] == [*lengths[:4], lengths[3]]
+    assert window.end.overlong_samples == ({**entry, "action": "truncated"},)
+
+
+def test_overlong_samples_before_the_position_stay_listed(maker: PromptMaker) -> None:
+    lengths = [len(sample.token_ids) for sample in read(maker, TEXTS)[0].samples]
+    rules: dict[str, Any] = {"window_samples": 2, "longest": lengths[1], "overlong": "skip"}
+    whole = read(maker, TEXTS, **rules)
+    assert [window.end.overlong_before for window in whole] == [0, 2, 3]
+    for number, window in enumerate(whole):
+        start = replace(window.start, overlong_samples=whole[-1].end.overlong_samples)
+        rest = list(read_windows(iter(TEXTS), maker, replace(RULES, **rules), start))
+        assert [part.end for part in rest] == [part.end for part in whole[number:]]
+
+
+def test_a_record_that_is_no_task_is_refused_or_listed_by_its_own_machine(maker: PromptMaker) -> None:
+    bad = BadTask("file, line 2", "b", "no grid")
+    records = [TEXTS[0], bad, TEXTS[1]]
+    with pytest.raises(BadTaskError, match=r"file, line 2.* no grid\. Repair it"):
+        read(maker, records)
+    (window,) = read(maker, records, on_bad_task="skip")
+    assert [sample.sample_idx for sample in window.samples] == [0, 1]
+    assert window.end.skipped_tasks == ({"where": "file, line 2", "task_id": "b", "reason": "no grid"},)
+    assert window.end.record == 3
+    (other,) = read(maker, records, on_bad_task="skip", total_machines=2)
+    assert other.end.skipped_tasks == ()
+
+
+def test_a_position_in_a_window_has_what_the_window_left_out(maker: PromptMaker) -> None:
+    records = [BadTask("line 1", None, "no grid"), *TEXTS]
+    (window,) = read(maker, records, on_bad_task="skip", overlong="truncate", longest=8)
+    position = window.position(2)
+    assert position.skipped_tasks == window.end.skipped_tasks != ()
+    assert position.overlong_samples == window.end.overlong_samples != ()
+    assert (position.emitted, position.window_digest, position.record) == (2, window.end.digest, 0)
+    assert Position.from_json(position.to_json()) == position
+    assert position.to_json()["skipped_tasks"] == {"count": 1, "list": list(window.end.skipped_tasks)}
 
 
 @pytest.mark.slow
