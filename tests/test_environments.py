@@ -1,10 +1,18 @@
-"""The two environments that the Makefile makes: a user's, and one for tests, which must not get into the former."""
+"""The environments that the Makefile makes, a user's and one for tests, and the versions that go into them."""
 
+import re
 import shutil
 import subprocess
+import tomllib
 
 import pytest
+import yaml
 from commands import ROOT
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+_PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+_WORKFLOW = yaml.safe_load((ROOT / ".github" / "workflows" / "check.yml").read_text())
 
 
 def recipe(*targets: str) -> list[str]:
@@ -33,3 +41,39 @@ def test_tests_leave_the_users_environment_alone(target: str) -> None:
 
 def test_git_ignores_both() -> None:
     assert {".venv/", ".venv-test/"} <= set((ROOT / ".gitignore").read_text().splitlines())
+
+
+def test_the_workflow_checks_every_python_that_the_project_names() -> None:
+    matrix = _WORKFLOW["jobs"]["check"]["strategy"]["matrix"]
+    named = re.findall(r"Python :: (3\.\d+)", "\n".join(_PROJECT["classifiers"]))
+    assert matrix["python"] == named
+    assert all(entry["may-fail"] for entry in matrix["include"])
+    assert f">={named[0]}" == _PROJECT["requires-python"]
+
+
+def test_the_workflow_runs_what_a_newcomer_runs_with_actions_that_cannot_change() -> None:
+    steps = [step for job in _WORKFLOW["jobs"].values() for step in job["steps"]]
+    assert {"make PYTHON=python demo", "make PYTHON=python check"} <= {step.get("run") for step in steps}
+    used = [step["uses"] for step in steps if "uses" in step]
+    assert used
+    assert all(re.fullmatch(r"[\w-]+/[\w-]+@[0-9a-f]{40}", action) for action in used)
+
+
+def test_the_hooks_are_targets_of_make() -> None:
+    (local,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    assert local["repo"] == "local"
+    for hook in local["hooks"]:
+        make, target = hook["entry"].split()
+        assert make == "make"
+        assert any(command.startswith(".venv-test/bin/ruff ") for command in recipe(target))
+
+
+@pytest.mark.parametrize("version", ["3.11", "3.12", "3.13"])
+def test_each_python_has_one_version_of_each_package_and_a_jax_that_is_allowed(version: str) -> None:
+    constraints = [Requirement(line) for line in (ROOT / "constraints.txt").read_text().splitlines() if line[0] != "#"]
+    valid = [one for one in constraints if one.marker is None or one.marker.evaluate({"python_version": version})]
+    pinned = {canonicalize_name(one.name): str(one.specifier).removeprefix("==") for one in valid}
+    assert len(pinned) == len(valid)
+    needed = [*_PROJECT["dependencies"], *_PROJECT["optional-dependencies"]["test"]]
+    for requirement in map(Requirement, needed):
+        assert requirement.specifier.contains(pinned[canonicalize_name(requirement.name)]), requirement

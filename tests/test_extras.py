@@ -75,22 +75,28 @@ sys.exit(main())
 """
 
 
+_READ_ONLY = """
+import sys
+for name in ("jax", "flax", "huggingface_hub", "jinja2", "safetensors", "tokenizers"):
+    sys.modules[name] = None  # docs/reading.md installs none of these
+import layertap
+from layertap.cli import main
+dataset = layertap.ActivationDataset("activations")
+assert dataset[0].activation(layer=0).shape == (len(dataset[0].token_ids), 64)
+sys.stdout, out = sys.stderr, sys.stdout
+print((len(dataset), main(["verify", "activations"])), file=out)
+"""
+
+
 def test_a_run_to_a_local_folder_needs_no_library_of_a_cloud(
     tiny_model: Path, demo_tasks: Path, tmp_path: Path
 ) -> None:
-    flags = [
-        "--dataset_path",
-        demo_tasks,
-        "--model_path",
-        tiny_model,
-        "--max_tasks",
-        "1",
-        "--predictions_per_task",
-        "1",
-    ]
-    done = commands.run(["-c", _WITHOUT_CLOUDS, "extract", *flags, "--layers_to_extract", "0"], tmp_path)
+    flags = ["--dataset_path", demo_tasks, "--model_path", tiny_model, "--layers_to_extract", "0", "--max_tasks", "1"]
+    done = commands.run(["-c", _WITHOUT_CLOUDS, "extract", *flags, "--predictions_per_task", "1"], tmp_path)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "activations" / "shard_0001.pkl.gz").is_file()
+    read = commands.run(["-c", _READ_ONLY], tmp_path)
+    assert (read.returncode, read.stdout) == (0, "(1, 0)\n"), read.stderr
 
 
 def test_without_googles_library_a_bucket_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
