@@ -1,8 +1,8 @@
 """No test leaves anything behind: the one that does fails by its name, with a list of what it left.
 
 Looked at before and after each test, with its own fixtures taken down: threads of Python, child processes and whatever
-these started, open file descriptors (sockets and pipes among them), environment variables. What fixtures of a wider
-scope hold was there before, so it is theirs and not the test's.
+these started, sockets, pipes, files that may be written to, environment variables. What fixtures of a wider scope hold
+was there before, so it is theirs and not the test's.
 
 Why: what is left goes on in the middle of another test. A thread of Google's client that looked for a bucket which was
 gone, and drew its pauses from the global random generator, made tests of Hypothesis fail that have no bucket.
@@ -10,10 +10,14 @@ gone, and drew its pauses from the global random generator, made tests of Hypoth
 A look costs a quarter of a millisecond. Where something is new, the garbage is collected and the look repeated until
 it is gone or `leak_seconds` (an ini option) have passed: a thread that was told to end may still be on its way.
 
-Not seen: native threads (XLA's and torch's belong to the process), and, where there is no /proc, processes and files.
+Not seen: native threads (XLA's and torch's belong to the process); files that are only read, since a dataset that many
+tests share maps what each of them looks at, and Python itself warns of those that are forgotten; where there is no
+/proc, processes and files.
 """
 
+import fcntl
 import gc
+import itertools
 import os
 import resource
 import socket
@@ -27,9 +31,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tqdm import tqdm
 
 _LINUX = Path("/proc/self/fd").is_dir()
-_PAUSE_SECONDS = 0.005
+_FIRST_PAUSE_SECONDS = 0.002
 _TICKS = os.sysconf("SC_CLK_TCK")
 _MARK = "LAYERTAP_TESTS_PROCESS"
 """Names the test process to whatever it starts, so that grandchildren are found whose parent is gone."""
@@ -40,6 +45,7 @@ ALLOWED_THREADS = {
 ALLOWED_VARIABLES = {
     "DISABLE_GCS_PYTHON_CLIENT_OTEL_BUCKET_METADATA": "the one switch of Google's client; set for good at first use",
     "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "the one switch of gcsfs; set for good at first use",
+    "TORCHINDUCTOR_CACHE_DIR": "torch sets it for good when its compiler is imported, as transformers does",
     "PYTEST_CURRENT_TEST": "pytest changes it between the phases of a test",
 }
 
@@ -93,7 +99,8 @@ class Look:
         new = frozenset(_files()) - self.files
         if new:
             allowed = _loop_descriptors()
-            yield from (_described(number, target) for number, target in sorted(new) if number not in allowed)
+            written = (place for place in sorted(new) if place[0] not in allowed and _may_be_written(*place))
+            yield from itertools.starmap(_described, written)
 
     def _changed(self) -> Iterator[str]:
         now = os.environ
@@ -110,8 +117,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure() -> None:
-    """Mark this process's descendants as its own."""
+    """Mark this process's descendants as its own, and let nobody's bar start tqdm's thread, which never ends."""
     os.environ[_MARK] = str(os.getpid())
+    tqdm.monitor_interval = 0  # transformers, datasets and huggingface_hub draw some; our own say it themselves
 
 
 @pytest.fixture(autouse=True)
@@ -127,10 +135,14 @@ def leaves_nothing_behind(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 def _left_in_the_end(before: Look, seconds: float) -> list[str]:
-    gc.collect()
-    until = time.monotonic() + seconds
-    while (left := before.left()) and time.monotonic() < until:
-        time.sleep(_PAUSE_SECONDS)
+    until, pause = time.monotonic() + seconds, _FIRST_PAUSE_SECONDS
+    for generation in itertools.chain((0, 1), itertools.repeat(2)):  # young garbage first: all of it takes 0.1 s
+        gc.collect(generation)  # also later: a circle is garbage only when the last thread has let go of it
+        left = before.left()
+        if not left or time.monotonic() > until:
+            break
+        time.sleep(pause)
+        pause *= 2
     return left
 
 
@@ -138,6 +150,15 @@ def _files() -> Iterator[tuple[int, str]]:
     for name in os.listdir("/proc/self/fd") if _LINUX else ():
         with suppress(OSError):  # the listing's own, which is closed by now
             yield int(name), os.readlink(f"/proc/self/fd/{name}")
+
+
+def _may_be_written(number: int, target: str) -> bool:
+    """Whether it is no file, or one that was opened for more than reading."""
+    if not target.startswith("/"):
+        return True
+    with suppress(OSError):  # closed meanwhile
+        return fcntl.fcntl(number, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDONLY
+    return False
 
 
 def _described(number: int, target: str) -> str:

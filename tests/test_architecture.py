@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 import layertap
+from layertap.bar import Bar
 
 _PACKAGE = Path(layertap.__file__).parent
 
@@ -92,3 +93,8 @@ def _hands_over(path: Path) -> bool:
     at_top = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.Import | ast.ImportFrom)]
     assert not {"jax", "torch"} & {name.split(".")[0] for node in at_top for name in ast.unparse(node).split()}
     return True
+
+
+def test_bars_are_drawn_by_the_one_class_that_starts_no_thread() -> None:
+    assert [path.name for path in FILES if "tqdm" in {name.split(".")[0] for name in _imports(path)}] == ["bar.py"]
+    assert Bar.monitor_interval == 0

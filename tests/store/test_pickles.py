@@ -1,4 +1,5 @@
 import dataclasses
+import gc
 import gzip
 import io
 import os
@@ -6,6 +7,7 @@ import pickle
 import subprocess
 import sys
 import tracemalloc
+import weakref
 import zlib
 from pathlib import Path
 
@@ -18,7 +20,7 @@ from hypothesis import strategies as st
 
 from layertap.errors import StorageError
 from layertap.store.files import Checksummed, atomic_write
-from layertap.store.pickles import codec, read_pickle
+from layertap.store.pickles import codec, load_pickle, read_pickle
 from layertap.store.samples import StoredSample
 from layertap.tap import Tap
 
@@ -259,7 +261,7 @@ from pathlib import Path
 import outputs
 from layertap.errors import DamageError
 from layertap.store.files import atomic_write
-from layertap.store.pickles import codec, read_pickle
+from layertap.store.pickles import codec, load_pickle, read_pickle
 
 path = Path(sys.argv[2])
 with atomic_write(path) as file:
@@ -284,3 +286,15 @@ def test_zlib_stands_in_where_isal_has_no_wheel(tmp_path):
     assert done.stdout.split() == ["refused", "refused", "zlib-1"]
     assert zlib.decompress(path.read_bytes(), wbits=31) == written([outputs.sample(0)])
     require_equal(read_pickle(path)[2], [outputs.sample(0)], layer=2)
+
+
+def test_a_shard_is_in_memory_no_longer_than_it_is_used() -> None:
+    file = io.BytesIO(written(outputs.three_shards()[0]))
+    gc.disable()  # which could come by
+    try:
+        layers = load_pickle(file, "shard")
+        held = weakref.ref(layers[0][0]["activation"]), weakref.ref(file)
+        del layers, file
+        assert [reference() for reference in held] == [None, None]
+    finally:
+        gc.enable()

@@ -11,6 +11,7 @@ fsspec (gcsfs) is not used here: it has no compare-and-swap and checks nothing u
 """
 
 import base64
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
@@ -47,6 +48,9 @@ class GcsStore:
         self._bucket_seen = False
         self._clock = ServerClock()
         self._client = make_client(self._clock)
+        # The client is a circle of references: its connections would stay open until the garbage collector comes by.
+        self._closing = weakref.finalize(self, self._client.close)
+        self._closing.atexit = False
         with translated(self.url):
             self._bucket = self._client.bucket(bucket)
 
@@ -144,7 +148,7 @@ class GcsStore:
 
     def close(self) -> None:
         """See `ObjectStore`."""
-        self._client.close()
+        self._closing()
 
     def _blob(self, name: str) -> Blob:
         return self._bucket.blob(self._prefix + checked_name(name))

@@ -204,6 +204,12 @@ class _ShardUnpickler(_PythonUnpickler):  # type: ignore[misc]  # its insides ar
         self._file = file
         self._file_read = self._read_what_is_there
 
+    def load(self) -> object:
+        try:
+            return super().load()
+        finally:
+            self.__dict__.clear()  # a circle of references: the shard would stay until the garbage collector comes by
+
     def _read_what_is_there(self, size: int) -> bytes:
         pieces = []
         while size > 0 and (piece := self._file.read(min(size, _AT_ONCE))):

@@ -59,7 +59,10 @@ class Cloud:
 
     def close(self) -> None:
         """Give the connections back."""
-        self._client.transport.close()  # type: ignore[no-untyped-call]
+        transport = self._client.transport
+        transport.close()  # type: ignore[no-untyped-call]
+        # Operations are polled over a session of their own, which has no public way to be closed.
+        transport.operations_client.transport._session.close()
 
     def reconnect(self) -> None:
         """Read the credentials anew, for whoever has logged in again since; raises AccessError where there are none."""
