@@ -6,10 +6,11 @@ from pathlib import Path
 
 import commands
 import pytest
+from fakes.gcs import FakeGcs
 from fakes.hub import FakeHub
 
 from layertap.errors import UsageError
-from layertap.extract.setup import require_writable
+from layertap.extract.precheck import require_writable
 
 
 @pytest.fixture
@@ -45,6 +46,11 @@ def test_nor_an_output_folder_that_cannot_be_made(hub: FakeHub, demo_tasks: Path
     said = refused(hub, tmp_path, dataset_path=demo_tasks, output_dir="file/out")
     assert f"--output_dir file/out: {tmp_path}/file is a file" in said
     assert not hub.requests
+
+
+def test_nor_a_bucket_that_is_not_there(hub: FakeHub, gcs: FakeGcs, demo_tasks: Path, tmp_path: Path) -> None:
+    said = refused(hub, tmp_path, dataset_path=demo_tasks, gcs_bucket="nowhere")
+    assert "there is no such bucket" in said
 
 
 def test_a_folder_is_not_made_to_find_out(tmp_path: Path) -> None:

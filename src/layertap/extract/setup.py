@@ -6,13 +6,11 @@ can change between two starts of one run: paths, and what happens to records tha
 as long as nothing of them was written. The dataset is recognised task by task instead (`windows.py`), so that a broken
 line can be repaired and the run goes on.
 
-The fingerprint needs the first numbers of each weight, so for a model on the Hub this is where its weights are fetched.
-What would stop the run anyway is found out before: an output folder that cannot be made, and a dataset that is not
-there or is none, of which the first record is read (for a local model it is not: the run reads it as soon).
+The fingerprint needs the first numbers of each weight, so for a model on the Hub this is where its weights are fetched,
+after `precheck.py` has found out what would stop the run anyway.
 """
 
 import json
-import os
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
@@ -33,6 +31,7 @@ from layertap.extract import backend
 from layertap.extract.device import opening
 from layertap.extract.hosts import Hosts
 from layertap.extract.packing import row_ladder
+from layertap.extract.precheck import require_far_ends, require_folders
 from layertap.extract.step import resolve_taps
 from layertap.extract.windows import WindowRules
 from layertap.model import weights
@@ -115,12 +114,11 @@ def prepare(config: ExtractConfig, hosts: Hosts = _ALONE) -> Setup:
         print(line, file=sys.stderr, flush=True)
     if hosts.count > 1:
         config = replace(config, output_dir=str(config.output_folder / f"tpu_{hosts.name(config.worker)}"))
-    require_writable("output_dir", config.output_folder)
-    if config.checkpointing:
-        require_writable("checkpoint_dir", config.checkpoint_folder)
+    require_folders(config)
     checkpoint = open_checkpoint(config.model_path)
+    url = config.upload.url(hosts.name(config.worker))
     if checkpoint.hub_id is not None:
-        _require_dataset(config)
+        require_far_ends(config, url)
     taps = resolve_run_taps(config, checkpoint.config)
     maker = prompt_maker(config, checkpoint)
     mesh = _mesh(config, checkpoint, taps[-1].layer + 1)
@@ -143,24 +141,7 @@ def prepare(config: ExtractConfig, hosts: Hosts = _ALONE) -> Setup:
         hidden_size=shard_format.hidden_size,
         storage_dtype=config.stored_as,
     )
-    url = config.upload.url(hosts.name(config.worker))
     return Setup(config, checkpoint, taps, maker, rules, shard_format, manifest, mesh, url, hosts)
-
-
-def _require_dataset(config: ExtractConfig) -> None:
-    """Read the first record; raises DatasetError where there is none."""
-    if config.dataset_path is not None:
-        records = read_records(config.dataset_path, dataset_format=config.dataset_format, max_tasks=1)
-        next(iter(records))
-
-
-def require_writable(flag: str, folder: Path) -> None:
-    """Raise UsageError where `folder` cannot be made or written to, as far as that shows without making it."""
-    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.exists(path))
-    if not there.is_dir():
-        raise UsageError(f"--{flag} {folder}: {there} is a file; give a folder")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise UsageError(f"--{flag} {folder}: {there} cannot be written to; give another folder")
 
 
 def for_part(setup: Setup, part: Part) -> Setup:
