@@ -8,12 +8,12 @@ from layertap.plan.config import PlanConfig
 
 
 @pytest.fixture
-def planned(tiny_model: Path, demo_tasks: Path, tmp_path: Path) -> Callable[..., PlanConfig]:
+def planned(tiny_model: Path, few_tasks: Path, tmp_path: Path) -> Callable[..., PlanConfig]:
     """The settings of a small plan, changed."""
 
     def config(**changes: Any) -> PlanConfig:
         small = {
-            "dataset_path": None if "tokens" in changes else str(demo_tasks),
+            "dataset_path": None if "tokens" in changes else str(few_tasks),
             "model_path": str(tiny_model),
             "predictions_per_task": 2,
             "row_length": 1024,

@@ -54,8 +54,8 @@ def test_a_batch_size_is_recommended_and_a_given_one_kept(
     assert max(step["rows"] for step in document["work"]["steps"]) == 64 * planned
 
 
-def test_on_cpu_the_machine_is_measured(tiny_model: Path, demo_tasks: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert plan("--model", tiny_model, "--dataset_path", demo_tasks, "--predictions_per_task", "1", "--json") == 0
+def test_on_cpu_the_machine_is_measured(tiny_model: Path, few_tasks: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert plan("--model", tiny_model, "--dataset_path", few_tasks, "--predictions_per_task", "1", "--json") == 0
     document = json.loads(capsys.readouterr().out)
     assert document["work"]["counted"] is True
     assert document["stored_bytes_exact"] is False
@@ -64,8 +64,8 @@ def test_on_cpu_the_machine_is_measured(tiny_model: Path, demo_tasks: Path, caps
     assert document["stored_bytes"] < document["work"]["uncompressed_bytes"]
 
 
-def test_on_cpu_no_other_device_is_asked(tiny_model: Path, demo_tasks: Path, tmp_path: Path) -> None:
-    flags = ["--model", tiny_model, "--dataset_path", demo_tasks, "--max_tasks", "2"]
+def test_on_cpu_no_other_device_is_asked(tiny_model: Path, few_tasks: Path, tmp_path: Path) -> None:
+    flags = ["--model", tiny_model, "--dataset_path", few_tasks, "--max_tasks", "2"]
     done = commands.run(["-m", "layertap", "plan", *flags], tmp_path, {"JAX_PLATFORMS": "abacus"})
     assert done.returncode == 0, done.stderr
     assert "bottleneck: " in done.stdout
@@ -91,11 +91,11 @@ def test_what_makes_no_sense_is_refused(flags: list[str], message: str, capsys: 
 
 
 def test_a_size_can_be_counted_with_a_tokenizer_from_elsewhere(
-    tiny_model: Path, demo_tasks: Path, capsys: pytest.CaptureFixture[str]
+    tiny_model: Path, few_tasks: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     flags = (
         "--dataset_path",
-        demo_tasks,
+        few_tasks,
         "--tokenizer",
         tiny_model,
         "--accelerator",

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 
 from layertap.errors import DoesNotFitError
+from layertap.model import weights
 from layertap.plan import memory
 from layertap.plan.accelerators import parse_accelerator
 from layertap.plan.config import PlanConfig
@@ -54,6 +55,21 @@ def test_the_compiler_is_not_asked_about_what_is_far_too_much(
     monkeypatch.setattr(memory, "find_spec", lambda _name: True)
     config = planned(model_path="32b", tokens=1000, layers_to_extract=(), batch_size=None, row_length=4096)
     assert fit_on(planned_run(config), parse_accelerator("v5litepod-64"), print).rows == asked[0] < 16
+
+
+def test_shapes_are_built_once_for_all_questions(
+    planned: Callable[..., PlanConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    build = weights.abstract_model
+    monkeypatch.setattr(
+        weights, "abstract_model", lambda model, layers, dtype: asked.append(layers) or build(model, layers, dtype)
+    )
+    memory._bytes_of.cache_clear()
+    config = planned(model_path="0.5b", tokens=1000, layers_to_extract=(), batch_size=16, compiler=False)
+    for accelerator in ("v5litepod-64", "h100x8"):
+        fit_on(planned_run(config), parse_accelerator(accelerator), print)
+    assert sorted(asked) == [1, 24], "the layer that is gathered, and the model"
 
 
 def test_what_does_not_fit_at_all_is_refused() -> None:

@@ -11,14 +11,18 @@ question, so several rows are not asked about that are far too many by the estim
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from importlib.util import find_spec
 from math import gcd
+
+import numpy as np
 
 from layertap.errors import DoesNotFitError
 from layertap.extract.backend import usual_batch_size
 from layertap.extract.packing import row_ladder
 from layertap.extract.step import transfer_dtype
 from layertap.model import weights
+from layertap.model.config import Qwen2Config
 from layertap.model.mesh import MeshShape, auto_shape, parse_mesh, weight_bytes
 from layertap.plan.accelerators import Accelerator
 from layertap.plan.planned import PlannedRun
@@ -95,7 +99,13 @@ def mesh_shape(run: PlannedRun, accelerator: Accelerator) -> MeshShape:
 
 def run_weight_bytes(run: PlannedRun) -> int:
     """Bytes of what is loaded: the embedding and the layers up to the last tap."""
-    return weight_bytes(weights.abstract_model(run.model, run.num_layers, run.compute_dtype))
+    return _bytes_of(run.model, run.num_layers, run.compute_dtype)
+
+
+@cache
+def _bytes_of(model: Qwen2Config, layers: int, dtype: np.dtype) -> int:
+    """Kept: building the shapes of a large model takes a second, and each number of rows is asked about."""
+    return weight_bytes(weights.abstract_model(model, layers, dtype))
 
 
 def fit_on(run: PlannedRun, accelerator: Accelerator, note: Callable[[str], None]) -> Fit:
@@ -134,7 +144,7 @@ def _compiled(run: PlannedRun, accelerator: Accelerator, mesh: MeshShape, rows: 
 def estimate_memory(run: PlannedRun, accelerator: Accelerator, mesh: MeshShape, tokens: int) -> ChipMemory:
     """What a step of so many tokens a chip takes, from shapes alone."""
     model, width = run.model, run.model.hidden_size
-    one_layer = weight_bytes(weights.abstract_model(replace(model, vocab_size=1), 1, run.compute_dtype))
+    one_layer = _bytes_of(replace(model, vocab_size=1), 1, run.compute_dtype)
     held = run_weight_bytes(run) // mesh.fsdp + (_GATHERED * one_layer if mesh.fsdp > 1 else 0)
     block = gcd(_TOKEN_BLOCK[accelerator.platform], tokens)
     passing = tokens * width * _STREAMS * _FLOAT32 + block * model.intermediate_size * _MLP_VALUES * _FLOAT32
