@@ -49,6 +49,9 @@ def test_draws_are_the_same_on_every_platform():
     assert draw_augmentation(-1, 'é"\n\ud800', 7, 3) == Augmentation(
         flip=True, rotations=0, colors=(0, 8, 1, 9, 6, 4, 7, 3, 2, 5), train_order=(2, 1, 0)
     )
+    assert draw_augmentation(0, "task 5", 0, 3) == Augmentation(  # one of the few that move the background
+        flip=False, rotations=3, colors=(2, 3, 0, 4, 6, 8, 1, 5, 9, 7), train_order=(2, 1, 0)
+    )
 
 
 @pytest.mark.parametrize("changed", [(43, "a", 0), (42, "b", 0), (42, "a", 1)])
@@ -90,6 +93,11 @@ def test_flip_mirrors_left_to_right():
 
 def test_rotations_turn_clockwise():
     assert _augmentation(rotations=1).apply_grid(((1, 2, 3), (4, 5, 6))) == ((4, 1), (5, 2), (6, 3))
+
+
+def test_a_ragged_grid_is_not_cut_to_its_shortest_row():
+    with pytest.raises(ValueError, match="longer"):
+        _augmentation(rotations=1).apply_grid(((1, 2), (3,)))
 
 
 def test_flip_comes_before_rotations():

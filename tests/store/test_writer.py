@@ -11,8 +11,9 @@ from layertap.errors import StorageError
 from layertap.store.files import file_crc32c
 from layertap.store.manifest import read_manifest
 from layertap.store.samples import StoredSample
+from layertap.store.tensor_file import parse_tensors
 from layertap.store.verify import verify
-from layertap.store.writer import ShardBuffer, ShardWriter
+from layertap.store.writer import ShardBuffer, ShardFormat, ShardWriter
 
 FORMAT = outputs.shard_format()
 TENSORS = outputs.shard_format(name="safetensors")
@@ -80,6 +81,31 @@ def test_an_empty_shard_takes_any_sample_and_then_no_other():
 )
 def test_shards_are_named_by_number_and_by_what_they_hold(form, index, paths):
     assert [file.path for file in form.files(index)] == paths
+
+
+def test_a_pickle_holds_all_layers_of_a_site_and_a_tensor_file_one():
+    assert [(file.site, file.layer) for file in TENSORS.files(1)] == [("residual", 0), ("residual", 2)]
+    assert [(file.site, file.layer) for file in THREE_SITES.files(1)] == [(site, None) for site in THREE_SITES.sites]
+
+
+def test_pickles_are_the_default():
+    assert ShardFormat((0,), ("residual",), 4, np.dtype("float32"), compress=False).name == "pickle"
+
+
+def test_every_tensor_file_has_its_own_layer_and_says_of_which_run_it_is(tmp_path):
+    samples = [outputs.sample(index) for index in range(2)]
+    writer(tmp_path, TENSORS).commit(samples, {}, complete=True)
+    for layer in TENSORS.layers:
+        path = tmp_path / f"residual/layer_{layer:02d}/shard_0001.safetensors"
+        file = parse_tensors(path.read_bytes(), path.name)
+        assert np.array_equal(
+            file.tensors["activations"], np.concatenate([s.activations[layer, "residual"] for s in samples])
+        )
+        run = outputs.manifest(TENSORS)
+        about = {"model_path": run.model_path, "model_type": run.model_type, "fingerprint": run.fingerprint}
+        assert about.items() <= file.metadata.items()
+    (shard,) = read_manifest(tmp_path).shards
+    assert [file.layer for file in shard.files] == [0, 2, None]
 
 
 def test_every_site_has_its_own_folder_and_its_own_activations(tmp_path):
