@@ -21,7 +21,7 @@ from fakes.gcs_faults import wait_for
 from layertap.errors import DamageError, LayertapError, LeaseLostError
 from layertap.fleet.claims import claim_name, done_name
 from layertap.fleet.leases import Heartbeat, Lease, has_run_out, read_claim, settle, take, take_over
-from layertap.store.objects import ObjectStore
+from layertap.store.objects import ObjectStore, StoredBytes
 
 SHARD = "shard_00000"
 RACERS, RACES = 8, 50
@@ -145,7 +145,7 @@ def test_who_was_robbed_notices_and_cannot_commit(store: ObjectStore) -> None:
     lease = held(store)
     thief = stolen(store, 1)
     for act in (lambda: lease.beat({}), lambda: lease.commit({"by": 0}), lambda: lease.fail("x")):
-        with pytest.raises(LeaseLostError, match="another worker has taken it over"):
+        with pytest.raises(LeaseLostError, match=f"^dataset shard {SHARD}: .* another worker has taken it over; what"):
             act()
     thief.commit({"by": 1})
     with pytest.raises(LeaseLostError):
@@ -221,6 +221,31 @@ def test_a_shard_is_released_although_a_beat_was_interrupted(store: ObjectStore)
     assert take(store, SHARD, claim(1)) is not None
 
 
+def test_what_failed_is_not_released(store: ObjectStore) -> None:
+    lease = held(store)
+    lease.fail("no memory")
+    lease.release()
+    failed = read_claim(store, SHARD)[1]
+    assert (failed.state, failed.error, failed.worker) == ("failed", "no memory", 0)
+
+
+def test_a_claim_that_is_not_committed_is_not_settled(store: ObjectStore) -> None:
+    lease = held(store)
+    with pytest.raises(ValueError, match=f"^{SHARD} is not committed$"):
+        settle(store, SHARD, lease.claim, "version")
+    assert done(store) is None
+
+
+def test_a_heartbeat_beats_four_times_a_lease(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+    heartbeat = Heartbeat(held(store, seconds=20), dict, lambda error: pytest.fail(str(error)))
+    monkeypatch.setattr(heartbeat, "_ended", Mock(wait=lambda seconds: waits.append(seconds) or len(waits) > 3))
+    with heartbeat:
+        wait_for(lambda: len(waits) > 3)
+    assert waits == [5.0] * 4
+    assert read_claim(store, SHARD)[1].beats == 3
+
+
 def test_a_heartbeat_keeps_the_lease_and_tells_of_its_loss(store: ObjectStore) -> None:
     lease = held(store, seconds=0.2)
     with Heartbeat(lease, lambda: {"tokens": 7}, lambda error: pytest.fail(str(error))) as heartbeat:
@@ -249,6 +274,14 @@ def test_a_lease_runs_out_when_nothing_was_heard_for_its_length(store: ObjectSto
     held(store, seconds=1)
     assert not has_run_out(store, *read_claim(store, SHARD))
     wait_for(lambda: has_run_out(store, *read_claim(store, SHARD)))
+
+
+def test_a_lease_runs_a_second_longer_than_was_said() -> None:
+    """A bucket's clock may tell whole seconds alone."""
+    seen = StoredBytes(b"", "version", updated=1000.0)
+    for after, run_out in ((60.0, False), (61.0, False), (61.5, True)):
+        far_end = Mock(spec=ObjectStore, server_time=lambda after=after: 1000.0 + after)
+        assert has_run_out(far_end, seen, claim(0, seconds=60)) == run_out
 
 
 @pytest.mark.parametrize("skew", [-3600.0, 3600.0])

@@ -1,8 +1,9 @@
 """Runs the tests of a module against mutants of it, each in a fork of one process that has imported JAX already.
 
 A mutant takes the place of its module in a copy of `src` that is made of links. That copy comes first on the path of
-the fork, and of every process that its tests start. JAX is imported before the fork, but starts its threads after it.
-Hypothesis draws the same examples each time, keeps none and shrinks none, so that two runs agree.
+the fork, and of the processes that its tests start, unless they are given another path. JAX is imported before the
+fork, but starts its threads after it. Hypothesis draws the same examples each time, keeps none
+and shrinks none, so that two runs agree.
 
 A mutant is found if a test fails, if the tests cannot be collected, or if they take more than twice their usual
 processor time and 10 s: people notice an endless loop. Processor time is the limit because it is the same on a busy

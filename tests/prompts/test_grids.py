@@ -133,6 +133,13 @@ def test_texts_that_are_no_such_grid_are_refused(encoder, text):
         encoder.decode(text)
 
 
+def test_of_a_long_text_that_is_no_grid_80_characters_are_said():
+    with pytest.raises(PromptError, match=f"writes no grid as '{'x' * 80}'$"):
+        MinimalGridEncoder().decode("x" * 80)
+    with pytest.raises(PromptError, match=rf"writes no grid as '{'x' * 80}\.\.\.'$"):
+        MinimalGridEncoder().decode("x" * 81)
+
+
 @pytest.mark.parametrize(
     ("outer", "inner"),
     [
@@ -152,6 +159,23 @@ def test_texts_that_are_no_such_grid_are_refused(encoder, text):
 def test_wrappers_nest_in_one_order_only(outer, inner):
     with pytest.raises(PromptError, match=f"{inner.__name__} cannot stand inside {outer.__name__}, because"):
         outer(inner(MinimalGridEncoder()))
+
+
+@pytest.mark.parametrize(
+    ("outer", "why"),
+    [
+        (ReplaceNumberEncoder, "it would replace digits that are no cells"),
+        (RowNumberEncoder, "it would number lines that are no bare rows of cells"),
+        (GridCodeBlockEncoder, "fences inside fences would end the block too early"),
+        (GridShapeEncoder, "fences inside fences would end the block too early"),
+    ],
+)
+def test_why_wrappers_nest_in_one_order_is_said(outer, why):
+    inner = GridCodeBlockEncoder(MinimalGridEncoder())
+    with pytest.raises(
+        PromptError, match=rf", because {why}\. From the outside in, the order is: GridCodeBlockEncoder or"
+    ):
+        outer(inner)
 
 
 @pytest.mark.parametrize(

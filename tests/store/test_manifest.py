@@ -15,6 +15,7 @@ from layertap.store.manifest import (
     ShardEntry,
     StoredFile,
     index_ranges,
+    listed_ranges,
     read_manifest,
     write_manifest,
 )
@@ -80,9 +81,13 @@ def test_a_folder_without_one_has_none(tmp_path):
 
 def test_a_person_can_read_it_one_line_a_shard(tmp_path):
     write_manifest(tmp_path, FULL)
-    lines = (tmp_path / "metadata.json").read_text().splitlines()
+    text = (tmp_path / "metadata.json").read_text()
+    lines = text.splitlines()
+    assert text.endswith("}\n")
+    assert lines[:2] == ["{", '  "format_version": 1,']
     begin = lines.index('  "shards": [')
     assert [json.loads(line.rstrip(","))["index"] for line in lines[begin + 1 : begin + 3]] == [1, 2]
+    assert all(line.startswith('    {"index": ') for line in lines[begin + 1 : begin + 3])
     assert lines[begin + 3 :] == ["  ]", "}"]
 
 
@@ -124,6 +129,10 @@ def test_ranges_cover_a_repeated_index_as_often_as_it_stands_there(indices):
     assert sorted(index for first, last in ranges for index in range(first, last + 1)) == sorted(indices)
 
 
+def test_ranges_are_listed_in_words():
+    assert listed_ranges([(0, 3), (7, 7), (9, 12)]) == "0 to 3, 7 to 7, 9 to 12"
+
+
 def now(**changed):
     return dataclasses.replace(EMPTY, **changed)
 
@@ -144,6 +153,7 @@ def test_the_same_run_may_go_on_with_other_paths_and_more_shards(tmp_path):
             ["storage.dtype: float32 there, float16 now"],
         ),
         ({"identity": {"storage": {"dtype": "float32"}}}, ["layers: [0, 2] there, None now"]),
+        ({"identity": EMPTY.identity | {"X.X": 1}}, ["X.X: None there, 1 now"]),
         ({"identity": EMPTY.identity | {"new": {"deep": 1}}}, ["new: None there, {'deep': 1} now"]),
         (
             {"identity": {"layers": 7, "storage": {"dtype": "bfloat16"}}, "worker_id": 1},
