@@ -183,8 +183,8 @@ def plan_for(platform: str, capture_dtype: np.dtype, mesh: Mesh | None = None) -
         return ForwardPlan(capture_dtype, widen=not backend.multiplies_bfloat16(), mesh=mesh)
     block = _ACCELERATOR_BLOCK
     if platform == "tpu":
-        return ForwardPlan(capture_dtype, attend_splash, block, outputs="offloaded", mesh=mesh)
-    return ForwardPlan(capture_dtype, attend_triton, block, outputs="moved", mesh=mesh)
+        return ForwardPlan(capture_dtype, attend_splash, block, None, outputs="offloaded", mesh=mesh)
+    return ForwardPlan(capture_dtype, attend_triton, block, None, outputs="moved", mesh=mesh)
 
 
 def transfer_dtype(compute: DTypeLike, storage: DTypeLike) -> np.dtype:
