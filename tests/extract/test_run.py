@@ -38,11 +38,12 @@ def test_every_sample_is_written_once_with_its_own_tokens(config: ExtractConfig)
 def test_activations_are_those_of_transformers(config: ExtractConfig, tiny_model: Path) -> None:
     exact = changed(config, compute_dtype="float32", max_tasks=2, activation_type=("residual", "mlp", "attn"))
     extract(exact)
-    for site in ("residual", "mlp", "attn"):
-        for layer in (1, 3):
-            for entry in shards.samples(out(exact) / site, layer).values():
-                truth = huggingface.activations(tiny_model, entry["token_ids"].tolist())[Tap(layer, site)]
-                assert huggingface.relative_errors(entry["activation"], truth).max() <= 1e-4
+    sites = ("residual", "mlp", "attn")
+    found = {Tap(layer, site): shards.samples(out(exact) / site, layer) for site in sites for layer in (1, 3)}
+    for index, sample in found[Tap(1, "residual")].items():
+        truth = huggingface.activations(tiny_model, sample["token_ids"].tolist())
+        for tap, samples in found.items():
+            assert huggingface.relative_errors(samples[index]["activation"], truth[tap]).max() <= 1e-4
 
 
 def test_on_a_cpu_one_row_is_a_step_unless_more_are_asked_for(config: ExtractConfig) -> None:
