@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from gpus import lowered_for_gpu
 
 from layertap.extract import backend
 from layertap.extract.step import StepProgram, plan_for, resolve_taps, transfer_dtype
@@ -83,9 +84,11 @@ def test_what_is_moved_is_the_narrower_of_compute_and_storage() -> None:
 def test_a_whole_step_lowers_for_a_gpu(model: weights.Qwen2) -> None:
     taps, plan = resolve_taps((), SITES, 2), plan_for("gpu", np.dtype(jnp.bfloat16))
     numbers = jax.ShapeDtypeStruct((2, 512), jnp.int32)
-    step = jax.jit(lambda model, tokens, starts: model(tokens, starts, taps=taps, plan=plan))
-    lowered = step.trace(model, numbers, numbers).lower(lowering_platforms=("cuda",))
-    assert lowered.as_text().count("attend_packed") >= 2
+    abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), model)
+    lowered = lowered_for_gpu(
+        lambda model, tokens, starts: model(tokens, starts, taps=taps, plan=plan), abstract, numbers, numbers
+    )
+    assert lowered.count("attend_packed") >= 2
 
 
 def test_threads_that_compile_end_when_the_program_is_closed(model: weights.Qwen2, monkeypatch) -> None:
