@@ -7,14 +7,16 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from runs import changed, finished, manifest, out
+from runs import changed, extract_some, finished, manifest, out
 
 from layertap.config import ExtractConfig
 from layertap.errors import UsageError
 from layertap.extract.clock import StageClock
 from layertap.extract.metrics import Metrics, metered, prometheus_text
-from layertap.extract.progress import Progress
-from layertap.extract.run import extract
+from layertap.extract.progress import Progress, Watch
+from layertap.extract.run import extract, extract_prepared
+from layertap.extract.session import Session
+from layertap.extract.setup import prepare
 
 
 def lines(folder: Path) -> list[dict[str, object]]:
@@ -27,8 +29,9 @@ def get(url: str) -> str:
         return answer.read().decode()
 
 
-def progress(samples: int, tokens: int, resumed: int = 0) -> Progress:
-    made = Progress(StageClock(), samples=resumed, terminal=False)
+def progress(samples: int, tokens: int, resumed: tuple[int, int] = (0, 0)) -> Progress:
+    """What one start of a run has done, where earlier ones had committed `resumed` samples and tokens."""
+    made = Progress(StageClock(), samples=resumed[0], tokens=resumed[1], terminal=False)
     made.add(samples, tokens)
     made.close()
     return made
@@ -58,10 +61,20 @@ def test_counts_add_up_over_runs() -> None:
     metrics = Metrics(3)
     assert metrics.of_this_run() == {}
     metrics.begins(progress(2, 50))
-    metrics.begins(progress(1, 7, resumed=4))
+    metrics.begins(progress(1, 7, resumed=(4, 90)))
     sample = metrics.sample()
     assert (sample["worker"], sample["samples"], sample["tokens"]) == (3, 3, 57)
-    assert metrics.of_this_run()["samples"] == 5
+    assert (metrics.of_this_run()["samples"], metrics.of_this_run()["tokens"]) == (5, 97)
+
+
+def test_a_run_that_goes_on_counts_samples_and_tokens_from_its_beginning(config: ExtractConfig) -> None:
+    committed = extract_some(config, 2)["totals"]
+    metrics = Metrics(0)
+    extract_prepared(prepare(config), Session(), Watch(metrics.begins))
+    totals = manifest(config)["totals"]
+    assert 0 < committed["tokens"] < totals["tokens"]
+    assert (metrics.of_this_run()["samples"], metrics.of_this_run()["tokens"]) == (totals["samples"], totals["tokens"])
+    assert metrics.sample()["tokens"] == totals["tokens"] - committed["tokens"]
 
 
 def test_prometheus_is_served_on_loopback(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

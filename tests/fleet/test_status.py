@@ -10,6 +10,9 @@ from fleets import cut, worker_of
 
 from layertap.cli import main
 from layertap.config import ExtractConfig
+from layertap.extract.clock import StageClock
+from layertap.extract.metrics import Metrics
+from layertap.extract.progress import Progress
 from layertap.fleet.leases import take
 from layertap.fleet.sharded import RUN, read_dataset
 from layertap.fleet.status import FleetWatch, describe
@@ -56,6 +59,25 @@ def test_the_fleet_is_told_from_what_lies_there(bucket_set: ObjectStore, gcs: Fa
     assert "5 shards: 1 done, 1 claimed, 2 lost, 1 failed, 0 free" in text
     assert "50 tokens/s" in text
     assert "shard 3 failed: too long" in text
+
+
+def test_time_left_does_not_depend_on_where_a_worker_went_on(demo_tasks: Path, store: ObjectStore) -> None:
+    """Two workers are as far, 4 samples of 400 tokens; one of them did nine tenths of that before it was restarted."""
+    foreseen = []
+    cut(demo_tasks, store.url, COUNT)
+    store.create(RUN, json.dumps({"prompts": {"predictions_per_task": 2}}).encode())
+    for resumed in (0, 360):
+        progress = Progress(StageClock(), samples=resumed // 100, tokens=resumed, terminal=False)
+        progress.add(4 - resumed // 100, 400 - resumed)
+        progress.close()
+        metrics = Metrics(0)
+        metrics.begins(progress)
+        lease = take(store, "shard_00000", claim(0))
+        lease.beat(metrics.of_this_run() | {"tokens_per_second": 50.0})
+        foreseen.append(FleetWatch(store, read_dataset(store)).look().seconds_left)
+        lease.release()
+    assert foreseen[0] > 0
+    assert foreseen[1] == foreseen[0]
 
 
 def test_before_anybody_works_nothing_is_guessed(demo_tasks: Path, store: ObjectStore) -> None:

@@ -58,8 +58,8 @@ class Metrics:
             return {}
         run = self._runs[-1]
         return {
-            "samples": run.resumed + run.samples,
-            "tokens": run.tokens,
+            "samples": run.resumed_samples + run.samples,
+            "tokens": run.resumed_tokens + run.tokens,
             "tokens_per_second": round(run.tokens_per_second, 1),
             "waiting_for": run.clock.current,
         }

@@ -32,12 +32,15 @@ class Watch:
 
 
 class Progress:
-    """Counts samples and tokens, and shows them with the speed and what the run is waiting for, until it is closed."""
+    """Counts samples and tokens, and shows them with the speed and what the run is waiting for, until it is closed.
 
-    def __init__(self, clock: StageClock, *, samples: int = 0, terminal: bool | None = None) -> None:
+    `samples` and `tokens` are what earlier starts of the run committed; they are counted apart.
+    """
+
+    def __init__(self, clock: StageClock, *, samples: int = 0, tokens: int = 0, terminal: bool | None = None) -> None:
         self.samples = 0
         self.tokens = 0
-        self.resumed = samples
+        self.resumed_samples, self.resumed_tokens = samples, tokens
         self.clock = clock
         self._begun: float | None = None
         shown = sys.stderr.isatty() if terminal is None else terminal
