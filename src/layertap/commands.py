@@ -54,9 +54,9 @@ def _extract_all(config: ExtractConfig) -> None:
     from layertap.extract.summary import describe, nothing_extracted
 
     summary = extract(config)
-    print(describe(summary, config))
+    print(describe(summary))
     if (reason := nothing_extracted(summary.manifest)) is not None:
-        raise InputError(f"{reason}; {config.output_dir}/metadata.json lists them")
+        raise InputError(f"{reason}; {summary.output_dir}/metadata.json lists them")
 
 
 def _work(config: ExtractConfig) -> str:

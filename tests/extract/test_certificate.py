@@ -43,7 +43,7 @@ def test_the_cosine_is_that_of_transformers_in_float32(certified: ExtractConfig,
         assert 0.9 < told["cosine_min"] <= told["cosine_mean"] < 1
         assert 0 < told["relative_error_mean"] <= told["relative_error_max"] < 0.5
         assert certificate["tokens"] == tokens
-    assert "certified against float32 on 5 prompts: cosine at least 0.9" in describe(summary, certified)
+    assert "certified against float32 on 5 prompts: cosine at least 0.9" in describe(summary)
 
 
 def test_a_run_in_float32_is_its_own_reference(certified: ExtractConfig) -> None:
@@ -89,7 +89,7 @@ def test_it_is_part_of_the_run(certified: ExtractConfig) -> None:
 def test_without_it_the_manifest_has_an_empty_one(config: ExtractConfig) -> None:
     summary = extract(changed(config, max_tasks=1))
     assert manifest(config)["certificate"] == {}
-    assert "certified" not in describe(summary, config)
+    assert "certified" not in describe(summary)
 
 
 @pytest.mark.parametrize("prompts", [-1, 11])

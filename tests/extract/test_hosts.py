@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 import time
 from contextlib import suppress
@@ -14,12 +15,21 @@ import numpy as np
 import pytest
 import shards
 import slices
+from clouds import BUCKET
+from fakes.gcs import FakeGcs
+from runs import changed
 
-from layertap.config import HostsConfig
+from layertap.config import ExtractConfig, HostsConfig
 from layertap.demo.tasks import make_tasks, write_tasks
 from layertap.errors import HostsStoppedError, UsageError
 from layertap.extract import supervised
 from layertap.extract.hosts import Hosts, join
+from layertap.extract.progress import Watch
+from layertap.extract.run import extract_prepared
+from layertap.extract.session import Session
+from layertap.extract.setup import prepare
+from layertap.extract.summary import describe
+from layertap.store.config import UploadConfig
 
 HOSTS = 4
 
@@ -153,6 +163,35 @@ def test_settings_of_hosts_are_compared(name: str, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(Hosts, "exchange", lambda _, said: [said, said, json.dumps(others | {name: "other"})])
     with pytest.raises(HostsStoppedError, match=rf"host 2 .*\n  {name}: .* there, other now"):
         Hosts(1, 3).require_same(others)
+
+
+def test_texts_of_all_lengths_are_exchanged_by_few_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    gathered: set[int] = set()
+
+    def allgather(numbers: np.ndarray) -> np.ndarray:
+        gathered.add(len(numbers))
+        return np.stack([numbers, numbers])
+
+    monkeypatch.setattr("layertap.extract.hosts.multihost_utils.process_allgather", allgather)
+    for length in range(300):
+        assert Hosts(1, 2).exchange("x" * length) == ["x" * length] * 2
+    assert gathered == {1, 2, 4, 8, 16, 32, 64, 128, 256, 512}
+
+
+def test_the_summary_of_a_host_names_its_own_folder_and_url(
+    config: ExtractConfig, gcs: FakeGcs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both hosts are this process, and say the same."""
+    monkeypatch.setattr(Hosts, "gather", lambda _, numbers: np.array([numbers, numbers]))
+    uploading = changed(config, max_tasks=2, upload=UploadConfig(gcs_bucket=BUCKET))
+    setup = prepare(uploading, Hosts(index=1, count=2))
+    for start in ("first", "complete already"):
+        text = describe(extract_prepared(setup, Session(), Watch()))
+        assert ("already complete" in text) == (start != "first")
+        found = re.search(r"shards in (\S+)", text)
+        assert (Path(found[1]) / "metadata.json").is_file(), text
+        found = re.search(rf"verified in gs://{BUCKET}/(\S+)", text)
+        assert f"{found[1]}/metadata.json" in gcs.contents(BUCKET, ""), text
 
 
 @pytest.mark.slow

@@ -45,7 +45,7 @@ def demo(config: DemoConfig) -> None:
         output_dir=str(output),
         checkpoint_dir=str(folder / "checkpoints"),
     )
-    print(describe(extract(run), run))
+    print(describe(extract(run)))
     report = verify(output)
     print(report.describe())
     if not report.sound:

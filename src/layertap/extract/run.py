@@ -52,6 +52,10 @@ class RunSummary:
     """What this start of a run did, and the manifest that all its starts made."""
 
     manifest: Manifest
+    output_dir: str
+    """The folder of this host, which has its own where there are several."""
+    upload_url: str | None
+    """Where this host's output was copied to."""
     resumed_shards: int
     """Shards that earlier starts had committed."""
     samples: int
@@ -127,7 +131,7 @@ class _Run:
         self._end = start  # the position behind the last window
         self._computed_tokens = 0
         self._clock = StageClock()
-        self._progress = Progress(self._clock, samples=writer.manifest.samples)
+        self._progress = Progress(self._clock, samples=writer.manifest.samples, tokens=writer.manifest.tokens)
 
     def execute(self) -> RunSummary:
         self._watch.begins(self._progress)
@@ -143,6 +147,8 @@ class _Run:
             self._progress.close()
         return RunSummary(
             manifest=self._writer.manifest,
+            output_dir=self._setup.config.output_dir,
+            upload_url=self._setup.upload_url,
             resumed_shards=self._resumed_shards,
             samples=self._progress.samples,
             tokens=self._progress.tokens,

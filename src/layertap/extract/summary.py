@@ -1,20 +1,19 @@
 """The end of a run, in words: what lies where, how fast it went, and where the time went."""
 
-from layertap.config import ExtractConfig
 from layertap.extract.run import RunSummary
 from layertap.store.manifest import Manifest
 
 
-def describe(summary: RunSummary, config: ExtractConfig) -> str:
+def describe(summary: RunSummary) -> str:
     """Lines for a person; see `RunSummary` for the figures."""
     manifest = summary.manifest
     if summary.samples == 0 and summary.resumed_shards:
-        first = f"already complete: {manifest.samples} samples in {len(manifest.shards)} shards in {config.output_dir}"
-        return "\n".join((first, *_uploaded(config)))
+        first = f"already complete: {manifest.samples} samples in {len(manifest.shards)} shards in {summary.output_dir}"
+        return "\n".join((first, *_uploaded(summary)))
     lines = [
-        f"{manifest.samples} samples, {manifest.tokens} tokens, {len(manifest.shards)} shards in {config.output_dir}",
+        f"{manifest.samples} samples, {manifest.tokens} tokens, {len(manifest.shards)} shards in {summary.output_dir}",
         *_left_out(summary),
-        *_uploaded(config),
+        *_uploaded(summary),
         _speed(summary),
     ]
     lines += _certified(manifest)
@@ -48,9 +47,8 @@ def _left_out(summary: RunSummary) -> list[str]:
     return lines
 
 
-def _uploaded(config: ExtractConfig) -> list[str]:
-    url = config.upload.url(config.worker)
-    return [] if url is None else [f"every shard verified in {url}"]
+def _uploaded(summary: RunSummary) -> list[str]:
+    return [] if summary.upload_url is None else [f"every shard verified in {summary.upload_url}"]
 
 
 def _certified(manifest: Manifest) -> list[str]:
