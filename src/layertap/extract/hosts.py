@@ -72,7 +72,7 @@ class Hosts:
         """What each host says, in their order; waits for all of them. Raises DeviceError where one is lost."""
         said = text.encode()
         lengths = self.gather([len(said)])[:, 0]
-        everyones = self.gather([*said, *bytes(int(lengths.max()) - len(said))])
+        everyones = self.gather([*said, *bytes(_padded(int(lengths.max())) - len(said))])
         return [bytes(row[:length].tolist()).decode() for row, length in zip(everyones, lengths, strict=True)]
 
     def require_same(self, settings: Mapping[str, Any]) -> None:
@@ -88,6 +88,11 @@ class Hosts:
     def part(self) -> None:
         """Wait until all hosts are done; who ended earlier would seem lost to the others."""
         self.gather([self.index])
+
+
+def _padded(length: int) -> int:
+    """The next power of two. Each length that is gathered is a program of its own, which is compiled and kept."""
+    return 1 << max(length - 1, 0).bit_length()
 
 
 def join(config: HostsConfig) -> Hosts:
