@@ -18,7 +18,7 @@ from claiming import claim
 from fakes.gcs import FakeGcs
 from fakes.gcs_faults import wait_for
 
-from layertap.errors import DamageError, LayertapError, LeaseLostError
+from layertap.errors import DamageError, LayertapError, LeaseLostError, StorageError
 from layertap.fleet.claims import claim_name, done_name
 from layertap.fleet.leases import Heartbeat, Lease, has_run_out, read_claim, settle, take, take_over
 from layertap.store.objects import ObjectStore, StoredBytes
@@ -365,6 +365,18 @@ def test_outages_are_reported_and_outlived(gcs: FakeGcs) -> None:
         wait_for(lambda: len(troubles) == 2 and lease.claim.beats >= 1)
         heartbeat.check()
     impatient.close()
+
+
+@pytest.mark.parametrize("cause", [StorageError("no network"), KeyboardInterrupt()], ids=["failure", "Ctrl-C"])
+def test_a_claim_is_given_back_where_it_ends_before_the_lease_is_known(
+    store: ObjectStore, monkeypatch: pytest.MonkeyPatch, cause: BaseException
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "stat", Mock(side_effect=cause))
+        with pytest.raises(type(cause)):
+            take(store, SHARD, claim(0))
+    assert read_claim(store, SHARD) is None
+    assert take(store, SHARD, claim(1)) is not None
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"{}", b'{"lost_by": 3}'])

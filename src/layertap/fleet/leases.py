@@ -24,6 +24,7 @@ at its lease and creating the manifest would commit after losing the lease. It c
 
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import replace
 from types import TracebackType
 from typing import Any
@@ -99,11 +100,13 @@ def take(store: ObjectStore, shard: str, claim: Claim) -> Lease | None:
     if version is None:
         return None
     lease = Lease(store, shard, claim, version)
-    # The claim of a shard goes when its done-manifest is there. So whoever takes the place of the claim sees it.
-    if store.stat(done_name(shard)) is not None:
-        lease.release()
-        return None
-    return lease
+    with ExitStack() as undo:
+        undo.callback(lease.release)  # also where the look fails: nobody else would have the shard until the lease ends
+        # The claim of a shard goes when its done-manifest is there. So whoever takes the place of the claim sees it.
+        if store.stat(done_name(shard)) is None:
+            undo.pop_all()
+            return lease
+    return None
 
 
 def take_over(store: ObjectStore, shard: str, seen: StoredBytes, claim: Claim) -> Lease | None:
