@@ -6,13 +6,14 @@ whose holders were not heard of. A worker takes its own unfinished attempt over 
 to run out: the lock on the worker's folder says that the process before it has ended.
 
 While others are busy with what is left, the worker waits, and looks again each quarter of a lease: if one of them
-dies, its shard is taken over, and a fleet that shrinks still finishes. Two listings are one look, however many shards
-there are; a claim is read only when it is older than a lease, or when there is nothing else to do.
+dies, its shard is taken over, and a fleet that shrinks still finishes. One look is two listings of the dataset and one
+of the worker's disk, however many shards there are; a claim is read only when it is older than a lease, or when there
+is nothing else to do.
 """
 
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from layertap.fleet.claims import CLAIMS, DONE, Claim, shard_of
@@ -36,8 +37,8 @@ class Claimer:
         self,
         store: ObjectStore,
         dataset: ShardedDataset,
-        claim_for: Callable[[DatasetShard], Claim],
-        unfinished: Callable[[DatasetShard], bool],
+        claim_for: Callable[[str | None], Claim],
+        unfinished: Callable[[Iterable[DatasetShard]], Mapping[str, str]],
         *,
         preferred: int | None = None,
         note: Callable[[str], None],
@@ -59,8 +60,10 @@ class Claimer:
             claims = {shard_of(info.name): info for info in self._store.list(CLAIMS)}
             done = {shard_of(info.name) for info in self._store.list(DONE)}
             left = [shard for shard in self._dataset.shards if shard.name not in done]
-            for shard in self._in_order(left, claims):
-                lease = self._try(shard, claims.get(shard.name), closely=waiting)
+            unfinished = self._unfinished(left)
+            for shard in self._in_order(left, claims, unfinished):
+                attempt = unfinished.get(shard.name)
+                lease = self._try(shard, claims.get(shard.name), attempt, closely=waiting)
                 if lease is not None:
                     return Taken(shard, lease)
             others = [shard for shard in left if shard.name not in self._failed]
@@ -69,22 +72,28 @@ class Claimer:
             if not waiting:
                 self._note(f"no shard is free; waiting for the {len(others)} that others are busy with")
                 waiting = True
-            time.sleep(self._claim_for(others[0]).seconds / 4)
+            time.sleep(self._claim_for(None).seconds / 4)
 
-    def _in_order(self, left: list[DatasetShard], claims: Mapping[str, ObjectInfo]) -> list[DatasetShard]:
+    def _in_order(
+        self, left: list[DatasetShard], claims: Mapping[str, ObjectInfo], unfinished: Mapping[str, str]
+    ) -> list[DatasetShard]:
         self._chance.shuffle(left)
         return sorted(
-            left, key=lambda shard: (shard.id != self._preferred, not self._unfinished(shard), shard.name in claims)
+            left,
+            key=lambda shard: (shard.id != self._preferred, shard.name not in unfinished, shard.name in claims),
         )
 
-    def _try(self, shard: DatasetShard, listed: ObjectInfo | None, *, closely: bool) -> Lease | None:
-        claim = self._claim_for(shard)
+    def _try(
+        self, shard: DatasetShard, listed: ObjectInfo | None, attempt: str | None, *, closely: bool
+    ) -> Lease | None:
+        """Take the shard, going on in `attempt` where this worker has begun one."""
+        claim = self._claim_for(attempt)
         if listed is None:
             return take(self._store, shard.name, claim)
         if self._failed.get(shard.name) == listed.version:
             return None
         recent = self._store.server_time() - listed.updated <= claim.seconds
-        if recent and not closely and not self._unfinished(shard):
+        if recent and not closely and attempt is None:
             return None
         return self._try_claimed(shard, claim)
 

@@ -9,6 +9,7 @@ because its output was deleted or found damaged somewhere, and what this disk sa
 was found damaged when a worker went on in it; the next start begins anew.
 """
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -33,13 +34,18 @@ class Parts:
     store: ObjectStore
     folder: Path
 
-    def attempt(self, shard: DatasetShard) -> str | None:
-        """The unfinished attempt at this shard on this worker's disk.
+    def unfinished(self, shards: Iterable[DatasetShard]) -> dict[str, str]:
+        """The unfinished attempts at these shards on this worker's disk, by the names of their shards.
 
-        One that has ended, and one with other settings, of an earlier run, are none.
+        It takes one listing, and a look at each shard that has a folder here.
         """
-        folder = self.folder / shard.name
-        attempts = sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+        there = {path.name for path in self.folder.iterdir()} if self.folder.is_dir() else set()
+        attempts = ((shard.name, self._attempt(shard)) for shard in shards if shard.name in there)
+        return {name: attempt for name, attempt in attempts if attempt is not None}
+
+    def _attempt(self, shard: DatasetShard) -> str | None:
+        """An attempt that has ended does not count, nor does one with the settings of another run."""
+        attempts = sorted(path.name for path in (self.folder / shard.name).iterdir() if path.is_dir())
         left = (attempt for attempt in attempts if not self._ended(shard, attempt).exists())
         return next((attempt for attempt in left if self._may_go_on(self.part(shard, attempt))), None)
 

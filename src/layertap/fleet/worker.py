@@ -162,7 +162,7 @@ class _Worker:
             store,
             dataset,
             self._claim,
-            lambda shard: self._parts.attempt(shard) is not None,
+            self._parts.unfinished,
             preferred=setup.config.sharded.preferred_shard_id,
             note=self._note,
         )
@@ -237,12 +237,13 @@ class _Worker:
         if there is None or there.version != self._agreement:
             self._agreement = _agree(self._store, self._setup)
 
-    def _claim(self, shard: DatasetShard) -> Claim:
+    def _claim(self, attempt: str | None) -> Claim:
+        """A claim that goes on in an unfinished attempt, or begins one."""
         return Claim(
             worker=self._config.worker,
             host=socket.gethostname(),
             nonce=uuid4().hex,
-            attempt=self._parts.attempt(shard) or uuid4().hex[:8],
+            attempt=attempt or uuid4().hex[:8],
             seconds=self._config.sharded.lease_seconds,
         )
 
