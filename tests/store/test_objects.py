@@ -6,10 +6,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from fakes.gcs import FakeGcs
+from fakes.s3 import FakeS3
 
 from layertap.errors import DamageError, StorageError, UsageError
 from layertap.store import objects_local
@@ -55,6 +57,27 @@ def put(tmp_path: Path) -> Callable[[ObjectStore, str, bytes], None]:
         store.upload(path, name, file_crc32c(path), replaces=replaces)
 
     return put
+
+
+def test_a_range_costs_one_request(s3: FakeS3, put, monkeypatch: pytest.MonkeyPatch) -> None:
+    from aiobotocore.client import AioBaseClient
+
+    asked: list[str] = []
+    call = AioBaseClient._make_api_call
+
+    def counted(self, operation: str, *arguments):
+        asked.append(operation)
+        return call(self, operation, *arguments)
+
+    monkeypatch.setattr(AioBaseClient, "_make_api_call", counted)
+    with closing(open_store("s3://bucket/some/where", quick())) as store:
+        put(store, "shard", b"0123456789")
+        asked.clear()
+        assert [store.read_range("shard", start, 3) for start in (0, 4, 9)] == [b"012", b"456", b"9"]
+        assert asked == ["GetObject"] * 3
+        asked.clear()
+        assert store.read_range("shard", 10, 3) == b""
+        assert asked == ["GetObject", "HeadObject"]
 
 
 def test_what_was_uploaded_is_read_back_whole_and_in_part(store: ObjectStore, put) -> None:

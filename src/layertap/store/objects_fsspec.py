@@ -78,14 +78,18 @@ class FsspecStore:
 
         def read() -> bytes:
             try:
-                return self._fs.cat_file(self._path(name), start=start, end=start + length)
-            except FileNotFoundError as error:
+                if length > 0:
+                    return self._fs.cat_file(self._path(name), start=start, end=start + length)
+                self._fs.info(self._path(name))
+            except (FileNotFoundError, IsADirectoryError) as error:
                 raise DamageError(f"{self.url}/{name}: no such object") from error
+            except (*_passing(), *_http()) as error:
+                if self._is_behind_the_end(name, start, error):  # where no bytes are, some stores refuse a range
+                    return b""
+                raise
+            return b""
 
-        info = self.stat(name)
-        if info is None:
-            raise DamageError(f"{self.url}/{name}: no such object")
-        return self._try(name, read) if start < info.size and length > 0 else b""
+        return self._try(name, read)
 
     def stat(self, name: str) -> ObjectInfo | None:
         """See `ObjectStore`."""
@@ -152,6 +156,10 @@ class FsspecStore:
         version = next((str(raw[key]) for key in _VERSIONS if raw.get(key)), "")
         return ObjectInfo(name, int(raw["size"]), version, seconds, None)
 
+    def _is_behind_the_end(self, name: str, start: int, error: BaseException) -> bool:
+        """Whether that is why a range could not be read. It costs a request, so nobody asks before reading."""
+        return not isinstance(error, _LASTING) and start >= int(self._fs.info(self._path(name))["size"])
+
     def _crc32c(self, name: str, size: int) -> str:
         crc = 0
         for start in range(0, size, _READ_BYTES):
@@ -167,13 +175,17 @@ class FsspecStore:
 
 def _marked(attempt: Callable[[], T]) -> T:
     """What `attempt` returns; raises TransientError for what is worth another one."""
-    passing: _Exceptions = (OSError, *_botocore("HTTPClientError"))
     try:
         return attempt()
     except _LASTING:
         raise
-    except passing as error:
+    except _passing() as error:
         raise TransientError(str(error)) from error
+
+
+def _passing() -> _Exceptions:
+    """What is worth another attempt, unless it is one of `_LASTING`."""
+    return (OSError, *_botocore("HTTPClientError"))
 
 
 @contextmanager
@@ -192,5 +204,14 @@ def _translated(what: str) -> Iterator[None]:
 
 def _botocore(*names: str) -> _Exceptions:
     """Exceptions of the library below s3fs, if that is in use; they are no OSErrors."""
-    module = sys.modules.get("botocore.exceptions")
+    return _loaded("botocore.exceptions", *names)
+
+
+def _http() -> _Exceptions:
+    """What the libraries below other backends raise at an answer that is an error; no OSErrors either."""
+    return (*_loaded("aiohttp", "ClientResponseError"), *_loaded("azure.core.exceptions", "HttpResponseError"))
+
+
+def _loaded(name: str, *names: str) -> _Exceptions:
+    module = sys.modules.get(name)
     return tuple(getattr(module, name) for name in names) if module is not None else ()
