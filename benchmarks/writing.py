@@ -111,7 +111,7 @@ def _writing_seconds(folder: Path, form: ShardFormat, samples: Sequence[StoredSa
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     writer = ShardWriter(folder, _manifest(form), form, lambda _manifest: None)
-    return seconds_of(lambda: writer.commit(samples, {}, complete=True))
+    return seconds_of(lambda: writer.commit(list(samples), {}, complete=True))
 
 
 def _manifest(form: ShardFormat) -> Manifest:

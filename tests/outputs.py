@@ -90,7 +90,7 @@ def write(folder: Path, contents: Sequence[Sequence[StoredSample]], form: ShardF
     """A complete run with these shards."""
     writer = ShardWriter(folder, manifest(form), form, lambda _: None)
     for number, samples in enumerate(contents, 1):
-        writer.commit(samples, {"record": number}, complete=number == len(contents))
+        writer.commit(list(samples), {"record": number}, complete=number == len(contents))
 
 
 def findings(folder: Path) -> list[str]:

@@ -1,5 +1,8 @@
 import json
+from collections import Counter
+from dataclasses import replace
 
+import ml_dtypes  # noqa: F401 - numpy knows bfloat16 from here on
 import numpy as np
 import outputs
 import pytest
@@ -31,6 +34,31 @@ def writer(folder, form=FORMAT, after_commit=nothing, manifest=None) -> ShardWri
 def bare(index: int, tokens: int) -> StoredSample:
     """A sample of which only the length counts."""
     return StoredSample(index, "task", "prompt", np.zeros(tokens, np.int32), {})
+
+
+@pytest.mark.parametrize("name", ["pickle", "safetensors"])
+@pytest.mark.parametrize(
+    ("given", "stored"), [("float32", "float16"), ("bfloat16", "float16"), ("bfloat16", "float32")]
+)
+def test_each_activation_is_converted_once(tmp_path, monkeypatch, name, given, stored):
+    converted = Counter()
+    convert = StoredSample.stored
+
+    def counted(self, tap, dtype):
+        if self.activations[tap].dtype != dtype:
+            converted[self.sample_idx, tap] += 1
+        return convert(self, tap, dtype)
+
+    monkeypatch.setattr(StoredSample, "stored", counted)
+    form = outputs.shard_format(dtype=stored, name=name)
+    samples = [outputs.sample(index) for index in range(3)]
+    as_given = [
+        replace(one, activations={tap: values.astype(given) for tap, values in one.activations.items()})
+        for one in samples
+    ]
+    writer(tmp_path, form).commit(list(as_given), {"record": 1}, complete=True)
+    assert converted == {(index, tap): 1 for index in range(3) for tap in form.taps}
+    assert verify(tmp_path).sound
 
 
 def test_bytes_per_token_counts_every_layer_and_site():

@@ -1,7 +1,9 @@
 """What is stored: a sample's activations, and what a reader needs to know of the sample."""
 
+import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,9 @@ from layertap.errors import StorageError
 from layertap.tap import Tap
 
 Activation = Float[np.ndarray, "tokens hidden"]
+
+THREADS = min(16, os.cpu_count() or 1)
+"""How many samples are worked on at once; numpy lets go of the interpreter meanwhile."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,3 +48,21 @@ class StoredSample:
                 " (65504); use --storage_dtype float32 or bfloat16"
             )
         return converted
+
+    def rounded(self, dtype: np.dtype) -> "StoredSample":
+        """The sample with activations that `dtype` holds exactly; raises StorageError as `stored` does."""
+        if all(np.can_cast(activation.dtype, dtype) for activation in self.activations.values()):
+            return self
+        return replace(self, activations={tap: self.stored(tap, dtype) for tap in self.activations})
+
+
+def round_all(samples: list[StoredSample], dtype: np.dtype) -> None:
+    """Replace each sample by its rounded one.
+
+    So an activation is converted once, although it is measured and then written. In place, so that what the device gave
+    is freed sample by sample. Widening loses nothing; it is left to the moment of writing.
+    """
+    with ThreadPoolExecutor(THREADS) as pool:
+        rounded = pool.map(lambda sample: sample.rounded(dtype), samples)
+        for number, sample in enumerate(rounded):
+            samples[number] = sample

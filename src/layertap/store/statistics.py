@@ -8,9 +8,9 @@ commutative, and associative up to rounding: shards and workers may be merged in
 
 All tokens count, sinks and special ones included; the values are those that are stored, after rounding. It costs one
 pass over a shard, about 2 ns a value of one core, by blocks that stay in its cache; samples are shared among cores.
+Where storing only widens values, they are measured as they are: that gives the same numbers without a conversion.
 """
 
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,14 +19,13 @@ from functools import reduce
 import numpy as np
 from jaxtyping import Float64
 
-from layertap.store.samples import Activation, StoredSample
+from layertap.store.samples import THREADS, Activation, StoredSample
 from layertap.tap import Tap
 
 Norms = Float64[np.ndarray, " tokens"]
 Channels = Float64[np.ndarray, " hidden"]
 
 _BLOCK = 128  # tokens
-_THREADS = min(16, os.cpu_count() or 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,9 +98,12 @@ def measure_shard(
     """
 
     def measured_sample(sample: StoredSample) -> tuple[TapStatistics, Norms]:
-        return measure(sample.stored(tap, dtype), sample.sample_idx)
+        activation = sample.activations[tap]
+        if not np.can_cast(activation.dtype, dtype):
+            activation = sample.stored(tap, dtype)
+        return measure(activation, sample.sample_idx)
 
-    with ThreadPoolExecutor(_THREADS) as pool:  # numpy lets go of the interpreter; results come in the samples' order
+    with ThreadPoolExecutor(THREADS) as pool:  # results come in the samples' order
         measured = list(pool.map(measured_sample, samples))
     return merge_all((part for part, _ in measured), hidden), [norms for _, norms in measured]
 

@@ -21,7 +21,7 @@ from layertap.store.flags import Flags, shard_flags
 from layertap.store.manifest import Json, Manifest, ShardEntry, StoredFile, index_ranges, write_manifest
 from layertap.store.pickles import write_pickle
 from layertap.store.safetensors_shards import write_safetensors
-from layertap.store.samples import StoredSample
+from layertap.store.samples import StoredSample, round_all
 from layertap.store.statistics import TapStatistics, measure_shard
 from layertap.store.statistics_files import KIND, write_statistics
 from layertap.tap import Site, Tap
@@ -107,11 +107,13 @@ class ShardWriter:
         self._format = shard_format
         self._after_commit = after_commit
 
-    def commit(self, samples: Sequence[StoredSample], progress: Json, *, complete: bool) -> None:
+    def commit(self, samples: list[StoredSample], progress: Json, *, complete: bool) -> None:
         """Write `samples` (none: only the progress) as the next shard, then manifest and checkpoint.
 
+        The list is the writer's from then on: it rounds the samples in it to what is stored.
         Raises StorageError where that fails; the manifest on disk is then still the one before.
         """
+        round_all(samples, self._format.dtype)
         shard = self._write_shard(samples) if samples else None
         manifest = self.manifest.with_shard(shard, progress, complete=complete)
         write_manifest(self._folder, manifest)
