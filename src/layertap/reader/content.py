@@ -5,14 +5,15 @@ by an unpickler that makes arrays and nothing else (store/pickles.py); it stays 
 """
 
 import json
-import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol, cast
 
 import numpy as np
 
 from layertap.errors import DamageError
+from layertap.reader.once import Once
 from layertap.reader.sources import Source
 from layertap.store.manifest import ShardEntry, StoredFile, index_ranges
 from layertap.store.pickles import load_pickle
@@ -72,9 +73,8 @@ class TensorShard:
         self._source = source
         self._entry = entry
         self._files = _files(entry)
-        self._lock = threading.RLock()
-        self._layouts: dict[Tap, TensorLayout] = {}
-        self._small: dict[str, np.ndarray] = {}
+        self._layouts: Once[Tap, TensorLayout] = Once()
+        self._small: Once[str, np.ndarray] = Once()
 
     def offsets(self) -> np.ndarray:
         """See `ShardContent`."""
@@ -109,7 +109,7 @@ class TensorShard:
     def _any_tap(self) -> Tap:
         """A tap whose header is read already, else the first."""
         manifest = self._source.manifest
-        return next(iter(self._layouts), Tap(manifest.layers[0], cast(Site, manifest.sites[0])))
+        return self._layouts.first or Tap(manifest.layers[0], cast(Site, manifest.sites[0]))
 
     def _file(self, tap: Tap) -> StoredFile:
         try:
@@ -122,14 +122,12 @@ class TensorShard:
 
     def _whole(self, tensor: str, require: Callable[[np.ndarray], None]) -> np.ndarray:
         """A tensor that is short: checked, and kept."""
+        return self._small.get(tensor, partial(self._read_whole, tensor, require))
+
+    def _read_whole(self, tensor: str, require: Callable[[np.ndarray], None]) -> np.ndarray:
         tap = self._any_tap()
-        places = self._layout(tap).places
-        with self._lock:
-            found = self._small.get(tensor)
-            if found is None:
-                found = self._rows(tap, tensor, 0, places[tensor].shape[0])
-                require(found)
-                self._small[tensor] = found
+        found = self._rows(tap, tensor, 0, self._layout(tap).places[tensor].shape[0])
+        require(found)
         return found
 
     def _require_offsets(self, offsets: np.ndarray) -> None:
@@ -148,14 +146,11 @@ class TensorShard:
         return raw.view(place.dtype).reshape(end - begin, *place.shape[1:])
 
     def _layout(self, tap: Tap) -> TensorLayout:
-        found = self._layouts.get(tap)
-        if found is None:
-            with self._lock:
-                found = self._layouts.get(tap)
-                if found is None:
-                    read = self._read_layout(tap)
-                    found = self._layouts[tap] = TensorLayout({}, read.places, read.data_start)
-        return found
+        return self._layouts.get(tap, partial(self._read_places, tap))
+
+    def _read_places(self, tap: Tap) -> TensorLayout:
+        read = self._read_layout(tap)
+        return TensorLayout({}, read.places, read.data_start)
 
     def _read_layout(self, tap: Tap) -> TensorLayout:
         file, files = self._file(tap), self._source.files
