@@ -5,7 +5,7 @@ import os
 import re
 import sys
 import time
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -186,7 +186,8 @@ def test_the_summary_of_a_host_names_its_own_folder_and_url(
     uploading = changed(config, max_tasks=2, upload=UploadConfig(gcs_bucket=BUCKET))
     setup = prepare(uploading, Hosts(index=1, count=2))
     for start in ("first", "complete already"):
-        text = describe(extract_prepared(setup, Session(), Watch()))
+        with closing(Session()) as session:
+            text = describe(extract_prepared(setup, session, Watch()))
         assert ("already complete" in text) == (start != "first")
         found = re.search(r"shards in (\S+)", text)
         assert (Path(found[1]) / "metadata.json").is_file(), text

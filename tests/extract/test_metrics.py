@@ -4,6 +4,7 @@ import json
 import socket
 import urllib.error
 import urllib.request
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -70,7 +71,8 @@ def test_counts_add_up_over_runs() -> None:
 def test_a_run_that_goes_on_counts_samples_and_tokens_from_its_beginning(config: ExtractConfig) -> None:
     committed = extract_some(config, 2)["totals"]
     metrics = Metrics(0)
-    extract_prepared(prepare(config), Session(), Watch(metrics.begins))
+    with closing(Session()) as session:
+        extract_prepared(prepare(config), session, Watch(metrics.begins))
     totals = manifest(config)["totals"]
     assert 0 < committed["tokens"] < totals["tokens"]
     assert (metrics.of_this_run()["samples"], metrics.of_this_run()["tokens"]) == (totals["samples"], totals["tokens"])

@@ -4,15 +4,17 @@ Each token that is not excluded comes exactly once an epoch, on one rank. How th
 pieces and shares of ranks in pieces.py, the mixing in blocks.py. A thread fills the next pool while the present one
 is used, so two are in memory, and the pieces that are under way.
 
+An iterator may be left at any batch and in any way, also by Python's exit (workers.py). Reading then ends with the
+pieces that are under way. For this the generators here have no clean-up of their own: a generator that is destroyed
+late at exit would find modules that are empty already.
+
 A position is two numbers, the epoch and the batches of it that were handed out: where these stand follows from the
 configuration and the manifests (and, where tokens are excluded, from their flags). So a state is small, is good for
 every rank, and goes with the dataset when that is moved. What comes after it is byte for byte what would have come.
 """
 
 import sys
-from collections.abc import Generator, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +27,7 @@ from layertap.reader.frameworks import convert, numpy_dtype, require
 from layertap.reader.pieces import Cursor, Pieces, rank_share
 from layertap.reader.shards import Shards
 from layertap.reader.supply import Share, Supply
+from layertap.reader.workers import Ahead
 from layertap.tap import Tap
 
 _STATE_VERSION = 1
@@ -115,32 +118,29 @@ class Batches:
         """What is left of the epoch, a batch at a time."""
         config = self._config
         left = len(self) - self._batch if config.drop_last and config.world_size > 1 else sys.maxsize
-        with closing(self._blocks(self._epoch, self._batch)) as blocks:
-            for block in blocks:
-                for begin in range(0, len(block), config.batch_size):
-                    rows = block[begin : begin + config.batch_size]
-                    if left <= 0 or (config.drop_last and len(rows) < config.batch_size):
-                        return
-                    left -= 1
-                    yield rows
+        blocks = self._blocks(self._epoch, self._batch)
+        for block in blocks:
+            for begin in range(0, len(block), config.batch_size):
+                rows = block[begin : begin + config.batch_size]
+                if left <= 0 or (config.drop_last and len(rows) < config.batch_size):
+                    blocks.close()
+                    return
+                left -= 1
+                yield rows
 
-    def _blocks(self, epoch: int, batch: int) -> Generator[Block, None, None]:
+    def _blocks(self, epoch: int, batch: int) -> Ahead[Block]:
         """Blocks from that batch on; each is made while the one before is used."""
         config = self._config
         row = batch * config.batch_size
         pool = row // config.pool_rows if config.shuffle else 0
         done = pool * config.pool_rows if config.shuffle else row
         share = self._share(epoch, done)
-        with Supply(self._pieces, share) as supply, ThreadPoolExecutor(1, "make-batches") as maker:
-            if config.shuffle:
-                made = pools(supply, config, self._shape, epoch, pool, share.most)
-            else:
-                made = in_order(supply, config, self._shape)
-            coming = maker.submit(next, made, None)
-            while (block := coming.result()) is not None:
-                coming = maker.submit(next, made, None)
-                yield block[row - done :]
-                row = done
+        supply = Supply(self._pieces, share)
+        if config.shuffle:
+            made = pools(supply, config, self._shape, epoch, pool, share.most)
+        else:
+            made = in_order(supply, config, self._shape)
+        return Ahead(_without_first(made, row - done), [supply.readers], "make-batches")
 
     def _share(self, epoch: int, done: int) -> Share:
         """What this rank has of an epoch, but for the first `done` tokens of it."""
@@ -153,3 +153,10 @@ class Batches:
         last = pieces.locate(order, end)
         own = order[: last.piece + (last.row > 0)]  # what lies behind is not read ahead
         return Share(own, pieces.locate(order, begin + done), max(0, end - begin - done))
+
+
+def _without_first(blocks: Iterator[Block], rows: int) -> Iterator[Block]:
+    """The same, but for the first `rows` of the first one."""
+    for block in blocks:
+        yield block[rows:]
+        rows = 0

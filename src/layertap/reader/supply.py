@@ -2,12 +2,14 @@
 
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from layertap.reader.pieces import Cursor, Pieces, Rows
+from layertap.reader.workers import Workers
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,7 +22,10 @@ class Share:
 
 
 class Supply:
-    """Hands out a share in whatever lengths are asked for, while used as a context manager."""
+    """Hands out a share in whatever lengths are asked for.
+
+    Whoever made it dismisses its `readers`. Asked for more after that, it raises CancelledError.
+    """
 
     def __init__(self, pieces: Pieces, share: Share) -> None:
         self._pieces = pieces
@@ -29,13 +34,7 @@ class Supply:
         self._left = share.most
         self._open: Rows | None = None
         self._ahead: deque[Future[Rows]] = deque()
-        self._pool = ThreadPoolExecutor(pieces.readers, thread_name_prefix="read-activations")
-
-    def __enter__(self) -> "Supply":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        self.readers = Workers(pieces.readers, "read-activations")
 
     def take(self, wanted: int) -> Iterator[Rows]:
         """The next tokens, `wanted` in all, or as many as there are."""
@@ -52,7 +51,7 @@ class Supply:
         if self._open is not None:
             return self._open
         while len(self._ahead) < 2 * self._pieces.readers and (number := next(self._numbers, None)) is not None:
-            self._ahead.append(self._pool.submit(self._pieces.read, number))
+            self._ahead.append(self.readers.submit(partial(self._pieces.read, number)))
         if not self._ahead:
             return None
         rows, skip = self._ahead.popleft().result(), self._skip
