@@ -1,13 +1,17 @@
 """A Cloud TPU on loopback, and the commands pointed at it."""
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 
+import commands
+import manage_tpus
 import pytest
 from fakes.cloud_tpu import PROJECT, FakeCloudTpu
 
 from layertap.cli import main
 
 Tpu = Callable[..., int]
+Running = Callable[[FakeCloudTpu, str], AbstractContextManager[manage_tpus.Process]]
 
 
 @pytest.fixture
@@ -26,3 +30,11 @@ def tpu(cloud: FakeCloudTpu, monkeypatch: pytest.MonkeyPatch) -> Tpu:
         return main(["tpu", *arguments, "--api_endpoint", cloud.endpoint, "--poll_seconds", "0.02"])
 
     return run
+
+
+@pytest.fixture(params=["in a thread", pytest.param("by the script", marks=pytest.mark.slow)])
+def running(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Running:
+    """What begins a command that goes on for a while; it ends with the block."""
+    monkeypatch.setenv("GOOGLE_CLOUD_PROJECT", PROJECT)
+    monkeypatch.chdir(commands.ROOT)
+    return manage_tpus.running_here if request.param == "in a thread" else manage_tpus.running

@@ -2,6 +2,8 @@
 
 import re
 import shlex
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import commands
 import manage_tpus
@@ -10,6 +12,9 @@ import tyro
 from fakes.cloud_tpu import PROJECT, FakeCloudTpu
 
 from layertap.plan.config import PlanConfig
+
+Tpu = Callable[..., int]
+Running = Callable[[FakeCloudTpu, str], AbstractContextManager[manage_tpus.Process]]
 
 GUIDE = (commands.ROOT / "docs" / "tpu.md").read_text()
 
@@ -58,25 +63,34 @@ def test_the_first_plan_is_one_that_the_command_line_takes() -> None:
     assert config.batch_size is None
 
 
-def test_from_nothing_to_32_workers_and_back(cloud: FakeCloudTpu) -> None:
+def test_from_nothing_to_32_workers_and_back(
+    cloud: FakeCloudTpu, tpu: Tpu, running: Running, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In this process; that the script passes commands on is proven in tests/test_printed_commands.py."""
+
+    def output_of(command: str) -> str:
+        capsys.readouterr()
+        assert tpu(*shlex.split(command)) == 0
+        return capsys.readouterr().out
+
     dry, create, watch, status, listing, delete, empty = (
         command.replace("my-project", PROJECT).removeprefix("./scripts/manage_tpus.sh ")
         for command in printed()
         if command.startswith("./scripts/manage_tpus.sh")
     )
-    assert len(manage_tpus.run(cloud, dry).splitlines()) == 32
+    assert len(output_of(dry).splitlines()) == 32
     assert not cloud.nodes
-    manage_tpus.run(cloud, create)
+    output_of(create)
     assert sorted(cloud.workers()) == list(range(32))
     metadata = cloud.nodes["us-west4-a", "tpu-us-west4-a-31"]["metadata"]
     assert metadata["startup-script"] == (commands.ROOT / "scripts" / "setup_tpu_worker.sh").read_text()
     assert "--machine_id {worker}" in metadata["layertap-extract-flags"]
-    with manage_tpus.running(cloud, watch) as process:
+    with running(cloud, watch) as process:
         cloud.set_state("tpu-us-central1-a-3", "PREEMPTED")
         manage_tpus.wait_for(lambda: cloud.states().get("tpu-us-central1-a-3") == "READY", process)
         manage_tpus.interrupt(process)
-    assert manage_tpus.run(cloud, status).splitlines()[1].split() == ["us-central1-a", "16", *"000000"]
-    assert '"counts": {\n  "running": 32\n }' in manage_tpus.run(cloud, listing)
-    manage_tpus.run(cloud, delete)
-    assert len(manage_tpus.run(cloud, empty).splitlines()) == 1
+    assert output_of(status).splitlines()[1].split() == ["us-central1-a", "16", *"000000"]
+    assert '"counts": {\n  "running": 32\n }' in output_of(listing)
+    output_of(delete)
+    assert len(output_of(empty).splitlines()) == 1
     assert not cloud.nodes

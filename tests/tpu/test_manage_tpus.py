@@ -1,16 +1,25 @@
-"""scripts/manage_tpus.sh: the printed commands, --watch, and Ctrl-C at bad moments."""
+"""scripts/manage_tpus.sh: the printed commands, --watch, and Ctrl-C at bad moments.
+
+What only Ctrl-C or two commands beside each other show needs processes. `make test` runs one test of each such kind.
+"""
 
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import commands
 import pytest
 from fakes.cloud_tpu import FakeCloudTpu
-from manage_tpus import SCRIPT, interrupt, run, running, wait_for
+from manage_tpus import SCRIPT, Process, interrupt, wait_for
+from manage_tpus import running as running_script
 
 from layertap.tpu.config import CreateConfig
+
+Tpu = Callable[..., int]
+Running = Callable[[FakeCloudTpu, str], AbstractContextManager[Process]]
 
 
 def sent(cloud: FakeCloudTpu, method: str) -> int:
@@ -18,24 +27,31 @@ def sent(cloud: FakeCloudTpu, method: str) -> int:
         return sum(line.startswith(method) for line in cloud.log)
 
 
-def test_the_printed_commands(cloud: FakeCloudTpu) -> None:
-    run(cloud, "create --zones us-central1-a,us-central1-b --workers_per_zone 4")
+def test_the_printed_commands(cloud: FakeCloudTpu, tpu: Tpu, capsys: pytest.CaptureFixture[str]) -> None:
+    """In this process; tests/test_printed_commands.py runs them by the script."""
+
+    def printed(command: str) -> list[str]:
+        capsys.readouterr()
+        assert tpu(command) == 0
+        return capsys.readouterr().out.splitlines()
+
+    printed("create --zones us-central1-a,us-central1-b --workers_per_zone 4")
     cloud.set_state("tpu-us-central1-a-1", "PREEMPTED")
-    assert run(cloud, "status --zones us-central1-a,us-central1-b").splitlines() == [
+    assert printed("status --zones us-central1-a,us-central1-b") == [
         "zone           running  queued  coming  lost  leaving  stopped",
         "us-central1-a  3        0       0       1     0        0",
         "us-central1-b  4        0       0       0     0        0",
     ]
-    run(cloud, "recreate-preempted --zones us-central1-a --workers_per_zone 4")
+    printed("recreate-preempted --zones us-central1-a --workers_per_zone 4")
     assert sorted(cloud.workers()) == list(range(8))
     assert set(cloud.states().values()) == {"READY"}
-    assert len(run(cloud, "list").splitlines()) == 9
-    run(cloud, "delete --zones us-central1-a,us-central1-b --yes")
+    assert len(printed("list")) == 9
+    printed("delete --zones us-central1-a,us-central1-b --yes")
     assert not cloud.nodes
 
 
 def test_watch_keeps_the_fleet_at_strength(cloud: FakeCloudTpu) -> None:
-    with running(cloud, "create --zones us-central1-a,us-central1-b --workers_per_zone 2 --watch") as process:
+    with running_script(cloud, "create --zones us-central1-a,us-central1-b --workers_per_zone 2 --watch") as process:
         wait_for(lambda: list(cloud.states().values()) == ["READY"] * 4, process)
         cloud.set_state("tpu-us-central1-b-3", "PREEMPTED")
         wait_for(lambda: cloud.states().get("tpu-us-central1-b-3") == "READY", process)
@@ -61,7 +77,7 @@ def test_watch_keeps_the_fleet_at_strength(cloud: FakeCloudTpu) -> None:
         assert line in log
 
 
-def test_watch_waits_out_a_stockout(cloud: FakeCloudTpu) -> None:
+def test_watch_waits_out_a_stockout(cloud: FakeCloudTpu, running: Running) -> None:
     cloud.stockouts = {"us-central1-a"}
     with running(cloud, "create --zones us-central1-a --watch") as process:
         # Waits double from 0.05 s: by the sixth attempt there was one that outlasts a look on any machine.
@@ -76,8 +92,10 @@ def test_watch_waits_out_a_stockout(cloud: FakeCloudTpu) -> None:
     [({"denied": True}, {"denied": False}), ({"forgotten": {"us-central1-a"}}, {"forgotten": set()})],
     ids=["a login that has run out", "a 404"],
 )
-def test_watch_outlasts_what_passes(cloud: FakeCloudTpu, trouble: dict[str, object], calm: dict[str, object]) -> None:
-    run(cloud, "create --zones us-central1-a")
+def test_watch_outlasts_what_passes(
+    cloud: FakeCloudTpu, running: Running, tpu: Tpu, trouble: dict[str, object], calm: dict[str, object]
+) -> None:
+    assert tpu("create --zones us-central1-a") == 0
     with running(cloud, "recreate-preempted --zones us-central1-a --watch") as process:
         looks = len(cloud.log)
         wait_for(lambda: len(cloud.log) > looks + 20, process)
@@ -90,7 +108,7 @@ def test_watch_outlasts_what_passes(cloud: FakeCloudTpu, trouble: dict[str, obje
         assert "looking again in 0.05 s" in interrupt(process)
 
 
-def test_watch_leaves_a_zone_alone_that_does_not_have_what_others_have(cloud: FakeCloudTpu) -> None:
+def test_watch_leaves_a_zone_alone_that_does_not_have_what_others_have(cloud: FakeCloudTpu, running: Running) -> None:
     cloud.refusing = {"us-central1-b"}
     with running(cloud, "create --zones us-central1-a,us-central1-b --watch") as process:
         wait_for(lambda: sorted(cloud.workers()) == [0, 1], process)
@@ -99,15 +117,15 @@ def test_watch_leaves_a_zone_alone_that_does_not_have_what_others_have(cloud: Fa
 
 
 @pytest.mark.parametrize("trouble", ["denied", "refusing", "forgotten"])
-def test_watch_ends_where_nothing_ever_worked(cloud: FakeCloudTpu, trouble: str) -> None:
+def test_watch_ends_where_nothing_ever_worked(cloud: FakeCloudTpu, running: Running, trouble: str) -> None:
     setattr(cloud, trouble, {"us-central1-a"})
     with running(cloud, "create --zones us-central1-a --watch") as process:
         process.communicate(timeout=60)
         assert process.returncode == 2
 
 
-def test_watch_outlasts_the_loss_of_the_whole_fleet(cloud: FakeCloudTpu) -> None:
-    run(cloud, "create --zones us-central1-a --workers_per_zone 2 --tpu_type v4-8")
+def test_watch_outlasts_the_loss_of_the_whole_fleet(cloud: FakeCloudTpu, running: Running, tpu: Tpu) -> None:
+    assert tpu("create --zones us-central1-a --workers_per_zone 2 --tpu_type v4-8") == 0
     made = sent(cloud, "POST")
     cloud.stockouts = {"us-central1-a"}
     with running(cloud, "recreate-preempted --zones us-central1-a --workers_per_zone 2 --watch") as process:
@@ -124,12 +142,12 @@ def test_watch_outlasts_the_loss_of_the_whole_fleet(cloud: FakeCloudTpu) -> None
 def test_ctrl_c_in_mid_create_and_the_next_call_goes_on(cloud: FakeCloudTpu) -> None:
     command = "create --zones us-central1-a,us-central1-b --workers_per_zone 2"
     cloud.stuck = True
-    with running(cloud, command) as process:
+    with running_script(cloud, command) as process:
         wait_for(lambda: sent(cloud, "POST") == 4, process)
         assert "what Cloud TPU has accepted goes on there" in interrupt(process)
     assert list(cloud.states().values()) == ["CREATING"] * 4
     cloud.stuck = False
-    with running(cloud, command) as process:
+    with running_script(cloud, command) as process:
         looks = len(cloud.log)
         wait_for(lambda: len(cloud.log) > looks + 20, process)
         cloud.finish_operations()
@@ -139,12 +157,13 @@ def test_ctrl_c_in_mid_create_and_the_next_call_goes_on(cloud: FakeCloudTpu) -> 
     assert sent(cloud, "POST") == 4, "what was begun is waited for, not begun again"
 
 
+@pytest.mark.slow
 def test_delete_takes_what_an_interrupted_create_has_begun(cloud: FakeCloudTpu) -> None:
     cloud.stuck = True
-    with running(cloud, "create --zones us-central1-a --workers_per_zone 2") as process:
+    with running_script(cloud, "create --zones us-central1-a --workers_per_zone 2") as process:
         wait_for(lambda: sent(cloud, "POST") == 2, process)
         interrupt(process)
-    with running(cloud, "delete --yes") as process:
+    with running_script(cloud, "delete --yes") as process:
         wait_for(lambda: sent(cloud, "DELETE") == 2, process)
         cloud.finish_operations()
         output, _ = process.communicate(timeout=60)
@@ -152,18 +171,18 @@ def test_delete_takes_what_an_interrupted_create_has_begun(cloud: FakeCloudTpu) 
     assert not cloud.nodes
 
 
-@pytest.mark.parametrize("begun_by", ["this create", "an interrupted one"])
+@pytest.mark.parametrize("begun_by", ["this create", pytest.param("an interrupted one", marks=pytest.mark.slow)])
 def test_a_create_makes_nothing_anew_while_delete_takes_the_fleet_down(cloud: FakeCloudTpu, begun_by: str) -> None:
     command = "create --zones us-central1-a,us-central1-b --workers_per_zone 1"
     cloud.stuck = True
     if begun_by == "an interrupted one":
-        with running(cloud, command) as process:
+        with running_script(cloud, command) as process:
             wait_for(lambda: sent(cloud, "POST") == 2, process)
             interrupt(process)
-    with running(cloud, command) as create:
+    with running_script(cloud, command) as create:
         looks = sent(cloud, "GET")
         wait_for(lambda: sent(cloud, "POST") == 2 and sent(cloud, "GET") > looks + 12, create)
-        with running(cloud, "delete --yes") as delete:
+        with running_script(cloud, "delete --yes") as delete:
             wait_for(lambda: sent(cloud, "DELETE") == 2, delete)
             cloud.stuck = False
             cloud.finish_operations()
@@ -176,7 +195,7 @@ def test_a_create_makes_nothing_anew_while_delete_takes_the_fleet_down(cloud: Fa
     assert output.splitlines()[1].split() == ["us-central1-a", *"0000001"]
 
 
-def test_watch_replaces_what_is_preempted_while_it_is_made(cloud: FakeCloudTpu) -> None:
+def test_watch_replaces_what_is_preempted_while_it_is_made(cloud: FakeCloudTpu, running: Running) -> None:
     cloud.stuck = True
     with running(cloud, "create --zones us-central1-a --watch") as process:
         wait_for(lambda: sent(cloud, "POST") == 1, process)
@@ -187,18 +206,20 @@ def test_watch_replaces_what_is_preempted_while_it_is_made(cloud: FakeCloudTpu) 
         interrupt(process)
 
 
-@pytest.mark.parametrize("ends", ["while nobody looks", "while the next call looks"])
-def test_ctrl_c_between_deleting_and_creating(cloud: FakeCloudTpu, ends: str) -> None:
-    run(cloud, "create --zones us-central1-a,us-central1-b --workers_per_zone 2")
+@pytest.mark.parametrize(
+    "ends", [pytest.param("while nobody looks", marks=pytest.mark.slow), "while the next call looks"]
+)
+def test_ctrl_c_between_deleting_and_creating(cloud: FakeCloudTpu, tpu: Tpu, ends: str) -> None:
+    assert tpu("create --zones us-central1-a,us-central1-b --workers_per_zone 2") == 0
     cloud.set_state("tpu-us-central1-b-3", "PREEMPTED")
     cloud.stuck = True
-    with running(cloud, "recreate-preempted --zones us-central1-b --workers_per_zone 2") as process:
+    with running_script(cloud, "recreate-preempted --zones us-central1-b --workers_per_zone 2") as process:
         wait_for(lambda: sent(cloud, "DELETE") == 1, process)
         interrupt(process)
     cloud.stuck = False
     if ends == "while nobody looks":
         cloud.finish_operations()
-    with running(cloud, "recreate-preempted --zones us-central1-b --workers_per_zone 2") as process:
+    with running_script(cloud, "recreate-preempted --zones us-central1-b --workers_per_zone 2") as process:
         looks = len(cloud.log)
         wait_for(lambda: len(cloud.log) > looks + 12, process)
         cloud.finish_operations()
