@@ -120,6 +120,7 @@ def test_a_single_worker(project: Path, hub: FakeHub, bucket: FakeGcs) -> None:
     assert main(["verify", "gs://your-bucket/activations/tpu_0"]) == 0
 
 
+@pytest.mark.slow  # what a process does more than test_a_single_worker is to read TPU_WORKER_ID
 def test_parallel_independent_workers(project: Path, hub: FakeHub, bucket: FakeGcs) -> None:
     # Each on its own machine: their folders are their own.
     machines = [project / f"machine_{worker}" for worker in (0, 1)]

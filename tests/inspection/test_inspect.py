@@ -204,6 +204,7 @@ def test_the_runs_own_tokenizer_needs_no_remark(output, capsys):
     assert "whose files are not those" not in look(capsys, output)
 
 
+@pytest.mark.parametrize("output", ["pickle"], indirect=True)
 def test_a_tokenizer_in_the_hubs_cache_is_found(output, tmp_path, tiny_model):
     snapshot = tmp_path / "hub" / "models--someone--tiny" / "snapshots" / "abc"
     snapshot.mkdir(parents=True)
