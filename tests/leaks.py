@@ -7,7 +7,7 @@ was there before, so it is theirs and not the test's.
 Why: what is left goes on in the middle of another test. A thread of Google's client that looked for a bucket which was
 gone, and drew its pauses from the global random generator, made tests of Hypothesis fail that have no bucket.
 
-A look costs a quarter of a millisecond. Where something is new, the garbage is collected and the look repeated until
+A look and a comparison cost 0.4 ms. Where something is new, the garbage is collected and the look repeated until
 it is gone or `leak_seconds` (an ini option) have passed: a thread that was told to end may still be on its way.
 
 Not seen: native threads (XLA's and torch's belong to the process); files that are only read, since a dataset that many

@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,15 @@ from layertap.store.objects import open_store
 
 # However few cores this machine has, and however busy it is.
 PLACES = ("--resources_per_worker", '{"CPU": 0.25}')
+
+
+@pytest.fixture(autouse=True)
+def _variables_of_ray() -> Iterator[None]:
+    """Ray reads its settings from the environment when it is imported, and adds some: a command's process is its own."""
+    before = set(os.environ)
+    yield
+    for name in os.environ.keys() - before:
+        del os.environ[name]
 
 
 @pytest.fixture
