@@ -28,18 +28,20 @@ Model = Callable[..., Any]
 
 def padded(config: ContenderConfig) -> Figures:
     """Tokens and seconds of the padded script."""
-    import torch
     from transformers import AutoModelForCausalLM
 
     model, device = load(AutoModelForCausalLM.from_pretrained, config), TORCH_DEVICES[config.device]
+    return timed(lambda prompts: padded_batches(model, prompts, device), baseline_ids(config), device)
 
-    def run(prompts: Prompts) -> None:
-        for first in range(0, len(prompts), BATCH):
-            ids, mask = (torch.from_numpy(array).to(device) for array in pad(prompts[first : first + BATCH]))
-            for state in model(ids, attention_mask=mask, output_hidden_states=True).hidden_states:
-                state.cpu()
 
-    return timed(run, baseline_ids(config), device)
+def padded_batches(model: Model, prompts: Prompts, device: str) -> None:
+    """Batches of 4, each hidden state copied to the host when it is there."""
+    import torch
+
+    for first in range(0, len(prompts), BATCH):
+        ids, mask = (torch.from_numpy(array).to(device) for array in pad(prompts[first : first + BATCH]))
+        for state in model(ids, attention_mask=mask, output_hidden_states=True).hidden_states:
+            state.cpu()
 
 
 def best(config: ContenderConfig) -> Figures:
@@ -47,20 +49,32 @@ def best(config: ContenderConfig) -> Figures:
     from transformers import AutoModel
 
     model, device = load(AutoModel.from_pretrained, config), TORCH_DEVICES[config.device]
-    run = _one_at_a_time if device == "cpu" else _in_batches
-    return timed(lambda prompts: run(model, prompts), baseline_ids(config), device)
+    return timed(lambda prompts: best_of(model, prompts, device), baseline_ids(config), device)
 
 
-def _one_at_a_time(model: Model, prompts: Prompts) -> None:
-    for ids in prompts:
-        hidden_states(model, [ids], "cpu")
-
-
-def _in_batches(model: Model, prompts: Prompts) -> None:
+def best_of(model: Model, prompts: Prompts, device: str) -> None:
+    """The hidden states of all layers, as suits the device."""
+    if device == "cpu":
+        for ids in prompts:
+            hidden_states(model, [ids], device)
+        return
     copies = Copies()
     for batch in by_length(prompts, _CARD_TOKENS):
-        copies.start(hidden_states(model, batch, "cuda"))
+        copies.start(hidden_states(model, batch, device))
     copies.wait()
+
+
+def last_of(model: Model, prompts: Prompts, device: str) -> None:
+    """The same, of the last layer alone: what copies cannot hold up."""
+    import torch
+
+    copies = Copies() if device == "cuda" else None
+    for batch in by_length(prompts, _CARD_TOKENS) if copies else [[ids] for ids in prompts]:
+        state = model(torch.from_numpy(pad(batch)[0]).to(device), use_cache=False).last_hidden_state
+        if copies:
+            copies.start([state])
+    if copies:
+        copies.wait()
 
 
 def by_length(prompts: Prompts, tokens: int) -> list[list[np.ndarray]]:

@@ -17,6 +17,7 @@ median leave it out.
 import json
 import resource
 import shutil
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -44,12 +45,14 @@ def layertap(config: ContenderConfig) -> Figures:
     from layertap.extract.run import extract
 
     run = extraction(config)
+    begun = time.perf_counter(), time.process_time()
     try:
         summary = extract(run)
+        spent = {"whole_seconds": time.perf_counter() - begun[0], "processor_seconds": time.process_time() - begun[1]}
         written = sum(path.stat().st_size for path in Path(run.output_dir).rglob("*") if path.is_file())
     finally:
         shutil.rmtree(run.output_dir, ignore_errors=True)
-    return run_figures(summary) | {"written_mb": written / 1e6}
+    return run_figures(summary) | spent | {"written_mb": written / 1e6}
 
 
 CONTENDERS: Mapping[Contender, tuple[Callable[[ContenderConfig], Figures], tuple[Library, ...]]] = {

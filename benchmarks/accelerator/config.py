@@ -1,0 +1,85 @@
+"""What is asked of a run on an accelerator, and of the process of one of its parts."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from benchmarks.config import Device, Dtype
+
+Part = Literal["kernel", "prepare", "reference", "parity", "ceiling", "layertap", "transformers", "time", "command"]
+
+
+@dataclass(frozen=True)
+class AcceleratorConfig:
+    """Measure kernel, parity, speed and the whole command on one card, the most important first, without a network."""
+
+    out: str
+    """Where results.jsonl, report.md and log.txt go; an earlier run's are replaced."""
+
+    minutes: float = 8.0
+    """When the last part must have ended."""
+
+    platform: Device = "gpu"
+    """gpu: one NVIDIA card. cpu: the same code on tiny models, to find mistakes before a card is lent."""
+
+    parts: tuple[Part, ...] = ()
+    """Which to run, in the usual order; none stand for all."""
+
+    real_model: str | None = None
+    """A Qwen2 checkpoint with trained weights, for parity beside the random ones; None: left out."""
+
+    work: str | None = None
+    """Where checkpoints and shards go, removed at the end; None: /dev/shm, where there is one."""
+
+    loop: tuple[Dtype, ...] = ()
+    """Compute dtypes whose attention is XLA's own loop, not the kernel; a dtype in which the kernel fails joins them by
+    itself."""
+
+    def __post_init__(self) -> None:
+        """Refuse a run that ends before it begins."""
+        if self.minutes <= 0:
+            raise SystemExit(f"--minutes must be more than 0, not {self.minutes:g}")
+
+
+@dataclass(frozen=True)
+class PartConfig(AcceleratorConfig):
+    """One process of one part."""
+
+    part: Part = "kernel"
+    """Which."""
+
+    skip: tuple[str, ...] = ()
+    """Cases that an earlier process of this part has begun."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How long a part may take of eight minutes, and one of its cases at most."""
+
+    seconds: float
+    case_seconds: float
+
+
+PARTS: dict[Part, Limits] = {
+    "kernel": Limits(80, 40),
+    "prepare": Limits(40, 40),
+    "reference": Limits(40, 30),
+    "parity": Limits(60, 50),
+    "ceiling": Limits(30, 25),
+    "layertap": Limits(100, 80),
+    "transformers": Limits(60, 40),
+    "time": Limits(40, 40),
+    "command": Limits(80, 40),
+}
+"""In this order."""
+
+TITLES: dict[Part, str] = {
+    "kernel": "The kernel against the dense reference",
+    "prepare": "Checkpoint and tasks",
+    "reference": "What transformers computes",
+    "parity": "Parity with transformers: relative errors against float64, token by token",
+    "ceiling": "The largest rate of a matrix product",
+    "layertap": "Forward pass, Layertap",
+    "transformers": "Forward pass, transformers",
+    "time": "Where the time of one step goes",
+    "command": "The whole command, to a memory disk",
+}
