@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from claiming import claim
 from fakes.gcs import FakeGcs
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from runs import changed
 
@@ -39,7 +39,6 @@ def mixed(path: Path, kinds: list[bool]) -> str:
     return str(path)
 
 
-@settings(max_examples=25, deadline=None)
 @given(kinds=st.lists(st.booleans(), min_size=1, max_size=20), count=st.integers(1, 20), by_size=st.booleans())
 def test_shards_are_the_dataset_and_know_their_first_sample(
     tmp_path_factory: pytest.TempPathFactory, kinds: list[bool], count: int, by_size: bool

@@ -44,7 +44,7 @@ def test_the_printed_command_makes_streams_and_a_manifest(demo_tasks: Path, tmp_
         assert stream["crc32c"] == file_crc32c(folder / stream["path"])
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(tasks=st.integers(1, 40), count=st.integers(1, 40), limit=st.none() | st.integers(1, 50))
 def test_every_record_is_in_one_stream_in_order(
     tmp_path_factory: pytest.TempPathFactory, tasks: int, count: int, limit: int | None

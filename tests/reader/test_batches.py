@@ -14,7 +14,7 @@ import outputs
 import pytest
 from clouds import BUCKET
 from fakes.gcs import FakeGcs
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from layertap import ActivationDataset
@@ -110,7 +110,6 @@ configurations = st.fixed_dictionaries(
 )
 
 
-@settings(deadline=None, max_examples=40)
 @given(kind=st.sampled_from(KINDS), world_size=st.integers(1, 9), config=configurations)
 def test_every_token_comes_once_over_all_ranks(
     datasets: dict[str, ActivationDataset], kind: str, world_size: int, config: dict[str, Any]
@@ -131,7 +130,6 @@ def test_every_token_comes_once_over_all_ranks(
         assert [token for tokens in dealt for token in tokens] == expected
 
 
-@settings(deadline=None, max_examples=40)
 @given(st.sampled_from(KINDS), st.integers(1, 4), st.booleans(), configurations, st.data())
 def test_resumed_anywhere_it_goes_on_byte_for_byte(
     datasets: dict[str, ActivationDataset],
@@ -163,7 +161,6 @@ def _endless(batches: Batches) -> Iterator[Batch]:
         yield from batches
 
 
-@settings(deadline=None, max_examples=30)
 @given(kind=st.sampled_from(KINDS), world_size=st.integers(1, 9), config=configurations)
 def test_with_drop_last_all_ranks_have_as_many_whole_batches(
     datasets: dict[str, ActivationDataset], kind: str, world_size: int, config: dict[str, Any]
