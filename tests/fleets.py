@@ -13,11 +13,10 @@ from typing import Any
 import commands
 import numpy as np
 import shards
-from runs import changed, out
+from runs import changed, finished, out
 
 from layertap.config import ExtractConfig
 from layertap.dataset.config import ShardedConfig
-from layertap.extract.run import extract
 from layertap.fleet.claims import shard_of
 from layertap.fleet.config import CreateShardsConfig
 from layertap.fleet.leases import read_claim
@@ -123,8 +122,8 @@ def process_of(folder: Path) -> int | None:
 
 def whole(config: ExtractConfig, tmp_path: Path) -> dict[int, dict[str, Any]]:
     """What one run over everything gives."""
-    alone = changed(config, output_dir=str(tmp_path / "whole"))
-    extract(alone)
+    alone = changed(config, output_dir=str(tmp_path / "whole"), checkpoint_dir=str(tmp_path / "whole_checkpoints"))
+    finished(alone)
     return shards.samples(out(alone), layer=3)
 
 

@@ -45,9 +45,15 @@ SCRIPT = commands.ROOT / "extract_activations.py"
 
 
 @pytest.fixture
-def small(config: ExtractConfig, tmp_path: Path) -> ExtractConfig:
+def small(config: ExtractConfig) -> ExtractConfig:
+    return changed(config, compute_dtype="float32", predictions_per_task=1)
+
+
+@pytest.fixture
+def many(small: ExtractConfig, tmp_path: Path) -> ExtractConfig:
+    """So many tasks that workers are in the midst of them when something happens."""
     write_tasks(tmp_path / "tasks.jsonl", make_tasks(24, seed=4))
-    return changed(config, dataset_path=str(tmp_path / "tasks.jsonl"), compute_dtype="float32", predictions_per_task=1)
+    return changed(small, dataset_path=str(tmp_path / "tasks.jsonl"))
 
 
 def children(parent: int) -> list[int]:
@@ -77,11 +83,11 @@ def test_wrong_input_stops_all_workers(small: ExtractConfig, tmp_path: Path) -> 
 
 
 @pytest.mark.timeout(900)  # three processes load a model on what may be a busy machine
-@pytest.mark.parametrize("how", ["interrupt", "kill"])
-def test_workers_end_with_their_parent(small: ExtractConfig, tmp_path: Path, how: str) -> None:
+@pytest.mark.parametrize("how", ["interrupt", pytest.param("kill", marks=pytest.mark.slow)])
+def test_workers_end_with_their_parent(many: ExtractConfig, tmp_path: Path, how: str) -> None:
     place = str(tmp_path / "dataset")
-    cut(small.dataset_path, place, 24)
-    with engine(worker_of(small, place, lease_seconds=10.0), tmp_path / "log", "local", 2) as process:
+    cut(many.dataset_path, place, 24)
+    with engine(worker_of(many, place, lease_seconds=10.0), tmp_path / "log", "local", 2) as process:
         wait_for(lambda: count_done(open_store(place)) >= 1, 120)
         workers = children(process.pid)
         assert len(workers) == 2
@@ -90,7 +96,7 @@ def test_workers_end_with_their_parent(small: ExtractConfig, tmp_path: Path, how
         assert process.wait(90) == (130 if how == "interrupt" else -notice)
         wait_for(lambda: not any(Path(f"/proc/{pid}/cmdline").exists() for pid in workers), 90)
     left = 24 - count_committed(open_store(place))  # a killed worker may have left a commit to be settled
-    assert work(worker_of(small, place, lease_seconds=10.0)).shards == left
+    assert work(worker_of(many, place, lease_seconds=10.0)).shards == left
     assert count_done(open_store(place)) == 24
 
 
@@ -120,15 +126,15 @@ def test_a_worker_whose_parent_is_gone_is_interrupted(small: ExtractConfig, tmp_
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_four_workers_one_killed_every_few_shards(small: ExtractConfig, place: str, tmp_path: Path, request) -> None:
+def test_four_workers_one_killed_every_few_shards(many: ExtractConfig, place: str, tmp_path: Path, request) -> None:
     count = 24
     if place.startswith("gs:"):
         gcs: FakeGcs = request.getfixturevalue("gcs")
         gcs.faults.storm = 0.03  # lost replies, resets, refusals
     store = open_store(place)
-    cut(small.dataset_path, place, count)
+    cut(many.dataset_path, place, count)
     chance, killed = random.Random(0), 0
-    config = worker_of(changed(small, output_dir=str(tmp_path / "many")), place, lease_seconds=20.0)
+    config = worker_of(changed(many, output_dir=str(tmp_path / "many")), place, lease_seconds=20.0)
     with engine(config, tmp_path / "log", "local", 4) as process:
         while process.poll() is None:
             time.sleep(0.1)
@@ -147,22 +153,22 @@ def test_four_workers_one_killed_every_few_shards(small: ExtractConfig, place: s
     left = [read_claim(store, info.name.split("/")[1].removesuffix(".json")) for info in store.list("claims/")]
     assert all(found is not None and found[1].state == "committed" for found in left)
     alone = str(tmp_path / "alone")
-    cut(small.dataset_path, alone, count)
-    work(worker_of(changed(small, output_dir=str(tmp_path / "one")), alone))
+    cut(many.dataset_path, alone, count)
+    work(worker_of(changed(many, output_dir=str(tmp_path / "one")), alone))
     for ours, single in zip(manifests, done(open_store(alone)), strict=True):  # the very same bytes
         assert ours["files"] == single["files"]
-    assert_same(union(store, layer=3), whole(small, tmp_path), 1e-5)
+    assert_same(union(store, layer=3), whole(many, tmp_path), 1e-5)
     store.close()
 
 
 @pytest.mark.slow
 def test_a_worker_stopped_past_its_lease_commits_nothing_when_it_wakes(
-    small: ExtractConfig, place: str, tmp_path: Path
+    many: ExtractConfig, place: str, tmp_path: Path
 ) -> None:
     """The whole worker, not the lease alone: stopped while it extracts, robbed, woken."""
     store = open_store(place)
-    cut(small.dataset_path, place, 1)
-    slow = changed(worker_of(small, place, 0, lease_seconds=4.0), shard_size_gb=0.0001)
+    cut(many.dataset_path, place, 1)
+    slow = changed(worker_of(many, place, 0, lease_seconds=4.0), shard_size_gb=0.0001)
     flags = [SCRIPT, *flags_of(changed(slow, output_dir=str(tmp_path / "stopped")))]
     process = commands.start(flags, tmp_path)
     wait_for(lambda: any((tmp_path / "stopped").rglob("metadata.json")) or process.poll() is not None, 120)

@@ -4,14 +4,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import shards
-from fleets import cut, worker_of
+from fleets import cut, whole, worker_of
 from runs import changed, out
 
 import layertap
 from layertap.config import ExtractConfig
 from layertap.errors import UsageError
-from layertap.extract.run import extract
 from layertap.fleet.worker import work
 
 
@@ -25,11 +23,10 @@ def test_workers_are_read_as_one_run_over_everything(config: ExtractConfig, plac
     with pytest.raises(UsageError, match="give sharded_dataset="):
         layertap.ActivationDataset(out(exact))
     dataset = layertap.ActivationDataset(out(exact), sharded_dataset=place)
-    extract(changed(exact, output_dir=str(tmp_path / "whole")))
-    whole = shards.samples(tmp_path / "whole", layer=3)
-    assert sorted(sample.sample_idx for sample in dataset) == sorted(whole)
+    wanted_samples = whole(exact, tmp_path)
+    assert sorted(sample.sample_idx for sample in dataset) == sorted(wanted_samples)
     for sample in dataset:
-        wanted = whole[sample.sample_idx]
+        wanted = wanted_samples[sample.sample_idx]
         np.testing.assert_array_equal(sample.token_ids, wanted["token_ids"])
         scale = np.abs(wanted["activation"]).max()
         np.testing.assert_allclose(sample.activation(3), wanted["activation"], rtol=0, atol=1e-5 * scale)

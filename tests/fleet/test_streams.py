@@ -11,7 +11,7 @@ import pytest
 import shards
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from runs import changed, out
+from runs import changed, finished, out
 
 from layertap.cli import main
 from layertap.config import ExtractConfig
@@ -206,23 +206,22 @@ def test_fewer_digits_make_the_name_of_the_worker(demo_tasks: Path, tmp_path: Pa
 def test_prompts_are_the_same_whichever_stream_they_are_in(config: ExtractConfig, tmp_path: Path) -> None:
     """What decides a prompt is the seed, the task's id and the prediction's number, through a whole extraction."""
 
-    def prompts(run: ExtractConfig) -> dict[tuple[str, int, int], tuple[Any, ...]]:
-        extract(run)
+    def prompts_of(run: ExtractConfig) -> dict[tuple[str, int, int], tuple[Any, ...]]:
         found = shards.samples(out(run), layer=1).values()
         key = lambda entry: (entry["task_id"], entry["origin"]["test_index"], entry["origin"]["prediction"])  # noqa: E731
         return {key(entry): (entry["token_ids"].tolist(), entry["origin"], entry["text_preview"]) for entry in found}
 
-    whole = prompts(config)
-    for count in (2, 3):
-        folder = tmp_path / f"streams{count}"
-        create_streams(StreamsConfig(dataset_path=config.dataset_path, num_streams=count, output_dir=str(folder)))
-        together: dict[Any, Any] = {}
-        for number in range(count):
-            own = changed(
-                config,
-                dataset_path=str(folder / f"stream_{number:03d}.jsonl"),
-                output_dir=str(tmp_path / f"out{count}_{number}"),
-                worker_id=number,
-            )
-            together |= prompts(own)
-        assert together == whole
+    folder = tmp_path / "streams"
+    create_streams(StreamsConfig(dataset_path=config.dataset_path, num_streams=3, output_dir=str(folder)))
+    together: dict[Any, Any] = {}
+    for number in range(3):
+        own = changed(
+            config,
+            dataset_path=str(folder / f"stream_{number:03d}.jsonl"),
+            output_dir=str(tmp_path / f"out_{number}"),
+            worker_id=number,
+        )
+        extract(own)
+        together |= prompts_of(own)
+    finished(config)
+    assert together == prompts_of(config)

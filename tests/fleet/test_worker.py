@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
 
+import fleets
 import pytest
 import shards
 from claiming import claim
@@ -27,7 +28,6 @@ from layertap.errors import (
     UsageError,
     WorkersFailedError,
 )
-from layertap.extract.run import extract
 from layertap.fleet import worker as worker_module
 from layertap.fleet.claiming import Claimer, Taken
 from layertap.fleet.claims import claim_name
@@ -65,9 +65,7 @@ def fleet(config: ExtractConfig, place: str, tmp_path: Path) -> ExtractConfig:
 @pytest.fixture
 def whole(config: ExtractConfig, tmp_path: Path) -> dict[int, dict[str, Any]]:
     """What a run over the whole dataset gives."""
-    run = changed(config, compute_dtype="float32", output_dir=str(tmp_path / "whole"))
-    extract(run)
-    return shards.samples(out(run), layer=3)
+    return fleets.whole(changed(config, compute_dtype="float32"), tmp_path)
 
 
 def interrupt_at(monkeypatch: pytest.MonkeyPatch, commits: int, error: BaseException) -> None:
