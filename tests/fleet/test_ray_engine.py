@@ -26,7 +26,7 @@ PLACES = ("--resources_per_worker", '{"CPU": 0.25}')
 
 @pytest.fixture(autouse=True)
 def _variables_of_ray() -> Iterator[None]:
-    """Ray reads its settings from the environment when it is imported, and adds some: a command's process is its own."""
+    """Ray reads settings from the environment when it is imported, and adds some: a command's process is its own."""
     before = set(os.environ)
     yield
     for name in os.environ.keys() - before:
