@@ -1,6 +1,7 @@
 import json
 from collections import Counter
 from dataclasses import replace
+from unittest.mock import Mock
 
 import ml_dtypes  # noqa: F401 - numpy knows bfloat16 from here on
 import numpy as np
@@ -56,8 +57,12 @@ def test_each_activation_is_converted_once(tmp_path, monkeypatch, name, given, s
         replace(one, activations={tap: values.astype(given) for tap, values in one.activations.items()})
         for one in samples
     ]
+    looks = Mock(wraps=np.isfinite)
+    monkeypatch.setattr("layertap.store.samples.np.isfinite", looks)  # whether what became infinite was finite before
     writer(tmp_path, form).commit(list(as_given), {"record": 1}, complete=True)
     assert converted == {(index, tap): 1 for index in range(3) for tap in form.taps}
+    on_samples = [call for call in looks.call_args_list if call.args[0].ndim == 2]
+    assert len(on_samples) == (len(converted) if stored == "float16" else 0)
     assert verify(tmp_path).sound
 
 

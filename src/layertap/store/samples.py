@@ -39,6 +39,8 @@ class StoredSample:
     def stored(self, tap: Tap, dtype: np.dtype) -> Activation:
         """The activation as it is stored; raises StorageError where a finite value does not fit into float16."""
         activation = self.activations[tap]
+        if activation.dtype == dtype:
+            return activation
         with np.errstate(over="ignore", invalid="ignore"):  # what is lost is reported below; NaN stays NaN
             converted = np.asarray(activation, dtype)
             too_large = dtype == np.float16 and (np.isinf(converted) & np.isfinite(activation)).any()
