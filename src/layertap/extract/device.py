@@ -26,7 +26,7 @@ def opening(hosts: Hosts) -> Iterator[str]:
     """The first lines of a run: version, device, and a warning where that is the CPU against expectation."""
     yield f"layertap {layertap.__version__} on {computing_on()}{_of(hosts)}"
     unused = unused_accelerator()
-    told: str | None = jax.config.jax_platforms  # type: ignore[attr-defined]  # JAX makes it as it is imported
+    told: str | None = getattr(jax.config, "jax_platforms", None)  # the types of JAX 0.10 and 0.12 differ over it
     if unused is not None and jax.default_backend() == "cpu" and not cpu_is_meant(told):
         yield (
             f"WARNING: THIS RUN COMPUTES ON THE CPU, although this machine has {unused}. JAX cannot use it:"
