@@ -225,7 +225,7 @@ def test_samples_that_are_too_long_fail_their_shards(fleet: ExtractConfig, store
 
 def test_what_is_wrong_with_a_worker_fails_no_shard(fleet: ExtractConfig, store: ObjectStore, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(UsageError, match=r"--checkpoint_dir .* cannot be made"):
+    with pytest.raises(UsageError, match=r"--checkpoint_dir .* is a file"):
         work(changed(fleet, checkpoint_dir=str(tmp_path / "file" / "below")))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("layertap.model.weights.load", Mock(side_effect=ModelError("damaged")))
