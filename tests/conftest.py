@@ -29,6 +29,9 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 _SHARED = Path(os.environ.get("LAYERTAP_SHARED_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 
 
+pytest_plugins = ["leaks"]  # no test leaves a thread, a process, a socket or a variable behind
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder with real ARC tasks and the real Qwen 2.5 tokenizer, which a clone alone does not have."""
