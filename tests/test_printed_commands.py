@@ -83,7 +83,7 @@ def project(hub: FakeHub, bucket: FakeGcs, tmp_path: Path) -> Path:
     (tmp_path / "bin" / "python").chmod(0o755)
     (tmp_path / "data").mkdir()
     for stream in (0, 1):
-        write_tasks(tmp_path / "data" / f"stream_{stream}.jsonl", make_tasks(2, seed=stream))
+        write_tasks(tmp_path / "data" / f"stream_{stream}.jsonl", make_tasks(1, seed=stream))
     return tmp_path
 
 
