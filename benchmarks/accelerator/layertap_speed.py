@@ -28,13 +28,16 @@ from layertap.model.weights import abstract_model
 
 _BFLOAT16 = np.dtype(jnp.bfloat16)
 
+ALL_TOKENS = "all layers, all tokens at once"
+"""Without the plan's blocks of tokens: XLA copies their results from loop to loop (docs/LOG.md)."""
+
 
 def cases(config: PartConfig) -> Cases:
     """Both sizes, in bfloat16."""
     return {
-        f"{size} {layers}": partial(_speed, config, shape, layers)
+        f"{size} {way}": partial(_speed, config, shape, way)
         for size, shape in speed_shapes(config).items()
-        for layers in ("all layers", "last layer")
+        for way in ("all layers", "last layer", ALL_TOKENS)
     }
 
 
@@ -66,10 +69,11 @@ def tokens_and_gflop(config: PartConfig, shape: Qwen2Config) -> tuple[int, float
     return sum(lengths), model_gflop(shape, shape.num_hidden_layers, lengths)
 
 
-def _speed(config: PartConfig, shape: Qwen2Config, layers: str) -> Figures:
-    last = shape.num_hidden_layers - 1
-    taps = resolve_taps(() if layers == "all layers" else (last,), ("residual",), last + 1)
-    program = StepProgram(abstract_model(shape, last + 1, _BFLOAT16), taps, plan_of(config, "bfloat16"))
+def _speed(config: PartConfig, shape: Qwen2Config, way: str) -> Figures:
+    last, plan = shape.num_hidden_layers - 1, plan_of(config, "bfloat16")
+    taps = resolve_taps((last,) if way == "last layer" else (), ("residual",), last + 1)
+    plan = replace(plan, token_block=None) if way == ALL_TOKENS else plan
+    program = StepProgram(abstract_model(shape, last + 1, _BFLOAT16), taps, plan)
     given = [arrays(config, step) for step, _ in full_steps(config)]
     model = random_model(shape, last + 1)
     compiling = seconds_of(lambda: run_steps(program, model, given[:1]))
