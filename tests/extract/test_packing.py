@@ -103,6 +103,7 @@ def test_a_sample_goes_where_it_leaves_the_smallest_gap() -> None:
 def test_rows_of_the_first_rung_run_together_and_what_is_left_of_them_alone() -> None:
     assert [step.rows for step in pack_window([512] * 9, LADDER, 4)] == [4, 4, 1]
     assert [step.rows for step in pack_window([512] * 9, LADDER, 2, devices=2)] == [4, 4, 2]
+    assert [step.rows for step in pack_window([512] * 3, LADDER, 2, devices=2)] == [2, 2]
     assert [step.rows for step in pack_window([1024] * 3, LADDER, 4)] == [1, 1, 1]
 
 

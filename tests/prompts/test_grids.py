@@ -96,8 +96,9 @@ def test_shape_is_rows_by_columns():
 
 
 def test_row_numbers_of_two_digits_are_read_back():
-    tall = tuple((row % 10,) for row in range(30))
+    tall = tuple((row % 10, 7) for row in range(30))
     encoder = RowNumberEncoder(GridWithSeparationEncoder(" "))
+    assert encoder.encode(tall).splitlines()[9] == "10 9 7"
     assert encoder.decode(encoder.encode(tall)) == tall
 
 
@@ -171,11 +172,9 @@ def test_wrappers_nest_in_one_order_only(outer, inner):
     ],
 )
 def test_why_wrappers_nest_in_one_order_is_said(outer, why):
-    inner = GridCodeBlockEncoder(MinimalGridEncoder())
-    with pytest.raises(
-        PromptError, match=rf", because {why}\. From the outside in, the order is: GridCodeBlockEncoder or"
-    ):
-        outer(inner)
+    order = "GridCodeBlockEncoder or GridShapeEncoder, RowNumberEncoder, ReplaceNumberEncoder, then the cells"
+    with pytest.raises(PromptError, match=f", because {why}. From the outside in, the order is: {order}$"):
+        outer(GridCodeBlockEncoder(MinimalGridEncoder()))
 
 
 @pytest.mark.parametrize(

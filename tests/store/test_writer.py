@@ -80,13 +80,12 @@ def test_a_shard_is_closed_before_it_is_too_large_and_not_earlier(lengths, limit
             closed.append((buffer.take(), sample))
             assert len(buffer) == 0
         buffer.add(sample)
-    in_order = [sample.sample_idx for samples, _ in closed for sample in samples]
-    in_order += [sample.sample_idx for sample in buffer.take()]
-    assert in_order == list(range(len(lengths)))
+    whole = [*(samples for samples, _ in closed), buffer.take()]
+    assert [sample.sample_idx for samples in whole for sample in samples] == list(range(len(lengths)))
+    for samples in whole:
+        assert sum(sample.tokens for sample in samples) <= limit_tokens or len(samples) == 1
     for samples, refused in closed:
-        tokens = sum(sample.tokens for sample in samples)
-        assert tokens <= limit_tokens or len(samples) == 1
-        assert tokens + refused.tokens > limit_tokens
+        assert sum(sample.tokens for sample in samples) + refused.tokens > limit_tokens
 
 
 def test_an_empty_shard_takes_any_sample_and_then_no_other():
