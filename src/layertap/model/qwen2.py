@@ -35,9 +35,10 @@ from layertap.tap import Site, Tap
 
 Hidden = Float[Array, "B T H"]
 
-# Partial sums of a token that stand beside each other, at most: 512 KiB a token, 256 MiB a block of 512. All products
-# of 0.5B and 1.5B are below it, those around attention up to 7B.
-_PARTIAL_SUMS = 2**17
+# Products that are not summed by parts: wider ones, since their partial sums would fall out of the caches (gate and up:
+# 8 % of a layer's time in 0.5B, a third in 1.5B), and those whose partial sums would take more than 1 MiB a token.
+_WIDEST = 2**13
+_PARTIAL_SUMS = 2**18
 
 
 @dataclass(frozen=True)
@@ -200,7 +201,7 @@ def multiply(x: Float[Array, "B T I"], kernel: Float[Array, "I O"], terms: int |
     """`x @ kernel`, summed and given in float32; where `terms` says so, by parts whose sums are added pairwise.
 
     XLA:CPU adds up 512 terms one after the other, which is 1.5 times as far from the truth as torch's products; 256 are
-    no further, and cost 4 to 8 % of a layer's time. The parts are a batch of one product: slices of the kernel would be
+    no further, and cost 2 to 4 % of a layer's time. The parts are a batch of one product: slices of the kernel would be
     copied at every call.
     """
     precision = lax.Precision.HIGHEST if kernel.dtype == jnp.float32 else lax.Precision.DEFAULT
@@ -216,11 +217,11 @@ def multiply(x: Float[Array, "B T I"], kernel: Float[Array, "I O"], terms: int |
 
 
 def _parts(inputs: int, outputs: int, terms: int | None) -> int:
-    """Into how many equal parts of at most `terms` the inputs go; one where their sums would take too much memory."""
+    """Into how many equal parts of at most `terms` the inputs go; one where their sums would cost too much."""
     if terms is None or inputs <= terms:
         return 1
     parts = next(count for count in range(-(-inputs // terms), inputs + 1) if inputs % count == 0)
-    return parts if parts * outputs <= _PARTIAL_SUMS else 1
+    return parts if outputs <= _WIDEST and parts * outputs <= _PARTIAL_SUMS else 1
 
 
 def _add_pairwise(values: list[Array]) -> Array:
