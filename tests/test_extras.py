@@ -9,6 +9,7 @@ from pathlib import Path
 
 import commands
 import pytest
+from fsspec.registry import _registry
 
 from layertap import extras
 from layertap.dataset.source import locate
@@ -108,6 +109,7 @@ def test_without_googles_library_a_bucket_names_it(monkeypatch: pytest.MonkeyPat
 
 
 def test_without_s3s_library_a_dataset_there_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(_registry, "s3", raising=False)  # where an earlier test has used it
     monkeypatch.setitem(sys.modules, "s3fs", None)
     with pytest.raises(DatasetError, match=r"it needs .* -m pip install .*\[s3\]"):
         locate("s3://bucket/tasks.jsonl")

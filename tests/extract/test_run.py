@@ -1,7 +1,6 @@
 """Whole runs in this process: what they write, where they stop, how they go on."""
 
 import json
-import signal
 import threading
 import weakref
 from concurrent.futures import CancelledError
@@ -171,9 +170,13 @@ def test_a_run_that_ends_while_weights_load_does_not_wait_for_them(
         stopped.append(next(given, threading.Event()).wait(250))
         raise CancelledError
 
+    def interrupt(*_: Any) -> None:
+        """As the handler of Ctrl-C does, in the same thread; the signal itself may be ignored here."""
+        raise KeyboardInterrupt
+
     bad, _, _ = with_bad_line(config, tmp_path, 0)
     monkeypatch.setattr("layertap.model.weights.load", load)
-    monkeypatch.setattr(StepProgram, "compile", lambda *_: signal.raise_signal(signal.SIGINT))
+    monkeypatch.setattr(StepProgram, "compile", interrupt)
     with pytest.raises(KeyboardInterrupt if cause == "a first Ctrl-C" else BadTaskError):
         extract(config if cause == "a first Ctrl-C" else bad)
     assert stopped == [True]
