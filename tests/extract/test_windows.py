@@ -83,7 +83,7 @@ def test_a_dataset_that_shrank_is_refused(maker: PromptMaker, demo_tasks: Path, 
     end = windows(maker, demo_tasks)[-1].end
     shorter = tmp_path / "shorter.jsonl"
     shorter.write_text("\n".join(demo_tasks.read_text().splitlines()[:-1]))
-    with pytest.raises(RunMismatchError):
+    with pytest.raises(RunMismatchError, match=r"extracted here; give the same dataset, or another --output_dir$"):
         windows(maker, shorter, end)
 
 
@@ -144,6 +144,8 @@ def test_numbers_begin_where_the_part_of_the_dataset_does(maker: PromptMaker) ->
 def test_rows_are_for_all_devices(maker: PromptMaker) -> None:
     (window,) = read(maker, TEXTS, batch_size=1, devices=2)
     assert [step.rows for step in window.steps] == [2]
+    (window,) = read(maker, TEXTS, batch_size=1)
+    assert [step.rows for step in window.steps] == [1]
 
 
 def test_a_sample_that_is_too_long_is_refused_left_out_or_cut(maker: PromptMaker) -> None:

@@ -375,6 +375,7 @@ def test_outages_are_reported_and_outlived(gcs: FakeGcs) -> None:
     with Heartbeat(lease, dict, troubles.append) as heartbeat:
         wait_for(lambda: len(troubles) == 2 and lease.claim.beats >= 1)
         heartbeat.check()
+    assert all("failed 1 times" in str(trouble) for trouble in troubles)
     impatient.close()
 
 

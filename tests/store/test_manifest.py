@@ -1,4 +1,5 @@
 import dataclasses
+import hashlib
 import json
 import string
 from itertools import pairwise
@@ -14,6 +15,7 @@ from layertap.store.manifest import (
     Manifest,
     ShardEntry,
     StoredFile,
+    fingerprint_of,
     index_ranges,
     listed_ranges,
     read_manifest,
@@ -109,6 +111,16 @@ def test_equal_manifests_are_equal_bytes(tmp_path):
     assert (tmp_path / "one/metadata.json").read_bytes() == (tmp_path / "two/metadata.json").read_bytes()
 
 
+def test_the_fingerprint_is_of_the_identity_in_any_order():
+    """It is in manifests, and must be the same in the next release."""
+    expected = hashlib.sha256(b'{"a": [2], "b": 1}').hexdigest()
+    assert fingerprint_of({"b": 1, "a": [2]}) == fingerprint_of({"a": [2], "b": 1}) == expected
+
+
+def test_before_its_first_commit_a_run_has_nothing():
+    assert (EMPTY.shards, EMPTY.progress, EMPTY.certificate, EMPTY.complete) == ((), {}, {}, False)
+
+
 def test_a_commit_adds_its_shard_and_replaces_the_progress():
     assert [shard.index for shard in FULL.shards] == [1, 2]
     assert (FULL.samples, FULL.tokens, FULL.progress, FULL.complete) == (4, 60, {"record": 2}, True)
@@ -165,7 +177,7 @@ def test_another_run_is_refused_and_everything_that_differs_is_said(tmp_path, ch
     with pytest.raises(RunMismatchError) as refused:
         FULL.require_same_run(now(**changed), tmp_path)
     first, *told = str(refused.value).splitlines()
-    assert first.startswith(f"{tmp_path} holds another run's output")
+    assert first == f"{tmp_path} holds another run's output; give another --output_dir, or the same settings:"
     assert [line.strip() for line in told] == lines
 
 
