@@ -134,6 +134,12 @@ def test_texts_that_are_no_such_grid_are_refused(encoder, text):
         encoder.decode(text)
 
 
+def test_the_widest_grid_between_tabs_is_read_back():
+    grid = (tuple(cell % 10 for cell in range(30)),) * 30
+    encoder = GridWithSeparationEncoder("\t")
+    assert encoder.decode(encoder.encode(grid)) == grid
+
+
 def test_of_a_long_text_that_is_no_grid_80_characters_are_said():
     with pytest.raises(PromptError, match=f"writes no grid as '{'x' * 80}'$"):
         MinimalGridEncoder().decode("x" * 80)
