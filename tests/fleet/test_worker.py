@@ -154,7 +154,7 @@ def test_another_worker_waits_for_the_lease_and_begins_anew(
 ) -> None:
     dead = take(store, "shard_00001", claim(7, seconds=1))
     assert dead is not None
-    assert work(fleet).shards == COUNT
+    assert work(worker_of(fleet, place, lease_seconds=8.0)).shards == COUNT
     manifest = done(store)[1]
     assert manifest["lost_by"] == ["7@here"]
     assert manifest["attempt"] != dead.claim.attempt
@@ -201,10 +201,12 @@ def test_a_worker_that_is_robbed_commits_nothing_of_that_shard(
 
 
 def test_a_shard_that_cannot_be_extracted_is_left_out_and_told(
-    fleet: ExtractConfig, place: str, store: ObjectStore, capsys: pytest.CaptureFixture[str]
+    fleet: ExtractConfig, place: str, store: ObjectStore, monkeypatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found = store.read("tasks/shard_00001.jsonl")
     store.replace_if("tasks/shard_00001.jsonl", found.data.replace(b"1", b"2", 1), found.version)
+    no_wait = SimpleNamespace(sleep=lambda _: pytest.fail("it waited for a shard that has failed"))
+    monkeypatch.setattr("layertap.fleet.claiming.time", no_wait)
     for _ in range(2):  # the second worker finds it failed
         with pytest.raises(WorkersFailedError, match=r"but these failed: shard_00001"):
             work(fleet)

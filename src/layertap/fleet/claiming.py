@@ -54,7 +54,7 @@ class Claimer:
 
     def next(self) -> Taken | None:
         """Take a shard, waiting while others may still give one up; None when all are done or failed."""
-        waiting = False
+        closely = waiting = False
         while True:
             # Claims first: a shard that is committed in between is then in both lists, and not in neither.
             claims = {shard_of(info.name): info for info in self._store.list(CLAIMS)}
@@ -63,12 +63,15 @@ class Claimer:
             unfinished = self._unfinished(left)
             for shard in self._in_order(left, claims, unfinished):
                 attempt = unfinished.get(shard.name)
-                lease = self._try(shard, claims.get(shard.name), attempt, closely=waiting)
+                lease = self._try(shard, claims.get(shard.name), attempt, closely=closely)
                 if lease is not None:
                     return Taken(shard, lease)
             others = [shard for shard in left if shard.name not in self._failed]
             if not others:
                 return None
+            if not closely:  # at once, before any wait: what is left may have failed, or been given up
+                closely = True
+                continue
             if not waiting:
                 self._note(f"no shard is free; waiting for the {len(others)} that others are busy with")
                 waiting = True
