@@ -1,15 +1,14 @@
 """What transformers gives at every layer and site, read by hooks: the truth that the model is compared with."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
-from unittest.mock import patch
 
 import numpy as np
 import torch
 from transformers import AutoModel
-from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm, Qwen2RotaryEmbedding
 
+from benchmarks.float64 import float64_throughout
 from layertap.tap import Tap
 
 TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
@@ -32,28 +31,9 @@ def activations(folder: Path, token_ids: Sequence[int], dtype: str = "float32") 
         layer.register_forward_hook(keep(Tap(index, "residual")))
         layer.mlp.register_forward_hook(keep(Tap(index, "mlp")))
         layer.self_attn.register_forward_hook(keep(Tap(index, "attn")))
-    with torch.no_grad(), _float64_throughout() if dtype == "float64" else nullcontext():
+    with torch.no_grad(), float64_throughout() if dtype == "float64" else nullcontext():
         model(torch.tensor([list(token_ids)]))
     return captured
-
-
-@contextmanager
-def _float64_throughout() -> Iterator[None]:
-    """transformers takes norms, cosines and sines in float32, whatever the model's dtype; here, in float64.
-
-    The angles stay what float32 makes of them: models are trained with those.
-    """
-
-    def norm(self, x):
-        return self.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon))
-
-    def rotary(self, _x, position_ids):
-        angles = (position_ids[..., None].float() * self.inv_freq.float()).double()
-        both = torch.cat((angles, angles), dim=-1)
-        return both.cos(), both.sin()
-
-    with patch.object(Qwen2RMSNorm, "forward", norm), patch.object(Qwen2RotaryEmbedding, "forward", rotary):
-        yield
 
 
 def relative_errors(value: np.ndarray, truth: np.ndarray) -> np.ndarray:

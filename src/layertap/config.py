@@ -1,8 +1,8 @@
 """The settings of a run: one frozen dataclass, from which the command line is made.
 
 Each field is one flag, and the sentence under it is the flag's help (`arguments.py` says how the page is made of them).
-Contradictions are refused here, before anything
-is read; what only the model can tell (does it have that layer?) is refused when the model's config has been read.
+Contradictions are refused here, before anything is read. What only the model can tell (does it have that layer?) is
+refused when the model's config has been read.
 """
 
 import math

@@ -27,6 +27,7 @@ def guarded(run: Callable[[], int]) -> int:
 
     After an interruption the process ends here.
     """
+    _open_what_is_closed()
     _replace_what_cannot_be_shown(sys.stdout)
     try:
         with interruptible():
@@ -66,6 +67,20 @@ def _printed(run: Callable[[], int]) -> int:
 def _flush(stream: TextIO | None) -> None:
     if stream is not None:  # Python has none where the descriptor was closed before it began (`>&-`)
         stream.flush()
+
+
+def _open_what_is_closed() -> None:
+    """Let standard streams that were closed before Python began (`>&-`) lead nowhere.
+
+    Libraries write to them without a look, and the next file that is opened would get their number.
+    """
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        if getattr(sys, name) is None:
+            nowhere = os.open(os.devnull, os.O_RDWR)
+            if nowhere != number:
+                os.dup2(nowhere, number)
+                os.close(nowhere)
+            setattr(sys, name, open(number, mode, closefd=False))  # noqa: SIM115 - as long as the process
 
 
 def _replace_what_cannot_be_shown(stream: TextIO | None) -> None:

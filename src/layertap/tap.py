@@ -26,16 +26,21 @@ class Tap(NamedTuple):
     site: Site
 
 
-_LAYERS = re.compile(r"(\d+)(?:-(\d+))?", re.ASCII)
+_LAYERS = re.compile(r"(\d{1,4})(?:-(\d{1,4}))?", re.ASCII)
+
+
+_FORMS = "Count layers from 0: give 6 12, 6,12, 1-3, or the word all"
 
 
 def parse_layers(words: Sequence[str]) -> tuple[int, ...]:
     """The layers that `6 12`, `6,12`, `1-3` or any mixture of these name; none for `all`, which stands alone.
 
-    Raises UsageError for anything else. Layers are not counted from the end: a run is planned, and its output named, by
-    numbers that mean the same in every model.
+    Raises UsageError for anything else, and for nothing: a variable that is not set does not ask for all. Layers
+    are not counted from the end: a run is planned, and its output named, by numbers that mean the same in every model.
     """
     parts = [part for word in words for part in word.split(",") if part]
+    if not parts:
+        raise UsageError(f"no layer is given. {_FORMS}")
     if parts == ["all"]:
         return ()
     return tuple(layer for part in parts for layer in _range(part))
@@ -45,5 +50,5 @@ def _range(part: str) -> range:
     match = _LAYERS.fullmatch(part)
     first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
     if last < first:
-        raise UsageError(f"layer {part!r}: give layers counted from 0, as 6 12, or 6,12, or 1-3, or give all alone")
+        raise UsageError(f"layer {part!r}: is not a layer, or a range of layers. {_FORMS}")
     return range(first, last + 1)

@@ -78,11 +78,13 @@ def only_libtpu(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     return config
 
 
-def test_libtpu_alone_is_left_out(only_libtpu: SimpleNamespace) -> None:
+@pytest.mark.parametrize("platforms", [None, ""])  # JAX itself advises to set the variable to nothing
+def test_libtpu_alone_is_left_out(only_libtpu: SimpleNamespace, platforms: str | None) -> None:
+    only_libtpu.jax_platforms = platforms
     assert backend.only_libtpu_would_search()
 
 
-@pytest.mark.parametrize("platforms", ["", "cpu", "tpu,cpu"])
+@pytest.mark.parametrize("platforms", ["cpu", "tpu,cpu"])
 def test_platforms_that_were_named_are_kept(only_libtpu: SimpleNamespace, platforms: str) -> None:
     only_libtpu.jax_platforms = platforms
     assert not backend.only_libtpu_would_search()

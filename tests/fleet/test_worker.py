@@ -17,10 +17,12 @@ from fleets import assert_same, cut, done, union, worker_of
 from runs import changed, out
 
 from layertap.cli import main
+from layertap.commands import extract as command
 from layertap.config import ExtractConfig, HostsConfig
 from layertap.dataset.config import ShardedConfig
 from layertap.errors import (
     DamageError,
+    InputError,
     LayertapError,
     ModelError,
     RunMismatchError,
@@ -217,6 +219,15 @@ def test_a_shard_that_cannot_be_extracted_is_left_out_and_told(
     store.replace_if("tasks/shard_00001.jsonl", found.data, changed_now.version)
     assert main(["shards", "reset", place, "1"]) == 0
     assert work(fleet).shards == 1
+
+
+def test_a_worker_that_left_everything_out_does_not_end_well(
+    fleet: ExtractConfig, place: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(InputError, match=r"committed 3 dataset shards, 0 samples.* Nothing was extracted"):
+        command(changed(fleet, max_seq_length=256, overlong="skip"))
+    assert command(changed(fleet, max_seq_length=256, overlong="skip")) == 0  # nothing was left to do
+    assert "committed 0 dataset shards" in capsys.readouterr().out
 
 
 def test_samples_that_are_too_long_fail_their_shards(fleet: ExtractConfig, store: ObjectStore) -> None:

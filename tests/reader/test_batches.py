@@ -306,7 +306,7 @@ def test_an_iterator_that_was_overtaken_says_so(datasets: dict[str, ActivationDa
     old = iter(batches)
     next(old)
     next(iter(batches))
-    with pytest.raises(UsageError, match="begun anew"):
+    with pytest.raises(UsageError, match="another loop"):
         next(old)
 
 

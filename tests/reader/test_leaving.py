@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from itertools import count, permutations
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import commands
@@ -14,6 +15,7 @@ import pytest
 
 from layertap import ActivationDataset
 from layertap.errors import UsageError
+from layertap.reader import workers
 from layertap.reader.pieces import Pieces
 
 POOL = 2000
@@ -52,7 +54,7 @@ def leave_by_a_second_one(batches: Any) -> None:
     first, second = iter(batches), iter(batches)
     next(first)
     next(second)
-    with pytest.raises(UsageError, match="begun anew"):
+    with pytest.raises(UsageError, match="another loop"):
         next(first)
     next(second)
 
@@ -193,3 +195,15 @@ def test_python_ends_in_silence_inside_an_epoch(root: Path, way: str, status: in
         assert sum("Traceback" in line or "ignored" in line for line in said) == 1
     else:
         assert said == []
+
+
+def test_threads_that_hang_are_waited_for_once_and_not_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[float] = []
+    clock = count()
+    monkeypatch.setattr(workers, "time", SimpleNamespace(monotonic=lambda: float(next(clock))))
+    team = workers.Workers(8, "hanging")
+    threads, team._threads = team._threads, [SimpleNamespace(ident=0, join=waited.append) for _ in range(8)]
+    workers.dismiss([team])
+    for thread in threads:
+        thread.join()
+    assert waited == [4.0, 3.0, 2.0, 1.0, 0.0, 0.0, 0.0, 0.0]

@@ -61,7 +61,7 @@ def shows_accelerator(devices: Path, environment: Mapping[str, str]) -> bool:
 def only_libtpu_would_search() -> bool:
     """Whether JAX was told nothing, and has a single plugin, libtpu, with no accelerator in sight."""
     return (
-        getattr(jax.config, "jax_platforms", "") is None  # an attribute that its stubs do not know
+        not getattr(jax.config, "jax_platforms", None)  # an attribute that its stubs do not know
         and find_spec("libtpu") is not None
         and find_spec("jax_plugins") is None
         and not entry_points(group="jax_plugins")

@@ -17,6 +17,7 @@ import jax
 
 import layertap
 from layertap.extract.hosts import Hosts
+from layertap.extras import install_command
 
 _ROOT = Path("/")
 _GOOGLE = "0x1ae0"
@@ -87,8 +88,8 @@ def _of(hosts: Hosts) -> str:
 
 def _remedy(unused: str) -> str:
     if "GPU" in unused:
-        return 'install its plugin (pip install "jax[cuda12]"), and look for its driver with nvidia-smi'
-    return 'end the process that holds it (a TPU serves one), or install its plugin (pip install "jax[tpu]")'
+        return f"install its plugin ({install_command('gpu')}), and look for its driver with nvidia-smi"
+    return f"end the process that holds it (a TPU serves one), or install its plugin ({install_command('tpu')})"
 
 
 def _has_pci_device_of_google(root: Path) -> bool:

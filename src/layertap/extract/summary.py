@@ -41,9 +41,9 @@ def _left_out(summary: RunSummary) -> list[str]:
     skipped, overlong = progress["skipped_tasks"]["count"], progress["overlong_samples"]["count"]
     lines = []
     if skipped:
-        lines.append(f"{skipped} malformed tasks were skipped; metadata.json lists them")
+        lines.append(f"skipped {_counted(skipped, 'malformed task')}; metadata.json lists them")
     if overlong:
-        lines.append(f"{overlong} samples were longer than --max_seq_length; metadata.json lists them")
+        lines.append(f"{_counted(overlong, 'sample')} longer than --max_seq_length; metadata.json lists them")
     return lines
 
 

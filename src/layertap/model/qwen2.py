@@ -175,9 +175,8 @@ class Qwen2(nnx.Module):
         `seg_start[b, t]` is where, in row b, the sample of token t begins; a token's position is its distance from
         there.
         """
-        if (
-            self.embedding[...].dtype != jnp.float32
-        ):  # then operands, or at least results, are rounded far more coarsely
+        # Where weights are not float32, operands or results are rounded far more coarsely than sums.
+        if self.embedding[...].dtype != jnp.float32:
             plan = replace(plan, terms=None)
         x = look_up(self.embedding[...], token_ids, plan.mesh).astype(jnp.float32)
         angles = rotation(token_positions(seg_start), self.head_dim, self.rope_theta)

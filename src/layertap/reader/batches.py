@@ -111,7 +111,7 @@ class Batches:
             self._batch += 1
             yield Batch(convert(rows.activations, self._config.as_), rows.token_ids, rows.samples, rows.positions)
             if own != self._iteration:
-                raise UsageError("these batches were begun anew meanwhile; go on with the newer iterator")
+                raise UsageError("another loop over these batches has begun meanwhile; go on with that one")
         self._epoch, self._batch = self._epoch + 1, 0
 
     def _rows(self) -> Iterator[Block]:

@@ -2,13 +2,14 @@
 
 They are daemons, and not an executor's threads: at exit, Python waits for an executor to work off what was queued, and
 its ways to stop earlier are gone by the time that a forgotten iterator is destroyed. `dismiss` needs nothing but an
-attribute, a `SimpleQueue` and the threads. It may run in any thread, within the garbage collector or at exit. It takes
-no lock that its caller might hold already.
+attribute, a `SimpleQueue` and the threads, and waits for them 5 s at most. It may run in any thread, within the garbage
+collector or at exit. It takes no lock that its caller might hold already.
 
 A call that has begun is not interrupted. Calls that have not begun are cancelled.
 """
 
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future
@@ -20,8 +21,8 @@ from typing import Any, Generic, TypeVar
 T = TypeVar("T")
 
 _PATIENCE = 5.0
-"""Seconds to wait for a thread that ends its last call. A bound, since the garbage collector may run `dismiss` in a
-thread that holds a lock which this last call needs."""
+"""Seconds to wait for all threads to end their last calls. A bound, since storage may hang, and since the garbage
+collector may run `dismiss` in a thread that holds a lock which such a call needs."""
 
 
 class Workers:
@@ -71,10 +72,11 @@ def dismiss(teams: Sequence[Workers]) -> None:
     for team in teams:
         for _ in team._threads:
             team._calls.put(None)
+    until = time.monotonic() + _PATIENCE
     for team in teams:
         for thread in team._threads:
             if thread.ident != threading.get_ident():
-                thread.join(_PATIENCE)
+                thread.join(max(0.0, until - time.monotonic()))
 
 
 class Ahead(Generic[T]):
