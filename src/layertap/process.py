@@ -37,7 +37,7 @@ def guarded(run: Callable[[], int]) -> int:
             print(f"error: {error}", file=sys.stderr)
         return error.exit_status
     except BrokenPipeError:
-        closed = [stream for stream in (sys.stdout, sys.stderr) if stream is not None and _has_no_reader(stream)]
+        closed = [stream for stream in (sys.stdout, sys.stderr) if _has_no_reader(stream)]
         if not closed:
             raise
         for stream in closed:
@@ -46,7 +46,7 @@ def guarded(run: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         # An orderly exit would wait for the step that is on the device, for most of a minute on a CPU.
         with suppress(BrokenPipeError):  # nobody reads it any more
-            _flush(sys.stdout)
+            sys.stdout.flush()
         os._exit(INTERRUPTED)
 
 
@@ -58,15 +58,10 @@ def _printed(run: Callable[[], int]) -> int:
     try:
         status = run()
     except SystemExit:
-        _flush(sys.stdout)
+        sys.stdout.flush()
         raise
-    _flush(sys.stdout)
+    sys.stdout.flush()
     return status
-
-
-def _flush(stream: TextIO | None) -> None:
-    if stream is not None:  # Python has none where the descriptor was closed before it began (`>&-`)
-        stream.flush()
 
 
 def _open_what_is_closed() -> None:
@@ -74,18 +69,15 @@ def _open_what_is_closed() -> None:
 
     Libraries write to them without a look, and the next file that is opened would get their number.
     """
-    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
-            nowhere = os.open(os.devnull, os.O_RDWR)
-            if nowhere != number:
-                os.dup2(nowhere, number)
-                os.close(nowhere)
-            setattr(sys, name, open(number, mode, closefd=False))  # noqa: SIM115 - as long as the process
+            nowhere = os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free: the one that was closed
+            setattr(sys, name, open(nowhere, mode, closefd=False))  # noqa: SIM115 - as long as the process
 
 
-def _replace_what_cannot_be_shown(stream: TextIO | None) -> None:
+def _replace_what_cannot_be_shown(stream: TextIO) -> None:
     # In the C locale Python lets undecodable file names pass (`surrogateescape`), and nothing else beyond ASCII.
-    fails = ("strict",) if stream is not None and stream.encoding == "utf-8" else ("strict", "surrogateescape")
+    fails = ("strict",) if stream.encoding == "utf-8" else ("strict", "surrogateescape")
     if isinstance(stream, io.TextIOWrapper) and stream.errors in fails:
         stream.reconfigure(errors="replace")
 
