@@ -71,7 +71,7 @@ def _work(config: ExtractConfig) -> str:
     from layertap.fleet.worker import work
 
     summary = work(config)
-    if summary.shards and not summary.samples:
+    if summary.nothing_extracted:
         raise InputError(
             f"{summary.describe()}. Nothing was extracted: every task or sample of these shards was left out; the"
             " metadata.json of each lists them"

@@ -35,7 +35,7 @@ from layertap.fleet.claiming import Claimer, Taken
 from layertap.fleet.claims import claim_name
 from layertap.fleet.leases import read_claim, take, take_over
 from layertap.fleet.sharded import RUN
-from layertap.fleet.worker import work
+from layertap.fleet.worker import WorkSummary, work
 from layertap.store.config import UploadConfig
 from layertap.store.objects import ObjectStore, open_store
 from layertap.store.verify import verify
@@ -228,6 +228,17 @@ def test_a_worker_that_left_everything_out_does_not_end_well(
         command(changed(fleet, max_seq_length=256, overlong="skip"))
     assert command(changed(fleet, max_seq_length=256, overlong="skip")) == 0  # nothing was left to do
     assert "committed 0 dataset shards" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("shards_done", "samples", "leads", "nothing"),
+    [(2, 0, True, True), (2, 5, True, False), (0, 0, True, False), (2, 0, False, False)],
+)
+def test_only_the_host_that_counts_samples_can_miss_them(
+    shards_done: int, samples: int, leads: bool, nothing: bool
+) -> None:
+    summary = WorkSummary(0, shards_done, 0, samples, samples * 10, 1.0, leads=leads)
+    assert summary.nothing_extracted == nothing
 
 
 def test_samples_that_are_too_long_fail_their_shards(fleet: ExtractConfig, store: ObjectStore) -> None:

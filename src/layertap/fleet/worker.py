@@ -73,6 +73,13 @@ class WorkSummary:
     samples: int
     tokens: int
     seconds: float
+    leads: bool = True
+    """Whether it counts samples; of the hosts of a slice, host 0 does."""
+
+    @property
+    def nothing_extracted(self) -> bool:
+        """Whether it committed shards of which every task or sample was left out."""
+        return self.leads and self.shards > 0 and self.samples == 0
 
     def describe(self) -> str:
         """Lines for a person."""
@@ -176,7 +183,7 @@ class _Worker:
                 self._lead()
         seconds = time.monotonic() - self._begun
         counts = self._metrics.dataset_shards, self._metrics.leases_lost, self._samples, self._tokens
-        return WorkSummary(self._config.worker, *counts, seconds)
+        return WorkSummary(self._config.worker, *counts, seconds, leads=self._setup.hosts.index == 0)
 
     def _follow(self) -> None:
         watch = Watch(self._metrics.begins)
