@@ -25,10 +25,10 @@ proof: $(TESTS)/.installed
 	$(MAKE) soak
 
 soak: $(TESTS)/.installed
-	PYTHONPATH=tests $(BIN)/python -m soak $(SOAK)
+	PYTHONPATH=tests/support $(BIN)/python -m soak $(SOAK)
 
 mutants: $(TESTS)/.installed
-	PYTHONPATH=tests $(BIN)/python -m mutants $(MUTANTS)
+	PYTHONPATH=tests/support $(BIN)/python -m mutants $(MUTANTS)
 
 check: lint test
 

@@ -26,13 +26,13 @@ from uuid import uuid4
 
 import tyro
 
+from layertap.config.fleet import CreateShardsConfig
 from layertap.demo.checkpoint import write_checkpoint
 from layertap.demo.tasks import make_tasks, write_tasks
 from layertap.fleet.claims import CLAIMS, DONE, Claim, encode_claim
-from layertap.fleet.config import CreateShardsConfig
 from layertap.fleet.leases import take
 from layertap.fleet.sharded import create_shards, shard_name
-from layertap.store.objects import ObjectStore, open_store
+from layertap.objects.base import ObjectStore, open_store
 
 T = TypeVar("T")
 

@@ -24,10 +24,10 @@ import numpy as np
 import tyro
 
 from layertap import ActivationDataset
-from layertap.store.manifest import Manifest
-from layertap.store.samples import StoredSample
-from layertap.store.writer import ShardFormat, ShardWriter
-from layertap.tap import Tap
+from layertap.core.taps import Tap
+from layertap.shards.manifest import Manifest
+from layertap.shards.samples import StoredSample
+from layertap.shards.writer import ShardFormat, ShardWriter
 
 _BLOCK = 8 << 20
 _SAMPLE_TOKENS = 1110

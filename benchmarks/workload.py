@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from benchmarks.config import ContenderConfig
-from layertap.config import ExtractConfig
-from layertap.task import BadTask
+from layertap.config.extract import ExtractConfig
+from layertap.core.records import BadTask
 
 if TYPE_CHECKING:  # it brings JAX
     from layertap.extract.run import RunSummary

@@ -13,10 +13,10 @@ import numpy as np
 
 from benchmarks.config import ContenderConfig
 from benchmarks.workload import Figures, disk_mb_per_second, extraction, run_figures, seconds_of
-from layertap.store.manifest import Json, Manifest
-from layertap.store.samples import StoredSample
-from layertap.store.writer import ShardFormat, ShardWriter
-from layertap.tap import Tap
+from layertap.core.taps import Tap
+from layertap.shards.manifest import Json, Manifest
+from layertap.shards.samples import StoredSample
+from layertap.shards.writer import ShardFormat, ShardWriter
 
 _LAYERS = tuple(range(8))
 _HIDDEN = 896

@@ -6,36 +6,34 @@ from pathlib import Path
 import pytest
 
 import layertap
-from layertap.bar import Bar
+from layertap.core.bar import Bar
 
 _PACKAGE = Path(layertap.__file__).parent
 
 # A room may import itself, the ground floor, and the rooms named here.
-_GROUND = {"errors", "extras", "task", "tap", "arguments", "bar"}
+_GROUND = {"errors", "core"}
 _MAY_KNOW = {
     "errors": set(),
-    "extras": set(),
-    "task": set(),
-    "tap": set(),
-    "arguments": set(),
-    "bar": set(),
-    "dataset": set(),
+    "core": set(),
+    "config": set(),
+    "process": set(),
+    "objects": set(),
+    "dataset": {"config"},
     "prompts": set(),
     "model": set(),
-    "store": set(),
-    "reader": {"store"},
-    "config": {"dataset", "store"},
-    "extract": {"config", "dataset", "prompts", "model", "store"},
-    "inspection": {"prompts", "store"},
-    "plan": {"config", "dataset", "model", "extract", "store"},
+    "shards": {"config", "objects"},
+    "check": {"shards", "objects"},
+    "reader": {"shards", "objects"},
+    "view": {"config", "prompts", "shards", "objects"},
+    "extract": {"config", "process", "dataset", "prompts", "model", "shards", "objects"},
+    "plan": {"config", "dataset", "model", "extract", "shards", "objects"},
     "tpu": {"config"},
-    "fleet": {"config", "process", "dataset", "store", "extract"},
-    "demo": {"config", "dataset", "prompts", "model", "store", "extract"},
-    "interruption": set(),
-    "process": {"interruption"},
+    "fleet": {"config", "process", "dataset", "extract", "shards", "objects", "check"},
+    "demo": {"config", "dataset", "prompts", "model", "extract", "shards", "objects", "check"},
     "worker_flags": {"config"},
-    "commands": {"config", "store", "extract", "demo", "plan", "tpu", "fleet", "inspection", "worker_flags"},
-    "cli": {"config", "process", "commands", "store", "demo", "plan", "tpu", "fleet", "inspection"},
+    "commands": {"config", "process", "objects", "shards", "check", "extract"}
+    | {"demo", "plan", "tpu", "fleet", "view", "worker_flags"},
+    "cli": {"config", "process", "commands", "tpu"},
     "__main__": {"cli"},
     "__init__": {"reader"},
 }

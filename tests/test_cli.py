@@ -11,7 +11,7 @@ import shards
 
 import layertap
 from layertap.cli import main
-from layertap.config import ExtractConfig
+from layertap.config.extract import ExtractConfig
 
 _TASK = {"task_id": "t1", "train": [{"input": [[1]], "output": [[2]]}], "test": [{"input": [[3]], "output": [[4]]}]}
 

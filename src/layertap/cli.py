@@ -13,11 +13,10 @@ from typing import Any
 
 import layertap
 from layertap import commands
-from layertap.arguments import parse
-from layertap.config import ExtractConfig
-from layertap.demo.config import DemoConfig
-from layertap.errors import InputError
-from layertap.fleet.config import (
+from layertap.config.arguments import parse
+from layertap.config.demo import DemoConfig
+from layertap.config.extract import ExtractConfig
+from layertap.config.fleet import (
     CreateShardsConfig,
     FleetStatusConfig,
     ResetShardsConfig,
@@ -25,10 +24,11 @@ from layertap.fleet.config import (
     StreamsConfig,
     VerifyConfig,
 )
-from layertap.inspection.config import InspectConfig
-from layertap.plan.config import PlanConfig
-from layertap.process import guarded
-from layertap.store.config import StatsConfig
+from layertap.config.inspect import InspectConfig
+from layertap.config.plan import PlanConfig
+from layertap.config.upload import StatsConfig
+from layertap.errors import InputError
+from layertap.process.ending import guarded
 from layertap.tpu.config import (
     CreateConfig,
     DeleteConfig,

@@ -11,12 +11,9 @@ from contextlib import ExitStack, closing, contextmanager
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from layertap.config import ExtractConfig, local_path
-from layertap.demo.config import DemoConfig
-from layertap.errors import InputError, LayertapError, UsageError
-from layertap.extract.supervised import is_child, supervise
-from layertap.extras import install_command
-from layertap.fleet.config import (
+from layertap.config.demo import DemoConfig
+from layertap.config.extract import ExtractConfig, local_path
+from layertap.config.fleet import (
     CreateShardsConfig,
     FleetStatusConfig,
     ResetShardsConfig,
@@ -24,13 +21,16 @@ from layertap.fleet.config import (
     StreamsConfig,
     VerifyConfig,
 )
-from layertap.inspection.config import InspectConfig
-from layertap.plan.config import PlanConfig
-from layertap.store.config import StatsConfig
+from layertap.config.inspect import InspectConfig
+from layertap.config.plan import PlanConfig
+from layertap.config.upload import StatsConfig
+from layertap.core.extras import install_command
+from layertap.errors import InputError, LayertapError, UsageError
+from layertap.process.supervised import is_child, supervise
 from layertap.tpu.config import CreateConfig, FleetConfig, TpuConfig
 
 if TYPE_CHECKING:
-    from layertap.store.folder import Folder
+    from layertap.shards.folder import Folder
 
 
 def extract(config: ExtractConfig) -> int:
@@ -116,7 +116,7 @@ def verify(config: VerifyConfig) -> int:
 
 def inspect(config: InspectConfig) -> int:
     """Show a shard or a sample."""
-    from layertap.inspection.command import inspect
+    from layertap.view.command import inspect
 
     with _opened(config.path) as folder, _bar("inspect") as show:
         text = inspect(config, folder, show)
@@ -127,7 +127,7 @@ def inspect(config: InspectConfig) -> int:
 @contextmanager
 def _bar(name: str) -> Iterator[Callable[[int, int], None]]:
     """A bar of bytes, on a terminal only; called with how many of how many are done."""
-    from layertap.bar import Bar
+    from layertap.core.bar import Bar
 
     with Bar(desc=name, unit="B", unit_scale=True, leave=False, disable=None) as bar:
 
@@ -141,8 +141,8 @@ def _bar(name: str) -> Iterator[Callable[[int, int], None]]:
 @contextmanager
 def _opened(place: str) -> "Iterator[Folder]":
     """An output folder, of this machine or behind a URL."""
-    from layertap.store.folder import LocalFolder
-    from layertap.store.url_folder import UrlFolder
+    from layertap.shards.folder import LocalFolder
+    from layertap.shards.url_folder import UrlFolder
 
     if "://" not in place:
         yield LocalFolder(local_path(place))
@@ -153,8 +153,8 @@ def _opened(place: str) -> "Iterator[Folder]":
 
 def stats(config: StatsConfig) -> int:
     """Print statistics, merged over folders."""
-    from layertap.store.statistics_files import merge_folders
-    from layertap.store.statistics_table import describe, to_json
+    from layertap.shards.statistics_files import merge_folders
+    from layertap.shards.statistics_table import describe, to_json
 
     with ExitStack() as stack:
         statistics = merge_folders([stack.enter_context(_opened(path)) for path in config.paths])

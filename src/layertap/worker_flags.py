@@ -6,8 +6,8 @@ Beside the room of TPUs and not in it, because that knows nothing of extraction.
 import shlex
 from dataclasses import replace
 
-from layertap.arguments import parse
-from layertap.config import ExtractConfig
+from layertap.config.arguments import parse
+from layertap.config.extract import ExtractConfig
 from layertap.errors import UsageError
 
 

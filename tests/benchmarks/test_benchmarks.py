@@ -14,8 +14,8 @@ from fakes.gcs import FakeGcs
 from benchmarks import measures, writing
 from benchmarks.config import ContenderConfig
 from benchmarks.workload import Figures
-from layertap.store.samples import StoredSample
-from layertap.store.writer import ShardWriter
+from layertap.shards.samples import StoredSample
+from layertap.shards.writer import ShardWriter
 
 
 def _tiny(tmp_path: Path, tiny_model: Path) -> ContenderConfig:

@@ -21,7 +21,7 @@ from benchmarks.device import environment
 from benchmarks.machine import flags, processor, versions
 from benchmarks.workload import Figures, baseline_ids
 from layertap.model.config import published_config
-from layertap.store.writer import ShardWriter
+from layertap.shards.writer import ShardWriter
 
 _PATHS = {"PYTHONPATH": f"{commands.ROOT / 'src'}:{commands.ROOT}"}
 

@@ -2,9 +2,9 @@
 
 import pytest
 
+from layertap.core.records import Pair, Task
 from layertap.dataset.arc import task_from_pairs, task_from_problem, task_from_splits
 from layertap.errors import BadTaskError
-from layertap.task import Pair, Task
 
 _PAIR = {"input": [[1]], "output": [[2]]}
 

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
+from layertap.core.records import BadTask, Task
 from layertap.dataset import read_records
 from layertap.errors import DatasetError
-from layertap.task import BadTask, Task
 
 _TASK = {"train": [{"input": [[1]], "output": [[2]]}], "test": [{"input": [[3]]}]}
 

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
+from layertap.core.records import BadTask, Document, Pair, Task
 from layertap.dataset import read_hub_records, read_records
 from layertap.demo.tasks import make_tasks, write_tasks
 from layertap.errors import DatasetError, UsageError
-from layertap.task import BadTask, Document, Pair, Task
 
 datasets = pytest.importorskip("datasets")
 

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
+from layertap.core.records import BadTask
 from layertap.dataset import read_records
 from layertap.errors import DatasetError
-from layertap.task import BadTask
 
 _TRAIN = [{"input": [[1]], "output": [[2]]}]
 

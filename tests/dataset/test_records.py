@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from layertap.core.records import BadTask, Document, Pair, Task
 from layertap.dataset import read_records
 from layertap.errors import DatasetError
-from layertap.task import BadTask, Document, Pair, Task
 
 _TASK = {"train": [{"input": [[1]], "output": [[2]]}], "test": [{"input": [[3]], "output": [[4]]}]}
 _RAGGED = {"train": [{"input": [[1]], "output": [[1, 2], [3]]}], "test": [{"input": [[3]]}]}

@@ -8,8 +8,8 @@ import fsspec
 from hypothesis import given
 from hypothesis import strategies as st
 
+from layertap.core.records import BadTask, Document, Pair, Task
 from layertap.dataset import read_records
-from layertap.task import BadTask, Document, Pair, Task
 
 _FOLDER_NUMBERS = count()
 

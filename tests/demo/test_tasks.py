@@ -4,9 +4,9 @@ import sys
 
 import pytest
 
+from layertap.core.records import Pair, Task
 from layertap.demo.tasks import FAMILIES, make_tasks, write_tasks
 from layertap.errors import StorageError
-from layertap.task import Pair, Task
 
 
 def grids(task):

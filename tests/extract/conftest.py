@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 from runs import small_run
 
-from layertap.config import ExtractConfig
+from layertap.config.extract import ExtractConfig
 
 
 @pytest.fixture

@@ -9,11 +9,11 @@ import pytest
 import shards
 from runs import changed, extract_some, finished, manifest, out
 
-from layertap.config import ExtractConfig, HostsConfig
+from layertap.config.extract import ExtractConfig, HostsConfig
+from layertap.core.taps import Tap
 from layertap.errors import RunMismatchError, UsageError
 from layertap.extract.run import extract
 from layertap.extract.summary import describe
-from layertap.tap import Tap
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 import shards
 from runs import changed, finished, out
 
-from layertap.config import ExtractConfig
+from layertap.config.extract import ExtractConfig
 from layertap.errors import StorageError, UsageError
 from layertap.extract.run import extract
 

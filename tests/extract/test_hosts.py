@@ -19,7 +19,8 @@ from clouds import BUCKET
 from fakes.gcs import FakeGcs
 from runs import changed
 
-from layertap.config import ExtractConfig, HostsConfig
+from layertap.config.extract import ExtractConfig, HostsConfig
+from layertap.config.upload import UploadConfig
 from layertap.demo.tasks import make_tasks, write_tasks
 from layertap.errors import HostsStoppedError, UsageError
 from layertap.extract import supervised
@@ -29,7 +30,6 @@ from layertap.extract.run import extract_prepared
 from layertap.extract.session import Session
 from layertap.extract.setup import prepare
 from layertap.extract.summary import describe
-from layertap.store.config import UploadConfig
 
 HOSTS = 4
 

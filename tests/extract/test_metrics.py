@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from runs import changed, extract_some, finished, manifest, out
 
-from layertap.config import ExtractConfig
+from layertap.config.extract import ExtractConfig
 from layertap.errors import UsageError
 from layertap.extract.clock import StageClock
 from layertap.extract.metrics import Metrics, metered, prometheus_text

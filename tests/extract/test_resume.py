@@ -10,7 +10,7 @@ import pytest
 import shards
 from runs import changed, extract_some, finished, lines, manifest, out
 
-from layertap.config import ExtractConfig, FormatName
+from layertap.config.extract import ExtractConfig, FormatName
 from layertap.demo.checkpoint import write_checkpoint
 from layertap.errors import DamageError, RunMismatchError, StorageError, UsageError
 from layertap.extract.hosts import Hosts

@@ -13,13 +13,13 @@ import pytest
 import shards
 from runs import changed, finished, lines, manifest, out
 
-from layertap.config import ExtractConfig
+from layertap.check.verify import verify
+from layertap.config.extract import ExtractConfig
+from layertap.core.taps import Tap
 from layertap.errors import BadTaskError, ModelError, OverlongError, StorageError
 from layertap.extract import backend
 from layertap.extract.run import extract
 from layertap.extract.step import StepProgram
-from layertap.store.verify import verify
-from layertap.tap import Tap
 
 
 def test_every_sample_is_written_once_with_its_own_tokens(config: ExtractConfig) -> None:
@@ -272,7 +272,7 @@ def test_uncompressed_shards_hold_the_same_samples(config: ExtractConfig, tmp_pa
 
 
 def test_a_second_run_in_the_same_folder_waits_outside(config: ExtractConfig) -> None:
-    from layertap.store.lock import exclusive
+    from layertap.objects.lock import exclusive
 
     with exclusive(out(config)), pytest.raises(StorageError, match="another run is writing here"):
         extract(config)

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from gpus import lowered_for_gpu
 
+from layertap.core.taps import SITES, Tap
 from layertap.extract import backend
 from layertap.extract.step import StepProgram, plan_for, resolve_taps, transfer_dtype
 from layertap.model import weights
 from layertap.model.attention_gpu import attend_triton
 from layertap.model.attention_tpu import attend_splash
 from layertap.model.checkpoint import open_checkpoint
-from layertap.tap import SITES, Tap
 
 FLOAT32 = np.dtype(np.float32)
 

@@ -12,11 +12,11 @@ from fakes.gcs import FakeGcs
 from fakes.s3 import FakeS3
 from runs import changed, extract_some, manifest, out
 
-from layertap.config import ExtractConfig
+from layertap.config.extract import ExtractConfig
+from layertap.config.upload import UploadConfig
 from layertap.errors import AccessError, DamageError, RunMismatchError, StorageError, UsageError
 from layertap.extract.run import extract
-from layertap.store.config import UploadConfig
-from layertap.store.objects import open_store
+from layertap.objects.base import open_store
 
 PREFIX = "activations/tpu_0/"
 

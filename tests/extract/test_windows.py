@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from layertap.config import ExtractConfig
+from layertap.config.extract import ExtractConfig
+from layertap.core.records import BadTask, Document, Record
 from layertap.dataset import read_records
 from layertap.errors import BadTaskError, DamageError, OverlongError, RunMismatchError
 from layertap.extract.hosts import Hosts
@@ -15,7 +16,6 @@ from layertap.extract.packing import row_ladder
 from layertap.extract.setup import window_rules
 from layertap.extract.windows import Position, Window, WindowRules, read_windows
 from layertap.prompts import PromptMaker, load_template, load_tokenizer, parse_grid_encoder
-from layertap.task import BadTask, Document, Record
 
 RULES = WindowRules(
     window_samples=6,

@@ -7,9 +7,9 @@ import pytest
 from fakes.gcs import FakeGcs
 from runs import small_run
 
-from layertap.config import ExtractConfig
-from layertap.store.objects import ObjectStore, open_store
-from layertap.store.retry import Retry
+from layertap.config.extract import ExtractConfig
+from layertap.objects.base import ObjectStore, open_store
+from layertap.objects.retry import Retry
 
 
 @pytest.fixture(params=["folder", "gcs"])

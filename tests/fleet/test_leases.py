@@ -21,7 +21,7 @@ from fakes.gcs_faults import wait_for
 from layertap.errors import DamageError, LayertapError, LeaseLostError, StorageError
 from layertap.fleet.claims import claim_name, done_name
 from layertap.fleet.leases import Heartbeat, Lease, has_run_out, read_claim, settle, take, take_over
-from layertap.store.objects import ObjectStore, StoredBytes
+from layertap.objects.base import ObjectStore, StoredBytes
 
 SHARD = "shard_00000"
 RACERS, RACES = 8, 50
@@ -32,7 +32,7 @@ sys.path.insert(0, sys.argv[1])
 from claiming import claim
 from layertap.errors import LeaseLostError
 from layertap.fleet.leases import Heartbeat, take
-from layertap.store.objects import open_store
+from layertap.objects.base import open_store
 store, worker = open_store(sys.argv[2]), int(sys.argv[3])
 """
 
@@ -348,8 +348,8 @@ def test_lost_replies_change_nothing(gcs: FakeGcs, bucket: ObjectStore, kind: st
 
 
 def test_a_heartbeat_that_gave_up_but_took_effect_is_no_loss(gcs: FakeGcs, bucket: ObjectStore) -> None:
-    from layertap.store.objects import open_store
-    from layertap.store.retry import Retry
+    from layertap.objects.base import open_store
+    from layertap.objects.retry import Retry
 
     impatient = open_store("gs://bucket/dataset", Retry(0.0))
     lease = take(impatient, SHARD, claim(0))
@@ -364,8 +364,8 @@ def test_a_heartbeat_that_gave_up_but_took_effect_is_no_loss(gcs: FakeGcs, bucke
 
 
 def test_outages_are_reported_and_outlived(gcs: FakeGcs) -> None:
-    from layertap.store.objects import open_store
-    from layertap.store.retry import Retry
+    from layertap.objects.base import open_store
+    from layertap.objects.retry import Retry
 
     impatient = open_store("gs://bucket/dataset", Retry(0.0))
     lease = take(impatient, SHARD, claim(0, seconds=0.1))

@@ -30,15 +30,15 @@ from fleets import (
 )
 from runs import changed
 
-from layertap.config import ExtractConfig
+from layertap.config.extract import ExtractConfig
 from layertap.demo.tasks import make_tasks, write_tasks
 from layertap.errors import WorkersFailedError
 from layertap.fleet import engine as engine_module
 from layertap.fleet import local_engine
 from layertap.fleet.leases import has_run_out, read_claim, take
 from layertap.fleet.worker import work
-from layertap.interruption import INTERRUPTED
-from layertap.store.objects import open_store
+from layertap.objects.base import open_store
+from layertap.process.interruption import INTERRUPTED
 
 KILLS = 8
 SCRIPT = commands.ROOT / "extract_activations.py"

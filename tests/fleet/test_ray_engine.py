@@ -11,14 +11,14 @@ from fakes.gcs_faults import wait_for
 from fleets import assert_same, count_done, cut, done, engine, process_of, union, whole, worker_of
 from runs import changed
 
-from layertap.config import ExtractConfig
-from layertap.dataset.config import ShardedConfig
+from layertap.config.extract import ExtractConfig
+from layertap.config.sharded import ShardedConfig
 from layertap.demo.tasks import make_tasks, write_tasks
 from layertap.errors import UsageError
 from layertap.fleet import ray_engine
 from layertap.fleet.ray_engine import run_ray
 from layertap.fleet.worker import work
-from layertap.store.objects import open_store
+from layertap.objects.base import open_store
 
 # However few cores this machine has, and however busy it is.
 PLACES = ("--resources_per_worker", '{"CPU": 0.25}')

@@ -8,7 +8,7 @@ from fleets import cut, whole, worker_of
 from runs import changed, out
 
 import layertap
-from layertap.config import ExtractConfig
+from layertap.config.extract import ExtractConfig
 from layertap.errors import UsageError
 from layertap.fleet.worker import work
 

@@ -12,16 +12,16 @@ from hypothesis import strategies as st
 from runs import changed
 
 from layertap.cli import main
+from layertap.config.fleet import CreateShardsConfig
+from layertap.core.records import Document
 from layertap.dataset import read_records
 from layertap.demo.tasks import make_tasks, write_tasks
 from layertap.errors import BadTaskError, DamageError, RunMismatchError, UsageError
 from layertap.fleet import standing
 from layertap.fleet.claims import claim_name, done_name
-from layertap.fleet.config import CreateShardsConfig
 from layertap.fleet.leases import take
 from layertap.fleet.sharded import RUN, create_shards, read_dataset, read_records_of
-from layertap.store.objects import ObjectStore, open_store
-from layertap.task import Document
+from layertap.objects.base import ObjectStore, open_store
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from fakes.gcs import FakeGcs
 from fleets import cut, worker_of
 
 from layertap.cli import main
-from layertap.config import ExtractConfig
+from layertap.config.extract import ExtractConfig
 from layertap.extract.clock import StageClock
 from layertap.extract.metrics import Metrics
 from layertap.extract.progress import Progress
@@ -17,7 +17,7 @@ from layertap.fleet.leases import take
 from layertap.fleet.sharded import RUN, read_dataset
 from layertap.fleet.status import FleetWatch, describe
 from layertap.fleet.worker import work
-from layertap.store.objects import ObjectStore
+from layertap.objects.base import ObjectStore
 
 COUNT = 5
 

@@ -14,14 +14,14 @@ from hypothesis import strategies as st
 from runs import changed, finished, out
 
 from layertap.cli import main
-from layertap.config import ExtractConfig
+from layertap.config.extract import ExtractConfig
+from layertap.config.fleet import StreamsConfig
 from layertap.dataset import read_records
 from layertap.demo.tasks import make_tasks, write_tasks
 from layertap.errors import BadTaskError, DamageError, RunMismatchError, UsageError
 from layertap.extract.run import extract
-from layertap.fleet.config import StreamsConfig
 from layertap.fleet.streams import create_streams
-from layertap.store.files import file_crc32c
+from layertap.objects.files import file_crc32c
 
 
 @pytest.fixture

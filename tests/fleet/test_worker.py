@@ -16,10 +16,12 @@ from fakes.gcs import FakeGcs
 from fleets import assert_same, cut, done, union, worker_of
 from runs import changed, out
 
+from layertap.check.verify import verify
 from layertap.cli import main
 from layertap.commands import extract as command
-from layertap.config import ExtractConfig, HostsConfig
-from layertap.dataset.config import ShardedConfig
+from layertap.config.extract import ExtractConfig, HostsConfig
+from layertap.config.sharded import ShardedConfig
+from layertap.config.upload import UploadConfig
 from layertap.errors import (
     DamageError,
     InputError,
@@ -36,10 +38,8 @@ from layertap.fleet.claims import claim_name
 from layertap.fleet.leases import read_claim, take, take_over
 from layertap.fleet.sharded import RUN
 from layertap.fleet.worker import WorkSummary, work
-from layertap.store.config import UploadConfig
-from layertap.store.objects import ObjectStore, open_store
-from layertap.store.verify import verify
-from layertap.store.writer import ShardWriter
+from layertap.objects.base import ObjectStore, open_store
+from layertap.shards.writer import ShardWriter
 
 COUNT = 3
 
@@ -301,7 +301,7 @@ def test_a_reset_between_agreeing_and_claiming_is_noticed(
 
 
 def test_two_processes_with_one_id_on_one_disk_are_refused(fleet: ExtractConfig) -> None:
-    from layertap.store.lock import exclusive
+    from layertap.objects.lock import exclusive
 
     with exclusive(out(fleet) / "tpu_0"), pytest.raises(StorageError, match="another run is writing here"):
         work(fleet)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from layertap.core.taps import SITES, Tap
 from layertap.demo.checkpoint import write_checkpoint
 from layertap.extract.packing import Placement, Step, batch_arrays
 from layertap.extract.step import StepProgram, plan_for, resolve_taps
@@ -20,7 +21,6 @@ from layertap.model import weights
 from layertap.model.checkpoint import open_checkpoint
 from layertap.model.config import Qwen2Config
 from layertap.model.qwen2 import multiply
-from layertap.tap import SITES, Tap
 
 _CACHED = Path(__file__).resolve().parents[2] / ".pytest_cache" / "real-model"
 

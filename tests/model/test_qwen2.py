@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from layertap.core.taps import SITES, Tap
 from layertap.demo.checkpoint import write_checkpoint
 from layertap.extract.packing import Placement, Step, batch_arrays
 from layertap.extract.step import StepProgram, resolve_taps
@@ -18,7 +19,6 @@ from layertap.model.attention import Attend, attend_dense, attend_flash
 from layertap.model.checkpoint import open_checkpoint
 from layertap.model.config import Qwen2Config
 from layertap.model.qwen2 import ForwardPlan
-from layertap.tap import SITES, Tap
 
 _LIKE_0_5B = Qwen2Config(
     hidden_size=896,

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from layertap.plan.config import PlanConfig
+from layertap.config.plan import PlanConfig
 
 
 @pytest.fixture

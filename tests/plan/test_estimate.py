@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import pytest
 
+from layertap.config.plan import PlanConfig
 from layertap.plan.accelerators import parse_accelerator
 from layertap.plan.calibrate import Speed, Spent
-from layertap.plan.config import PlanConfig
 from layertap.plan.estimate import Stage, costs, measured_times, pipelined, stages_on
 from layertap.plan.flops import causal_pairs, forward_flops
 from layertap.plan.memory import mesh_shape
@@ -44,7 +44,7 @@ def test_what_is_stored_decides_the_bottleneck(planned: Callable[..., PlanConfig
 
 
 def test_uploads_are_a_stage_where_there_are_some(planned: Callable[..., PlanConfig]) -> None:
-    from layertap.store.config import UploadConfig
+    from layertap.config.upload import UploadConfig
 
     assert "network" not in on(planned(**SEVEN), "h200x1")[2]
     uploading = planned(**SEVEN, upload=UploadConfig(gcs_bucket="b"), network_gb_per_second=2.0)

@@ -5,11 +5,11 @@ from dataclasses import replace
 
 import pytest
 
+from layertap.config.plan import PlanConfig
 from layertap.errors import DoesNotFitError
 from layertap.model import weights
 from layertap.plan import memory
 from layertap.plan.accelerators import parse_accelerator
-from layertap.plan.config import PlanConfig
 from layertap.plan.memory import ChipMemory, estimate_memory, find_fit, fit_on, mesh_shape
 from layertap.plan.planned import planned_run
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from layertap.config import ExtractConfig
+from layertap.config.extract import ExtractConfig
+from layertap.config.plan import PlanConfig
 from layertap.extract.run import extract
-from layertap.plan.config import PlanConfig
 from layertap.plan.planned import planned_run
 from layertap.plan.workload import count_dataset
 

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from layertap.config.plan import PlanConfig
 from layertap.extract.packing import batch_arrays, pack_window, row_ladder
 from layertap.model.attention import BLOCK
-from layertap.plan.config import PlanConfig
 from layertap.plan.planned import planned_run
 from layertap.plan.workload import count_dataset, typical_lengths, usual_workload, visited_pairs
 

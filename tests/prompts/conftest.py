@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from layertap.task import Pair, Task
+from layertap.core.records import Pair, Task
 
 _SHARED = Path(os.environ.get("LAYERTAP_SHARED_DATA", Path(__file__).parents[2] / ".." / "shared" / "data")).resolve()
 _SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")

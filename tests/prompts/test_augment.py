@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from layertap.core.records import Pair, Task
 from layertap.errors import PromptError
 from layertap.prompts import Augmentation, draw_augmentation
-from layertap.task import Pair, Task
 
 _SAME_COLORS = tuple(range(10))
 

@@ -18,11 +18,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from layertap import ActivationDataset
+from layertap.core.taps import Tap
 from layertap.errors import DamageError, UsageError
 from layertap.reader.batches import Batch, Batches
-from layertap.store.samples import StoredSample
-from layertap.store.writer import ShardWriter
-from layertap.tap import Tap
+from layertap.shards.samples import StoredSample
+from layertap.shards.writer import ShardWriter
 
 SITES = ("residual", "mlp")
 FLAGS = {"first": 1, "special": 2, "sink": 4}

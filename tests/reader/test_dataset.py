@@ -15,9 +15,9 @@ from fakes.gcs import FakeGcs
 
 import layertap
 from layertap.errors import DamageError, UsageError
-from layertap.store.manifest import fingerprint_of
-from layertap.store.samples import StoredSample
-from layertap.store.writer import ShardWriter
+from layertap.shards.manifest import fingerprint_of
+from layertap.shards.samples import StoredSample
+from layertap.shards.writer import ShardWriter
 
 SITES = ("residual", "mlp")
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import commands
 
-from layertap.config import ExtractConfig
+from layertap.config.extract import ExtractConfig
 from layertap.extract.run import extract
 
 

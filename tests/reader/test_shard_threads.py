@@ -12,12 +12,12 @@ import numpy as np
 import outputs
 import pytest
 
+from layertap.core.taps import Tap
+from layertap.objects.base import open_store
 from layertap.reader.content import TensorShard
 from layertap.reader.files import MappedFiles
 from layertap.reader.sources import find_sources
-from layertap.store.manifest import StoredFile
-from layertap.store.objects import open_store
-from layertap.tap import Tap
+from layertap.shards.manifest import StoredFile
 
 
 @pytest.fixture

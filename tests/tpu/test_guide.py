@@ -11,7 +11,7 @@ import pytest
 import tyro
 from fakes.cloud_tpu import PROJECT, FakeCloudTpu
 
-from layertap.plan.config import PlanConfig
+from layertap.config.plan import PlanConfig
 
 Tpu = Callable[..., int]
 Running = Callable[[FakeCloudTpu, str], AbstractContextManager[manage_tpus.Process]]

@@ -12,9 +12,8 @@
 The shape is found out from the content. A file's name decides only where the content cannot: see `content`.
 """
 
-from layertap.dataset.formats import DatasetFormat
 from layertap.dataset.hub import read_hub_records
 from layertap.dataset.records import read_records
 from layertap.dataset.rows import as_row
 
-__all__ = ["DatasetFormat", "as_row", "read_hub_records", "read_records"]
+__all__ = ["as_row", "read_hub_records", "read_records"]

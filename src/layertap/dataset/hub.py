@@ -16,13 +16,13 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from layertap.core.extras import install_command
+from layertap.core.records import BadTask, Record
 from layertap.dataset.formats import kind_of_row, shape_of
 from layertap.dataset.raw import RawRecord, RawRecords
 from layertap.dataset.records import ID_KEYS, check_records
 from layertap.dataset.strict_json import parse
 from layertap.errors import BadTaskError, DatasetError, UsageError
-from layertap.extras import install_command
-from layertap.task import BadTask, Record
 
 _SAVED = ("state.json", "dataset_dict.json")  # what `save_to_disk` leaves
 

@@ -8,12 +8,12 @@ that the challenges already hold must be the same: a solutions file of another r
 
 from collections.abc import Iterable, Mapping
 
+from layertap.core.records import BadTask
 from layertap.dataset.content import Refused, whole
 from layertap.dataset.raw import RawRecord, RawRecords
 from layertap.dataset.source import Place
 from layertap.dataset.strict_json import kind_name
 from layertap.errors import BadTaskError, DatasetError
-from layertap.task import BadTask
 
 _CHALLENGES, _SOLUTIONS = "challenges", "solutions"
 

@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from layertap.core.records import BadTask
 from layertap.dataset.formats import Kind
-from layertap.task import BadTask
 
 
 @dataclass(frozen=True)

@@ -14,15 +14,16 @@ from collections.abc import Callable, Iterator, Mapping
 from hashlib import blake2b
 from itertools import islice
 
+from layertap.config.extract import DatasetFormat
+from layertap.core.records import BadTask, Document, Record, Task
 from layertap.dataset.arc import task_from_pairs, task_from_problem, task_from_splits
 from layertap.dataset.files import raw_records
-from layertap.dataset.formats import DatasetFormat, Kind
+from layertap.dataset.formats import Kind
 from layertap.dataset.raw import RawRecord, RawRecords
 from layertap.dataset.source import locate
 from layertap.dataset.strict_json import kind_name
 from layertap.dataset.text import document_from_row, refuse_half_characters
 from layertap.errors import BadTaskError, DatasetError
-from layertap.task import BadTask, Document, Record, Task
 
 ID_KEYS = ("task_id", "id", "uid")
 _MADE_ID = re.compile(r"(task|text)_(\d{8,12})", re.ASCII)

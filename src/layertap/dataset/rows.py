@@ -6,7 +6,7 @@ Whatever shape a record was read in, it is written in the simplest one: a task w
 
 from typing import Any
 
-from layertap.task import Document, Grid, Pair, Task
+from layertap.core.records import Document, Grid, Pair, Task
 
 
 def as_row(record: Task | Document) -> dict[str, Any]:

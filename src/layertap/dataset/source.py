@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
+from layertap.core.extras import needed_for
 from layertap.errors import DatasetError
-from layertap.extras import needed_for
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem

@@ -1,8 +1,8 @@
 """Raw JSON in, one checked `Document` out, or one sentence about what is wrong."""
 
+from layertap.core.records import Document
 from layertap.dataset.strict_json import kind_name
 from layertap.errors import BadTaskError
-from layertap.task import Document
 
 
 def document_from_row(raw: object, task_id: str) -> Document:

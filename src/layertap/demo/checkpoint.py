@@ -23,7 +23,7 @@ from layertap.demo.tokenizer import write_tokenizer
 from layertap.demo.weights import NUMPY_DTYPES, WeightDtype, WeightTensor, weight_tensors
 from layertap.errors import LayertapError, ModelError, PromptError, UsageError
 from layertap.model.config import Qwen2Config, published_config
-from layertap.store.files import atomic_write
+from layertap.objects.files import atomic_write
 
 _TOKENIZER_FILES = (
     "tokenizer.json",

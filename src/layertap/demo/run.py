@@ -8,12 +8,12 @@ and a manifest, verified.
 import os
 import sys
 
-from layertap.config import ExtractConfig, local_path
+from layertap.check.verify import verify
+from layertap.config.demo import DemoConfig
+from layertap.config.extract import ExtractConfig, local_path
 from layertap.demo.checkpoint import write_checkpoint
-from layertap.demo.config import DemoConfig
 from layertap.demo.tasks import make_tasks, write_tasks
 from layertap.errors import DamageError, UsageError
-from layertap.store.verify import verify
 
 _NEXT = """
 Next:

@@ -10,13 +10,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from random import Random
 
+from layertap.core.records import Grid, Pair, Task
 from layertap.dataset import as_row
 from layertap.demo import rules_new_size as other
 from layertap.demo import rules_same_size as same
 from layertap.demo.drawing import Draw, Family
 from layertap.demo.scenes import Cells
-from layertap.store.files import atomic_write
-from layertap.task import Grid, Pair, Task
+from layertap.objects.files import atomic_write
 
 # In this order, so that even the first few tasks differ in kind and in length.
 FAMILIES: tuple[Family, ...] = (

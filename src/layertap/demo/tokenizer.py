@@ -16,7 +16,7 @@ from pathlib import Path
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from layertap.errors import PromptError
-from layertap.store.files import atomic_write
+from layertap.objects.files import atomic_write
 
 # Part of what a Qwen vocabulary means, like the vocabulary itself: with another pattern the same text has other ids.
 _SPLIT_PATTERN = (

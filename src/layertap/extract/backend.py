@@ -20,8 +20,8 @@ from pathlib import Path
 
 import jax
 
+from layertap.core.extras import install_command
 from layertap.errors import DeviceError
-from layertap.extras import install_command
 
 _CPUINFO = Path("/proc/cpuinfo")
 _ACCELERATOR_FILES = ("accel[0-9]*", "vfio/[0-9]*", "nvidia[0-9]*", "nvidiactl", "dxg", "kfd")

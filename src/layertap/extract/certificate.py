@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from layertap.core.taps import Tap
 from layertap.extract import backend
 from layertap.extract.packing import batch_arrays, pack_window
 from layertap.extract.session import Session
@@ -26,8 +27,7 @@ from layertap.extract.windows import Position, read_windows
 from layertap.model import weights
 from layertap.model.qwen2 import Qwen2
 from layertap.prompts import Sample
-from layertap.store.manifest import index_ranges
-from layertap.tap import Tap
+from layertap.shards.manifest import index_ranges
 
 _FLOAT32 = np.dtype(np.float32)
 

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from layertap.errors import DamageError, RunMismatchError, StorageError, UsageError
 from layertap.extract.windows import Position
-from layertap.store.files import atomic_write
-from layertap.store.manifest import FILE_NAME, Manifest, read_manifest
+from layertap.objects.files import atomic_write
+from layertap.shards.manifest import FILE_NAME, Manifest, read_manifest
 
 
 @dataclass(frozen=True)

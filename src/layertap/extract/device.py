@@ -16,8 +16,8 @@ from pathlib import Path
 import jax
 
 import layertap
+from layertap.core.extras import install_command
 from layertap.extract.hosts import Hosts
-from layertap.extras import install_command
 
 _ROOT = Path("/")
 _GOOGLE = "0x1ae0"

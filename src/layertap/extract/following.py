@@ -4,12 +4,12 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-from layertap.config import ExtractConfig
+from layertap.config.extract import ExtractConfig
 from layertap.extract.checkpoint import checkpoint_bytes, checkpoint_name
-from layertap.store.mirror import Checkpoint, Mirror
-from layertap.store.objects import open_store
-from layertap.store.owner import Owner
-from layertap.store.retry import Retry
+from layertap.objects.base import open_store
+from layertap.objects.owner import Owner
+from layertap.objects.retry import Retry
+from layertap.shards.mirror import Checkpoint, Mirror
 
 
 @contextmanager

@@ -25,13 +25,13 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from layertap.config import HostsConfig
+from layertap.config.extract import HostsConfig
 from layertap.errors import DeviceError, HostsStoppedError, InputError, UsageError
 from layertap.extract import backend
 from layertap.extract.packing import Step
-from layertap.extract.supervised import HEARTBEAT_SECONDS
 from layertap.extract.windows import Window
-from layertap.store.manifest import differences
+from layertap.process.supervised import HEARTBEAT_SECONDS
+from layertap.shards.manifest import differences
 
 Shape = tuple[int, int]
 

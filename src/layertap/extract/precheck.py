@@ -8,12 +8,12 @@ import os
 from contextlib import closing
 from pathlib import Path
 
-from layertap.config import ExtractConfig
+from layertap.config.extract import ExtractConfig
 from layertap.dataset import read_records
 from layertap.errors import UsageError
-from layertap.store.manifest import FILE_NAME
-from layertap.store.objects import open_store
-from layertap.store.retry import Retry
+from layertap.objects.base import open_store
+from layertap.objects.retry import Retry
+from layertap.shards.manifest import FILE_NAME
 
 
 def require_folders(config: ExtractConfig) -> None:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from layertap.bar import Bar
+from layertap.core.bar import Bar
 from layertap.extract.clock import StageClock
 
 _SECONDS_BETWEEN_LINES = 10.0

@@ -20,7 +20,7 @@ from functools import partial
 from itertools import chain
 from pathlib import Path
 
-from layertap.config import ExtractConfig
+from layertap.config.extract import ExtractConfig
 from layertap.errors import InputError, RunMismatchError
 from layertap.extract import backend
 from layertap.extract.background import BackgroundQueue, read_ahead
@@ -38,11 +38,11 @@ from layertap.extract.step import Outputs, StepProgram
 from layertap.extract.stored import stored_sample
 from layertap.extract.windows import Position, Window, read_windows
 from layertap.model.qwen2 import Qwen2
-from layertap.store.files import remove_leftovers
-from layertap.store.lock import exclusive
-from layertap.store.manifest import Manifest
-from layertap.store.mirror import Mirror
-from layertap.store.writer import ShardBuffer, ShardWriter
+from layertap.objects.files import remove_leftovers
+from layertap.objects.lock import exclusive
+from layertap.shards.manifest import Manifest
+from layertap.shards.mirror import Mirror
+from layertap.shards.writer import ShardBuffer, ShardWriter
 
 _POLL_SECONDS = 0.005
 

@@ -23,9 +23,11 @@ import numpy as np
 from jax.sharding import Mesh
 
 import layertap
-from layertap.config import ExtractConfig, local_path
+from layertap.config.extract import ExtractConfig, local_path
+from layertap.config.sharded import ShardedConfig
+from layertap.core.records import Record
+from layertap.core.taps import Tap
 from layertap.dataset import read_records
-from layertap.dataset.config import ShardedConfig
 from layertap.errors import ModelError, UsageError
 from layertap.extract import backend
 from layertap.extract.device import opening
@@ -39,11 +41,9 @@ from layertap.model.checkpoint import Checkpoint, open_checkpoint
 from layertap.model.config import MODEL_TYPE, Qwen2Config
 from layertap.model.mesh import auto_shape, make_mesh, parse_mesh, weight_bytes
 from layertap.prompts import PromptMaker, load_template, load_tokenizer, parse_grid_encoder
-from layertap.store.manifest import Manifest, fingerprint_of
-from layertap.store.pickles import codec
-from layertap.store.writer import ShardFormat
-from layertap.tap import Tap
-from layertap.task import Record
+from layertap.shards.manifest import Manifest, fingerprint_of
+from layertap.shards.pickles import codec
+from layertap.shards.writer import ShardFormat
 
 _DTYPES = {"float32": np.dtype(np.float32), "float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 

@@ -28,13 +28,13 @@ from jax.stages import Compiled
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Int32
 
+from layertap.core.taps import Site, Tap
 from layertap.errors import DeviceError
 from layertap.extract import backend
 from layertap.model.attention_gpu import attend_triton
 from layertap.model.attention_tpu import attend_splash
 from layertap.model.mesh import ROWS, partition_model, placed
 from layertap.model.qwen2 import ForwardPlan, Qwen2
-from layertap.tap import Site, Tap
 
 # 16,384 tokens of 72B at once would need 4 GB for the MLP's intermediate values alone; 2,048 keep any chip busy.
 _ACCELERATOR_BLOCK = 2048

@@ -7,7 +7,7 @@ from layertap.extract.packing import Placement
 from layertap.extract.step import HostOutputs
 from layertap.extract.windows import Window
 from layertap.prompts import Sample
-from layertap.store.samples import StoredSample
+from layertap.shards.samples import StoredSample
 
 _PREVIEW_CHARACTERS = 200
 

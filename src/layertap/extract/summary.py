@@ -1,7 +1,7 @@
 """The end of a run, in words: what lies where, how fast it went, and where the time went."""
 
 from layertap.extract.run import RunSummary
-from layertap.store.manifest import Manifest
+from layertap.shards.manifest import Manifest
 
 
 def describe(summary: RunSummary) -> str:

@@ -24,10 +24,10 @@ from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from typing import Any, Literal
 
+from layertap.core.records import BadTask, Document, Record, Task
 from layertap.errors import BadTaskError, DamageError, OverlongError, RunMismatchError
 from layertap.extract.packing import Step, pack_window
 from layertap.prompts import PromptMaker, Sample
-from layertap.task import BadTask, Document, Record, Task
 
 _NUMBERS = ("record", "sample_idx", "emitted", "overlong_before")
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from layertap.fleet.claims import CLAIMS, DONE, Claim, shard_of
 from layertap.fleet.leases import Lease, has_run_out, read_claim, settle, take, take_over
 from layertap.fleet.sharded import DatasetShard, ShardedDataset
-from layertap.store.objects import ObjectInfo, ObjectStore
+from layertap.objects.base import ObjectInfo, ObjectStore
 
 
 @dataclass(frozen=True)

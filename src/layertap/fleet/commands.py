@@ -5,12 +5,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from layertap.config.fleet import CreateShardsConfig, FleetStatusConfig, ResetShardsConfig, ShardsStatusConfig
 from layertap.errors import LayertapError, UsageError
 from layertap.fleet import standing
-from layertap.fleet.config import CreateShardsConfig, FleetStatusConfig, ResetShardsConfig, ShardsStatusConfig
 from layertap.fleet.sharded import create_shards, read_dataset
 from layertap.fleet.status import FleetWatch, describe
-from layertap.store.objects import ObjectStore, open_store
+from layertap.objects.base import ObjectStore, open_store
 
 
 def create(config: CreateShardsConfig) -> int:

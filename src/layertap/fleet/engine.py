@@ -15,11 +15,11 @@ from contextlib import closing, suppress
 from dataclasses import replace
 from typing import TypeVar
 
-from layertap.config import ExtractConfig
+from layertap.config.extract import ExtractConfig
 from layertap.errors import InputError, UsageError, WorkersFailedError
 from layertap.fleet.sharded import read_dataset
 from layertap.fleet.standing import look
-from layertap.store.objects import ObjectStore, open_store
+from layertap.objects.base import ObjectStore, open_store
 
 _MOST_DEATHS = 5
 _LONGEST_PAUSE = 30.0

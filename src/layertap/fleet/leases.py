@@ -15,7 +15,7 @@ done-manifest has committed: the next worker that looks settles it.
 Whether a lease has run out is told by the far end's clock and by its time of the last write, and by the length that
 the holder gave it. No worker's clock is asked. Time decides only who works, never who is right.
 
-Replies may be lost. The seam settles that for each call (store/objects.py); where a call gave up altogether, the claim
+Replies may be lost. The seam settles that for each call (objects/base.py); where a call gave up altogether, the claim
 is read back, and is still ours if it bears our nonce, which nobody else writes.
 
 Why not a claim and a done-manifest that is created on its own, as is common: a worker that was stopped between looking
@@ -31,7 +31,7 @@ from typing import Any
 
 from layertap.errors import LayertapError, LeaseLostError
 from layertap.fleet.claims import Claim, claim_name, decode_claim, done_name, encode_claim, encode_done
-from layertap.store.objects import ObjectStore, StoredBytes
+from layertap.objects.base import ObjectStore, StoredBytes
 
 _CLOCK_STEP = 1.0  # bucket clocks tell whole seconds
 

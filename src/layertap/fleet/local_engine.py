@@ -15,7 +15,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 
-from layertap.config import ExtractConfig
+from layertap.config.extract import ExtractConfig
 from layertap.fleet.engine import EngineWorker, run_workers, say
 
 _STOP_SECONDS = 60.0

@@ -6,8 +6,8 @@ import signal
 import sys
 import threading
 
-from layertap.config import ExtractConfig
-from layertap.process import guarded
+from layertap.config.extract import ExtractConfig
+from layertap.process.ending import guarded
 
 
 def main() -> int:

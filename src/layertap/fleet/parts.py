@@ -18,9 +18,9 @@ from layertap.errors import DamageError, DatasetError
 from layertap.extract.run import RunSummary
 from layertap.extract.setup import Part, Setup, for_part
 from layertap.fleet.sharded import DatasetShard, read_records_of
-from layertap.store.files import atomic_write, file_crc32c
-from layertap.store.manifest import FILE_NAME, read_manifest
-from layertap.store.objects import ObjectStore
+from layertap.objects.base import ObjectStore
+from layertap.objects.files import atomic_write, file_crc32c
+from layertap.shards.manifest import FILE_NAME, read_manifest
 
 _TASKS = "tasks.jsonl"
 _ENDED = ".ended"

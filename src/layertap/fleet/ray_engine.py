@@ -23,11 +23,11 @@ from functools import partial
 from types import ModuleType
 from typing import Any
 
-from layertap.config import ExtractConfig
+from layertap.config.extract import ExtractConfig
+from layertap.core.extras import install_command
 from layertap.errors import LayertapError, UsageError, WorkersFailedError
-from layertap.extras import install_command
 from layertap.fleet.engine import EngineWorker, run_workers, say
-from layertap.process import guarded
+from layertap.process.ending import guarded
 
 _STOP_SECONDS = 12.0  # less than the grace after a SIGTERM
 _ANSWER_SECONDS = 10.0

@@ -25,11 +25,11 @@ from typing import IO, Any
 
 import google_crc32c
 
+from layertap.config.fleet import CreateShardsConfig
+from layertap.core.records import Document
 from layertap.errors import DamageError, RunMismatchError, UsageError
-from layertap.fleet.config import CreateShardsConfig
 from layertap.fleet.source import Source, as_line
-from layertap.store.objects import ObjectStore, open_store
-from layertap.task import Document
+from layertap.objects.base import ObjectStore, open_store
 
 MANIFEST = "dataset.json"
 RUN = "run.json"

@@ -5,10 +5,10 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
+from layertap.config.fleet import SourceConfig
+from layertap.core.records import BadTask, Document, Record, Task
 from layertap.dataset import as_row, read_hub_records, read_records
 from layertap.errors import BadTaskError
-from layertap.fleet.config import SourceConfig
-from layertap.task import BadTask, Document, Record, Task
 
 
 class Source:

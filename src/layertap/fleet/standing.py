@@ -12,7 +12,7 @@ from layertap.errors import DamageError, UsageError
 from layertap.fleet.claims import CLAIMS, DONE, Claim, claim_name, done_name, shard_of
 from layertap.fleet.leases import has_run_out, read_claim
 from layertap.fleet.sharded import RUN, DatasetShard, ShardedDataset
-from layertap.store.objects import ObjectStore
+from layertap.objects.base import ObjectStore
 
 Condition = Literal["free", "claimed", "lost", "failed", "done"]
 CONDITIONS: tuple[Condition, ...] = ("done", "claimed", "lost", "failed", "free")

@@ -16,7 +16,7 @@ from typing import Any
 from layertap.errors import DamageError
 from layertap.fleet.sharded import RUN, ShardedDataset
 from layertap.fleet.standing import Condition, Standing, look, read_done
-from layertap.store.objects import ObjectStore
+from layertap.objects.base import ObjectStore
 
 _READERS = 16
 

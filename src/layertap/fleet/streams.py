@@ -21,12 +21,12 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
+from layertap.config.fleet import StreamsConfig
+from layertap.core.records import Document, Task
 from layertap.errors import DamageError, RunMismatchError, StorageError, UsageError
-from layertap.fleet.config import StreamsConfig
 from layertap.fleet.source import Source, as_line
-from layertap.store.files import TEMPORARY, Checksummed, atomic_write, file_crc32c
-from layertap.store.lock import exclusive
-from layertap.task import Document, Task
+from layertap.objects.files import TEMPORARY, Checksummed, atomic_write, file_crc32c
+from layertap.objects.lock import exclusive
 
 MANIFEST = "manifest.json"
 

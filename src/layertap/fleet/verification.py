@@ -1,7 +1,7 @@
 """`layertap verify`: one run's output, that of all runs below a place, or what a sharded dataset's workers finished.
 
 Each done-manifest of a sharded dataset names one attempt's folder (of several hosts, one each), with the checksum of
-its manifest. That folder is checked as any run's is (store/verify.py), and against the done-manifest and
+its manifest. That folder is checked as any run's is (check/verify.py), and against the done-manifest and
 `dataset.json`: so of the whole dataset every sample stands once, whoever extracted it. Attempts that no done-manifest
 names do not count and are not read. A shard that nobody has finished yet is no damage.
 """
@@ -14,17 +14,17 @@ from typing import Any
 
 import google_crc32c
 
+from layertap.check.places import OpenFolder, PlacesReport, outputs_below, verify_places
+from layertap.check.verify import OnRead, VerifyReport, verify_folder
+from layertap.config.fleet import VerifyConfig
 from layertap.errors import DamageError
 from layertap.fleet.claims import done_name
-from layertap.fleet.config import VerifyConfig
 from layertap.fleet.sharded import MANIFEST as DATASET
 from layertap.fleet.sharded import DatasetShard, read_dataset
 from layertap.fleet.standing import read_done
-from layertap.store.folder import has_file
-from layertap.store.manifest import FILE_NAME, Manifest, manifest_bytes
-from layertap.store.objects import ObjectStore, open_store
-from layertap.store.verify import OnRead, VerifyReport, verify_folder
-from layertap.store.verify_places import OpenFolder, PlacesReport, outputs_below, verify_places
+from layertap.objects.base import ObjectStore, open_store
+from layertap.shards.folder import has_file
+from layertap.shards.manifest import FILE_NAME, Manifest, manifest_bytes
 
 _BELOW_ROOT = 3  # tpu_0/shard_00003/{attempt}
 

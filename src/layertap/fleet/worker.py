@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from layertap.config import ExtractConfig
+from layertap.config.extract import ExtractConfig
 from layertap.errors import (
     DamageError,
     DatasetError,
@@ -53,10 +53,10 @@ from layertap.fleet.leases import Heartbeat, Lease
 from layertap.fleet.parts import Parts
 from layertap.fleet.sharded import RUN, DatasetShard, ShardedDataset, read_dataset
 from layertap.fleet.slices import Outcome, Slice
-from layertap.store.lock import exclusive
-from layertap.store.manifest import differences
-from layertap.store.objects import ObjectStore, open_store
-from layertap.store.retry import Retry
+from layertap.objects.base import ObjectStore, open_store
+from layertap.objects.lock import exclusive
+from layertap.objects.retry import Retry
+from layertap.shards.manifest import differences
 
 _OF_THE_SHARD = (DatasetError, PromptError, HostsStoppedError)  # any worker would meet them
 

@@ -27,11 +27,11 @@ from jax.sharding import Mesh
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
+from layertap.core.taps import Site, Tap
 from layertap.model.attention import Attend, Keys, Queries, attend_flash
 from layertap.model.config import Qwen2Config
 from layertap.model.frequencies import inverse_frequencies
 from layertap.model.mesh import look_up, whole
-from layertap.tap import Site, Tap
 
 Hidden = Float[Array, "B T H"]
 

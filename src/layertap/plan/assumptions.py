@@ -37,7 +37,7 @@ TYPICAL_TEXT_BYTES = Assumption(
     "a guess: 200 characters of preview, an augmentation",
 )
 STATISTICS_SECONDS_A_VALUE = Assumption(
-    "statistics and flags", 2e-9, "s a value, of one core", "store/statistics.py, measured on two cores"
+    "statistics and flags", 2e-9, "s a value, of one core", "shards/statistics.py, measured on two cores"
 )
 GZIP_BYTES_A_SECOND = {
     "float32": Assumption(

@@ -29,8 +29,8 @@ from layertap.model.qwen2 import Qwen2
 from layertap.plan.flops import forward_flops
 from layertap.plan.planned import PlannedRun
 from layertap.plan.workload import Workload, blank_manifest, visited_pairs
-from layertap.store.samples import StoredSample
-from layertap.store.writer import ShardFormat, ShardWriter
+from layertap.shards.samples import StoredSample
+from layertap.shards.writer import ShardFormat, ShardWriter
 
 _FLOPS = 3e12
 """A measured step is about so many operations: seconds."""

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from layertap.config.plan import PlanConfig
 from layertap.extract import backend
 from layertap.plan.accelerators import Accelerator, parse_accelerator
 from layertap.plan.assumptions import (
@@ -16,7 +17,6 @@ from layertap.plan.assumptions import (
     Assumption,
 )
 from layertap.plan.calibrate import Speed, measure_speed
-from layertap.plan.config import PlanConfig
 from layertap.plan.estimate import (
     Costs,
     Times,

@@ -13,17 +13,17 @@ from pickle import PickleBuffer
 
 import numpy as np
 
+from layertap.core.taps import Tap
 from layertap.extract.packing import Placement
 from layertap.extract.stored import stored_sample
 from layertap.extract.windows import Window
-from layertap.store.files import Checksummed
-from layertap.store.flags import Flags
-from layertap.store.manifest import Manifest
-from layertap.store.samples import Activation, StoredSample
-from layertap.store.statistics import no_statistics
-from layertap.store.statistics_files import write_statistics
-from layertap.store.writer import ShardBuffer, ShardFormat, write_samples
-from layertap.tap import Tap
+from layertap.objects.files import Checksummed
+from layertap.shards.flags import Flags
+from layertap.shards.manifest import Manifest
+from layertap.shards.samples import Activation, StoredSample
+from layertap.shards.statistics import no_statistics
+from layertap.shards.statistics_files import write_statistics
+from layertap.shards.writer import ShardBuffer, ShardFormat, write_samples
 
 
 @dataclass(frozen=True)

@@ -6,15 +6,15 @@ from pathlib import Path
 import ml_dtypes  # noqa: F401  # numpy knows bfloat16 from here on
 import numpy as np
 
-from layertap.config import local_path
+from layertap.config.extract import local_path
+from layertap.config.plan import PlanConfig
+from layertap.core.taps import Tap
 from layertap.errors import UsageError
 from layertap.extract.setup import format_of_shards, resolve_run_taps
 from layertap.model.checkpoint import Checkpoint, open_checkpoint
 from layertap.model.config import Qwen2Config
-from layertap.plan.config import PlanConfig
 from layertap.plan.models import model_config
-from layertap.store.writer import ShardFormat
-from layertap.tap import Tap
+from layertap.shards.writer import ShardFormat
 
 
 @dataclass(frozen=True)

@@ -20,12 +20,12 @@ from dataclasses import dataclass
 import ml_dtypes
 import numpy as np
 
+from layertap.core.extras import install_command
+from layertap.core.taps import Site
 from layertap.errors import DeviceError, DoesNotFitError, UsageError
-from layertap.extras import install_command
 from layertap.plan.collectives import collectives
 from layertap.plan.models import model_config
 from layertap.plan.topologies import Topology, parse_topology
-from layertap.tap import Site
 
 # libtpu asks the cloud it expects around it, and takes a lock against a second process: neither makes sense here.
 _ENVIRONMENT = {

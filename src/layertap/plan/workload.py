@@ -15,6 +15,7 @@ from statistics import NormalDist
 
 import numpy as np
 
+from layertap.config.plan import PlanConfig
 from layertap.dataset import read_records
 from layertap.extract.hosts import Hosts
 from layertap.extract.packing import Step, pack_window
@@ -25,11 +26,10 @@ from layertap.model.attention import BLOCK
 from layertap.model.checkpoint import Checkpoint
 from layertap.model.config import MODEL_TYPE
 from layertap.plan.assumptions import TYPICAL_MEAN, TYPICAL_MEDIAN, TYPICAL_TEXT_BYTES
-from layertap.plan.config import PlanConfig
 from layertap.plan.flops import causal_pairs
 from layertap.plan.output_size import OutputCounter, OutputSize, sum_of
-from layertap.store.manifest import Manifest
-from layertap.store.writer import ShardFormat
+from layertap.shards.manifest import Manifest
+from layertap.shards.writer import ShardFormat
 
 # token_ids, positions and flags in safetensors; token_ids and flags in pickles.
 _BYTES_BESIDE_A_TOKEN = {"safetensors": 9, "pickle": 5}

@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import count
 
+from layertap.core.records import Grid, Pair, Task
 from layertap.errors import PromptError
-from layertap.task import Grid, Pair, Task
 
 _COLORS = 10
 _QUARTER_TURNS = 4

@@ -18,8 +18,8 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields
 from typing import ClassVar
 
+from layertap.core.records import Grid
 from layertap.errors import PromptError
-from layertap.task import Grid
 
 _MAX_SIDE = 30
 _DIGITS = "0123456789"

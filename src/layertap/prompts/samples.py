@@ -17,12 +17,12 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Int32
 
+from layertap.core.records import Document, Task
 from layertap.errors import PromptError
 from layertap.prompts.augment import Augmentation, draw_augmentation
 from layertap.prompts.grids import GridEncoder
 from layertap.prompts.templates import PromptTemplate
 from layertap.prompts.tokenizer import PromptTokenizer
-from layertap.task import Document, Task
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,11 +17,11 @@ from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
 
+from layertap.core.records import Grid, Task
 from layertap.errors import PromptError
 from layertap.prompts.chat import Messages
 from layertap.prompts.grids import GridEncoder
 from layertap.prompts.sandbox import SandboxedTemplate, compile_template, prompt_environment
-from layertap.task import Grid, Task
 
 PROMPT_VERSIONS = ("output-from-examples-v0", "output-from-examples-v1")
 _CUSTOM = "custom"

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from layertap.core.taps import Tap
 from layertap.errors import UsageError
 from layertap.reader.blocks import Block, Shape, in_order, pools
 from layertap.reader.config import BatchConfig
@@ -28,7 +29,6 @@ from layertap.reader.pieces import Cursor, Pieces, rank_share
 from layertap.reader.shards import Shards
 from layertap.reader.supply import Share, Supply
 from layertap.reader.workers import Ahead
-from layertap.tap import Tap
 
 _STATE_VERSION = 1
 

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Literal, get_args
 
+from layertap.core.taps import Tap
 from layertap.errors import UsageError
-from layertap.store.flags import FIRST, SINK, SPECIAL
-from layertap.tap import Tap
+from layertap.shards.flags import FIRST, SINK, SPECIAL
 
 Flag = Literal["first", "special", "sink"]
 Framework = Literal["numpy", "torch", "jax"]

@@ -1,7 +1,7 @@
 """What a shard holds, the same for both formats, read as far as it is asked for.
 
 safetensors are read by parts: the header once, then ranges of rows. A pickle can only be read whole, one file a site,
-by an unpickler that makes arrays and nothing else (store/pickles.py); it stays in memory as long as its `PickledShard`.
+by an unpickler that makes arrays and nothing else (shards/pickles.py). It stays in memory as long as its shard.
 """
 
 import json
@@ -12,14 +12,14 @@ from typing import Any, Protocol, cast
 
 import numpy as np
 
+from layertap.core.taps import Site, Tap
 from layertap.errors import DamageError
 from layertap.reader.once import Once
 from layertap.reader.sources import Source
-from layertap.store.manifest import ShardEntry, StoredFile, index_ranges
-from layertap.store.pickles import load_pickle
-from layertap.store.safetensors_shards import FORMAT, FORMAT_VERSION, TENSORS
-from layertap.store.tensor_file import TensorLayout, data_start, parse_layout
-from layertap.tap import Site, Tap
+from layertap.shards.manifest import ShardEntry, StoredFile, index_ranges
+from layertap.shards.pickles import load_pickle
+from layertap.shards.safetensors import FORMAT, FORMAT_VERSION, TENSORS
+from layertap.shards.tensors import TensorLayout, data_start, parse_layout
 
 _FIRST_BYTES = 256 << 10
 """Fetched at first, in the hope that the header is not longer."""

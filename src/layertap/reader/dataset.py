@@ -11,7 +11,9 @@ from operator import index as exact_int
 from pathlib import Path
 from typing import overload
 
+from layertap.core.taps import SITES, Site, Tap
 from layertap.errors import DamageError, UsageError
+from layertap.objects.base import open_store
 from layertap.reader.batches import Batches
 from layertap.reader.config import BatchConfig, Dtype, Flag, Framework
 from layertap.reader.content import ShardContent
@@ -19,8 +21,6 @@ from layertap.reader.overlap import described, require_each_once
 from layertap.reader.sample import ActivationSample
 from layertap.reader.shards import Shards
 from layertap.reader.sources import find_sources
-from layertap.store.objects import open_store
-from layertap.tap import SITES, Site, Tap
 
 
 class ActivationDataset(Sequence[ActivationSample]):

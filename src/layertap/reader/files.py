@@ -15,9 +15,9 @@ from typing import BinaryIO, Protocol
 import numpy as np
 
 from layertap.errors import DamageError, StorageError
-from layertap.store.manifest import StoredFile
-from layertap.store.objects import ObjectStore
-from layertap.store.ranges import open_ranges
+from layertap.objects.base import ObjectStore
+from layertap.objects.ranges import open_ranges
+from layertap.shards.manifest import StoredFile
 
 _OPEN_MAPS = 128
 

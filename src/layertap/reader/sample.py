@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from layertap.core.taps import Site, Tap
 from layertap.reader.content import ShardContent, Words
-from layertap.tap import Site, Tap
 
 
 class ActivationSample:

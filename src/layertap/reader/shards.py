@@ -11,7 +11,7 @@ from itertools import accumulate
 
 from layertap.reader.content import ShardContent, open_shard
 from layertap.reader.sources import Source
-from layertap.store.manifest import ShardEntry
+from layertap.shards.manifest import ShardEntry
 
 
 class Shards:

@@ -17,10 +17,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from layertap.errors import DamageError, UsageError
+from layertap.objects.base import ObjectStore, open_store
+from layertap.objects.local import LocalStore
 from layertap.reader.files import Files, MappedFiles, RangedFiles
-from layertap.store.manifest import FILE_NAME, Manifest, parse_manifest
-from layertap.store.objects import ObjectStore, open_store
-from layertap.store.objects_local import LocalStore
+from layertap.shards.manifest import FILE_NAME, Manifest, parse_manifest
 
 _DONE = "done/"
 

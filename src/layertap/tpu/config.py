@@ -1,4 +1,4 @@
-"""The flags of `layertap tpu ...`, as in `layertap.config`: one field, one flag, one sentence.
+"""The flags of `layertap tpu ...`, as in `layertap.config.extract`: one field, one flag, one sentence.
 
 Here and not there because nothing else reads them. Neither Google's client nor JAX is imported, so that `--help` is
 quick and works without the `tpu-ops` extra.
@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from layertap.arguments import Flag
-from layertap.config import local_path
+from layertap.config.arguments import Flag
+from layertap.config.extract import local_path
 from layertap.errors import UsageError
 from layertap.tpu.fleet import Wanted, check_name
 

@@ -1,0 +1,122 @@
+"""Several output folders checked together: those of many workers, or those that done-manifests name.
+
+Each is checked as one alone is (verify.py); a folder that cannot be checked at all is a finding, and hides no other.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+from layertap.check.verify import OnRead, VerifyReport, verify_folder
+from layertap.errors import DamageError, StorageError, UsageError
+from layertap.shards.folder import Folder
+from layertap.shards.manifest import FILE_NAME, Json
+
+OpenFolder = Callable[[str], AbstractContextManager[Folder]]
+"""From a folder's path or URL."""
+
+
+@dataclass(frozen=True)
+class PlacesReport:
+    """What was read, and everything that is wrong with it."""
+
+    place: str
+    reports: Mapping[str, VerifyReport]
+    """By the path or URL that the folder was opened by."""
+    findings: tuple[str, ...] = ()
+    """What is wrong beside what is wrong within a folder."""
+    unfinished: tuple[str, ...] = ()
+    """What is still to come; no damage."""
+
+    @property
+    def sound(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.findings and all(report.sound for report in self.reports.values())
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing is still to come."""
+        return not self.unfinished and all(report.manifest.complete for report in self.reports.values())
+
+    def describe(self) -> str:
+        """Lines for a person: what is wrong or unfinished, then all in one."""
+        reports = self.reports.values()
+        open_ones = [f"{report.folder}: is not complete" for report in reports if not report.manifest.complete]
+        empty = [f"{it.folder}: is complete, and EMPTY: it holds no sample" for it in reports if it.empty]
+        damaged = [report.describe() for report in reports if not report.sound]
+        counts = ", ".join(f"{count} {name}" for name, count in self._totals().items())
+        wrong = len(self.findings) + sum(len(report.findings) for report in reports)
+        state = "complete" if self.complete else "sound so far, not everything is complete"
+        verdict = f"{state}; every file read back and checked" if self.sound else f"DAMAGED; {wrong} findings"
+        return "\n".join(
+            (*self.unfinished, *open_ones, *empty, *self.findings, *damaged, f"{self.place}: {counts}: {verdict}")
+        )
+
+    def to_json(self) -> Json:
+        """The same for a program."""
+        return {
+            "place": self.place,
+            "sound": self.sound,
+            "complete": self.complete,
+            **self._totals(),
+            "findings": list(self.findings),
+            "unfinished": list(self.unfinished),
+            "reports": [report.to_json() for report in self.reports.values()],
+        }
+
+    def _totals(self) -> dict[str, int]:
+        manifests = [report.manifest for report in self.reports.values()]
+        return {
+            "folders": len(manifests),
+            "shards": sum(len(manifest.shards) for manifest in manifests),
+            "samples": sum(manifest.samples for manifest in manifests),
+            "tokens": sum(manifest.tokens for manifest in manifests),
+        }
+
+
+def outputs_below(folder: Folder) -> list[str]:
+    """The output folders below `folder`, as paths from there; raises UsageError where there is none."""
+    try:
+        files = [PurePosixPath(path) for path in folder.files()]
+    except OSError as error:
+        raise StorageError(f"{folder}: cannot be listed: {error.strerror or error}") from error
+    found = [path.parent.as_posix() for path in files if path.name == FILE_NAME]
+    if not found:
+        raise UsageError(f"{folder}: no {FILE_NAME} there or below; it is not the output of a run")
+    return found
+
+
+def verify_places(
+    place: str, outputs: Sequence[str], open_folder: OpenFolder, on_read: OnRead = lambda _done, _total: None
+) -> PlacesReport:
+    """Check the output folders at these paths or URLs, each opened by `open_folder`.
+
+    `on_read` is told how many of about how many bytes are read: folders to come are taken to be as large as the others.
+    """
+    reports: dict[str, VerifyReport] = {}
+    findings: list[str] = []
+    before = 0
+    for number, output in enumerate(outputs, 1):
+        count = _Count(on_read, before, len(outputs) / number)
+        try:
+            with open_folder(output) as folder:
+                reports[output] = verify_folder(folder, count)
+        except (DamageError, UsageError) as error:
+            findings.append(f"{output}: {str(error).removeprefix(f'{output}: ')}")
+        before += count.total
+    return PlacesReport(place, reports, tuple(findings))
+
+
+class _Count:
+    """Tells how far all folders are, from how far one of them is."""
+
+    def __init__(self, on_read: OnRead, before: int, scale: float) -> None:
+        self.total = 0
+        self._on_read = on_read
+        self._before = before
+        self._scale = scale
+
+    def __call__(self, done: int, total: int) -> None:
+        self.total = total
+        self._on_read(self._before + done, round((self._before + total) * self._scale))

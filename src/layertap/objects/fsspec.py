@@ -1,0 +1,217 @@
+"""Objects at any URL that fsspec knows (`s3://`, `abfs://`, `sftp://`, ...), for one writer at a time.
+
+fsspec has no compare-and-swap, so the conditional calls are refused; who needs them (leases, several workers on one
+dataset) needs a folder or `gs://`. Nor does it tell checksums, so an upload is verified by reading it back: twice the
+traffic, but no store is believed on its word.
+"""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import google_crc32c
+
+from layertap.core.extras import needed_for
+from layertap.errors import AccessError, DamageError, StorageError, UsageError
+from layertap.objects.base import ObjectInfo, StoredBytes, checked_name
+from layertap.objects.files import file_crc32c
+from layertap.objects.retry import Retry, TransientError
+
+T = TypeVar("T")
+_Exceptions = tuple[type[BaseException], ...]
+
+_LASTING = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError)
+_FLAT = ("s3", "s3a", "abfs", "abfss", "az", "oss", "memory")
+"""Stores without folders, where to make one would be to make a bucket."""
+_READ_BYTES = 16 << 20
+_TIMES = ("LastModified", "last_modified", "mtime", "updated", "created")
+_VERSIONS = ("ETag", "etag", "generation", "mtime", "LastModified", "created")
+
+
+class FsspecStore:
+    """See `ObjectStore`."""
+
+    conditional = False
+
+    def __init__(self, url: str, retry: Retry) -> None:
+        import fsspec
+
+        self.url = url.rstrip("/")
+        self._retry = retry
+        self._flat = url.partition("://")[0] in _FLAT
+        try:
+            self._fs, self._root = fsspec.core.url_to_fs(self.url, use_listings_cache=False, skip_instance_cache=True)
+        except ImportError as error:
+            raise UsageError(f"{url}: {error}; it needs {needed_for(url)}") from error
+        except ValueError as error:
+            raise UsageError(f"{url}: {error}; give a folder, gs://, s3:// or another URL that fsspec knows") from error
+
+    def create(self, name: str, data: bytes) -> str | None:
+        """Refused."""
+        self._refuse(name)
+
+    def replace_if(self, name: str, data: bytes, version: str) -> str | None:
+        """Refused."""
+        self._refuse(name)
+
+    def delete_if(self, name: str, version: str) -> bool:
+        """Refused."""
+        self._refuse(name)
+
+    def server_time(self) -> float:
+        """Refused."""
+        self._refuse("clock")
+
+    def read(self, name: str) -> StoredBytes | None:
+        """See `ObjectStore`."""
+        info = self.stat(name)
+        if info is None:
+            return None
+        data = self._try(name, lambda: self._fs.cat_file(self._path(name)))
+        return StoredBytes(data, info.version, info.updated)
+
+    def read_range(self, name: str, start: int, length: int) -> bytes:
+        """See `ObjectStore`."""
+
+        def read() -> bytes:
+            try:
+                if length > 0:
+                    return self._fs.cat_file(self._path(name), start=start, end=start + length)
+                self._fs.info(self._path(name))
+            except (FileNotFoundError, IsADirectoryError) as error:
+                raise DamageError(f"{self.url}/{name}: no such object") from error
+            except (*_passing(), *_http()) as error:
+                if self._is_behind_the_end(name, start, error):  # where no bytes are, some stores refuse a range
+                    return b""
+                raise
+            return b""
+
+        return self._try(name, read)
+
+    def stat(self, name: str) -> ObjectInfo | None:
+        """See `ObjectStore`."""
+
+        def stat() -> ObjectInfo | None:
+            try:
+                raw = self._fs.info(self._path(name))
+            except FileNotFoundError:
+                return None
+            return self._info(name, raw) if raw["type"] == "file" else None
+
+        return self._try(name, stat)
+
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        """See `ObjectStore`."""
+
+        def find() -> dict[str, Any]:
+            self._fs.invalidate_cache()
+            try:
+                return self._fs.find(self._root, detail=True)
+            except FileNotFoundError:
+                return {}
+
+        for path, raw in sorted(self._try(prefix, find).items()):
+            name = path.removeprefix(self._root).lstrip("/")
+            if name.startswith(prefix):
+                yield self._info(name, raw)
+
+    def upload(self, path: Path, name: str, crc32c: str, *, replaces: str | None = None) -> ObjectInfo:
+        """See `ObjectStore`; but whatever is there is written over."""
+        if not path.is_file():
+            raise StorageError(f"{path}: no such file; restore it, or extract it again")
+
+        def upload() -> ObjectInfo:
+            if not self._flat:
+                self._fs.makedirs(self._path(name).rpartition("/")[0], exist_ok=True)
+            self._fs.put_file(str(path), self._path(name))
+            self._fs.invalidate_cache()
+            info = self._info(name, self._fs.info(self._path(name)))
+            arrived = self._crc32c(name, info.size)
+            if arrived != crc32c and file_crc32c(path) != crc32c:
+                raise DamageError(f"{path}: does not have CRC-32C {crc32c}; restore it, or extract it again")
+            if arrived != crc32c:
+                raise OSError(f"arrived with CRC-32C {arrived}, should have {crc32c}")
+            return info._replace(crc32c=arrived)
+
+        return self._try(name, upload)
+
+    def close(self) -> None:
+        """See `ObjectStore`."""
+
+    def _refuse(self, name: str) -> NoReturn:
+        raise UsageError(
+            f"{self.url}/{name}: writing on a condition is not possible there, so only one process may write;"
+            " what several share needs a folder or gs://"
+        )
+
+    def _path(self, name: str) -> str:
+        return f"{self._root.rstrip('/')}/{checked_name(name)}"
+
+    def _info(self, name: str, raw: dict[str, Any]) -> ObjectInfo:
+        updated = next((raw[key] for key in _TIMES if raw.get(key)), 0.0)
+        seconds = updated.timestamp() if isinstance(updated, datetime) else float(updated)
+        version = next((str(raw[key]) for key in _VERSIONS if raw.get(key)), "")
+        return ObjectInfo(name, int(raw["size"]), version, seconds, None)
+
+    def _is_behind_the_end(self, name: str, start: int, error: BaseException) -> bool:
+        """Whether that is why a range could not be read. It costs a request, so nobody asks before reading."""
+        return not isinstance(error, _LASTING) and start >= int(self._fs.info(self._path(name))["size"])
+
+    def _crc32c(self, name: str, size: int) -> str:
+        crc = 0
+        for start in range(0, size, _READ_BYTES):
+            chunk = self._fs.cat_file(self._path(name), start=start, end=min(start + _READ_BYTES, size))
+            crc = google_crc32c.extend(crc, chunk)
+        return f"{crc:08x}"
+
+    def _try(self, name: str, attempt: Callable[[], T]) -> T:
+        what = f"{self.url}/{name}"
+        with _translated(what):
+            return self._retry(what, lambda _again: _marked(attempt))
+
+
+def _marked(attempt: Callable[[], T]) -> T:
+    """What `attempt` returns; raises TransientError for what is worth another one."""
+    try:
+        return attempt()
+    except _LASTING:
+        raise
+    except _passing() as error:
+        raise TransientError(str(error)) from error
+
+
+def _passing() -> _Exceptions:
+    """What is worth another attempt, unless it is one of `_LASTING`."""
+    return (OSError, *_botocore("HTTPClientError"))
+
+
+@contextmanager
+def _translated(what: str) -> Iterator[None]:
+    denials: _Exceptions = (PermissionError, *_botocore("NoCredentialsError", "PartialCredentialsError"))
+    failures: _Exceptions = (OSError, *_botocore("BotoCoreError"))
+    try:
+        yield
+    except denials as error:
+        raise AccessError(f"{what}: not allowed ({error}); check credentials and the bucket's policy") from error
+    except FileNotFoundError as error:
+        raise UsageError(f"{what}: there is no such bucket or folder ({error}); make it, or name another") from error
+    except failures as error:
+        raise StorageError(f"{what}: {error}") from error
+
+
+def _botocore(*names: str) -> _Exceptions:
+    """Exceptions of the library below s3fs, if that is in use; they are no OSErrors."""
+    return _loaded("botocore.exceptions", *names)
+
+
+def _http() -> _Exceptions:
+    """What the libraries below other backends raise at an answer that is an error; no OSErrors either."""
+    return (*_loaded("aiohttp", "ClientResponseError"), *_loaded("azure.core.exceptions", "HttpResponseError"))
+
+
+def _loaded(name: str, *names: str) -> _Exceptions:
+    module = sys.modules.get(name)
+    return tuple(getattr(module, name) for name in names) if module is not None else ()

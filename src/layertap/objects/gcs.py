@@ -1,0 +1,251 @@
+"""Objects in a Google Cloud Storage bucket, through Google's own client.
+
+Every write carries a generation precondition, so nothing is ever written over unseen. Every small write also carries a
+nonce in its metadata: when a second attempt is told that its precondition failed, the nonce tells whether the first
+one had taken effect. The client's own retries are switched off for these, since they hide that there was a first.
+
+An upload claims its CRC-32C beforehand, which the server checks; what the server then says it holds is compared once
+more. Up to 8 MiB that is one request, above it one to begin and one for each 64 MiB, each of which can be tried again.
+
+fsspec (gcsfs) is not used here: it has no compare-and-swap and checks nothing unless asked to.
+"""
+
+import base64
+import weakref
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+from uuid import uuid4
+
+from google.api_core import exceptions
+from google.api_core.retry import Retry as ChunkRetry
+from google.cloud.storage import Blob
+
+from layertap.errors import DamageError, StorageError
+from layertap.objects.base import ObjectInfo, StoredBytes, checked_name
+from layertap.objects.files import file_crc32c
+from layertap.objects.gcs_connection import ServerClock, is_transient, make_client, marked, translated
+from layertap.objects.retry import Retry, TransientError
+
+T = TypeVar("T")
+_Page = tuple[list[ObjectInfo], str | None]
+
+_NONCE = "layertap-write"
+_CHUNK_BYTES = 64 << 20
+_TIMEOUT = (10.0, 120.0)  # seconds to connect, and between bytes of an answer
+
+
+class GcsStore:
+    """See `ObjectStore`; `place` is `bucket/prefix`."""
+
+    conditional = True
+
+    def __init__(self, place: str, retry: Retry) -> None:
+        bucket, _, prefix = place.strip("/").partition("/")
+        self.url = f"gs://{bucket}" + (f"/{prefix}" if prefix else "")
+        self._prefix = f"{prefix}/" if prefix else ""
+        self._retry = retry
+        self._bucket_seen = False
+        self._clock = ServerClock()
+        self._client = make_client(self._clock)
+        # The client is a circle of references: its connections would stay open until the garbage collector comes by.
+        self._closing = weakref.finalize(self, self._client.close)
+        self._closing.atexit = False
+        with translated(self.url):
+            self._bucket = self._client.bucket(bucket)
+
+    def create(self, name: str, data: bytes) -> str | None:
+        """See `ObjectStore`."""
+        return self._write(name, data, 0)
+
+    def replace_if(self, name: str, data: bytes, version: str) -> str | None:
+        """See `ObjectStore`."""
+        return self._write(name, data, int(version))
+
+    def delete_if(self, name: str, version: str) -> bool:
+        """See `ObjectStore`."""
+
+        def delete(again: bool) -> bool:
+            try:
+                self._blob(name).delete(if_generation_match=int(version), retry=None, timeout=_TIMEOUT)
+            except exceptions.PreconditionFailed:
+                return False
+            except exceptions.NotFound as error:
+                _require_bucket(error)
+                return again
+            return True
+
+        return self._try(name, delete)
+
+    def read(self, name: str) -> StoredBytes | None:
+        """See `ObjectStore`."""
+
+        def read(_again: bool) -> StoredBytes | None:
+            while blob := self._bucket.get_blob(self._prefix + checked_name(name), retry=None, timeout=_TIMEOUT):
+                try:
+                    data = blob.download_as_bytes(
+                        if_generation_match=blob.generation, retry=None, timeout=_TIMEOUT, checksum="crc32c"
+                    )
+                except (exceptions.PreconditionFailed, exceptions.NotFound):
+                    continue  # written over between the two requests
+                return StoredBytes(data, str(blob.generation), blob.updated.timestamp())
+            self._require_bucket_there()
+            return None
+
+        return self._try(name, read)
+
+    def read_range(self, name: str, start: int, length: int) -> bytes:
+        """See `ObjectStore`."""
+
+        def read(_again: bool) -> bytes:
+            try:
+                return self._blob(name).download_as_bytes(
+                    start=start, end=start + length - 1, retry=None, timeout=_TIMEOUT, checksum=None
+                )
+            except exceptions.RequestRangeNotSatisfiable:
+                return b""
+            except exceptions.NotFound as error:
+                _require_bucket(error)
+                raise DamageError(f"{self.url}/{name}: no such object") from error
+
+        return self._try(name, read) if length > 0 else b""
+
+    def stat(self, name: str) -> ObjectInfo | None:
+        """See `ObjectStore`."""
+
+        def stat(_again: bool) -> ObjectInfo | None:
+            blob = self._bucket.get_blob(self._prefix + checked_name(name), retry=None, timeout=_TIMEOUT)
+            if blob is None:
+                self._require_bucket_there()
+            return None if blob is None else self._info(blob)
+
+        return self._try(name, stat)
+
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        """See `ObjectStore`."""
+        page, token = self._page(prefix, None)
+        yield from page
+        while token is not None:
+            page, token = self._page(prefix, token)
+            yield from page
+
+    def upload(self, path: Path, name: str, crc32c: str, *, replaces: str | None = None) -> ObjectInfo:
+        """See `ObjectStore`."""
+        try:
+            size = path.stat().st_size
+        except OSError as error:
+            raise StorageError(f"{path}: cannot be read: {error.strerror}; restore it, or extract it again") from error
+        return self._try(name, lambda _again: self._send(path, name, size, crc32c, int(replaces or 0)))
+
+    def server_time(self) -> float:
+        """See `ObjectStore`."""
+        if self._clock.now() is None:
+            self._try("", lambda _again: self._require_bucket_there())
+        now = self._clock.now()
+        if now is None:
+            raise StorageError(f"{self.url}: the server's answers bear no date")
+        return now
+
+    def close(self) -> None:
+        """See `ObjectStore`."""
+        self._closing()
+
+    def _blob(self, name: str) -> Blob:
+        return self._bucket.blob(self._prefix + checked_name(name))
+
+    def _info(self, blob: Blob) -> ObjectInfo:
+        crc32c = None if blob.crc32c is None else base64.b64decode(blob.crc32c).hex()
+        name = blob.name.removeprefix(self._prefix)
+        return ObjectInfo(name, blob.size, str(blob.generation), blob.updated.timestamp(), crc32c)
+
+    def _write(self, name: str, data: bytes, generation: int) -> str | None:
+        nonce = uuid4().hex
+
+        def write(again: bool) -> str | None:
+            blob = self._blob(name)
+            blob.metadata = {_NONCE: nonce}
+            try:
+                blob.upload_from_string(
+                    data, "application/octet-stream", if_generation_match=generation, retry=None, timeout=_TIMEOUT
+                )
+            except exceptions.PreconditionFailed:
+                return self._version_written(name, nonce) if again else None
+            except exceptions.NotFound as error:  # what Google answers when the generation to be replaced is gone
+                _require_bucket(error)
+                return None
+            return str(blob.generation)
+
+        return self._try(name, write)
+
+    def _version_written(self, name: str, nonce: str) -> str | None:
+        """The version that an attempt without an answer has written, if it has."""
+        blob = self._bucket.get_blob(self._prefix + name, retry=None, timeout=_TIMEOUT)
+        return str(blob.generation) if blob is not None and (blob.metadata or {}).get(_NONCE) == nonce else None
+
+    def _send(self, path: Path, name: str, size: int, crc32c: str, generation: int) -> ObjectInfo:
+        info: ObjectInfo | None
+        try:
+            info = self._insert(path, name, crc32c, generation)
+        except exceptions.PreconditionFailed:
+            blob = self._bucket.get_blob(self._prefix + name, retry=None, timeout=_TIMEOUT)
+            info = None if blob is None else self._info(blob)
+        except exceptions.BadRequest as error:
+            if file_crc32c(path) != crc32c:
+                raise DamageError(f"{path}: does not have CRC-32C {crc32c}; restore it, or extract it again") from error
+            raise TransientError(error.message) from error
+        if info is None or (info.size, info.crc32c) != (size, crc32c):
+            raise StorageError(
+                f"{self.url}/{name}: holds other bytes than {path}; another run is writing there, or has written."
+                " Give another place, or delete that object if it is not needed"
+            )
+        return info
+
+    def _insert(self, path: Path, name: str, crc32c: str, generation: int) -> ObjectInfo:
+        blob = self._blob(name)
+        blob.chunk_size = _CHUNK_BYTES
+        blob.crc32c = base64.b64encode(bytes.fromhex(crc32c)).decode()
+        blob.upload_from_filename(
+            path,
+            content_type="application/octet-stream",  # never gzip, which readers might undo
+            if_generation_match=generation,
+            checksum=None,
+            timeout=_TIMEOUT,
+            retry=self._chunk_retry(),
+        )
+        return self._info(blob)
+
+    def _chunk_retry(self) -> ChunkRetry:
+        """How one request of a big upload is tried again, before the whole upload is."""
+        return ChunkRetry(
+            predicate=lambda error: not self._retry.stopped and is_transient(error),
+            initial=self._retry.first_pause,
+            maximum=self._retry.longest_pause,
+            timeout=self._retry.seconds / 4,
+        )
+
+    def _page(self, prefix: str, token: str | None) -> _Page:
+        def listed(_again: bool) -> _Page:
+            listing = self._client.list_blobs(
+                self._bucket, prefix=self._prefix + prefix, page_token=token, retry=None, timeout=_TIMEOUT
+            )
+            page = next(listing.pages, ())
+            return [self._info(blob) for blob in page], listing.next_page_token
+
+        return self._try(prefix, listed)
+
+    def _require_bucket_there(self) -> None:
+        """Raise what a listing raises: to who asks for one object, a missing bucket looks like a missing object."""
+        if not self._bucket_seen:
+            next(iter(self._client.list_blobs(self._bucket, max_results=1, retry=None, timeout=_TIMEOUT)), None)
+            self._bucket_seen = True
+
+    def _try(self, name: str, attempt: Callable[[bool], T]) -> T:
+        what = f"{self.url}/{name}"
+        with translated(what):
+            return self._retry(what, lambda again: marked(attempt, again))
+
+
+def _require_bucket(error: exceptions.NotFound) -> None:
+    """Pass the error on where it is the bucket that is not found."""
+    if "bucket does not exist" in str(error):
+        raise error

@@ -1,0 +1,131 @@
+"""Statistics of the activations at one tap: those of parts are merged into those of the whole.
+
+Of each part there is its count, the mean of each channel, and M2, the sum of squared deviations from that mean; two
+parts are merged by the formulas of Chan, Golub and LeVeque ("Updating formulae and a pairwise algorithm for computing
+sample variances", 1979). Nothing large is ever subtracted from something as large, so channels whose mean is ten
+thousand times their standard deviation, which these models have, keep theirs. Everything is in float64; the merge is
+commutative, and associative up to rounding: shards and workers may be merged in any order.
+
+All tokens count, sinks and special ones included; the values are those that are stored, after rounding. It costs one
+pass over a shard, about 2 ns a value of one core, by blocks that stay in its cache; samples are shared among cores.
+Where storing only widens values, they are measured as they are: that gives the same numbers without a conversion.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import reduce
+
+import numpy as np
+from jaxtyping import Float64
+
+from layertap.core.taps import Tap
+from layertap.shards.samples import THREADS, Activation, StoredSample
+
+Norms = Float64[np.ndarray, " tokens"]
+Channels = Float64[np.ndarray, " hidden"]
+
+_BLOCK = 128  # tokens
+
+
+@dataclass(frozen=True, eq=False)
+class TapStatistics:
+    """Of all tokens at one tap; norms are Euclidean, over the channels of a token."""
+
+    count: int
+    mean: Channels
+    m2: Channels
+    """Of each channel, the sum of squared deviations from its mean."""
+    mean_norm: float
+    mean_square_norm: float
+    """E||x||^2, by which SAE trainers scale."""
+    max_norm: float
+    max_sample_idx: int
+    max_position: int
+    """Where the largest norm stands; of several, the one of the smallest sample_idx and position."""
+
+    @property
+    def std(self) -> Channels:
+        """Of each channel, the standard deviation of the population (the divisor is `count`)."""
+        return np.sqrt(self.m2 / max(self.count, 1))
+
+    @np.errstate(invalid="ignore", over="ignore")  # NaN and infinity are for `verify` to find
+    def merge(self, other: "TapStatistics") -> "TapStatistics":
+        """Those of the tokens of both."""
+        count = self.count + other.count
+        share = other.count / max(count, 1)
+        delta = other.mean - self.mean
+        top = max(self, other, key=TapStatistics._rank)
+        return TapStatistics(
+            count=count,
+            mean=self.mean + delta * share,
+            m2=self.m2 + other.m2 + delta * delta * (self.count * share),
+            mean_norm=self.mean_norm + (other.mean_norm - self.mean_norm) * share,
+            mean_square_norm=self.mean_square_norm + (other.mean_square_norm - self.mean_square_norm) * share,
+            max_norm=top.max_norm,
+            max_sample_idx=top.max_sample_idx,
+            max_position=top.max_position,
+        )
+
+    def _rank(self) -> tuple[bool, float, int, int]:
+        return self.count > 0, self.max_norm, -self.max_sample_idx, -self.max_position
+
+
+def no_statistics(hidden: int) -> TapStatistics:
+    """Those of no token at all, with which a merge begins."""
+    return TapStatistics(0, np.zeros(hidden), np.zeros(hidden), 0.0, 0.0, 0.0, -1, -1)
+
+
+def merge_all(parts: Iterable[TapStatistics], hidden: int) -> TapStatistics:
+    """The statistics of all the parts' tokens."""
+    return reduce(TapStatistics.merge, parts, no_statistics(hidden))
+
+
+def measure(activation: Activation, sample_idx: int) -> tuple[TapStatistics, Norms]:
+    """The statistics of a sample, and the norm at each of its tokens."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        blocks = list(_measure_blocks(activation, sample_idx))
+        statistics = merge_all((part for part, _ in blocks), activation.shape[1])
+    return statistics, np.concatenate([np.empty(0), *(norms for _, norms in blocks)])
+
+
+def measure_shard(
+    samples: Sequence[StoredSample], tap: Tap, dtype: np.dtype, hidden: int
+) -> tuple[TapStatistics, list[Norms]]:
+    """The statistics of a shard at `tap`, stored as `dtype`, and the norms of each sample.
+
+    Raises StorageError where a value does not fit into float16.
+    """
+
+    def measured_sample(sample: StoredSample) -> tuple[TapStatistics, Norms]:
+        activation = sample.activations[tap]
+        if not np.can_cast(activation.dtype, dtype):
+            activation = sample.stored(tap, dtype)
+        return measure(activation, sample.sample_idx)
+
+    with ThreadPoolExecutor(THREADS) as pool:  # results come in the samples' order
+        measured = list(pool.map(measured_sample, samples))
+    return merge_all((part for part, _ in measured), hidden), [norms for _, norms in measured]
+
+
+def _measure_blocks(activation: Activation, sample_idx: int) -> Iterator[tuple[TapStatistics, Norms]]:
+    for begin in range(0, len(activation), _BLOCK):
+        block = activation[begin : begin + _BLOCK].astype(np.float64)
+        squares = np.einsum("th,th->t", block, block)
+        norms = np.sqrt(squares)
+        mean = block.mean(axis=0)
+        block -= mean
+        top = int(np.argmax(norms))
+        yield (
+            TapStatistics(
+                count=len(block),
+                mean=mean,
+                m2=np.einsum("th,th->h", block, block),
+                mean_norm=float(norms.mean()),
+                mean_square_norm=float(squares.mean()),
+                max_norm=float(norms[top]),
+                max_sample_idx=sample_idx,
+                max_position=begin + top,
+            ),
+            norms,
+        )

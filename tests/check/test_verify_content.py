@@ -1,0 +1,167 @@
+"""What `verify` finds in shards whose size and checksum the manifest believes."""
+
+import numpy as np
+import outputs
+import pytest
+
+from layertap.core.taps import Tap
+from layertap.objects.files import atomic_write
+
+FIRST, SECOND, THIRD = (f"shard_000{number}.pkl.gz" for number in (1, 2, 3))
+
+
+def test_a_sample_in_two_shards_is_found(folder):
+    twice = outputs.three_shards()[0][1]
+    outputs.write(folder, [outputs.three_shards()[0], [twice, *outputs.three_shards()[1]]], outputs.shard_format())
+    (folder / THIRD).unlink()
+    (folder / "statistics" / "shard_0003.safetensors").unlink()
+    assert outputs.the_finding(folder) == "sample 1 stands in shard 1 and in shard 2"
+
+
+def test_a_sample_twice_in_one_shard_is_found(tmp_path):
+    outputs.write(tmp_path, [[outputs.sample(3), outputs.sample(3)]], outputs.shard_format())
+    assert outputs.the_finding(tmp_path) == "sample 3 stands in shard 1 and in shard 1"
+
+
+def test_every_shard_that_repeats_a_long_range_is_found(tmp_path):
+    everything = [outputs.sample(index) for index in range(6)]
+    outputs.write(tmp_path, [everything, everything[1:2], everything[4:5]], outputs.shard_format())
+    assert outputs.findings(tmp_path) == [
+        "sample 1 stands in shard 1 and in shard 2",
+        "sample 4 stands in shard 1 and in shard 3",
+    ]
+
+
+def test_another_dtype_is_found(folder):
+    with atomic_write(folder / SECOND) as file:
+        outputs.pickle_residual(file, outputs.three_shards()[1], "float16")
+    outputs.believe(folder, SECOND)
+    assert f"{SECOND}: layer 0, sample 2: activation is float16, should be float32" in outputs.findings(folder)
+    assert len(outputs.findings(folder)) == 4
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_a_number_that_is_none_is_found(tmp_path, value, dtype):
+    samples = outputs.three_shards()[0]
+    samples[1].activations[Tap(2, "residual")][4, 3] = value
+    outputs.write(tmp_path, [samples], outputs.shard_format(dtype=dtype))
+    assert outputs.the_finding(tmp_path) == f"{FIRST}: layer 2, sample 1: activation has a NaN or an infinity"
+
+
+def test_a_signalling_nan_in_bfloat16_is_found_without_a_warning(tmp_path):
+    dtype = outputs.shard_format(dtype="bfloat16").dtype
+    samples = outputs.three_shards()[0]
+    for sample in samples:
+        for tap, activation in sample.activations.items():
+            sample.activations[tap] = activation.astype(dtype)
+    samples[0].activations[Tap(0, "residual")].view(np.uint16)[0, 0] = 0x7F81
+    outputs.write(tmp_path, [samples], outputs.shard_format(dtype="bfloat16"))
+    assert outputs.the_finding(tmp_path) == f"{FIRST}: layer 0, sample 0: activation has a NaN or an infinity"
+
+
+def lose_a_token(entry):
+    entry.update(activation=entry["activation"][:-1], token_ids=entry["token_ids"][:-1], flags=entry["flags"][:-1])
+    entry.update(shape=entry["activation"].shape)
+
+
+def each(shard, number):
+    """The entries of one sample, at all layers."""
+    return [entries[number] for entries in shard.values()]
+
+
+def test_a_lost_token_is_found(folder):
+    outputs.rewrite(folder, SECOND, lambda shard: [lose_a_token(entry) for entry in each(shard, 1)])
+    assert outputs.the_finding(folder) == f"{SECOND}, layer 0: holds 6 tokens, should hold 7"
+
+
+def test_tokens_that_do_not_fit_the_activation_are_found(folder):
+    outputs.rewrite(folder, FIRST, lambda shard: shard[2][1].update(activation=np.zeros((4, 4), np.float32)))
+    assert outputs.the_finding(folder) == f"{FIRST}: layer 2, sample 1: activation has shape (4, 4), should have (5, 4)"
+
+
+def test_a_wrong_shape_field_is_found(folder):
+    outputs.rewrite(folder, FIRST, lambda shard: shard[2][0].update(shape=(4, 3)))
+    assert outputs.the_finding(folder) == f"{FIRST}: layer 2, sample 0: field shape says (4, 3), should say (3, 4)"
+
+
+def change_a_token(entry):
+    entry["token_ids"][0] += 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [change_a_token, lambda entry: entry.update(task_id="other"), lambda entry: entry.update(sample_idx=77)],
+    ids=["token", "task", "index"],
+)
+def test_layers_that_disagree_about_a_sample_are_found(folder, change):
+    outputs.rewrite(folder, SECOND, lambda shard: change(shard[2][1]))
+    assert (
+        outputs.the_finding(folder)
+        == f"{SECOND}, layer 2: other samples, task ids or token ids than in {SECOND}, layer 0"
+    )
+
+
+def test_sites_that_disagree_about_token_ids_are_found(two_sites):
+    name = f"mlp/{THIRD}"
+    outputs.rewrite(two_sites, name, lambda shard: [change_a_token(entry) for entry in each(shard, 0)])
+    reference = f"residual/{THIRD}, layer 0"
+    assert outputs.findings(two_sites) == [
+        f"{name}, layer {layer}: other samples, task ids or token ids than in {reference}" for layer in outputs.LAYERS
+    ]
+
+
+def test_samples_in_another_order_at_one_layer_are_found(folder):
+    outputs.rewrite(folder, FIRST, lambda shard: shard[2].reverse())
+    assert outputs.the_finding(folder).startswith(f"{FIRST}, layer 2: other samples")
+
+
+def test_a_missing_layer_is_found(folder):
+    outputs.rewrite(folder, FIRST, lambda shard: shard.pop(2))
+    assert outputs.the_finding(folder) == f"{FIRST}: holds layers [0], should hold [0, 2]"
+
+
+def test_a_missing_sample_is_found(folder):
+    outputs.rewrite(folder, FIRST, lambda shard: [entries.pop(0) for entries in shard.values()])
+    assert outputs.findings(folder) == [
+        f"{FIRST}, layer 0: holds samples 1 to 1, should hold 0 to 1",
+        f"{FIRST}, layer 0: holds 1 samples, should hold 2",
+        f"{FIRST}, layer 0: holds 5 tokens, should hold 8",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("edit", "complaint"),
+    [
+        (lambda shard: shard.update({0: {"entries": 1}}), "layer 0 is not a number with a list of samples"),
+        (lambda shard: shard.update({0: None}), "layer 0 is not a number with a list of samples"),
+        (lambda shard: shard[2].append("entry"), "layer 2, entry 2 is a str, not a dict"),
+        (lambda shard: shard[0][1].pop("activation"), "layer 0, entry 1: activation is missing"),
+        (lambda shard: shard[0][1].pop("sample_idx"), "layer 0, entry 1: sample_idx is missing"),
+        (lambda shard: shard[0][1].update(activation=[[1.0]]), "layer 0, entry 1: activation is missing or not"),
+        (lambda shard: shard[0][1].update(activation=np.zeros(1, "<c8")), "'<c8'"),
+        (lambda shard: shard[0][1].update(shape=None), "layer 0, entry 1: shape is missing"),
+        (lambda shard: shard[0][1].update(token_ids=None), "layer 0, entry 1: token_ids is missing"),
+    ],
+)
+def test_malformed_content_is_a_finding_and_no_traceback(folder, edit, complaint):
+    outputs.rewrite(folder, SECOND, edit)
+    assert outputs.the_finding(folder).startswith(f"{SECOND}: cannot be read as a shard: ")
+    assert complaint in outputs.the_finding(folder)
+
+
+@pytest.mark.parametrize("garbage", [b"", b"\x1f\x8b", b"not a pickle", b"\x80\x05]."])
+def test_a_file_that_is_no_shard_is_a_finding_and_no_traceback(folder, garbage):
+    (folder / SECOND).write_bytes(garbage)
+    outputs.believe(folder, SECOND)
+    assert outputs.the_finding(folder).startswith(f"{SECOND}: cannot be read as a shard: ")
+
+
+@pytest.mark.parametrize(
+    "activation", [np.zeros((), np.float32), np.zeros(3, np.float32), np.zeros((0, 4), np.float32)]
+)
+def test_an_activation_of_any_shape_is_a_finding_and_no_traceback(folder, activation):
+    outputs.rewrite(folder, SECOND, lambda shard: shard[0][0].update(activation=activation))
+    assert outputs.the_finding(folder).startswith(
+        f"{SECOND}: layer 0, sample 2: activation has shape {activation.shape},"
+    )

@@ -1,0 +1,261 @@
+"""Damage to safetensors shards, each kind found and named; mostly such that size and checksum say nothing."""
+
+import json
+import shutil
+
+import numpy as np
+import outputs
+import pytest
+
+from layertap.check.verify import verify
+
+FILE, OTHER = "residual/layer_00/shard_0002.safetensors", "residual/layer_02/shard_0002.safetensors"
+STATISTICS = "statistics/shard_0002.safetensors"
+SITES = ("residual", "mlp")
+
+
+@pytest.fixture
+def tensors(tmp_path):
+    """A sound output folder of three shards, two sites and two layers, in bfloat16."""
+    outputs.write(tmp_path, outputs.three_shards(SITES), outputs.shard_format(SITES, "bfloat16", name="safetensors"))
+    return tmp_path
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_what_was_just_written_is_sound(tmp_path, dtype):
+    outputs.write(tmp_path, outputs.three_shards(), outputs.shard_format(dtype=dtype, name="safetensors"))
+    assert outputs.findings(tmp_path) == []
+
+
+def test_a_run_resumed_at_another_place_of_the_disk_is_sound(tensors, tmp_path):
+    shutil.copytree(tensors, tmp_path / "copy")
+    assert verify(tmp_path / "copy").sound
+
+
+# Damage that size or checksum tell
+
+
+def test_a_flipped_bit_is_found(tensors):
+    damaged = bytearray((tensors / FILE).read_bytes())
+    damaged[-40] ^= 16
+    (tensors / FILE).write_bytes(damaged)
+    assert outputs.the_finding(tensors).startswith(f"{FILE}: has CRC-32C ")
+
+
+def test_a_cut_file_a_missing_one_and_a_strange_one_are_found(tensors):
+    whole = (tensors / FILE).read_bytes()
+    (tensors / FILE).write_bytes(whole[:-1])
+    (tensors / OTHER).unlink()
+    (tensors / "mlp" / "layer_07").mkdir()
+    shutil.copy(tensors / STATISTICS, tensors / "mlp" / "layer_07" / "shard_0002.safetensors")
+    assert outputs.findings(tensors) == [
+        "mlp/layer_07/shard_0002.safetensors: not named by metadata.json",
+        f"{FILE}: has {len(whole) - 1} bytes, should have {len(whole)}",
+        f"{OTHER}: missing",
+    ]
+
+
+# Damage that the manifest believes
+
+
+def swap(folder, first, second):
+    (folder / first).rename(folder / "kept")
+    (folder / second).rename(folder / first)
+    (folder / "kept").rename(folder / second)
+    for name in (first, second):
+        outputs.believe(folder, name)
+
+
+def test_swapped_shards_of_a_layer_are_found(tensors):
+    third = "residual/layer_00/shard_0003.safetensors"
+    swap(tensors, FILE, third)
+    assert f"{FILE}: holds samples 4 to 5, should hold 2 to 3" in outputs.findings(tensors)
+    assert f"{third}: holds samples 2 to 3, should hold 4 to 5" in outputs.findings(tensors)
+
+
+def test_swapped_layers_are_found(tensors):
+    swap(tensors, FILE, OTHER)
+    assert outputs.findings(tensors) == [
+        f"{FILE}: metadata says layer 2, should say 0",
+        f"{OTHER}: metadata says layer 0, should say 2",
+    ]
+
+
+def test_layers_swapped_by_one_who_knows_the_metadata_are_found_by_their_statistics(tensors):
+    swap(tensors, FILE, OTHER)
+    outputs.rewrite_tensors(tensors, FILE, lambda _, metadata: metadata.update(layer="0"))
+    outputs.rewrite_tensors(tensors, OTHER, lambda _, metadata: metadata.update(layer="2"))
+    assert outputs.findings(tensors) == [
+        f"{STATISTICS}: layer 0, residual: mean is not that of the activations",
+        f"{STATISTICS}: layer 2, residual: mean is not that of the activations",
+    ]
+
+
+def add_one(tensors, name, at):
+    tensors[name][at] += 1
+
+
+def longer(tensors):
+    """One token more at the end, so that nothing but the manifest's count is wrong in this file."""
+    for name in ("activations", "token_ids", "positions", "flags"):
+        tensors[name] = np.concatenate([tensors[name], tensors[name][-1:]])
+    add_one(tensors, "positions", -1)
+    add_one(tensors, "sample_offsets", -1)
+
+
+def backwards(tensors):
+    tensors["sample_offsets"][1] = 7
+    tensors["sample_offsets"][2] = 4
+
+
+def convert(tensors, name, dtype):
+    tensors[name] = tensors[name].astype(dtype)
+
+
+@pytest.mark.parametrize(
+    ("edit", "finding"),
+    [
+        (lambda tensors, _: convert(tensors, "activations", "f2"), "activation is float16, should be bfloat16"),
+        (lambda tensors, _: convert(tensors, "token_ids", "i8"), "token_ids is int64 (7,), should be int32 (7,)"),
+        (lambda tensors, _: convert(tensors, "sample_offsets", "i4"), "sample_offsets is int32 (3,), should be int64"),
+        (lambda tensors, _: tensors["activations"].__setitem__((2, 2), np.nan), "sample 2: activation has a NaN"),
+        (lambda tensors, _: tensors["activations"].__setitem__((6, 0), np.inf), "sample 3: activation has a NaN"),
+        (lambda tensors, _: add_one(tensors, "sample_offsets", 1), "positions do not count each sample's tokens"),
+        (lambda tensors, _: add_one(tensors, "sample_offsets", 2), "sample_offsets do not rise from 0 to the 7 tokens"),
+        (lambda tensors, _: add_one(tensors, "sample_offsets", 0), "sample_offsets do not rise from 0 to the 7 tokens"),
+        (lambda tensors, _: backwards(tensors), "sample_offsets do not rise from 0 to the 7 tokens"),
+        (lambda tensors, _: add_one(tensors, "positions", 5), "positions do not count each sample's tokens"),
+        (lambda tensors, _: longer(tensors), "holds 8 tokens, should hold 7"),
+        (lambda tensors, _: add_one(tensors, "token_ids", 1), "other samples, task ids or token ids than in"),
+        (lambda tensors, _: add_one(tensors, "sample_idx", 1), "holds samples 2 to 2, 4 to 4, should hold 2 to 3"),
+        (lambda tensors, _: add_one(tensors, "flags", 0), "sample 2: flags of token 0 are 2, should be 1; 1 are wrong"),
+        (lambda tensors, _: add_one(tensors, "flags", 2), "sample 2: flags of token 2 are 1, should be 0"),
+        (lambda tensors, _: tensors["flags"].__iadd__(128), "flags of token 0 are 129, should be 1; 4 are wrong"),
+        (lambda tensors, _: tensors["activations"].__setitem__((0, 0), 7), f"{STATISTICS}: layer 0, residual: mean"),
+        (lambda _, metadata: metadata.update(fingerprint="0"), "metadata says fingerprint 0, should say"),
+        (lambda _, metadata: metadata.update(dtype="float32"), "metadata says dtype float32, should say bfloat16"),
+        (lambda _, metadata: metadata.update(site="mlp"), "metadata says site mlp, should say residual"),
+        (lambda _, metadata: metadata.update(samples="[]"), "its list of samples in words is garbled"),
+        (lambda _, metadata: metadata.update(samples="{"), "its list of samples in words is garbled"),
+        (lambda _, metadata: metadata.update(samples="[1, 2]"), "its list of samples in words is garbled"),
+        (
+            lambda _, metadata: metadata.update(samples=metadata["samples"].replace("task1", "task7")),
+            "other samples, task ids or token ids than in",
+        ),
+        (lambda tensors, _: tensors.update(more=tensors.pop("flags")), "holds the tensors activations, token_ids"),
+    ],
+)
+def test_content_that_is_wrong_is_found_though_its_checksum_is_right(tensors, edit, finding):
+    outputs.rewrite_tensors(tensors, FILE, edit)
+    found = outputs.findings(tensors)
+    assert any(finding in line for line in found), found
+    assert all("shard_0002" in line for line in found)  # and nothing else is suspected
+
+
+def test_data_that_cannot_be_mapped_is_found(tensors):
+    content = (tensors / FILE).read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = json.dumps(json.loads(content[8 : 8 + length])).encode() + b" "
+    header += b" " * (len(header) % 64 == 56)
+    (tensors / FILE).write_bytes(len(header).to_bytes(8, "little") + header + content[8 + length :])
+    outputs.believe(tensors, FILE)
+    assert "which is not a multiple of 64" in outputs.the_finding(tensors)
+
+
+@pytest.mark.parametrize("garbage", [b"", b"\0" * 8, b"not safetensors", b"\xff" * 100])
+@pytest.mark.parametrize("name", [FILE, STATISTICS])
+def test_a_file_that_is_none_is_a_finding_and_no_traceback(tensors, name, garbage):
+    (tensors / name).write_bytes(garbage)
+    outputs.believe(tensors, name)
+    assert outputs.the_finding(tensors).startswith(f"{name}: is not a whole safetensors file: ")
+
+
+@pytest.mark.parametrize(
+    ("field", "finding"),
+    [
+        ("count", "count is not that of the activations"),
+        ("mean", "mean is not that of the activations"),
+        ("m2", "m2 is not that of the activations"),
+        ("mean_norm", "mean_norm is not that of the activations"),
+        ("mean_square_norm", "mean_square_norm is not that of the activations"),
+        ("max_norm", "max_norm is not that of the activations"),
+        ("max_position", "the largest norm is not at token"),
+        ("max_sample_idx", "the largest norm is not at token"),
+    ],
+)
+def test_statistics_that_are_wrong_are_found(tensors, field, finding):
+    outputs.rewrite_tensors(tensors, STATISTICS, lambda tensors, _: tensors[field].__iadd__(1))
+    found = outputs.findings(tensors)
+    assert len(found) == 4  # at every tap
+    assert all(finding in line and line.startswith(STATISTICS) for line in found)
+
+
+def test_statistics_of_other_taps_are_found(tensors):
+    outputs.rewrite_tensors(tensors, STATISTICS, lambda _, metadata: metadata.update(taps='[[0, "attn"]]'))
+    assert "cannot be read as statistics" in outputs.the_finding(tensors)
+
+
+def test_statistics_taken_out_of_the_manifest_are_missed(tensors):
+    (tensors / STATISTICS).unlink()
+    outputs.edit_manifest(tensors, lambda document: document["shards"][1]["files"].pop())
+    held = "residual layer 0, residual layer 2, mlp layer 0, mlp layer 2"
+    assert outputs.the_finding(tensors) == f"shard 2: has files of {held}; should have {held}, statistics"
+
+
+# Damage to the manifest
+
+
+def test_an_edited_identity_is_found(tensors):
+    outputs.edit_manifest(tensors, lambda document: document["identity"].update(layertap="9"))
+    assert outputs.the_finding(tensors).startswith("metadata.json: the fingerprint is not that of the identity")
+
+
+def whole_run(document, samples, skipped=(), dataset=None):
+    """The manifest of a complete run by one machine, up to this sample."""
+    document["identity"]["dataset"] = dataset or {"total_machines": 1}
+    document["fingerprint"] = outputs.fingerprint_of(document["identity"])
+    listed = [{"sample_idx": index, "action": "skipped"} for index in skipped]
+    document["progress"] = {"sample_idx": samples, "overlong_samples": {"count": len(listed), "list": listed}}
+
+
+@pytest.mark.parametrize(
+    ("samples", "skipped", "findings"),
+    [
+        (6, [], []),
+        (9, [], ["samples 6 to 8 stand in no shard"]),
+        (9, [6, 8], ["samples 7 to 7 stand in no shard"]),
+        (9, [6, 7, 8], []),
+    ],
+)
+def test_samples_that_a_complete_run_lacks_are_found(folder, samples, skipped, findings):
+    outputs.edit_manifest(folder, lambda document: whole_run(document, samples, skipped))
+    assert outputs.findings(folder) == findings
+
+
+def test_a_last_shard_taken_out_with_its_files_is_found(folder):
+    outputs.edit_manifest(folder, lambda document: (whole_run(document, 6), document["shards"].pop()))
+    for path in folder.rglob("shard_0003*"):
+        path.unlink()
+    assert outputs.the_finding(folder) == "samples 4 to 5 stand in no shard"
+
+
+@pytest.mark.parametrize(
+    ("first", "end", "findings"),
+    [
+        (2, 6, []),
+        (1, 6, ["samples 1 to 1 stand in no shard"]),
+        (2, 8, ["samples 6 to 7 stand in no shard"]),
+    ],
+)
+def test_samples_that_a_shard_of_a_dataset_lacks_are_found(tmp_path, first, end, findings):
+    outputs.write(tmp_path, outputs.three_shards()[1:], outputs.shard_format())  # samples 2 to 5
+    dataset = {"part": "shard_001", "first_sample_idx": first}
+    outputs.edit_manifest(tmp_path, lambda document: whole_run(document, end, dataset=dataset))
+    assert outputs.findings(tmp_path) == findings
+
+
+def test_hosts_that_share_a_shard_of_a_dataset_have_gaps_by_nature(tmp_path):
+    outputs.write(tmp_path, outputs.three_shards()[1:], outputs.shard_format())
+    dataset = {"part": "shard_001", "first_sample_idx": 0, "machine_id": 1, "total_machines": 2}
+    outputs.edit_manifest(tmp_path, lambda document: whole_run(document, 9, dataset=dataset))
+    assert outputs.findings(tmp_path) == []

@@ -1,0 +1,197 @@
+"""A bucket that fails in every way it can: what took effect is known, what did not is tried again."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import closing
+from itertools import product
+from pathlib import Path
+
+import pytest
+from fakes.gcs import FakeGcs
+
+from layertap.errors import AccessError, StorageError, UsageError
+from layertap.objects.base import ObjectStore, open_store
+from layertap.objects.files import file_crc32c
+from layertap.objects.retry import Retry
+
+WAYS = ("refuse", "lose", "reset", "vanish", "truncate")
+BIG = 9 << 20  # more than the client sends in one request
+
+
+@pytest.fixture
+def store(gcs: FakeGcs) -> Iterator[ObjectStore]:
+    opened = open_store("gs://bucket/p", Retry(20.0, first_pause=0.001, longest_pause=0.01))
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def impatient(gcs: FakeGcs) -> Iterator[ObjectStore]:
+    opened = open_store("gs://bucket/p", Retry(0.1, first_pause=0.001, longest_pause=0.01))
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    path = tmp_path / "shard"
+    path.write_bytes(bytes(range(256)) * (BIG // 256))
+    return path
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("times", [1, 3])
+def test_a_create_knows_whether_it_took_effect(gcs: FakeGcs, store: ObjectStore, way, times) -> None:
+    gcs.faults.plan(way, "insert", "claim", times=times)
+    version = store.create("claim", b"mine")
+    assert store.read("claim")[:2] == (b"mine", version)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_replacement_knows_whether_it_took_effect(gcs: FakeGcs, store: ObjectStore, way) -> None:
+    first = store.create("claim", b"1")
+    gcs.faults.plan(way, "insert", "claim")
+    second = store.replace_if("claim", b"2", first)
+    assert store.read("claim")[:2] == (b"2", second)
+
+
+@pytest.mark.parametrize("way", ["lose", "vanish"])
+def test_a_create_whose_answer_was_lost_and_which_another_replaced_has_lost(gcs: FakeGcs, store, way) -> None:
+    """Between the two attempts a rival takes the claim over: it is the rival's."""
+    gcs.faults.plan(way, "insert", "claim")
+    gcs.faults.plan("call", "insert", "claim", action=lambda: gcs.put("bucket", "p/claim", b"rival"))
+    assert store.create("claim", b"mine") is None
+    assert store.read("claim").data == b"rival"
+
+
+@pytest.mark.parametrize("way", ["refuse", "reset"])
+def test_a_create_that_failed_and_that_another_made_meanwhile_has_lost(gcs: FakeGcs, store, way) -> None:
+    gcs.faults.plan(way, "insert", "claim")
+    gcs.faults.plan("call", "insert", "claim", action=lambda: gcs.put("bucket", "p/claim", b"rival"))
+    assert store.create("claim", b"mine") is None
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_deletion_whose_answer_was_lost_has_deleted(gcs: FakeGcs, store: ObjectStore, way) -> None:
+    version = store.create("claim", b"1")
+    gcs.faults.plan(way, "delete", "claim")
+    assert store.delete_if("claim", version)
+    assert store.read("claim") is None
+
+
+@pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504])
+def test_refusals_that_pass_are_tried_again(gcs: FakeGcs, store: ObjectStore, status) -> None:
+    gcs.faults.plan("refuse", status=status, times=3)
+    assert store.create("claim", b"1")
+
+
+@pytest.mark.parametrize(("operation", "way"), [*product(("stat", "media"), WAYS), ("media", "corrupt")])
+def test_reading_survives(gcs: FakeGcs, store: ObjectStore, way, operation) -> None:
+    store.create("claim", b"some bytes")
+    gcs.faults.plan(way, operation, "claim", times=2)
+    assert store.read("claim").data == b"some bytes"
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_range_reads_and_listings_survive(gcs: FakeGcs, store: ObjectStore, way) -> None:
+    gcs.page_size = 2
+    for number in range(5):
+        store.create(str(number), b"0123456789")
+    gcs.faults.plan(way, "list", times=2)
+    assert [info.name for info in store.list()] == ["0", "1", "2", "3", "4"]
+    gcs.faults.plan(way, "media", "3", times=2)
+    assert store.read_range("3", 2, 3) == b"234"
+
+
+@pytest.mark.parametrize(("operation", "way"), [*product(("start", "chunk"), WAYS), ("chunk", "corrupt")])
+def test_a_big_upload_survives_and_is_whole(gcs: FakeGcs, store: ObjectStore, source: Path, way, operation) -> None:
+    gcs.faults.plan(way, operation, "shard", times=2)
+    info = store.upload(source, "shard", file_crc32c(source))
+    assert (info.size, info.crc32c) == (BIG, file_crc32c(source))
+    assert gcs.contents("bucket", "p/") == {"shard": source.read_bytes()}
+
+
+@pytest.mark.parametrize("way", [*WAYS, "corrupt"])
+def test_a_small_upload_survives_and_is_whole(gcs: FakeGcs, store: ObjectStore, source: Path, way) -> None:
+    source.write_bytes(b"small")
+    gcs.faults.plan(way, "insert", "shard", times=2)
+    store.upload(source, "shard", file_crc32c(source))
+    assert gcs.contents("bucket", "p/") == {"shard": b"small"}
+
+
+def test_when_time_runs_out_the_message_names_the_object(gcs: FakeGcs, impatient: ObjectStore, source: Path) -> None:
+    gcs.faults.plan("refuse", times=10_000)
+    with pytest.raises(StorageError, match=r"gs://bucket/p/shard: failed \d+ times .*check the network and the bucket"):
+        impatient.upload(source, "shard", file_crc32c(source))
+    with pytest.raises(StorageError, match=r"gs://bucket/p/claim: failed"):
+        impatient.create("claim", b"")
+
+
+def test_a_server_that_is_gone_is_an_outage_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    with FakeGcs() as server:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", server.endpoint)
+    store = open_store("gs://bucket", Retry(0.1, first_pause=0.001))
+    with pytest.raises(StorageError, match="failed"):
+        store.read("x")
+    store.close()
+
+
+def test_who_is_told_to_stop_does_not_wait(gcs: FakeGcs, source: Path) -> None:
+    retry = Retry(3600.0, first_pause=3600.0, longest_pause=3600.0)
+    store = open_store("gs://bucket/p", retry)
+    gcs.faults.plan("refuse", times=10_000)
+    failed: list[BaseException] = []
+
+    def create() -> None:
+        with pytest.raises(StorageError) as error:
+            store.create("claim", b"")
+        failed.append(error.value)
+
+    thread = threading.Thread(target=create)
+    thread.start()
+    retry.stop()
+    thread.join(60)
+    assert failed
+    store.close()
+
+
+@pytest.mark.parametrize("call", ["create", "read", "stat", "list", "upload", "delete_if", "read_range", "server_time"])
+def test_a_bucket_that_is_missing_or_forbidden_is_named(gcs: FakeGcs, source: Path, call) -> None:
+    arguments = {
+        "create": ("x", b""),
+        "read": ("x",),
+        "stat": ("x",),
+        "list": (),
+        "upload": (source, "x", file_crc32c(source)),
+        "delete_if": ("x", "1"),
+        "read_range": ("x", 0, 1),
+        "server_time": (),
+    }[call]
+    gcs.state.objects["locked"] = {}
+    gcs.state.forbidden.add("locked")
+    for bucket, error, message in (("absent", UsageError, "no such bucket"), ("locked", AccessError, "not allowed")):
+        store = open_store(f"gs://{bucket}/p", Retry(5.0, first_pause=0.001))
+        with pytest.raises(error, match=rf"gs://{bucket}.*{message}"):
+            list(getattr(store, call)(*arguments) or ())
+        store.close()
+
+
+def test_google_s_client_asks_for_nothing_by_itself(gcs: FakeGcs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Left alone, it has a thread ask for the bucket's metadata, again and again where the bucket is gone."""
+    monkeypatch.delenv("DISABLE_GCS_PYTHON_CLIENT_OTEL_BUCKET_METADATA", raising=False)
+    started: list[str] = []
+    start = threading.Thread.start
+
+    def noted(thread: threading.Thread) -> None:
+        if threading.current_thread() is threading.main_thread():
+            started.append(thread.name)
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", noted)
+    with closing(open_store("gs://bucket")) as store:
+        store.create("name", b"content")
+        assert store.read("name").data == b"content"
+        assert store.stat("none") is None
+        assert [info.name for info in store.list()] == ["name"]
+    assert not started
+    assert {request.operation for request in gcs.faults.log} == {"insert", "stat", "media", "list"}

@@ -1,0 +1,40 @@
+"""The mirror on its own; what it does for whole runs is in tests/extract/test_upload.py."""
+
+import dataclasses
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fakes.gcs_faults import wait_for
+
+from layertap.config.upload import UploadConfig
+from layertap.errors import StorageError
+from layertap.objects.local import LocalStore
+from layertap.objects.retry import Retry
+from layertap.shards.manifest import read_manifest
+from layertap.shards.mirror import Mirror
+
+
+class HangingStore(LocalStore):
+    """Refuses the first shard, and does not answer for the second until it is told to."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.answers = threading.Event()
+
+    def upload(self, path: Path, name: str, crc32c: str, **more: Any) -> Any:
+        if "shard_0001.pkl" in name:
+            raise StorageError("the bucket is broken")
+        self.answers.wait()
+        return super().upload(path, name, crc32c, **more)
+
+
+def test_what_ends_the_mirror_is_said_also_while_an_upload_hangs(folder: Path, tmp_path: Path) -> None:
+    store, retry, manifest = HangingStore(tmp_path / "bucket"), Retry(), read_manifest(folder)
+    with Mirror(store, folder, UploadConfig(upload_to="x"), retry, None, lambda: None) as mirror:
+        mirror.begin(dataclasses.replace(manifest, shards=manifest.shards[:2], complete=False))
+        wait_for(lambda: retry.stopped)
+        threading.Timer(0.1, store.answers.set).start()
+        with pytest.raises(StorageError, match="the bucket is broken"):
+            mirror.offer(manifest)
