@@ -103,6 +103,13 @@ def test_documents_are_taken_as_they_stand(maker):
     assert (sample.test_index, sample.prediction, sample.augmentation) == (None, 0, None)
 
 
+def test_a_cut_sample_keeps_its_first_tokens_and_its_place(maker):
+    (whole,) = maker.make([(4, _DOCUMENT)])
+    cut = whole.cut(5)
+    assert cut.token_ids.tolist() == whole.token_ids[:5].tolist()
+    assert (cut.sample_idx, cut.task_id, cut.text) == (4, "page", whole.text)
+
+
 def test_no_records_are_no_samples(maker):
     assert maker.make([]) == []
 

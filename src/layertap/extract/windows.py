@@ -199,7 +199,7 @@ class _Tally:
                 continue
             self._list_overlong(sample)
             if self._rules.overlong == "truncate":
-                kept.append(replace(sample, token_ids=sample.token_ids[: self._rules.longest]))
+                kept.append(sample.cut(self._rules.longest))
         return kept
 
     def _mine(self) -> bool:

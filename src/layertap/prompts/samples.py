@@ -12,7 +12,7 @@ not known, as in a competition's test set, the sample is made without it and end
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Int32
@@ -45,6 +45,10 @@ class Sample(_Draft):
 
     token_ids: Int32[np.ndarray, "tokens"]
     """The ids of `text`, at least one."""
+
+    def cut(self, tokens: int) -> "Sample":
+        """The sample with its first `tokens` tokens only. Whatever has one value a token is cut here."""
+        return replace(self, token_ids=self.token_ids[:tokens])
 
 
 @dataclass(frozen=True, eq=False)
