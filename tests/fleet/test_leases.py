@@ -41,7 +41,7 @@ store, worker = open_store(sys.argv[2]), int(sys.argv[3])
 def process(program: str, url: str, worker: int) -> Iterator[subprocess.Popen[str]]:
     """A worker of its own, spoken to line by line."""
     started = subprocess.Popen(
-        [sys.executable, "-c", _PREAMBLE + program, str(commands.ROOT / "tests"), url, str(worker)],
+        [sys.executable, "-c", _PREAMBLE + program, str(commands.ROOT / "tests" / "support"), url, str(worker)],
         env={**os.environ, "PYTHONPATH": str(commands.ROOT / "src")},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
