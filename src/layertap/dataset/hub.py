@@ -18,10 +18,10 @@ from typing import Any
 
 from layertap.core.extras import install_command
 from layertap.core.records import BadTask, Record
-from layertap.dataset.formats import kind_of_row, shape_of
-from layertap.dataset.raw import RawRecord, RawRecords
+from layertap.dataset.files import RawRecord, RawRecords
+from layertap.dataset.formats import file_kind, record_kind
 from layertap.dataset.records import ID_KEYS, check_records
-from layertap.dataset.strict_json import parse
+from layertap.dataset.rows import parse
 from layertap.errors import BadTaskError, DatasetError, UsageError
 
 _SAVED = ("state.json", "dataset_dict.json")  # what `save_to_disk` leaves
@@ -78,7 +78,7 @@ def _raw(rows: Iterable[dict[str, Any]], column: str | None, shown: str) -> RawR
         where = f"{shown} row {number}"
         value = _plain({key: entry for key, entry in row.items() if entry is not None})
         if column is None:
-            yield RawRecord(where, kind_of_row(value), value, None)
+            yield RawRecord(where, record_kind(value), value, None)
             continue
         if column not in row:
             raise UsageError(f"--column_name {column}: {shown} has the columns {', '.join(row)}")
@@ -92,18 +92,15 @@ def _from_column(where: str, row: dict[str, Any], column: str) -> RawRecord | Ba
     record = _record_of(row[column])
     ids = {key: row[key] for key in ID_KEYS if key in row and key != column}
     if isinstance(record, dict):
-        return RawRecord(where, kind_of_row(record), {**ids, **record}, None)
+        return RawRecord(where, record_kind(record), {**ids, **record}, None)
     return RawRecord(where, "pairs", record, next(iter(ids.values()), None))
 
 
 def _record_of(value: object) -> object:
     """What a column's value is: an object that is a record, or a list of {input, output}."""
     if isinstance(value, str):
-        parsed = _json_record(value)
-        return {"text": value} if parsed is None else parsed
-    if isinstance(value, list) and all(isinstance(entry, list) for entry in value):
-        return {"examples": value}
-    return value
+        return _json_record(value) or {"text": value}
+    return {"examples": value} if isinstance(value, list) and all(isinstance(it, list) for it in value) else value
 
 
 def _json_record(text: str) -> object | None:
@@ -114,9 +111,9 @@ def _json_record(text: str) -> object | None:
         value = parse(text.encode("utf-8", "surrogatepass"))
     except BadTaskError:
         return None
-    if isinstance(value, list) and value and all(isinstance(entry, list) and len(entry) == 2 for entry in value):
+    if isinstance(value, list) and value and all(isinstance(it, list) and len(it) == 2 for it in value):
         return {"examples": value}
-    return value if shape_of(value) in ("task", "problem", "pairs") else None
+    return value if file_kind(value) in ("task", "problem", "pairs") else None
 
 
 def _plain(value: Any) -> Any:  # noqa: ANN401 - JSON in, JSON out

@@ -16,20 +16,17 @@ from itertools import islice
 
 from layertap.config.extract import DatasetFormat
 from layertap.core.records import BadTask, Document, Record, Task
-from layertap.dataset.arc import task_from_pairs, task_from_problem, task_from_splits
-from layertap.dataset.files import raw_records
-from layertap.dataset.formats import Kind
-from layertap.dataset.raw import RawRecord, RawRecords
-from layertap.dataset.source import locate
-from layertap.dataset.strict_json import kind_name
-from layertap.dataset.text import document_from_row, refuse_half_characters
+from layertap.dataset.files import RawRecord, RawRecords, raw_records
+from layertap.dataset.formats import RecordKind
+from layertap.dataset.places import locate
+from layertap.dataset.rows import document_from_row, sound_text, task_from_pairs, task_from_problem, task_from_splits
 from layertap.errors import BadTaskError, DatasetError
 
 ID_KEYS = ("task_id", "id", "uid")
 _MADE_ID = re.compile(r"(task|text)_(\d{8,12})", re.ASCII)
 _MADE_KINDS = ("", "task", "text")
 
-_CHECKS: Mapping[Kind, Callable[[object, str], Task | Document]] = {
+_CHECKS: Mapping[RecordKind, Callable[[object, str], Task | Document]] = {
     "task": task_from_splits,
     "problem": task_from_problem,
     "pairs": task_from_pairs,
@@ -49,7 +46,7 @@ def read_records(
     A malformed record comes as `BadTask`, and reading goes on after it: whether to stop is the caller's choice. Raises
     DatasetError where there is no dataset: nothing there, nothing in it, not readable, not JSON, or no known shape.
     """
-    return check_records(_raw(path, dataset_format), path, max_tasks)
+    yield from check_records(raw_records(locate(path), dataset_format), path, max_tasks)
 
 
 def check_records(raws: RawRecords, shown: str, max_tasks: int | None) -> Iterator[Record]:
@@ -60,10 +57,6 @@ def check_records(raws: RawRecords, shown: str, max_tasks: int | None) -> Iterat
         count += 1
     if count == 0 and max_tasks != 0:
         raise DatasetError(f"{shown}: holds no tasks; give a dataset with at least one")
-
-
-def _raw(path: str, dataset_format: DatasetFormat) -> RawRecords:
-    yield from raw_records(locate(path), dataset_format)
 
 
 def _check(raw: RawRecord, number: int, ids: "_Ids") -> Record:
@@ -82,21 +75,13 @@ def _check(raw: RawRecord, number: int, ids: "_Ids") -> Record:
 def _given_id(raw: RawRecord) -> str | None:
     if raw.task_id is not None:
         return _sound_id(raw.task_id, "its id")
-    if not isinstance(raw.value, dict):
-        return None
-    key = next((key for key in ID_KEYS if key in raw.value), None)
-    return None if key is None else _sound_id(raw.value[key], repr(key))
+    own = raw.value if isinstance(raw.value, dict) else {}
+    key = next((key for key in ID_KEYS if key in own), None)
+    return None if key is None else _sound_id(own[key], repr(key))
 
 
 def _sound_id(value: object, where: str) -> str:
-    if type(value) is int:
-        return str(value)
-    if not isinstance(value, str):
-        raise BadTaskError(f"{where} is {kind_name(value)}, not a text or whole number")
-    if not value:
-        raise BadTaskError(f"{where} is empty")
-    refuse_half_characters(value, where)
-    return value
+    return str(value) if type(value) is int else sound_text(value, where, "a text or whole number")
 
 
 class _Ids:

@@ -66,30 +66,24 @@ class Place:
 
     def beside(self, old: str, new: str) -> "Place":
         """The place whose last path part has `new` wherever this one's has `old`."""
-        folder, slash, name = self.path.rpartition("/")
-        shown_folder, shown_slash, shown_name = self.shown.rpartition("/")
-        return Place(
-            shown_folder + shown_slash + shown_name.replace(old, new),
-            folder + slash + name.replace(old, new),
-            self.filesystem,
-        )
+
+        def renamed(path: str) -> str:
+            folder, slash, name = path.rpartition("/")
+            return folder + slash + name.replace(old, new)
+
+        return Place(renamed(self.shown), renamed(self.path), self.filesystem)
 
     def json_files(self) -> list["Place"]:
         """The `*.json` files of this folder by name, hidden ones left out; DatasetError where there is none."""
         with _translated(self):
             entries = self.filesystem.ls(self.path, detail=True)
         kinds = {PurePosixPath(entry["name"]).name: entry["type"] for entry in entries}
-        names = sorted(
-            name
-            for name, kind in kinds.items()
-            if name.endswith(".json") and not name.startswith(".") and kind != "directory"
-        )
+        files = [name for name in sorted(kinds) if kinds[name] != "directory" and not name.startswith(".")]
+        names = [name for name in files if name.endswith(".json")]
         if not names:
             raise DatasetError(f"{self}: a folder without *.json files, {_holding(sorted(kinds))}")
-        return [self._child(name) for name in names]
-
-    def _child(self, name: str) -> "Place":
-        return Place(f"{self.shown.rstrip('/')}/{name}", f"{self.path.rstrip('/')}/{name}", self.filesystem)
+        shown, path = self.shown.rstrip("/"), self.path.rstrip("/")
+        return [Place(f"{shown}/{name}", f"{path}/{name}", self.filesystem) for name in names]
 
     def lines(self) -> Iterator[bytes]:
         """The file's lines, unpacked where it is gzip, each with its line end; never more than one in memory."""

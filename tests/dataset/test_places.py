@@ -5,10 +5,12 @@ import os
 import subprocess
 import sys
 
+import commands
 import fsspec
 import pytest
+from clouds import BUCKET
 
-from layertap.dataset.source import locate
+from layertap.dataset.places import Place, locate
 from layertap.errors import DatasetError
 
 
@@ -60,14 +62,16 @@ def test_nothing_there_is_said(path):
         list(locate(path).lines())
 
 
-def test_an_unknown_protocol_is_said():
-    with pytest.raises(DatasetError, match=r"^nope://a: Protocol not known: nope; give a local path or a URL"):
-        locate("nope://a")
-
-
-def test_an_empty_path_is_not_the_working_folder():
-    with pytest.raises(DatasetError, match="the dataset path is empty"):
-        locate("")
+@pytest.mark.parametrize(
+    ("path", "complaint"),
+    [
+        ("nope://a", "^nope://a: Protocol not known: nope; give a local path or a URL"),
+        ("", "the dataset path is empty"),  # and not the working folder
+    ],
+)
+def test_a_path_that_names_no_place_is_said(path, complaint):
+    with pytest.raises(DatasetError, match=complaint):
+        locate(path)
 
 
 _PACKED = gzip.compress(bytes(range(100)))
@@ -89,27 +93,30 @@ def test_damaged_gzip_is_said(tmp_path, data):
         list(locate(str(path)).lines())
 
 
-def test_a_refusal_of_rights_is_said(tmp_path):
-    class Locked:
-        def open(self, path, mode):
-            raise PermissionError(13, "Permission denied")
+class _Refusing:
+    """A file system whose every answer is the same failure."""
 
-    place = locate(str(tmp_path / "a.json"))
-    locked = type(place)(place.shown, place.path, Locked())
+    def __init__(self, failure: OSError) -> None:
+        self.failure = failure
 
-    with pytest.raises(DatasetError, match=r"a\.json: may not be read; check its rights and your credentials"):
+    def open(self, *_):
+        raise self.failure
+
+    info = open
+
+
+def test_a_refusal_of_rights_is_said():
+    locked = Place("gs://b/a.json", "b/a.json", _Refusing(PermissionError(13, "Permission denied")))
+
+    with pytest.raises(DatasetError, match=r"^gs://b/a\.json: may not be read; check its rights and your credentials"):
         list(locked.lines())
 
 
-def test_a_lost_connection_is_not_an_absence(tmp_path):
-    class Lost:
-        def info(self, path):
-            raise ConnectionResetError("reset by peer")
-
-    place = locate(str(tmp_path / "a.json"))
+def test_a_lost_connection_is_not_an_absence():
+    lost = Place("gs://b/a.json", "b/a.json", _Refusing(ConnectionResetError("reset by peer")))
 
     with pytest.raises(DatasetError, match="cannot be read: reset by peer"):
-        type(place)(place.shown, place.path, Lost()).is_there()
+        lost.is_there()
 
 
 def test_fsspec_waits_until_it_is_needed():
@@ -117,3 +124,10 @@ def test_fsspec_waits_until_it_is_needed():
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
 
     assert subprocess.run([sys.executable, "-c", code], env=environment, check=False).returncode == 0
+
+
+def test_a_dataset_is_read_from_a_bucket_without_a_question_about_the_bucket(gcs, demo_tasks, tmp_path):
+    code = "from layertap.dataset import read_records; print(len([*read_records('gs://bucket/data/tasks.jsonl')]))"
+    gcs.put(BUCKET, "data/tasks.jsonl", demo_tasks.read_bytes())
+    read = commands.run(["-c", code], tmp_path)
+    assert (read.stdout, read.stderr) == ("10\n", "")
