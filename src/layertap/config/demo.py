@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from layertap.config.arguments import Flag
-from layertap.errors import UsageError
+from layertap.config.checks import require_counts
 
 
 @dataclass(frozen=True)
@@ -22,5 +22,4 @@ class DemoConfig:
 
     def __post_init__(self) -> None:
         """Refuse an empty demo; raises UsageError."""
-        if self.num_tasks < 1:
-            raise UsageError(f"--num_tasks must be at least 1, not {self.num_tasks}")
+        require_counts(self, "num_tasks")

@@ -14,6 +14,7 @@ from typing import Annotated, Literal
 import tyro
 
 from layertap.config.arguments import LAYERS, Flag
+from layertap.config.checks import require, require_counts
 from layertap.config.sharded import ShardedConfig
 from layertap.config.upload import UploadConfig
 from layertap.core.taps import Site
@@ -25,11 +26,6 @@ StorageDtype = Literal["float32", "bfloat16", "float16"]
 
 # What the blocks of every attention kernel divide (model/attention*.py).
 _ROW_MULTIPLE = 256
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise UsageError(message)
 
 
 @dataclass(frozen=True)
@@ -52,18 +48,18 @@ class HostsConfig:
     def __post_init__(self) -> None:
         """Refuse values that contradict each other; raises UsageError."""
         given = [name for name in ("num_hosts", "host_id", "coordinator_address") if getattr(self, name) is not None]
-        _require(self.multihost or not given, f"--{' --'.join(given)}: only together with --multihost")
-        _require(
+        require(self.multihost or not given, f"--{' --'.join(given)}: only together with --multihost")
+        require(
             len(given) in (0, 3),
             f"--{' --'.join(given)}: give all of --num_hosts --host_id --coordinator_address, or none",
         )
-        _require(self.num_hosts is None or self.num_hosts >= 1, f"--num_hosts must be at least 1, not {self.num_hosts}")
-        _require(
+        require_counts(self, "num_hosts")
+        require(
             self.host_id is None or 0 <= self.host_id < (self.num_hosts or 1),
             f"--host_id {self.host_id} is not one of {self.num_hosts} hosts (from 0)",
         )
         host, _, port = (self.coordinator_address or "localhost:1").rpartition(":")
-        _require(
+        require(
             host != "" and "/" not in host and port.isdecimal() and 0 < int(port) <= 65535,
             f"--coordinator_address {self.coordinator_address}: give HOST:PORT",
         )
@@ -188,58 +184,48 @@ class ExtractConfig:
 
     def __post_init__(self) -> None:
         """Refuse values that contradict each other; raises UsageError."""
-        positive = (
-            "total_machines",
-            "predictions_per_task",
-            "batch_size",
-            "max_tasks",
-            "row_length",
-            "max_seq_length",
-            "window_samples",
-        )
-        for name in positive:
-            value = getattr(self, name)
-            _require(value is None or value >= 1, f"--{name} must be at least 1, not {value}")
-        _require(
+        require_counts(self, "total_machines", "predictions_per_task", "batch_size", "max_tasks")
+        require_counts(self, "row_length", "max_seq_length", "window_samples")
+        require(
             0 <= self.machine_id < self.total_machines,
             f"--machine_id {self.machine_id} is not one of {self.total_machines} machines"
             f" (0 to {self.total_machines - 1}); set --total_machines",
         )
-        _require(
+        require(
             self.row_length % _ROW_MULTIPLE == 0,
             f"--row_length {self.row_length} must be a multiple of {_ROW_MULTIPLE}",
         )
-        _require(
+        require(
             not (self.certify and self.hosts.multihost),
             "--certify runs on one host, not with --multihost: certify with a smaller run of the same settings",
         )
-        _require(
+        require(
             0 <= self.certify <= self.window_samples,
             f"--certify {self.certify} must be at most --window_samples ({self.window_samples}), and not negative",
         )
-        _require(0 < self.shard_size_gb < math.inf, f"--shard_size_gb must be positive, not {self.shard_size_gb}")
-        _require(
+        require(0 < self.shard_size_gb < math.inf, f"--shard_size_gb must be positive, not {self.shard_size_gb}")
+        require(
             not self.hosts.multihost or self.sharded.engine == "none",
             f"--engine {self.sharded.engine} does not go with --multihost: start the command on each host yourself",
         )
         for flag, folder in (("output_dir", self.output_dir), ("checkpoint_dir", self.checkpoint_dir)):
-            _require("://" not in folder, f"--{flag} {folder}: is a URL; give a local folder")
+            require("://" not in folder, f"--{flag} {folder}: is a URL; give a local folder")
         self._require_other_place(self.upload.upload_to)
         self._require_one_dataset()
         port = self.metrics_port
-        _require(port is None or 0 <= port <= 65535, f"--metrics_port must be 0 to 65535, not {port}")
-        _require(min(self.layers_to_extract, default=0) >= 0, "--layers_to_extract counts layers from 0")
-        _require(len(self.activation_type) > 0, "--activation_type needs at least one of residual, mlp, attn")
-        _require(self.worker >= 0, f"--worker_id must not be negative, but is {self.worker}")
+        require(port is None or 0 <= port <= 65535, f"--metrics_port must be 0 to 65535, not {port}")
+        require(min(self.layers_to_extract, default=0) >= 0, "--layers_to_extract counts layers from 0")
+        require(len(self.activation_type) > 0, "--activation_type needs at least one of residual, mlp, attn")
+        require(self.worker >= 0, f"--worker_id must not be negative, but is {self.worker}")
 
     def _require_one_dataset(self) -> None:
         if self.sharded.sharded_dataset_dir is None:
-            _require(self.dataset_path is not None, "give --dataset_path, or --sharded_dataset_dir")
+            require(self.dataset_path is not None, "give --dataset_path, or --sharded_dataset_dir")
             return
-        _require(self.dataset_path is None, "give one of --dataset_path and --sharded_dataset_dir")
+        require(self.dataset_path is None, "give one of --dataset_path and --sharded_dataset_dir")
         settings = {"dataset_format": "auto", "max_tasks": None, "total_machines": 1, "checkpointing": True}
         for name, default in settings.items():
-            _require(
+            require(
                 getattr(self, name) == default,
                 f"--{name} does not go with --sharded_dataset_dir: its shards are what they are, each goes to one"
                 " worker, and a worker always goes on in a shard that it has begun",
@@ -249,7 +235,7 @@ class ExtractConfig:
         if upload_to is None or "://" in upload_to:
             return
         here, there = self.output_folder.resolve(), local_path(upload_to).resolve()
-        _require(
+        require(
             not (there.is_relative_to(here) or here.is_relative_to(there)),
             f"--upload_to {upload_to} and --output_dir {self.output_dir} lie one within the other; give another folder",
         )
@@ -260,7 +246,7 @@ class ExtractConfig:
         if self.worker_id is not None:
             return self.worker_id
         text = os.environ.get("TPU_WORKER_ID", "0")
-        _require(text.isdecimal(), f"TPU_WORKER_ID is {text!r}, not a number; give --worker_id")
+        require(text.isdecimal(), f"TPU_WORKER_ID is {text!r}, not a number; give --worker_id")
         return int(text)
 
     @property

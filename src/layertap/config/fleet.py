@@ -8,8 +8,8 @@ from typing import Annotated, Literal
 import tyro
 
 from layertap.config.arguments import Flag
+from layertap.config.checks import require, require_counts
 from layertap.config.extract import DatasetFormat, local_path
-from layertap.errors import UsageError
 
 _MOST_STREAMS = 512  # all are open for writing at once
 
@@ -19,8 +19,8 @@ class SourceConfig:
     """The dataset that is dealt out."""
 
     dataset_path: Annotated[str | None, Flag(metavar="PATH", needed="required, or --dataset_name")] = None
-    """ARC tasks or plain text: a JSONL or JSON file, or a folder of JSON files. A local path, or a URL such as
-    gs://bucket/tasks.jsonl."""
+    """ARC tasks or plain text: a JSONL or JSON file, or a folder of JSON files. A local path, or a
+    URL such as gs://bucket/tasks.jsonl."""
 
     dataset_format: DatasetFormat = "auto"
     """The shape of the dataset. auto finds it out from the content."""
@@ -41,21 +41,20 @@ class SourceConfig:
     """Stop after this many tasks or texts of the dataset."""
 
     on_bad_task: Literal["error", "skip"] = "error"
-    """What to do with a malformed task, or one with the id of an earlier task: stop, or leave it out and list it."""
+    """What to do with a malformed task, or one with the id of an earlier task: stop, or leave it
+    out and list it."""
 
     def __post_init__(self) -> None:
         """Refuse values that contradict each other; raises UsageError."""
-        if (self.dataset_path is None) == (self.dataset_name is None):
-            raise UsageError("give one of --dataset_path and --dataset_name")
-        if self.dataset_name is not None and self.dataset_format != "auto":
-            raise UsageError("--dataset_format is the shape of files; with --dataset_name give --column_name")
-        if self.dataset_name is None:
-            hub = {"dataset_config": None, "dataset_split": "train", "column_name": None}
-            for name, default in hub.items():
-                if getattr(self, name) != default:
-                    raise UsageError(f"--{name} belongs to --dataset_name")
-        if self.max_samples is not None and self.max_samples < 1:
-            raise UsageError(f"--max_samples must be at least 1, not {self.max_samples}")
+        from_hub = self.dataset_name is not None
+        require((self.dataset_path is not None) != from_hub, "give one of --dataset_path and --dataset_name")
+        require(
+            not from_hub or self.dataset_format == "auto",
+            "--dataset_format is the shape of files; with --dataset_name give --column_name",
+        )
+        for name, default in (("dataset_config", None), ("dataset_split", "train"), ("column_name", None)):
+            require(from_hub or getattr(self, name) == default, f"--{name} belongs to --dataset_name")
+        require_counts(self, "max_samples")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,21 +68,21 @@ class StreamsConfig(SourceConfig):
     """Where to write them: a new folder, or one that holds the same streams already."""
 
     name_digits: int = 3
-    """How many digits the number in a file's name has: 3 makes stream_000.jsonl, 1 makes stream_0.jsonl."""
+    """How many digits the number in a file's name has: 3 makes stream_000.jsonl, 1 makes
+    stream_0.jsonl."""
 
     def __post_init__(self) -> None:
         """Refuse values that make no sense; raises UsageError."""
         super().__post_init__()
-        if not 1 <= self.num_streams <= _MOST_STREAMS:
-            raise UsageError(f"--num_streams must be 1 to {_MOST_STREAMS}, not {self.num_streams}")
-        if not 1 <= self.name_digits <= 9:
-            raise UsageError(f"--name_digits must be 1 to 9, not {self.name_digits}")
-        if "://" in self.output_dir:
-            raise UsageError(f"--output_dir {self.output_dir}: is a URL; give a local folder, and copy it afterwards")
-        if self.output_folder.name in ("", ".."):
-            raise UsageError(
-                f"--output_dir {self.output_dir}: give a folder by its name, which is made for the streams"
-            )
+        for name, most in (("num_streams", _MOST_STREAMS), ("name_digits", 9)):
+            value = getattr(self, name)
+            require(1 <= value <= most, f"--{name} must be 1 to {most}, not {value}")
+        where = f"--output_dir {self.output_dir}"
+        require("://" not in self.output_dir, f"{where}: is a URL; give a local folder, and copy it afterwards")
+        require(
+            self.output_folder.name not in ("", ".."),
+            f"{where}: give a folder by its name, which is made for the streams",
+        )
 
     @property
     def output_folder(self) -> Path:
@@ -99,8 +98,8 @@ class CreateShardsConfig(SourceConfig):
     """Where to write the shards: a folder that all workers can reach, or gs://bucket/path."""
 
     num_shards: Annotated[int | None, Flag(needed="required, or --tasks_per_shard")] = None
-    """How many shards to make. Make several for each worker, so that fast workers take more, and a lost worker costs
-    little."""
+    """How many shards to make. Make several for each worker, so that fast workers take more, and a
+    lost worker costs little."""
 
     tasks_per_shard: Annotated[int | None, Flag(needed="required, or --num_shards")] = None
     """How many tasks or texts a shard holds."""
@@ -108,31 +107,30 @@ class CreateShardsConfig(SourceConfig):
     def __post_init__(self) -> None:
         """Refuse values that contradict each other; raises UsageError."""
         super().__post_init__()
-        if (self.num_shards is None) == (self.tasks_per_shard is None):
-            raise UsageError("give one of --num_shards and --tasks_per_shard")
-        for name in ("num_shards", "tasks_per_shard"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UsageError(f"--{name} must be at least 1, not {value}")
+        given = self.num_shards is not None, self.tasks_per_shard is not None
+        require(sum(given) == 1, "give one of --num_shards and --tasks_per_shard")
+        require_counts(self, "num_shards", "tasks_per_shard")
 
 
 @dataclass(frozen=True)
-class ShardsStatusConfig:
-    """List how many shards of a dataset are done, claimed, failed and free."""
+class _OfDataset:
+    """What the commands on one sharded dataset share."""
 
     dataset: Annotated[tyro.conf.Positional[str], Flag(metavar="DATASET")]
     """The sharded dataset: a folder, or gs://bucket/path."""
+
+
+@dataclass(frozen=True)
+class ShardsStatusConfig(_OfDataset):
+    """List how many shards of a dataset are done, claimed, failed and free."""
 
     json: bool = False
     """Print every shard, as JSON."""
 
 
 @dataclass(frozen=True)
-class FleetStatusConfig:
+class FleetStatusConfig(_OfDataset):
     """Show what the workers of a sharded dataset do, and when they will be done."""
-
-    dataset: Annotated[tyro.conf.Positional[str], Flag(metavar="DATASET")]
-    """The sharded dataset: a folder, or gs://bucket/path."""
 
     watch: bool = False
     """Show it again and again, until every shard is done or has failed."""
@@ -145,16 +143,12 @@ class FleetStatusConfig:
 
     def __post_init__(self) -> None:
         """Refuse to look without a pause; raises UsageError."""
-        if not 0 < self.poll_seconds < math.inf:
-            raise UsageError(f"--poll_seconds must be positive, not {self.poll_seconds}")
+        require(0 < self.poll_seconds < math.inf, f"--poll_seconds must be positive, not {self.poll_seconds}")
 
 
 @dataclass(frozen=True)
-class ResetShardsConfig:
+class ResetShardsConfig(_OfDataset):
     """Make shards free again, so that they are extracted once more."""
-
-    dataset: Annotated[tyro.conf.Positional[str], Flag(metavar="DATASET")]
-    """The sharded dataset: a folder, or gs://bucket/path."""
 
     shard_id: Annotated[
         tyro.conf.Positional[tuple[int, ...]], Flag(metavar="SHARD ...", needed="required, or --all")
@@ -169,10 +163,10 @@ class ResetShardsConfig:
 
     def __post_init__(self) -> None:
         """Refuse to reset nothing; raises UsageError."""
-        if bool(self.shard_id) == self.all:
-            raise UsageError(
-                "name the shards to reset, as: layertap shards reset gs://bucket/dataset 3 7; or pass --all"
-            )
+        require(
+            bool(self.shard_id) != self.all,
+            "name the shards to reset, as: layertap shards reset gs://bucket/dataset 3 7; or pass --all",
+        )
 
 
 @dataclass(frozen=True)
@@ -180,8 +174,8 @@ class VerifyConfig:
     """Read output back and check every byte of it, of one run or of several."""
 
     path: Annotated[tyro.conf.Positional[str], Flag(metavar="FOLDER")]
-    """The output folder of a run, a folder with several of them, or a sharded dataset whose finished shards to check.
-    A local path, or a URL such as gs://bucket/activations/tpu_0."""
+    """The output folder of a run, a folder with several of them, or a sharded dataset whose
+    finished shards to check. A local path, or a URL such as gs://bucket/activations/tpu_0."""
 
     sharded_dataset: Annotated[str | None, Flag(metavar="DATASET")] = None
     """The sharded dataset that FOLDER was made from, if FOLDER was moved since."""

@@ -6,8 +6,8 @@ from typing import Annotated
 import tyro
 
 from layertap.config.arguments import LAYERS, Flag
+from layertap.config.checks import require
 from layertap.core.taps import Site
-from layertap.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -38,5 +38,4 @@ class InspectConfig:
 
     def __post_init__(self) -> None:
         """Refuse a negative number of tokens; raises UsageError."""
-        if self.max_tokens < 0:
-            raise UsageError(f"--max_tokens must not be negative, but is {self.max_tokens}; 0 lists all")
+        require(self.max_tokens >= 0, f"--max_tokens must not be negative, but is {self.max_tokens}; 0 lists all")

@@ -10,8 +10,8 @@ from typing import Annotated
 import tyro
 
 from layertap.config.arguments import Flag
+from layertap.config.checks import require
 from layertap.config.extract import ExtractConfig
-from layertap.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -63,15 +63,19 @@ class PlanConfig(ExtractConfig):
     def __post_init__(self) -> None:
         """Refuse what contradicts itself; raises UsageError."""
         super().__post_init__()
-        for name in ("workers", "tokens", "price_per_hour", "price_per_gb_month"):
-            if (value := getattr(self, name)) is not None and value < (1 if name in ("workers", "tokens") else 0):
-                raise UsageError(f"--{name} must not be {value}")
+        for name, least in (("workers", 1), ("tokens", 1), ("price_per_hour", 0), ("price_per_gb_month", 0)):
+            value = getattr(self, name)
+            require(value is None or value >= least, f"--{name} must not be {value}")
         for name in ("disk_gb_per_second", "network_gb_per_second"):
-            if (value := getattr(self, name)) is not None and value <= 0:
-                raise UsageError(f"--{name} must be more than 0, not {value}")
+            value = getattr(self, name)
+            require(value is None or value > 0, f"--{name} must be more than 0, not {value}")
 
     def _require_one_dataset(self) -> None:
-        if self.sharded.sharded_dataset_dir is not None:
-            raise UsageError("to plan, give the dataset as it was before it was cut into shards, by --dataset_path")
-        if (self.dataset_path is None) == (self.tokens is None):
-            raise UsageError("give either --dataset_path, to count its tokens, or --tokens")
+        require(
+            self.sharded.sharded_dataset_dir is None,
+            "to plan, give the dataset as it was before it was cut into shards, by --dataset_path",
+        )
+        require(
+            (self.dataset_path is None) != (self.tokens is None),
+            "give either --dataset_path, to count its tokens, or --tokens",
+        )

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from layertap.config.arguments import Flag
+from layertap.config.checks import require, require_counts
 from layertap.errors import UsageError
 
 
@@ -17,7 +18,8 @@ class ShardedConfig:
     """Process the shards of --sharded_dataset_dir one at a time. That flag alone does so too."""
 
     sharded_dataset_dir: Annotated[str | None, Flag("input", "FOLDER")] = None
-    """Instead of --dataset_path: a dataset that `layertap shards create` made, in a folder or at gs://bucket/path."""
+    """Instead of --dataset_path: a dataset that `layertap shards create` made, in a folder or at
+    gs://bucket/path."""
 
     preferred_shard_id: Annotated[int | None, Flag("worker", "SHARD")] = None
     """The shard to begin with, if no other worker has it. Give each worker another one."""
@@ -26,11 +28,12 @@ class ShardedConfig:
     """Stop after this many shards."""
 
     lease_seconds: Annotated[float, Flag("worker", "SECONDS")] = 120.0
-    """After how long a silence a worker loses its shard to another one. It reports four times as often."""
+    """After how long a silence a worker loses its shard to another one. It reports four times as
+    often."""
 
     engine: Annotated[Literal["none", "local", "ray"], Flag("worker")] = "none"
-    """none: this process is one worker. local: it starts --num_workers workers on this machine, and starts them again
-    when they die. ray: Ray does so, here or on a cluster."""
+    """none: this process is one worker. local: it starts --num_workers workers on this machine, and
+    starts them again when they die. ray: Ray does so, here or on a cluster."""
 
     num_workers: Annotated[int | None, Flag("worker")] = None
     """How many workers --engine starts. They are numbered from --worker_id on."""
@@ -44,46 +47,35 @@ class ShardedConfig:
     def __post_init__(self) -> None:
         """Refuse values that make no sense; raises UsageError."""
         url = self.sharded_dataset_dir
-        _require(url is not None or not self.use_sharded_dataset, "--use_sharded_dataset needs --sharded_dataset_dir")
+        require(url is not None or not self.use_sharded_dataset, "--use_sharded_dataset needs --sharded_dataset_dir")
         for name in ("preferred_shard_id", "max_shards"):
-            value = getattr(self, name)
-            _require(value is None or url is not None, f"--{name} belongs to --sharded_dataset_dir")
-        _require((self.preferred_shard_id or 0) >= 0, "--preferred_shard_id counts shards from 0")
-        _require(self.max_shards is None or self.max_shards >= 1, "--max_shards must be at least 1")
-        _require(self.engine == "none" or url is not None, f"--engine {self.engine} needs --sharded_dataset_dir")
-        _require(self.engine == "none" or self.num_workers is not None, f"--engine {self.engine} needs --num_workers")
-        _require(self.engine != "none" or self.num_workers is None, "--num_workers needs an --engine")
-        _require(self.num_workers is None or self.num_workers >= 1, "--num_workers must be at least 1")
+            require(url is not None or getattr(self, name) is None, f"--{name} belongs to --sharded_dataset_dir")
+        require((self.preferred_shard_id or 0) >= 0, "--preferred_shard_id counts shards from 0")
+        require_counts(self, "max_shards", "num_workers")
+        require(self.engine == "none" or url is not None, f"--engine {self.engine} needs --sharded_dataset_dir")
+        require(self.engine == "none" or self.num_workers is not None, f"--engine {self.engine} needs --num_workers")
+        require(self.engine != "none" or self.num_workers is None, "--num_workers needs an --engine")
         for name in ("ray_address", "resources_per_worker"):
-            _require(getattr(self, name) is None or self.engine == "ray", f"--{name} belongs to --engine ray")
+            require(getattr(self, name) is None or self.engine == "ray", f"--{name} belongs to --engine ray")
         host, _, port = (self.ray_address or "localhost:1").rpartition(":")
-        _require(
+        require(
             self.ray_address == "auto" or (host != "" and "/" not in host and port.isdecimal()),
             f"--ray_address {self.ray_address}: give auto, or the HOST:PORT that `ray start --head` named",
         )
-        _parsed(self.resources_per_worker or "{}")
-        _require(1 <= self.lease_seconds < math.inf, f"--lease_seconds must be at least 1, not {self.lease_seconds}")
+        _ = self.worker_resources
+        require(1 <= self.lease_seconds < math.inf, f"--lease_seconds must be at least 1, not {self.lease_seconds}")
 
     @property
     def worker_resources(self) -> dict[str, float]:
-        """What Ray sets apart for each worker."""
-        return {"CPU": 1} | _parsed(self.resources_per_worker or "{}")
-
-
-def _parsed(resources: str) -> dict[str, float]:
-    """Resources and how much of each; raises UsageError where that is not what the text says."""
-    try:
-        found = json.loads(resources)
-    except ValueError as error:
-        raise UsageError(f"--resources_per_worker {resources}: is not JSON: {error}; give '{{\"TPU\": 4}}'") from error
-    amounts = found.values() if isinstance(found, dict) else [None]
-    _require(
-        all(isinstance(it, int | float) and it is not True and 0 < it < math.inf for it in amounts),
-        f"--resources_per_worker {resources}: give names with amounts above 0, such as '{{\"TPU\": 4}}'",
-    )
-    return dict(found)
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise UsageError(message)
+        """What Ray reserves for each worker; raises UsageError if the flag does not say that."""
+        given = f"--resources_per_worker {self.resources_per_worker}"
+        try:
+            found = json.loads(self.resources_per_worker or "{}")
+        except ValueError as error:
+            raise UsageError(f"{given}: is not JSON: {error}; give '{{\"TPU\": 4}}'") from error
+        amounts = found.values() if isinstance(found, dict) else [None]
+        require(
+            all(isinstance(it, int | float) and it is not True and 0 < it < math.inf for it in amounts),
+            f"{given}: give names with amounts above 0, such as '{{\"TPU\": 4}}'",
+        )
+        return {"CPU": 1, **found}

@@ -6,7 +6,7 @@ from typing import Annotated
 import tyro
 
 from layertap.config.arguments import Flag
-from layertap.errors import UsageError
+from layertap.config.checks import require, require_counts
 
 _GCS_PREFIX = "activations"
 
@@ -19,20 +19,23 @@ class UploadConfig:
     """Copy the output to --gcs_bucket while the run goes on. --gcs_bucket alone does so too."""
 
     gcs_bucket: Annotated[str | None, Flag("cloud", "BUCKET")] = None
-    """The name of a Google Cloud Storage bucket. The output goes to gs://BUCKET/PREFIX/tpu_{worker_id}/."""
+    """The name of a Google Cloud Storage bucket. The output goes to
+    gs://BUCKET/PREFIX/tpu_{worker_id}/."""
 
     gcs_prefix: Annotated[str, Flag("cloud", "PREFIX")] = _GCS_PREFIX
     """The folder in the bucket."""
 
     upload_to: Annotated[str | None, Flag("cloud", "URL")] = None
-    """Another place to copy the output to: a URL such as s3://bucket/prefix, or a folder. The output goes to
-    tpu_{worker_id}/ there."""
+    """Another place to copy the output to: a URL such as s3://bucket/prefix, or a folder. The
+    output goes to tpu_{worker_id}/ there."""
 
     delete_local_after_upload: Annotated[bool, Flag("cloud")] = False
-    """Delete the local files of a shard once their copies are verified, so that a small local disk is enough."""
+    """Delete the local files of a shard once their copies are verified, so that a small local disk
+    is enough."""
 
     uploads_at_once: Annotated[int, Flag("cloud", "FILES")] = 4
-    """How many files to upload at the same time. The run waits while more shards than this are not uploaded yet."""
+    """How many files to upload at the same time. The run waits while more shards than this are not
+    uploaded yet."""
 
     upload_retry_seconds: Annotated[float, Flag("cloud", "SECONDS")] = 300.0
     """How long to try a failed request again before the run stops."""
@@ -40,26 +43,26 @@ class UploadConfig:
     def __post_init__(self) -> None:
         """Refuse values that contradict each other; raises UsageError."""
         bucket = self.gcs_bucket
-        _require(bucket is not None or not self.upload_to_gcs, "--upload_to_gcs needs --gcs_bucket")
-        _require(
+        require(bucket is not None or not self.upload_to_gcs, "--upload_to_gcs needs --gcs_bucket")
+        require(
             bucket is not None or self.gcs_prefix == _GCS_PREFIX,
             f"--gcs_prefix {self.gcs_prefix} is a folder in a bucket; give --gcs_bucket too",
         )
-        _require(
+        require(
             bucket is None or (bucket != "" and "/" not in bucket),
             f"--gcs_bucket {bucket}: give the bucket's name alone, without gs://, and the folder as --gcs_prefix",
         )
-        _require("://" not in self.gcs_prefix, f"--gcs_prefix {self.gcs_prefix}: give a folder in the bucket, no URL")
-        _require(
+        require("://" not in self.gcs_prefix, f"--gcs_prefix {self.gcs_prefix}: give a folder in the bucket, no URL")
+        require(
             bucket is None or self.upload_to is None, "--upload_to and --gcs_bucket name two places; give one of them"
         )
-        _require(self.upload_to != "", "--upload_to is empty; give a folder or URL")
-        _require(
+        require(self.upload_to != "", "--upload_to is empty; give a folder or URL")
+        require(
             not self.delete_local_after_upload or self.url(0) is not None,
             "--delete_local_after_upload needs a place to upload to: --gcs_bucket or --upload_to",
         )
-        _require(self.uploads_at_once >= 1, f"--uploads_at_once must be at least 1, not {self.uploads_at_once}")
-        _require(
+        require_counts(self, "uploads_at_once")
+        require(
             self.upload_retry_seconds >= 0,
             f"--upload_retry_seconds must not be negative, but is {self.upload_retry_seconds}",
         )
@@ -84,9 +87,4 @@ class StatsConfig:
 
     def __post_init__(self) -> None:
         """Refuse no folder at all; raises UsageError."""
-        _require(len(self.paths) > 0, "give at least one output folder")
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise UsageError(message)
+        require(len(self.paths) > 0, "give at least one output folder")

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Annotated
 
 from layertap.config.arguments import Flag
+from layertap.config.checks import require, require_counts
 from layertap.config.extract import local_path
-from layertap.errors import UsageError
 from layertap.tpu.fleet import Wanted, check_name
 
 
@@ -42,10 +42,8 @@ class TpuConfig:
         check_name(self.name_prefix, "--name_prefix")
         for zone in self.zone_list:
             check_name(zone, "--zones")
-        if len(set(self.zone_list)) < len(self.zone_list):
-            raise UsageError(f"--zones {self.zones}: names a zone twice")
-        if not 0 < self.poll_seconds < math.inf:
-            raise UsageError(f"--poll_seconds must be positive, not {self.poll_seconds}")
+        require(len(set(self.zone_list)) == len(self.zone_list), f"--zones {self.zones}: names a zone twice")
+        require(0 < self.poll_seconds < math.inf, f"--poll_seconds must be positive, not {self.poll_seconds}")
 
     @property
     def zone_list(self) -> tuple[str, ...]:
@@ -68,8 +66,8 @@ class StatusConfig(TpuConfig):
     def __post_init__(self) -> None:
         """Refuse a negative number; raises UsageError."""
         super().__post_init__()
-        if self.workers_per_zone is not None and self.workers_per_zone < 0:
-            raise UsageError(f"--workers_per_zone must not be negative, but is {self.workers_per_zone}")
+        workers = self.workers_per_zone
+        require(workers is None or workers >= 0, f"--workers_per_zone must not be negative, but is {workers}")
 
 
 @dataclass(frozen=True)
@@ -126,14 +124,12 @@ class FleetConfig(TpuConfig):
     def __post_init__(self) -> None:
         """Refuse what cannot be a fleet; raises UsageError."""
         super().__post_init__()
-        if not self.zone_list:
-            raise UsageError("--zones is missing: give one or several, as --zones us-central1-a,us-central1-b")
-        if self.workers_per_zone < 1:
-            raise UsageError(f"--workers_per_zone must be at least 1, not {self.workers_per_zone}")
-        if self.watch and self.dry_run:
-            raise UsageError("--watch and --dry_run contradict each other")
-        if self.startup is not None and not self.startup_path.is_file():
-            raise UsageError(f"--startup {self.startup}: no such file")
+        require(
+            len(self.zone_list) > 0, "--zones is missing: give one or several, as --zones us-central1-a,us-central1-b"
+        )
+        require_counts(self, "workers_per_zone")
+        require(not (self.watch and self.dry_run), "--watch and --dry_run contradict each other")
+        require(self.startup is None or self.startup_path.is_file(), f"--startup {self.startup}: no such file")
         _ = self.wanted
 
     @property
