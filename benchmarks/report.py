@@ -11,7 +11,7 @@ from typing import Any
 from benchmarks.config import BenchmarkConfig, Device
 from benchmarks.machine import versions
 from layertap.model.config import Qwen2Config
-from layertap.plan.flops import causal_pairs, forward_flops
+from layertap.plan.planned import causal_pairs, forward_flops
 
 Figures = Mapping[str, float]
 Runs = Mapping[str, Sequence[Figures]]

@@ -165,10 +165,9 @@ def stats(config: StatsConfig) -> int:
 def plan(config: PlanConfig) -> int:
     """Say what a run would need."""
     from layertap.plan.command import make_plan
-    from layertap.plan.report import describe
 
     plan = make_plan(config, lambda message: print(f"{message} ...", file=sys.stderr, flush=True))
-    print(json.dumps(plan.to_json(), indent=2) if config.json else describe(plan))
+    print(json.dumps(plan.to_json(), indent=2) if config.json else plan.describe())
     return 0
 
 

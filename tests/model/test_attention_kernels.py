@@ -1,6 +1,6 @@
 """The kernels for accelerators, interpreted, against the definition.
 
-That they compile for TPUs is shown in tests/plan; for GPUs they are lowered to Triton here.
+That they compile for TPUs is shown in tests/benchmarks; for GPUs they are lowered to Triton here.
 """
 
 import jax

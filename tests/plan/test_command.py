@@ -1,6 +1,8 @@
-"""`layertap plan` as a user meets it."""
+"""`layertap plan` as a user meets it, and as docs/tpu.md prints it."""
 
 import json
+import re
+import shlex
 from pathlib import Path
 
 import commands
@@ -8,30 +10,46 @@ import pytest
 
 from layertap.cli import main
 
+PRINTED = re.search(
+    r"    (layertap plan --model 7b .*?)\n\n(    run .*?)\n\n", (commands.ROOT / "docs/tpu.md").read_text(), re.DOTALL
+)
+Captured = pytest.CaptureFixture[str]
+
 
 def plan(*flags: str | Path) -> int:
     return main(["plan", *map(str, flags)])
 
 
-def test_in_words_and_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+def test_in_words_and_as_json(capsys: Captured) -> None:
     flags = ("--model", "Qwen/Qwen2.5-7B", "--accelerator", "h200x1", "--tokens", "1000000", "--format", "safetensors")
     assert plan(*flags, "--price_per_hour", "3.5", "--layers_to_extract", "6", "13") == 0
     text = capsys.readouterr().out
-    for said in (
-        "residual of 2 layers (14 run)",
-        "14,336 bytes of activations a token",
-        "bottleneck: ",
-        "for computing",
-    ):
-        assert said in text
+    assert "residual of 2 layers (14 run)" in text
+    assert "14,336 bytes of activations a token" in text
+    assert "bottleneck: " in text
+    assert "for computing" in text
     assert plan(*flags, "--json") == 0
     document = json.loads(capsys.readouterr().out)
     assert document["work"]["output"]["activations"] == 10**6 * 28 * 7168
     assert document["fit"]["memory"]["compiled"] is False
-    assert document["times"]["slow"] == document["times"]["fast"] > 0, (
-        "one writer is the bottleneck, whatever the device does"
-    )
+    slow, fast = document["times"]["slow"], document["times"]["fast"]
+    assert slow == fast > 0, "one writer is the bottleneck, whatever the device does"
     assert all(assumption["source"] for assumption in document["assumptions"])
+
+
+@pytest.mark.parametrize(
+    "with_compiler", [False, pytest.param(True, marks=[pytest.mark.proof, pytest.mark.timeout(1200)])]
+)
+def test_the_plan_of_the_guide_is_as_printed(capsys: Captured, with_compiler: bool) -> None:
+    """Without the compiler, all but the lines of memory."""
+
+    def lines(text: str) -> list[str]:
+        return [line.strip() for line in text.splitlines() if with_compiler or " of 16 GB (" not in line]
+
+    assert PRINTED is not None
+    arguments = shlex.split(PRINTED[1].replace("\\\n", " "))[1:]
+    assert main([*arguments, *([] if with_compiler else ["--no_compiler"])]) == 0
+    assert lines(capsys.readouterr().out) == lines(PRINTED[2])
 
 
 @pytest.mark.parametrize(
@@ -43,7 +61,7 @@ def test_in_words_and_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     ],
 )
 def test_a_batch_size_is_recommended_and_a_given_one_kept(
-    given: list[str], says: str, planned: int, capsys: pytest.CaptureFixture[str]
+    given: list[str], says: str, planned: int, capsys: Captured
 ) -> None:
     flags = ("--model", "7b", "--accelerator", "v5litepod-64", "--tokens", "10000000", "--no_compiler", *given)
     assert plan(*flags) == 0
@@ -54,7 +72,7 @@ def test_a_batch_size_is_recommended_and_a_given_one_kept(
     assert max(step["rows"] for step in document["work"]["steps"]) == 64 * planned
 
 
-def test_on_cpu_the_machine_is_measured(tiny_model: Path, few_tasks: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_on_cpu_the_machine_is_measured(tiny_model: Path, few_tasks: Path, capsys: Captured) -> None:
     assert plan("--model", tiny_model, "--dataset_path", few_tasks, "--predictions_per_task", "1", "--json") == 0
     document = json.loads(capsys.readouterr().out)
     assert document["work"]["counted"] is True
@@ -74,36 +92,29 @@ def test_on_cpu_no_other_device_is_asked(tiny_model: Path, few_tasks: Path, tmp_
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--tokens", "5", "--accelerator", "abacus"], "--accelerator abacus: not known. Known are TPUs"),
-        ([], "either --dataset_path"),
-        (["--tokens", "5", "--dataset_path", "x"], "either --dataset_path"),
-        (["--tokens", "0"], "--tokens must not be 0"),
-        (["--tokens", "5", "--workers", "0"], "--workers must not be 0"),
-        (["--tokens", "5", "--price_per_hour", "-1"], "--price_per_hour must not be -1"),
-        (["--tokens", "5", "--disk_gb_per_second", "0"], "--disk_gb_per_second must be more than 0"),
-        (["--tokens", "5", "--layers_to_extract", "28"], "has layers 0 to 27"),
-        (["--dataset_path", "x", "--accelerator", "h200x1"], "give --tokenizer FOLDER"),
+        ("--tokens 5 --accelerator abacus", "--accelerator abacus: not known. Known are TPUs"),
+        ("", "either --dataset_path"),
+        ("--tokens 5 --dataset_path x", "either --dataset_path"),
+        ("--tokens 5 --sharded_dataset_dir x", "as it was before it was cut into shards"),
+        ("--tokens 0", "--tokens must not be 0"),
+        ("--tokens 5 --workers 0", "--workers must not be 0"),
+        ("--tokens 5 --price_per_hour -1", "--price_per_hour must not be -1"),
+        ("--tokens 5 --disk_gb_per_second 0", "--disk_gb_per_second must be more than 0"),
+        ("--tokens 5 --layers_to_extract 28", "has layers 0 to 27"),
+        ("--dataset_path x --accelerator h200x1", "give --tokenizer FOLDER"),
     ],
 )
-def test_what_makes_no_sense_is_refused(flags: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert plan("--model", "7b", *flags) == 2
+def test_what_makes_no_sense_is_refused(flags: str, message: str, capsys: Captured) -> None:
+    assert plan("--model", "7b", *flags.split()) == 2
     assert message in capsys.readouterr().err
 
 
 def test_a_size_can_be_counted_with_a_tokenizer_from_elsewhere(
-    tiny_model: Path, few_tasks: Path, capsys: pytest.CaptureFixture[str]
+    tiny_model: Path, few_tasks: Path, capsys: Captured
 ) -> None:
-    flags = (
-        "--dataset_path",
-        few_tasks,
-        "--tokenizer",
-        tiny_model,
-        "--accelerator",
-        "a100x1",
-        "--format",
-        "safetensors",
-    )
-    assert plan("--model", "0.5b", *flags, "--predictions_per_task", "1") == 0
+    data = ("--dataset_path", few_tasks, "--tokenizer", tiny_model, "--predictions_per_task", "1")
+    flags = ("--model", "0.5b", *data, "--accelerator", "a100x1", "--format", "safetensors")
+    assert plan(*flags) == 0
     assert "(exact)" in capsys.readouterr().out
-    assert plan("--model", "0.5b", *flags, "--predictions_per_task", "1", "--workers", "3") == 0
+    assert plan(*flags, "--workers", "3") == 0
     assert "exact" not in capsys.readouterr().out, "three workers close three last shards"

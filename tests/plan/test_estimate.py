@@ -9,9 +9,8 @@ from layertap.config.plan import PlanConfig
 from layertap.plan.accelerators import parse_accelerator
 from layertap.plan.calibrate import Speed, Spent
 from layertap.plan.estimate import Stage, costs, measured_times, pipelined, stages_on
-from layertap.plan.flops import causal_pairs, forward_flops
 from layertap.plan.memory import mesh_shape
-from layertap.plan.planned import PlannedRun, planned_run
+from layertap.plan.planned import PlannedRun, causal_pairs, forward_flops, planned_run
 from layertap.plan.workload import Workload, usual_workload
 
 SEVEN = {"model_path": "7b", "tokens": 10**8, "row_length": 4096, "layers_to_extract": ()}

@@ -25,7 +25,7 @@ TESTED_IN = {
     PLAN: "tests/tpu/test_guide.py::test_the_first_plan_is_one_that_the_command_line_takes",
     "layertap plan --model 7b --accelerator v5litepod-64 --tokens 100000000 --format safetensors"
     " --gcs_bucket my-bucket --price_per_hour 77 --price_per_gb_month 0.02": (
-        "tests/plan/test_guide.py::test_all_but_memory_is_as_printed"
+        "tests/plan/test_command.py::test_the_plan_of_the_guide_is_as_printed"
     ),
     "python -m pip wheel --no-deps --wheel-dir dist .": (
         "tests/tpu/test_setup_tpu_worker.py::test_a_wheel_comes_from_a_bucket_and_the_unit_is_one_that_systemd_accepts"

@@ -1,9 +1,19 @@
 """What can be rented, by name, with the figures that decide how fast it can be.
 
-TPUs are those of `topologies`; GPUs are SXM modules of one host. Sources: NVIDIA's data sheets (dense bfloat16 peak,
-memory, NVLink in one direction, PCIe 4 or 5 x16 less a fifth), for TPUs the scaling book and Google's pages.
+    accelerator type       chips                       topology, as the TPU compiler names it
+    v5litepod-N            N (v5e; 16 GB each)         v5e:XxY
+    v6e-N                  N (32 GB each)              v6e:XxY
+    v4-N, v5p-N            N / 2 (32 GB, 95 GB each)   v4:XxYxZ, v5p:XxYxZ; N counts the two cores of a chip
+    a100xN, h100xN, h200xN N, 1 to 8: SXM modules of one host
+    cpu                    this machine
+
+Sources: for TPUs cloud.google.com/tpu/docs/v4, v5e, v5p and v6e, and the scaling book (tpus); for GPUs NVIDIA's data
+sheets (dense bfloat16 peak, memory, NVLink in one direction, PCIe 4 or 5 x16 less a fifth). Memory is in decimal GB as
+Google prints it. The compiler grants a little less than the binary figure (15.75 GiB on v5e), so a step that fits in
+the decimal one fits.
 """
 
+import math
 import os
 import re
 from dataclasses import dataclass, replace
@@ -11,14 +21,11 @@ from typing import Literal
 
 from layertap.errors import UsageError
 from layertap.plan.assumptions import GPU_DISK, TPU_DISK, Assumption
-from layertap.plan.topologies import Topology, parse_topology
 
 # float32 products are six bfloat16 ones on TPU (jax.lax.Precision.HIGHEST).
 _TPU_FLOAT32_PASSES = 6
 # A slice of more than 8 v5e or v6e chips is made of VMs with 4.
 _CHIPS_PER_HOST_IN_SLICES = 4
-# One link in both directions; what is gathered goes over one axis at least (scaling book, tpus).
-_TPU_LINK = {"v4": 9e10, "v5e": 9e10, "v5p": 1.8e11, "v6e": 1.8e11}
 
 
 @dataclass(frozen=True)
@@ -35,21 +42,43 @@ class Accelerator:
     """Peak; 0 on cpu, where it is measured."""
     float32_flops: float = 0.0
     memory_bandwidth: float = 0.0
+    """Bytes a second between the chip and its own memory."""
     host_bandwidth: float = 0.0
     """Bytes a second from the chip to its host."""
     link_bandwidth: float = 0.0
-    """Bytes a second that a chip gathers from its neighbours."""
+    """Bytes a second that a chip gathers from its neighbours: over one axis of a TPU at least, in both directions."""
     disk: Assumption | None = None
     """What the disk of a host writes; None: to be measured."""
     topology: str | None = None
     """As the TPU compiler names it."""
 
 
-#                             chips, hosts, memory, bf16, float32, memory bandwidth, to the host, NVLink
+#                                            memory, bf16, float32, memory bandwidth, to the host, NVLink
 _GPUS = {
     "a100": Accelerator("", "gpu", 1, 1, 80 * 10**9, 312e12, 19.5e12, 2.0e12, 25e9, 300e9, GPU_DISK),
     "h100": Accelerator("", "gpu", 1, 1, 80 * 10**9, 989e12, 67e12, 3.35e12, 50e9, 450e9, GPU_DISK),
     "h200": Accelerator("", "gpu", 1, 1, 141 * 10**9, 989e12, 67e12, 4.8e12, 50e9, 450e9, GPU_DISK),
+}
+
+
+@dataclass(frozen=True)
+class _TpuKind:
+    memory_bytes: int
+    bf16_flops: float
+    memory_bandwidth: float
+    host_bandwidth: float
+    link_bandwidth: float
+    chips_per_host: int
+    cores_in_name: int
+    """By how much the number in the accelerator type counts a chip."""
+    dimensions: int
+
+
+_TPUS = {
+    "v4": _TpuKind(32 * 10**9, 275e12, 1.2e12, 15e9, 9e10, 4, 2, 3),
+    "v5e": _TpuKind(16 * 10**9, 197e12, 0.81e12, 15e9, 9e10, 8, 1, 2),
+    "v5p": _TpuKind(95 * 10**9, 459e12, 2.8e12, 15e9, 1.8e11, 4, 2, 3),
+    "v6e": _TpuKind(32 * 10**9, 918e12, 1.6e12, 32e9, 1.8e11, 8, 1, 2),
 }
 
 
@@ -60,30 +89,42 @@ def parse_accelerator(name: str) -> Accelerator:
         return Accelerator(name, "cpu", chips=1, hosts=1, memory_bytes=memory)
     if (match := re.fullmatch(r"([a-z]\d+)x([1248])", name)) and match[1] in _GPUS:
         return replace(_GPUS[match[1]], name=name, chips=int(match[2]))
-    try:
-        return _tpu(name, parse_topology(name))
-    except UsageError as error:
-        raise UsageError(
-            f"--accelerator {name}: not known. Known are TPUs, by Google's types (v4-32, v5litepod-64, v5p-8, v6e-8) or"
-            f" topologies (v5e:8x8), GPUs of one host ({', '.join(f'{gpu}x1' for gpu in _GPUS)}, also x2, x4, x8), and"
-            " cpu, which is this machine"
-        ) from error
+    if match := re.fullmatch(r"(v4|v5e|v5p|v6e):(\d+(?:x\d+){1,2})", name):
+        grid = tuple(int(side) for side in match[2].split("x"))
+        if len(grid) == _TPUS[match[1]].dimensions and 0 not in grid:
+            return _tpu(name, match[1], grid)
+    if match := re.fullmatch(r"(v4|v5litepod|v5p|v6e)-(\d+)", name):
+        generation = "v5e" if match[1] == "v5litepod" else match[1]
+        chips, rest = divmod(int(match[2]), _TPUS[generation].cores_in_name)
+        if chips and not rest and not chips & (chips - 1):
+            return _tpu(name, generation, _even_grid(chips, _TPUS[generation].dimensions))
+    raise UsageError(
+        f"--accelerator {name}: not known. Known are TPUs, by Google's types (v4-32, v5litepod-64, v5p-8, v6e-8) or"
+        f" topologies (v5e:8x8), GPUs of one host ({', '.join(f'{gpu}x1' for gpu in _GPUS)}, also x2, x4, x8), and"
+        " cpu, which is this machine"
+    )
 
 
-def _tpu(name: str, topology: Topology) -> Accelerator:
-    kind = topology.kind
-    single = topology.chips <= kind.chips_per_host
+def _tpu(name: str, generation: str, grid: tuple[int, ...]) -> Accelerator:
+    kind, chips = _TPUS[generation], math.prod(grid)
     return Accelerator(
         name=name,
         platform="tpu",
-        chips=topology.chips,
-        hosts=1 if single else topology.chips // _CHIPS_PER_HOST_IN_SLICES,
+        chips=chips,
+        hosts=1 if chips <= kind.chips_per_host else chips // _CHIPS_PER_HOST_IN_SLICES,
         memory_bytes=kind.memory_bytes,
         bf16_flops=kind.bf16_flops,
         float32_flops=kind.bf16_flops / _TPU_FLOAT32_PASSES,
         memory_bandwidth=kind.memory_bandwidth,
         host_bandwidth=kind.host_bandwidth,
-        link_bandwidth=_TPU_LINK[kind.name],
+        link_bandwidth=kind.link_bandwidth,
         disk=TPU_DISK,
-        topology=str(topology),
+        topology=f"{generation}:{'x'.join(map(str, grid))}",
     )
+
+
+def _even_grid(chips: int, dimensions: int) -> tuple[int, ...]:
+    """The most even grid of powers of two, in the cloud's own order: 8 -> 2x4 or 2x2x2, 4 -> 2x2x1, 32 -> 2x4x4."""
+    powers = chips.bit_length() - 1
+    sides = [powers // dimensions + (position >= dimensions - powers % dimensions) for position in range(dimensions)]
+    return tuple(2**side for side in sorted(sides, key=lambda side: (side == 0, side)))

@@ -1,10 +1,9 @@
 """How fast this machine is, measured for some seconds by the run's own code.
 
-A few layers of the model's shape, with random weights, run one of the run's own steps: once as its samples lie, once
-as if each were no longer than a block. The difference is attention's, so two rates come out, of tokens and of (query,
-key) pairs. Then the step's activations are committed as a shard, by the run's own writer, into a temporary folder: that
-gives the rate of encoding and of the disk, and what gzip makes of them (real activations compress otherwise, a
-little).
+A few layers of the model's shape, with random weights, run one of the run's own steps: once as it is packed, once with
+its samples cut into blocks. The difference is attention's, so two rates come out, of tokens and of (query, key) pairs.
+Then the run's own writer commits the step's activations as a shard, into a temporary folder: that gives the rate of
+encoding and of the disk, and what gzip makes of them (real activations compress a little differently).
 
 Everything shares the processor's cores, so what counts beside the clock is how many seconds of them each stage takes.
 """
@@ -14,6 +13,7 @@ import time
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 
 import jax
@@ -26,8 +26,7 @@ from layertap.extract.packing import Placement, Step, batch_arrays
 from layertap.extract.step import HostOutputs, StepProgram, plan_for, resolve_taps, transfer_dtype
 from layertap.model.attention import BLOCK
 from layertap.model.qwen2 import Qwen2
-from layertap.plan.flops import forward_flops
-from layertap.plan.planned import PlannedRun
+from layertap.plan.planned import PlannedRun, forward_flops
 from layertap.plan.workload import Workload, blank_manifest, visited_pairs
 from layertap.shards.samples import StoredSample
 from layertap.shards.writer import ShardFormat, ShardWriter
@@ -87,22 +86,22 @@ def measure_speed(run: PlannedRun, work: Workload) -> Speed:
     program = StepProgram(nnx.eval_shape(lambda: model), taps, plan)
     with closing(program):
         compiling = _spent(lambda: program.compile((step.rows, step.length)).result())
-    outputs, lying = _run(program, model, step)
-    _, alone = _run(program, model, _cut(step))
-    token, pair = _rates(step, layers, lying, alone)
+    outputs, packed = _run(program, model, step)
+    _, cut = _run(program, model, _cut(step))
+    token, pair = _rates(step, layers, packed, cut)
     byte, ratio = _commit(run, replace(run.form, layers=tuple(range(layers))), step, outputs)
-    flops = forward_flops(run.model, layers, step.computed_tokens, visited_pairs(step)) / lying.wall
+    flops = forward_flops(run.model, layers, step.computed_tokens, visited_pairs(step)) / packed.wall
     return Speed(layers, token, pair, byte, compiling.wall / layers, ratio, flops)
 
 
-def _rates(step: Step, layers: int, lying: Spent, alone: Spent) -> tuple[Spent, Spent]:
-    """Of a token and of a pair in one layer, from the step as it lies and as if each sample were one block."""
+def _rates(step: Step, layers: int, packed: Spent, cut: Spent) -> tuple[Spent, Spent]:
+    """Of a token and of a pair in one layer, from the step as it is packed and as it is cut into blocks."""
     pairs = visited_pairs(step)
     fewer = pairs - visited_pairs(_cut(step))
     if fewer < _TELLING_SHARE * pairs:  # samples are short: their attention counts as the tokens' own
-        return lying.times(1 / (step.computed_tokens * layers)), Spent(0.0, 0.0)
-    pair = Spent(max(lying.wall - alone.wall, 0.0), max(lying.cpu - alone.cpu, 0.0)).times(1 / (fewer * layers))
-    return (lying + pair.times(-pairs * layers)).times(1 / (step.computed_tokens * layers)), pair
+        return packed.times(1 / (step.computed_tokens * layers)), Spent(0.0, 0.0)
+    pair = Spent(max(packed.wall - cut.wall, 0.0), max(packed.cpu - cut.cpu, 0.0)).times(1 / (fewer * layers))
+    return (packed + pair.times(-pairs * layers)).times(1 / (step.computed_tokens * layers)), pair
 
 
 def _layers_to_run(run: PlannedRun, step: Step) -> int:
@@ -120,10 +119,8 @@ def _affordable(run: PlannedRun, step: Step) -> Step:
 
 def _cut(step: Step) -> Step:
     """The same tokens in samples no longer than a block of queries, so that attention visits one block for each."""
-    places: list[Placement] = []
-    for row in range(step.rows):
-        for start in range(0, step.length, BLOCK):
-            places.append(Placement(len(places), row, start, min(BLOCK, step.length - start)))
+    blocks = list(product(range(step.rows), range(0, step.length, BLOCK)))
+    places = [Placement(n, row, start, min(BLOCK, step.length - start)) for n, (row, start) in enumerate(blocks)]
     return Step(step.rows, step.length, tuple(places))
 
 

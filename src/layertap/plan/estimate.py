@@ -1,4 +1,4 @@
-"""From work and rates to hours: pure arithmetic.
+"""From work and rates to hours and money: pure arithmetic.
 
 A run is a pipeline: while the device computes a step, activations of the one before go to the host, a shard is encoded
 and another is uploaded. So it takes as long as its slowest stage, which is the bottleneck. Each stage is estimated at a
@@ -26,8 +26,7 @@ from layertap.plan.assumptions import (
     Assumption,
 )
 from layertap.plan.calibrate import Speed, Spent
-from layertap.plan.flops import forward_flops, layer_products
-from layertap.plan.planned import PlannedRun
+from layertap.plan.planned import PlannedRun, forward_flops, layer_products
 from layertap.plan.workload import Workload
 
 # Programs that compile at the same time (extract/step.py).
@@ -75,10 +74,15 @@ def stages_on(
 ) -> tuple[list[Stage], list[Assumption]]:
     """The stages on an accelerator that is not here, and what is assumed of it."""
     transfer = transfer_dtype(run.compute_dtype, run.form.dtype).itemsize
-    moved = work.computed_tokens * len(run.taps) * run.model.hidden_size * transfer
+    moved = work.computed_tokens * run.values_per_token * transfer
+    # At every step each chip reads all kernels, and receives all but its own part of them.
+    kernels = sum(work.steps.values()) * run.num_layers * layer_products(run.model) * run.compute_dtype.itemsize
+    gathered = kernels * (mesh.fsdp - 1) / mesh.fsdp
+    slow, fast = (_computing(run, accelerator, work, share) for share in (SLOW_SHARE_OF_PEAK, FAST_SHARE_OF_PEAK))
+    reading = kernels / accelerator.memory_bandwidth
     stages = [
-        _compute(run, accelerator, work),
-        _even("interconnect", _gathered_bytes(run, mesh, work) / accelerator.link_bandwidth),
+        Stage("compute", max(slow, reading), max(fast, reading)),
+        _even("interconnect", gathered / accelerator.link_bandwidth),
         _even("device to host", moved / (accelerator.chips * accelerator.host_bandwidth)),
         _even("input", work.seconds),
     ]
@@ -86,46 +90,37 @@ def stages_on(
     return [*stages, *host_stages], [SLOW_SHARE_OF_PEAK, FAST_SHARE_OF_PEAK, *assumed]
 
 
-def _compute(run: PlannedRun, accelerator: Accelerator, work: Workload) -> Stage:
+def _computing(run: PlannedRun, accelerator: Accelerator, work: Workload, share: Assumption) -> float:
+    """Seconds at this share of the peak."""
     # The TPU kernel works through whole rows, the GPU kernel leaves out blocks of other samples.
     pairs = work.row_pairs if accelerator.platform == "tpu" else work.own_pairs
-    flops = forward_flops(run.model, run.num_layers, work.computed_tokens, pairs)
     bf16 = run.config.compute_dtype == "bfloat16"
     peak = accelerator.chips * (accelerator.bf16_flops if bf16 else accelerator.float32_flops)
-    reading = sum(work.steps.values()) * _kernel_bytes(run) / accelerator.memory_bandwidth
-    slow, fast = (flops / (share.value * peak) for share in (SLOW_SHARE_OF_PEAK, FAST_SHARE_OF_PEAK))
-    return Stage("compute", max(slow, reading), max(fast, reading))
-
-
-def _kernel_bytes(run: PlannedRun) -> int:
-    return run.num_layers * layer_products(run.model) * run.compute_dtype.itemsize
-
-
-def _gathered_bytes(run: PlannedRun, mesh: MeshShape, work: Workload) -> float:
-    """What each chip receives: at every step all kernels but its own part."""
-    return sum(work.steps.values()) * _kernel_bytes(run) * (mesh.fsdp - 1) / mesh.fsdp
+    return forward_flops(run.model, run.num_layers, work.computed_tokens, pairs) / (share.value * peak)
 
 
 def _on_hosts(
     run: PlannedRun, accelerator: Accelerator, work: Workload, stored_bytes: float
 ) -> tuple[list[Stage], list[Assumption]]:
     """Each host writes what its chips computed."""
-    gzip = GZIP_BYTES_A_SECOND[stored_kind(run)]
-    encoder = gzip if is_compressed(run) else PLAIN_BYTES_A_SECOND
-    values = work.tokens * len(run.taps) * run.model.hidden_size
-    statistics = values * STATISTICS_SECONDS_A_VALUE.value / TPU_HOST_THREADS.value
-    encoding = (work.output.uncompressed / encoder.value + statistics) / accelerator.hosts
+    encoder = GZIP_BYTES_A_SECOND[_compressible_as(run)] if run.is_compressed else PLAIN_BYTES_A_SECOND
+    statistics = work.tokens * run.values_per_token * STATISTICS_SECONDS_A_VALUE.value / TPU_HOST_THREADS.value
+    stages = [_even("encoding", (work.output.uncompressed / encoder.value + statistics) / accelerator.hosts)]
     assumed = [encoder, STATISTICS_SECONDS_A_VALUE, TPU_HOST_THREADS]
-    disk, network = run.config.disk_gb_per_second, run.config.network_gb_per_second
-    if disk is None and accelerator.disk is not None:
-        assumed.append(accelerator.disk)
-    disk_rate = disk * 1e9 if disk is not None else accelerator.disk.value if accelerator.disk is not None else 0.0
-    stages = [_even("encoding", encoding), _even("disk", stored_bytes / (accelerator.hosts * disk_rate))]
-    if run.config.upload.url(run.config.worker) is not None:
-        if network is None:
-            assumed.append(NETWORK)
-        network_rate = NETWORK.value if network is None else network * 1e9
-        stages.append(_even("network", stored_bytes / (accelerator.hosts * network_rate)))
+    config = run.config
+    rates: list[tuple[StageName, float | None, Assumption | None]] = [
+        ("disk", config.disk_gb_per_second, accelerator.disk)
+    ]
+    if config.upload.url(config.worker) is not None:
+        rates.append(("network", config.network_gb_per_second, NETWORK))
+    for name, given, usual in rates:
+        if given is not None:
+            rate = given * 1e9
+        else:
+            assert usual is not None  # only this machine's disk has no usual rate, and it is measured
+            assumed.append(usual)
+            rate = usual.value
+        stages.append(_even(name, stored_bytes / (accelerator.hosts * rate)))
     return stages, assumed
 
 
@@ -133,12 +128,7 @@ def _even(name: StageName, seconds: float) -> Stage:
     return Stage(name, seconds, seconds)
 
 
-def is_compressed(run: PlannedRun) -> bool:
-    """Whether the run's shards are gzipped."""
-    return run.form.name == "pickle" and run.form.compress
-
-
-def stored_kind(run: PlannedRun) -> str:
+def _compressible_as(run: PlannedRun) -> str:
     """How compressible what is stored is: a storage dtype, or "exact" for float32 products in float32."""
     dtype = run.form.dtype.name
     return "exact" if (dtype, run.config.compute_dtype) == ("float32", "float32") else dtype
@@ -146,9 +136,9 @@ def stored_kind(run: PlannedRun) -> str:
 
 def stored_bytes_of(run: PlannedRun, work: Workload) -> tuple[float, list[Assumption]]:
     """What lies on the disk in the end, and what is assumed of compression."""
-    if not is_compressed(run):
+    if not run.is_compressed:
         return work.output.uncompressed, []
-    ratio = GZIP_RATIO[stored_kind(run)]
+    ratio = GZIP_RATIO[_compressible_as(run)]
     return work.output.shard_files / ratio.value + work.output.statistics_files, [ratio]
 
 
@@ -168,7 +158,7 @@ def measured_times(run: PlannedRun, work: Workload, speed: Speed) -> Times:
     reading = Spent(work.seconds, work.cpu_seconds)
     spent: dict[StageName, Spent] = {"compute": compute, "input": reading, "encoding": encoding}
     if run.config.disk_gb_per_second is not None:
-        written = work.output.uncompressed / (speed.ratio if is_compressed(run) else 1.0)
+        written = work.output.uncompressed / (speed.ratio if run.is_compressed else 1.0)
         spent["disk"] = Spent(written / (run.config.disk_gb_per_second * 1e9), 0.0)
     cores = max(stage.cpu / stage.wall for stage in (compute, encoding))
     sharing = sum(stage.cpu for stage in spent.values()) / cores

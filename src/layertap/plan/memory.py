@@ -4,9 +4,9 @@ On TPU the real compiler says so, where it is installed (`tpu_compile`). Elsewhe
 estimated from shapes: good enough to choose a number of rows, not to go to the limit. A step may take `_USABLE` of a
 chip's memory by the estimate, since frameworks keep some for themselves.
 
-Where no number of rows is asked for, the largest power of two is recommended that fits, `_MOST_ROWS` at most: more rows
-make products no faster, and more of a window is left over for steps of one row. The compiler takes a minute for each
-question, so several rows are not asked about that are far too many by the estimate.
+Without a number of rows, the plan recommends the largest power of two that fits, `_MOST_ROWS` at most: more rows make
+products no faster, and more of a window is left over for steps of one row. The compiler takes a minute for each
+question, so it is not asked about rows that are far too many by the estimate.
 """
 
 from collections.abc import Callable, Sequence
@@ -31,11 +31,11 @@ from layertap.plan.tpu_compile import TpuStep, compile_step
 _USABLE = 0.9
 _WORTH_ASKING = 1.2  # estimates are within 10 % of the compiler's figures
 _MOST_ROWS = 16
-# Float32 values of the stream's width that stand at once for each token: the stream, queries, keys, temporaries; and
-# what of all activations stands on a TPU on their way to the host. Fitted to the compiler's figures (docs/LOG.md).
+# Float32 values of the stream's width that a token takes at once: the stream, queries, keys, temporaries; and the share
+# of all activations that is on a TPU, on its way to the host. Fitted to the compiler's figures (docs/LOG.md).
 _STREAMS = 6
 _ON_THEIR_WAY = 0.7
-# Float32 values of the MLP's width that stand at once, for the tokens that go through it together.
+# Float32 values of the MLP's width, for the tokens that go through it together.
 _MLP_VALUES = 3
 _TOKEN_BLOCK = {"tpu": 2048, "gpu": 2048, "cpu": 512}
 _FLOAT32 = 4
@@ -45,7 +45,7 @@ _IN_FLIGHT = 2  # steps whose outputs are on a GPU, or in a CPU's memory
 
 @dataclass(frozen=True)
 class ChipMemory:
-    """What stands in the memory of one chip at the worst moment of a step."""
+    """What a step has in the memory of one chip at its worst moment."""
 
     peak: int
     compiled: bool
@@ -135,9 +135,8 @@ def fit_on(run: PlannedRun, accelerator: Accelerator, note: Callable[[str], None
 
 def _compiled(run: PlannedRun, accelerator: Accelerator, mesh: MeshShape, rows: int, length: int) -> ChipMemory:
     assert accelerator.topology is not None
-    step = TpuStep(
-        run.config.model_path, accelerator.topology, rows, length, run.form.layers, run.form.sites, str(mesh)
-    )
+    model, form = run.config.model_path, run.form
+    step = TpuStep(model, accelerator.topology, rows, length, form.layers, form.sites, str(mesh))
     return ChipMemory(compile_step(step).peak, compiled=True)
 
 
@@ -148,7 +147,7 @@ def estimate_memory(run: PlannedRun, accelerator: Accelerator, mesh: MeshShape, 
     held = run_weight_bytes(run) // mesh.fsdp + (_GATHERED * one_layer if mesh.fsdp > 1 else 0)
     block = gcd(_TOKEN_BLOCK[accelerator.platform], tokens)
     passing = tokens * width * _STREAMS * _FLOAT32 + block * model.intermediate_size * _MLP_VALUES * _FLOAT32
-    captured = tokens * width * transfer_dtype(run.compute_dtype, run.form.dtype).itemsize
+    captured = tokens * run.values_per_token * transfer_dtype(run.compute_dtype, run.form.dtype).itemsize
     # A TPU program hands activations to the host as it goes on; others hold all of them until the step has ended.
-    outputs = captured * len(run.taps) * (_ON_THEIR_WAY if accelerator.platform == "tpu" else _IN_FLIGHT)
+    outputs = captured * (_ON_THEIR_WAY if accelerator.platform == "tpu" else _IN_FLIGHT)
     return ChipMemory(round(held + passing + outputs), compiled=False)

@@ -8,14 +8,13 @@ libtpu reads its settings when JAX starts, so the compilation is a process of it
 `python -m layertap.plan.tpu_compile JSON`. It takes some 10 s (0.5B) to a minute (72B).
 """
 
-import dataclasses
 import json
 import os
 import re
 import subprocess
 import sys
-import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
 
 import ml_dtypes
 import numpy as np
@@ -23,12 +22,14 @@ import numpy as np
 from layertap.core.extras import install_command
 from layertap.core.taps import Site
 from layertap.errors import DeviceError, DoesNotFitError, UsageError
-from layertap.plan.collectives import collectives
-from layertap.plan.models import model_config
-from layertap.plan.topologies import Topology, parse_topology
+from layertap.plan.accelerators import parse_accelerator
+from layertap.plan.planned import model_config
+
+if TYPE_CHECKING:
+    from jax.stages import Compiled
 
 # libtpu asks the cloud it expects around it, and takes a lock against a second process: neither makes sense here.
-_ENVIRONMENT = {
+COMPILER_ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_WORKER_HOSTNAMES": "localhost",
@@ -63,27 +64,28 @@ class CompiledStep:
     """Activations, in the host's memory."""
     peak: int
     """All that stands in the chip's memory at the worst moment."""
-    collectives: dict[str, int]
-    """What goes over the interconnect (plan/collectives.py)."""
-    seconds: float
-    """How long compiling took."""
 
 
 def compile_step(step: TpuStep) -> CompiledStep:
-    """Have `step` compiled in a process of its own.
+    """Have `step` compiled in a process of its own; raises as `ask_compiler` does."""
+    return CompiledStep(**ask_compiler(step, "layertap.plan.tpu_compile"))
+
+
+def ask_compiler(step: TpuStep, module: str) -> dict[str, Any]:
+    """What the process `python -m module STEP` prints of a step that it has compiled.
 
     Raises UsageError where libtpu is missing, DoesNotFitError, with the compiler's own figure, where it does not fit,
     and DeviceError where it fails otherwise.
     """
     done = subprocess.run(
-        [sys.executable, "-m", "layertap.plan.tpu_compile", json.dumps(dataclasses.asdict(step))],
-        env={**os.environ, **_ENVIRONMENT},
+        [sys.executable, "-m", module, json.dumps(asdict(step))],
+        env={**os.environ, **COMPILER_ENVIRONMENT},
         capture_output=True,
         text=True,
         check=False,
     )
     if done.returncode == 0:
-        return CompiledStep(**json.loads(done.stdout.splitlines()[-1]))
+        return dict(json.loads(done.stdout.splitlines()[-1]))
     if "No module named 'libtpu'" in done.stderr or ("libtpu.so" in done.stderr and "cannot open" in done.stderr):
         raise UsageError(f"the TPU compiler is not installed: {install_command('tpu')}")
     if refused := re.search(r"Ran out of memory in memory space hbm\. (Used \S+ of \S+ hbm)", done.stderr):
@@ -94,8 +96,8 @@ def compile_step(step: TpuStep) -> CompiledStep:
     raise DeviceError(f"the TPU compiler failed on {step}:\n{done.stderr[-2000:]}")
 
 
-def _compile_here(step: TpuStep) -> CompiledStep:
-    """Compile in this process, whose environment is `_ENVIRONMENT`."""
+def compile_here(text: str) -> "tuple[CompiledStep, Compiled]":
+    """Compile the step that `text` says as JSON in this process, whose environment is `COMPILER_ENVIRONMENT`."""
     import layertap.extract  # noqa: F401, I001 - quietens XLA, which must come before jax
     from jax.experimental import topologies
 
@@ -103,46 +105,28 @@ def _compile_here(step: TpuStep) -> CompiledStep:
     from layertap.model import weights
     from layertap.model.mesh import auto_shape, make_mesh, parse_mesh, weight_bytes
 
-    topology, config = parse_topology(step.topology), model_config(step.model)
-    described = topologies.get_topology_desc(platform="tpu", topology_name=str(topology), **_megacore(topology))
+    given = json.loads(text)
+    step = TpuStep(**{**given, "layers": tuple(given["layers"]), "sites": tuple(given["sites"])})
+    tpu, config = parse_accelerator(step.topology), model_config(step.model)
+    assert tpu.topology is not None
+    # The two cores of a v4 or v5p chip are one device to JAX.
+    one_device = {"chip_config_name": "megacore"} if step.topology.startswith(("v4", "v5p")) else {}
+    described = topologies.get_topology_desc(platform="tpu", topology_name=tpu.topology, **one_device)
     taps = resolve_taps(step.layers, step.sites, config.num_hidden_layers)
     model = weights.abstract_model(config, taps[-1].layer + 1, ml_dtypes.bfloat16)
-    shape = (
-        auto_shape(topology.chips, weight_bytes(model), topology.kind.memory_bytes)
-        if step.mesh == "auto"
-        else parse_mesh(step.mesh)
-    )
+    asked = None if step.mesh == "auto" else parse_mesh(step.mesh)
+    shape = asked or auto_shape(tpu.chips, weight_bytes(model), tpu.memory_bytes)
     mesh = make_mesh(shape, described.devices)
-    begun = time.monotonic()
     program = StepProgram(model, taps, plan_for("tpu", np.dtype(ml_dtypes.bfloat16), mesh))
     chips_of_a_host = sum(device.process_index == 0 for device in mesh.devices.flat)
     compiled = program.lower_and_compile((step.rows * chips_of_a_host, step.row_length))
-    memory, text = compiled.memory_analysis(), compiled.as_text()
-    assert memory is not None  # both are optional to JAX; the TPU compiler gives them
-    assert text is not None
-    return CompiledStep(
-        mesh=str(shape),
-        arguments=memory.argument_size_in_bytes,
-        temporaries=memory.temp_size_in_bytes - memory.host_output_size_in_bytes,
-        host_outputs=memory.host_output_size_in_bytes,
-        # Both figures of the compiler count what it writes to the host as if it stood in the chip's memory.
-        peak=memory.peak_memory_in_bytes - memory.host_output_size_in_bytes,
-        collectives=collectives(text),
-        seconds=round(time.monotonic() - begun, 1),
-    )
-
-
-def _megacore(topology: Topology) -> dict[str, str]:
-    """The two cores of a v4 or v5p chip are one device to JAX."""
-    return {"chip_config_name": "megacore"} if topology.kind.cores_in_name == 2 else {}
-
-
-def main() -> None:
-    """Compile the step in the first argument, and print what the compiler said, as JSON."""
-    given = json.loads(sys.argv[1])
-    step = TpuStep(**{**given, "layers": tuple(given["layers"]), "sites": tuple(given["sites"])})
-    print(json.dumps(dataclasses.asdict(_compile_here(step))))
+    memory = compiled.memory_analysis()
+    assert memory is not None  # it is optional to JAX; the TPU compiler gives it
+    # What the compiler counts as temporary, and as the peak, has what it writes to the host in it.
+    to_host = memory.host_output_size_in_bytes
+    temporaries, peak = memory.temp_size_in_bytes - to_host, memory.peak_memory_in_bytes - to_host
+    return CompiledStep(str(shape), memory.argument_size_in_bytes, temporaries, to_host, peak), compiled
 
 
 if __name__ == "__main__":
-    main()
+    print(json.dumps(asdict(compile_here(sys.argv[1])[0])))

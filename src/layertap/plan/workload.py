@@ -26,8 +26,8 @@ from layertap.model.attention import BLOCK
 from layertap.model.checkpoint import Checkpoint
 from layertap.model.config import MODEL_TYPE
 from layertap.plan.assumptions import TYPICAL_MEAN, TYPICAL_MEDIAN, TYPICAL_TEXT_BYTES
-from layertap.plan.flops import causal_pairs
 from layertap.plan.output_size import OutputCounter, OutputSize, sum_of
+from layertap.plan.planned import causal_pairs
 from layertap.shards.manifest import Manifest
 from layertap.shards.writer import ShardFormat
 
@@ -67,7 +67,7 @@ class Workload:
 
     @property
     def row_pairs(self) -> float:
-        """(query, key) pairs where a kernel works through whole rows, whatever stands in them."""
+        """(query, key) pairs where a kernel works through whole rows, whatever they hold."""
         return sum(count * rows * causal_pairs(length) for (rows, length), count in self.steps.items())
 
 
@@ -86,15 +86,17 @@ def count_dataset(
     for index in range(hosts):
         rules = window_rules(config, Hosts(index, hosts), devices)
         records = read_records(config.dataset_path, dataset_format=config.dataset_format, max_tasks=config.max_tasks)
+        windows = read_windows(records, maker, rules, Position())
         manifest = blank_manifest(config, form, maker.tokenizer.special_ids)
         output, tally = OutputCounter(form, manifest, config.shard_bytes, rules.longest), _Tally()
-        wall, cpu = wall - time.monotonic(), cpu - time.process_time()
-        for window in read_windows(records, maker, rules, Position()):
+        while True:
+            wall, cpu = wall - time.monotonic(), cpu - time.process_time()
+            window = next(windows, None)
             wall, cpu = wall + time.monotonic(), cpu + time.process_time()
+            if window is None:
+                break
             output.add(window)
             tally.add([len(sample.token_ids) for sample in window.samples], window.steps)
-            wall, cpu = wall - time.monotonic(), cpu - time.process_time()
-        wall, cpu = wall + time.monotonic(), cpu + time.process_time()
         tallies.append(tally)
         outputs.append(output.finish())
     return replace(_workload(tallies), output=sum_of(outputs), counted=True, seconds=wall / hosts, cpu_seconds=cpu)
@@ -196,12 +198,11 @@ def typical_lengths(rules: WindowRules) -> list[int]:
 def _usual_output(tokens: int, samples: float, form: ShardFormat, shard_bytes: int) -> OutputSize:
     activations = tokens * form.bytes_per_token
     shards = max(1, math.ceil(activations / shard_bytes))
-    taps, text = len(form.taps), TYPICAL_TEXT_BYTES.value
-    beside = taps * (tokens * _BYTES_BESIDE_A_TOKEN[form.name] + samples * text)
+    beside = len(form.taps) * (tokens * _BYTES_BESIDE_A_TOKEN[form.name] + samples * TYPICAL_TEXT_BYTES.value)
     return OutputSize(
         activations=activations,
         shard_files=activations + round(beside),
-        statistics_files=shards * taps * form.hidden_size * _STATISTICS_BYTES_A_VALUE,
+        statistics_files=shards * form.bytes_per_token // form.dtype.itemsize * _STATISTICS_BYTES_A_VALUE,
         shards=shards,
         files=shards * (len(form.files(1)) + 1),
     )

@@ -11,12 +11,12 @@ from collections.abc import Mapping
 import commands
 import pytest
 
+from benchmarks.tpu_table import DOCUMENTED, TAPS, Documented, collectives, compile_with_collectives
 from layertap.errors import DeviceError
 from layertap.model.mesh import parse_mesh
-from layertap.plan.models import model_config
-from layertap.plan.topologies import parse_topology
-from layertap.plan.tpu_compile import _ENVIRONMENT, TpuStep, compile_step
-from layertap.plan.tpu_table import DOCUMENTED, TAPS, Documented
+from layertap.plan.accelerators import parse_accelerator
+from layertap.plan.planned import model_config
+from layertap.plan.tpu_compile import COMPILER_ENVIRONMENT, TpuStep, compile_step
 
 pytestmark = pytest.mark.timeout(1800)  # a busy machine takes minutes for one
 
@@ -35,9 +35,40 @@ def eagerly(layer, mesh, after):
     finally:
         jax.lax.optimization_barrier = with_no_barrier
 qwen2.whole = eagerly
-from layertap.plan.tpu_compile import main
-main()
+from dataclasses import asdict
+import json, sys
+from layertap.plan.tpu_compile import compile_here
+print(json.dumps(asdict(compile_here(sys.argv[1])[0])))
 """
+
+KERNEL, PART = "bf16[896,1152]{1,0:T(8,128)(2,1)}", "bf16[224,1152]{1,0:T(8,128)(2,1)S(1)}"
+OTHER, OTHERS_PART = "bf16[4864,896]{1,0}", "bf16[1216,896]{1,0}"
+BOTH = {"all-gather bf16[896,1152]": 1, "all-gather bf16[4864,896]": 1}
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        (f"%g = {KERNEL} all-gather({PART} %p), dimensions={{0}}", {"all-gather bf16[896,1152]": 1}),
+        ("ROOT %r = f32[] all-reduce(f32[] %p), to_apply=%add", {"all-reduce f32[]": 1}),
+        (f"%g = ({KERNEL}, /*index=1*/{OTHER}) all-gather({PART} %p, {OTHERS_PART} %q), dimensions={{0}}", BOTH),
+        (f"%s = ({PART}, {KERNEL}) all-gather-start({PART} %p)", {"all-gather bf16[896,1152]": 1}),
+        (f"%s = (({PART}, {OTHERS_PART}), ({KERNEL}, {OTHER})) all-gather-start({PART} %p, {OTHERS_PART} %q)", BOTH),
+        (
+            f"%s = ({OTHER}, {OTHER}, u32[]{{:S(2)}}, u32[]{{:S(2)}}) collective-permute-start({OTHER} %p)",
+            {"collective-permute bf16[4864,896]": 1},
+        ),
+        (
+            f"%s = ({KERNEL}, {OTHER}) all-reduce-start({KERNEL} %p, {OTHER} %q)",
+            {"all-reduce bf16[896,1152]": 1, "all-reduce bf16[4864,896]": 1},
+        ),
+        (f"%d = {KERNEL} all-gather-done(({PART}, {KERNEL}) %s)", {}),
+        (f"%f = ({KERNEL}, {OTHER}) fusion({PART} %all-gather.3), calls=%fused", {}),
+        (3 * f"%g = {KERNEL} all-gather({PART} %p)\n", {"all-gather bf16[896,1152]": 3}),
+    ],
+)
+def test_a_collective_is_found_and_counted_in_every_form(line: str, expected: dict[str, int]) -> None:
+    assert collectives(f"%a = f32[8]{{0}} add(f32[8] %x, f32[8] %y)\n  {line}\n") == expected
 
 
 def kernel_shapes(model: str, fsdp: int) -> set[str]:
@@ -50,14 +81,14 @@ def kernel_shapes(model: str, fsdp: int) -> set[str]:
     return plain | {f"bf16[{fsdp},{inputs // fsdp},{outputs}]" for inputs, outputs in pairs}
 
 
-def gathered_kernels(collectives: Mapping[str, int], model: str, fsdp: int) -> set[str]:
+def gathered_kernels(sent: Mapping[str, int], model: str, fsdp: int) -> set[str]:
     """The kernels that are gathered; makes sure that no activation goes from chip to chip, in whatever dtype."""
-    others = [key.split() for key in collectives if not key.split()[1].startswith("s32[")]  # which token ids are
+    others = [key.split() for key in sent if not key.split()[1].startswith("s32[")]  # which token ids are
     gathered = {shape for operation, shape in others if operation == "all-gather"}
     assert gathered <= kernel_shapes(model, fsdp)
     moved = [f"{operation} {shape}" for operation, shape in others if operation != "all-gather"]
     assert all(key.startswith("all-to-all ") for key in moved), "only the embedding's units change places"
-    assert sum(collectives[key] for key in moved) <= 1
+    assert sum(sent[key] for key in moved) <= 1
     return gathered
 
 
@@ -76,10 +107,9 @@ CONFIGURATIONS = [
 @pytest.mark.parametrize(("documented", "taps"), CONFIGURATIONS)
 def test_a_documented_configuration_fits_as_the_page_says(documented: Documented, taps: str) -> None:
     step = documented.step(taps)
-    compiled = compile_step(step)
-    print(step, compiled.peak, compiled.seconds)
-    memory = parse_topology(documented.topology).kind.memory_bytes
-    # What the host has not fetched yet lies in its own memory: no second step's outputs stand on the chip.
+    compiled, sent = compile_with_collectives(step)
+    memory = parse_accelerator(documented.topology).memory_bytes
+    # What the host has not fetched yet is in its own memory: the chip holds no second step's outputs.
     assert compiled.arguments + compiled.temporaries <= memory
     assert compiled.peak <= memory
     config = model_config(documented.model)
@@ -90,7 +120,7 @@ def test_a_documented_configuration_fits_as_the_page_says(documented: Documented
     )
 
     fsdp = parse_mesh(compiled.mesh).fsdp
-    assert bool(gathered_kernels(compiled.collectives, documented.model, fsdp)) == (fsdp > 1)
+    assert bool(gathered_kernels(sent, documented.model, fsdp)) == (fsdp > 1)
 
 
 # Elsewhere a step of the longest rows has no more tokens than the step above.
@@ -101,7 +131,7 @@ LONGER = [it for it in DOCUMENTED if it.longest > it.rows * 4096]
 @pytest.mark.parametrize("documented", LONGER, ids=lambda it: f"{it.model}-{it.topology}")
 def test_the_longest_rows_fit_with_all_taps(documented: Documented) -> None:
     compiled = compile_step(documented.longest_step("all"))
-    assert compiled.peak <= parse_topology(documented.topology).kind.memory_bytes
+    assert compiled.peak <= parse_accelerator(documented.topology).memory_bytes
 
 
 @pytest.mark.proof
@@ -115,7 +145,7 @@ def test_two_layers_at_most_are_whole_at_a_time() -> None:
     given = json.loads(step) | {"sites": ["residual"], "mesh": "auto"}
     eager = subprocess.run(
         [sys.executable, "-c", _EAGER, json.dumps(given)],
-        env={**os.environ, **_ENVIRONMENT},
+        env={**os.environ, **COMPILER_ENVIRONMENT},
         capture_output=True,
         text=True,
         check=True,
