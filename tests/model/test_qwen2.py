@@ -1,10 +1,11 @@
 """Every layer and site against transformers, and packed against alone."""
 
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import huggingface
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 from layertap.core.taps import SITES, Tap
 from layertap.demo.checkpoint import write_checkpoint
 from layertap.extract.packing import Placement, Step, batch_arrays
-from layertap.extract.step import StepProgram, resolve_taps
+from layertap.extract.step import StepProgram, resolve_taps, run_step
 from layertap.model import weights
 from layertap.model.attention import Attend, attend_dense, attend_flash
 from layertap.model.checkpoint import open_checkpoint
@@ -157,6 +158,13 @@ def test_no_norm_or_bias_could_be_forgotten_unnoticed(tmp_path: Path, forgotten:
     after = run(tmp_path, ids)
     # Softmax does not see what is added to all keys, but rotation makes even the key bias differ by position.
     assert huggingface.relative_errors(after[Tap(2, "residual")], before[Tap(2, "residual")]).max() > 1e-3
+
+
+def test_each_site_is_as_wide_as_the_config_says() -> None:
+    taps, numbers = resolve_taps((), SITES, 2), jax.ShapeDtypeStruct((1, 8), jnp.int32)
+    model = weights.abstract_model(_LIKE_0_5B, 2, jnp.float32)
+    outputs = jax.eval_shape(partial(run_step, taps=taps, plan=plan()), model, numbers, numbers)
+    assert [output.shape[2] for output in outputs] == [_LIKE_0_5B.width(tap.site) for tap in taps]
 
 
 def test_a_token_knows_its_position(tmp_path: Path) -> None:

@@ -40,9 +40,9 @@ from layertap.model.qwen2 import ForwardPlan, Qwen2
 _ACCELERATOR_BLOCK = 2048
 
 Shape = tuple[int, int]
-Outputs = tuple[Float[Array, "rows length hidden"], ...]
+Outputs = tuple[Float[Array, "rows length _"], ...]  # each as wide as its site
 # tap -> row of this host -> activations.
-HostOutputs = Mapping[Tap, Mapping[int, Float[np.ndarray, "length hidden"]]]
+HostOutputs = Mapping[Tap, Mapping[int, Float[np.ndarray, "length _"]]]
 
 
 def run_step(
@@ -53,7 +53,7 @@ def run_step(
     taps: tuple[Tap, ...],
     plan: ForwardPlan,
 ) -> Outputs:
-    """The activations at `taps`, [rows, length, hidden] each in `plan.capture_dtype`."""
+    """The activations at `taps`, [rows, length, width of the site] each in `plan.capture_dtype`."""
 
     def forward(model: Qwen2, token_ids: Array, seg_start: Array) -> Outputs:
         return model(token_ids, seg_start, taps=taps, plan=plan)
@@ -156,7 +156,7 @@ def _first_row(index: tuple[slice, ...] | None) -> int:
     return index[0].start or 0
 
 
-def _rows_here(output: Array) -> dict[int, Float[np.ndarray, "length hidden"]]:
+def _rows_here(output: Array) -> dict[int, Float[np.ndarray, "length _"]]:
     # Not by `addressable_shards`: on one device these hold the array that holds them, a circle in which a step's memory
     # stays until the garbage collector comes by, many steps later.
     places = output.sharding.addressable_devices_indices_map(output.shape).values()

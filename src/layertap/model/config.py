@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from layertap.core.taps import Site
 from layertap.errors import ModelError
 
 _REQUIRED = (
@@ -56,6 +57,12 @@ class Qwen2Config:
             )
         if not 2.0**-126 <= self.rope_theta < 2.0**127:
             raise ModelError(f"config.json: rope_theta {self.rope_theta} is not a number that float32 can hold")
+
+    def width(self, site: Site) -> int:
+        """How many numbers a token has at `site`. Nothing else in Layertap knows this."""
+        match site:
+            case "residual" | "mlp" | "attn":
+                return self.hidden_size
 
 
 # The published shapes (config.json of Qwen/Qwen2.5-*). Base, Instruct, Coder and Math of one size share theirs; what

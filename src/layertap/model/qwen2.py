@@ -34,6 +34,7 @@ from layertap.model.frequencies import inverse_frequencies
 from layertap.model.mesh import look_up, whole
 
 Hidden = Float[Array, "B T H"]
+Captured = Float[Array, "B T _"]  # as wide as its site
 
 # Products that are not summed by parts: wider ones, since their partial sums would fall out of the caches (gate and up:
 # 8 % of a layer's time in 0.5B, a third in 1.5B), and those whose partial sums would take more than 1 MiB a token.
@@ -140,18 +141,18 @@ class DecoderLayer(nnx.Module):
 
     def __call__(
         self, x: Hidden, angles: "Rotation", seg_start: Int[Array, "B T"], plan: ForwardPlan, sites: tuple[Site, ...]
-    ) -> tuple[Hidden, dict[Site, Hidden]]:
+    ) -> tuple[Hidden, dict[Site, Captured]]:
         """Run the layer on the residual stream `x`; returns the stream behind it, and what was read at `sites`."""
 
         def before(x: Hidden, cosine: Half, sine: Half) -> tuple[Queries, Keys, Keys]:
             return self.attention.project(self.attention_norm(x), (cosine, sine), plan.terms)
 
-        def after(x: Hidden, mixed: Queries) -> tuple[Hidden, dict[Site, Hidden]]:
+        def after(x: Hidden, mixed: Queries) -> tuple[Hidden, dict[Site, Captured]]:
             attended = self.attention.merge(mixed, plan.terms)
             x = x + attended
             transformed = self.mlp(self.mlp_norm(x), plan.terms)
             x = x + transformed
-            read: dict[Site, Hidden] = {"residual": x, "mlp": transformed, "attn": attended}
+            read: dict[Site, Captured] = {"residual": x, "mlp": transformed, "attn": attended}
             return x, {site: read[site].astype(plan.capture_dtype) for site in sites}
 
         query, key, value = in_blocks(before, plan.token_block, x, *angles)
@@ -169,8 +170,8 @@ class Qwen2(nnx.Module):
 
     def __call__(
         self, token_ids: Int[Array, "B T"], seg_start: Int[Array, "B T"], *, taps: tuple[Tap, ...], plan: ForwardPlan
-    ) -> tuple[Hidden, ...]:
-        """The activations at `taps`, [B, T, H] each in `plan.capture_dtype`, in the order of `taps`.
+    ) -> tuple[Captured, ...]:
+        """The activations at `taps`, [B, T, width of the site] each in `plan.capture_dtype`, in the order of `taps`.
 
         `seg_start[b, t]` is where, in row b, the sample of token t begins; a token's position is its distance from
         there.
@@ -180,7 +181,7 @@ class Qwen2(nnx.Module):
             plan = replace(plan, terms=None)
         x = look_up(self.embedding[...], token_ids, plan.mesh).astype(jnp.float32)
         angles = rotation(token_positions(seg_start), self.head_dim, self.rope_theta)
-        captured: dict[Tap, Hidden] = {}
+        captured: dict[tuple[int, Site], Captured] = {}
         before = x
         for index, layer in enumerate(self.layers):
             sites = tuple(tap.site for tap in taps if tap.layer == index)
@@ -192,8 +193,8 @@ class Qwen2(nnx.Module):
                 # Read now, or the compiler keeps every layer's stream to read them all at the end.
                 x, read = lax.optimization_barrier((x, read))  # type: ignore[no-untyped-call]
                 read = jax.device_put(read, jax.memory.Space.Host)
-            captured |= {Tap(index, site): value for site, value in read.items()}
-        return tuple(captured[tap] for tap in taps)
+            captured |= {(index, site): value for site, value in read.items()}
+        return tuple(captured[tap.layer, tap.site] for tap in taps)
 
 
 def multiply(x: Float[Array, "B T I"], kernel: Float[Array, "I O"], terms: int | None) -> Float[Array, "B T O"]:
