@@ -41,11 +41,6 @@ def own_single(single, tmp_path) -> Path:
     return shutil.copytree(single, tmp_path / "own")
 
 
-@pytest.fixture
-def own_several(several, tmp_path) -> Path:
-    return shutil.copytree(several, tmp_path / "own")
-
-
 def weight_map(folder: Path) -> dict[str, str]:
     return json.loads((folder / INDEX).read_text())["weight_map"]
 
@@ -107,26 +102,22 @@ def test_tensors_that_the_index_lacks_are_counted_and_named(several):
         open_checkpoint(str(several)).tensor_files(tensor_names(5))
 
 
-def test_a_checkpoint_without_safetensors_is_refused(own_single):
-    (own_single / "model.safetensors").rename(own_single / "pytorch_model.bin")
-    with pytest.raises(ModelError, match=r"own/model\.safetensors: no such file; Layertap reads safetensors"):
-        open_checkpoint(str(own_single)).tensor_files([EMBEDDING])
-
-
-def test_a_weight_file_that_is_gone_is_named(own_several):
-    (own_several / "model-00003-of-00005.safetensors").unlink()
-    with pytest.raises(ModelError, match=r"own/model-00003-of-00005\.safetensors: no such file"):
-        open_checkpoint(str(own_several)).tensor_files(tensor_names(4))
+@pytest.mark.parametrize("file", ["model.safetensors", "model-00003-of-00005.safetensors"])
+def test_a_weight_file_that_is_not_there_is_named(single, several, tmp_path, file):
+    own = shutil.copytree(single if (single / file).exists() else several, tmp_path / "own")
+    (own / file).rename(own / "pytorch_model.bin")
+    with pytest.raises(ModelError, match=rf"own/{file}: no such file; Layertap reads safetensors"):
+        open_checkpoint(str(own)).tensor_files(tensor_names(4))
 
 
 @pytest.mark.parametrize(
     "index",
     ["{", "[]", "{}", '{"weight_map": []}', '{"weight_map": {"a": 5}}', '{"weight_map": {"a": "../a.safetensors"}}'],
 )
-def test_a_malformed_index_is_refused(own_several, index):
-    (own_several / INDEX).write_text(index)
+def test_a_malformed_index_is_refused(own_single, index):
+    (own_single / INDEX).write_text(index)
     with pytest.raises(ModelError, match=rf"own/{INDEX}: .*(is not a safetensors index|is not the name of a file)"):
-        open_checkpoint(str(own_several)).tensor_files([EMBEDDING])
+        open_checkpoint(str(own_single)).tensor_files([EMBEDDING])
 
 
 # --- tensors
@@ -151,36 +142,28 @@ def test_reading_past_the_end_names_the_tensor(single):
 
 
 @pytest.mark.parametrize(
-    "content",
+    "spoil",
     [
-        b"",
-        b"version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 450136\n",
-        struct.pack("<Q", 8) + b"not json",
-        struct.pack("<Q", 2) + b"[]",
+        lambda _content: b"",
+        lambda _content: b"version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 450136\n",
+        lambda _content: struct.pack("<Q", 8) + b"not json",
+        lambda _content: struct.pack("<Q", 2) + b"[]",
+        lambda content: content[:-1],
     ],
-    ids=["empty", "git lfs pointer", "header not JSON", "header not an object"],
+    ids=["empty", "git lfs pointer", "header not JSON", "header not an object", "cut short"],
 )
-def test_what_is_not_safetensors_is_refused(own_single, content):
-    (own_single / "model.safetensors").write_bytes(content)
-    with pytest.raises(ModelError, match=r"own/model\.safetensors: is not a whole safetensors file .*git lfs pull"):
-        identity(own_single)
-
-
-def test_a_file_that_was_cut_short_is_refused(own_single):
+def test_what_is_not_whole_safetensors_is_refused(own_single, spoil):
     path = own_single / "model.safetensors"
-    path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(ModelError, match=r"own/model\.safetensors: is not a whole safetensors file"):
+    path.write_bytes(spoil(path.read_bytes()))
+    with pytest.raises(ModelError, match=r"own/model\.safetensors: is not a whole safetensors file .*git lfs pull"):
         identity(own_single)
 
 
 # --- identity
 
 
-def test_copies_have_the_same_identity(single, own_single):
-    assert identity(own_single) == identity(single)
-
-
-def test_the_order_of_the_names_does_not_matter(single):
+def test_neither_the_place_nor_the_files_nor_the_order_of_names_count(single, own_single, several):
+    assert identity(own_single) == identity(several) == identity(single)
     assert open_checkpoint(str(single)).identity(reversed(tensor_names(2))) == identity(single)
 
 
@@ -194,43 +177,39 @@ def test_a_process_without_jax_finds_the_same_identity(single):
     assert done.stdout.split() == [identity(single), "False"]
 
 
-def test_how_tensors_are_split_into_files_does_not_matter(single, several):
-    assert identity(several) == identity(single)
-
-
 def test_more_layers_have_another_identity(single):
     assert identity(single, 1) != identity(single, 2)
 
 
-@pytest.mark.parametrize("name", tensor_names(2))
-def test_the_first_number_of_every_needed_tensor_counts(single, own_single, name):
-    flip_bit(own_single / "model.safetensors", name, 0)
-    assert identity(own_single) != identity(single)
+@pytest.mark.parametrize(
+    ("name", "byte", "counts"),
+    [
+        *((name, 0, True) for name in tensor_names(2)),
+        ("model.layers.1.post_attention_layernorm.weight", -1, True),
+        ("model.layers.1.self_attn.q_proj.bias", -1, True),
+        ("model.layers.2.input_layernorm.weight", 0, False),
+        ("model.norm.weight", 0, False),
+    ],
+)
+def test_all_of_a_vector_and_the_first_number_of_a_matrix_count_below_the_last_tap(
+    single, own_single, name, byte, counts
+):
+    flip_bit(own_single / "model.safetensors", name, byte)
+    assert (identity(own_single) != identity(single)) == counts
 
 
 @pytest.mark.parametrize(
-    "name", ["model.layers.1.post_attention_layernorm.weight", "model.layers.1.self_attn.q_proj.bias"]
+    ("file", "before", "after"),
+    [
+        ("model.safetensors", b'"BF16"', b' "F16"'),
+        ("config.json", b'"rope_theta": 1000000.0', b'"rope_theta": 10000.0'),
+    ],
+    ids=["dtype", "config"],
 )
-def test_the_last_number_of_a_vector_counts(single, own_single, name):
-    flip_bit(own_single / "model.safetensors", name, -1)
-    assert identity(own_single) != identity(single)
-
-
-@pytest.mark.parametrize("name", ["model.layers.2.input_layernorm.weight", "model.norm.weight"])
-def test_tensors_above_the_last_tap_do_not_count(single, own_single, name):
-    flip_bit(own_single / "model.safetensors", name, 0)
-    assert identity(own_single) == identity(single)
-
-
-def test_the_same_bytes_in_another_dtype_count(single, own_single):
-    path = own_single / "model.safetensors"
-    path.write_bytes(path.read_bytes().replace(b'"BF16"', b' "F16"'))
-    assert identity(own_single) != identity(single)
-
-
-def test_the_config_counts(single, own_single):
-    path = own_single / "config.json"
-    path.write_text(path.read_text().replace('"rope_theta": 1000000.0', '"rope_theta": 10000.0'))
+def test_dtypes_and_the_config_count(single, own_single, file, before, after):
+    content = (own_single / file).read_bytes()
+    assert before in content
+    (own_single / file).write_bytes(content.replace(before, after))
     assert identity(own_single) != identity(single)
 
 
