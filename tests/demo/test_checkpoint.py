@@ -1,112 +1,114 @@
+"""What the demo's checkpoints hold, on the disk and as Hugging Face loads them, and which requests are refused."""
+
 import dataclasses
 import json
 import subprocess
 import sys
 
+import ml_dtypes
 import numpy as np
 import pytest
+import torch
+import transformers
 from safetensors import safe_open
 
 from layertap.demo.checkpoint import config_json, write_checkpoint
-from layertap.demo.weights import weight_tensors
+from layertap.demo.weights import WeightTensor, weight_tensors
 from layertap.errors import ModelError, PromptError, UsageError
 from layertap.model.config import published_config, read_config
 
-SIZES = ["0.5b", "1.5b", "3b", "7b", "14b", "32b", "72b"]
+SMALL = dataclasses.replace(
+    published_config("0.5b"),
+    hidden_size=64,
+    intermediate_size=160,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=16,
+    vocab_size=768,
+)
+# As the releases' model cards give them, in billions.
+PARAMETERS = {"0.5b": 0.49, "1.5b": 1.54, "3b": 3.09, "7b": 7.61, "14b": 14.7, "32b": 32.5, "72b": 72.7}
 
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tiny")
-    config = write_checkpoint(folder, dtype="float32")
-    return folder, config
+    write_checkpoint(folder, dtype="float32")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(tiny):
+    return transformers.AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)
+
+
+def run(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "layertap.demo.checkpoint", *arguments], capture_output=True, text=True
+    )
 
 
 def stored(folder):
-    found = {}
+    """The tensors of each file."""
+    files = {}
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, framework="numpy") as file:
-            found |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)
-    return found
+            files[path.name] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)
+    return files
+
+
+def numbers(tensor, seed=0, dtype="float32"):
+    return np.concatenate(list(tensor.chunks(seed, dtype)))
+
+
+def hidden_states(model):
+    with torch.no_grad():
+        return model(torch.tensor([[5, 17, 200, 3, 3, 90, 41, 600]]), output_hidden_states=True).hidden_states
 
 
 def test_a_tiny_checkpoint_fits_its_tokenizer(tiny):
-    folder, config = tiny
-    described = json.loads((folder / "tokenizer.json").read_text())
+    described = json.loads((tiny / "tokenizer.json").read_text())
     tokens = len(described["model"]["vocab"]) + len(described["added_tokens"])
-    assert config.vocab_size % 64 == 0
-    assert tokens <= config.vocab_size < tokens + 64
-
-
-def test_the_config_written_is_the_config_returned(tiny):
-    folder, config = tiny
-    assert read_config(folder) == config
+    assert read_config(tiny).vocab_size % 64 == 0
+    assert tokens <= read_config(tiny).vocab_size < tokens + 64
 
 
 def test_every_tensor_on_the_disk_can_be_made_again_alone(tiny):
-    folder, config = tiny
-    weights = stored(folder)
-    tensors = weight_tensors(config)
+    weights = stored(tiny)["model.safetensors"]
+    tensors = weight_tensors(read_config(tiny))
     assert weights.keys() == {tensor.name for tensor in tensors}
-    assert all(np.array_equal(weights[tensor.name], tensor.array(0, "float32")) for tensor in tensors)
+    assert all(np.array_equal(weights[tensor.name].ravel(), numbers(tensor)) for tensor in tensors)
 
 
 def test_another_process_writes_the_same_bytes(tiny, tmp_path):
-    folder, _ = tiny
-    command = [sys.executable, "-m", "layertap.demo.checkpoint", tmp_path / "again", "--dtype", "float32"]
-    subprocess.run(command, check=True, capture_output=True)
-    names = sorted(path.name for path in folder.iterdir())
+    assert run(tmp_path / "again", "--dtype", "float32").returncode == 0
+    names = sorted(path.name for path in tiny.iterdir())
     assert names == sorted(path.name for path in (tmp_path / "again").iterdir())
-    assert all((folder / name).read_bytes() == (tmp_path / "again" / name).read_bytes() for name in names)
+    assert all((tiny / name).read_bytes() == (tmp_path / "again" / name).read_bytes() for name in names)
 
 
 def test_large_weights_are_split_under_an_index(tiny, tmp_path):
-    folder, _ = tiny
-    write_checkpoint(tmp_path, dtype="float32", max_file_bytes=250_000)
+    write_checkpoint(tmp_path, dtype="float32", max_file_bytes=100_000)
     index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
-    files = sorted(path.name for path in tmp_path.glob("*.safetensors"))
-    whole, split = stored(folder), stored(tmp_path)
-    assert files == [f"model-{number:05}-of-{len(files):05}.safetensors" for number in range(1, len(files) + 1)]
+    whole, files = stored(tiny)["model.safetensors"], stored(tmp_path)
+    split = {name: array for held in files.values() for name, array in held.items()}
+    assert [*files] == [f"model-{number:05}-of-{len(files):05}.safetensors" for number in range(1, len(files) + 1)]
     assert index["metadata"]["total_size"] == sum(array.nbytes for array in split.values())
-    assert whole.keys() == split.keys() == index["weight_map"].keys()
+    assert index["weight_map"] == {name: file for file, held in files.items() for name in held}
+    assert whole.keys() == split.keys()
     assert all(np.array_equal(whole[name], split[name]) for name in whole)
-    assert len(files) == 4
+    sizes = [[array.nbytes for array in held.values()] for held in files.values()]
+    assert all(sum(held) <= 100_000 or len(held) == 1 for held in sizes)
+    assert any(len(held) > 1 for held in sizes)
 
 
-def test_the_index_says_where_each_tensor_is(tmp_path):
-    write_checkpoint(tmp_path, max_file_bytes=125_000)
-    places = json.loads((tmp_path / "model.safetensors.index.json").read_text())["weight_map"]
-    for path in tmp_path.glob("*.safetensors"):
-        with safe_open(path, framework="numpy") as file:
-            assert set(file.keys()) == {name for name, place in places.items() if place == path.name}
-
-
-def test_only_a_tensor_too_large_by_itself_makes_a_file_too_large(tmp_path):
-    write_checkpoint(tmp_path, max_file_bytes=30_000)
-    for path in tmp_path.glob("*.safetensors"):
-        with safe_open(path, framework="numpy") as file:
-            sizes = [file.get_tensor(name).nbytes for name in file.keys()]  # noqa: SIM118  (not a mapping)
-            assert sum(sizes) <= 30_000 or len(sizes) == 1
-
-
-def test_weights_that_just_fit_stay_in_one_file(tiny, tmp_path):
-    folder, _ = tiny
-    total = sum(array.nbytes for array in stored(folder).values())
-    write_checkpoint(tmp_path, dtype="float32", max_file_bytes=total)
-    assert [path.name for path in tmp_path.glob("model*")] == ["model.safetensors"]
-
-
-def test_a_byte_less_room_makes_a_second_file(tiny, tmp_path):
-    folder, _ = tiny
-    total = sum(array.nbytes for array in stored(folder).values())
-    write_checkpoint(tmp_path, dtype="float32", max_file_bytes=total - 1)
-    assert len(list(tmp_path.glob("*.safetensors"))) == 2
-
-
-def test_the_files_say_that_they_hold_torch_weights(tiny):
-    folder, _ = tiny
-    with safe_open(folder / "model.safetensors", framework="numpy") as file:
-        assert file.metadata() == {"format": "pt"}
+def test_weights_are_split_only_where_they_do_not_fit(tiny, tmp_path):
+    total = sum(array.nbytes for array in stored(tiny)["model.safetensors"].values())
+    for name, limit in (("fits", total), ("split", total - 1)):
+        write_checkpoint(tmp_path / name, dtype="float32", max_file_bytes=limit)
+    assert [path.name for path in (tmp_path / "fits").glob("model*")] == ["model.safetensors"]
+    assert len(stored(tmp_path / "split")) == 2
 
 
 def test_layers_can_be_cut_from_a_published_size(tmp_path):
@@ -115,16 +117,19 @@ def test_layers_can_be_cut_from_a_published_size(tmp_path):
     assert read_config(tmp_path).num_hidden_layers == 1
 
 
-def test_a_vocabulary_that_does_not_cover_the_tokenizer_is_refused(tmp_path):
-    shape = dataclasses.replace(published_config("0.5b"), vocab_size=512)
-    with pytest.raises(ModelError, match="vocab_size 512 does not cover the tokenizer's 768 tokens"):
-        write_checkpoint(tmp_path, shape)
-
-
-def test_an_unknown_size_is_refused_before_anything_is_written(tmp_path):
-    with pytest.raises(ModelError, match=r"'9b'"):
-        write_checkpoint(tmp_path / "new", "9b")
-    assert not (tmp_path / "new").exists()
+@pytest.mark.parametrize(
+    ("wrong", "error", "complaint"),
+    [
+        ({"size": SMALL, "tokenizer": None, "layers": 0}, UsageError, "at least 1"),
+        ({"max_file_bytes": 0}, UsageError, "at least 1"),
+        ({"size": dataclasses.replace(SMALL, vocab_size=512)}, ModelError, "does not cover the tokenizer's 768 tokens"),
+        ({"size": "9b"}, ModelError, "'9b'"),
+    ],
+)
+def test_what_makes_no_checkpoint_is_refused(tmp_path, wrong, error, complaint):
+    with pytest.raises(error, match=complaint):
+        write_checkpoint(tmp_path, **wrong)
+    assert not (tmp_path / "config.json").exists()
 
 
 @pytest.mark.parametrize(
@@ -137,58 +142,128 @@ def test_a_folder_that_holds_a_checkpoint_is_left_alone(tmp_path, name):
     assert [path.read_text() for path in tmp_path.iterdir()] == ["mine"]
 
 
-@pytest.mark.parametrize("wrong", [{"layers": 0}, {"max_file_bytes": 0}])
-def test_numbers_that_make_no_sense_are_refused(tmp_path, wrong):
-    with pytest.raises(UsageError, match="at least 1"):
-        write_checkpoint(tmp_path, **wrong)
-
-
-def test_a_tokenizer_is_copied_as_it_is(tiny, tmp_path):
-    folder, _ = tiny
-    write_checkpoint(tmp_path, tokenizer=folder)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        assert (tmp_path / name).read_bytes() == (folder / name).read_bytes()
-
-
-def test_a_tokenizer_may_be_there_already(tmp_path):
-    write_checkpoint(tmp_path / "first")
-    for name in ("config.json", "model.safetensors"):
-        (tmp_path / "first" / name).unlink()
-    write_checkpoint(tmp_path / "first", tokenizer=tmp_path / "first")
-    write_checkpoint(tmp_path / "second")
-    first, second = (sorted(path.read_bytes() for path in (tmp_path / name).iterdir()) for name in ("first", "second"))
-    assert first == second
+def test_a_tokenizer_is_copied_as_it_is_also_onto_itself(tiny, tmp_path):
+    for _ in range(2):
+        write_checkpoint(tmp_path, tokenizer=tmp_path if (tmp_path / "tokenizer.json").exists() else tiny)
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            assert (tmp_path / name).read_bytes() == (tiny / name).read_bytes()
+        for name in ("config.json", "model.safetensors"):
+            (tmp_path / name).unlink()
 
 
 def test_the_real_tokenizer_makes_a_tiny_model_with_a_large_vocabulary(tmp_path, shared_data):
-    assert (
-        write_checkpoint(tmp_path, tokenizer=shared_data / "qwen2.5-tokenizer").vocab_size == 151_680
-    )  # 151,665 ids, rounded up
+    config = write_checkpoint(tmp_path, tokenizer=shared_data / "qwen2.5-tokenizer")
+    assert config.vocab_size == 151_680  # 151,665 ids, rounded up
 
 
-def test_a_folder_without_a_tokenizer_is_refused(tmp_path):
+def test_a_folder_without_a_sound_tokenizer_is_refused(tmp_path):
     with pytest.raises(PromptError, match=r"tokenizer\.json: no such file"):
         write_checkpoint(tmp_path / "new", tokenizer=tmp_path)
-
-
-@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"added_tokens": [], "model": {"vocab": []}}'])
-def test_a_tokenizer_of_another_kind_is_refused(tmp_path, content):
-    (tmp_path / "tokenizer.json").write_text(content)
-    with pytest.raises(PromptError, match=r"tokenizer\.json: is not a byte-level BPE tokenizer"):
+    (tmp_path / "tokenizer.json").write_text("{")
+    with pytest.raises(PromptError, match=r"tokenizer\.json: is no tokenizer"):
         write_checkpoint(tmp_path / "new", tokenizer=tmp_path)
 
 
-@pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-def test_a_config_survives_being_written_and_read(tmp_path, size, dtype):
-    (tmp_path / "config.json").write_text(json.dumps(config_json(published_config(size), dtype)))
-    assert read_config(tmp_path) == published_config(size)
+@pytest.mark.parametrize(
+    "shape",
+    [*map(published_config, PARAMETERS), dataclasses.replace(SMALL, head_dim=128, rope_theta=1e4)],
+    ids=[*PARAMETERS, "heads of unusual width"],
+)
+def test_a_config_survives_being_written_and_read(tmp_path, shape):
+    (tmp_path / "config.json").write_text(json.dumps(config_json(shape, "bfloat16")))
+    assert read_config(tmp_path) == shape
 
 
-def test_a_head_of_unusual_width_is_written_and_read(tmp_path):
-    unusual = dataclasses.replace(published_config("0.5b"), head_dim=128, rope_theta=1e4)
-    (tmp_path / "config.json").write_text(json.dumps(config_json(unusual, "float32")))
-    assert read_config(tmp_path) == unusual
+@pytest.mark.parametrize("size", ["0.5b", "72b"])
+def test_the_config_is_read_as_the_one_transformers_would_make(tmp_path, size):
+    shape = dataclasses.asdict(published_config(size))
+    (tmp_path / "config.json").write_text(json.dumps(config_json(published_config(size), "bfloat16")))
+    theta, _ = shape.pop("rope_theta"), shape.pop("head_dim")
+    own = transformers.Qwen2Config(
+        **shape,
+        architectures=["Qwen2ForCausalLM"],
+        max_window_layers=shape["num_hidden_layers"],
+        rope_parameters={"rope_type": "default", "rope_theta": theta},
+        dtype="bfloat16",
+    )
+    assert transformers.AutoConfig.from_pretrained(tmp_path).to_diff_dict() == own.to_diff_dict()
+
+
+@pytest.mark.parametrize("max_file_bytes", [None, 100_000])
+@pytest.mark.parametrize(("dtype", "tied"), [("bfloat16", True), ("float32", False)])
+def test_it_loads_with_nothing_missing_and_nothing_left_over(tmp_path, max_file_bytes, dtype, tied):
+    shape = dataclasses.replace(SMALL, tie_word_embeddings=tied)
+    write_checkpoint(tmp_path, shape, dtype=dtype, max_file_bytes=max_file_bytes)
+    model, report = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True, dtype="auto")
+    assert not any(report.values())
+    assert model.dtype == getattr(torch, dtype)
+
+
+def test_the_residual_stream_neither_vanishes_nor_explodes(model):
+    sizes = [float(state.square().mean().sqrt()) for state in hidden_states(model)]
+    assert all(0.5 < size < 2.5 for size in sizes)
+
+
+@pytest.mark.parametrize(
+    "forgotten",
+    [
+        "q_proj.bias",
+        "k_proj.bias",
+        "v_proj.bias",
+        "input_layernorm.weight",
+        "post_attention_layernorm.weight",
+        "model.norm.weight",
+    ],
+)
+def test_forgetting_norm_scales_or_biases_shows(tiny, model, forgotten):
+    forgetful = transformers.AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)
+    with torch.no_grad():
+        for name, parameter in forgetful.named_parameters():
+            if name.endswith(forgotten):
+                parameter.fill_(0.0 if forgotten.endswith("bias") else 1.0)
+    right, wrong = hidden_states(model)[-1], hidden_states(forgetful)[-1]
+    assert (right - wrong).norm() / right.norm() > 0.02
+
+
+@pytest.mark.parametrize(("size", "billions"), PARAMETERS.items())
+def test_a_published_size_has_its_published_number_of_parameters(size, billions):
+    total = sum(tensor.size for tensor in weight_tensors(published_config(size)))
+    assert total / 1e9 == pytest.approx(billions, rel=0.01)
+
+
+def test_a_tensor_depends_on_its_name_and_seed_alone():
+    one, other = (WeightTensor(name, (3, 5), 0.0, 1.0) for name in "ab")
+    assert np.array_equal(numbers(one), numbers(one))
+    assert not np.array_equal(numbers(one), numbers(one, seed=1))
+    assert not np.array_equal(numbers(one), numbers(other))
+
+
+def test_chunks_are_bounded_and_different_and_bfloat16_is_the_rounded_float32():
+    tensor = WeightTensor("big", (3, 1 << 20), 0.0, 1.0)
+    wide, narrow = (list(tensor.chunks(0, dtype)) for dtype in ("float32", "bfloat16"))
+    assert [chunk.size for chunk in wide] == [1 << 20] * 3
+    assert not np.array_equal(wide[0], wide[1])
+    assert narrow[1].dtype == ml_dtypes.bfloat16
+    assert np.array_equal(wide[1].astype(ml_dtypes.bfloat16), narrow[1])
+
+
+@pytest.mark.parametrize(
+    ("name", "mean", "spread"),
+    [
+        ("model.embed_tokens.weight", 0, 1),
+        ("model.layers.0.input_layernorm.weight", 1, 0.2),
+        ("model.layers.1.self_attn.q_proj.weight", 0, 64**-0.5),
+        ("model.layers.1.self_attn.k_proj.bias", 0, 0.5),
+        ("model.layers.1.self_attn.o_proj.weight", 0, (64 * 2 * 3) ** -0.5),
+        ("model.layers.2.mlp.down_proj.weight", 0, (160 * 2 * 3) ** -0.5),
+        ("model.norm.weight", 1, 0.2),
+    ],
+)
+def test_numbers_are_spread_as_the_tensor_says(name, mean, spread):
+    tensor = next(tensor for tensor in weight_tensors(SMALL) if tensor.name == name)
+    drawn = np.concatenate([numbers(tensor, seed) for seed in range(20 if tensor.size > 1000 else 100)])
+    assert drawn.mean() == pytest.approx(mean, abs=spread / 10)
+    assert drawn.std() == pytest.approx(spread, rel=0.1)
 
 
 def test_the_demo_imports_no_framework():
@@ -201,7 +276,13 @@ def test_the_demo_imports_no_framework():
 
 
 def test_the_command_line_says_what_is_wrong_and_exits_with_its_status(tmp_path):
-    command = [sys.executable, "-m", "layertap.demo.checkpoint", tmp_path / "new", "--size", "9b"]
-    ended = subprocess.run(command, capture_output=True, text=True)
-    assert ended.returncode == 2
+    ended = run(tmp_path / "new", "--size", "9b")
+    assert (ended.returncode, (tmp_path / "new").exists()) == (2, False)
     assert ended.stderr.startswith("error: no Qwen 2.5 of size '9b'")
+
+
+def test_the_help_page_names_no_types_of_python():
+    page = run("--help").stdout
+    assert "--layers N " in page
+    assert "--tokenizer FOLDER" in page
+    assert "None" not in page

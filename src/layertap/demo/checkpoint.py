@@ -14,16 +14,16 @@ import struct
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import tyro
-
-from layertap.demo.corpus import demo_texts
-from layertap.demo.tokenizer import write_tokenizer
-from layertap.demo.weights import NUMPY_DTYPES, WeightDtype, WeightTensor, weight_tensors
-from layertap.errors import LayertapError, ModelError, PromptError, UsageError
+from layertap.config.arguments import parse
+from layertap.config.demo import CheckpointConfig, WeightDtype
+from layertap.demo.tokenizer import demo_texts, write_tokenizer
+from layertap.demo.weights import NUMPY_DTYPES, WeightTensor, weight_tensors
+from layertap.errors import LayertapError, ModelError, UsageError
 from layertap.model.config import Qwen2Config, published_config
 from layertap.objects.files import atomic_write
+from layertap.prompts import load_tokenizer
 
 _TOKENIZER_FILES = (
     "tokenizer.json",
@@ -98,7 +98,8 @@ def config_json(config: Qwen2Config, dtype: WeightDtype) -> dict[str, Any]:
 
 
 def _tiny_config(tokens: int) -> Qwen2Config:
-    return Qwen2Config(
+    return dataclasses.replace(
+        published_config("0.5b"),
         hidden_size=64,
         intermediate_size=160,
         num_hidden_layers=4,
@@ -106,9 +107,6 @@ def _tiny_config(tokens: int) -> Qwen2Config:
         num_key_value_heads=2,
         head_dim=16,
         vocab_size=-(-tokens // 64) * 64,  # rounded up: real vocabularies have spare rows too
-        rms_norm_eps=1e-6,
-        rope_theta=1e6,
-        tie_word_embeddings=True,
     )
 
 
@@ -122,7 +120,7 @@ def _write_tokenizer(folder: Path, source: Path | None) -> int:
     """The number of tokens, counted as ids up to the highest, since rows of the embedding are looked up by id."""
     if source is None:
         return write_tokenizer(folder, demo_texts())
-    tokens = _highest_id(source / "tokenizer.json") + 1
+    tokens = load_tokenizer(source).vocab_size
     for path in (source / name for name in _TOKENIZER_FILES):
         if path.is_file():
             content = path.read_bytes()
@@ -131,31 +129,19 @@ def _write_tokenizer(folder: Path, source: Path | None) -> int:
     return tokens
 
 
-def _highest_id(path: Path) -> int:
-    try:
-        described = json.loads(path.read_text(encoding="utf-8"))
-        added = [token["id"] for token in described["added_tokens"]]
-        return int(max([*described["model"]["vocab"].values(), *added]))
-    except FileNotFoundError as error:
-        raise PromptError(f"{path}: no such file; --tokenizer must be a folder that holds a tokenizer.json") from error
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise PromptError(f"{path}: is not a byte-level BPE tokenizer in one file: {error!r}") from error
-
-
 def _write_weights(
     folder: Path, tensors: Sequence[WeightTensor], seed: int, dtype: WeightDtype, max_file_bytes: int | None
 ) -> None:
     files = _split(tensors, dtype, max_file_bytes)
+    names = [f"model-{number:05}-of-{len(files):05}.safetensors" for number in range(1, len(files) + 1)]
     if len(files) == 1:
-        _write_safetensors(folder / "model.safetensors", tensors, seed, dtype)
-        return
-    places = {}
-    for number, held in enumerate(files, start=1):
-        name = f"model-{number:05}-of-{len(files):05}.safetensors"
+        names = ["model.safetensors"]
+    for name, held in zip(names, files, strict=True):
         _write_safetensors(folder / name, held, seed, dtype)
-        places.update({tensor.name: name for tensor in held})
-    total = sum(_num_bytes(tensor, dtype) for tensor in tensors)
-    _write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": places})
+    if len(files) > 1:
+        places = {tensor.name: name for name, held in zip(names, files, strict=True) for tensor in held}
+        total = sum(_num_bytes(tensor, dtype) for tensor in tensors)
+        _write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": places})
 
 
 def _split(tensors: Iterable[WeightTensor], dtype: WeightDtype, limit: int | None) -> list[list[WeightTensor]]:
@@ -195,45 +181,17 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
         file.write(json.dumps(content, indent=2).encode() + b"\n")
 
 
-def _command(
-    folder: Annotated[Path, tyro.conf.Positional],
-    size: str = "tiny",
-    dtype: WeightDtype = "bfloat16",
-    seed: int = 0,
-    tokenizer: Path | None = None,
-    max_file_bytes: int | None = None,
-    layers: int | None = None,
-) -> None:
-    """Write a Qwen 2.5 checkpoint with random weights.
-
-    Args:
-        folder: Where to; it must not hold a checkpoint yet.
-        size: "tiny", "0.5b", "1.5b", "3b", "7b", "14b", "32b" or "72b".
-        dtype: What the weights are stored in.
-        seed: Another seed gives other weights.
-        tokenizer: A folder to copy the tokenizer from; a small one is trained when this is not given.
-        max_file_bytes: Split weights that take more into several files.
-        layers: This many layers instead of the size's own number.
-    """
-    config = write_checkpoint(
-        folder,
-        size,
-        seed=seed,
-        dtype=dtype,
-        tokenizer=tokenizer,
-        max_file_bytes=max_file_bytes,
-        layers=layers,
-    )
-    print(f"{folder}: {config.num_hidden_layers} layers of width {config.hidden_size}, {dtype}, seed {seed}")
-
-
 def main() -> None:
     """Run the command line; exits with the error's own status where Layertap refuses."""
+    prog = "python -m layertap.demo.checkpoint"
     try:
-        tyro.cli(_command, prog="python -m layertap.demo.checkpoint", use_underscores=True)
+        given = parse(CheckpointConfig, sys.argv[1:], prog=prog, example=f"{prog} ./model --size 0.5b --layers 4")
+        shape = write_checkpoint(**vars(given))
     except LayertapError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_status)
+    width = shape.hidden_size
+    print(f"{given.folder}: {shape.num_hidden_layers} layers of width {width}, {given.dtype}, seed {given.seed}")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,14 @@
-"""Random pictures for the sample tasks, and the few questions about pictures that their rules ask.
+"""Random pictures for the sample tasks, the few questions about pictures that rules ask, and what a puzzle family is.
+
+A family is called once a task and draws what the task keeps: a direction, a colour, a factor. It gives back a `Draw`,
+which is called once a pair and draws what changes: size, picture, places. So one rule holds for every pair of a task,
+and its parameters can be learnt from nothing but the demonstrations.
 
 Colour 0 is the background. Everything random comes from the `random.Random` that is handed in, whose stream Python
 keeps stable, so a picture depends on nothing but its seed.
 """
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from random import Random
 
 import numpy as np
@@ -12,7 +16,11 @@ from numpy.typing import NDArray
 
 Cells = NDArray[np.int64]  # [rows, columns], colours 0 to 9
 Mask = NDArray[np.bool_]  # [rows, columns]
+Draw = Callable[[Random], tuple[Cells, Cells]]
+Family = Callable[[Random], Draw]
+Rule = Callable[[Cells], Cells]
 
+GREY = 5  # walls and dividers, in every task that has them
 _PLACING_TRIES = 40
 
 
@@ -24,6 +32,26 @@ def draw_size(rng: Random, low: int, high: int) -> tuple[int, int]:
 def draw_colours(rng: Random, count: int, *, but: Collection[int] = ()) -> list[int]:
     """`count` different colours that are neither the background nor in `but`."""
     return rng.sample([colour for colour in range(1, 10) if colour not in but], count)
+
+
+def applied(rule: Rule, scene: Callable[[Random], Cells] | None = None) -> Draw:
+    """Pairs of a scene (speckles, where none is given) and what the rule makes of it."""
+
+    def draw(rng: Random) -> tuple[Cells, Cells]:
+        cells = (scene or speckled)(rng)
+        return cells, rule(cells)
+
+    return draw
+
+
+def turned(draw: Draw, quarters: int) -> Draw:
+    """The pairs of `draw` in another direction: both pictures turned by `quarters` of a circle."""
+
+    def turned_draw(rng: Random) -> tuple[Cells, Cells]:
+        given, answer = draw(rng)
+        return np.rot90(given, quarters), np.rot90(answer, quarters)
+
+    return turned_draw
 
 
 def speckled(

@@ -1,8 +1,8 @@
 """Sample ARC tasks, made on the spot.
 
-The demo must run with no download, so its tasks are drawn from puzzle families of our own (`rules_same_size`,
-`rules_new_size`). Task `i` of a seed depends on nothing but `(seed, i)`: asking for more tasks only adds to the end,
-and every machine makes the same ones. Each has 3 or 4 demonstrations and 1 or 2 tests, grids of 1 to 30 a side.
+The demo must run with no download, so its tasks are drawn from puzzle families of our own (`families`). Task `i` of a
+seed depends on nothing but `(seed, i)`: asking for more tasks only adds to the end, and every machine makes the same
+ones. Each has 3 or 4 demonstrations and 1 or 2 tests, grids of 1 to 30 a side.
 """
 
 import json
@@ -12,39 +12,9 @@ from random import Random
 
 from layertap.core.records import Grid, Pair, Task
 from layertap.dataset import as_row
-from layertap.demo import rules_new_size as other
-from layertap.demo import rules_same_size as same
-from layertap.demo.drawing import Draw, Family
-from layertap.demo.scenes import Cells
+from layertap.demo.families import FAMILIES
+from layertap.demo.scenes import Cells, Draw
 from layertap.objects.files import atomic_write
-
-# In this order, so that even the first few tasks differ in kind and in length.
-FAMILIES: tuple[Family, ...] = (
-    same.gravity,
-    same.reflect,
-    other.crop,
-    same.outline,
-    other.scale_up,
-    same.recolour,
-    other.count,
-    same.draw_lines,
-    same.complete_symmetry,
-    other.tile,
-    same.fill_holes,
-    same.rotate,
-    same.sort_columns,
-    other.combine_halves,
-    same.move_until_wall,
-    other.mirror_concatenate,
-    same.largest_object,
-    same.shift,
-    same.extend_pattern,
-    same.swap_colours,
-    other.border,
-    same.connect,
-    same.checkerboard,
-    same.denoise,
-)
 
 
 def make_tasks(count: int = 24, seed: int = 0) -> list[Task]:

@@ -12,11 +12,14 @@ import json
 from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from layertap.errors import PromptError
 from layertap.objects.files import atomic_write
+
+_FILES = resources.files("layertap.demo")
 
 # Part of what a Qwen vocabulary means, like the vocabulary itself: with another pattern the same text has other ids.
 _SPLIT_PATTERN = (
@@ -24,23 +27,10 @@ _SPLIT_PATTERN = (
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
-# Qwen 2.5's added tokens, in the order of their ids; the second group can appear in what a model says.
-_CONTROL_TOKENS = (
-    "<|endoftext|>",
-    "<|im_start|>",
-    "<|im_end|>",
-    "<|object_ref_start|>",
-    "<|object_ref_end|>",
-    "<|box_start|>",
-    "<|box_end|>",
-    "<|quad_start|>",
-    "<|quad_end|>",
-    "<|vision_start|>",
-    "<|vision_end|>",
-    "<|vision_pad|>",
-    "<|image_pad|>",
-    "<|video_pad|>",
-)
+# Qwen 2.5's settings, the control tokens among them. These are added after the base vocabulary, in the order of their
+# ids, and then those that can appear in what a model says.
+_SETTINGS: dict[str, Any] = json.loads(_FILES.joinpath("tokenizer_config.json").read_text(encoding="utf-8"))
+_CONTROL_TOKENS = (_SETTINGS["pad_token"], *_SETTINGS["additional_special_tokens"])
 _SPOKEN_TOKENS = (
     "<tool_call>",
     "</tool_call>",
@@ -52,6 +42,14 @@ _SPOKEN_TOKENS = (
     "<|file_sep|>",
 )
 _SMALLEST = 256 + len(_CONTROL_TOKENS) + len(_SPOKEN_TOKENS)
+
+
+def demo_texts() -> list[str]:
+    """A few pages about grids, in the words that prompts and sample documents are likely to use.
+
+    Grids themselves are left out: every digit is a token of its own whatever the texts say.
+    """
+    return [_FILES.joinpath(name).read_text(encoding="utf-8") for name in ("prose.txt", "headings.txt")]
 
 
 def write_tokenizer(folder: Path, texts: Iterable[str], vocab_size: int = 768) -> int:
@@ -66,7 +64,8 @@ def write_tokenizer(folder: Path, texts: Iterable[str], vocab_size: int = 768) -
     with atomic_write(folder / "tokenizer.json") as file:
         file.write(tokenizer.to_str(pretty=True).encode())
     with atomic_write(folder / "tokenizer_config.json") as file:
-        file.write(json.dumps(_settings(), indent=2).encode())
+        template = _FILES.joinpath("chat_template.jinja").read_text(encoding="utf-8")
+        file.write(json.dumps({**_SETTINGS, "chat_template": template}, indent=2).encode())
     return int(tokenizer.get_vocab_size(with_added_tokens=True))
 
 
@@ -91,21 +90,3 @@ def _train(texts: Iterable[str], base_size: int) -> Tokenizer:
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in _CONTROL_TOKENS])
     tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in _SPOKEN_TOKENS])
     return tokenizer
-
-
-def _settings() -> dict[str, object]:
-    return {
-        "tokenizer_class": "Qwen2Tokenizer",
-        "add_bos_token": False,
-        "add_prefix_space": False,
-        "bos_token": None,
-        "eos_token": "<|im_end|>",
-        "pad_token": "<|endoftext|>",
-        "unk_token": None,
-        "additional_special_tokens": list(_CONTROL_TOKENS[1:]),
-        "clean_up_tokenization_spaces": False,
-        "errors": "replace",
-        "model_max_length": 131_072,
-        "split_special_tokens": False,
-        "chat_template": resources.files("layertap.demo").joinpath("chat_template.jinja").read_text(encoding="utf-8"),
-    }

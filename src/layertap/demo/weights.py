@@ -14,15 +14,15 @@ import hashlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
+from layertap.config.demo import WeightDtype
 from layertap.model.config import Qwen2Config
 
-WeightDtype = Literal["bfloat16", "float32"]
 NUMPY_DTYPES: dict[WeightDtype, np.dtype[Any]] = {
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
     "float32": np.dtype(np.float32),
@@ -56,10 +56,6 @@ class WeightTensor:
             numbers = generator.standard_normal(min(_CHUNK, self.size - start), dtype=np.float32)
             yield (numbers * np.float32(self.spread) + np.float32(self.mean)).astype(NUMPY_DTYPES[dtype])
 
-    def array(self, seed: int, dtype: WeightDtype) -> NDArray[Any]:
-        """The whole tensor, in its shape."""
-        return np.concatenate(list(self.chunks(seed, dtype))).reshape(self.shape)
-
 
 def weight_tensors(config: Qwen2Config) -> list[WeightTensor]:
     """Every tensor of a checkpoint of this shape, in the order of the forward pass; no `lm_head` where it is tied."""
@@ -78,14 +74,12 @@ def _layer_tensors(config: Qwen2Config, layer: str) -> list[WeightTensor]:
     queries = config.num_attention_heads * config.head_dim
     keys = config.num_key_value_heads * config.head_dim
     share = 1 / math.sqrt(2 * config.num_hidden_layers)
+    tensors = [_norm(f"{layer}.input_layernorm", hidden)]
+    for name, width in (("q_proj", queries), ("k_proj", keys), ("v_proj", keys)):
+        tensors.append(_projection(f"{layer}.self_attn.{name}", width, hidden))
+        tensors.append(WeightTensor(f"{layer}.self_attn.{name}.bias", (width,), 0.0, _BIAS_SPREAD))
     return [
-        _norm(f"{layer}.input_layernorm", hidden),
-        _projection(f"{layer}.self_attn.q_proj", queries, hidden),
-        _bias(f"{layer}.self_attn.q_proj", queries),
-        _projection(f"{layer}.self_attn.k_proj", keys, hidden),
-        _bias(f"{layer}.self_attn.k_proj", keys),
-        _projection(f"{layer}.self_attn.v_proj", keys, hidden),
-        _bias(f"{layer}.self_attn.v_proj", keys),
+        *tensors,
         _projection(f"{layer}.self_attn.o_proj", hidden, queries, share),
         _norm(f"{layer}.post_attention_layernorm", hidden),
         _projection(f"{layer}.mlp.gate_proj", inner, hidden),
@@ -96,10 +90,6 @@ def _layer_tensors(config: Qwen2Config, layer: str) -> list[WeightTensor]:
 
 def _projection(name: str, outputs: int, inputs: int, gain: float = 1.0) -> WeightTensor:
     return WeightTensor(f"{name}.weight", (outputs, inputs), 0.0, gain / math.sqrt(inputs))
-
-
-def _bias(name: str, outputs: int) -> WeightTensor:
-    return WeightTensor(f"{name}.bias", (outputs,), 0.0, _BIAS_SPREAD)
 
 
 def _norm(name: str, width: int) -> WeightTensor:

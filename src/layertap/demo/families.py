@@ -1,6 +1,7 @@
-"""Families of puzzles whose answer is as large as the question, in the manner of ARC and all of our own making.
+"""Families of puzzles in the manner of ARC, all of our own making.
 
-None is meant to be hard: the demo needs prompts that look like ARC's in structure and length, not a benchmark.
+None is meant to be hard: the demo needs prompts that look like ARC's in structure and length, not a benchmark. Where an
+answer grows, its question is kept small, so that no grid passes ARC's 30 cells a side.
 """
 
 from functools import partial
@@ -8,9 +9,12 @@ from random import Random
 
 import numpy as np
 
-from layertap.demo.drawing import GREY, Draw, applied, turned
 from layertap.demo.scenes import (
+    GREY,
     Cells,
+    Draw,
+    Family,
+    applied,
     boxes,
     components,
     draw_colours,
@@ -20,6 +24,7 @@ from layertap.demo.scenes import (
     placed,
     solid,
     speckled,
+    turned,
 )
 
 
@@ -56,10 +61,9 @@ def gravity(task: Random) -> Draw:
     """Every cell falls to one side of the grid and lands on those before it."""
 
     def fall(cells: Cells) -> Cells:
-        order = np.argsort(cells != 0, axis=0, kind="stable")
-        return np.take_along_axis(cells, order, axis=0)
+        return np.take_along_axis(cells, np.argsort(cells != 0, axis=0, kind="stable"), axis=0)
 
-    return applied(turned(fall, task.randrange(4)))
+    return turned(applied(fall), task.randrange(4))
 
 
 def draw_lines(task: Random) -> Draw:
@@ -71,12 +75,11 @@ def draw_lines(task: Random) -> Draw:
             wet[row] = np.where(wet[row] == 0, wet[row - 1], wet[row])
         return wet
 
-    return applied(turned(rain, task.randrange(4)), partial(speckled, low=5, density=0.08))
+    return turned(applied(rain, partial(speckled, low=5, density=0.08)), task.randrange(4))
 
 
 def connect(task: Random) -> Draw:
     """Two cells of one colour in the same line are joined."""
-    quarters = task.randrange(2)
 
     def join(cells: Cells) -> Cells:
         before = np.maximum.accumulate(cells, axis=1)
@@ -88,14 +91,13 @@ def connect(task: Random) -> Draw:
         cells = np.zeros((rows, columns), dtype=np.int64)
         for row in rng.sample(range(rows), rng.randint(2, 4)):
             cells[row, rng.sample(range(columns), 2)] = rng.randint(1, 9)
-        return np.rot90(cells, -quarters)
+        return cells
 
-    return applied(turned(join, quarters), scene)
+    return turned(applied(join, scene), task.randrange(2))
 
 
 def move_until_wall(task: Random) -> Draw:
     """One object slides towards a grey wall until it touches it."""
-    quarters = task.randrange(4)
 
     def slide(cells: Cells) -> Cells:
         wall = cells == GREY
@@ -105,10 +107,9 @@ def move_until_wall(task: Random) -> Draw:
 
     def scene(rng: Random) -> Cells:
         open_field = placed(rng, [solid(rng, *draw_colours(rng, 1, but=(GREY,)))], low=5)
-        walled = np.pad(open_field, ((0, 1), (0, 0)), constant_values=GREY)
-        return np.rot90(walled, -quarters)
+        return np.pad(open_field, ((0, 1), (0, 0)), constant_values=GREY)
 
-    return applied(turned(slide, quarters), scene)
+    return turned(applied(slide, scene), task.randrange(4))
 
 
 def outline(task: Random) -> Draw:
@@ -165,35 +166,31 @@ def sort_columns(task: Random) -> Draw:
     def scene(rng: Random) -> Cells:
         rows = rng.randint(4, 14)
         heights = rng.sample(range(1, rows + 1), rng.randint(3, min(rows, 10)))
-        bars = [[0] * (rows - height) + [rng.randint(1, 9)] * height for height in heights]
-        return np.array(bars).T
+        return np.array([[0] * (rows - height) + [rng.randint(1, 9)] * height for height in heights]).T
 
     return applied(lambda cells: cells[:, np.argsort(np.count_nonzero(cells, axis=0))[::step]], scene)
 
 
 def complete_symmetry(task: Random) -> Draw:
     """The empty half becomes the mirror image of the other."""
-    quarters = task.randrange(4)
 
     def draw(rng: Random) -> tuple[Cells, Cells]:
         half = speckled(rng, low=3, high=7)
-        given = np.hstack([half, np.zeros_like(half)])
-        return np.rot90(given, quarters), np.rot90(np.hstack([half, half[:, ::-1]]), quarters)
+        return np.hstack([half, np.zeros_like(half)]), np.hstack([half, half[:, ::-1]])
 
-    return draw
+    return turned(draw, task.randrange(4))
 
 
 def extend_pattern(task: Random) -> Draw:
     """A pattern that repeats itself is continued to the end of the grid."""
-    quarters = task.randrange(4)
 
     def draw(rng: Random) -> tuple[Cells, Cells]:
         full = np.tile(speckled(rng, low=2, high=4, density=0.8), (rng.randint(2, 3), rng.randint(3, 4)))
         given = full.copy()
         given[:, 2 * full.shape[1] // 3 :] = 0
-        return np.rot90(given, quarters), np.rot90(full, quarters)
+        return given, full
 
-    return draw
+    return turned(draw, task.randrange(4))
 
 
 def checkerboard(task: Random) -> Draw:
@@ -203,7 +200,100 @@ def checkerboard(task: Random) -> Draw:
     def draw(rng: Random) -> tuple[Cells, Cells]:
         rows, columns = draw_size(rng, 3, 7)
         palette = np.array(draw_colours(rng, 2))
-        halves = np.tile(palette.repeat(columns), (rows, 1))
-        return np.rot90(halves, quarters), palette[np.indices(np.rot90(halves, quarters).shape).sum(axis=0) % 2]
+        halves = np.rot90(np.tile(palette.repeat(columns), (rows, 1)), quarters)
+        return halves, palette[np.indices(halves.shape).sum(axis=0) % 2]
 
     return draw
+
+
+def crop(task: Random) -> Draw:
+    """What remains is the one object, with nothing around it."""
+    palette = draw_colours(task, 3)
+
+    def cut(cells: Cells) -> Cells:
+        rows, columns = (np.flatnonzero((cells != 0).any(axis=axis)) for axis in (1, 0))
+        return cells[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+
+    def scene(rng: Random) -> Cells:
+        thing = speckled(rng, low=2, high=6, density=0.8, palette=palette)
+        thing[0, 0] = palette[0]
+        return placed(rng, [thing])
+
+    return applied(cut, scene)
+
+
+def border(task: Random) -> Draw:
+    """The picture gets a frame of one colour."""
+    (colour,) = draw_colours(task, 1)
+    return applied(partial(np.pad, pad_width=1, constant_values=colour))
+
+
+def tile(task: Random) -> Draw:
+    """The picture is repeated side by side, a fixed number of times each way."""
+    times = task.choice(((1, 2), (2, 1), (2, 2), (1, 3), (3, 1), (3, 3)))
+    return applied(partial(np.tile, reps=times), partial(speckled, high=7))
+
+
+def scale_up(task: Random) -> Draw:
+    """Every cell becomes a square block."""
+    block = np.ones((task.randint(2, 3),) * 2, dtype=np.int64)
+    return applied(lambda cells: np.kron(cells, block), partial(speckled, high=7))
+
+
+def mirror_concatenate(task: Random) -> Draw:
+    """The picture and its mirror image stand side by side."""
+    axis = task.randrange(2)
+    return applied(lambda cells: np.concatenate([cells, np.flip(cells, axis)], axis), partial(speckled, high=10))
+
+
+def count(task: Random) -> Draw:
+    """There are as many cells in the answer's single row as there are objects."""
+    (colour,) = draw_colours(task, 1)
+
+    def scene(rng: Random) -> Cells:
+        return placed(rng, [solid(rng, rng.randint(1, 9)) for _ in range(rng.randint(1, 7))])
+
+    return applied(lambda cells: np.full((1, len(components(cells != 0))), colour), scene)
+
+
+def combine_halves(task: Random) -> Draw:
+    """The halves left and right of a grey line are laid over each other and combined cell by cell."""
+    combine = task.choice((np.logical_and, np.logical_or, np.logical_xor))
+    left, right, colour = draw_colours(task, 3, but=(GREY,))
+
+    def draw(rng: Random) -> tuple[Cells, Cells]:
+        one = speckled(rng, high=7, palette=[left])
+        other = np.array([rng.choice((0, right)) for _ in range(one.size)]).reshape(one.shape)
+        line = np.full((len(one), 1), GREY)
+        return np.hstack([one, line, other]), np.where(combine(one, other), colour, 0)
+
+    return draw
+
+
+FAMILIES: tuple[Family, ...] = (
+    gravity,
+    reflect,
+    crop,
+    outline,
+    scale_up,
+    recolour,
+    count,
+    draw_lines,
+    complete_symmetry,
+    tile,
+    fill_holes,
+    rotate,
+    sort_columns,
+    combine_halves,
+    move_until_wall,
+    mirror_concatenate,
+    largest_object,
+    shift,
+    extend_pattern,
+    swap_colours,
+    border,
+    connect,
+    checkerboard,
+    denoise,
+)
+"""In this order, so that even the first few tasks differ in kind and in length."""
