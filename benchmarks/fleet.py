@@ -32,7 +32,8 @@ from layertap.demo.tasks import make_tasks, write_tasks
 from layertap.fleet.claims import CLAIMS, DONE, Claim, encode_claim
 from layertap.fleet.leases import take
 from layertap.fleet.sharded import create_shards, shard_name
-from layertap.objects.base import ObjectStore, open_store
+from layertap.objects import open_store
+from layertap.objects.base import ObjectStore
 
 T = TypeVar("T")
 

@@ -9,10 +9,10 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from layertap.config.demo import DemoConfig
-from layertap.config.extract import ExtractConfig, local_path
+from layertap.config.extract import ExtractConfig
 from layertap.config.fleet import (
     CreateShardsConfig,
     FleetStatusConfig,
@@ -28,9 +28,6 @@ from layertap.core.extras import install_command
 from layertap.errors import InputError, LayertapError, UsageError
 from layertap.process.supervised import is_child, supervise
 from layertap.tpu.config import CreateConfig, FleetConfig, TpuConfig
-
-if TYPE_CHECKING:
-    from layertap.shards.folder import Folder
 
 
 def extract(config: ExtractConfig) -> int:
@@ -109,17 +106,18 @@ def verify(config: VerifyConfig) -> int:
     from layertap.fleet.verification import verify_at
 
     with _bar("verify") as show:
-        report = verify_at(config, _opened, show)
+        report = verify_at(config, show)
     print(json.dumps(report.to_json(), indent=2) if config.json else report.describe())
     return 0 if report.sound else LayertapError.exit_status
 
 
 def inspect(config: InspectConfig) -> int:
     """Show a shard or a sample."""
+    from layertap.objects import open_store
     from layertap.view.command import inspect
 
-    with _opened(config.path) as folder, _bar("inspect") as show:
-        text = inspect(config, folder, show)
+    with closing(open_store(config.path)) as store, _bar("inspect") as show:
+        text = inspect(config, store, show)
     print(text)
     return 0
 
@@ -138,26 +136,14 @@ def _bar(name: str) -> Iterator[Callable[[int, int], None]]:
         yield show
 
 
-@contextmanager
-def _opened(place: str) -> "Iterator[Folder]":
-    """An output folder, of this machine or behind a URL."""
-    from layertap.shards.folder import LocalFolder
-    from layertap.shards.url_folder import UrlFolder
-
-    if "://" not in place:
-        yield LocalFolder(local_path(place))
-        return
-    with closing(UrlFolder(place)) as folder:
-        yield folder
-
-
 def stats(config: StatsConfig) -> int:
     """Print statistics, merged over folders."""
+    from layertap.objects import open_store
     from layertap.shards.statistics_files import merge_folders
     from layertap.shards.statistics_table import describe, to_json
 
     with ExitStack() as stack:
-        statistics = merge_folders([stack.enter_context(_opened(path)) for path in config.paths])
+        statistics = merge_folders([stack.enter_context(closing(open_store(path))) for path in config.paths])
     print(json.dumps(to_json(statistics), indent=2) if config.json else describe(statistics))
     return 0
 

@@ -1,6 +1,5 @@
 import json
 import shutil
-from contextlib import nullcontext
 from pathlib import Path
 
 import outputs
@@ -12,7 +11,6 @@ from layertap.check.verify import verify
 from layertap.cli import main
 from layertap.errors import DamageError, UsageError
 from layertap.objects.files import TEMPORARY
-from layertap.shards.folder import LocalFolder
 
 FIRST, SECOND, THIRD = (f"shard_000{number}.pkl.gz" for number in (1, 2, 3))
 TWO_SITES = ("residual", "mlp")
@@ -79,12 +77,13 @@ def test_a_folder_in_the_place_of_a_file_is_found(folder):
 
 
 def test_a_file_that_cannot_be_read_is_found(folder, monkeypatch):
-    def failing(self, path):
-        if path == SECOND:
+    def failing(path, *arguments):
+        if path.name == SECOND:
             raise OSError(5, "Input/output error")
-        return (self.path / path).open("rb")
+        return opened(path, *arguments)
 
-    monkeypatch.setattr("layertap.shards.folder.LocalFolder.open", failing)
+    opened = Path.open
+    monkeypatch.setattr(Path, "open", failing)
     assert outputs.the_finding(folder) == f"{SECOND}: cannot be read: Input/output error"
 
 
@@ -106,8 +105,10 @@ def test_what_a_killed_run_leaves_is_no_damage(two_sites):
     outputs.edit_manifest(two_sites, lambda document: document.update(complete=False))
     (two_sites / "residual" / "shard_0004.pkl.gz").write_bytes(b"whole, but without a manifest that names it")
     assert outputs.findings(two_sites) == []
-    (two_sites / "mlp" / "shard_0005.pkl.gz").write_bytes(b"no kill leaves this")
-    assert outputs.the_finding(two_sites) == "mlp/shard_0005.pkl.gz: not named by metadata.json"
+    (two_sites / "mlp" / "shard_0005.pkl.gz").write_bytes(b"as many of them as there are")
+    assert outputs.findings(two_sites) == []
+    (two_sites / "mlp" / "shard_0003.pkl").write_bytes(b"no kill leaves this")
+    assert outputs.the_finding(two_sites) == "mlp/shard_0003.pkl: not named by metadata.json"
 
 
 def test_swapped_files_are_found(folder):
@@ -243,6 +244,6 @@ def test_a_run_that_extracted_nothing_is_said_to_be_empty_also_among_others(tmp_
     assert empty.sound
     assert empty.describe() == f"{tmp_path / 'none'}: complete, and EMPTY: it holds no sample"
     places = [str(tmp_path / name) for name in ("full", "none")]
-    said = verify_places(str(tmp_path), places, lambda path: nullcontext(LocalFolder(Path(path)))).describe()
+    said = verify_places(str(tmp_path), places).describe()
     assert said.splitlines()[0] == f"{tmp_path / 'none'}: is complete, and EMPTY: it holds no sample"
     assert said.count("EMPTY") == 1

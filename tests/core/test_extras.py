@@ -14,7 +14,7 @@ from fsspec.registry import _registry
 from layertap.core import extras
 from layertap.dataset.places import locate
 from layertap.errors import DatasetError, UsageError
-from layertap.objects.base import open_store
+from layertap.objects import open_store
 
 _MADE_FROM = {
     "editable": (

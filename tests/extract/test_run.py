@@ -272,7 +272,7 @@ def test_uncompressed_shards_hold_the_same_samples(config: ExtractConfig, tmp_pa
 
 
 def test_a_second_run_in_the_same_folder_waits_outside(config: ExtractConfig) -> None:
-    from layertap.objects.lock import exclusive
+    from layertap.objects.ownership import exclusive
 
     with exclusive(out(config)), pytest.raises(StorageError, match="another run is writing here"):
         extract(config)

@@ -16,7 +16,7 @@ from layertap.config.extract import ExtractConfig
 from layertap.config.upload import UploadConfig
 from layertap.errors import AccessError, DamageError, RunMismatchError, StorageError, UsageError
 from layertap.extract.run import extract
-from layertap.objects.base import open_store
+from layertap.objects import open_store
 
 PREFIX = "activations/tpu_0/"
 

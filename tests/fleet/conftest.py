@@ -8,7 +8,8 @@ from fakes.gcs import FakeGcs
 from runs import small_run
 
 from layertap.config.extract import ExtractConfig
-from layertap.objects.base import ObjectStore, open_store
+from layertap.objects import open_store
+from layertap.objects.base import ObjectStore
 from layertap.objects.retry import Retry
 
 

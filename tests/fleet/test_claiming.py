@@ -14,7 +14,7 @@ from fleets import cut
 from layertap.fleet.claiming import Claimer
 from layertap.fleet.parts import Parts
 from layertap.fleet.sharded import read_dataset
-from layertap.objects.base import open_store
+from layertap.objects import open_store
 
 
 def test_the_disk_is_listed_once_a_claim_however_many_shards_are_left(

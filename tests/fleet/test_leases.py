@@ -32,7 +32,7 @@ sys.path.insert(0, sys.argv[1])
 from claiming import claim
 from layertap.errors import LeaseLostError
 from layertap.fleet.leases import Heartbeat, take
-from layertap.objects.base import open_store
+from layertap.objects import open_store
 store, worker = open_store(sys.argv[2]), int(sys.argv[3])
 """
 
@@ -348,7 +348,7 @@ def test_lost_replies_change_nothing(gcs: FakeGcs, bucket: ObjectStore, kind: st
 
 
 def test_a_heartbeat_that_gave_up_but_took_effect_is_no_loss(gcs: FakeGcs, bucket: ObjectStore) -> None:
-    from layertap.objects.base import open_store
+    from layertap.objects import open_store
     from layertap.objects.retry import Retry
 
     impatient = open_store("gs://bucket/dataset", Retry(0.0))
@@ -364,7 +364,7 @@ def test_a_heartbeat_that_gave_up_but_took_effect_is_no_loss(gcs: FakeGcs, bucke
 
 
 def test_outages_are_reported_and_outlived(gcs: FakeGcs) -> None:
-    from layertap.objects.base import open_store
+    from layertap.objects import open_store
     from layertap.objects.retry import Retry
 
     impatient = open_store("gs://bucket/dataset", Retry(0.0))

@@ -37,7 +37,7 @@ from layertap.fleet import engine as engine_module
 from layertap.fleet import local_engine
 from layertap.fleet.leases import has_run_out, read_claim, take
 from layertap.fleet.worker import work
-from layertap.objects.base import open_store
+from layertap.objects import open_store
 from layertap.process.interruption import INTERRUPTED
 
 KILLS = 8

@@ -18,7 +18,7 @@ from layertap.errors import UsageError
 from layertap.fleet import ray_engine
 from layertap.fleet.ray_engine import run_ray
 from layertap.fleet.worker import work
-from layertap.objects.base import open_store
+from layertap.objects import open_store
 
 # However few cores this machine has, and however busy it is.
 PLACES = ("--resources_per_worker", '{"CPU": 0.25}')

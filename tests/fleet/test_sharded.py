@@ -21,7 +21,8 @@ from layertap.fleet import standing
 from layertap.fleet.claims import claim_name, done_name
 from layertap.fleet.leases import take
 from layertap.fleet.sharded import RUN, create_shards, read_dataset, read_records_of
-from layertap.objects.base import ObjectStore, open_store
+from layertap.objects import open_store
+from layertap.objects.base import ObjectStore
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from fakes.gcs import FakeGcs
 
 from layertap.cli import main
 from layertap.demo.tasks import make_tasks, write_tasks
-from layertap.objects.base import open_store
+from layertap.objects import open_store
 
 HOSTS = 2
 DATASET = "gs://bucket/sharded_dataset"

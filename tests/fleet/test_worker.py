@@ -38,7 +38,8 @@ from layertap.fleet.claims import claim_name
 from layertap.fleet.leases import read_claim, take, take_over
 from layertap.fleet.sharded import RUN
 from layertap.fleet.worker import WorkSummary, work
-from layertap.objects.base import ObjectStore, open_store
+from layertap.objects import open_store
+from layertap.objects.base import ObjectStore
 from layertap.shards.writer import ShardWriter
 
 COUNT = 3
@@ -301,7 +302,7 @@ def test_a_reset_between_agreeing_and_claiming_is_noticed(
 
 
 def test_two_processes_with_one_id_on_one_disk_are_refused(fleet: ExtractConfig) -> None:
-    from layertap.objects.lock import exclusive
+    from layertap.objects.ownership import exclusive
 
     with exclusive(out(fleet) / "tpu_0"), pytest.raises(StorageError, match="another run is writing here"):
         work(fleet)

@@ -6,12 +6,12 @@ import sys
 import pytest
 
 from layertap.errors import StorageError, UsageError
-from layertap.objects.lock import exclusive
+from layertap.objects.ownership import exclusive
 
 HOLDER = """
 import sys
 from pathlib import Path
-from layertap.objects.lock import exclusive
+from layertap.objects.ownership import exclusive
 
 with exclusive(Path(sys.argv[1])):
     print("held", flush=True)

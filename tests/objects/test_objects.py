@@ -15,7 +15,9 @@ from fakes.s3 import FakeS3
 
 from layertap.errors import DamageError, StorageError, UsageError
 from layertap.objects import local as objects_local
-from layertap.objects.base import ObjectStore, open_store
+from layertap.objects import open_store
+from layertap.objects.base import ObjectStore
+from layertap.objects.content import FileContent
 from layertap.objects.files import file_crc32c
 from layertap.objects.retry import Retry
 
@@ -54,7 +56,7 @@ def put(tmp_path: Path) -> Callable[[ObjectStore, str, bytes], None]:
     def put(store: ObjectStore, name: str, data: bytes, replaces: str | None = None) -> None:
         path = tmp_path / f"source{next(numbers)}"
         path.write_bytes(data)
-        store.upload(path, name, file_crc32c(path), replaces=replaces)
+        store.put(name, FileContent(path, file_crc32c(path)), replaces=replaces)
 
     return put
 
@@ -101,7 +103,7 @@ def test_what_is_not_there_is_none_and_its_bytes_are_missed(store: ObjectStore) 
 def test_an_upload_tells_size_version_and_checksum(store: ObjectStore, tmp_path: Path) -> None:
     path = tmp_path / "source"
     path.write_bytes(b"some bytes")
-    info = store.upload(path, "x", file_crc32c(path))
+    info = store.put("x", FileContent(path, file_crc32c(path)))
     assert (info.name, info.size, info.crc32c) == ("x", 10, file_crc32c(path))
     stat = store.stat("x")
     assert stat is not None
@@ -137,12 +139,12 @@ def test_a_name_that_leads_elsewhere_is_refused(store: ObjectStore, name: str) -
 def test_a_file_that_is_not_what_its_checksum_says_is_not_uploaded_in_silence(store: ObjectStore, tmp_path) -> None:
     (tmp_path / "source").write_bytes(b"damaged on disk")
     with pytest.raises(DamageError, match=r"source: does not have CRC-32C 00000000"):
-        store.upload(tmp_path / "source", "x", "00000000")
+        store.put("x", FileContent(tmp_path / "source", "00000000"))
 
 
 def test_a_file_that_is_not_there_is_named(store: ObjectStore, tmp_path: Path) -> None:
     with pytest.raises(StorageError, match=r"missing: .*[Nn]o such file"):
-        store.upload(tmp_path / "missing", "x", "00000000")
+        store.put("x", FileContent(tmp_path / "missing", "00000000"))
 
 
 def test_stores_without_conditions_say_so(store: ObjectStore) -> None:
@@ -295,16 +297,17 @@ def test_who_keeps_a_folder_s_lock_is_not_waited_for_for_good(tmp_path: Path, mo
 
 
 def test_a_folder_s_lock_is_not_held_while_the_disk_is_waited_for(tmp_path: Path, monkeypatch) -> None:
-    def sync_folder(_: Path) -> None:
-        with (tmp_path / ".objects.lock").open("rb") as other:
-            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        synced.append(1)
+    def sync(path: Path) -> None:
+        if path.exists() and (tmp_path / ".objects.lock").exists():
+            with (tmp_path / ".objects.lock").open("rb") as other:
+                fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        synced.append(path.is_dir())
 
-    synced: list[int] = []
-    monkeypatch.setattr(objects_local, "sync_folder", sync_folder)
+    synced: list[bool] = []
+    monkeypatch.setattr(objects_local, "sync", sync)
     store = open_store(str(tmp_path))
     assert store.delete_if("a", store.replace_if("a", b"2", store.create("a", b"1")))
-    assert len(synced) == 3
+    assert synced == [False, True, False, True, True]
 
 
 def test_a_file_in_the_place_of_a_folder_is_refused(tmp_path: Path) -> None:

@@ -10,7 +10,9 @@ import pytest
 from fakes.gcs import FakeGcs
 
 from layertap.errors import AccessError, StorageError, UsageError
-from layertap.objects.base import ObjectStore, open_store
+from layertap.objects import open_store
+from layertap.objects.base import ObjectStore
+from layertap.objects.content import FileContent
 from layertap.objects.files import file_crc32c
 from layertap.objects.retry import Retry
 
@@ -106,7 +108,7 @@ def test_range_reads_and_listings_survive(gcs: FakeGcs, store: ObjectStore, way)
 @pytest.mark.parametrize(("operation", "way"), [*product(("start", "chunk"), WAYS), ("chunk", "corrupt")])
 def test_a_big_upload_survives_and_is_whole(gcs: FakeGcs, store: ObjectStore, source: Path, way, operation) -> None:
     gcs.faults.plan(way, operation, "shard", times=2)
-    info = store.upload(source, "shard", file_crc32c(source))
+    info = store.put("shard", FileContent(source, file_crc32c(source)))
     assert (info.size, info.crc32c) == (BIG, file_crc32c(source))
     assert gcs.contents("bucket", "p/") == {"shard": source.read_bytes()}
 
@@ -115,14 +117,14 @@ def test_a_big_upload_survives_and_is_whole(gcs: FakeGcs, store: ObjectStore, so
 def test_a_small_upload_survives_and_is_whole(gcs: FakeGcs, store: ObjectStore, source: Path, way) -> None:
     source.write_bytes(b"small")
     gcs.faults.plan(way, "insert", "shard", times=2)
-    store.upload(source, "shard", file_crc32c(source))
+    store.put("shard", FileContent(source, file_crc32c(source)))
     assert gcs.contents("bucket", "p/") == {"shard": b"small"}
 
 
 def test_when_time_runs_out_the_message_names_the_object(gcs: FakeGcs, impatient: ObjectStore, source: Path) -> None:
     gcs.faults.plan("refuse", times=10_000)
     with pytest.raises(StorageError, match=r"gs://bucket/p/shard: failed \d+ times .*check the network and the bucket"):
-        impatient.upload(source, "shard", file_crc32c(source))
+        impatient.put("shard", FileContent(source, file_crc32c(source)))
     with pytest.raises(StorageError, match=r"gs://bucket/p/claim: failed"):
         impatient.create("claim", b"")
 
@@ -155,14 +157,14 @@ def test_who_is_told_to_stop_does_not_wait(gcs: FakeGcs, source: Path) -> None:
     store.close()
 
 
-@pytest.mark.parametrize("call", ["create", "read", "stat", "list", "upload", "delete_if", "read_range", "server_time"])
+@pytest.mark.parametrize("call", ["create", "read", "stat", "list", "put", "delete_if", "read_range", "server_time"])
 def test_a_bucket_that_is_missing_or_forbidden_is_named(gcs: FakeGcs, source: Path, call) -> None:
     arguments = {
         "create": ("x", b""),
         "read": ("x",),
         "stat": ("x",),
         "list": (),
-        "upload": (source, "x", file_crc32c(source)),
+        "put": ("x", FileContent(source, file_crc32c(source))),
         "delete_if": ("x", "1"),
         "read_range": ("x", 0, 1),
         "server_time": (),

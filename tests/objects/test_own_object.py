@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from layertap.errors import StorageError
-from layertap.objects.base import ObjectStore, open_store
-from layertap.objects.own_object import OwnObject
+from layertap.objects import open_store
+from layertap.objects.base import ObjectStore
+from layertap.objects.ownership import OwnObject
 
 
 @pytest.fixture(params=["folder", "memory", "s3"])

@@ -14,15 +14,15 @@ from fakes.gcs import FakeGcs
 from fakes.gcs_faults import wait_for
 
 from layertap.errors import StorageError
-from layertap.objects import owner
-from layertap.objects.base import ObjectStore, open_store
-from layertap.objects.owner import Owner
+from layertap.objects import open_store, ownership
+from layertap.objects.base import ObjectStore
+from layertap.objects.ownership import Owner
 from layertap.objects.retry import Retry
 
 HOLDER = """
 import sys
-from layertap.objects.base import open_store
-from layertap.objects.owner import Owner
+from layertap.objects import open_store
+from layertap.objects.ownership import Owner
 
 with Owner(open_store(sys.argv[1]), beat=0.1):
     print("held", flush=True)
@@ -51,7 +51,7 @@ def holder(gcs: FakeGcs) -> Iterator[subprocess.Popen[str]]:
 
 def write_claim(gcs: FakeGcs, **changes: object) -> None:
     """A claim of a process elsewhere."""
-    claim = dataclasses.asdict(owner._own_claim()) | {"host": "tpu-7", "pid": 4711, "machine": "elsewhere"}
+    claim = dataclasses.asdict(ownership._own_claim()) | {"host": "tpu-7", "pid": 4711, "machine": "elsewhere"}
     gcs.put(BUCKET, "place/owner.json", json.dumps(claim | changes).encode())
 
 

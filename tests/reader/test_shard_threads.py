@@ -13,11 +13,10 @@ import outputs
 import pytest
 
 from layertap.core.taps import Tap
-from layertap.objects.base import open_store
+from layertap.objects import open_store
+from layertap.objects.local import LocalStore
 from layertap.reader.content import TensorShard
-from layertap.reader.files import MappedFiles
 from layertap.reader.sources import find_sources
-from layertap.shards.manifest import StoredFile
 
 
 @pytest.fixture
@@ -33,14 +32,14 @@ def test_the_first_headers_of_a_shard_are_read_side_by_side(
     tensors: TensorShard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     together = threading.Barrier(4, timeout=20)
-    read = MappedFiles.read
+    view = LocalStore.view
 
-    def meeting(self: MappedFiles, file: StoredFile, start: int, length: int) -> np.ndarray:
+    def meeting(self: LocalStore, name: str, start: int, length: int) -> np.ndarray:
         if start == 0:
             together.wait()
-        return read(self, file, start, length)
+        return view(self, name, start, length)
 
-    monkeypatch.setattr(MappedFiles, "read", meeting)
+    monkeypatch.setattr(LocalStore, "view", meeting)
     taps = [Tap(layer, site) for site in ("residual", "mlp") for layer in outputs.LAYERS]
     with ThreadPoolExecutor(4) as pool:
         flags = list(pool.map(lambda tap: tensors.flags(tap, 0, 8), taps))
@@ -49,15 +48,15 @@ def test_the_first_headers_of_a_shard_are_read_side_by_side(
 
 def test_a_header_is_read_once_by_many_threads(tensors: TensorShard, monkeypatch: pytest.MonkeyPatch) -> None:
     headers: list[str] = []
-    read = MappedFiles.read
+    view = LocalStore.view
 
-    def counted(self: MappedFiles, file: StoredFile, start: int, length: int) -> np.ndarray:
+    def counted(self: LocalStore, name: str, start: int, length: int) -> np.ndarray:
         if start == 0:
-            headers.append(file.path)
+            headers.append(name)
             time.sleep(0.05)
-        return read(self, file, start, length)
+        return view(self, name, start, length)
 
-    monkeypatch.setattr(MappedFiles, "read", counted)
+    monkeypatch.setattr(LocalStore, "view", counted)
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda _: tensors.offsets(), range(16)))
     assert len(headers) == 1

@@ -8,7 +8,7 @@ from safetensors import safe_open
 from layertap.cli import main
 from layertap.core.taps import Tap
 from layertap.errors import DamageError, UsageError
-from layertap.shards.folder import LocalFolder
+from layertap.objects import open_store
 from layertap.shards.statistics_files import merge_folders
 
 SITES = ("residual", "mlp")
@@ -25,7 +25,7 @@ def every(shards, tap, dtype="float32"):
 def test_the_statistics_of_a_folder_are_those_of_what_it_holds(tmp_path, name, dtype):
     shards = outputs.three_shards(SITES)
     outputs.write(tmp_path, shards, outputs.shard_format(SITES, dtype, name=name))
-    merged = merge_folders([LocalFolder(tmp_path)])
+    merged = merge_folders([open_store(str(tmp_path))])
     assert list(merged) == [Tap(layer, site) for site in SITES for layer in outputs.LAYERS]
     for tap, statistics in merged.items():
         values = every(shards, tap, dtype)
@@ -41,8 +41,8 @@ def test_workers_folders_merge_into_the_statistics_of_one_run(tmp_path):
     outputs.write(tmp_path / "whole", shards, form)
     outputs.write(tmp_path / "tpu_0", shards[:1], form)
     outputs.write(tmp_path / "tpu_1", shards[1:], form)
-    (tap, whole), *_ = merge_folders([LocalFolder(tmp_path / "whole")]).items()
-    parts = merge_folders([LocalFolder(tmp_path / f"tpu_{worker}") for worker in (1, 0)])[tap]
+    (tap, whole), *_ = merge_folders([open_store(str(tmp_path / "whole"))]).items()
+    parts = merge_folders([open_store(str(tmp_path / f"tpu_{worker}")) for worker in (1, 0)])[tap]
     for name in ("count", "mean", "m2", "mean_norm", "mean_square_norm", "max_norm"):
         assert np.allclose(getattr(parts, name), getattr(whole, name), rtol=1e-12)
     assert (parts.max_sample_idx, parts.max_position) == (whole.max_sample_idx, whole.max_position)
@@ -56,9 +56,9 @@ def test_the_safetensors_library_reads_them(folder):
 
 
 def test_what_the_manifest_does_not_name_does_not_count(folder):
-    before = merge_folders([LocalFolder(folder)])[Tap(0, "residual")].count
+    before = merge_folders([open_store(str(folder))])[Tap(0, "residual")].count
     (folder / "statistics" / "shard_0004.safetensors").write_bytes(b"in the making")
-    assert merge_folders([LocalFolder(folder)])[Tap(0, "residual")].count == before
+    assert merge_folders([open_store(str(folder))])[Tap(0, "residual")].count == before
 
 
 def test_damage_is_refused_and_named(folder):
@@ -67,7 +67,7 @@ def test_damage_is_refused_and_named(folder):
     damaged[-3] ^= 1
     path.write_bytes(damaged)
     with pytest.raises(DamageError, match=r"statistics/shard_0002\.safetensors: has CRC-32C"):
-        merge_folders([LocalFolder(folder)])
+        merge_folders([open_store(str(folder))])
 
 
 def test_a_shard_in_the_place_of_statistics_is_refused_and_named(tmp_path):
@@ -76,7 +76,7 @@ def test_a_shard_in_the_place_of_statistics_is_refused_and_named(tmp_path):
     (tmp_path / name).write_bytes((tmp_path / "residual" / "layer_00" / "shard_0001.safetensors").read_bytes())
     outputs.believe(tmp_path, name)
     with pytest.raises(DamageError, match=r"cannot be read as statistics: it is not a file of layertap-statistics 1"):
-        merge_folders([LocalFolder(tmp_path)])
+        merge_folders([open_store(str(tmp_path))])
 
 
 def test_another_models_statistics_are_not_merged(tmp_path):
@@ -84,7 +84,7 @@ def test_another_models_statistics_are_not_merged(tmp_path):
         outputs.write(tmp_path / name, outputs.three_shards(), outputs.shard_format())
     outputs.edit_manifest(tmp_path / "two", lambda document: document["identity"].update(model={"weights": "other"}))
     with pytest.raises(UsageError, match="two holds activations of another model"):
-        merge_folders([LocalFolder(tmp_path / "one"), LocalFolder(tmp_path / "two")])
+        merge_folders([open_store(str(tmp_path / "one")), open_store(str(tmp_path / "two"))])
 
 
 def test_a_folder_that_no_run_wrote_is_refused(tmp_path, capsys):

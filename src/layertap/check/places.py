@@ -3,18 +3,16 @@
 Each is checked as one alone is (verify.py); a folder that cannot be checked at all is a finding, and hides no other.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from layertap.check.verify import OnRead, VerifyReport, verify_folder
-from layertap.errors import DamageError, StorageError, UsageError
-from layertap.shards.folder import Folder
+from layertap.errors import DamageError, UsageError
+from layertap.objects import open_store
+from layertap.objects.base import ObjectStore
 from layertap.shards.manifest import FILE_NAME, Json
-
-OpenFolder = Callable[[str], AbstractContextManager[Folder]]
-"""From a folder's path or URL."""
 
 
 @dataclass(frozen=True)
@@ -75,22 +73,17 @@ class PlacesReport:
         }
 
 
-def outputs_below(folder: Folder) -> list[str]:
-    """The output folders below `folder`, as paths from there; raises UsageError where there is none."""
-    try:
-        files = [PurePosixPath(path) for path in folder.files()]
-    except OSError as error:
-        raise StorageError(f"{folder}: cannot be listed: {error.strerror or error}") from error
-    found = [path.parent.as_posix() for path in files if path.name == FILE_NAME]
+def outputs_below(store: ObjectStore) -> list[str]:
+    """The output folders below the store's URL, as paths from there; raises UsageError where there is none."""
+    paths = (PurePosixPath(info.name) for info in store.list())
+    found = [path.parent.as_posix() for path in paths if path.name == FILE_NAME]
     if not found:
-        raise UsageError(f"{folder}: no {FILE_NAME} there or below; it is not the output of a run")
+        raise UsageError(f"{store.url}: no {FILE_NAME} there or below; it is not the output of a run")
     return found
 
 
-def verify_places(
-    place: str, outputs: Sequence[str], open_folder: OpenFolder, on_read: OnRead = lambda _done, _total: None
-) -> PlacesReport:
-    """Check the output folders at these paths or URLs, each opened by `open_folder`.
+def verify_places(place: str, outputs: Sequence[str], on_read: OnRead = lambda _done, _total: None) -> PlacesReport:
+    """Check the output folders at these paths or URLs.
 
     `on_read` is told how many of about how many bytes are read: folders to come are taken to be as large as the others.
     """
@@ -100,8 +93,8 @@ def verify_places(
     for number, output in enumerate(outputs, 1):
         count = _Count(on_read, before, len(outputs) / number)
         try:
-            with open_folder(output) as folder:
-                reports[output] = verify_folder(folder, count)
+            with closing(open_store(output)) as store:
+                reports[output] = verify_folder(store, count)
         except (DamageError, UsageError) as error:
             findings.append(f"{output}: {str(error).removeprefix(f'{output}: ')}")
         before += count.total

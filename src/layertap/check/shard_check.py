@@ -10,12 +10,13 @@ import numpy as np
 
 from layertap.core.taps import Tap
 from layertap.errors import DamageError
+from layertap.objects.base import ObjectStore
 from layertap.shards.flags import SINK, sink_threshold, token_flags
-from layertap.shards.folder import Folder, read_stored
 from layertap.shards.manifest import Manifest, ShardEntry, StoredFile, index_ranges, listed_ranges
 from layertap.shards.reading import ReadLayer, ReadSample, read_layers, wrong_form
 from layertap.shards.statistics import Norms, TapStatistics, measure, merge_all
 from layertap.shards.statistics_files import KIND, read_statistics
+from layertap.shards.stored import read_stored
 
 # One sample as its shard tells it at one layer: (sample_idx, task_id, text_preview, token ids).
 _Told = tuple[int, str, str, bytes]
@@ -27,9 +28,11 @@ _ROUNDING = 1e-9
 class ShardCheck:
     """One shard under examination; `findings` fills as `run` goes on."""
 
-    def __init__(self, folder: Folder, manifest: Manifest, shard: ShardEntry, on_read: Callable[[int], None]) -> None:
+    def __init__(
+        self, store: ObjectStore, manifest: Manifest, shard: ShardEntry, on_read: Callable[[int], None]
+    ) -> None:
         self.findings: list[str] = []
-        self._folder = folder
+        self._store = store
         self._manifest = manifest
         self._shard = shard
         self._on_read = on_read
@@ -45,7 +48,7 @@ class ShardCheck:
             self._find(f"shard {self._shard.index}: has files of {_named(held)}; should have {_named(expected)}")
         for file in self._shard.files:
             try:
-                content = read_stored(self._folder, file)
+                content = read_stored(self._store, file)
                 if file.kind == KIND:
                     self._statistics = read_statistics(content, file.path, self._manifest.hidden_size)
                 else:

@@ -7,10 +7,10 @@ from them, the statistics of its activations, and no NaN or infinity; every samp
 that is one machine's, of a whole dataset or of one shard of it, none is missing. All findings are collected: one
 damaged shard does not hide the next, and no content, however damaged, ends the check.
 
-Files come through the seam in `folder.py`, each read once, one in memory at a time (twice its size for pickles).
+Each file is read once, one in memory at a time (twice its size for pickles).
 
-What a killed run leaves (temporary files, and the next shard without a manifest that names it; in a bucket, the next
-few) is no damage: the same command writes it again.
+What a killed run leaves is no damage: temporary files, and, in a run that is not complete, files of the shards that
+come after those that the manifest names. The same command writes them again.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,10 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from layertap.check.shard_check import ShardCheck
-from layertap.errors import StorageError
+from layertap.objects import open_store
+from layertap.objects.base import ObjectStore
 from layertap.objects.files import TEMPORARY
-from layertap.shards.folder import Folder, LocalFolder, require_manifest
 from layertap.shards.manifest import FILE_NAME, Json, Manifest, fingerprint_of
+from layertap.shards.stored import require_manifest
 
 OnRead = Callable[[int, int], None]
 
@@ -71,18 +72,18 @@ class VerifyReport:
 
 def verify(folder: Path, on_read: OnRead = lambda _done, _total: None) -> VerifyReport:
     """Check an output folder of this machine; see `verify_folder`."""
-    return verify_folder(LocalFolder(folder), on_read)
+    return verify_folder(open_store(str(folder)), on_read)
 
 
-def verify_folder(folder: Folder, on_read: OnRead = lambda _done, _total: None) -> VerifyReport:
+def verify_folder(store: ObjectStore, on_read: OnRead = lambda _done, _total: None) -> VerifyReport:
     """Check an output folder, telling `on_read` how many of how many bytes are read.
 
     Raises UsageError where it holds no manifest, StorageError where it cannot be read.
     """
-    manifest = require_manifest(folder)
+    manifest = require_manifest(store)
     findings = [
         *_wrong_fingerprint(manifest),
-        *_unexpected_files(folder, manifest),
+        *_unexpected_files(store, manifest),
         *_misnumbered_shards(manifest),
         *_repeated_samples(manifest),
         *_missing_samples(manifest),
@@ -96,8 +97,8 @@ def verify_folder(folder: Folder, on_read: OnRead = lambda _done, _total: None) 
         on_read(done, total)
 
     for shard in manifest.shards:
-        findings += ShardCheck(folder, manifest, shard, count).run()
-    return VerifyReport(str(folder), manifest, tuple(findings))
+        findings += ShardCheck(store, manifest, shard, count).run()
+    return VerifyReport(store.url, manifest, tuple(findings))
 
 
 def _wrong_fingerprint(manifest: Manifest) -> Iterator[str]:
@@ -105,17 +106,13 @@ def _wrong_fingerprint(manifest: Manifest) -> Iterator[str]:
         yield f"{FILE_NAME}: the fingerprint is not that of the identity; one of them was edited"
 
 
-def _unexpected_files(folder: Folder, manifest: Manifest) -> Iterator[str]:
+def _unexpected_files(store: ObjectStore, manifest: Manifest) -> Iterator[str]:
     named = {file.path for shard in manifest.shards for file in shard.files}
-    try:
-        found = [path for path in folder.files() if PurePosixPath(path).name.startswith("shard_")]
-    except OSError as error:
-        raise StorageError(f"{folder}: cannot be listed: {error.strerror or error}") from error
-    for path in found:
-        name = PurePosixPath(path).name
-        unfinished = not manifest.complete and 0 < _shard_number(name) - len(manifest.shards) <= folder.ahead
-        if path not in named and not unfinished and not name.endswith(TEMPORARY):
-            yield f"{path}: not named by {FILE_NAME}"
+    for info in store.list():
+        name = PurePosixPath(info.name).name
+        unfinished = not manifest.complete and _shard_number(name) > len(manifest.shards)
+        if name.startswith("shard_") and info.name not in named and not unfinished and not name.endswith(TEMPORARY):
+            yield f"{info.name}: not named by {FILE_NAME}"
 
 
 def _shard_number(name: str) -> int:

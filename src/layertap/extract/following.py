@@ -6,8 +6,8 @@ from pathlib import Path
 
 from layertap.config.extract import ExtractConfig
 from layertap.extract.checkpoint import checkpoint_bytes, checkpoint_name
-from layertap.objects.base import open_store
-from layertap.objects.owner import Owner
+from layertap.objects import open_store
+from layertap.objects.ownership import Owner
 from layertap.objects.retry import Retry
 from layertap.shards.mirror import Checkpoint, Mirror
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from layertap.config.extract import ExtractConfig
 from layertap.dataset import read_records
 from layertap.errors import UsageError
-from layertap.objects.base import open_store
+from layertap.objects import open_store
 from layertap.objects.retry import Retry
 from layertap.shards.manifest import FILE_NAME
 

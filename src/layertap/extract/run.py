@@ -39,7 +39,7 @@ from layertap.extract.stored import stored_sample
 from layertap.extract.windows import Position, Window, read_windows
 from layertap.model.qwen2 import Qwen2
 from layertap.objects.files import remove_leftovers
-from layertap.objects.lock import exclusive
+from layertap.objects.ownership import exclusive
 from layertap.shards.manifest import Manifest
 from layertap.shards.mirror import Mirror
 from layertap.shards.writer import ShardBuffer, ShardWriter

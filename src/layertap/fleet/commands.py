@@ -10,7 +10,8 @@ from layertap.errors import LayertapError, UsageError
 from layertap.fleet import standing
 from layertap.fleet.sharded import create_shards, read_dataset
 from layertap.fleet.status import FleetWatch, describe
-from layertap.objects.base import ObjectStore, open_store
+from layertap.objects import open_store
+from layertap.objects.base import ObjectStore
 
 
 def create(config: CreateShardsConfig) -> int:

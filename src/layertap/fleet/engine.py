@@ -19,7 +19,8 @@ from layertap.config.extract import ExtractConfig
 from layertap.errors import InputError, UsageError, WorkersFailedError
 from layertap.fleet.sharded import read_dataset
 from layertap.fleet.standing import look
-from layertap.objects.base import ObjectStore, open_store
+from layertap.objects import open_store
+from layertap.objects.base import ObjectStore
 
 _MOST_DEATHS = 5
 _LONGEST_PAUSE = 30.0

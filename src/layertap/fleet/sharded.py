@@ -29,7 +29,8 @@ from layertap.config.fleet import CreateShardsConfig
 from layertap.core.records import Document
 from layertap.errors import DamageError, RunMismatchError, UsageError
 from layertap.fleet.source import Source, as_line
-from layertap.objects.base import ObjectStore, open_store
+from layertap.objects import open_store
+from layertap.objects.base import ObjectStore
 
 MANIFEST = "dataset.json"
 RUN = "run.json"

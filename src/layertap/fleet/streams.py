@@ -26,7 +26,7 @@ from layertap.core.records import Document, Task
 from layertap.errors import DamageError, RunMismatchError, StorageError, UsageError
 from layertap.fleet.source import Source, as_line
 from layertap.objects.files import TEMPORARY, Checksummed, atomic_write, file_crc32c
-from layertap.objects.lock import exclusive
+from layertap.objects.ownership import exclusive
 
 MANIFEST = "manifest.json"
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import google_crc32c
 
-from layertap.check.places import OpenFolder, PlacesReport, outputs_below, verify_places
+from layertap.check.places import PlacesReport, outputs_below, verify_places
 from layertap.check.verify import OnRead, VerifyReport, verify_folder
 from layertap.config.fleet import VerifyConfig
 from layertap.errors import DamageError
@@ -22,8 +22,8 @@ from layertap.fleet.claims import done_name
 from layertap.fleet.sharded import MANIFEST as DATASET
 from layertap.fleet.sharded import DatasetShard, read_dataset
 from layertap.fleet.standing import read_done
-from layertap.objects.base import ObjectStore, open_store
-from layertap.shards.folder import has_file
+from layertap.objects import open_store
+from layertap.objects.base import ObjectStore
 from layertap.shards.manifest import FILE_NAME, Manifest, manifest_bytes
 
 _BELOW_ROOT = 3  # tpu_0/shard_00003/{attempt}
@@ -38,22 +38,22 @@ class _Expected:
     """Of its manifest."""
 
 
-def verify_at(config: VerifyConfig, open_folder: OpenFolder, on_read: OnRead) -> VerifyReport | PlacesReport:
+def verify_at(config: VerifyConfig, on_read: OnRead) -> VerifyReport | PlacesReport:
     """Check what lies at `config.path`, whichever kind of place it is; raises UsageError where it is none."""
     dataset, root = (config.path, None) if config.sharded_dataset is None else (config.sharded_dataset, config.path)
     if root is None:
-        with open_folder(config.path) as folder:
-            if has_file(folder, FILE_NAME):
-                return verify_folder(folder, on_read)
-            if not has_file(folder, DATASET):
-                outputs = [f"{config.path.rstrip('/')}/{name}" for name in outputs_below(folder)]
-                return verify_places(str(folder), outputs, open_folder, on_read)
+        with closing(open_store(config.path)) as store:
+            if store.stat(FILE_NAME) is not None:
+                return verify_folder(store, on_read)
+            if store.stat(DATASET) is None:
+                outputs = [f"{config.path.rstrip('/')}/{name}" for name in outputs_below(store)]
+                return verify_places(store.url, outputs, on_read)
     with closing(open_store(dataset)) as store:
-        return verify_dataset(store, open_folder, on_read, root)
+        return verify_dataset(store, on_read, root)
 
 
 def verify_dataset(
-    store: ObjectStore, open_folder: OpenFolder, on_read: OnRead = lambda _done, _total: None, root: str | None = None
+    store: ObjectStore, on_read: OnRead = lambda _done, _total: None, root: str | None = None
 ) -> PlacesReport:
     """Check the outputs of the sharded dataset in `store`, where done-manifests say that they lie, or below `root`.
 
@@ -71,7 +71,7 @@ def verify_dataset(
             continue
         if done is None:
             unfinished.append(f"{shard.name}: nobody has finished it yet")
-    report = verify_places(store.url, list(expected), open_folder, on_read)
+    report = verify_places(store.url, list(expected), on_read)
     for output, checked in report.reports.items():
         findings += (f"{output}: {finding}" for finding in _differences(checked.manifest, expected[output]))
     return replace(report, findings=(*findings, *report.findings), unfinished=tuple(unfinished))

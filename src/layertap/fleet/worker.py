@@ -53,8 +53,9 @@ from layertap.fleet.leases import Heartbeat, Lease
 from layertap.fleet.parts import Parts
 from layertap.fleet.sharded import RUN, DatasetShard, ShardedDataset, read_dataset
 from layertap.fleet.slices import Outcome, Slice
-from layertap.objects.base import ObjectStore, open_store
-from layertap.objects.lock import exclusive
+from layertap.objects import open_store
+from layertap.objects.base import ObjectStore
+from layertap.objects.ownership import exclusive
 from layertap.objects.retry import Retry
 from layertap.shards.manifest import differences
 

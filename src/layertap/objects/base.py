@@ -1,30 +1,38 @@
-"""The seam between Layertap and wherever objects are kept: a folder, a bucket, any URL that fsspec knows.
+"""The seam between Layertap and the places where it keeps output: a folder, a bucket, any URL that fsspec knows.
 
-Two kinds of calls. Small objects that several processes change (claims, manifests) go through `create`, `replace_if`
-and `delete_if`, which take effect only where the object is as the caller last saw it: of any number of racing callers
-one wins. Big ones (shards) go through `upload` and `read_range`; an upload returns when the far end holds the
-bytes, told by size and CRC-32C, and never writes over bytes that somebody else put there.
+Small objects that several processes change (claims, manifests) go through `create`, `replace_if` and `delete_if`. These
+take effect only where the object is as the caller last saw it: of any number of racing callers one wins. Big objects
+(shards) go through `put`, which returns when the far end holds the bytes, by size and CRC-32C, and never writes over
+bytes that somebody else put there. They are read in parts: `view`, `fetch` and `read_range`, or `open` for all of one.
 
-A reply can be lost after the write took effect. The backends settle that themselves: a write that finds itself
-refused on its second attempt reads back whether the first one had won. So the answer None means: another one did.
-Only deleting stays open: after a lost reply, two callers may both be told that they deleted. Never decide a race by it.
+A reply can be lost after the write took effect. The stores settle that themselves: a write that is refused on its
+second attempt reads back whether the first one had won. So the answer None means: another caller did. Only deleting
+stays open: after a lost reply, two callers may both learn that they deleted. Never decide a race by it.
 
-Versions are opaque: equal when, and only when, it is the same write. Times are the far end's own, so that the clocks
-of workers do not matter.
+Versions are opaque: equal when, and only when, it is the same write. Times are the far end's own, so the clocks of
+workers do not matter.
 
 | | folder | `gs://` | other URLs |
 | --- | --- | --- | --- |
 | conditional calls | under a lock file | generation preconditions | refused: one writer at a time |
-| verified uploads | size and CRC-32C read back | the server's CRC-32C | read back |
+| verified `put` | size and CRC-32C read back | the server's CRC-32C | read back |
+| `view` | a memory map | one request | one request |
 """
 
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
-from typing import NamedTuple, Protocol
+from pathlib import PurePosixPath
+from typing import BinaryIO, Final, NamedTuple, Protocol
 
-from layertap.core.extras import needed_for
+import numpy as np
+
 from layertap.errors import UsageError
-from layertap.objects.retry import Retry
+from layertap.objects.content import Content
+
+Bytes = np.ndarray
+"""One dimension, uint8."""
+
+OWNED: Final = "owned"
+"""In place of a version: whatever is there. The caller is this place's only writer."""
 
 
 class StoredBytes(NamedTuple):
@@ -44,7 +52,7 @@ class ObjectInfo(NamedTuple):
     version: str
     updated: float
     crc32c: str | None
-    """Eight hexadecimal digits; None where the far end does not tell."""
+    """Eight hexadecimal digits; None where the far end does not say."""
 
 
 class ObjectStore(Protocol):
@@ -53,6 +61,8 @@ class ObjectStore(Protocol):
     url: str
     conditional: bool
     """Whether `create`, `replace_if`, `delete_if` and `server_time` are possible."""
+    local: bool
+    """Whether it is a folder of this machine, where to read a part again costs nothing."""
 
     def create(self, name: str, data: bytes) -> str | None:
         """Write an object that does not exist; its version, or None where it exists."""
@@ -63,11 +73,37 @@ class ObjectStore(Protocol):
     def delete_if(self, name: str, version: str) -> bool:
         """Delete an object that is still of this version; False where it is not, or is gone."""
 
+    def put(self, name: str, content: Content, *, replaces: str | None = None) -> ObjectInfo:
+        """Store `content`, and return when the far end holds its size and CRC-32C.
+
+        An object of that name is written over only where it is of version `replaces`, or always where that is `OWNED`;
+        where it holds these bytes already, nothing is sent. Raises StorageError where it holds others, DamageError
+        where the content itself does not have its checksum.
+
+        To a folder of this machine, `OWNED` content goes as `atomic_write` does it, with no lock file.
+        """
+
     def read(self, name: str) -> StoredBytes | None:
         """A whole object, or None where there is none."""
 
     def read_range(self, name: str, start: int, length: int) -> bytes:
         """`length` bytes from `start` on, fewer at the end; raises DamageError where there is no such object."""
+
+    def view(self, name: str, start: int, length: int) -> Bytes:
+        """A part of an object that does not change, without a copy where that can be.
+
+        Raises DamageError where the object is not there, or ends earlier.
+        """
+
+    def fetch(self, name: str, start: int, length: int) -> Bytes:
+        """The same in memory of its own, for what is copied on at once."""
+
+    def open(self, name: str, size: int | None = None) -> BinaryIO:
+        """A whole object, to be read in order; you can seek in it. Nothing is copied to the disk.
+
+        `size` saves a request where you know it; no more than that many bytes are read from afar. Raises DamageError
+        where the object is not there, at the latest when it is read.
+        """
 
     def stat(self, name: str) -> ObjectInfo | None:
         """What is known of an object, or None where there is none."""
@@ -75,42 +111,14 @@ class ObjectStore(Protocol):
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         """Every object whose name begins with `prefix`, in order of names; sees all that was written before."""
 
-    def upload(self, path: Path, name: str, crc32c: str, *, replaces: str | None = None) -> ObjectInfo:
-        """Copy a file, and return when the far end holds `crc32c` and the size.
-
-        An object of that name is written over only where it is of version `replaces`; where it holds these bytes
-        already, nothing is sent. Raises StorageError where it holds others, DamageError where the file itself does not
-        have this checksum.
-        """
-
     def server_time(self) -> float:
         """The far end's clock, to a second."""
 
+    def below(self, folder: str) -> "ObjectStore":
+        """The objects whose names begin with `folder/`, as a store of its own that shares this one's connections."""
+
     def close(self) -> None:
-        """Let go of connections."""
-
-
-def open_store(url: str, retry: Retry | None = None) -> ObjectStore:
-    """The store below a folder, a `gs://bucket/prefix`, or any other URL that fsspec knows.
-
-    `STORAGE_EMULATOR_HOST` sends `gs://` to another endpoint, without credentials. Nothing is asked of the far end yet.
-    """
-    scheme, separator, rest = url.partition("://")
-    if not separator or scheme == "file":
-        from layertap.objects.local import LocalStore
-
-        return LocalStore(Path(rest if separator else url).expanduser())
-    if scheme in ("gs", "gcs"):
-        try:
-            from layertap.objects.gcs import GcsStore
-        except ModuleNotFoundError as error:
-            if error.name is None or error.name.partition(".")[0] not in ("google", "requests"):
-                raise
-            raise UsageError(f"no module {error.name}: gs:// needs {needed_for(url)}") from error
-        return GcsStore(rest, retry or Retry())
-    from layertap.objects.fsspec import FsspecStore
-
-    return FsspecStore(url, retry or Retry())
+        """Let go of connections, also for the stores above and below."""
 
 
 def checked_name(name: str) -> str:

@@ -7,7 +7,7 @@ next run of the same output folder (`remove_leftovers`).
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from pickle import PickleBuffer
@@ -20,6 +20,9 @@ from layertap.errors import StorageError
 
 TEMPORARY = ".layertap.partial"
 
+Buffer = bytes | memoryview | PickleBuffer
+"""Any of them, if contiguous."""
+
 
 class Checksummed:
     """A binary sink that counts the bytes that pass through it and sums them up with CRC-32C (Castagnoli)."""
@@ -29,7 +32,7 @@ class Checksummed:
         self._crc = 0
         self.size = 0
 
-    def write(self, data: "bytes | memoryview[int] | PickleBuffer") -> int:
+    def write(self, data: Buffer) -> int:
         """Pass `data` on; any contiguous buffer will do."""
         flat = np.frombuffer(memoryview(data), np.uint8)  # google_crc32c takes arrays and bytes, but no memoryview
         self._crc = google_crc32c.extend(self._crc, flat)
@@ -63,7 +66,7 @@ def atomic_write(path: Path) -> Iterator[Checksummed]:
                 temporary.replace(path)
             finally:
                 temporary.unlink(missing_ok=True)  # where all went well, it bears its own name by now
-        sync_folder(path.parent)
+        sync(path.parent)
     except OSError as error:
         raise StorageError(
             f"{path}: cannot be written: {error.strerror or error}. What was committed before is safe;"
@@ -80,18 +83,29 @@ def remove_leftovers(folder: Path) -> None:
             raise StorageError(f"{leftover}: cannot be removed: {error.strerror}; remove it by hand") from error
 
 
-def file_crc32c(path: Path, chunk_bytes: int = 1 << 22) -> str:
-    """CRC-32C of a file, eight hexadecimal digits; reads `chunk_bytes` at a time."""
-    crc = 0
+def read_chunks(path: Path, chunk_bytes: int = 1 << 22) -> Iterator[bytes]:
+    """The content of a file, `chunk_bytes` at a time."""
     with path.open("rb") as file:
         while chunk := file.read(chunk_bytes):
-            crc = google_crc32c.extend(crc, chunk)
+            yield chunk
+
+
+def crc32c_of(chunks: Iterable[bytes | memoryview]) -> str:
+    """CRC-32C of all bytes, eight hexadecimal digits."""
+    crc = 0
+    for chunk in chunks:
+        crc = google_crc32c.extend(crc, np.frombuffer(chunk, np.uint8))
     return f"{crc:08x}"
 
 
-def sync_folder(folder: Path) -> None:
-    """Make sure that the names in a folder survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def file_crc32c(path: Path, chunk_bytes: int = 1 << 22) -> str:
+    """CRC-32C of a file, which is read `chunk_bytes` at a time."""
+    return crc32c_of(read_chunks(path, chunk_bytes))
+
+
+def sync(path: Path) -> None:
+    """Make sure that a file's content, or the names in a folder, survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -9,15 +9,14 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
-from pathlib import Path
 from typing import Any, NoReturn, TypeVar
-
-import google_crc32c
 
 from layertap.core.extras import needed_for
 from layertap.errors import AccessError, DamageError, StorageError, UsageError
 from layertap.objects.base import ObjectInfo, StoredBytes, checked_name
-from layertap.objects.files import file_crc32c
+from layertap.objects.content import Content, FileContent
+from layertap.objects.files import crc32c_of
+from layertap.objects.remote import RemoteStore
 from layertap.objects.retry import Retry, TransientError
 
 T = TypeVar("T")
@@ -31,8 +30,8 @@ _TIMES = ("LastModified", "last_modified", "mtime", "updated", "created")
 _VERSIONS = ("ETag", "etag", "generation", "mtime", "LastModified", "created")
 
 
-class FsspecStore:
-    """See `ObjectStore`."""
+class FsspecStore(RemoteStore):
+    """The objects below a URL; what is conditional is refused."""
 
     conditional = False
 
@@ -43,30 +42,26 @@ class FsspecStore:
         self._retry = retry
         self._flat = url.partition("://")[0] in _FLAT
         try:
-            self._fs, self._root = fsspec.core.url_to_fs(self.url, use_listings_cache=False, skip_instance_cache=True)
+            self._fs, root = fsspec.core.url_to_fs(self.url, use_listings_cache=False, skip_instance_cache=True)
         except ImportError as error:
             raise UsageError(f"{url}: {error}; it needs {needed_for(url)}") from error
         except ValueError as error:
             raise UsageError(f"{url}: {error}; give a folder, gs://, s3:// or another URL that fsspec knows") from error
+        self._prefix = f"{root.rstrip('/')}/"
 
     def create(self, name: str, data: bytes) -> str | None:
-        """Refused."""
         self._refuse(name)
 
     def replace_if(self, name: str, data: bytes, version: str) -> str | None:
-        """Refused."""
         self._refuse(name)
 
     def delete_if(self, name: str, version: str) -> bool:
-        """Refused."""
         self._refuse(name)
 
     def server_time(self) -> float:
-        """Refused."""
         self._refuse("clock")
 
     def read(self, name: str) -> StoredBytes | None:
-        """See `ObjectStore`."""
         info = self.stat(name)
         if info is None:
             return None
@@ -74,8 +69,6 @@ class FsspecStore:
         return StoredBytes(data, info.version, info.updated)
 
     def read_range(self, name: str, start: int, length: int) -> bytes:
-        """See `ObjectStore`."""
-
         def read() -> bytes:
             try:
                 if length > 0:
@@ -92,8 +85,6 @@ class FsspecStore:
         return self._try(name, read)
 
     def stat(self, name: str) -> ObjectInfo | None:
-        """See `ObjectStore`."""
-
         def stat() -> ObjectInfo | None:
             try:
                 raw = self._fs.info(self._path(name))
@@ -104,42 +95,37 @@ class FsspecStore:
         return self._try(name, stat)
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        """See `ObjectStore`."""
-
         def find() -> dict[str, Any]:
             self._fs.invalidate_cache()
             try:
-                return self._fs.find(self._root, detail=True)
+                return self._fs.find(self._prefix, detail=True)
             except FileNotFoundError:
                 return {}
 
         for path, raw in sorted(self._try(prefix, find).items()):
-            name = path.removeprefix(self._root).lstrip("/")
+            name = path.removeprefix(self._prefix).lstrip("/")
             if name.startswith(prefix):
                 yield self._info(name, raw)
 
-    def upload(self, path: Path, name: str, crc32c: str, *, replaces: str | None = None) -> ObjectInfo:
+    def put(self, name: str, content: Content, *, replaces: str | None = None) -> ObjectInfo:
         """See `ObjectStore`; but whatever is there is written over."""
-        if not path.is_file():
-            raise StorageError(f"{path}: no such file; restore it, or extract it again")
+        expected = content.size, content.crc32c
 
-        def upload() -> ObjectInfo:
-            if not self._flat:
-                self._fs.makedirs(self._path(name).rpartition("/")[0], exist_ok=True)
-            self._fs.put_file(str(path), self._path(name))
+        def put() -> ObjectInfo:
+            self._write(name, content)
             self._fs.invalidate_cache()
             info = self._info(name, self._fs.info(self._path(name)))
-            arrived = self._crc32c(name, info.size)
-            if arrived != crc32c and file_crc32c(path) != crc32c:
-                raise DamageError(f"{path}: does not have CRC-32C {crc32c}; restore it, or extract it again")
-            if arrived != crc32c:
-                raise OSError(f"arrived with CRC-32C {arrived}, should have {crc32c}")
-            return info._replace(crc32c=arrived)
+            arrived = info.size, self._crc32c(name, info.size)
+            if arrived != expected and crc32c_of(content.chunks()) != content.crc32c:
+                raise DamageError(f"{content}: does not have CRC-32C {content.crc32c}; restore it, or extract it again")
+            if arrived != expected:
+                raise OSError("arrived with {} bytes and CRC-32C {}, should have {} and {}".format(*arrived, *expected))
+            return info._replace(crc32c=content.crc32c)
 
-        return self._try(name, upload)
+        return self._try(name, put)
 
     def close(self) -> None:
-        """See `ObjectStore`."""
+        """Nothing: fsspec closes its connections itself."""
 
     def _refuse(self, name: str) -> NoReturn:
         raise UsageError(
@@ -147,8 +133,16 @@ class FsspecStore:
             " what several share needs a folder or gs://"
         )
 
+    def _write(self, name: str, content: Content) -> None:
+        if not self._flat:
+            self._fs.makedirs(self._path(name).rpartition("/")[0], exist_ok=True)
+        if isinstance(content, FileContent):  # a piece at a time, and several at once where the library can
+            self._fs.put_file(str(content.path), self._path(name))
+        else:
+            self._fs.pipe_file(self._path(name), b"".join(content.chunks()))
+
     def _path(self, name: str) -> str:
-        return f"{self._root.rstrip('/')}/{checked_name(name)}"
+        return self._prefix + checked_name(name)
 
     def _info(self, name: str, raw: dict[str, Any]) -> ObjectInfo:
         updated = next((raw[key] for key in _TIMES if raw.get(key)), 0.0)
@@ -161,11 +155,9 @@ class FsspecStore:
         return not isinstance(error, _LASTING) and start >= int(self._fs.info(self._path(name))["size"])
 
     def _crc32c(self, name: str, size: int) -> str:
-        crc = 0
-        for start in range(0, size, _READ_BYTES):
-            chunk = self._fs.cat_file(self._path(name), start=start, end=min(start + _READ_BYTES, size))
-            crc = google_crc32c.extend(crc, chunk)
-        return f"{crc:08x}"
+        starts = range(0, size, _READ_BYTES)
+        path = self._path(name)
+        return crc32c_of(self._fs.cat_file(path, start=at, end=min(at + _READ_BYTES, size)) for at in starts)
 
     def _try(self, name: str, attempt: Callable[[], T]) -> T:
         what = f"{self.url}/{name}"

@@ -13,7 +13,6 @@ fsspec (gcsfs) is not used here: it has no compare-and-swap and checks nothing u
 import base64
 import weakref
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import TypeVar
 from uuid import uuid4
 
@@ -22,9 +21,11 @@ from google.api_core.retry import Retry as ChunkRetry
 from google.cloud.storage import Blob
 
 from layertap.errors import DamageError, StorageError
-from layertap.objects.base import ObjectInfo, StoredBytes, checked_name
-from layertap.objects.files import file_crc32c
+from layertap.objects.base import OWNED, ObjectInfo, StoredBytes, checked_name
+from layertap.objects.content import Content, open_content
+from layertap.objects.files import crc32c_of
 from layertap.objects.gcs_connection import ServerClock, is_transient, make_client, marked, translated
+from layertap.objects.remote import RemoteStore
 from layertap.objects.retry import Retry, TransientError
 
 T = TypeVar("T")
@@ -35,8 +36,8 @@ _CHUNK_BYTES = 64 << 20
 _TIMEOUT = (10.0, 120.0)  # seconds to connect, and between bytes of an answer
 
 
-class GcsStore:
-    """See `ObjectStore`; `place` is `bucket/prefix`."""
+class GcsStore(RemoteStore):
+    """The objects below `place`, which is `bucket/prefix`."""
 
     conditional = True
 
@@ -55,16 +56,12 @@ class GcsStore:
             self._bucket = self._client.bucket(bucket)
 
     def create(self, name: str, data: bytes) -> str | None:
-        """See `ObjectStore`."""
         return self._write(name, data, 0)
 
     def replace_if(self, name: str, data: bytes, version: str) -> str | None:
-        """See `ObjectStore`."""
         return self._write(name, data, int(version))
 
     def delete_if(self, name: str, version: str) -> bool:
-        """See `ObjectStore`."""
-
         def delete(again: bool) -> bool:
             try:
                 self._blob(name).delete(if_generation_match=int(version), retry=None, timeout=_TIMEOUT)
@@ -78,7 +75,6 @@ class GcsStore:
         return self._try(name, delete)
 
     def read(self, name: str) -> StoredBytes | None:
-        """See `ObjectStore`."""
 
         def read(_again: bool) -> StoredBytes | None:
             while blob := self._bucket.get_blob(self._prefix + checked_name(name), retry=None, timeout=_TIMEOUT):
@@ -95,7 +91,6 @@ class GcsStore:
         return self._try(name, read)
 
     def read_range(self, name: str, start: int, length: int) -> bytes:
-        """See `ObjectStore`."""
 
         def read(_again: bool) -> bytes:
             try:
@@ -111,7 +106,6 @@ class GcsStore:
         return self._try(name, read) if length > 0 else b""
 
     def stat(self, name: str) -> ObjectInfo | None:
-        """See `ObjectStore`."""
 
         def stat(_again: bool) -> ObjectInfo | None:
             blob = self._bucket.get_blob(self._prefix + checked_name(name), retry=None, timeout=_TIMEOUT)
@@ -122,23 +116,17 @@ class GcsStore:
         return self._try(name, stat)
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        """See `ObjectStore`."""
         page, token = self._page(prefix, None)
         yield from page
         while token is not None:
             page, token = self._page(prefix, token)
             yield from page
 
-    def upload(self, path: Path, name: str, crc32c: str, *, replaces: str | None = None) -> ObjectInfo:
-        """See `ObjectStore`."""
-        try:
-            size = path.stat().st_size
-        except OSError as error:
-            raise StorageError(f"{path}: cannot be read: {error.strerror}; restore it, or extract it again") from error
-        return self._try(name, lambda _again: self._send(path, name, size, crc32c, int(replaces or 0)))
+    def put(self, name: str, content: Content, *, replaces: str | None = None) -> ObjectInfo:
+        generation = None if replaces == OWNED else int(replaces or 0)
+        return self._try(name, lambda _again: self._send(name, content, generation))
 
     def server_time(self) -> float:
-        """See `ObjectStore`."""
         if self._clock.now() is None:
             self._try("", lambda _again: self._require_bucket_there())
         now = self._clock.now()
@@ -147,7 +135,6 @@ class GcsStore:
         return now
 
     def close(self) -> None:
-        """See `ObjectStore`."""
         self._closing()
 
     def _blob(self, name: str) -> Blob:
@@ -182,36 +169,40 @@ class GcsStore:
         blob = self._bucket.get_blob(self._prefix + name, retry=None, timeout=_TIMEOUT)
         return str(blob.generation) if blob is not None and (blob.metadata or {}).get(_NONCE) == nonce else None
 
-    def _send(self, path: Path, name: str, size: int, crc32c: str, generation: int) -> ObjectInfo:
+    def _send(self, name: str, content: Content, generation: int | None) -> ObjectInfo:
         info: ObjectInfo | None
         try:
-            info = self._insert(path, name, crc32c, generation)
+            info = self._insert(name, content, generation)
         except exceptions.PreconditionFailed:
             blob = self._bucket.get_blob(self._prefix + name, retry=None, timeout=_TIMEOUT)
             info = None if blob is None else self._info(blob)
         except exceptions.BadRequest as error:
-            if file_crc32c(path) != crc32c:
-                raise DamageError(f"{path}: does not have CRC-32C {crc32c}; restore it, or extract it again") from error
+            if crc32c_of(content.chunks()) != content.crc32c:
+                raise DamageError(
+                    f"{content}: does not have CRC-32C {content.crc32c}; restore it, or extract it again"
+                ) from error
             raise TransientError(error.message) from error
-        if info is None or (info.size, info.crc32c) != (size, crc32c):
+        if info is None or (info.size, info.crc32c) != (content.size, content.crc32c):
             raise StorageError(
-                f"{self.url}/{name}: holds other bytes than {path}; another run is writing there, or has written."
+                f"{self.url}/{name}: holds other bytes than {content}; another run is writing there, or has written."
                 " Give another place, or delete that object if it is not needed"
             )
         return info
 
-    def _insert(self, path: Path, name: str, crc32c: str, generation: int) -> ObjectInfo:
+    def _insert(self, name: str, content: Content, generation: int | None) -> ObjectInfo:
         blob = self._blob(name)
         blob.chunk_size = _CHUNK_BYTES
-        blob.crc32c = base64.b64encode(bytes.fromhex(crc32c)).decode()
-        blob.upload_from_filename(
-            path,
-            content_type="application/octet-stream",  # never gzip, which readers might undo
-            if_generation_match=generation,
-            checksum=None,
-            timeout=_TIMEOUT,
-            retry=self._chunk_retry(),
-        )
+        blob.crc32c = base64.b64encode(bytes.fromhex(content.crc32c)).decode()
+        with open_content(content) as file:
+            blob.upload_from_file(
+                file,
+                size=content.size,
+                content_type="application/octet-stream",  # never gzip, which readers might undo
+                if_generation_match=generation,
+                checksum=None,
+                timeout=_TIMEOUT,
+                retry=self._chunk_retry(),
+            )
         return self._info(blob)
 
     def _chunk_retry(self) -> ChunkRetry:

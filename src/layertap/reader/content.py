@@ -141,8 +141,8 @@ class TensorShard:
     def _rows(self, tap: Tap, tensor: str, begin: int, end: int, *, own: bool = False) -> np.ndarray:
         place = self._layout(tap).places[tensor]
         width = place.dtype.itemsize * (place.shape[1] if len(place.shape) > 1 else 1)
-        read = self._source.files.fetch if own else self._source.files.read
-        raw = read(self._file(tap), place.start + begin * width, (end - begin) * width)
+        read = self._source.store.fetch if own else self._source.store.view
+        raw = read(self._file(tap).path, place.start + begin * width, (end - begin) * width)
         return raw.view(place.dtype).reshape(end - begin, *place.shape[1:])
 
     def _layout(self, tap: Tap) -> TensorLayout:
@@ -153,12 +153,13 @@ class TensorShard:
         return TensorLayout({}, read.places, read.data_start)
 
     def _read_layout(self, tap: Tap) -> TensorLayout:
-        file, files = self._file(tap), self._source.files
-        name = files.name(file)
-        first = files.read(file, 0, min(_FIRST_BYTES, file.bytes)).tobytes()
+        file, store = self._file(tap), self._source.store
+        name = self._source.named(file)
+        self._source.require_size(file)
+        first = store.view(file.path, 0, min(_FIRST_BYTES, file.bytes)).tobytes()
         start = data_start(first, file.bytes, name)
         if start > len(first):
-            first += files.read(file, len(first), start - len(first)).tobytes()
+            first += store.view(file.path, len(first), start - len(first)).tobytes()
         layout = parse_layout(first[:start], file.bytes, name)
         self._require_sound(tap, layout)
         return layout
@@ -183,7 +184,7 @@ class TensorShard:
                 raise self._damage(tap, f"{name} is {held.get(name)}, should be {expected[name]}")
 
     def _damage(self, tap: Tap, what: str) -> DamageError:
-        return DamageError(f"{self._source.files.name(self._file(tap))}: {what}")
+        return DamageError(f"{self._source.named(self._file(tap))}: {what}")
 
 
 class PickledShard:
@@ -239,8 +240,8 @@ class PickledShard:
             raise DamageError(
                 f"{self._source.name or '.'}/metadata.json: names no file for {site} of shard {self._entry.index}"
             )
-        name = self._source.files.name(file)
-        with self._source.files.stream(file) as stream:
+        name = self._source.named(file)
+        with self._source.store.open(file.path, file.bytes) as stream:
             layers = load_pickle(stream, name)
         self._require_sound(layers, name)
         return layers

@@ -13,7 +13,7 @@ from typing import overload
 
 from layertap.core.taps import SITES, Site, Tap
 from layertap.errors import DamageError, UsageError
-from layertap.objects.base import open_store
+from layertap.objects import open_store
 from layertap.reader.batches import Batches
 from layertap.reader.config import BatchConfig, Dtype, Flag, Framework
 from layertap.reader.content import ShardContent

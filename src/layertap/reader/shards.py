@@ -38,7 +38,7 @@ class Shards:
 
     def local(self, number: int) -> bool:
         """Whether it lies on this machine."""
-        return self._entries[number][0].files.local
+        return self._entries[number][0].store.local
 
     def content(self, number: int) -> ShardContent:
         """What it holds."""

@@ -13,14 +13,13 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any
 
 from layertap.errors import DamageError, UsageError
-from layertap.objects.base import ObjectStore, open_store
-from layertap.objects.local import LocalStore
-from layertap.reader.files import Files, MappedFiles, RangedFiles
-from layertap.shards.manifest import FILE_NAME, Manifest, parse_manifest
+from layertap.objects import open_store
+from layertap.objects.base import ObjectStore
+from layertap.shards.manifest import FILE_NAME, Manifest, StoredFile, parse_manifest
 
 _DONE = "done/"
 
@@ -32,13 +31,28 @@ class Source:
     name: str
     """Its path below the dataset's, with `/`; empty where it is the dataset itself."""
     manifest: Manifest
-    files: Files
+    store: ObjectStore
+    """Its files."""
 
     @property
     def part(self) -> str | None:
         """Which shard of a claimed dataset it is an attempt at, if it is one."""
         part = self.manifest.identity.get("dataset", {}).get("part")
         return None if part is None else str(part)
+
+    def named(self, file: StoredFile) -> str:
+        """What a person calls one of the files."""
+        return f"{self.store.url}/{file.path}"
+
+    def require_size(self, file: StoredFile) -> None:
+        """Raise DamageError where a file of this machine is missing, or not as long as the manifest says.
+
+        A bucket is not asked, since that takes a request: what ends too early shows when it is read.
+        """
+        info = self.store.stat(file.path) if self.store.local else None
+        if self.store.local and (info is None or info.size != file.bytes):
+            found = "missing" if info is None else f"has {info.size} bytes, should have {file.bytes}"
+            raise DamageError(f"{self.named(file)}: {found}")
 
 
 def find_sources(store: ObjectStore, sharded_dataset: str | None) -> tuple[Source, ...]:
@@ -61,11 +75,8 @@ def _found(store: ObjectStore) -> Iterator[Source]:
             folder = "" if path.parent == PurePosixPath() else path.parent.as_posix()
             stored = store.read(info.name)
             if stored is not None:
-                yield Source(folder, parse_manifest(stored.data, f"{store.url}/{info.name}"), _files(store, folder))
-
-
-def _files(store: ObjectStore, folder: str) -> Files:
-    return MappedFiles(Path(store.url) / folder) if isinstance(store, LocalStore) else RangedFiles(store, folder)
+                manifest = parse_manifest(stored.data, f"{store.url}/{info.name}")
+                yield Source(folder, manifest, store.below(folder) if folder else store)
 
 
 def _require_plain_parts(store: ObjectStore, sources: Sequence[Source]) -> None:

@@ -25,9 +25,9 @@ from pathlib import Path
 from layertap.config.upload import UploadConfig
 from layertap.errors import DamageError, StorageError
 from layertap.objects.base import ObjectStore
+from layertap.objects.content import FileContent
 from layertap.objects.files import atomic_write
-from layertap.objects.own_object import OwnObject
-from layertap.objects.owner import FILE_NAME as OWNER_FILE_NAME
+from layertap.objects.ownership import OWNER_FILE, OwnObject
 from layertap.objects.retry import Retry
 from layertap.shards.manifest import FILE_NAME, Manifest, StoredFile, manifest_bytes, parse_manifest, read_manifest
 
@@ -165,8 +165,8 @@ class Mirror:
 
     def _upload(self, file: StoredFile) -> None:
         before = self._listed.get(file.path)
-        version = None if before is None else before.version
-        self._store.upload(self._folder / file.path, file.path, file.crc32c, replaces=version)
+        content = FileContent(self._folder / file.path, file.crc32c)
+        self._store.put(file.path, content, replaces=None if before is None else before.version)
 
     def _publish_all(self) -> None:
         """Publish commit after commit, until `__exit__` and the last one; a failure ends all that is tried again."""
@@ -231,7 +231,7 @@ class Mirror:
                 )
 
     def _require_nothing_of_others(self) -> None:
-        others = [name for name in self._listed if name != OWNER_FILE_NAME]
+        others = [name for name in self._listed if name != OWNER_FILE]
         if others:
             raise StorageError(
                 f"{self.url}: holds {len(others)} objects ({others[0]}, ...) but no {FILE_NAME}; restore that, or give"

@@ -13,10 +13,11 @@ import numpy as np
 
 from layertap.core.taps import SITES, Site, Tap
 from layertap.errors import DamageError, UsageError
+from layertap.objects.base import ObjectStore
 from layertap.objects.files import Checksummed
-from layertap.shards.folder import Folder, read_stored, require_manifest
 from layertap.shards.manifest import Manifest
 from layertap.shards.statistics import TapStatistics, merge_all
+from layertap.shards.stored import read_stored, require_manifest
 from layertap.shards.tensors import TensorStream, parse_tensors, write_tensors
 
 FORMAT = "layertap-statistics"
@@ -78,7 +79,7 @@ def _site(name: Any) -> Site:  # noqa: ANN401 - of JSON
     return cast(Site, name)
 
 
-def merge_folders(folders: Sequence[Folder]) -> dict[Tap, TapStatistics]:
+def merge_folders(folders: Sequence[ObjectStore]) -> dict[Tap, TapStatistics]:
     """The statistics of everything that is committed in these output folders, by tap, sites and layers in order.
 
     Raises UsageError where a folder holds no run, or the runs are of different models; DamageError where a file is
@@ -95,17 +96,17 @@ def merge_folders(folders: Sequence[Folder]) -> dict[Tap, TapStatistics]:
     return {tap: merge_all(parts[tap], manifests[0].hidden_size) for tap in in_order}
 
 
-def _require_one_model(folders: Sequence[Folder], manifests: Sequence[Manifest]) -> None:
+def _require_one_model(folders: Sequence[ObjectStore], manifests: Sequence[Manifest]) -> None:
     for folder, manifest in zip(folders, manifests, strict=True):
         if manifest.identity.get("model") != manifests[0].identity.get("model"):
             raise UsageError(
-                f"{folder} holds activations of another model than {folders[0]}, or of the same one in another"
+                f"{folder.url} holds activations of another model than {folders[0].url}, or of the same one in another"
                 " precision; their statistics cannot be merged"
             )
 
 
-def _committed(folder: Folder, manifest: Manifest) -> Iterator[dict[Tap, TapStatistics]]:
+def _committed(folder: ObjectStore, manifest: Manifest) -> Iterator[dict[Tap, TapStatistics]]:
     for shard in manifest.shards:
         for file in shard.files:
             if file.kind == KIND:
-                yield read_statistics(read_stored(folder, file), f"{folder}/{file.path}", manifest.hidden_size)
+                yield read_statistics(read_stored(folder, file), f"{folder.url}/{file.path}", manifest.hidden_size)

@@ -14,11 +14,12 @@ from jaxtyping import Int32
 
 from layertap.core.taps import Site, Tap
 from layertap.errors import DamageError, UsageError
+from layertap.objects.base import ObjectStore
 from layertap.shards.flags import Flags
-from layertap.shards.folder import Folder, read_stored
 from layertap.shards.manifest import FILE_NAME, Manifest, ShardEntry, StoredFile, listed_ranges
 from layertap.shards.reading import ReadLayer, ReadSample, read_layers, wrong_form
 from layertap.shards.statistics import Norms, measure
+from layertap.shards.stored import read_stored
 
 OnRead = Callable[[int, int], None]
 
@@ -87,7 +88,7 @@ def choose_taps(manifest: Manifest, layers: Iterable[int], sites: Iterable[Site]
 
 
 def see_shard(
-    folder: Folder,
+    store: ObjectStore,
     manifest: Manifest,
     entry: ShardEntry,
     taps: Sequence[Tap],
@@ -103,7 +104,7 @@ def see_shard(
     samples: list[SampleSeen] = []
     seen: dict[Tap, TapSeen] = {}
     for file in files:
-        for layer in _layers(folder, manifest, file):
+        for layer in _layers(store, manifest, file):
             tap = Tap(layer.layer, layer.site)
             if tap in taps:
                 chosen = [one for one in layer.samples if sample in (None, one.sample_idx)]
@@ -129,8 +130,8 @@ def _is_of(file: StoredFile, tap: Tap) -> bool:
     return file.kind == "activations" and file.site == tap.site and file.layer in (None, tap.layer)
 
 
-def _layers(folder: Folder, manifest: Manifest, file: StoredFile) -> list[ReadLayer]:
-    findings, layers = read_layers(read_stored(folder, file), manifest, file)
+def _layers(store: ObjectStore, manifest: Manifest, file: StoredFile) -> list[ReadLayer]:
+    findings, layers = read_layers(read_stored(store, file), manifest, file)
     if findings:
         raise DamageError(f"{findings[0]}; {_ADVICE}")
     return layers

@@ -1,32 +1,116 @@
-"""One writer a bucket folder: what `objects/lock.py` is for a local folder, over a network.
+"""Who may write to a place: one process, and how a second one is noticed.
 
-The owner keeps `owner.json` beside its shards and writes it anew every few seconds, each time only if it is still its
-own. A process that finds another's file watches it: if it changes, its owner is alive, and the newcomer is refused;
-if it has not changed for `EXPIRY_SECONDS` by the far end's clock, the newcomer takes it over by a conditional write,
-which one alone can win. An owner that lived on this machine and whose process is gone is taken over from at once, so
-that a run which was killed and started again does not wait.
+`exclusive` is for a folder of this machine: an advisory lock (`flock`) on `.lock`, held for as long as the process
+lives. The system releases it however the process ends, so a killed run leaves nothing to clean up.
+
+`Owner` is the same over a network. The owner keeps `owner.json` beside its shards and writes it again every few
+seconds, each time only if it is still its own. A process that finds another's file watches it. If it changes, its owner
+is alive, and the newcomer is refused. If it has not changed for `EXPIRY_SECONDS` by the far end's clock, the newcomer
+takes it over by a conditional write, which only one process can win. From an owner that lived on this machine and whose
+process is gone it takes over at once, so that a run which was killed and started again does not wait.
 
 An owner that was asleep for longer than that finds the file changed, and stops. What it may have had in flight harms
-nothing: every write of shards and manifest is conditional too.
+nothing: every write of shards and manifest is conditional too (`OwnObject`).
 """
 
+import fcntl
 import json
 import os
 import socket
 import sys
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from uuid import uuid4
 
-from layertap.errors import LayertapError, StorageError
-from layertap.objects.base import ObjectStore, StoredBytes
+from layertap.errors import LayertapError, StorageError, UsageError
+from layertap.objects.base import OWNED, ObjectStore, StoredBytes
+from layertap.objects.content import MemoryContent
 
-FILE_NAME = "owner.json"
+OWNER_FILE = "owner.json"
 EXPIRY_SECONDS = 60.0
 _BEAT_SECONDS = 10.0
+
+
+@contextmanager
+def exclusive(folder: Path) -> Iterator[None]:
+    """Hold `folder`, which is made where it is missing.
+
+    Raises UsageError where a file stands in its place, StorageError where another process holds it, or where it
+    cannot be written to or locked.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise UsageError(f"{folder}: is a file, or lies below one; give a folder as --output_dir") from error
+    except OSError as error:
+        raise StorageError(f"{folder}: cannot be written to: {error.strerror or error}") from error
+    try:
+        _lock(descriptor, folder)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, folder: Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise StorageError(
+            f"{folder}: another run is writing here; wait for it, or give another --output_dir"
+        ) from error
+    except OSError as error:  # file systems without locks
+        raise StorageError(f"{folder}: cannot be locked: {error.strerror}; give a local --output_dir") from error
+
+
+class OwnObject:
+    """A small object that this process alone writes, such as the manifest in a bucket; it is read once, when made.
+
+    Each write takes effect only if the object is still as this process left it; otherwise another process writes there
+    too, and this one stops. A store without conditional writes is asked for the object first: there too another process
+    is noticed, unless it writes in the very moment between that look and the write.
+    """
+
+    def __init__(self, store: ObjectStore, name: str) -> None:
+        self._store = store
+        self._name = name
+        found = store.read(name)
+        self.data = None if found is None else found.data
+        """What it holds; None where it does not exist."""
+        self._version = None if found is None else found.version
+
+    def write(self, data: bytes) -> None:
+        """Let it hold `data`; raises StorageError where another process has written it."""
+        if data == self.data:
+            return
+        if not self._store.conditional:
+            self._overwrite(data)
+        elif self._version is None:
+            self._version = self._taken(self._store.create(self._name, data))
+        else:
+            self._version = self._taken(self._store.replace_if(self._name, data, self._version))
+        self.data = data
+
+    def _taken(self, version: str | None) -> str:
+        if version is None:
+            raise self._usurped()
+        return version
+
+    def _usurped(self) -> StorageError:
+        return StorageError(
+            f"{self._store.url}/{self._name}: another process has written it; this one stops. What is committed"
+            " there is safe: run one process at a time with this --worker_id"
+        )
+
+    def _overwrite(self, data: bytes) -> None:
+        found = self._store.read(self._name)
+        if (None if found is None else found.data) != self.data:
+            raise self._usurped()
+        self._store.put(self._name, MemoryContent([data]), replaces=OWNED)
 
 
 @dataclass(frozen=True)
@@ -72,7 +156,7 @@ class Owner:
         self._thread.join()
         if self._failure is None:
             with suppress(LayertapError):  # it expires by itself, and hides nothing
-                self._store.delete_if(FILE_NAME, self._version)
+                self._store.delete_if(OWNER_FILE, self._version)
 
     def require(self) -> None:
         """Raise what has made this process lose the folder, if it has."""
@@ -82,11 +166,11 @@ class Owner:
     def _take(self) -> str:
         watched: str | None = None
         while True:
-            found = self._store.read(FILE_NAME)
+            found = self._store.read(OWNER_FILE)
             if found is None:
-                version = self._store.create(FILE_NAME, self._claim)
+                version = self._store.create(OWNER_FILE, self._claim)
             elif self._is_dead(found):
-                version = self._store.replace_if(FILE_NAME, self._claim, found.version)
+                version = self._store.replace_if(OWNER_FILE, self._claim, found.version)
             elif watched not in (None, found.version):
                 raise StorageError(self._refusal(found))
             else:
@@ -101,7 +185,7 @@ class Owner:
         """Give a sign of life every few seconds."""
         while not self._closing.wait(self._beat):
             try:
-                version = self._store.replace_if(FILE_NAME, self._claim, self._version)
+                version = self._store.replace_if(OWNER_FILE, self._claim, self._version)
             except LayertapError as error:
                 self._failure = error
                 return

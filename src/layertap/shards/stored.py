@@ -1,0 +1,40 @@
+"""An output folder as `verify`, `stats` and `inspect` read it, wherever it is: files whole, checked by the manifest."""
+
+import google_crc32c
+
+from layertap.errors import DamageError, StorageError, UsageError
+from layertap.objects.base import ObjectStore
+from layertap.shards.manifest import FILE_NAME, Manifest, StoredFile, parse_manifest
+
+
+def require_manifest(store: ObjectStore) -> Manifest:
+    """The folder's manifest; raises UsageError where it holds none, DamageError or StorageError as `read_manifest`."""
+    name = f"{store.url}/{FILE_NAME}"
+    found = store.read(FILE_NAME)
+    if found is None:
+        raise UsageError(f"{name}: no such file; {store.url} is not the output folder of a run")
+    return parse_manifest(found.data, name)
+
+
+def read_stored(store: ObjectStore, file: StoredFile) -> bytes:
+    """The content of a file that the manifest names; raises DamageError where it is not what the manifest says.
+
+    So it does where a disk cannot read the file; where a bucket does not answer, that is no damage but a StorageError.
+    """
+    try:
+        with store.open(file.path, file.bytes + 1) as opened:  # one more, to notice where it is longer
+            content = opened.read(file.bytes + 1)
+    except DamageError as error:
+        raise DamageError(f"{file.path}: missing") from error
+    except OSError as error:
+        raise DamageError(f"{file.path}: cannot be read: {error.strerror or error}") from error
+    except StorageError as error:
+        raise (DamageError(str(error).removeprefix(f"{store.url}/")) if store.local else error) from error
+    if len(content) != file.bytes:
+        info = store.stat(file.path)
+        size = len(content) if info is None else info.size
+        raise DamageError(f"{file.path}: has {size} bytes, should have {file.bytes}")
+    crc32c = f"{google_crc32c.value(content):08x}"
+    if crc32c != file.crc32c:
+        raise DamageError(f"{file.path}: has CRC-32C {crc32c}, should have {file.crc32c}")
+    return content
