@@ -1,39 +1,20 @@
-import json
-import os
-from pathlib import Path
-
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from layertap.core.records import Pair, Task
+from layertap.dataset import read_records
 
-_SHARED = Path(os.environ.get("LAYERTAP_SHARED_DATA", Path(__file__).parents[2] / ".." / "shared" / "data")).resolve()
 _SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 
 
-def _grid(rows):
-    return tuple(tuple(row) for row in rows)
-
-
-def _pairs(raw):
-    return tuple(Pair(_grid(pair["input"]), _grid(pair["output"])) for pair in raw)
+@pytest.fixture(scope="session")
+def qwen_folder(shared_data):
+    return shared_data / "qwen2.5-tokenizer"
 
 
 @pytest.fixture(scope="session")
-def qwen_folder():
-    folder = _SHARED / "qwen2.5-tokenizer"
-    if not folder.is_dir():
-        pytest.skip(f"the Qwen 2.5 tokenizer is not at {folder}; set LAYERTAP_SHARED_DATA")
-    return folder
-
-
-@pytest.fixture(scope="session")
-def arc_tasks():
-    path = _SHARED / "arc-agi-1" / "training.jsonl"
-    if not path.is_file():
-        pytest.skip(f"the ARC-AGI-1 tasks are not at {path}; set LAYERTAP_SHARED_DATA")
-    raw = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    return [Task(task["task_id"], _pairs(task["train"]), _pairs(task["test"])) for task in raw]
+def arc_tasks(shared_data):
+    return list(read_records(str(shared_data / "arc-agi-1" / "training.jsonl")))
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from layertap.core.records import Pair, Task
 from layertap.errors import PromptError
-from layertap.prompts import Augmentation, draw_augmentation
+from layertap.prompts.augment import Augmentation, draw_augmentation
 
 _SAME_COLORS = tuple(range(10))
 

@@ -3,30 +3,27 @@ import json
 import pytest
 
 from layertap.errors import PromptError
-from layertap.prompts import Messages
-from layertap.prompts.chat import load_chat_template
+from layertap.prompts.chat import Conversation, Turn, load_chat_template
 
 _ASKED = "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nU<|im_end|>\n<|im_start|>assistant\n"
-_WITH_ANSWER = Messages("S", "U", "### Output\n1", complete=True)
-_WITHOUT_ANSWER = Messages("S", "U", "### Output\n", complete=False)
+_TURNS = Turn("system", "S"), Turn("user", "U")
+_WITH_ANSWER = Conversation((*_TURNS, Turn("assistant", "### Output\n1")))
+_WITHOUT_ANSWER = Conversation(_TURNS, opening="### Output\n")
 _SOURCE = "{% for m in messages %}[{{ m.role }}:{{ m.content }}]{% endfor %}{% if add_generation_prompt %}[{% endif %}"
 
 
 def test_chatml_where_there_is_no_template(tmp_path):
     chat = load_chat_template(tmp_path, {})
     assert chat.render(_WITH_ANSWER) == _ASKED + "### Output\n1<|im_end|>\n"
-
-
-def test_without_the_answer_the_text_ends_inside_the_assistants_turn(tmp_path):
-    chat = load_chat_template(tmp_path, {})
     assert chat.render(_WITHOUT_ANSWER) == _ASKED + "### Output\n"
+    assert chat.render(Conversation(_TURNS, opening="")) == _ASKED
 
 
 def test_chatml_is_what_the_qwen_template_writes(tmp_path, qwen_folder):
     config = json.loads((qwen_folder / "tokenizer_config.json").read_text(encoding="utf-8"))
     chatml, qwen = load_chat_template(tmp_path, {}), load_chat_template(tmp_path, config)
-    assert chatml.render(_WITH_ANSWER) == qwen.render(_WITH_ANSWER)
-    assert chatml.render(_WITHOUT_ANSWER) == qwen.render(_WITHOUT_ANSWER)
+    for conversation in (_WITH_ANSWER, _WITHOUT_ANSWER):
+        assert chatml.render(conversation) == qwen.render(conversation)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,8 @@ import pytest
 
 from layertap.core.records import Document, Pair, Task
 from layertap.errors import PromptError
-from layertap.prompts import PromptMaker, draw_augmentation, load_template, load_tokenizer, parse_grid_encoder
+from layertap.prompts import PromptMaker, load_template, load_tokenizer, parse_grid_encoder
+from layertap.prompts.augment import draw_augmentation
 
 _EXPRESSION = "GridShapeEncoder(RowNumberEncoder(MinimalGridEncoder()))"
 _ONE_TEST = Task("one-test", train=(Pair(((1, 2, 3),), ((3, 2, 1),)),), test=(Pair(((0, 5),), ((5, 0),)),))

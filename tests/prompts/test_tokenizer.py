@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, models
 
 from layertap.errors import PromptError
-from layertap.prompts import Messages, PromptMaker, load_template, load_tokenizer, parse_grid_encoder
+from layertap.prompts import PromptMaker, load_template, load_tokenizer, parse_grid_encoder
+from layertap.prompts.chat import Conversation, Turn
 
 _ODD_TEXTS = [
     "Hello world",
@@ -70,16 +71,13 @@ def test_ids_of_any_text_are_those_of_transformers(qwen, reference, text):
     assert qwen.encode_batch([text])[0].tolist() == _reference_ids(reference, [text])[0]
 
 
-@pytest.mark.parametrize("complete", [True, False])
-def test_chat_text_is_that_of_transformers(qwen, reference, complete):
-    messages = Messages("Be brief.", " two\nlines ", "### Output\n", complete)
-    turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": " two\nlines "}]
-    if complete:
-        turns.append({"role": "assistant", "content": "### Output\n"})
-        expected = reference.apply_chat_template(turns, tokenize=False)
-    else:
-        expected = reference.apply_chat_template(turns, tokenize=False, add_generation_prompt=True) + "### Output\n"
-    assert qwen.render_chat(messages) == expected
+@pytest.mark.parametrize("opening", [None, "### Output\n"])
+def test_chat_text_is_that_of_transformers(qwen, reference, opening):
+    turns = [("system", "Be brief."), ("user", " two\nlines "), ("assistant", "one"), ("user", "and?")]
+    messages = [{"role": role, "content": content} for role, content in turns]
+    expected = reference.apply_chat_template(messages, tokenize=False, add_generation_prompt=opening is not None)
+    conversation = Conversation(tuple(Turn(*turn) for turn in turns), opening)
+    assert qwen.chat.render(conversation) == expected + (opening or "")
 
 
 def test_facts_of_the_qwen_vocabulary(qwen):
@@ -159,9 +157,8 @@ def test_added_tokens_that_only_the_config_knows_are_refused(byte_folder):
 
 
 def test_chat_template_of_the_config_is_used(byte_folder):
-    _write_config(byte_folder, chat_template="{{ messages[1].content }}!")
-    tokenizer = load_tokenizer(byte_folder)
-    assert tokenizer.render_chat(Messages("s", "u", "a", complete=True)) == "u!"
+    _write_config(byte_folder, chat_template="{{ messages[0].content }}!")
+    assert load_tokenizer(byte_folder).chat.render(Conversation((Turn("user", "u"),))) == "u!"
 
 
 def test_digest_follows_ids_and_chat_text(byte_folder, byte_tokenizer):

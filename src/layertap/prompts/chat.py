@@ -12,7 +12,7 @@ would close the turn.
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -32,13 +32,19 @@ _TOKEN_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token",
 
 
 @dataclass(frozen=True)
-class Messages:
-    """One conversation. Where it is not `complete`, `assistant` is only how the assistant's turn begins."""
+class Turn:
+    """What one role says."""
 
-    system: str
-    user: str
-    assistant: str
-    complete: bool
+    role: str
+    content: str
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """The turns of one prompt. Where `opening` is not None, an assistant's turn follows that only begins: with it."""
+
+    turns: tuple[Turn, ...]
+    opening: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,19 +55,15 @@ class ChatTemplate:
     tokens: Mapping[str, str]
     """The named tokens, such as `eos_token`, that the template may use."""
 
-    def render(self, messages: Messages) -> str:
-        """The chat text, which ends after the assistant's turn, or inside it where the messages are not complete.
+    def render(self, conversation: Conversation) -> str:
+        """The chat text, which ends after the last turn, or inside the assistant's turn where there is an opening.
 
         Raises PromptError naming file and line where the template fails or refuses the conversation.
         """
-        turns = [{"role": "system", "content": messages.system}, {"role": "user", "content": messages.user}]
-        if messages.complete:
-            turns.append({"role": "assistant", "content": messages.assistant})
-            return self._render(turns, add_generation_prompt=False)
-        return self._render(turns, add_generation_prompt=True) + messages.assistant
-
-    def _render(self, turns: list[dict[str, str]], *, add_generation_prompt: bool) -> str:
-        return self.template.render(**self.tokens, messages=turns, add_generation_prompt=add_generation_prompt)
+        opens = conversation.opening is not None
+        messages = [asdict(turn) for turn in conversation.turns]
+        text = self.template.render(**self.tokens, messages=messages, add_generation_prompt=opens)
+        return text + (conversation.opening or "")
 
     @property
     def digest(self) -> str:

@@ -1,4 +1,4 @@
-"""Grid encoders: small immutable objects that write a grid as text and read it back, and that nest.
+"""Grid encoders: small immutable objects that write a grid as text, that nest, and that an expression names.
 
     GridShapeEncoder(RowNumberEncoder(MinimalGridEncoder()))     ```grid shape: 2x2
                                                                  1 01
@@ -8,12 +8,17 @@
 There are four kinds, and each may hold only a kind below it: a code block (`GridCodeBlockEncoder`, `GridShapeEncoder`)
 holds row numbers (`RowNumberEncoder`), these hold symbols (`ReplaceNumberEncoder`), these hold cells
 (`MinimalGridEncoder`, `GridWithSeparationEncoder`, `RepeatNumberEncoder`). Kinds may be left out, except the cells. Any
-other nesting is refused when it is built: it would number fences, or replace the digits of a row number.
+other nesting is refused when it is built: it would number fences, or replace the digits of a row number. So different
+grids have different texts in every nesting that can be built.
 
-Every nesting that can be built is invertible, and `decode` is strict: it reads loosely, writes what it read again, and
-accepts only if that is the given text to the last character. So the rules of a format stand in one place, `encode`.
+`parse_grid_encoder` reads an expression without evaluating it. The grammar is Python's, so quoting and keywords work as
+users expect, but only four kinds of node are walked: a call of a named encoder, a keyword, a text and a whole number.
+An expression comes from a command line or a stored run, and `eval` would let either run anything.
 """
 
+import ast
+import difflib
+import inspect
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields
 from typing import ClassVar
@@ -21,14 +26,12 @@ from typing import ClassVar
 from layertap.core.records import Grid
 from layertap.errors import PromptError
 
-_MAX_SIDE = 30
 _DIGITS = "0123456789"
 # Phonetic letters, U+0250 to U+0259: rare, unchanged by Unicode normalisation, and in the Qwen vocabulary one token
 # each that merges with nothing beside it. Most symbols merge with a space before them, and would change after a row
 # number.
 _SYMBOLS = "ɐɑɒɓɔɕɖɗɘə"
 _TO_SYMBOLS = str.maketrans(_DIGITS, _SYMBOLS)
-_TO_DIGITS = str.maketrans(_SYMBOLS, _DIGITS)
 _FENCE = "```"
 
 
@@ -43,29 +46,11 @@ class GridEncoder(ABC):
     def encode(self, grid: Grid) -> str:
         """The text of `grid`, with no line break at its end."""
 
-    def decode(self, text: str) -> Grid:
-        """The grid whose encoding is exactly `text`; PromptError where there is none."""
-        try:
-            grid = self._read(text)
-        except ValueError as error:
-            raise self._unreadable(text) from error
-        if not _is_grid(grid) or self.encode(grid) != text:
-            raise self._unreadable(text)
-        return grid
-
     def __str__(self) -> str:
         """The canonical expression, such as `GridCodeBlockEncoder(RepeatNumberEncoder(3))`."""
         values = [getattr(self, field.name) for field in fields(self)]
         arguments = [str(value) if isinstance(value, GridEncoder) else repr(value) for value in values]
         return f"{type(self).__name__}({', '.join(arguments)})"
-
-    @abstractmethod
-    def _read(self, text: str) -> Grid:
-        """The grid of a text that `encode` wrote; of any other text some rows of numbers, or ValueError."""
-
-    def _unreadable(self, text: str) -> PromptError:
-        excerpt = text if len(text) <= 80 else f"{text[:80]}..."
-        return PromptError(f"{self} writes no grid as {excerpt!r}")
 
 
 @dataclass(frozen=True)
@@ -74,9 +59,6 @@ class MinimalGridEncoder(GridEncoder):
 
     def encode(self, grid: Grid) -> str:
         return "\n".join(["".join([_DIGITS[cell] for cell in row]) for row in grid])
-
-    def _read(self, text: str) -> Grid:
-        return tuple(tuple(int(digit) for digit in line) for line in text.split("\n"))
 
 
 @dataclass(frozen=True)
@@ -98,9 +80,6 @@ class GridWithSeparationEncoder(GridEncoder):
     def encode(self, grid: Grid) -> str:
         return "\n".join([self.separator.join([_DIGITS[cell] for cell in row]) for row in grid])
 
-    def _read(self, text: str) -> Grid:
-        return tuple(tuple(int(digit) for digit in line.split(self.separator)) for line in text.split("\n"))
-
 
 @dataclass(frozen=True)
 class RepeatNumberEncoder(GridEncoder):
@@ -115,9 +94,6 @@ class RepeatNumberEncoder(GridEncoder):
 
     def encode(self, grid: Grid) -> str:
         return "\n".join(["".join([_DIGITS[cell] * self.n for cell in row]) for row in grid])
-
-    def _read(self, text: str) -> Grid:
-        return tuple(tuple(int(digit) for digit in line[:: self.n]) for line in text.split("\n"))
 
 
 @dataclass(frozen=True)
@@ -154,9 +130,6 @@ class ReplaceNumberEncoder(_Wrapper):
     def encode(self, grid: Grid) -> str:
         return self.inner.encode(grid).translate(_TO_SYMBOLS)
 
-    def _read(self, text: str) -> Grid:
-        return self.inner._read(text.translate(_TO_DIGITS))
-
 
 @dataclass(frozen=True)
 class RowNumberEncoder(_Wrapper):
@@ -168,9 +141,6 @@ class RowNumberEncoder(_Wrapper):
     def encode(self, grid: Grid) -> str:
         rows = self.inner.encode(grid).split("\n")
         return "\n".join([f"{number} {row}" for number, row in enumerate(rows, start=1)])
-
-    def _read(self, text: str) -> Grid:
-        return self.inner._read("\n".join(line.partition(" ")[2] for line in text.split("\n")))
 
 
 @dataclass(frozen=True)
@@ -186,9 +156,6 @@ class GridCodeBlockEncoder(_Wrapper):
     def _opening(self, grid: Grid) -> str:
         return f"{_FENCE}grid"
 
-    def _read(self, text: str) -> Grid:
-        return self.inner._read("\n".join(text.split("\n")[1:-1]))
-
 
 @dataclass(frozen=True)
 class GridShapeEncoder(GridCodeBlockEncoder):
@@ -198,10 +165,68 @@ class GridShapeEncoder(GridCodeBlockEncoder):
         return f"{_FENCE}grid shape: {len(grid)}x{len(grid[0])}"
 
 
-def _is_grid(rows: Grid) -> bool:
-    width = len(rows[0])
-    return (
-        1 <= len(rows) <= _MAX_SIDE
-        and 1 <= width <= _MAX_SIDE
-        and all(len(row) == width and all(0 <= cell <= 9 for cell in row) for row in rows)
+_ENCODERS: dict[str, type[GridEncoder]] = {
+    encoder.__name__: encoder
+    for encoder in (
+        GridCodeBlockEncoder,
+        GridShapeEncoder,
+        GridWithSeparationEncoder,
+        MinimalGridEncoder,
+        RepeatNumberEncoder,
+        ReplaceNumberEncoder,
+        RowNumberEncoder,
     )
+}
+
+
+def parse_grid_encoder(expression: str) -> GridEncoder:
+    """The encoder that `expression` names; `parse_grid_encoder(str(encoder)) == encoder`.
+
+    Raises PromptError where it is not such an expression, names an unknown encoder, or nests what cannot be nested.
+    """
+    try:
+        tree = ast.parse(expression.strip(), mode="eval")
+    except (SyntaxError, ValueError, MemoryError, RecursionError) as error:  # the last two: nested thousands deep
+        raise PromptError(f"grid encoder {expression!r} cannot be read: {error}") from error
+    encoder = _value(tree.body)
+    if not isinstance(encoder, GridEncoder):
+        raise PromptError(f"grid encoder {expression!r} is no encoder; the plainest one is MinimalGridEncoder()")
+    return encoder
+
+
+def _value(node: ast.expr) -> GridEncoder | str | int:
+    match node:
+        case ast.Call(func=ast.Name(id=name)):
+            return _call(name, node)
+        case ast.Constant(value=str() | int() as value) if not isinstance(value, bool):
+            return value
+        case ast.Name(id=name):
+            raise PromptError(f"grid encoder: {_encoder_class(name).__name__} needs parentheses after it")
+        case _:
+            raise PromptError(
+                f"grid encoder, column {node.col_offset + 1}: only an encoder, a text or a whole number can stand here"
+            )
+
+
+def _call(name: str, node: ast.Call) -> GridEncoder:
+    encoder_class = _encoder_class(name)
+    keywords = {keyword.arg: _value(keyword.value) for keyword in node.keywords if keyword.arg is not None}
+    if len(keywords) < len(node.keywords):
+        raise PromptError(f"grid encoder, column {node.col_offset + 1}: {name} cannot be given `**` arguments")
+    signature = inspect.signature(encoder_class)
+    try:
+        bound = signature.bind(*map(_value, node.args), **keywords)
+    except TypeError as error:
+        raise PromptError(f"grid encoder: {name}: {error}") from error
+    for argument, value in bound.arguments.items():
+        if not isinstance(value, wanted := signature.parameters[argument].annotation):
+            raise PromptError(f"grid encoder: {argument} of {name} must be of type {wanted.__name__}, not {value!r}")
+    return encoder_class(*bound.args, **bound.kwargs)
+
+
+def _encoder_class(name: str) -> type[GridEncoder]:
+    if name in _ENCODERS:
+        return _ENCODERS[name]
+    close = difflib.get_close_matches(name, _ENCODERS, n=1)
+    suggestion = f"did you mean {close[0]}?" if close else f"there are {', '.join(_ENCODERS)}"
+    raise PromptError(f"grid encoder: {name!r} is unknown; {suggestion}")

@@ -110,8 +110,8 @@ class PromptMaker:
         return augmentation, augmentation.apply(task)
 
     def _text(self, task: Task, test_index: int) -> str:
-        messages = self.template.render(task, test_index, self.encoder, self.include_answer)
-        return self.tokenizer.render_chat(messages)
+        conversation = self.template.render(task, test_index, self.encoder, self.include_answer)
+        return self.tokenizer.chat.render(conversation)
 
 
 def _check_unicode(draft: _Draft) -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from layertap.core.records import Grid, Task
 from layertap.errors import PromptError
-from layertap.prompts.chat import Messages
+from layertap.prompts.chat import Conversation, Turn
 from layertap.prompts.grids import GridEncoder
 from layertap.prompts.sandbox import SandboxedTemplate, compile_template, prompt_environment
 
@@ -42,19 +42,19 @@ class PromptTemplate:
         if "answer" not in self.assistant.variables:
             raise PromptError(f"{self.assistant.filename}: never uses {{{{ answer }}}}, the text of the output grid")
 
-    def render(self, task: Task, test_index: int, encoder: GridEncoder, include_answer: bool) -> Messages:
+    def render(self, task: Task, test_index: int, encoder: GridEncoder, include_answer: bool) -> Conversation:
         """The conversation about test pair `test_index` of `task`.
 
-        It is complete only where `include_answer` is set and the test output is known. Raises PromptError naming file
-        and line where a template fails.
+        It has the answer only where `include_answer` is set and the test output is known. Raises PromptError naming
+        file and line where a template fails.
         """
         test = task.test[test_index]
         shown = {"examples": _examples(task, encoder), "test_input": encoder.encode(test.input)}
-        system, user = self.system.render(**shown), self.user.render(**shown)
+        asked = Turn("system", self.system.render(**shown)), Turn("user", self.user.render(**shown))
         if not include_answer or test.output is None:
-            return Messages(system, user, self._opening(shown), complete=False)
-        assistant = self.assistant.render(**shown, answer=encoder.encode(test.output))
-        return Messages(system, user, assistant, complete=True)
+            return Conversation(asked, opening=self._opening(shown))
+        answer = self.assistant.render(**shown, answer=encoder.encode(test.output))
+        return Conversation((*asked, Turn("assistant", answer)))
 
     @property
     def digest(self) -> str:

@@ -23,7 +23,7 @@ from jaxtyping import Int32
 from tokenizers import Tokenizer
 
 from layertap.errors import PromptError
-from layertap.prompts.chat import ChatTemplate, Messages, load_chat_template
+from layertap.prompts.chat import ChatTemplate, load_chat_template
 
 _TEXTS_AT_ONCE = 128
 
@@ -40,10 +40,6 @@ class PromptTokenizer:
     """Ids of tokens such as `<|im_start|>`, which stand for structure and not for text."""
     chat: ChatTemplate
     _tokenizer: Tokenizer
-
-    def render_chat(self, messages: Messages) -> str:
-        """The text of a conversation by the tokenizer's chat template; see `ChatTemplate.render`."""
-        return self.chat.render(messages)
 
     def encode_batch(self, texts: Sequence[str]) -> list[Int32[np.ndarray, "tokens"]]:
         """The ids of each text, with nothing added, cut or padded. Texts must be valid Unicode (no lone surrogates)."""

@@ -20,7 +20,7 @@ TESTS: Mapping[str, tuple[str, ...]] = {
     "shards.manifest": ("shards/test_manifest.py", "shards/test_writer.py"),
     "fleet.leases": ("fleet/test_leases.py",),
     "prompts.augment": ("prompts/test_augment.py", "prompts/test_samples.py"),
-    "prompts.grids": ("prompts/test_grids.py", "prompts/test_expressions.py"),
+    "prompts.grids": ("prompts/test_grids.py",),
 }
 """The modules that are mutated, and the tests that run each, the quickest first."""
 
