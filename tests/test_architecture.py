@@ -30,9 +30,8 @@ _MAY_KNOW = {
     "tpu": {"config"},
     "fleet": {"config", "process", "dataset", "extract", "shards", "objects", "check"},
     "demo": {"config", "dataset", "prompts", "model", "extract", "shards", "objects", "check"},
-    "worker_flags": {"config"},
     "commands": {"config", "process", "objects", "shards", "check", "extract"}
-    | {"demo", "plan", "tpu", "fleet", "view", "worker_flags"},
+    | {"demo", "plan", "tpu", "fleet", "view"},
     "cli": {"config", "process", "commands", "tpu"},
     "__main__": {"cli"},
     "__init__": {"reader"},

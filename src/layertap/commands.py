@@ -24,10 +24,9 @@ from layertap.config.fleet import (
 from layertap.config.inspect import InspectConfig
 from layertap.config.plan import PlanConfig
 from layertap.config.upload import StatsConfig
-from layertap.core.extras import install_command
-from layertap.errors import InputError, LayertapError, UsageError
+from layertap.errors import InputError, LayertapError
 from layertap.process.supervised import is_child, supervise
-from layertap.tpu.config import CreateConfig, FleetConfig, TpuConfig
+from layertap.tpu.config import TpuConfig
 
 
 def extract(config: ExtractConfig) -> int:
@@ -161,19 +160,6 @@ def tpu(command: str) -> Callable[[Any], int]:
     """The function of that name in `tpu/commands.py`, imported when it runs."""
 
     def run(config: TpuConfig) -> int:
-        from layertap.tpu.preview import preview_empty
-        from layertap.worker_flags import check_worker_flags
-
-        if isinstance(config, FleetConfig) and config.extract_flags is not None:
-            check_worker_flags(config.extract_flags, len(config.zone_list) * config.workers_per_zone)
-        try:
-            commands = import_module("layertap.tpu.commands")
-        except ModuleNotFoundError as error:
-            if error.name is None or error.name.partition(".")[0] not in ("google", "requests"):
-                raise
-            if isinstance(config, CreateConfig) and config.dry_run:
-                return preview_empty(config, f"Google's client is not installed (no module {error.name}).")
-            raise UsageError(f"no module {error.name}: managing TPUs needs {install_command('tpu-ops')}") from error
-        return getattr(commands, command)(config)
+        return getattr(import_module("layertap.tpu.commands"), command)(config)
 
     return run

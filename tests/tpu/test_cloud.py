@@ -1,6 +1,7 @@
 """One look and one action at a time: what happens in the cloud between the two."""
 
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 
 import pytest
@@ -9,10 +10,10 @@ from google.auth.credentials import AnonymousCredentials
 from google.auth.exceptions import RefreshError, TransportError
 
 from layertap.errors import AccessError, NoCapacityError, UnreachableError
-from layertap.tpu.cloud import Cloud, connect
+from layertap.tpu.cloud import Cloud
 from layertap.tpu.config import TpuConfig
+from layertap.tpu.decision import Create
 from layertap.tpu.fleet import Machine, Member, identity
-from layertap.tpu.plan import Create
 from layertap.tpu.refusals import translated
 
 MACHINE = Machine("v5litepod-8", "v2-alpha-tpuv5-lite")
@@ -21,7 +22,7 @@ ZONE, NAME = "us-central1-a", "tpu-us-central1-a-0"
 
 @pytest.fixture
 def client(cloud: FakeCloudTpu) -> Iterator[Cloud]:
-    with connect(TpuConfig(project=PROJECT, api_endpoint=cloud.endpoint, poll_seconds=0.02)) as client:
+    with closing(Cloud(TpuConfig(project=PROJECT, api_endpoint=cloud.endpoint, poll_seconds=0.02))) as client:
         yield client
 
 

@@ -10,7 +10,7 @@ from fakes.cloud_tpu import FakeCloudTpu
 from manage_tpus import ALL, SCRIPT, TWO_ZONES
 
 from layertap.cli import main
-from layertap.tpu.preview import chips
+from layertap.tpu.machine import chips
 
 CREATES = [f"create {name} for worker {worker}" for worker, name in ALL.items()]
 COST = "That is 8 TPUs of type v5litepod-8 (8 chips each, 64 chips in all), spot, one for each worker."

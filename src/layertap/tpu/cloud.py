@@ -8,9 +8,8 @@ whole fleet, whichever part of it is spoken of. That is two requests a zone, in 
 """
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
 from itertools import chain
 from typing import TypeVar
 
@@ -27,8 +26,8 @@ from requests import RequestException
 
 from layertap.errors import DeletedError, UnreachableError, UsageError
 from layertap.tpu.config import TpuConfig
+from layertap.tpu.decision import Create
 from layertap.tpu.fleet import Machine, Member, Observed, Phase
-from layertap.tpu.plan import Create
 from layertap.tpu.protocol import read_zone, write_node, write_request
 from layertap.tpu.refusals import translated
 
@@ -42,14 +41,23 @@ R = TypeVar("R")
 
 
 class Cloud:
-    """The TPUs of one project, as far as they bear one fleet's labels."""
+    """The TPUs of one project that have one fleet's labels."""
 
-    def __init__(self, connected: Callable[[], tpu_v2.TpuClient], project: str, prefix: str, patience: float) -> None:
-        """Use the client that `connected` gives; wait about `patience` seconds for an unsteady answer."""
+    def __init__(self, config: TpuConfig) -> None:
+        """Connect with the user's credentials, or without any to a plain http:// endpoint.
+
+        An unsteady answer is waited for twice as long as a poll. Raises AccessError where there are no credentials,
+        UsageError where no project is known.
+        """
+        self._config = config
+        credentials, project = _credentials(config)
+        project = config.project or os.environ.get("GOOGLE_CLOUD_PROJECT") or project
+        if not project:
+            raise UsageError("no Google Cloud project is known: give --project, or set GOOGLE_CLOUD_PROJECT")
         self.project = project
-        self.prefix = prefix
-        self._connected = connected
-        self._client = connected()
+        self.prefix = config.name_prefix
+        self._client = _connected(config, credentials)
+        patience = 2 * config.poll_seconds
         transient = if_exception_type(exceptions.ServerError, RequestsConnectionError)
         first = min(1.0, patience / 30)
         self._retry = Retry(transient, initial=first, maximum=patience / 3, timeout=patience)
@@ -65,8 +73,8 @@ class Cloud:
         transport.operations_client.transport._session.close()
 
     def reconnect(self) -> None:
-        """Read the credentials anew, for whoever has logged in again since; raises AccessError where there are none."""
-        fresh = self._connected()
+        """Read the credentials again, since the user may have logged in; raises AccessError where there are none."""
+        fresh = _connected(self._config, _credentials(self._config)[0])
         self.close()
         self._client = fresh
 
@@ -92,9 +100,9 @@ class Cloud:
         )
 
     def create(self, action: Create, machine: Machine) -> bool:
-        """Make a TPU, or stand in the queue for it; returns once Google says that it is done.
+        """Make a TPU, or join the queue for it; returns once Google says that it is done.
 
-        False where something of that name is there already: the next look will tell whose it is. What a failed creation
+        False where something of that name exists already: the next look will show whose it is. What a failed creation
         leaves behind is deleted. Raises DeletedError, NoCapacityError, QuotaError, AccessError, UsageError or
         UnreachableError.
         """
@@ -119,8 +127,8 @@ class Cloud:
     def delete(self, member: Member) -> None:
         """Delete a member's request and TPU; returns once both are gone. What is gone already is no error.
 
-        It is looked at once more, since minutes can pass between a look and its turn: what stands under a lost member's
-        name by then and is not lost is somebody's replacement, and is left alone, as is what is not the fleet's.
+        It looks once more, since minutes can pass between a look and this: what has a lost member's name by then and
+        is not lost is somebody's replacement. It is left alone, as is what is not the fleet's.
         """
         with translated(f"deleting {member.name} in {member.zone}"):
             for found in self._look(member.zone, member.request or member.name):
@@ -129,15 +137,13 @@ class Cloud:
 
     def _look(self, zone: str, name: str) -> tuple[Member, ...]:
         """The member of that name, if there is one."""
-        requests: list[tpu_v2.QueuedResource] = []
-        nodes: list[tpu_v2.Node] = []
         parent = self._parent(zone)
-        with _gone_is_good():
-            requests.append(
-                self._client.get_queued_resource(name=f"{parent}/queuedResources/{name}", retry=self._retry)
-            )
-        with _gone_is_good():
-            nodes.append(self._client.get_node(name=f"{parent}/nodes/{name}", retry=self._retry))
+        requests, nodes = (
+            _if_there(
+                lambda: self._client.get_queued_resource(name=f"{parent}/queuedResources/{name}", retry=self._retry)
+            ),
+            _if_there(lambda: self._client.get_node(name=f"{parent}/nodes/{name}", retry=self._retry)),
+        )
         return read_zone(self.prefix, zone, requests, nodes).members
 
     def _observe_zone(self, zone: str) -> Observed:
@@ -174,46 +180,19 @@ class Cloud:
         return any(left.being_deleted for left in found)
 
     def _remove(self, member: Member) -> None:
+        parent = self._parent(member.zone)
         if member.request is not None:
-            self._delete_request(member.zone, member.request)
+            request = {"name": f"{parent}/queuedResources/{member.request}", "force": True}
+            _if_there(lambda: self._await(self._client.delete_queued_resource(request, retry=self._retry)))
         if member.has_node:
-            self._delete_node(member.zone, member.name)
-
-    def _delete_node(self, zone: str, name: str) -> None:
-        with _gone_is_good():
-            self._await(self._client.delete_node(name=f"{self._parent(zone)}/nodes/{name}", retry=self._retry))
-
-    def _delete_request(self, zone: str, name: str) -> None:
-        with _gone_is_good():
-            request = {"name": f"{self._parent(zone)}/queuedResources/{name}", "force": True}
-            self._await(self._client.delete_queued_resource(request, retry=self._retry))
+            name = f"{parent}/nodes/{member.name}"
+            _if_there(lambda: self._await(self._client.delete_node(name=name, retry=self._retry)))
 
     def _await(self, operation: Operation) -> None:
         operation.result(polling=self._polling, retry=self._retry)  # type: ignore[no-untyped-call]
 
     def _parent(self, zone: str) -> str:
         return f"projects/{self.project}/locations/{zone}"
-
-
-@contextmanager
-def connect(config: TpuConfig) -> Iterator[Cloud]:
-    """Google's client with the user's credentials, or without any for a plain http:// endpoint.
-
-    Raises AccessError where there are no credentials, UsageError where no project is known.
-    """
-    first, project = _credentials(config)
-    project = config.project or os.environ.get("GOOGLE_CLOUD_PROJECT") or project
-    if not project:
-        raise UsageError("no Google Cloud project is known: give --project, or set GOOGLE_CLOUD_PROJECT")
-    options = ClientOptions(api_endpoint=config.api_endpoint) if config.api_endpoint else None
-    known = [first]
-
-    def connected() -> tpu_v2.TpuClient:
-        credentials = known.pop() if known else _credentials(config)[0]
-        return tpu_v2.TpuClient(credentials=credentials, client_options=options, transport="rest")
-
-    with closing(Cloud(connected, project, config.name_prefix, patience=2 * config.poll_seconds)) as cloud:
-        yield cloud
 
 
 def in_parallel(do: Callable[[T], R], things: Iterable[T]) -> list[R]:
@@ -226,6 +205,11 @@ def in_parallel(do: Callable[[T], R], things: Iterable[T]) -> list[R]:
         pool.shutdown(wait=False, cancel_futures=True)
 
 
+def _connected(config: TpuConfig, credentials: Credentials) -> tpu_v2.TpuClient:
+    options = ClientOptions(api_endpoint=config.api_endpoint) if config.api_endpoint else None
+    return tpu_v2.TpuClient(credentials=credentials, client_options=options, transport="rest")
+
+
 def _credentials(config: TpuConfig) -> tuple[Credentials, str | None]:
     if config.api_endpoint and config.api_endpoint.startswith("http://"):
         return AnonymousCredentials(), None  # type: ignore[no-untyped-call]  # a token is a secret that does not travel in the clear
@@ -233,12 +217,12 @@ def _credentials(config: TpuConfig) -> tuple[Credentials, str | None]:
         return google.auth.default(scopes=_SCOPES, quota_project_id=config.project)
 
 
-@contextmanager
-def _gone_is_good() -> Iterator[None]:
+def _if_there(do: Callable[[], R]) -> list[R]:
+    """What `do` gives; nothing where what it is about is gone."""
     try:
-        yield
+        return [do()]
     except exceptions.NotFound:
-        return
+        return []
 
 
 def _whole(unreachable: Iterable[str], zone: str) -> None:

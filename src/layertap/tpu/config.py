@@ -1,17 +1,20 @@
 """The flags of `layertap tpu ...`, as in `layertap.config.extract`: one field, one flag, one sentence.
 
-Here and not there because nothing else reads them. Neither Google's client nor JAX is imported, so that `--help` is
-quick and works without the `tpu-ops` extra.
+They are here because nothing else reads them. Neither Google's client nor JAX is imported, so that `--help` is quick
+and works without the `tpu-ops` extra. The flags of the workers are read too, as `layertap extract` will read them:
+otherwise many billed machines would find a mistake.
 """
 
 import math
-from dataclasses import dataclass
+import shlex
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
-from layertap.config.arguments import Flag
+from layertap.config.arguments import Flag, parse
 from layertap.config.checks import require, require_counts
-from layertap.config.extract import local_path
+from layertap.config.extract import ExtractConfig, local_path
+from layertap.errors import UsageError
 from layertap.tpu.fleet import Wanted, check_name
 
 
@@ -131,6 +134,8 @@ class FleetConfig(TpuConfig):
         require(not (self.watch and self.dry_run), "--watch and --dry_run contradict each other")
         require(self.startup is None or self.startup_path.is_file(), f"--startup {self.startup}: no such file")
         _ = self.wanted
+        if self.extract_flags is not None:
+            _check_worker_flags(self.extract_flags, len(self.zone_list) * self.workers_per_zone)
 
     @property
     def wanted(self) -> Wanted:
@@ -160,3 +165,35 @@ class CreateConfig(FleetConfig):
 @dataclass(frozen=True)
 class RecreateConfig(FleetConfig):
     """Replace workers that were preempted or failed by new ones of the same kind."""
+
+
+def _check_worker_flags(text: str, workers: int) -> None:
+    """Read the flags as the first and the last worker will; raises UsageError where one could not start.
+
+    It also does where they would do the same work.
+    """
+    first, last = (_worker_config(text, worker) for worker in (0, workers - 1))
+    claims = first.sharded.sharded_dataset_dir is not None
+    require(
+        workers == 1 or claims or _reads(first) != _reads(last),
+        "--extract_flags: every worker would do the same work. Give each its own by {worker}, as --machine_id"
+        f" {{worker}} --total_machines {workers}, or --use_sharded_dataset",
+    )
+
+
+def _worker_config(text: str, worker: int) -> ExtractConfig:
+    flags = text.replace("{worker}", str(worker))
+    try:
+        words = ["--worker_id", str(worker), *shlex.split(flags)]
+        return parse(ExtractConfig, words, prog="layertap extract")
+    except (UsageError, ValueError) as error:  # of shlex: a quote without its pair
+        raise UsageError(f"--extract_flags, for worker {worker}: {error}") from error
+    except SystemExit as error:  # tyro has said what is wrong
+        raise UsageError(f"--extract_flags {flags}: these are not flags of `layertap extract`") from error
+
+
+def _reads(config: ExtractConfig) -> ExtractConfig:
+    """What decides a run's work: all but who does it and where it goes."""
+    here = ExtractConfig(dataset_path="")
+    names = ("output_dir", "checkpoint_dir", "upload", "metrics_port")
+    return replace(config, worker_id=0, **{name: getattr(here, name) for name in names})

@@ -1,20 +1,24 @@
 """Look, decide, act, and again, until the fleet is as it should be; with `--watch`, for good.
 
-Two things are remembered between looks: which zones were closed, which only saves requests, and what each worker's TPU
+Two things are remembered between looks: which zones are closed, which only saves requests, and what each worker's TPU
 was last like, because a lost one is deleted before the next is made and may have been the last that was left to copy.
 Neither decides what is done. So an interruption at any point leaves nothing that the next call, here or on another
 machine, could misunderstand: what Google has begun goes on, and the labels say whose it is.
 
-A third ends all creations of a command: that a worker's TPU stood and then is being deleted, or is gone, though neither
-lost nor deleted by us. Somebody takes the fleet down, and what would be made after `delete` has said that nothing is
-left, would be billed and nobody would know. All creations and not that worker's alone, since another's may just be on
-its way to a zone where `delete` no longer looks. Only a `--watch` goes on: to keep the fleet whatever happens is what
-it is for.
+A zone is closed for a while after it refused a TPU: no capacity, no quota, no answer. The first wait is one poll, each
+further one twice as long, up to twenty; a zone that gives a TPU starts again at one. Waits are not spread at random:
+creations are named, so clients that come at the same time cannot do each other's work twice.
+
+A command makes nothing more once a worker's TPU, which it has made or found, is being deleted or is gone, though
+neither lost nor deleted by this command. Somebody takes the fleet down, and what would be made after `delete` has said
+that nothing is left, would be billed and nobody would know. It ends all creations and not that worker's alone, since
+another's may just be on its way to a zone where `delete` no longer looks. Only a `--watch` goes on, because it is there
+to keep the fleet whatever happens.
 """
 
 import time
 from collections.abc import Callable, Iterable, Mapping
-from datetime import UTC, datetime
+from typing import NamedTuple
 
 from layertap.errors import (
     AccessError,
@@ -22,21 +26,30 @@ from layertap.errors import (
     InputError,
     LayertapError,
     NotFoundError,
+    QuotaError,
     TpuError,
     UnreachableError,
 )
-from layertap.tpu.closings import Closings
 from layertap.tpu.cloud import Cloud, in_parallel
+from layertap.tpu.decision import Action, Create, Decision, Delete
 from layertap.tpu.fleet import Machine, Member, Observed, Phase
-from layertap.tpu.plan import Action, Create, Delete, Plan
 
-Decide = Callable[[Observed, set[str], set[str]], Plan]
+Decide = Callable[[Observed, set[str], set[str]], Decision]
 MachineFor = Callable[[Create, Mapping[int, Member]], Machine]
 """What to make for a worker, given how each worker's TPU was when it was last seen."""
 Say = Callable[[str], None]
 
 _STANDING = (Phase.RUNNING, Phase.COMING, Phase.STOPPED)
 _THERE_ALREADY = UnreachableError("a TPU of this name exists already")
+_LONGEST_WAIT = 20
+
+
+class _Closing(NamedTuple):
+    """Why a zone refused last time, and until when nothing is asked of it."""
+
+    reason: LayertapError
+    wait: float
+    until: float
 
 
 class Drive:
@@ -44,10 +57,10 @@ class Drive:
 
     def __init__(self, cloud: Cloud, zones: Iterable[str], poll_seconds: float, say: Say) -> None:
         """Look everywhere once, then at `zones` and wherever the fleet was found; tell what is done with `say`."""
-        self.closings = Closings(poll_seconds)
         self.observed = Observed()
         self.deleted: set[int] = set()
         """Workers whose TPU somebody else has deleted under this command."""
+        self._closings: dict[str, _Closing] = {}
         self._made: set[int] = set()
         self._has_made = False
         self._has_worked = False
@@ -58,8 +71,13 @@ class Drive:
         self._poll = poll_seconds
         self._say = say
 
+    @property
+    def reasons(self) -> list[str]:
+        """What each zone said that refused last time."""
+        return [str(self._closings[zone].reason) for zone in sorted(self._closings)]
+
     def look(self) -> Observed:
-        """One look, told by what has changed since the last one."""
+        """One look; says what has changed since the last one."""
         before = self.observed
         self.observed = self._cloud.observe(self._seen_in or {*self._cloud.zones(), *self._named})
         self._seen_in = {*self._named, *(member.zone for member in self.observed.members)}
@@ -67,18 +85,18 @@ class Drive:
         self.deleted -= {m.worker for m in self.observed.members if not m.being_deleted}
         self._made = set()
         self._last_seen |= {member.worker: member for member in self.observed.members}
-        for change in changes(before, self.observed):
+        for change in _changes(before, self.observed):
             self._say(change)
         return self.observed
 
-    def until_done(self, decide: Decide, machine_for: MachineFor) -> Plan:
+    def until_done(self, decide: Decide, machine_for: MachineFor) -> Decision:
         """Go on until nothing more can be done now; returns the plan that says what is left.
 
-        Requests that stand in Google's queue are left standing there. Nothing more is made once somebody deletes what
-        this command has made or found.
+        Requests in Google's queue are left there. Nothing more is made once somebody deletes what this command has made
+        or found.
         """
         while True:
-            now = self._decide(decide, self.look())
+            now = self._decide(decide)
             if self.deleted:
                 now = now.without_creations()
             if now.actions:
@@ -90,7 +108,7 @@ class Drive:
 
     def for_good(self, decide: Decide, machine_for: MachineFor) -> None:
         """Keep the fleet at strength until interrupted, or until something is wrong that cannot pass."""
-        told: Plan | None = None
+        told: Decision | None = None
         while True:
             try:
                 told = self._look_and_act(decide, machine_for, told)
@@ -102,15 +120,16 @@ class Drive:
                 time.sleep(self._poll)
                 self._log_in_again(error)
 
-    def _look_and_act(self, decide: Decide, machine_for: MachineFor, told: Plan | None) -> Plan:
-        now = self._decide(decide, self.look())
+    def _look_and_act(self, decide: Decide, machine_for: MachineFor, told: Decision | None) -> Decision:
+        now = self._decide(decide)
         if now != told:
             self._tell(now)
         if now.actions:
             self._act(now.actions, machine_for)
         else:
-            opening = self.closings.until_next(time.monotonic())
-            time.sleep(min(self._poll, opening) if opening else self._poll)
+            clock = time.monotonic()
+            openings = [self._closings[zone].until - clock for zone in self._closed(clock)]
+            time.sleep(min([self._poll, *openings]))
         return now
 
     def _may_pass(self, error: InputError) -> bool:
@@ -126,19 +145,22 @@ class Drive:
             except (TpuError, InputError) as still:
                 self._say(str(still))
 
-    def _decide(self, decide: Decide, observed: Observed) -> Plan:
-        clock = time.monotonic()
-        return decide(observed, self.closings.dry(clock), self.closings.full(clock))
+    def _decide(self, decide: Decide) -> Decision:
+        """Look, and decide: a zone without quota keeps its workers, those of other closed zones may go elsewhere."""
+        observed = self.look()
+        closed = self._closed(time.monotonic())
+        full = {zone for zone in closed if isinstance(self._closings[zone].reason, QuotaError)}
+        return decide(observed, closed - full, full)
+
+    def _closed(self, now: float) -> set[str]:
+        return {zone for zone, closing in self._closings.items() if closing.until > now}
 
     def _act(self, actions: Iterable[Action], machine_for: MachineFor) -> None:
         """Do all actions at the same time; the first error that only the user can mend is raised when all are done."""
-        work = [
-            (action, machine_for(action, self._last_seen) if isinstance(action, Create) else None) for action in actions
-        ]
+        work = [(it, machine_for(it, self._last_seen) if isinstance(it, Create) else None) for it in actions]
         outcomes = in_parallel(lambda pair: self._try(*pair), work)
-        created = [
-            (action, outcome) for (action, _), outcome in zip(work, outcomes, strict=True) if isinstance(action, Create)
-        ]
+        done = [(action, outcome) for (action, _), outcome in zip(work, outcomes, strict=True)]
+        created = [(action, outcome) for action, outcome in done if isinstance(action, Create)]
         self.deleted |= {action.worker for action, outcome in created if isinstance(outcome, DeletedError)}
         self._made = {action.worker for action, outcome in created if outcome is None}
         self._has_made = self._has_made or bool(self._made)
@@ -146,8 +168,7 @@ class Drive:
         for outcome in outcomes:
             if isinstance(outcome, InputError):
                 raise outcome
-        deleted = [outcome for (action, _), outcome in zip(work, outcomes, strict=True) if isinstance(action, Delete)]
-        if any(deleted) or any(map(_says_nothing_of_the_zone, outcomes)):
+        if any(_asks_for_a_pause(action, outcome) for action, outcome in done):
             time.sleep(self._poll)
 
     def _try(self, action: Action, machine: Machine | None) -> LayertapError | None:
@@ -164,20 +185,24 @@ class Drive:
         return None
 
     def _open_and_close(self, created: list[tuple[str, LayertapError | None]]) -> None:
+        now = time.monotonic()
         refused = {zone: error for zone, error in created if error and not _says_nothing_of_the_zone(error)}
-        for zone, error in refused.items():
-            self.closings.close(zone, error, time.monotonic())
+        for zone, reason in refused.items():
+            before = self._closings.get(zone)
+            wait = min(2 * before.wait, _LONGEST_WAIT * self._poll) if before else self._poll
+            if before is None or before.until <= now:  # else it was asked before it closed
+                self._closings[zone] = _Closing(reason, wait, now + wait)
         for zone in {zone for zone, error in created if error is None} - refused.keys():
-            self.closings.forget(zone)
+            self._closings.pop(zone, None)
 
-    def _tell(self, now: Plan) -> None:
+    def _tell(self, now: Decision) -> None:
         for sentence in now.blocked:
             self._say(sentence)
         if now.waiting:
             self._say(f"workers that wait for a zone to open again: {now.waiting}")
 
 
-def changes(before: Observed, after: Observed) -> list[str]:
+def _changes(before: Observed, after: Observed) -> list[str]:
     """One line for each member that has come, gone, or changed its state."""
     old = {(member.zone, member.name): member for member in before.members}
     new = {(member.zone, member.name): member for member in after.members}
@@ -185,9 +210,9 @@ def changes(before: Observed, after: Observed) -> list[str]:
     return lines + [f"{member.name}, worker {member.worker}: gone" for place, member in old.items() if place not in new]
 
 
-def stamped(text: str) -> str:
-    """`text` after the time of day, for a log."""
-    return f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S}Z  {text}"
+def _asks_for_a_pause(action: Action, outcome: LayertapError | None) -> bool:
+    """Whether the same action would be tried again at once: no zone is closed after it."""
+    return outcome is not None and (isinstance(action, Delete) or _says_nothing_of_the_zone(outcome))
 
 
 def _says_nothing_of_the_zone(outcome: LayertapError | None) -> bool:

@@ -1,4 +1,4 @@
-"""What a fleet is: workers with numbers that stay, on TPUs that come and go.
+"""What a fleet is: workers with numbers that stay, on TPUs that come and go; as a table and as JSON too.
 
 A fleet has the name given by `--name_prefix`, as a label on each of its TPUs; nothing without that label belongs to it.
 Each worker has an id, counted from 0 over all zones of the fleet, and a home zone, in whose number it counts. Both are
@@ -10,9 +10,11 @@ the same time ask for the same names, of which the cloud grants each once.
 """
 
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Any
 
 from layertap.errors import UsageError
 
@@ -24,6 +26,7 @@ WORKER_METADATA = "layertap-worker-id"
 # A TPU's name is also its host name, and a label's value; both end at 63 characters.
 _LONGEST_NAME = 63
 _NAME = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
+_QUEUED = "queued"
 
 
 class Phase(Enum):
@@ -38,6 +41,9 @@ class Phase(Enum):
     """Being deleted or suspended."""
     LOST = "lost"
     """Preempted, terminated or failed: it will never run again."""
+
+
+_COUNTED = (Phase.COMING, Phase.LOST, Phase.LEAVING, Phase.STOPPED)
 
 
 @dataclass(frozen=True)
@@ -63,7 +69,7 @@ class Member:
     zone: str
     worker: int
     home: str
-    """The zone in whose number it counts; it stands elsewhere if home had no capacity."""
+    """The zone in whose number it counts; it is elsewhere if home had no capacity."""
     phase: Phase
     state: str
     """The API's own word, such as PREEMPTED or WAITING_FOR_RESOURCES."""
@@ -80,6 +86,11 @@ class Member:
         return self.phase is Phase.COMING and not self.has_node
 
     @property
+    def does(self) -> str:
+        """What it does, in a word; those that only wait in Google's queue apart from those being made."""
+        return _QUEUED if self.queueing else self.phase.value
+
+    @property
     def being_deleted(self) -> bool:
         """Whether somebody deletes it, this command or another; a preempted one is never deleted by Google itself."""
         return self.state == "DELETING"
@@ -91,7 +102,7 @@ class Observed:
 
     members: tuple[Member, ...] = ()
     foreign: frozenset[tuple[str, str]] = frozenset()
-    """(zone, name) of every TPU and request that bears no label of this fleet."""
+    """(zone, name) of every TPU and request without the labels of this fleet."""
 
     def of_home(self, zone: str) -> list[Member]:
         """The members that count in this zone's number."""
@@ -107,10 +118,8 @@ class Wanted:
     workers_per_zone: int
 
     def __post_init__(self) -> None:
-        """Refuse names that Google would refuse; raises UsageError."""
-        check_name(self.prefix, "--name_prefix")
+        """Refuse names that are too long for Google; raises UsageError."""
         for zone in self.zones:
-            check_name(zone, "--zones")
             longest = worker_name(self.prefix, zone, 9999)
             if len(longest) > _LONGEST_NAME:
                 raise UsageError(f"--name_prefix {self.prefix} is too long: {longest} exceeds {_LONGEST_NAME} letters")
@@ -138,3 +147,54 @@ def check_name(name: str, flag: str) -> None:
     """Raise UsageError unless `name` is made as Google wants names."""
     if not _NAME.fullmatch(name):
         raise UsageError(f"{flag} {name!r}: use small letters, digits and hyphens, beginning with a letter")
+
+
+def members_table(members: Iterable[Member]) -> str:
+    """One line for each member."""
+    rows = [
+        (str(m.worker), m.name, m.zone, m.state, m.machine.tpu_type, "spot" if m.machine.spot else "on-demand", m.note)
+        for m in members
+    ]
+    return _table(("worker", "name", "zone", "state", "type", "price", "note"), rows)
+
+
+def zones_table(observed: Observed, zones: Sequence[str], wanted: int | None) -> str:
+    """One line for each zone: how many workers count there, what they do, and how many of `wanted` are missing."""
+    words = [Phase.RUNNING.value, _QUEUED, *(phase.value for phase in _COUNTED)]
+    rows = []
+    for zone in zones:
+        members = observed.of_home(zone)
+        counts = Counter(member.does for member in members)
+        kept = sum(member.phase is not Phase.LOST for member in members)
+        missing = () if wanted is None else (max(wanted - kept, 0),)
+        rows.append((zone, *(str(number) for number in (*(counts[word] for word in words), *missing))))
+    return _table(("zone", *words, *(() if wanted is None else ("missing",))), rows)
+
+
+def as_json(prefix: str, members: Iterable[Member], **more: list[str]) -> dict[str, Any]:
+    """The fleet as plain values."""
+    listed = list(members)
+    counts = Counter(member.does for member in listed)
+    return {"fleet": prefix, **more, "counts": dict(counts), "members": [_plain(member) for member in listed]}
+
+
+def _plain(member: Member) -> dict[str, Any]:
+    return {
+        "worker": member.worker,
+        "name": member.name,
+        "zone": member.zone,
+        "home": member.home,
+        "phase": member.does,
+        "state": member.state,
+        "tpu_type": member.machine.tpu_type,
+        "runtime_version": member.machine.runtime_version,
+        "spot": member.machine.spot,
+        "queued_resource": member.request,
+        "note": member.note,
+    }
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, *rows]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
+    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)

@@ -1,12 +1,13 @@
-"""What a new TPU is made like: from the flags, or as the one it replaces was."""
+"""What a new TPU is made like: from the flags, or as the one it replaces was; and what is billed for it."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 
 from layertap.errors import UsageError
 from layertap.tpu.config import CreateConfig, FleetConfig
+from layertap.tpu.decision import Create
 from layertap.tpu.fleet import Machine, Member, Phase
-from layertap.tpu.plan import Create
 
 # https://cloud.google.com/tpu/docs/runtimes names one image for PyTorch and JAX per generation.
 _RUNTIMES = {
@@ -18,6 +19,9 @@ _RUNTIMES = {
     "v6e-": "v2-alpha-tpuv6e",
 }
 _USUAL_TYPE = "v5litepod-8"
+_TYPE = re.compile(r"(?P<generation>v\w+)-(?P<number>\d+)")
+# In these names the number counts cores, of which a chip has two (https://cloud.google.com/tpu/docs/v4).
+_NAMED_BY_CORES = ("v2", "v3", "v4", "v5p")
 
 STARTUP = "startup-script"
 PACKAGE = "layertap-package"
@@ -30,8 +34,10 @@ def new_machine(config: CreateConfig) -> Machine:
     Raises UsageError for a type that has no known image, and where the set-up script and what it reads are not both
     there: such TPUs would be billed and do nothing.
     """
-    blank = Machine("", "", config.spot, config.queued, external_ips=config.external_ips)
-    machine = altered(blank, replace(config, tpu_type=config.tpu_type or _USUAL_TYPE))
+    tpu_type = config.tpu_type or _USUAL_TYPE
+    runtime = config.runtime_version or _runtime_for(tpu_type)
+    blank = Machine(tpu_type, runtime, config.spot, config.queued, external_ips=config.external_ips)
+    machine = altered(blank, config)
     _check_startup(machine.metadata)
     return machine
 
@@ -91,3 +97,21 @@ def _script(config: FleetConfig) -> str:
         return config.startup_path.read_text()
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"--startup {config.startup}: cannot be read as text: {error}") from error
+
+
+def cost(machine: Machine, count: int) -> str:
+    """What so many of them are, counted in what is billed; and a warning where they would be idle."""
+    each = chips(machine.tpu_type)
+    total = "" if each is None else f" ({each} chips each, {count * each} chips in all)"
+    price = "spot" if machine.spot else "on-demand"
+    idle = "" if STARTUP in machine.metadata else "\nWithout --startup they would do nothing, and cost as much."
+    return f"That is {count} TPUs of type {machine.tpu_type}{total}, {price}, one for each worker.{idle}"
+
+
+def chips(tpu_type: str) -> int | None:
+    """How many chips a TPU of this type has; None for a name that is not of the usual form."""
+    match = _TYPE.fullmatch(tpu_type)
+    if match is None:
+        return None
+    number = int(match["number"])
+    return max(number // 2, 1) if match["generation"] in _NAMED_BY_CORES else number

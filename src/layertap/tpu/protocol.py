@@ -4,8 +4,8 @@ from collections.abc import Iterable
 
 from google.cloud import tpu_v2
 
+from layertap.tpu.decision import Create
 from layertap.tpu.fleet import WORKER_METADATA, Machine, Member, Observed, Phase, identity, read_identity
-from layertap.tpu.plan import Create
 
 _State = tpu_v2.Node.State
 _Request = tpu_v2.QueuedResourceState.State
@@ -33,7 +33,7 @@ _REQUEST_PHASES = {
 def read_zone(
     prefix: str, zone: str, requests: Iterable[tpu_v2.QueuedResource], nodes: Iterable[tpu_v2.Node]
 ) -> Observed:
-    """What stands in one zone; `requests` must have been listed before `nodes`.
+    """What is in one zone; `requests` must have been listed before `nodes`.
 
     In that order, because an active request whose TPU is not listed afterwards has lost it.
     """
@@ -41,13 +41,12 @@ def read_zone(
     members: list[Member] = []
     foreign: set[tuple[str, str]] = set()
     for request in requests:
-        name, spec = _only_spec(request)
-        member = _request_member(prefix, zone, request, spec, by_name.get(name)) if spec else None
-        if member:
-            members.append(member)
-            by_name.pop(name, None)
+        name, specs = _id(request.name), request.tpu.node_spec
+        known = read_identity(specs[0].node.labels, prefix, zone) if len(specs) == 1 else None
+        if known is None:
+            foreign.add((zone, name))
         else:
-            foreign.add((zone, _id(request.name)))
+            members.append(_request_member(name, zone, known, request, by_name.pop(specs[0].node_id, None)))
     for name, node in by_name.items():
         known = read_identity(node.labels, prefix, zone)
         if known is None:
@@ -84,28 +83,18 @@ def write_request(parent: str, name: str, node: tpu_v2.Node, *, spot: bool) -> t
     return request
 
 
-def _only_spec(request: tpu_v2.QueuedResource) -> tuple[str, tpu_v2.Node | None]:
-    specs = request.tpu.node_spec
-    return (specs[0].node_id, specs[0].node) if len(specs) == 1 else ("", None)
-
-
 def _request_member(
-    prefix: str, zone: str, request: tpu_v2.QueuedResource, spec: tpu_v2.Node, node: tpu_v2.Node | None
-) -> Member | None:
-    known = read_identity(spec.labels, prefix, zone)
-    if known is None:
-        return None
+    name: str, zone: str, known: tuple[int, str], request: tpu_v2.QueuedResource, node: tpu_v2.Node | None
+) -> Member:
     state = request.state.state
     phase = _REQUEST_PHASES.get(state)
     if phase is None and node is not None:
-        return _node_member(_id(request.name), zone, known, node, request)
+        return _node_member(name, zone, known, node, request)
     if phase is None:
         phase = Phase.LOST if state is _Request.ACTIVE else Phase.COMING
-    machine = _read_machine(spec, spot="spot" in request, queued=True)
+    machine = _read_machine(request.tpu.node_spec[0].node, spot="spot" in request, queued=True)
     note = request.state.failed_data.error.message if "failed_data" in request.state else ""
-    return Member(
-        _id(request.name), zone, *known, phase, state.name, machine, _id(request.name), node is not None, note
-    )
+    return Member(name, zone, *known, phase, state.name, machine, name, node is not None, note)
 
 
 def _node_member(

@@ -1,8 +1,8 @@
 """From the fleet as it should be and the fleet as it is to what must be done: a pure function.
 
-What it promises, and tests/tpu/test_plan.py proves on random fleets:
+What it promises, and tests/tpu/test_decision.py proves on random fleets:
 
-- Done and planned again until nothing is left to do, it ends with `workers_per_zone` workers counting in each zone.
+- Done and decided again until nothing is left to do, it ends with `workers_per_zone` workers counting in each zone.
 - No two TPUs keep the same worker id, and a lost worker's id goes to its replacement.
 - Ids are dense: a new worker gets the lowest one that nobody has.
 - Only members are named in its actions, and running ones only where a worker runs twice.
@@ -53,7 +53,7 @@ Action = Create | Delete
 
 
 @dataclass(frozen=True)
-class Plan:
+class Decision:
     """What to do now, and what cannot be done now."""
 
     actions: tuple[Action, ...] = ()
@@ -64,13 +64,13 @@ class Plan:
     withheld: int = 0
     """Workers that are wanted, but not made, because somebody is deleting the fleet."""
 
-    def without_creations(self) -> "Plan":
+    def without_creations(self) -> "Decision":
         """The same, with nothing made any more."""
         kept = tuple(action for action in self.actions if isinstance(action, Delete))
         return replace(self, actions=kept, withheld=len(self.actions) - len(kept))
 
 
-def plan(wanted: Wanted, observed: Observed, dry: Set[str] = frozenset(), full: Set[str] = frozenset()) -> Plan:
+def decide(wanted: Wanted, observed: Observed, dry: Set[str] = frozenset(), full: Set[str] = frozenset()) -> Decision:
     """Decide what brings `observed` nearer to `wanted`.
 
     A zone in `dry` has no capacity for now: its workers go to the next zone of the list. A zone in `full` has used up
@@ -97,13 +97,13 @@ def plan(wanted: Wanted, observed: Observed, dry: Set[str] = frozenset(), full: 
                 waiting += 1
             else:
                 actions.append(Create(zone, worker, home, worker_name(wanted.prefix, zone, worker), old))
-    return Plan(tuple(actions), tuple(blocked), waiting)
+    return Decision(tuple(actions), tuple(blocked), waiting)
 
 
-def plan_deletion(observed: Observed, zones: Set[str] | None) -> Plan:
-    """Delete every member that stands or counts in `zones` (None: in any)."""
+def decide_deletion(observed: Observed, zones: Set[str] | None) -> Decision:
+    """Delete every member that is or counts in `zones` (None: in any)."""
     chosen = (m for m in observed.members if zones is None or m.zone in zones or m.home in zones)
-    return Plan(tuple(Delete(m, "asked for") for m in chosen if m.phase is not Phase.LEAVING))
+    return Decision(tuple(Delete(m, "asked for") for m in chosen if m.phase is not Phase.LEAVING))
 
 
 def _place(wanted: Wanted, observed: Observed, worker: int, home: str, dry: Set[str], full: Set[str]) -> str | None:
@@ -119,12 +119,12 @@ def _place(wanted: Wanted, observed: Observed, worker: int, home: str, dry: Set[
 
 
 def _running_twice(wanted: Wanted, observed: Observed) -> Iterator[Member]:
-    """Members whose worker also stands elsewhere, where that one is the better to keep."""
+    """Members whose worker also has another TPU, where that one is the better to keep."""
     order = [Phase.RUNNING, Phase.COMING, Phase.STOPPED]
     kept: set[int] = set()
     for member in sorted(
         (m for m in observed.members if m.phase in order),
-        # One that counts in a zone of which nothing was said is not ours to delete in this call: keep it first.
+        # One that counts in a zone that was not named is not ours to delete in this call: keep it first.
         key=lambda m: (m.home in wanted.zones, order.index(m.phase), m.zone != m.home, m.name),
     ):
         if member.worker in kept and member.home in wanted.zones:

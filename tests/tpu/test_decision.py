@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from layertap.errors import UsageError
+from layertap.tpu.config import CreateConfig
+from layertap.tpu.decision import Create, Decision, Delete, decide, decide_deletion
 from layertap.tpu.fleet import Machine, Member, Observed, Phase, Wanted, identity, read_identity, worker_name
-from layertap.tpu.plan import Create, Delete, Plan, plan, plan_deletion
 
 ZONES = ("us-central1-a", "us-central1-b", "europe-west4-a")
 MACHINE = Machine("v5litepod-8", "v2-alpha-tpuv5-lite")
@@ -23,7 +24,7 @@ def wanted(per_zone: int, *zones: str) -> Wanted:
     return Wanted("tpu", zones or ZONES, per_zone)
 
 
-def act(observed: Observed, done: Plan, fails: Set[str] = frozenset()) -> Observed:
+def act(observed: Observed, done: Decision, fails: Set[str] = frozenset()) -> Observed:
     """The fleet after the plan; creations in the zones of `fails` fail after the old TPU was deleted."""
     members = {(m.zone, m.name): m for m in observed.members}
     for action in done.actions:
@@ -40,7 +41,7 @@ def act(observed: Observed, done: Plan, fails: Set[str] = frozenset()) -> Observ
 
 def settle(want: Wanted, observed: Observed) -> Observed:
     for _ in range(10):
-        now = plan(want, observed)
+        now = decide(want, observed)
         if not now.actions:
             return observed
         observed = act(observed, now)
@@ -72,7 +73,7 @@ def test_it_settles_at_full_strength(observed: Observed, strength: int, zones: t
         standing = [m for m in settled.of_home(zone) if m.phase is not Phase.LOST]
         assert len(standing) >= strength
         assert all(m.phase is not Phase.LOST for m in settled.of_home(zone))
-    assert not plan(want, settled).actions
+    assert not decide(want, settled).actions
 
 
 @given(fleets(), strengths)
@@ -92,7 +93,7 @@ def test_ids_stay_dense_and_stable_through_loss_and_interruption(
     for worker, torn in losses:
         fleet = Observed(tuple(replace(m, phase=Phase.LOST) if m.worker == worker else m for m in fleet.members))
         zones = data.draw(zone_lists)
-        fleet = act(fleet, plan(wanted(4, *zones), fleet), fails={torn})
+        fleet = act(fleet, decide(wanted(4, *zones), fleet), fails={torn})
     fleet = settle(wanted(4), fleet)
     assert sorted(m.worker for m in fleet.members) == list(range(12))
 
@@ -101,7 +102,7 @@ def test_ids_stay_dense_and_stable_through_loss_and_interruption(
 def test_it_acts_on_lost_and_double_members_of_named_zones_only(
     observed: Observed, strength: int, zones: tuple[str, ...], dry: frozenset[str], full: frozenset[str]
 ) -> None:
-    done = plan(wanted(strength, *zones), observed, dry, full)
+    done = decide(wanted(strength, *zones), observed, dry, full)
     for action in done.actions:
         gone = action.member if isinstance(action, Delete) else action.replaces
         if gone:
@@ -122,45 +123,45 @@ def test_it_acts_on_lost_and_double_members_of_named_zones_only(
 @given(fleets(), strengths, zone_lists)
 def test_a_plan_depends_on_nothing_but_its_arguments(observed: Observed, strength: int, zones: tuple[str, ...]) -> None:
     shuffled = replace(observed, members=observed.members[::-1])
-    first = plan(wanted(strength, *zones), observed)
-    assert set(map(str, plan(wanted(strength, *zones), shuffled).actions)) == set(map(str, first.actions))
+    first = decide(wanted(strength, *zones), observed)
+    assert set(map(str, decide(wanted(strength, *zones), shuffled).actions)) == set(map(str, first.actions))
 
 
 def test_ids_run_through_the_zones() -> None:
-    names = [action.name for action in plan(wanted(2, "us-central1-a", "us-central1-b"), Observed()).actions]
+    names = [action.name for action in decide(wanted(2, "us-central1-a", "us-central1-b"), Observed()).actions]
     assert names == [f"tpu-us-central1-{end}" for end in ("a-0", "a-1", "b-2", "b-3")]
 
 
 def test_a_lost_workers_id_goes_to_its_replacement() -> None:
     lost = member("us-central1-b", 6, Phase.LOST)
     fleet = Observed((*(member("us-central1-b", worker) for worker in (4, 5, 7)), lost))
-    assert plan(wanted(4, "us-central1-b"), fleet).actions == (
+    assert decide(wanted(4, "us-central1-b"), fleet).actions == (
         Create("us-central1-b", 6, "us-central1-b", "tpu-us-central1-b-6", replaces=lost),
     )
 
 
 def test_a_dry_zone_sends_its_workers_on_and_they_come_home_when_lost() -> None:
     lost = member("us-central1-a", 0, Phase.LOST)
-    (away,) = plan(wanted(1, *ZONES[:2]), Observed((lost, member(ZONES[1], 1))), dry={ZONES[0]}).actions
+    (away,) = decide(wanted(1, *ZONES[:2]), Observed((lost, member(ZONES[1], 1))), dry={ZONES[0]}).actions
     assert away == Create(ZONES[1], 0, ZONES[0], "tpu-us-central1-b-0", lost)
     guest = member(ZONES[1], 0, Phase.LOST, home=ZONES[0])
-    (home,) = plan(wanted(1, *ZONES[:2]), Observed((guest, member(ZONES[1], 1)))).actions
+    (home,) = decide(wanted(1, *ZONES[:2]), Observed((guest, member(ZONES[1], 1)))).actions
     assert home == Create(ZONES[0], 0, ZONES[0], "tpu-us-central1-a-0", guest)
 
 
 def test_while_all_zones_are_dry_the_lost_tpu_is_kept_for_its_id() -> None:
     fleet = Observed((member(ZONES[0], 3, Phase.LOST),))
-    assert plan(wanted(1, ZONES[0]), fleet, dry={ZONES[0]}) == Plan(waiting=1)
+    assert decide(wanted(1, ZONES[0]), fleet, dry={ZONES[0]}) == Decision(waiting=1)
 
 
 def test_a_zone_without_quota_does_not_spend_anothers() -> None:
-    now = plan(wanted(1, *ZONES[:2]), Observed(), full={ZONES[0]})
+    now = decide(wanted(1, *ZONES[:2]), Observed(), full={ZONES[0]})
     assert now.waiting == 1
     assert [action.zone for action in now.actions] == [ZONES[1]]
 
 
 def test_a_foreign_tpu_of_the_same_name_blocks_one_worker_and_no_other() -> None:
-    now = plan(wanted(2, ZONES[0]), Observed(foreign=frozenset({(ZONES[0], "tpu-us-central1-a-0")})))
+    now = decide(wanted(2, ZONES[0]), Observed(foreign=frozenset({(ZONES[0], "tpu-us-central1-a-0")})))
     assert [action.worker for action in now.actions] == [1]
     (sentence,) = now.blocked
     assert "tpu-us-central1-a-0" in sentence
@@ -171,8 +172,8 @@ def test_deleting_takes_guests_with_their_home() -> None:
     guest, other = member(ZONES[1], 0, home=ZONES[0]), member(ZONES[2], 9)
     leaving = member(ZONES[0], 1, Phase.LEAVING)
     fleet = Observed((guest, other, leaving))
-    assert [action.member for action in plan_deletion(fleet, {ZONES[0]}).actions] == [guest]
-    assert [action.member for action in plan_deletion(fleet, None).actions] == [guest, other]
+    assert [action.member for action in decide_deletion(fleet, {ZONES[0]}).actions] == [guest]
+    assert [action.member for action in decide_deletion(fleet, None).actions] == [guest, other]
 
 
 def test_identity_is_read_from_labels_alone() -> None:
@@ -186,12 +187,12 @@ def test_identity_is_read_from_labels_alone() -> None:
 @pytest.mark.parametrize(("prefix", "zone"), [("Tpu", "z"), ("tpu-", "z"), ("a" * 50, "us-central1-a"), ("tpu", "Z")])
 def test_names_that_google_would_refuse_are_refused(prefix: str, zone: str) -> None:
     with pytest.raises(UsageError, match=r"name_prefix|zones"):
-        Wanted(prefix, (zone,), 1)
+        CreateConfig(zones=zone, name_prefix=prefix)
 
 
 def test_an_id_lost_in_two_homes_is_given_to_one_replacement_only() -> None:
     twice = (member(ZONES[0], 2, Phase.LOST), member(ZONES[1], 2, Phase.LOST))
-    now = plan(wanted(1, *ZONES[:2]), Observed(twice))
+    now = decide(wanted(1, *ZONES[:2]), Observed(twice))
     assert now.actions == (
         Create(ZONES[0], 2, ZONES[0], "tpu-us-central1-a-2", replaces=twice[0]),
         Delete(twice[1], "its place is filled"),
@@ -201,5 +202,7 @@ def test_an_id_lost_in_two_homes_is_given_to_one_replacement_only() -> None:
 
 def test_a_worker_away_from_home_takes_no_foreign_name() -> None:
     foreign = frozenset({(ZONES[1], "tpu-us-central1-b-0")})
-    (away,) = plan(wanted(1, *ZONES), Observed(tuple(map(member, ZONES[1:], (1, 2))), foreign), dry={ZONES[0]}).actions
+    (away,) = decide(
+        wanted(1, *ZONES), Observed(tuple(map(member, ZONES[1:], (1, 2))), foreign), dry={ZONES[0]}
+    ).actions
     assert away == Create(ZONES[2], 0, ZONES[0], "tpu-europe-west4-a-0")
