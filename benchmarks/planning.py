@@ -1,7 +1,9 @@
-"""`python -m benchmarks.planning`: what `layertap plan --accelerator cpu` foresees, beside the run that follows.
+"""`python -m benchmarks.planning`: what `layertap plan --accelerator cpu` foresees, beside the run
+that follows.
 
-They take turns, in processes of their own, with an empty compilation cache for each run, so that it compiles as the
-plan says. One JSON line a turn: seconds foreseen and taken, their ratio, and whether the bytes agree.
+They take turns, in processes of their own, with an empty compilation cache for each run, so that it
+compiles as the plan says. One JSON line a turn: seconds foreseen and taken, their ratio, and
+whether the bytes agree.
 """
 
 import json

@@ -1,11 +1,14 @@
-"""The table of TPU configurations in docs/tpu.md, as the TPU compiler gives it, and what chips send each other in them.
+"""The table of TPU configurations in docs/tpu.md, as the TPU compiler gives it, and what chips send
+each other in them.
 
-`python -m benchmarks.tpu_table docs/tpu.md` compiles every step that the table names (half an hour on two cores), and
-puts the table between the page's two markers. The slow tests compile the same steps and compare.
+`python -m benchmarks.tpu_table docs/tpu.md` compiles every step that the table names (half an hour
+on two cores), and puts the table between the page's two markers. The slow tests compile the same
+steps and compare.
 
-Collectives are read from the text of the compiled program (XLA's HLO), where an instruction is written as
-`name = result operation(operands)`. The compiler may merge several of a kind into one, whose result is a tuple, and may
-split one into a start and an end; all of them are found, each shape by itself.
+Collectives are read from the text of the compiled program (XLA's HLO), where an instruction is
+written as `name = result operation(operands)`. The compiler may merge several of a kind into one,
+whose result is a tuple, and may split one into a start and an end; all of them are found, each
+shape by itself.
 """
 
 import json
@@ -29,7 +32,7 @@ _INSTRUCTION = re.compile(
 )
 _SHAPE = re.compile(r"\w+\[[\d,]*\]")
 
-# The result of their start is the operands, then what the end will give, and perhaps scalars to wait on.
+# The result of their start is the operands, then what the end will give, and perhaps scalars.
 _STARTED_WITH_OPERANDS = frozenset({"all-gather", "collective-permute"})
 
 
@@ -99,7 +102,7 @@ def _line(documented: Documented, taps: str, often: CompiledStep, rare: Compiled
 
 
 def compile_with_collectives(step: TpuStep) -> tuple[CompiledStep, dict[str, int]]:
-    """Have `step` compiled in a process of its own, and read its program too; raises as `compile_step` does."""
+    """Have `step` compiled in its own process, and read its program; raises as that does."""
     told = ask_compiler(step, "benchmarks.tpu_table")
     return CompiledStep(**told["compiled"]), told["collectives"]
 
@@ -117,7 +120,7 @@ def collectives(program: str) -> dict[str, int]:
 
 
 def main() -> None:
-    """Replace the table of the page that the command line names; or compile the step that it gives as JSON."""
+    """Replace the table of the page that is named; or compile the step that is given as JSON."""
     if sys.argv[1].startswith("{"):
         compiled, program = compile_here(sys.argv[1])
         print(json.dumps({"compiled": asdict(compiled), "collectives": collectives(program.as_text() or "")}))

@@ -1,4 +1,5 @@
-"""A run on an accelerator, as far as it goes without one: what must not be found out on a card that is lent."""
+"""A run on an accelerator, as far as it goes without one: what must not be found out on a card that
+is lent."""
 
 import json
 import os

@@ -1,4 +1,5 @@
-"""Layertap beside transformers: the comparison runs, is of one device, and its arithmetic is right."""
+"""Layertap beside transformers: the comparison runs, is of one device, and its arithmetic is
+right."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""The run's own step through the real TPU compiler, for every configuration that docs/tpu.md names."""
+"""The run's own step through the real TPU compiler, for every row of the table in docs/tpu.md."""
 
 import itertools
 import json
@@ -72,7 +72,7 @@ def test_a_collective_is_found_and_counted_in_every_form(line: str, expected: di
 
 
 def kernel_shapes(model: str, fsdp: int) -> set[str]:
-    """How a layer's kernels look when they are gathered; with the number of parts ahead where these fill no tiles."""
+    """A layer's kernels as they are gathered; with the parts ahead where these fill no tiles."""
     config = model_config(model)
     hidden, heads = config.hidden_size, config.num_attention_heads * config.head_dim
     qkv = heads + 2 * config.num_key_value_heads * config.head_dim
@@ -82,7 +82,7 @@ def kernel_shapes(model: str, fsdp: int) -> set[str]:
 
 
 def gathered_kernels(sent: Mapping[str, int], model: str, fsdp: int) -> set[str]:
-    """The kernels that are gathered; makes sure that no activation goes from chip to chip, in whatever dtype."""
+    """The kernels that are gathered; no activation may go from chip to chip, in whatever dtype."""
     others = [key.split() for key in sent if not key.split()[1].startswith("s32[")]  # which token ids are
     gathered = {shape for operation, shape in others if operation == "all-gather"}
     assert gathered <= kernel_shapes(model, fsdp)
@@ -109,7 +109,7 @@ def test_a_documented_configuration_fits_as_the_page_says(documented: Documented
     step = documented.step(taps)
     compiled, sent = compile_with_collectives(step)
     memory = parse_accelerator(documented.topology).memory_bytes
-    # What the host has not fetched yet is in its own memory: the chip holds no second step's outputs.
+    # What the host has not fetched yet is in its own memory: the chip holds one step's outputs.
     assert compiled.arguments + compiled.temporaries <= memory
     assert compiled.peak <= memory
     config = model_config(documented.model)
@@ -136,7 +136,7 @@ def test_the_longest_rows_fit_with_all_taps(documented: Documented) -> None:
 
 @pytest.mark.proof
 def test_two_layers_at_most_are_whole_at_a_time() -> None:
-    """Twice the layers need no more room for gathered kernels; gathered as early as the compiler likes, they do."""
+    """Twice the layers need no more room for gathered kernels; with eager gathering they do."""
     shallow, deep = (compile_step(TpuStep("72b", "v5e:8x8", 1, 2048, (last,))) for last in (9, 19))
     layer = 1.76e9  # bytes of one layer's kernels
     assert deep.temporaries < 3.5 * layer

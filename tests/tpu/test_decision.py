@@ -25,7 +25,7 @@ def wanted(per_zone: int, *zones: str) -> Wanted:
 
 
 def act(observed: Observed, done: Decision, fails: Set[str] = frozenset()) -> Observed:
-    """The fleet after the plan; creations in the zones of `fails` fail after the old TPU was deleted."""
+    """The fleet afterwards; creations in zones of `fails` fail after the old TPU was deleted."""
     members = {(m.zone, m.name): m for m in observed.members}
     for action in done.actions:
         gone = action.member if isinstance(action, Delete) else action.replaces
@@ -33,7 +33,8 @@ def act(observed: Observed, done: Decision, fails: Set[str] = frozenset()) -> Ob
             del members[gone.zone, gone.name]
     for action in done.actions:
         if isinstance(action, Create) and action.zone not in fails:
-            # The cloud refuses a second one of the same name, as it would refuse to take over a foreign one.
+            # The cloud refuses a second one of the same name, as it would refuse to take over a
+            # foreign one.
             assert (action.zone, action.name) not in observed.foreign
             members.setdefault((action.zone, action.name), member(action.zone, action.worker, home=action.home))
     return replace(observed, members=tuple(members.values()))
@@ -87,7 +88,7 @@ def test_no_two_tpus_keep_one_worker(observed: Observed, strength: int) -> None:
 def test_ids_stay_dense_and_stable_through_loss_and_interruption(
     losses: list[tuple[int, str]], data: st.DataObject
 ) -> None:
-    """Twelve workers; TPUs are lost, deletions are torn from creations; in the end the same twelve ids run."""
+    """Twelve workers; TPUs are lost, deletions torn from creations; in the end the same ids run."""
     fleet = settle(wanted(4), Observed())
     assert sorted(m.worker for m in fleet.members) == list(range(12))
     for worker, torn in losses:

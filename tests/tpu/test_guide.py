@@ -19,8 +19,8 @@ Running = Callable[[FakeCloudTpu, str], AbstractContextManager[manage_tpus.Proce
 GUIDE = (commands.ROOT / "docs" / "tpu.md").read_text()
 
 PLAN = "layertap plan --model Qwen/Qwen2.5-7B --accelerator v5litepod-64 --dataset_path tasks.jsonl --price_per_hour 20"
-# Every `layertap` and `python` command of the guide, and the test it stands in; those of manage_tpus.sh are run here.
-# A new one fails until a test runs it too.
+# Every `layertap` and `python` command of the guide, and the test it stands in; those of
+# manage_tpus.sh are run here. A new one fails until a test runs it too.
 TESTED_IN = {
     PLAN: "tests/tpu/test_guide.py::test_the_first_plan_is_one_that_the_command_line_takes",
     "layertap plan --model 7b --accelerator v5litepod-64 --tokens 100000000 --format safetensors"
@@ -38,7 +38,7 @@ NEEDS_AN_ACCOUNT = "Commands that begin with `gcloud` **need a cloud\naccount an
 
 
 def printed() -> list[str]:
-    """Every indented command of the guide, its continuation lines joined; what `layertap plan` prints is none."""
+    """Every indented command of the guide, lines joined; what `layertap plan` prints is none."""
     blocks = [block for block in re.findall(r"(?m)(?:^    .+\n)+", GUIDE) if not block.startswith("    run  ")]
     text = "\n".join(line.removeprefix("    ") for block in blocks for line in block.splitlines())
     return re.split(r"\n(?=[a-z.][\w./]* )", text.replace("\\\n", " "))
@@ -66,7 +66,8 @@ def test_the_first_plan_is_one_that_the_command_line_takes() -> None:
 def test_from_nothing_to_32_workers_and_back(
     cloud: FakeCloudTpu, tpu: Tpu, running: Running, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """In this process; that the script passes commands on is proven in tests/test_printed_commands.py."""
+    """In this process; that the script passes commands on is proven in
+    tests/test_printed_commands.py."""
 
     def output_of(command: str) -> str:
         capsys.readouterr()

@@ -1,7 +1,7 @@
 """scripts/manage_tpus.sh: the printed commands, --watch, and Ctrl-C at bad moments.
 
-What only Ctrl-C or two commands beside each other show needs processes. `make test` runs one test of each such kind.
-"""
+What only Ctrl-C or two commands beside each other show needs processes. `make test` runs one test
+of each such kind."""
 
 import os
 import subprocess
@@ -80,7 +80,7 @@ def test_watch_keeps_the_fleet_at_strength(cloud: FakeCloudTpu) -> None:
 def test_watch_waits_out_a_stockout(cloud: FakeCloudTpu, running: Running) -> None:
     cloud.stockouts = {"us-central1-a"}
     with running(cloud, "create --zones us-central1-a --watch") as process:
-        # Waits double from 0.05 s: by the sixth attempt there was one that outlasts a look on any machine.
+        # Waits double from 0.05 s: by the sixth attempt one has outlasted a look on any machine.
         wait_for(lambda: sent(cloud, "POST") >= 6, process)
         cloud.stockouts = set()
         wait_for(lambda: list(cloud.states().values()) == ["READY"], process)

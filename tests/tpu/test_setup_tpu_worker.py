@@ -1,7 +1,8 @@
-"""scripts/setup_tpu_worker.sh for real: a venv, the package from the working tree, a worker that runs, dies, and ends.
+"""scripts/setup_tpu_worker.sh for real: a venv, the package from the working tree, a worker that
+runs, dies, and ends.
 
-Taken from the machine instead of the index are the package's dependencies, by PYTHONPATH: libtpu alone is 300 MB.
-"""
+Taken from the machine instead of the index are the package's dependencies, by PYTHONPATH: libtpu
+alone is 300 MB."""
 
 import os
 import shutil
@@ -59,7 +60,7 @@ class Vm:
         return done.stdout
 
     def files(self) -> dict[str, tuple[int, bytes]]:
-        """Every file that the script made, with the time of its last change; not what the worker writes."""
+        """Every file that the script made, with its last change; not what the worker writes."""
         ours = [path for path in self.home.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
         worker = {self.home / "worker.log", *(self.home / "work").rglob("*"), *(self.home / "huggingface").rglob("*")}
         return {str(path): (path.stat().st_mtime_ns, path.read_bytes()) for path in ours if path not in worker}
@@ -74,7 +75,7 @@ class Vm:
 
 @pytest.fixture(scope="module")
 def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The working tree as far as it is the package; a build leaves its traces there and not here."""
+    """The working tree, as far as it is the package; builds leave their traces there."""
     folder = tmp_path_factory.mktemp("tree")
     shutil.copytree(commands.ROOT / "src", folder / "src", ignore=shutil.ignore_patterns("*.egg-info", "__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
@@ -156,7 +157,7 @@ def test_from_a_bare_vm_to_a_finished_worker_and_nothing_changes_the_second_time
 
 
 def _replace_worker(vm: Vm, body: str) -> None:
-    """Let `body` stand for the program: what the loop does with a worker does not depend on the worker's work."""
+    """Let `body` be the program: the loop does the same for any worker."""
     program = vm.home / "venv/bin/layertap"
     program.parent.mkdir(parents=True, exist_ok=True)
     program.write_text(f"#!/usr/bin/env bash\n{body}\n")

@@ -1,5 +1,8 @@
 """The settings of a run: one frozen dataclass, from which the command line is made.
 
+`RunConfig` is what a run is. `ExtractConfig` is one that can be done; `layertap plan` takes the same settings for one
+that is thought of (`plan.py`).
+
 Each field is one flag, and the sentence under it is the flag's help (`arguments.py` says how the page is made of them).
 Contradictions are refused here, before anything is read. What only the model can tell (does it have that layer?) is
 refused when the model's config has been read.
@@ -30,7 +33,7 @@ _ROW_MULTIPLE = 256
 
 @dataclass(frozen=True)
 class HostsConfig:
-    """One model over the chips of several hosts; a part of `ExtractConfig`."""
+    """One model over the chips of several hosts; a part of `RunConfig`."""
 
     multihost: Annotated[bool, Flag("host")] = False
     """This process is one of several hosts that run one model together. Start the same command on each host. On Cloud
@@ -66,8 +69,8 @@ class HostsConfig:
 
 
 @dataclass(frozen=True)
-class ExtractConfig:
-    """Run a Qwen 2.5 model over ARC tasks or plain text, and save its activations."""
+class RunConfig:
+    """What a run is, whether it is to be done or planned."""
 
     dataset_path: Annotated[str | None, Flag(metavar="PATH", needed="required, or --sharded_dataset_dir")] = None
     """ARC tasks or plain text: a JSONL or JSON file, or a folder of JSON files. A local path, or a URL such as
@@ -211,25 +214,11 @@ class ExtractConfig:
         for flag, folder in (("output_dir", self.output_dir), ("checkpoint_dir", self.checkpoint_dir)):
             require("://" not in folder, f"--{flag} {folder}: is a URL; give a local folder")
         self._require_other_place(self.upload.upload_to)
-        self._require_one_dataset()
         port = self.metrics_port
         require(port is None or 0 <= port <= 65535, f"--metrics_port must be 0 to 65535, not {port}")
         require(min(self.layers_to_extract, default=0) >= 0, "--layers_to_extract counts layers from 0")
         require(len(self.activation_type) > 0, "--activation_type needs at least one of residual, mlp, attn")
         require(self.worker >= 0, f"--worker_id must not be negative, but is {self.worker}")
-
-    def _require_one_dataset(self) -> None:
-        if self.sharded.sharded_dataset_dir is None:
-            require(self.dataset_path is not None, "give --dataset_path, or --sharded_dataset_dir")
-            return
-        require(self.dataset_path is None, "give one of --dataset_path and --sharded_dataset_dir")
-        settings = {"dataset_format": "auto", "max_tasks": None, "total_machines": 1, "checkpointing": True}
-        for name, default in settings.items():
-            require(
-                getattr(self, name) == default,
-                f"--{name} does not go with --sharded_dataset_dir: its shards are what they are, each goes to one"
-                " worker, and a worker always goes on in a shard that it has begun",
-            )
 
     def _require_other_place(self, upload_to: str | None) -> None:
         if upload_to is None or "://" in upload_to:
@@ -268,6 +257,26 @@ class ExtractConfig:
     def shard_bytes(self) -> int:
         """The largest shard, in bytes of uncompressed activations."""
         return int(self.shard_size_gb * 1e9)
+
+
+@dataclass(frozen=True)
+class ExtractConfig(RunConfig):
+    """Run a Qwen 2.5 model over ARC tasks or plain text, and save its activations."""
+
+    def __post_init__(self) -> None:
+        """Refuse no dataset and two, and values that contradict each other; raises UsageError."""
+        super().__post_init__()
+        if self.sharded.sharded_dataset_dir is None:
+            require(self.dataset_path is not None, "give --dataset_path, or --sharded_dataset_dir")
+            return
+        require(self.dataset_path is None, "give one of --dataset_path and --sharded_dataset_dir")
+        settings = {"dataset_format": "auto", "max_tasks": None, "total_machines": 1, "checkpointing": True}
+        for name, default in settings.items():
+            require(
+                getattr(self, name) == default,
+                f"--{name} does not go with --sharded_dataset_dir: its shards are what they are, each goes to one"
+                " worker, and a worker always goes on in a shard that it has begun",
+            )
 
 
 def local_path(text: str) -> Path:

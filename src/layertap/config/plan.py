@@ -1,7 +1,8 @@
-"""The settings of `layertap plan`: the flags of the run that is being thought of, and a few of its own.
+"""The settings of `layertap plan`: those of the run that is thought of, and a few of its own.
 
-`PlanConfig` is an `ExtractConfig`, so the command to be planned can be taken as it stands, and no flag of the run can
-be forgotten here. Without `--batch_size` the plan recommends one, where the run would take a cautious one.
+A user can plan a command as it is written: each flag of a run is one of its plan. But a plan is not
+a run that could be done: its dataset may be a number of tokens, its model a mere size. Without
+`--batch_size` the plan recommends one, where the run would take a cautious one.
 """
 
 from dataclasses import dataclass
@@ -11,24 +12,24 @@ import tyro
 
 from layertap.config.arguments import Flag
 from layertap.config.checks import require
-from layertap.config.extract import ExtractConfig
+from layertap.config.extract import RunConfig
 
 
 @dataclass(frozen=True)
-class PlanConfig(ExtractConfig):
+class PlanConfig(RunConfig):
     """Say what a run would need: tokens, bytes, memory, time and money."""
 
     dataset_path: Annotated[str | None, Flag(metavar="PATH", needed="required, or --tokens")] = None
-    """ARC tasks or plain text: a JSONL or JSON file, or a folder of JSON files. A local path, or a URL such as
-    gs://bucket/tasks.jsonl."""
+    """ARC tasks or plain text: a JSONL or JSON file, or a folder of JSON files. A local path, or a
+    URL such as gs://bucket/tasks.jsonl."""
 
     model_path: Annotated[str, tyro.conf.arg(aliases=["--model"]), Flag(metavar="MODEL")] = "Qwen/Qwen2.5-0.5B"
-    """A model of the Hugging Face Hub, a folder with its checkpoint, or a published size such as 7b. No weight is
-    read."""
+    """A model of the Hugging Face Hub, a folder with its checkpoint, or a published size such as
+    7b. No weight is read."""
 
     accelerator: Annotated[str, Flag("plan", "NAME")] = "cpu"
-    """What the run would use: a TPU such as v5litepod-64, v4-32 or v6e-8; GPUs of one host, such as h200x1, h100x8 or
-    a100x1; or cpu, this machine, which is then measured for some seconds."""
+    """What the run would use: a TPU such as v5litepod-64, v4-32 or v6e-8; GPUs of one host, such as
+    h200x1, h100x8 or a100x1; or cpu, this machine, which is then measured for some seconds."""
 
     workers: Annotated[int, Flag("plan")] = 1
     """How many of these accelerators share the work evenly."""
@@ -54,8 +55,8 @@ class PlanConfig(ExtractConfig):
     """How fast one host uploads, where --gcs_bucket or --upload_to is given."""
 
     compiler: Annotated[bool, Flag("plan")] = True
-    """Ask the TPU compiler how much memory a step needs, which takes a minute or more. With --no_compiler, memory is
-    estimated."""
+    """Ask the TPU compiler how much memory a step needs, which takes a minute or more. With
+    --no_compiler, memory is estimated."""
 
     json: Annotated[bool, Flag("plan")] = False
     """Print the plan as JSON."""
@@ -69,8 +70,6 @@ class PlanConfig(ExtractConfig):
         for name in ("disk_gb_per_second", "network_gb_per_second"):
             value = getattr(self, name)
             require(value is None or value > 0, f"--{name} must be more than 0, not {value}")
-
-    def _require_one_dataset(self) -> None:
         require(
             self.sharded.sharded_dataset_dir is None,
             "to plan, give the dataset as it was before it was cut into shards, by --dataset_path",

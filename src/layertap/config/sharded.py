@@ -1,4 +1,4 @@
-"""Settings of a dataset in shards, a part of `ExtractConfig`."""
+"""Settings of a dataset in shards, a part of `RunConfig`."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""Settings of the upload, a part of `ExtractConfig`; and the flags of `layertap stats`."""
+"""Settings of the upload, a part of `RunConfig`; and the flags of `layertap stats`."""
 
 from dataclasses import dataclass
 from typing import Annotated

@@ -23,7 +23,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 import layertap
-from layertap.config.extract import ExtractConfig, local_path
+from layertap.config.extract import ExtractConfig, RunConfig, local_path
 from layertap.config.sharded import ShardedConfig
 from layertap.core.records import Record
 from layertap.core.taps import Tap
@@ -166,7 +166,7 @@ def for_part(setup: Setup, part: Part) -> Setup:
     )
 
 
-def resolve_run_taps(config: ExtractConfig, model: Qwen2Config) -> tuple[Tap, ...]:
+def resolve_run_taps(config: RunConfig, model: Qwen2Config) -> tuple[Tap, ...]:
     """Every (layer, site) that `config` asks for; raises ModelError for layers that `model` does not have."""
     num_layers = model.num_hidden_layers
     impossible = [layer for layer in config.layers_to_extract if layer >= num_layers]
@@ -179,7 +179,7 @@ def resolve_run_taps(config: ExtractConfig, model: Qwen2Config) -> tuple[Tap, ..
     return resolve_taps(layers, tuple(dict.fromkeys(config.activation_type)), num_layers)
 
 
-def format_of_shards(config: ExtractConfig, model: Qwen2Config, taps: tuple[Tap, ...]) -> ShardFormat:
+def format_of_shards(config: RunConfig, model: Qwen2Config, taps: tuple[Tap, ...]) -> ShardFormat:
     """How the run's shards are written."""
     return ShardFormat(
         layers=tuple(sorted({tap.layer for tap in taps})),
@@ -191,7 +191,7 @@ def format_of_shards(config: ExtractConfig, model: Qwen2Config, taps: tuple[Tap,
     )
 
 
-def prompt_maker(config: ExtractConfig, checkpoint: Checkpoint) -> PromptMaker:
+def prompt_maker(config: RunConfig, checkpoint: Checkpoint) -> PromptMaker:
     """What makes the run's prompts, with the checkpoint's tokenizer; raises an InputError where it cannot."""
     tokenizer = load_tokenizer(checkpoint.folder)
     if tokenizer.vocab_size > checkpoint.config.vocab_size:
@@ -221,7 +221,7 @@ def _mesh(config: ExtractConfig, checkpoint: Checkpoint, num_layers: int) -> Mes
     return None if mesh.size == 1 else mesh
 
 
-def window_rules(config: ExtractConfig, hosts: Hosts, devices: int) -> WindowRules:
+def window_rules(config: RunConfig, hosts: Hosts, devices: int) -> WindowRules:
     """What the windows of one of `hosts` depend on, where `devices` of its own share its steps."""
     machine, machines = hosts.share(config.machine_id, config.total_machines)
     return WindowRules(

@@ -1,16 +1,16 @@
 """What can be rented, by name, with the figures that decide how fast it can be.
 
-    accelerator type       chips                       topology, as the TPU compiler names it
-    v5litepod-N            N (v5e; 16 GB each)         v5e:XxY
-    v6e-N                  N (32 GB each)              v6e:XxY
-    v4-N, v5p-N            N / 2 (32 GB, 95 GB each)   v4:XxYxZ, v5p:XxYxZ; N counts the two cores of a chip
-    a100xN, h100xN, h200xN N, 1 to 8: SXM modules of one host
+    accelerator type        chips                      topology, as the TPU compiler names it
+    v5litepod-N             N (v5e; 16 GB each)        v5e:XxY
+    v6e-N                   N (32 GB each)             v6e:XxY
+    v4-N, v5p-N             N / 2 (32 GB, 95 GB each)  v4:XxYxZ, v5p:XxYxZ; N counts cores
+    a100xN, h100xN, h200xN  N, 1 to 8: SXM modules of one host
     cpu                    this machine
 
-Sources: for TPUs cloud.google.com/tpu/docs/v4, v5e, v5p and v6e, and the scaling book (tpus); for GPUs NVIDIA's data
-sheets (dense bfloat16 peak, memory, NVLink in one direction, PCIe 4 or 5 x16 less a fifth). Memory is in decimal GB as
-Google prints it. The compiler grants a little less than the binary figure (15.75 GiB on v5e), so a step that fits in
-the decimal one fits.
+Sources: for TPUs cloud.google.com/tpu/docs/v4, v5e, v5p and v6e, and the scaling book (tpus); for
+GPUs NVIDIA's data sheets (dense bfloat16 peak, memory, NVLink in one direction, PCIe 4 or 5 x16
+less a fifth). Memory is in decimal GB as Google prints it. The compiler grants a little less than
+the binary figure (15.75 GiB on v5e), so a step that fits in the decimal one fits.
 """
 
 import math
@@ -46,14 +46,14 @@ class Accelerator:
     host_bandwidth: float = 0.0
     """Bytes a second from the chip to its host."""
     link_bandwidth: float = 0.0
-    """Bytes a second that a chip gathers from its neighbours: over one axis of a TPU at least, in both directions."""
+    """Bytes a second that a chip gathers from its neighbours; on TPU both ways along one axis."""
     disk: Assumption | None = None
     """What the disk of a host writes; None: to be measured."""
     topology: str | None = None
     """As the TPU compiler names it."""
 
 
-#                                            memory, bf16, float32, memory bandwidth, to the host, NVLink
+# Memory; bfloat16 and float32 peaks; rates of memory, to the host, and of NVLink.
 _GPUS = {
     "a100": Accelerator("", "gpu", 1, 1, 80 * 10**9, 312e12, 19.5e12, 2.0e12, 25e9, 300e9, GPU_DISK),
     "h100": Accelerator("", "gpu", 1, 1, 80 * 10**9, 989e12, 67e12, 3.35e12, 50e9, 450e9, GPU_DISK),
@@ -124,7 +124,7 @@ def _tpu(name: str, generation: str, grid: tuple[int, ...]) -> Accelerator:
 
 
 def _even_grid(chips: int, dimensions: int) -> tuple[int, ...]:
-    """The most even grid of powers of two, in the cloud's own order: 8 -> 2x4 or 2x2x2, 4 -> 2x2x1, 32 -> 2x4x4."""
+    """The most even grid of powers of two, in the cloud's order: 8 is 2x4, 4 is 2x2x1."""
     powers = chips.bit_length() - 1
     sides = [powers // dimensions + (position >= dimensions - powers % dimensions) for position in range(dimensions)]
     return tuple(2**side for side in sorted(sides, key=lambda side: (side == 0, side)))

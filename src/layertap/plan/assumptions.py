@@ -1,4 +1,4 @@
-"""What a plan takes for granted, each figure with where it comes from; a plan prints those that it used."""
+"""What a plan takes for granted, each figure with its source; a plan prints those that it used."""
 
 from typing import NamedTuple
 

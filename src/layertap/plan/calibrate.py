@@ -1,11 +1,13 @@
 """How fast this machine is, measured for some seconds by the run's own code.
 
-A few layers of the model's shape, with random weights, run one of the run's own steps: once as it is packed, once with
-its samples cut into blocks. The difference is attention's, so two rates come out, of tokens and of (query, key) pairs.
-Then the run's own writer commits the step's activations as a shard, into a temporary folder: that gives the rate of
-encoding and of the disk, and what gzip makes of them (real activations compress a little differently).
+A few layers of the model's shape, with random weights, run one of the run's own steps: once as it
+is packed, once with its samples cut into blocks. The difference is attention's, so two rates come
+out, of tokens and of (query, key) pairs. Then the run's own writer commits the step's activations
+as a shard, into a temporary folder: that gives the rate of encoding and of the disk, and what gzip
+makes of them (real activations compress a little differently).
 
-Everything shares the processor's cores, so what counts beside the clock is how many seconds of them each stage takes.
+Everything shares the processor's cores, so what counts beside the clock is how many seconds of them
+each stage takes.
 """
 
 import tempfile
@@ -95,7 +97,7 @@ def measure_speed(run: PlannedRun, work: Workload) -> Speed:
 
 
 def _rates(step: Step, layers: int, packed: Spent, cut: Spent) -> tuple[Spent, Spent]:
-    """Of a token and of a pair in one layer, from the step as it is packed and as it is cut into blocks."""
+    """Of a token and of a pair in one layer, from the step as it is packed and cut into blocks."""
     pairs = visited_pairs(step)
     fewer = pairs - visited_pairs(_cut(step))
     if fewer < _TELLING_SHARE * pairs:  # samples are short: their attention counts as the tokens' own
@@ -118,7 +120,7 @@ def _affordable(run: PlannedRun, step: Step) -> Step:
 
 
 def _cut(step: Step) -> Step:
-    """The same tokens in samples no longer than a block of queries, so that attention visits one block for each."""
+    """The same tokens in samples of one block of queries, of which attention visits one each."""
     blocks = list(product(range(step.rows), range(0, step.length, BLOCK)))
     places = [Placement(n, row, start, min(BLOCK, step.length - start)) for n, (row, start) in enumerate(blocks)]
     return Step(step.rows, step.length, tuple(places))

@@ -98,8 +98,8 @@ class Plan:
 def make_plan(config: PlanConfig, note: Callable[[str], None]) -> Plan:
     """Plan the run; `note` is called with what takes time.
 
-    Raises an InputError as the run would, UsageError for an unknown accelerator, DoesNotFitError where not even one row
-    fits.
+    Raises an InputError as the run would, UsageError for an unknown accelerator, DoesNotFitError
+    where not even one row fits.
     """
     accelerator = parse_accelerator(config.accelerator)
     run = planned_run(config)

@@ -1,8 +1,9 @@
 """From work and rates to hours and money: pure arithmetic.
 
-A run is a pipeline: while the device computes a step, activations of the one before go to the host, a shard is encoded
-and another is uploaded. So it takes as long as its slowest stage, which is the bottleneck. Each stage is estimated at a
-slow and at a fast end; the ends differ where we do not know how well the device will be used.
+A run is a pipeline: while the device computes a step, activations of the one before go to the host,
+a shard is encoded and another is uploaded. So it takes as long as its slowest stage, which is the
+bottleneck. Each stage is estimated at a slow and at a fast end; the ends differ where we do not
+know how well the device will be used.
 """
 
 import math
@@ -37,7 +38,7 @@ StageName = Literal["compute", "interconnect", "device to host", "input", "encod
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of the pipeline, with the seconds it takes of one accelerator, if it does all the work alone."""
+    """One stage of the pipeline, with its seconds where one accelerator does all the work."""
 
     name: StageName
     slow: float
@@ -46,7 +47,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Times:
-    """How long a run takes on all the accelerators it is given, in seconds, and what it waits for."""
+    """How long a run takes on all its accelerators, in seconds, and what it waits for."""
 
     stages: tuple[Stage, ...]
     slow: float
@@ -129,7 +130,7 @@ def _even(name: StageName, seconds: float) -> Stage:
 
 
 def _compressible_as(run: PlannedRun) -> str:
-    """How compressible what is stored is: a storage dtype, or "exact" for float32 products in float32."""
+    """What decides compression: the storage dtype, or "exact" for float32 products in float32."""
     dtype = run.form.dtype.name
     return "exact" if (dtype, run.config.compute_dtype) == ("float32", "float32") else dtype
 
@@ -151,7 +152,7 @@ def pipelined(stages: Sequence[Stage], accelerators: int) -> Times:
 
 
 def measured_times(run: PlannedRun, work: Workload, speed: Speed) -> Times:
-    """On this machine: stages overlap, but they share its cores, of which the run gets as many as the step did."""
+    """On this machine: stages overlap, but share the cores, as many as the step had."""
     layers = run.num_layers
     compute = speed.token.times(work.computed_tokens * layers) + speed.pair.times(work.visited_pairs * layers)
     encoding = speed.byte.times(work.output.activations)

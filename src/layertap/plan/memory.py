@@ -1,12 +1,14 @@
 """What a step takes of a chip's memory, and how many rows fit.
 
-On TPU the real compiler says so, where it is installed (`tpu_compile`). Elsewhere, and with `--no_compiler`, it is
-estimated from shapes: good enough to choose a number of rows, not to go to the limit. A step may take `_USABLE` of a
-chip's memory by the estimate, since frameworks keep some for themselves.
+On TPU the real compiler says so, where it is installed (`tpu_compile`). Elsewhere, and with
+`--no_compiler`, it is estimated from shapes: good enough to choose a number of rows, not to go to
+the limit. A step may take `_USABLE` of a chip's memory by the estimate, since frameworks keep some
+for themselves.
 
-Without a number of rows, the plan recommends the largest power of two that fits, `_MOST_ROWS` at most: more rows make
-products no faster, and more of a window is left over for steps of one row. The compiler takes a minute for each
-question, so it is not asked about rows that are far too many by the estimate.
+Without a number of rows, the plan recommends the largest power of two that fits, `_MOST_ROWS` at
+most: more rows make products no faster, and more of a window is left over for steps of one row. The
+compiler takes a minute for each question, so it is not asked about rows that are far too many by
+the estimate.
 """
 
 from collections.abc import Callable, Sequence
@@ -31,8 +33,9 @@ from layertap.plan.tpu_compile import TpuStep, compile_step
 _USABLE = 0.9
 _WORTH_ASKING = 1.2  # estimates are within 10 % of the compiler's figures
 _MOST_ROWS = 16
-# Float32 values of the stream's width that a token takes at once: the stream, queries, keys, temporaries; and the share
-# of all activations that is on a TPU, on its way to the host. Fitted to the compiler's figures (docs/LOG.md).
+# Float32 values of the stream's width that a token takes at once: the stream, queries, keys,
+# temporaries; and the share of all activations that is on a TPU, on its way to the host. Fitted to
+# the compiler's figures (docs/LOG.md).
 _STREAMS = 6
 _ON_THEIR_WAY = 0.7
 # Float32 values of the MLP's width, for the tokens that go through it together.
@@ -57,7 +60,7 @@ class Fit:
     """The steps that fit."""
 
     rows: int
-    """Rows of the first rung on each chip: those asked for, where they fit; else what is recommended."""
+    """Rows of the first rung on each chip: those asked for, where they fit; else recommended."""
     memory: ChipMemory
     longest_row: int
     """The longest row, of which there is one on each chip."""
@@ -69,7 +72,8 @@ Measure = Callable[[int, int], ChipMemory]
 
 
 def find_fit(measure: Measure, rows: int, ladder: Sequence[int]) -> Fit:
-    """The most rows of the first rung, of `rows` halved and halved again, and the longest row of `ladder` that fit.
+    """The most rows of the first rung, of `rows` halved and halved again, and the longest row of
+    `ladder` that fit.
 
     Raises DoesNotFitError where one row of the first rung is too much.
     """
@@ -104,12 +108,12 @@ def run_weight_bytes(run: PlannedRun) -> int:
 
 @cache
 def _bytes_of(model: Qwen2Config, layers: int, dtype: np.dtype) -> int:
-    """Kept: building the shapes of a large model takes a second, and each number of rows is asked about."""
+    """Kept: the shapes of a large model take a second, and each number of rows is asked about."""
     return weight_bytes(weights.abstract_model(model, layers, dtype))
 
 
 def fit_on(run: PlannedRun, accelerator: Accelerator, note: Callable[[str], None]) -> Fit:
-    """What of the run's steps fits; `note` is told what takes time. Raises DoesNotFitError where nothing does."""
+    """The steps that fit; `note` hears what takes time. Raises DoesNotFitError where none does."""
     ladder = row_ladder(run.config.row_length, run.config.max_seq_length)
     mesh = mesh_shape(run, accelerator)
     compiled = accelerator.topology is not None and run.config.compiler and find_spec("libtpu") is not None
@@ -148,6 +152,7 @@ def estimate_memory(run: PlannedRun, accelerator: Accelerator, mesh: MeshShape, 
     block = gcd(_TOKEN_BLOCK[accelerator.platform], tokens)
     passing = tokens * width * _STREAMS * _FLOAT32 + block * model.intermediate_size * _MLP_VALUES * _FLOAT32
     captured = tokens * run.values_per_token * transfer_dtype(run.compute_dtype, run.form.dtype).itemsize
-    # A TPU program hands activations to the host as it goes on; others hold all of them until the step has ended.
+    # A TPU program hands activations to the host as it goes on; others hold all of them until the
+    # step has ended.
     outputs = captured * (_ON_THEIR_WAY if accelerator.platform == "tpu" else _IN_FLIGHT)
     return ChipMemory(round(held + passing + outputs), compiled=False)

@@ -1,6 +1,8 @@
-"""The run that is being thought of: its model's shape, its taps and its files. No weight of it is read.
+"""The run that is being thought of: its model's shape, its taps and its files. No weight of it is
+read.
 
-Also how many operations its forward pass is: products and causal attention; norms and the like are less than a percent.
+Also how many operations its forward pass is: products and causal attention; norms and the like are
+less than a percent.
 """
 
 import re
@@ -53,7 +55,7 @@ class PlannedRun:
         return self.form.name == "pickle" and self.form.compress
 
     def checkpoint(self) -> Checkpoint:
-        """Where the tokenizer is; raises UsageError where there is none, ModelError where it cannot be fetched."""
+        """Where the tokenizer is; raises UsageError or ModelError where it cannot be had."""
         if self.config.tokenizer is not None:
             return Checkpoint(local_path(self.config.tokenizer), None, self.model)
         if not Path(self.config.model_path).expanduser().is_dir() and "/" not in self.config.model_path:
@@ -91,11 +93,11 @@ def layer_products(config: Qwen2Config) -> int:
 
 
 def forward_flops(config: Qwen2Config, layers: int, tokens: float, attended: float) -> float:
-    """Operations of `layers` layers on so many tokens, of which `attended` (query, key) pairs see each other."""
+    """Operations of `layers` layers on tokens with `attended` (query, key) pairs."""
     heads = config.num_attention_heads * config.head_dim
     return 2.0 * layers * (layer_products(config) * tokens + 2 * heads * attended)
 
 
 def causal_pairs(tokens: float) -> float:
-    """(query, key) pairs of one sample of so many tokens: each sees itself and what is before it."""
+    """(query, key) pairs of a sample of so many tokens: each sees itself and those before it."""
     return tokens * (tokens + 1) / 2

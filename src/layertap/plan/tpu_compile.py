@@ -1,8 +1,8 @@
 """What the real TPU compiler says of a step, on a machine that has no TPU.
 
-libtpu (extra `tpu`) compiles for a described topology. The step that is compiled is the run's own (`StepProgram`), from
-shapes alone: no weight is read, no memory of that size is needed. The compiler refuses what does not fit, and says how
-much it would use.
+libtpu (extra `tpu`) compiles for a described topology. The step that is compiled is the run's own
+(`StepProgram`), from shapes alone: no weight is read, no memory of that size is needed. The
+compiler refuses what does not fit, and says how much it would use.
 
 libtpu reads its settings when JAX starts, so the compilation is a process of its own:
 `python -m layertap.plan.tpu_compile JSON`. It takes some 10 s (0.5B) to a minute (72B).
@@ -28,7 +28,8 @@ from layertap.plan.planned import model_config
 if TYPE_CHECKING:
     from jax.stages import Compiled
 
-# libtpu asks the cloud it expects around it, and takes a lock against a second process: neither makes sense here.
+# libtpu asks the cloud it expects around it, and takes a lock against a second process: neither
+# makes sense here.
 COMPILER_ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
     "TPU_SKIP_MDS_QUERY": "1",
@@ -74,8 +75,8 @@ def compile_step(step: TpuStep) -> CompiledStep:
 def ask_compiler(step: TpuStep, module: str) -> dict[str, Any]:
     """What the process `python -m module STEP` prints of a step that it has compiled.
 
-    Raises UsageError where libtpu is missing, DoesNotFitError, with the compiler's own figure, where it does not fit,
-    and DeviceError where it fails otherwise.
+    Raises UsageError where libtpu is missing, DoesNotFitError, with the compiler's own figure,
+    where it does not fit, and DeviceError where it fails otherwise.
     """
     done = subprocess.run(
         [sys.executable, "-m", module, json.dumps(asdict(step))],
@@ -97,7 +98,7 @@ def ask_compiler(step: TpuStep, module: str) -> dict[str, Any]:
 
 
 def compile_here(text: str) -> "tuple[CompiledStep, Compiled]":
-    """Compile the step that `text` says as JSON in this process, whose environment is `COMPILER_ENVIRONMENT`."""
+    """Compile the step that `text` is as JSON, in a process with `COMPILER_ENVIRONMENT`."""
     import layertap.extract  # noqa: F401, I001 - quietens XLA, which must come before jax
     from jax.experimental import topologies
 

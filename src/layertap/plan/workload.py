@@ -1,8 +1,10 @@
-"""How much work a run is: its samples and tokens, the steps they are packed into, and the bytes that come out.
+"""How much work a run is: its samples and tokens, the steps they are packed into, and the bytes
+that come out.
 
-With a dataset, the run's own code reads it, makes its prompts, tokenises and packs them: what is counted is exact. For
-a number of tokens alone, windows of prompts of the usual lengths stand in (log-normal, as ARC-AGI-1's are), and are
-packed by the same code; nothing is exact then but the activations' bytes.
+With a dataset, the run's own code reads it, makes its prompts, tokenises and packs them: what is
+counted is exact. For a number of tokens alone, windows of prompts of the usual lengths stand in
+(log-normal, as ARC-AGI-1's are), and are packed by the same code; nothing is exact then but the
+activations' bytes.
 """
 
 import math
@@ -74,10 +76,11 @@ class Workload:
 def count_dataset(
     config: PlanConfig, checkpoint: Checkpoint, form: ShardFormat, *, devices: int, hosts: int = 1
 ) -> Workload:
-    """Count `config.dataset_path` exactly, for `hosts` of so many devices each; raises an InputError as the run would.
+    """Count `config.dataset_path` exactly, for `hosts` of so many devices each; raises an
+    InputError as the run would.
 
-    Each host takes its share of the tasks and writes its own shards; in each window all run as many steps of a shape as
-    the one that needs most (extract/hosts.py).
+    Each host takes its share of the tasks and writes its own shards; in each window all run as many
+    steps of a shape as the one that needs most (extract/hosts.py).
     """
     assert config.dataset_path is not None
     maker = prompt_maker(config, checkpoint)
@@ -144,7 +147,7 @@ def _workload(hosts: Sequence[_Tally], part: float = 1.0) -> Workload:
 
 
 def visited_pairs(step: Step) -> int:
-    """(query, key) pairs in the blocks that `attend_flash` visits; the GPU kernel's blocks are of about that size."""
+    """(query, key) pairs in the blocks that `attend_flash` visits; on GPU about as many."""
     firsts = np.arange(0, step.length, BLOCK)
     needed = np.tile(firsts, (step.rows, 1))  # the first key that each block of queries needs; padding needs itself
     for place in step.placements:
@@ -155,7 +158,7 @@ def visited_pairs(step: Step) -> int:
 
 
 def blank_manifest(config: PlanConfig, form: ShardFormat, special_ids: frozenset[int]) -> Manifest:
-    """The run's manifest as far as shards repeat it; a fingerprint has 64 digits, whatever they are."""
+    """The run's manifest as far as shards repeat it; any fingerprint has 64 digits."""
     return Manifest(
         fingerprint="0" * 64,
         identity={},
@@ -173,7 +176,7 @@ def blank_manifest(config: PlanConfig, form: ShardFormat, special_ids: frozenset
 
 
 def usual_workload(config: PlanConfig, form: ShardFormat, *, devices: int, hosts: int = 1) -> Workload:
-    """What `config.tokens` of prompts of the usual lengths are, for `hosts` of so many devices each."""
+    """What `config.tokens` of usual prompts are, for `hosts` of so many devices each."""
     assert config.tokens is not None
     rules = window_rules(config, Hosts(0, hosts), devices)
     lengths = typical_lengths(rules)
@@ -186,7 +189,7 @@ def usual_workload(config: PlanConfig, form: ShardFormat, *, devices: int, hosts
 
 
 def typical_lengths(rules: WindowRules) -> list[int]:
-    """A window of prompts of the usual lengths, long and short in turn, none longer than allowed."""
+    """A window of prompts of the usual lengths, long and short in turn, none over the limit."""
     spread = math.sqrt(2 * math.log(TYPICAL_MEAN.value / TYPICAL_MEDIAN.value))
     quantiles = NormalDist(math.log(TYPICAL_MEDIAN.value), spread)
     count = rules.window_samples

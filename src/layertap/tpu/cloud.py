@@ -1,10 +1,12 @@
 """A fleet in Google Cloud, through Google's own client over REST.
 
-REST and not gRPC: one port of plain HTTPS passes every proxy, and a server for tests is a page of Python. The client is
-in the extra `tpu-ops` and is imported when a command needs it (a third of a second).
+REST and not gRPC: one port of plain HTTPS passes every proxy, and a server for tests is a page of
+Python. The client is in the extra `tpu-ops` and is imported when a command needs it (a third of a
+second).
 
-A command's first look covers all zones that the project can use, not only those it names: ids must be unique over the
-whole fleet, whichever part of it is spoken of. That is two requests a zone, in parallel.
+A command's first look covers all zones that the project can use, not only those it names: ids must
+be unique over the whole fleet, whichever part of it is spoken of. That is two requests a zone, in
+parallel.
 """
 
 import os
@@ -33,7 +35,8 @@ from layertap.tpu.refusals import translated
 
 _SCOPES = ("https://www.googleapis.com/auth/cloud-platform",)
 _AT_ONCE = 32
-# A TPU takes minutes to make; after this long the operation is left to itself, and the next look shows its result.
+# A TPU takes minutes to make; after this long the operation is left to itself, and the next look
+# shows its result.
 _LONGEST_OPERATION = 1800.0
 
 T = TypeVar("T")
@@ -46,8 +49,8 @@ class Cloud:
     def __init__(self, config: TpuConfig) -> None:
         """Connect with the user's credentials, or without any to a plain http:// endpoint.
 
-        An unsteady answer is waited for twice as long as a poll. Raises AccessError where there are no credentials,
-        UsageError where no project is known.
+        An unsteady answer is waited for twice as long as a poll. Raises AccessError where there are
+        no credentials, UsageError where no project is known.
         """
         self._config = config
         credentials, project = _credentials(config)
@@ -73,7 +76,7 @@ class Cloud:
         transport.operations_client.transport._session.close()
 
     def reconnect(self) -> None:
-        """Read the credentials again, since the user may have logged in; raises AccessError where there are none."""
+        """Read the credentials again, after a login; raises AccessError where there are none."""
         fresh = _connected(self._config, _credentials(self._config)[0])
         self.close()
         self._client = fresh
@@ -102,9 +105,9 @@ class Cloud:
     def create(self, action: Create, machine: Machine) -> bool:
         """Make a TPU, or join the queue for it; returns once Google says that it is done.
 
-        False where something of that name exists already: the next look will show whose it is. What a failed creation
-        leaves behind is deleted. Raises DeletedError, NoCapacityError, QuotaError, AccessError, UsageError or
-        UnreachableError.
+        False where something of that name exists already: the next look will show whose it is. What
+        a failed creation leaves behind is deleted. Raises DeletedError, NoCapacityError,
+        QuotaError, AccessError, UsageError or UnreachableError.
         """
         if action.replaces:
             self.delete(action.replaces)
@@ -125,10 +128,12 @@ class Cloud:
         return True
 
     def delete(self, member: Member) -> None:
-        """Delete a member's request and TPU; returns once both are gone. What is gone already is no error.
+        """Delete a member's request and TPU; returns once both are gone. What is gone already is no
+        error.
 
-        It looks once more, since minutes can pass between a look and this: what has a lost member's name by then and
-        is not lost is somebody's replacement. It is left alone, as is what is not the fleet's.
+        It looks once more, since minutes can pass between a look and this: what has a lost member's
+        name by then and is not lost is somebody's replacement. It is left alone, as is what is not
+        the fleet's.
         """
         with translated(f"deleting {member.name} in {member.zone}"):
             for found in self._look(member.zone, member.request or member.name):
@@ -169,7 +174,7 @@ class Cloud:
         )
 
     def _clear(self, action: Create) -> bool:
-        """Delete what a creation left behind that Google accepted and then failed at; whether somebody does so now."""
+        """Delete what a failed creation left behind; returns whether somebody else does so now."""
         try:
             found = self._look(action.zone, action.name)
             for left in found:

@@ -1,11 +1,12 @@
-"""The commands `layertap tpu create | status | recreate-preempted | delete | list`, each returning its exit status.
+"""The commands `layertap tpu create | status | recreate-preempted | delete | list`, each returning
+its exit status.
 
-What happens on the way goes to the standard error output, the result to the standard output. Exit status: 0 as wanted,
-1 Google had no room (or no answer), 2 only the user can help.
+What happens on the way goes to the standard error output, the result to the standard output. Exit
+status: 0 as wanted, 1 Google had no room (or no answer), 2 only the user can help.
 
-A newcomer tries `create --dry_run` first, before there is a project, credentials, or Google's client. Nothing can be
-looked at then, so what is printed is decided for an empty project, and says so. Google's client is therefore imported
-only when a command connects.
+A newcomer tries `create --dry_run` first, before there is a project, credentials, or Google's
+client. Nothing can be looked at then, so what is printed is decided for an empty project, and says
+so. Google's client is therefore imported only when a command connects.
 """
 
 import json

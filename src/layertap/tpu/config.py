@@ -1,8 +1,9 @@
-"""The flags of `layertap tpu ...`, as in `layertap.config.extract`: one field, one flag, one sentence.
+"""The flags of `layertap tpu ...`, as in `layertap.config.extract`: one field, one flag, one
+sentence.
 
-They are here because nothing else reads them. Neither Google's client nor JAX is imported, so that `--help` is quick
-and works without the `tpu-ops` extra. The flags of the workers are read too, as `layertap extract` will read them:
-otherwise many billed machines would find a mistake.
+They are here because nothing else reads them. Neither Google's client nor JAX is imported, so that
+`--help` is quick and works without the `tpu-ops` extra. The flags of the workers are read too, as
+`layertap extract` will read them: otherwise many billed machines would find a mistake.
 """
 
 import math
@@ -26,7 +27,8 @@ class TpuConfig:
     """Zones, separated by commas, such as us-central1-a,us-central1-b."""
 
     name_prefix: Annotated[str, Flag(metavar="NAME")] = "tpu"
-    """The name of the fleet. Its TPUs are called NAME-{zone}-{worker id}, and have the name as a label."""
+    """The name of the fleet. Its TPUs are called NAME-{zone}-{worker id}, and have the name as a
+    label."""
 
     project: Annotated[str | None, Flag(default="GOOGLE_CLOUD_PROJECT, or that of your credentials")] = None
     """The Google Cloud project."""
@@ -38,7 +40,8 @@ class TpuConfig:
     """Print the result as JSON. Progress goes to standard error."""
 
     poll_seconds: Annotated[float, Flag(metavar="SECONDS")] = 30.0
-    """How long to wait between two looks at the cloud, and at first after a zone had no capacity."""
+    """How long to wait between two looks at the cloud, and at first after a zone had no
+    capacity."""
 
     def __post_init__(self) -> None:
         """Refuse names that Google would refuse; raises UsageError."""
@@ -89,10 +92,12 @@ class FleetConfig(TpuConfig):
     """What the commands share that bring a fleet to strength."""
 
     workers_per_zone: int = 1
-    """How many workers each zone should have. Each worker is one TPU of --tpu_type, with all its chips."""
+    """How many workers each zone should have. Each worker is one TPU of --tpu_type, with all its
+    chips."""
 
     tpu_type: Annotated[str | None, Flag(metavar="TYPE", default="v5litepod-8 in a new fleet")] = None
-    """The type of each worker's TPU, such as v5litepod-8 (one machine with 8 chips), v4-8 or v6e-8."""
+    """The type of each worker's TPU, such as v5litepod-8 (one machine with 8 chips), v4-8 or
+    v6e-8."""
 
     runtime_version: Annotated[str | None, Flag(metavar="NAME", default="the one that Google names for the type")] = (
         None
@@ -100,14 +105,15 @@ class FleetConfig(TpuConfig):
     """The image of the TPU VM."""
 
     startup: Annotated[str | None, Flag(metavar="FILE")] = None
-    """A script that each TPU VM runs whenever it boots, such as scripts/setup_tpu_worker.sh. Without it, the TPUs do
-    nothing and cost as much."""
+    """A script that each TPU VM runs whenever it boots, such as scripts/setup_tpu_worker.sh.
+    Without it, the TPUs do nothing and cost as much."""
 
     package: Annotated[str | None, Flag(metavar="URL")] = None
     """What the startup script installs: a wheel (gs:// or https://), or git+https://...@commit."""
 
     extract_flags: Annotated[str | None, Flag(metavar="FLAGS")] = None
-    """The flags of `layertap extract` on each worker, as one string. {worker} stands for the id of the worker."""
+    """The flags of `layertap extract` on each worker, as one string. {worker} stands for the id of
+    the worker."""
 
     service_account: Annotated[str | None, Flag(metavar="EMAIL", default="the default one of the project")] = None
     """The account that the workers use."""
@@ -153,13 +159,15 @@ class CreateConfig(FleetConfig):
     """Create the workers that are missing, and replace those that were lost."""
 
     spot: bool = True
-    """Use spot TPUs, which cost less and can be taken away at any time. With --no_spot, use on-demand ones."""
+    """Use spot TPUs, which cost less and can be taken away at any time. With --no_spot, use
+    on-demand ones."""
 
     queued: bool = False
     """Wait in Google's queue (queued resources), instead of asking for a TPU at once."""
 
     external_ips: bool = True
-    """Give the workers external addresses. Without them, the network needs Cloud NAT and Private Google Access."""
+    """Give the workers external addresses. Without them, the network needs Cloud NAT and Private
+    Google Access."""
 
 
 @dataclass(frozen=True)
@@ -168,7 +176,8 @@ class RecreateConfig(FleetConfig):
 
 
 def _check_worker_flags(text: str, workers: int) -> None:
-    """Read the flags as the first and the last worker will; raises UsageError where one could not start.
+    """Read the flags as the first and the last worker will; raises UsageError where one could not
+    start.
 
     It also does where they would do the same work.
     """

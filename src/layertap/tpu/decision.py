@@ -2,15 +2,17 @@
 
 What it promises, and tests/tpu/test_decision.py proves on random fleets:
 
-- Done and decided again until nothing is left to do, it ends with `workers_per_zone` workers counting in each zone.
+- Done and decided again until nothing is left to do, it ends with `workers_per_zone` workers
+  counting in each zone.
 - No two TPUs keep the same worker id, and a lost worker's id goes to its replacement.
 - Ids are dense: a new worker gets the lowest one that nobody has.
 - Only members are named in its actions, and running ones only where a worker runs twice.
 
-A lost TPU is deleted in the same action that replaces it, and only when there is somewhere to put the replacement: the
-TPU's label is what remembers the id. If the two are torn apart (Ctrl-C), the id is free, and as the lowest free id it
-is the next to be given out. Should two zones mend at once, they may swap such ids; that costs nothing, since what a
-worker has done is kept under its id in the bucket, not in its zone.
+A lost TPU is deleted in the same action that replaces it, and only when there is somewhere to put
+the replacement: the TPU's label is what remembers the id. If the two are torn apart (Ctrl-C), the
+id is free, and as the lowest free id it is the next to be given out. Should two zones mend at once,
+they may swap such ids; that costs nothing, since what a worker has done is kept under its id in the
+bucket, not in its zone.
 """
 
 from collections.abc import Iterable, Iterator, Set
@@ -58,7 +60,7 @@ class Decision:
 
     actions: tuple[Action, ...] = ()
     blocked: tuple[str, ...] = ()
-    """One sentence for each worker whose name is taken by a TPU that is not the fleet's: only the user can help."""
+    """A sentence for each worker whose name a foreign TPU has: only the user can help."""
     waiting: int = 0
     """Workers that are wanted, but whose zones are closed for the time being."""
     withheld: int = 0
@@ -73,8 +75,9 @@ class Decision:
 def decide(wanted: Wanted, observed: Observed, dry: Set[str] = frozenset(), full: Set[str] = frozenset()) -> Decision:
     """Decide what brings `observed` nearer to `wanted`.
 
-    A zone in `dry` has no capacity for now: its workers go to the next zone of the list. A zone in `full` has used up
-    the project's quota: its workers wait, since moving them would spend a quota that was meant for others.
+    A zone in `dry` has no capacity for now: its workers go to the next zone of the list. A zone in
+    `full` has used up the project's quota: its workers wait, since moving them would spend a quota
+    that was meant for others.
     """
     duplicates = list(_running_twice(wanted, observed))
     actions: list[Action] = [Delete(member, "this worker runs twice") for member in duplicates]
@@ -107,7 +110,7 @@ def decide_deletion(observed: Observed, zones: Set[str] | None) -> Decision:
 
 
 def _place(wanted: Wanted, observed: Observed, worker: int, home: str, dry: Set[str], full: Set[str]) -> str | None:
-    """The first open zone, beginning at home, where the worker's name is not taken; None where it has to wait."""
+    """The first open zone, from home on, where the worker's name is free; None: it has to wait."""
     if home in full:
         return None
     start = wanted.zones.index(home)
@@ -124,7 +127,7 @@ def _running_twice(wanted: Wanted, observed: Observed) -> Iterator[Member]:
     kept: set[int] = set()
     for member in sorted(
         (m for m in observed.members if m.phase in order),
-        # One that counts in a zone that was not named is not ours to delete in this call: keep it first.
+        # One that counts in a zone that was not named is not ours to delete now: keep it first.
         key=lambda m: (m.home in wanted.zones, order.index(m.phase), m.zone != m.home, m.name),
     ):
         if member.worker in kept and member.home in wanted.zones:
@@ -133,7 +136,7 @@ def _running_twice(wanted: Wanted, observed: Observed) -> Iterator[Member]:
 
 
 def _split_lost(members: list[Member], taken: Set[int], missing: int) -> tuple[list[Member | None], list[Member]]:
-    """The lost members that get a replacement, lowest id first, and those whose place or id is filled already."""
+    """The lost members that are replaced, lowest id first, and those that need not be."""
     lost = sorted((m for m in members if m.phase is Phase.LOST), key=lambda m: (m.worker, m.name))
     first_of_id = {member.worker: member for member in reversed(lost)}
     replaced = [m for m in lost if m is first_of_id[m.worker] and m.worker not in taken][:missing]

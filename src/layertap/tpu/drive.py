@@ -1,19 +1,22 @@
 """Look, decide, act, and again, until the fleet is as it should be; with `--watch`, for good.
 
-Two things are remembered between looks: which zones are closed, which only saves requests, and what each worker's TPU
-was last like, because a lost one is deleted before the next is made and may have been the last that was left to copy.
-Neither decides what is done. So an interruption at any point leaves nothing that the next call, here or on another
-machine, could misunderstand: what Google has begun goes on, and the labels say whose it is.
+Two things are remembered between looks: which zones are closed, which only saves requests, and what
+each worker's TPU was last like, because a lost one is deleted before the next is made and may have
+been the last that was left to copy. Neither decides what is done. So an interruption at any point
+leaves nothing that the next call, here or on another machine, could misunderstand: what Google has
+begun goes on, and the labels say whose it is.
 
-A zone is closed for a while after it refused a TPU: no capacity, no quota, no answer. The first wait is one poll, each
-further one twice as long, up to twenty; a zone that gives a TPU starts again at one. Waits are not spread at random:
-creations are named, so clients that come at the same time cannot do each other's work twice.
+A zone is closed for a while after it refused a TPU: no capacity, no quota, no answer. The first
+wait is one poll, each further one twice as long, up to twenty; a zone that gives a TPU starts again
+at one. Waits are not spread at random: creations are named, so clients that come at the same time
+cannot do each other's work twice.
 
-A command makes nothing more once a worker's TPU, which it has made or found, is being deleted or is gone, though
-neither lost nor deleted by this command. Somebody takes the fleet down, and what would be made after `delete` has said
-that nothing is left, would be billed and nobody would know. It ends all creations and not that worker's alone, since
-another's may just be on its way to a zone where `delete` no longer looks. Only a `--watch` goes on, because it is there
-to keep the fleet whatever happens.
+A command makes nothing more once a worker's TPU, which it has made or found, is being deleted or is
+gone, though neither lost nor deleted by this command. Somebody takes the fleet down, and what would
+be made after `delete` has said that nothing is left, would be billed and nobody would know. It ends
+all creations and not that worker's alone, since another's may just be on its way to a zone where
+`delete` no longer looks. Only a `--watch` goes on, because it is there to keep the fleet whatever
+happens.
 """
 
 import time
@@ -56,7 +59,7 @@ class Drive:
     """One command's way with one fleet."""
 
     def __init__(self, cloud: Cloud, zones: Iterable[str], poll_seconds: float, say: Say) -> None:
-        """Look everywhere once, then at `zones` and wherever the fleet was found; tell what is done with `say`."""
+        """Look everywhere once, then at `zones` and where the fleet is; report by `say`."""
         self.observed = Observed()
         self.deleted: set[int] = set()
         """Workers whose TPU somebody else has deleted under this command."""
@@ -92,8 +95,8 @@ class Drive:
     def until_done(self, decide: Decide, machine_for: MachineFor) -> Decision:
         """Go on until nothing more can be done now; returns the plan that says what is left.
 
-        Requests in Google's queue are left there. Nothing more is made once somebody deletes what this command has made
-        or found.
+        Requests in Google's queue are left there. Nothing more is made once somebody deletes what
+        this command has made or found.
         """
         while True:
             now = self._decide(decide)
@@ -107,7 +110,7 @@ class Drive:
                 return now
 
     def for_good(self, decide: Decide, machine_for: MachineFor) -> None:
-        """Keep the fleet at strength until interrupted, or until something is wrong that cannot pass."""
+        """Keep the fleet at strength until interrupted, or until an error that will not pass."""
         told: Decision | None = None
         while True:
             try:
@@ -133,7 +136,7 @@ class Drive:
         return now
 
     def _may_pass(self, error: InputError) -> bool:
-        """Whether a watch outlasts it: logins run out and are renewed, and what Google has found or taken was right."""
+        """Whether a watch outlasts it: logins are renewed, and Google took these flags before."""
         if isinstance(error, AccessError | NotFoundError):
             return self._has_worked
         return self._has_made
@@ -146,7 +149,7 @@ class Drive:
                 self._say(str(still))
 
     def _decide(self, decide: Decide) -> Decision:
-        """Look, and decide: a zone without quota keeps its workers, those of other closed zones may go elsewhere."""
+        """Look and decide; workers of a zone without quota wait, those of other closed ones move."""
         observed = self.look()
         closed = self._closed(time.monotonic())
         full = {zone for zone in closed if isinstance(self._closings[zone].reason, QuotaError)}
@@ -156,7 +159,7 @@ class Drive:
         return {zone for zone, closing in self._closings.items() if closing.until > now}
 
     def _act(self, actions: Iterable[Action], machine_for: MachineFor) -> None:
-        """Do all actions at the same time; the first error that only the user can mend is raised when all are done."""
+        """Do all actions at once, then raise the first error that only the user can mend."""
         work = [(it, machine_for(it, self._last_seen) if isinstance(it, Create) else None) for it in actions]
         outcomes = in_parallel(lambda pair: self._try(*pair), work)
         done = [(action, outcome) for (action, _), outcome in zip(work, outcomes, strict=True)]

@@ -1,12 +1,15 @@
-"""What a fleet is: workers with numbers that stay, on TPUs that come and go; as a table and as JSON too.
+"""What a fleet is: workers with numbers that stay, on TPUs that come and go; as a table and as JSON
+too.
 
-A fleet has the name given by `--name_prefix`, as a label on each of its TPUs; nothing without that label belongs to it.
-Each worker has an id, counted from 0 over all zones of the fleet, and a home zone, in whose number it counts. Both are
-labels too, so that the cloud itself is the only record: any machine may go on where another was interrupted.
+A fleet has the name given by `--name_prefix`, as a label on each of its TPUs; nothing without that
+label belongs to it. Each worker has an id, counted from 0 over all zones of the fleet, and a home
+zone, in whose number it counts. Both are labels too, so that the cloud itself is the only record:
+any machine may go on where another was interrupted.
 
-A worker's TPU is called `{prefix}-{zone}-{id}`. The id in the name is the worker's, not a number within the zone: so a
-worker that moves to another zone for want of capacity can never clash with a worker that lives there, and two calls at
-the same time ask for the same names, of which the cloud grants each once.
+A worker's TPU is called `{prefix}-{zone}-{id}`. The id in the name is the worker's, not a number
+within the zone: so a worker that moves to another zone for want of capacity can never clash with a
+worker that lives there, and two calls at the same time ask for the same names, of which the cloud
+grants each once.
 """
 
 import re
@@ -87,12 +90,12 @@ class Member:
 
     @property
     def does(self) -> str:
-        """What it does, in a word; those that only wait in Google's queue apart from those being made."""
+        """What it does, in a word; "queued" while it only waits in Google's queue."""
         return _QUEUED if self.queueing else self.phase.value
 
     @property
     def being_deleted(self) -> bool:
-        """Whether somebody deletes it, this command or another; a preempted one is never deleted by Google itself."""
+        """Whether somebody deletes it; Google itself never deletes a preempted one."""
         return self.state == "DELETING"
 
 
@@ -136,7 +139,7 @@ def identity(prefix: str, worker: int, home: str) -> dict[str, str]:
 
 
 def read_identity(labels: Mapping[str, str], prefix: str, zone: str) -> tuple[int, str] | None:
-    """Worker id and home zone of a TPU with these labels; None where it is no member of the fleet."""
+    """Worker id and home zone of a TPU with these labels; None: it is not of the fleet."""
     worker = labels.get(WORKER_LABEL, "")
     if labels.get(FLEET_LABEL) != prefix or not (worker.isascii() and worker.isdecimal()):
         return None
@@ -159,7 +162,7 @@ def members_table(members: Iterable[Member]) -> str:
 
 
 def zones_table(observed: Observed, zones: Sequence[str], wanted: int | None) -> str:
-    """One line for each zone: how many workers count there, what they do, and how many of `wanted` are missing."""
+    """A line for each zone: its workers by what they do, and how many of `wanted` are missing."""
     words = [Phase.RUNNING.value, _QUEUED, *(phase.value for phase in _COUNTED)]
     rows = []
     for zone in zones:

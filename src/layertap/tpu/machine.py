@@ -1,4 +1,4 @@
-"""What a new TPU is made like: from the flags, or as the one it replaces was; and what is billed for it."""
+"""What a new TPU is like: as the flags say, or as the one it replaces; and what is billed."""
 
 import re
 from collections.abc import Mapping
@@ -20,7 +20,8 @@ _RUNTIMES = {
 }
 _USUAL_TYPE = "v5litepod-8"
 _TYPE = re.compile(r"(?P<generation>v\w+)-(?P<number>\d+)")
-# In these names the number counts cores, of which a chip has two (https://cloud.google.com/tpu/docs/v4).
+# In these names the number counts cores, of which a chip has two
+# (https://cloud.google.com/tpu/docs/v4).
 _NAMED_BY_CORES = ("v2", "v3", "v4", "v5p")
 
 STARTUP = "startup-script"
@@ -31,8 +32,8 @@ EXTRACT_FLAGS = "layertap-extract-flags"
 def new_machine(config: CreateConfig) -> Machine:
     """The machine that the flags of `create` describe.
 
-    Raises UsageError for a type that has no known image, and where the set-up script and what it reads are not both
-    there: such TPUs would be billed and do nothing.
+    Raises UsageError for a type that has no known image, and where the set-up script and what it
+    reads are not both there: such TPUs would be billed and do nothing.
     """
     tpu_type = config.tpu_type or _USUAL_TYPE
     runtime = config.runtime_version or _runtime_for(tpu_type)
@@ -57,7 +58,7 @@ def altered(machine: Machine, config: FleetConfig) -> Machine:
 
 
 def like(action: Create, last_seen: Mapping[int, Member]) -> Machine | None:
-    """The machine to make again: the worker's own, else that of one of its home zone that runs, else that of any."""
+    """The machine to make again: the worker's own, else a running one of its home, else any."""
     if own := action.replaces or last_seen.get(action.worker):
         return own.machine
     others = sorted(
@@ -100,7 +101,7 @@ def _script(config: FleetConfig) -> str:
 
 
 def cost(machine: Machine, count: int) -> str:
-    """What so many of them are, counted in what is billed; and a warning where they would be idle."""
+    """What so many of them are, as they are billed; and a warning where they would be idle."""
     each = chips(machine.tpu_type)
     total = "" if each is None else f" ({each} chips each, {count * each} chips in all)"
     price = "spot" if machine.spot else "on-demand"

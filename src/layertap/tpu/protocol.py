@@ -21,7 +21,7 @@ _NODE_PHASES = {
     _State.TERMINATED: Phase.LOST,
     _State.UNKNOWN: Phase.LOST,  # "unknown state after a failed repair"
 }
-# A request in one of these decides, whatever its TPU says; in the others the TPU does, once there is one.
+# A request in one of these decides, whatever its TPU says; in the others its TPU, if there is one.
 _REQUEST_PHASES = {
     _Request.FAILED: Phase.LOST,
     _Request.SUSPENDED: Phase.LOST,

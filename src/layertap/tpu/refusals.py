@@ -1,12 +1,13 @@
 """What Cloud TPU's refusals mean, and what can be done about each: translated once, here.
 
-A want of capacity and a want of quota have the same status, RESOURCE_EXHAUSTED, and only the text tells them apart:
-every quota message names a "quota", no capacity message does. Capacity errors come seldom as the answer to the request
-and mostly as the result of the operation that it began, minutes later; both ways end here.
+A want of capacity and a want of quota have the same status, RESOURCE_EXHAUSTED, and only the text
+tells them apart: every quota message names a "quota", no capacity message does. Capacity errors
+come seldom as the answer to the request and mostly as the result of the operation that it began,
+minutes later; both ways end here.
 
-The client's exceptions tell less than they seem to: over REST they are chosen by HTTP status, so a direct answer is
-never AlreadyExists or FailedPrecondition but Conflict or BadRequest, and its message begins with the URL. Google's own
-status and words are in the answer's body.
+The client's exceptions tell less than they seem to: over REST they are chosen by HTTP status, so a
+direct answer is never AlreadyExists or FailedPrecondition but Conflict or BadRequest, and its
+message begins with the URL. Google's own status and words are in the answer's body.
 """
 
 from collections.abc import Iterator
@@ -35,7 +36,7 @@ _COME_BACK_LATER = ("FAILED_PRECONDITION", "ABORTED", "CANCELLED")
 
 @contextmanager
 def translated(what: str) -> Iterator[None]:
-    """Turn what Google's client raises inside into our own errors, each beginning with `what` was being done."""
+    """Turn errors of Google's client into our own; each begins with `what` was being done."""
     try:
         yield
     except exceptions.GoogleAPICallError as error:

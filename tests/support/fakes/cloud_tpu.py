@@ -1,4 +1,5 @@
-"""The Cloud TPU v2 REST API on loopback, for `google.cloud.tpu_v2.TpuClient` as it is installed, with nothing patched.
+"""The Cloud TPU v2 REST API on loopback, for `google.cloud.tpu_v2.TpuClient` as it is installed,
+with nothing patched.
 
     GET                /v2/projects/{p}/locations                              zones
     GET, POST          /v2/projects/{p}/locations/{z}/nodes[?nodeId=]          TPUs, in pages
@@ -7,11 +8,11 @@
     GET, DELETE        /v2/projects/{p}/locations/{z}/queuedResources/{id}[?force=]
     GET                /v2/projects/{p}/locations/{z}/operations/{id}
 
-Creating and deleting answer with an operation, which ends after `operation_polls` questions about it; only then does
-its node become READY, or vanish, or does the operation carry an error. As with the real API, a want of capacity is
-found out there and not in the answer to the request. What the real API adds and this one does not have: multi-slice
-requests, reservations, starting and stopping, and the hours that things take.
-"""
+Creating and deleting answer with an operation, which ends after `operation_polls` questions about
+it; only then does its node become READY, or vanish, or does the operation carry an error. As with
+the real API, a want of capacity is found out there and not in the answer to the request. What the
+real API adds and this one does not have: multi-slice requests, reservations, starting and stopping,
+and the hours that things take."""
 
 import re
 import threading
@@ -50,7 +51,7 @@ class _Operation:
 
 @dataclass
 class FakeCloudTpu(Loopback):
-    """Serves while used as a context manager; what happens in the cloud is set by its public attributes at any time."""
+    """Serves while used as a context manager; public attributes say what happens in the cloud."""
 
     operation_polls: int = 1
     page_size: int = 3
@@ -97,7 +98,7 @@ class FakeCloudTpu(Loopback):
             self.nodes[key]["state"] = state
 
     def suspend(self, name: str) -> None:
-        """Take the TPU of a queued resource away, as preemption does: the node goes, the request is SUSPENDED."""
+        """Take the TPU of a queued resource away, as preemption does."""
         with self.lock:
             (key,) = (key for key in self.requests if key[1] == name)
             self.requests[key]["state"] = {"state": "SUSPENDED"}
@@ -203,7 +204,7 @@ class FakeCloudTpu(Loopback):
         return {"name": operation.name, "done": done, **(operation.result or {})}
 
     def finish_operations(self) -> None:
-        """End every operation that was begun, whether or not anyone asks after it, as the cloud does."""
+        """End every operation that was begun, as the cloud does, whether or not anyone asks."""
         with self.lock:
             for operation in self._operations.values():
                 if operation.result is None:

@@ -1,11 +1,11 @@
 """The metadata server of a Google Cloud VM, and the bucket that its account can read, on loopback.
 
-    GET /computeMetadata/v1/instance/attributes/{name}                      the attribute, or 404
-    GET /computeMetadata/v1/instance/service-accounts/default/token         an access token
-    GET /storage/v1/b/{bucket}/o/{object}?alt=media                         an object, for that token only
+    GET /computeMetadata/v1/instance/attributes/{name}                the attribute, or 404
+    GET /computeMetadata/v1/instance/service-accounts/default/token   an access token
+    GET /storage/v1/b/{bucket}/o/{object}?alt=media                   an object, for that token only
 
-As the real one does, it refuses questions about metadata without the header `Metadata-Flavor: Google`.
-"""
+As the real one does, it refuses questions about metadata without the header `Metadata-Flavor:
+Google`."""
 
 import json
 from http.server import BaseHTTPRequestHandler
