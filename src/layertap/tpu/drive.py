@@ -149,7 +149,7 @@ class Drive:
                 self._say(str(still))
 
     def _decide(self, decide: Decide) -> Decision:
-        """Look and decide; workers of a zone without quota wait, those of other closed ones move."""
+        """Look and decide; workers wait where a quota is used up, and leave other closed zones."""
         observed = self.look()
         closed = self._closed(time.monotonic())
         full = {zone for zone in closed if isinstance(self._closings[zone].reason, QuotaError)}

@@ -4,8 +4,8 @@
     GET /computeMetadata/v1/instance/service-accounts/default/token   an access token
     GET /storage/v1/b/{bucket}/o/{object}?alt=media                   an object, for that token only
 
-As the real one does, it refuses questions about metadata without the header `Metadata-Flavor:
-Google`."""
+Like the real one, it refuses questions about metadata without `Metadata-Flavor: Google`.
+"""
 
 import json
 from http.server import BaseHTTPRequestHandler
