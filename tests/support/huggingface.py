@@ -28,9 +28,8 @@ def activations(folder: Path, token_ids: Sequence[int], dtype: str = "float32") 
         return hook
 
     for index, layer in enumerate(model.layers):
-        layer.register_forward_hook(keep(Tap(index, "residual")))
-        layer.mlp.register_forward_hook(keep(Tap(index, "mlp")))
-        layer.self_attn.register_forward_hook(keep(Tap(index, "attn")))
+        for site, module in (("residual", layer), ("mlp", layer.mlp), ("attn", layer.self_attn)):
+            module.register_forward_hook(keep(Tap(index, site)))
     with torch.no_grad(), float64_throughout() if dtype == "float64" else nullcontext():
         model(torch.tensor([list(token_ids)]))
     return captured

@@ -17,7 +17,6 @@ import re
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from fakes.loopback import Loopback
@@ -53,43 +52,29 @@ class FakeHub(Loopback):
         """Close every connection without an answer."""
         self.breaks_off: dict[str, int] = {}
         """File name -> after how many bytes its next download ends; used up by that download."""
-        self._commits: dict[str, dict[str, Files]] = {}
-        self._latest: dict[str, str] = {}
+        self.commits: dict[str, dict[str, Files]] = {}
+        """Model -> hash -> files, the latest commit last."""
         self.endpoint = self._serve(_Handler, hub=self)
 
     def publish(self, repo_id: str, folder: Path) -> str:
         """Make the files of `folder`, as they are now, the latest commit of a model; returns the commit's hash."""
         files = {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
         commit = hashlib.sha1(b"".join(name.encode() + content for name, content in files.items())).hexdigest()
-        self._commits.setdefault(repo_id, {})[commit] = files
-        self._latest[repo_id] = commit
+        commits = self.commits.setdefault(repo_id, {})
+        commits.pop(commit, None)
+        commits[commit] = files
         return commit
 
     def environment(self, home: Path, **settings: str) -> dict[str, str]:
         """This process's environment with the client's settings for this Hub, and its cache and token in `home`."""
         inherited = {name: value for name, value in os.environ.items() if not _DECIDES_FOR_CLIENT.match(name)}
-        return {
-            **inherited,
-            "HF_ENDPOINT": self.endpoint,
-            "HF_HOME": str(home),
-            "HF_HUB_DISABLE_XET": "1",
-            **settings,
-        }
+        known = {"HF_ENDPOINT": self.endpoint, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1"}
+        return {**inherited, **known, **settings}
 
     def downloads(self) -> list[str]:
         """The files whose content was asked for, in order."""
         matches = [_RESOLVE.fullmatch(request.path) for request in self.requests if request.method == "GET"]
         return [match["file"] for match in matches if match]
-
-    def find(self, repo_id: str, revision: str) -> tuple[str, Files] | None:
-        """The commit's hash and files, or None where this model has no such revision."""
-        commit = self._latest[repo_id] if revision == "main" else revision
-        files = self._commits[repo_id].get(commit)
-        return None if files is None else (commit, files)
-
-    def shows(self, repo_id: str, *, logged_in: bool) -> bool:
-        """Whether the model exists as far as this client may know."""
-        return repo_id in self._latest and (logged_in or repo_id not in self.private)
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -117,15 +102,20 @@ class _Handler(BaseHTTPRequestHandler):
         credentials = self.headers.get("Authorization")
         if credentials not in (None, f"Bearer {TOKEN}"):
             return self._refuse(401, "", "Invalid credentials in Authorization header")
-        if not self.hub.shows(repo_id, logged_in=credentials is not None):
+        commits = self.hub.commits.get(repo_id)
+        if commits is None or (credentials is None and repo_id in self.hub.private):
             # The code goes with 401 too: the client guesses it from the status for https addresses only.
             return self._refuse(404 if credentials else 401, "RepoNotFound", "Invalid username or password.")
-        found = self.hub.find(repo_id, revision or "main")
-        if found is None:
+        commit = [*commits][-1] if revision in (None, "main") else revision
+        if commit not in commits:
             return self._refuse(404, "RevisionNotFound", f"Invalid rev id: {revision}")
+        files = commits[commit]
         if file is not None:
-            return self._resolve(repo_id, *found, file)
-        return self._send_json(_tree(found[1]) if what == "tree" else _info(repo_id, *found))
+            return self._resolve(repo_id, commit, files, file)
+        sizes = [{"type": "file", "path": it, "size": len(files[it]), "oid": _blob_id(files[it])} for it in files]
+        info = {"id": repo_id, "sha": commit, "siblings": [{"rfilename": name} for name in files]}
+        body = json.dumps(sizes if what == "tree" else info).encode()
+        return self._send(200, body, {"Content-Type": "application/json"})
 
     def _resolve(self, repo_id: str, commit: str, files: Files, file: str) -> None:
         if repo_id in self.hub.gated:
@@ -143,9 +133,6 @@ class _Handler(BaseHTTPRequestHandler):
         asked = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
         return int(asked[1]) if asked else 0
 
-    def _send_json(self, value: Any) -> None:
-        self._send(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
-
     def _refuse(self, status: int, code: str, message: str) -> None:
         self._send(status, json.dumps({"error": message}).encode(), {"X-Error-Code": code, "X-Error-Message": message})
 
@@ -158,17 +145,6 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(content[:cut])
         if cut is not None:
             self.close_connection = True
-
-
-def _info(repo_id: str, commit: str, files: Files) -> dict[str, Any]:
-    return {"id": repo_id, "sha": commit, "siblings": [{"rfilename": name} for name in files]}
-
-
-def _tree(files: Files) -> list[dict[str, Any]]:
-    return [
-        {"type": "file", "path": name, "size": len(content), "oid": _blob_id(content)}
-        for name, content in files.items()
-    ]
 
 
 def _blob_id(content: bytes) -> str:
