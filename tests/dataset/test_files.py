@@ -1,4 +1,4 @@
-"""What a folder holds, and how Kaggle's answers join their tasks; what is no task is a bad record with its place."""
+"""What a folder holds, and how Kaggle's answers join their tasks."""
 
 import json
 

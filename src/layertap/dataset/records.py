@@ -1,12 +1,14 @@
 """From a path to checked records: the whole way, with ids and duplicates.
 
-A record's id is the first of: its file's stem or its key, where one of these names it; its own `task_id`, `id` or
-`uid`; `task_00000012` (`text_00000012`), the number being the record's place in the dataset, counted from 0. For a
-JSONL file that is the row. Malformed records are counted too, so leaving them out changes no other record's id.
+A record's id is the first of: its file's stem or its key, where one of these names it; its own
+`task_id`, `id` or `uid`; `task_00000012` (`text_00000012`), the number being the record's place in
+the dataset, counted from 0. For a JSONL file that is the row. Malformed records are counted too, so
+leaving them out changes no other record's id.
 
-Duplicates are found by 8-byte hashes of the ids. As Python keeps them, each costs 60 to 90 bytes of memory (82 MB for a
-million); an id made from a number costs one byte. Two different ids that share a hash would be called duplicates: among
-ten million ids the chance of any such pair is 3 in a million, and it would be reported, not silent.
+Duplicates are found by 8-byte hashes of the ids. As Python keeps them, each costs 60 to 90 bytes of
+memory (82 MB for a million); an id made from a number costs one byte. Two different ids that share
+a hash would be called duplicates: among ten million ids the chance of any such pair is 3 in a
+million, and it would be reported, not silent.
 """
 
 import re
@@ -37,20 +39,23 @@ _CHECKS: Mapping[RecordKind, Callable[[object, str], Task | Document]] = {
 def read_records(
     path: str, *, dataset_format: DatasetFormat = "auto", max_tasks: int | None = None
 ) -> Iterator[Record]:
-    """The records of a dataset in dataset order, of which at most the first `max_tasks`, good or bad.
+    """The records of a dataset in dataset order, of which at most the first `max_tasks`, good or
+    bad.
 
-    `path` is a file or folder, local (`~` allowed) or any URL that fsspec serves; files may be gzip. `DatasetFormat`
-    lists the formats. Nothing is opened before the first record is asked for. JSONL files are read line by line and
-    folders file by file, so they may be larger than memory; a file that is a single JSON value is read whole.
+    `path` is a file or folder, local (`~` allowed) or any URL that fsspec serves; files may be
+    gzip. `DatasetFormat` lists the formats. Nothing is opened before the first record is asked for.
+    JSONL files are read line by line and folders file by file, so they may be larger than memory; a
+    file that is a single JSON value is read whole.
 
-    A malformed record comes as `BadTask`, and reading goes on after it: whether to stop is the caller's choice. Raises
-    DatasetError where there is no dataset: nothing there, nothing in it, not readable, not JSON, or no known shape.
+    A malformed record comes as `BadTask`, and reading goes on after it: whether to stop is the
+    caller's choice. Raises DatasetError where there is no dataset: nothing there, nothing in it,
+    not readable, not JSON, or no known shape.
     """
     yield from check_records(raw_records(locate(path), dataset_format), path, max_tasks)
 
 
 def check_records(raws: RawRecords, shown: str, max_tasks: int | None) -> Iterator[Record]:
-    """The records, each with its id and checked; DatasetError naming `shown` where there is none."""
+    """The records, checked, each with its id; DatasetError naming `shown` where there is none."""
     count, ids = 0, _Ids()
     for raw in islice(raws, max_tasks):
         yield raw if isinstance(raw, BadTask) else _check(raw, count, ids)
@@ -85,7 +90,7 @@ def _sound_id(value: object, where: str) -> str:
 
 
 class _Ids:
-    """The ids so far, so that none comes twice: neither two that were given, nor a given one and a made one."""
+    """The ids so far. None may come twice: two given ones, or a given one and a made one."""
 
     def __init__(self) -> None:
         self._given: set[int] = set()
@@ -99,7 +104,7 @@ class _Ids:
         self._given.add(digest)
 
     def made(self, kind: str, number: int) -> str:
-        """An id from the record's number; raises BadTaskError where an earlier record has it as its own."""
+        """An id from the record's number; raises BadTaskError where an earlier record has it."""
         task_id = _made_id(kind, number)
         if self._given and _hash(task_id) in self._given:
             raise BadTaskError("has no id, and an earlier record has the one that its number makes; give it one")

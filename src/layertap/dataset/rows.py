@@ -1,16 +1,19 @@
-"""One record: JSON text in, one checked `Task` or `Document` out, or one sentence about the first thing that is wrong.
+"""One record: JSON text in, one checked `Task` or `Document` out, or one sentence about the first
+thing that is wrong.
 
-JSON is read more strictly than by `json.loads`, which raises four kinds of errors, and silently keeps the last value of
-a key that stands twice: in a file {id: task} that would lose a task. The check costs one Python call per object, which
-is little beside its grids.
+JSON is read more strictly than by `json.loads`, which raises four kinds of errors, and silently
+keeps the last value of a key that stands twice: in a file {id: task} that would lose a task. The
+check costs one Python call per object, which is little beside its grids.
 
-Whatever `prompts` and `extract` rely on is made sure here, once: grids are rectangular, 1 to 30 cells a side, of whole
-numbers 0 to 9; train pairs have outputs; there is something to test. A test output may be missing: it is then None.
-Python calls `True` and `1.0` equal to 1, so cells are judged by their type first. A sound row costs three passes at C
-speed; only a row that failed is searched for the wrong cell. Messages count pairs, rows and cells from 1.
+Whatever `prompts` and `extract` rely on is made sure here, once: grids are rectangular, 1 to 30
+cells a side, of whole numbers 0 to 9; train pairs have outputs; there is something to test. A test
+output may be missing: it is then None. Python calls `True` and `1.0` equal to 1, so cells are
+judged by their type first. A sound row costs three passes at C speed; only a row that failed is
+searched for the wrong cell. Messages count pairs, rows and cells from 1.
 
-`as_row` is the way back. Whatever shape a record was read in, it is written in the simplest one, with its id beside it.
-Reading the row back gives an equal record, also with the id that its old place gave it.
+`as_row` is the way back. Whatever shape a record was read in, it is written in the simplest one,
+with its id beside it. Reading the row back gives an equal record, also with the id that its old
+place gave it.
 """
 
 import json
@@ -34,7 +37,7 @@ _KIND_NAMES = {
 
 
 def parse(data: bytes) -> object:
-    """The one JSON value in `data` (UTF-8, a byte-order mark allowed); BadTaskError says why there is none."""
+    """The one JSON value in `data`, which is UTF-8 with or without byte-order mark."""
     try:
         return json.loads(data.decode("utf-8-sig"), object_pairs_hook=_object)
     except UnicodeDecodeError as error:
@@ -54,7 +57,7 @@ def kind_name(value: object) -> str:
 
 
 def task_from_splits(raw: object, task_id: str) -> Task:
-    """The task in `{"train": [pair, ...], "test": [pair, ...]}`; raises BadTaskError."""
+    """The task in `{"train": [pair, ...], "test": [pair, ...]}`."""
     if not isinstance(raw, dict):
         raise BadTaskError(f"is {kind_name(raw)}, not an object with 'train' and 'test'")
     train, test = _pair_list(raw, "train"), _pair_list(raw, "test")
@@ -66,7 +69,7 @@ def task_from_splits(raw: object, task_id: str) -> Task:
 
 
 def task_from_problem(raw: object, task_id: str) -> Task:
-    """The task in `{"examples": [[input, output], ...]}`, whose last pair is the test; raises BadTaskError."""
+    """The task in `{"examples": [[input, output], ...]}`, the last pair being the test."""
     if not isinstance(raw, dict) or "examples" not in raw:
         lacking = "an object without 'examples'" if isinstance(raw, dict) else kind_name(raw)
         raise BadTaskError(f"is {lacking}, not a problem with 'examples'")
@@ -80,21 +83,21 @@ def task_from_problem(raw: object, task_id: str) -> Task:
 
 
 def task_from_pairs(raw: object, task_id: str) -> Task:
-    """The task in a bare list of `{"input", "output"}`, whose last pair is the test; raises BadTaskError."""
+    """The task in a bare list of `{"input", "output"}`, the last pair being the test."""
     if not isinstance(raw, list):
         raise BadTaskError(f"is {kind_name(raw)}, not a list of pairs")
     return _last_is_test(raw, "pair", task_id)
 
 
 def document_from_row(raw: object, task_id: str) -> Document:
-    """The document in `{"text": ...}`; raises BadTaskError, also for an empty text: it has no tokens to read."""
+    """The document in `{"text": ...}`. An empty text is refused: it has no tokens to read."""
     if not isinstance(raw, dict) or "text" not in raw:
         raise BadTaskError(f"is {kind_name(raw)} without 'text'")
     return Document(task_id, sound_text(raw["text"], "'text'", "a text"))
 
 
 def sound_text(value: object, where: str, wanted: str) -> str:
-    """`value`, which must be a text of whole characters; raises BadTaskError that names it as `where`."""
+    """`value`, if it is a text of whole characters; else BadTaskError that calls it `where`."""
     if not isinstance(value, str):
         raise BadTaskError(f"{where} is {kind_name(value)}, not {wanted}")
     if not value:

@@ -1,9 +1,10 @@
-"""A Qwen 2.5 checkpoint with random weights, in the layout of Hugging Face, made without a download.
+"""A Qwen 2.5 checkpoint with random weights, in the layout of Hugging Face, without a download.
 
-For demos, tests and benchmarks: real shapes, real file layout, and activations that mean nothing. Weights go to the
-disk as they are drawn, so memory stays at some tens of MiB for any size, and `config.json` is written last, so that a
-folder holding one is complete. The safetensors layout (a length, a JSON header, raw bytes) is written here by hand
-because the library wants whole files in memory.
+For demos, tests and benchmarks: real shapes, real file layout, and activations that mean nothing.
+Weights go to the disk as they are drawn, so memory stays at some tens of MiB for any size, and
+`config.json` is written last, so that a folder holding one is complete. The safetensors layout (a
+length, a JSON header, raw bytes) is written here by hand because the library wants whole files in
+memory.
 
     python -m layertap.demo.checkpoint FOLDER --size 0.5b
 """
@@ -48,15 +49,18 @@ def write_checkpoint(
     max_file_bytes: int | None = None,
     layers: int | None = None,
 ) -> Qwen2Config:
-    """Write a checkpoint with its tokenizer into `folder` and return its shape. The same arguments give the same bytes.
+    """Write a checkpoint with its tokenizer into `folder` and return its shape.
 
-    `size` is "tiny" (four layers of width 64), a published one ("0.5b" to "72b") or a shape of your own; `layers`
-    replaces its number of layers. `tokenizer` is a folder to copy one from; without it one is trained on `demo_texts`.
-    With `max_file_bytes`, weights that take more are split into several files with an index, none of them larger unless
-    a single tensor is.
+    The same arguments give the same bytes.
 
-    Raises ModelError where `folder` already holds a checkpoint, the size is not known or the vocabulary does not cover
-    the tokenizer; PromptError where `tokenizer` holds none; UsageError for numbers that make no sense.
+    `size` is "tiny" (four layers of width 64), a published one ("0.5b" to "72b") or a shape of your
+    own; `layers` replaces its number of layers. `tokenizer` is a folder to copy one from; without
+    it one is trained on `demo_texts`. With `max_file_bytes`, weights that take more are split into
+    several files with an index, none of them larger unless a single tensor is.
+
+    Raises ModelError where `folder` already holds a checkpoint, the size is not known or the
+    vocabulary does not cover the tokenizer; PromptError where `tokenizer` holds none; UsageError
+    for numbers that make no sense.
     """
     if (layers is not None and layers < 1) or (max_file_bytes is not None and max_file_bytes < 1):
         raise UsageError(f"layers ({layers}) and max_file_bytes ({max_file_bytes}) must be at least 1 where given")
@@ -74,9 +78,10 @@ def write_checkpoint(
 
 
 def config_json(config: Qwen2Config, dtype: WeightDtype) -> dict[str, Any]:
-    """The `config.json` of a checkpoint of this shape, as Qwen 2.5's are published (transformers 4 and 5 read it).
+    """The `config.json` of such a checkpoint as Qwen 2.5's are; transformers 4 and 5 read it.
 
-    Token ids (`bos_token_id`, `eos_token_id`) are left out: they belong to a tokenizer, and nothing here generates.
+    Token ids (`bos_token_id`, `eos_token_id`) are left out: they belong to a tokenizer, and nothing
+    here generates.
     """
     shape = dataclasses.asdict(config)
     if config.head_dim == config.hidden_size // config.num_attention_heads:
@@ -117,7 +122,7 @@ def _refuse_occupied(folder: Path) -> None:
 
 
 def _write_tokenizer(folder: Path, source: Path | None) -> int:
-    """The number of tokens, counted as ids up to the highest, since rows of the embedding are looked up by id."""
+    """The number of ids up to the highest: rows of the embedding are looked up by id."""
     if source is None:
         return write_tokenizer(folder, demo_texts())
     tokens = load_tokenizer(source).vocab_size
@@ -158,7 +163,7 @@ def _split(tensors: Iterable[WeightTensor], dtype: WeightDtype, limit: int | Non
 
 
 def _write_safetensors(path: Path, tensors: Iterable[WeightTensor], seed: int, dtype: WeightDtype) -> None:
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers 4 loads no file without it
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers 4 wants it
     end = 0
     for tensor in tensors:
         begin, end = end, end + _num_bytes(tensor, dtype)

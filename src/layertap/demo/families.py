@@ -1,7 +1,8 @@
 """Families of puzzles in the manner of ARC, all of our own making.
 
-None is meant to be hard: the demo needs prompts that look like ARC's in structure and length, not a benchmark. Where an
-answer grows, its question is kept small, so that no grid passes ARC's 30 cells a side.
+None is meant to be hard: the demo needs prompts that look like ARC's in structure and length, not a
+benchmark. Where an answer grows, its question is kept small, so that no grid passes ARC's 30 cells
+a side.
 """
 
 from functools import partial
@@ -67,7 +68,7 @@ def gravity(task: Random) -> Draw:
 
 
 def draw_lines(task: Random) -> Draw:
-    """From every coloured cell a line runs in one direction, to the edge or to the next coloured cell."""
+    """From every coloured cell a line runs one way, to the edge or the next coloured cell."""
 
     def rain(cells: Cells) -> Cells:
         wet = cells.copy()
@@ -257,7 +258,7 @@ def count(task: Random) -> Draw:
 
 
 def combine_halves(task: Random) -> Draw:
-    """The halves left and right of a grey line are laid over each other and combined cell by cell."""
+    """The halves left and right of a grey line are combined cell by cell."""
     combine = task.choice((np.logical_and, np.logical_or, np.logical_xor))
     left, right, colour = draw_colours(task, 3, but=(GREY,))
 

@@ -1,8 +1,8 @@
-"""`layertap demo`: the whole of Layertap on a model, a tokenizer and tasks that are made on the spot.
+"""`layertap demo`: the whole of Layertap on a model and tasks that are made on the spot.
 
-No download, no GPU, under a minute. The weights are random, so the activations mean nothing; everything else is as in
-earnest: a checkpoint in Hugging Face layout, a real byte-level BPE, ARC-style tasks, three sites in one pass, shards
-and a manifest, verified.
+No download, no GPU, under a minute. The weights are random, so the activations mean nothing;
+everything else is as in a real run: a checkpoint in Hugging Face layout, a real byte-level BPE,
+ARC-style tasks, three sites in one pass, shards and a manifest, verified.
 """
 
 import os
@@ -26,14 +26,14 @@ docs/formats.md shows how a shard is read, with nothing but gzip, pickle and num
 
 
 def demo(config: DemoConfig) -> None:
-    """Make, extract, verify, and print what was done; raises DamageError if what was written cannot be believed."""
+    """Make, extract, verify, and print what was done; DamageError if the output is not sound."""
     from layertap.extract.run import extract
     from layertap.extract.summary import describe
 
     folder = local_path(config.output_dir)
     model, tasks, output = folder / "model", folder / "tasks.jsonl", folder / "activations"
     if output.exists():
-        raise UsageError(f"{output} is there already; remove {folder} to run the demo anew, or give --output_dir")
+        raise UsageError(f"{output} is there already; remove {folder} to run the demo again, or give --output_dir")
     shape = write_checkpoint(model, "tiny", seed=config.seed)
     print(f"{model}: a Qwen2 checkpoint with random weights, {shape.num_hidden_layers} layers of {shape.hidden_size}")
     write_tasks(tasks, make_tasks(config.num_tasks, config.seed))

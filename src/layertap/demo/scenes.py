@@ -1,11 +1,12 @@
-"""Random pictures for the sample tasks, the few questions about pictures that rules ask, and what a puzzle family is.
+"""Random pictures for the sample tasks, what rules ask of them, and what a puzzle family is.
 
-A family is called once a task and draws what the task keeps: a direction, a colour, a factor. It gives back a `Draw`,
-which is called once a pair and draws what changes: size, picture, places. So one rule holds for every pair of a task,
-and its parameters can be learnt from nothing but the demonstrations.
+A family is called once a task and draws what the task keeps: a direction, a colour, a factor. It
+gives back a `Draw`, which is called once a pair and draws what changes: size, picture, places. So
+one rule holds for every pair of a task, and its parameters can be learnt from nothing but the
+demonstrations.
 
-Colour 0 is the background. Everything random comes from the `random.Random` that is handed in, whose stream Python
-keeps stable, so a picture depends on nothing but its seed.
+Colour 0 is the background. Everything random comes from the `random.Random` that is handed in,
+whose stream Python keeps stable, so a picture depends on nothing but its seed.
 """
 
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -70,7 +71,8 @@ def solid(rng: Random, colour: int, *, low: int = 1, high: int = 3) -> Cells:
 
 
 def placed(rng: Random, stamps: Iterable[Cells], *, low: int = 8, high: int = 14) -> Cells:
-    """An empty grid of `low` to `high` a side with the stamps on it, each at least one cell from any other.
+    """An empty grid of `low` to `high` a side with the stamps on it, each at least one cell from
+    any other.
 
     The first stamp always finds its place; a later one is left out where no room for it is found.
     """

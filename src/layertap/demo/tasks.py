@@ -1,8 +1,9 @@
 """Sample ARC tasks, made on the spot.
 
-The demo must run with no download, so its tasks are drawn from puzzle families of our own (`families`). Task `i` of a
-seed depends on nothing but `(seed, i)`: asking for more tasks only adds to the end, and every machine makes the same
-ones. Each has 3 or 4 demonstrations and 1 or 2 tests, grids of 1 to 30 a side.
+The demo must run with no download, so its tasks are drawn from puzzle families of our own
+(`families`). Task `i` of a seed depends on nothing but `(seed, i)`: asking for more tasks only adds
+to the end, and every machine makes the same ones. Each has 3 or 4 demonstrations and 1 or 2 tests,
+grids of 1 to 30 a side.
 """
 
 import json
@@ -18,12 +19,12 @@ from layertap.objects.files import atomic_write
 
 
 def make_tasks(count: int = 24, seed: int = 0) -> list[Task]:
-    """`count` tasks, going round the families; ids are like `demo_gravity_00`, numbered within their family."""
+    """`count` tasks, going round the families; ids are like `demo_gravity_00`."""
     return [_make_task(index, seed) for index in range(count)]
 
 
 def write_tasks(path: Path, tasks: Iterable[Task]) -> None:
-    """Write one JSON object a line, with `task_id`, `train` and `test`, in place of whatever `path` held.
+    """Write one JSON object a line, with `task_id`, `train` and `test`, in place of what was there.
 
     Raises StorageError where the system refuses the writing.
     """
@@ -43,7 +44,8 @@ def _make_task(index: int, seed: int) -> Task:
 
 
 def _draw_pairs(draw: Draw, rng: Random, wanted: int) -> tuple[Pair, ...]:
-    """Pairs with different inputs, none of which the rule leaves as it was (a symmetric picture, say, when mirroring).
+    """Pairs with different inputs, none of which the rule leaves as it was (a symmetric picture,
+    say, when mirroring).
 
     This ends because every family changes nearly every picture it draws.
     """

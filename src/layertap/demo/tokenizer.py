@@ -1,11 +1,12 @@
 """A tokenizer in the manner of Qwen 2.5, trained on the spot.
 
-Everything that decides how text is cut is as in Qwen 2.5: NFC, its split pattern (one token per digit, words with their
-leading space), bytes beneath, no prefix space, its added tokens after the base vocabulary. Only the merges are our own
-and few, so that the embedding of a tiny model is tiny too. The price: words take more tokens than with the real one,
-while a grid takes exactly as many.
+Everything that decides how text is cut is as in Qwen 2.5: NFC, its split pattern (one token per
+digit, words with their leading space), bytes beneath, no prefix space, its added tokens after the
+base vocabulary. Only the merges are our own and few, so that the embedding of a tiny model is tiny
+too. The price: words take more tokens than with the real one, while a grid takes exactly as many.
 
-Training is deterministic: ties between merges are broken by token id, and the 256 byte symbols have fixed ids.
+Training is deterministic: ties between merges are broken by token id, and the 256 byte symbols have
+fixed ids.
 """
 
 import json
@@ -21,14 +22,15 @@ from layertap.objects.files import atomic_write
 
 _FILES = resources.files("layertap.demo")
 
-# Part of what a Qwen vocabulary means, like the vocabulary itself: with another pattern the same text has other ids.
+# Part of what a Qwen vocabulary means, like the vocabulary itself: with another pattern the same
+# text has other ids.
 _SPLIT_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
-# Qwen 2.5's settings, the control tokens among them. These are added after the base vocabulary, in the order of their
-# ids, and then those that can appear in what a model says.
+# Qwen 2.5's settings, the control tokens among them. These are added after the base vocabulary, in
+# the order of their ids, and then those that can appear in what a model says.
 _SETTINGS: dict[str, Any] = json.loads(_FILES.joinpath("tokenizer_config.json").read_text(encoding="utf-8"))
 _CONTROL_TOKENS = (_SETTINGS["pad_token"], *_SETTINGS["additional_special_tokens"])
 _SPOKEN_TOKENS = (
@@ -53,10 +55,11 @@ def demo_texts() -> list[str]:
 
 
 def write_tokenizer(folder: Path, texts: Iterable[str], vocab_size: int = 768) -> int:
-    """Train on `texts` and write tokenizer.json and tokenizer_config.json (chat template included) into `folder`.
+    """Train on `texts` and write tokenizer.json and tokenizer_config.json into `folder`.
 
-    Returns the size, added tokens included: `vocab_size`, or less where the texts are too poor to fill it. The same
-    texts give the same bytes. Raises PromptError where `vocab_size` cannot hold the 256 bytes and the added tokens.
+    Returns the size, added tokens included: `vocab_size`, or less where the texts are too poor to
+    fill it. The same texts give the same bytes. Raises PromptError where `vocab_size` cannot hold
+    the 256 bytes and the added tokens.
     """
     if vocab_size < _SMALLEST:
         raise PromptError(f"vocab_size {vocab_size} is too small: 256 bytes and the added tokens take {_SMALLEST}")

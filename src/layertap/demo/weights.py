@@ -1,13 +1,14 @@
 """Random weights for the Qwen 2.5 architecture, with which mistakes show.
 
-Fresh weights as libraries initialise them hide bugs: where norm scales are one and biases zero, a forward pass that
-forgets them is right. Here scales spread around one, and biases are half as large as what they are added to.
-Projections keep the variance of their input, and what a layer adds to the residual stream is scaled by
-1/sqrt(2 layers), so that the stream neither vanishes nor explodes at any depth and width.
+Fresh weights as libraries initialise them hide bugs: where norm scales are one and biases zero, a
+forward pass that forgets them is right. Here scales spread around one, and biases are half as large
+as what they are added to. Projections keep the variance of their input, and what a layer adds to
+the residual stream is scaled by 1/sqrt(2 layers), so that the stream neither vanishes nor explodes
+at any depth and width.
 
-Every tensor has its own generator, seeded by (seed, tensor name), so any one can be made again without the others. They
-come in chunks, so memory stays bounded at any model size. numpy keeps such streams the same across platforms and, by
-custom rather than by promise, across versions.
+Every tensor has its own generator, seeded by (seed, tensor name), so any one can be made again
+without the others. They come in chunks, so memory stays bounded at any model size. numpy keeps such
+streams the same across platforms and, by custom rather than by promise, across versions.
 """
 
 import hashlib
@@ -36,7 +37,7 @@ _BIAS_SPREAD = 0.5
 
 @dataclass(frozen=True)
 class WeightTensor:
-    """One tensor by its Hugging Face name, and the normal distribution that its numbers are drawn from."""
+    """One tensor by its Hugging Face name, and the normal distribution of its numbers."""
 
     name: str
     shape: tuple[int, ...]
@@ -49,7 +50,7 @@ class WeightTensor:
         return math.prod(self.shape)
 
     def chunks(self, seed: int, dtype: WeightDtype) -> Iterator[NDArray[Any]]:
-        """The numbers in row-major order, flat, piece by piece; the same for the same seed, name and dtype."""
+        """The numbers in row-major order, piece by piece; they follow from seed, name and dtype."""
         digest = hashlib.sha256(f"{seed}/{self.name}".encode()).digest()
         generator = np.random.Generator(np.random.SFC64(int.from_bytes(digest, "little")))
         for start in range(0, self.size, _CHUNK):
@@ -58,7 +59,7 @@ class WeightTensor:
 
 
 def weight_tensors(config: Qwen2Config) -> list[WeightTensor]:
-    """Every tensor of a checkpoint of this shape, in the order of the forward pass; no `lm_head` where it is tied."""
+    """Every tensor of such a checkpoint, in the order of the forward pass; no `lm_head` if tied."""
     vocabulary, hidden = config.vocab_size, config.hidden_size
     tensors = [WeightTensor("model.embed_tokens.weight", (vocabulary, hidden), 0.0, 1.0)]
     for layer in range(config.num_hidden_layers):

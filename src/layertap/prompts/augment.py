@@ -1,12 +1,15 @@
-"""Ways to show one ARC task so that it stays the same puzzle: mirrored, turned, recoloured, its train pairs reordered.
+"""Ways to show one ARC task that leave the puzzle the same: mirrored, turned, recoloured,
+reordered.
 
-One augmentation holds for all grids of a task, so the rule that links inputs to outputs survives it, and `revert`
-undoes it exactly. Which one a prompt gets follows from (seed, task id, prediction index) alone: not from the tasks read
-before, the worker, the platform or the Python release. The random bits are therefore SHA-256 of those three, with a
-shuffle written here: `random.shuffle` and NumPy's generators promise no stable stream between versions, and a run that
-is resumed after an upgrade must end with the same bytes. The price is a few microseconds a prompt.
+One augmentation holds for all grids of a task, so the rule that links inputs to outputs survives
+it, and `revert` undoes it exactly. Which one a prompt gets follows from (seed, task id, prediction
+index) alone: not from the tasks read before, the worker, the platform or the Python release. The
+random bits are therefore SHA-256 of those three, with a shuffle written here: `random.shuffle` and
+NumPy's generators promise no stable stream between versions, and a run that is resumed after an
+upgrade must end with the same bytes. The price is a few microseconds a prompt.
 
-Colour 0 is the background in most tasks and models lean on that, so nine augmentations in ten leave it in place.
+Colour 0 is the background in most tasks and models lean on that, so nine augmentations in ten leave
+it in place.
 """
 
 import hashlib
@@ -25,7 +28,7 @@ _BACKGROUND_MOVES_ONE_IN = 10
 
 @dataclass(frozen=True)
 class Augmentation:
-    """One invertible change of a task: mirror left to right, then turn, then recolour; train pairs take a new order."""
+    """One invertible change of a task: mirror left to right, turn, recolour, reorder its pairs."""
 
     flip: bool
     """Mirror every row before turning."""
@@ -34,7 +37,7 @@ class Augmentation:
     colors: tuple[int, ...]
     """A permutation of 0 to 9: colour c becomes `colors[c]`."""
     train_order: tuple[int, ...]
-    """A permutation of the train pairs: place i shows the pair that stood at `train_order[i]`."""
+    """A permutation of the train pairs: place i shows the pair that was at `train_order[i]`."""
 
     def __post_init__(self) -> None:
         """Refuse what could not be reverted."""
@@ -55,7 +58,7 @@ class Augmentation:
         return _mirror(turned_back) if self.flip else turned_back
 
     def apply(self, task: Task) -> Task:
-        """The augmented task; PromptError where it has another number of train pairs than `train_order`."""
+        """The augmented task; PromptError if `train_order` is for another number of train pairs."""
         train = self._in_order(task, self.train_order)
         return Task(task.task_id, _map_pairs(self.apply_grid, train), _map_pairs(self.apply_grid, task.test))
 
@@ -75,8 +78,8 @@ class Augmentation:
 def draw_augmentation(seed: int, task_id: str, index: int, num_train: int) -> Augmentation:
     """The augmentation of prediction `index` of a task with `num_train` train pairs.
 
-    The same arguments give the same augmentation on every platform and Python version. All test inputs of a task share
-    the augmentation of their prediction index.
+    The same arguments give the same augmentation on every platform and Python version. All test
+    inputs of a task share the augmentation of their prediction index.
     """
     draws = _draws(seed, task_id, index)
     flip = _below(2, draws) == 1
@@ -87,7 +90,7 @@ def draw_augmentation(seed: int, task_id: str, index: int, num_train: int) -> Au
 
 
 def _draws(seed: int, task_id: str, index: int) -> Iterator[int]:
-    """An endless stream of 64-bit numbers. JSON keeps the key unambiguous whatever characters the task id has."""
+    """An endless stream of 64-bit numbers. JSON keeps the key unambiguous for every task id."""
     key = json.dumps([seed, task_id, index]).encode("ascii")
     for block in count():
         digest = hashlib.sha256(key + block.to_bytes(8, "big")).digest()
@@ -95,7 +98,7 @@ def _draws(seed: int, task_id: str, index: int) -> Iterator[int]:
 
 
 def _below(bound: int, draws: Iterator[int]) -> int:
-    # The remainder of 64 bits favours small numbers by less than bound / 2**64: not worth a rejection loop.
+    # The remainder of 64 bits favours small numbers by less than bound / 2**64: never mind.
     return next(draws) % bound
 
 

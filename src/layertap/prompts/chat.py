@@ -1,13 +1,14 @@
-"""What is said to the model in one prompt, and the chat text that its tokenizer's own template makes of it.
+"""What is said to the model in one prompt, and the chat text that its tokenizer's template makes.
 
-The template is looked for where `transformers` looks: `chat_template.jinja` beside the tokenizer (transformers 5 writes
-that), else `chat_template` in `tokenizer_config.json`, a text or a list of named ones of which "default" counts. A
-checkpoint without any gets ChatML, which is what every Qwen 2.5 template writes. The system message is always given:
-Qwen's templates put in their own, another one in each release, where it is left out.
+The template is looked for where `transformers` looks: `chat_template.jinja` beside the tokenizer
+(transformers 5 writes that), else `chat_template` in `tokenizer_config.json`, a text or a list of
+named ones of which "default" counts. A checkpoint without any gets ChatML, which is what every Qwen
+2.5 template writes. The system message is always given: Qwen's templates put in their own, another
+one in each release, where it is left out.
 
-A prompt without its answer has to end inside the assistant's turn, after the first words of that turn. So it is
-rendered up to the generation prompt and the opening is appended. Rendering an unfinished assistant message instead
-would close the turn.
+A prompt without its answer has to end inside the assistant's turn, after the first words of that
+turn. So it is rendered up to the generation prompt and the opening is appended. Rendering an
+unfinished assistant message instead would close the turn.
 """
 
 import json
@@ -41,7 +42,7 @@ class Turn:
 
 @dataclass(frozen=True)
 class Conversation:
-    """The turns of one prompt. Where `opening` is not None, an assistant's turn follows that only begins: with it."""
+    """The turns of one prompt; `opening` begins one more, the assistant's, and leaves it open."""
 
     turns: tuple[Turn, ...]
     opening: str | None = None
@@ -56,9 +57,10 @@ class ChatTemplate:
     """The named tokens, such as `eos_token`, that the template may use."""
 
     def render(self, conversation: Conversation) -> str:
-        """The chat text, which ends after the last turn, or inside the assistant's turn where there is an opening.
+        """The chat text, which ends after the last turn, or after the opening if there is one.
 
-        Raises PromptError naming file and line where the template fails or refuses the conversation.
+        Raises PromptError naming file and line where the template fails or refuses the
+        conversation.
         """
         opens = conversation.opening is not None
         messages = [asdict(turn) for turn in conversation.turns]
@@ -75,7 +77,8 @@ class ChatTemplate:
 def load_chat_template(folder: Path, config: Mapping[str, Any]) -> ChatTemplate:
     """The chat template of the tokenizer in `folder`, whose `tokenizer_config.json` holds `config`.
 
-    Raises PromptError where the template is malformed, or there are several and none is the default.
+    Raises PromptError where the template is malformed, or there are several and none is the
+    default.
     """
     source, filename = _find_source(folder, config)
     return ChatTemplate(compile_template(chat_environment(), source, filename), _named_tokens(config))
@@ -108,7 +111,7 @@ def _source_in_config(found: object, where: str) -> tuple[str, str]:
 
 
 def _named_tokens(config: Mapping[str, Any]) -> dict[str, str]:
-    """Each is written either as its text or as an object that holds the text and how to match it."""
+    """Each is written as its text, or as an object that holds the text and how to match it."""
     tokens = {}
     for name in _TOKEN_NAMES:
         match config.get(name):

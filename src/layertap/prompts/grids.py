@@ -1,19 +1,21 @@
-"""Grid encoders: small immutable objects that write a grid as text, that nest, and that an expression names.
+"""Grid encoders: small immutable objects that write a grid as text, nest, and have expressions.
 
     GridShapeEncoder(RowNumberEncoder(MinimalGridEncoder()))     ```grid shape: 2x2
                                                                  1 01
                                                                  2 23
                                                                  ```
 
-There are four kinds, and each may hold only a kind below it: a code block (`GridCodeBlockEncoder`, `GridShapeEncoder`)
-holds row numbers (`RowNumberEncoder`), these hold symbols (`ReplaceNumberEncoder`), these hold cells
-(`MinimalGridEncoder`, `GridWithSeparationEncoder`, `RepeatNumberEncoder`). Kinds may be left out, except the cells. Any
-other nesting is refused when it is built: it would number fences, or replace the digits of a row number. So different
-grids have different texts in every nesting that can be built.
+There are four kinds, and each may hold only a kind below it: a code block (`GridCodeBlockEncoder`,
+`GridShapeEncoder`) holds row numbers (`RowNumberEncoder`), these hold symbols
+(`ReplaceNumberEncoder`), these hold cells (`MinimalGridEncoder`, `GridWithSeparationEncoder`,
+`RepeatNumberEncoder`). Kinds may be left out, except the cells. Any other nesting is refused when
+it is built: it would number fences, or replace the digits of a row number. So different grids have
+different texts in every nesting that can be built.
 
-`parse_grid_encoder` reads an expression without evaluating it. The grammar is Python's, so quoting and keywords work as
-users expect, but only four kinds of node are walked: a call of a named encoder, a keyword, a text and a whole number.
-An expression comes from a command line or a stored run, and `eval` would let either run anything.
+`parse_grid_encoder` reads an expression without evaluating it. The grammar is Python's, so quoting
+and keywords work as users expect, but only four kinds of node are walked: a call of a named
+encoder, a keyword, a text and a whole number. An expression comes from a command line or a stored
+run, and `eval` would let either run anything.
 """
 
 import ast
@@ -27,9 +29,9 @@ from layertap.core.records import Grid
 from layertap.errors import PromptError
 
 _DIGITS = "0123456789"
-# Phonetic letters, U+0250 to U+0259: rare, unchanged by Unicode normalisation, and in the Qwen vocabulary one token
-# each that merges with nothing beside it. Most symbols merge with a space before them, and would change after a row
-# number.
+# Phonetic letters, U+0250 to U+0259: rare, unchanged by Unicode normalisation, and in the Qwen
+# vocabulary one token each that merges with nothing beside it. Most symbols merge with a space
+# before them, and would change after a row number.
 _SYMBOLS = "ɐɑɒɓɔɕɖɗɘə"
 _TO_SYMBOLS = str.maketrans(_DIGITS, _SYMBOLS)
 _FENCE = "```"
@@ -37,7 +39,7 @@ _FENCE = "```"
 
 @dataclass(frozen=True)
 class GridEncoder(ABC):
-    """A way to write grids as text. `str()` of one is the expression that `parse_grid_encoder` reads."""
+    """A way to write grids as text; `str()` of it is what `parse_grid_encoder` reads."""
 
     rank: ClassVar[int] = 0
     """An encoder may hold only encoders of a lower rank."""
@@ -73,7 +75,7 @@ class GridWithSeparationEncoder(GridEncoder):
             raise PromptError(f"{self}: the separator is empty; for cells without one use MinimalGridEncoder()")
         if any(character.isnumeric() for character in self.separator):
             raise PromptError(f"{self}: a separator with a digit in it cannot be told from the cells")
-        # Line breaks of every sort, control characters and halves of surrogate pairs are what is not printable.
+        # Not printable are line breaks, control characters and halves of surrogate pairs.
         if not self.separator.replace("\t", " ").isprintable():
             raise PromptError(f"{self}: a separator must be printable characters or tabs; line breaks end the rows")
 
@@ -83,7 +85,7 @@ class GridWithSeparationEncoder(GridEncoder):
 
 @dataclass(frozen=True)
 class RepeatNumberEncoder(GridEncoder):
-    """Every digit `n` times over, one line a row, for vocabularies that merge neighbouring digits."""
+    """Every digit `n` times over, one line a row, for vocabularies that merge digits."""
 
     n: int = 3
 
@@ -182,11 +184,12 @@ _ENCODERS: dict[str, type[GridEncoder]] = {
 def parse_grid_encoder(expression: str) -> GridEncoder:
     """The encoder that `expression` names; `parse_grid_encoder(str(encoder)) == encoder`.
 
-    Raises PromptError where it is not such an expression, names an unknown encoder, or nests what cannot be nested.
+    Raises PromptError where it is not such an expression, names an unknown encoder, or nests what
+    cannot be nested.
     """
     try:
         tree = ast.parse(expression.strip(), mode="eval")
-    except (SyntaxError, ValueError, MemoryError, RecursionError) as error:  # the last two: nested thousands deep
+    except (SyntaxError, ValueError, MemoryError, RecursionError) as error:  # the last: deep nests
         raise PromptError(f"grid encoder {expression!r} cannot be read: {error}") from error
     encoder = _value(tree.body)
     if not isinstance(encoder, GridEncoder):

@@ -1,13 +1,15 @@
 """From records to samples: augmented, written as a conversation, and tokenised.
 
-A sample's tokens follow from the prompt settings, its task, test index and prediction index, and from nothing else: not
-from its neighbours, nor from where in the dataset it stands. That is what lets a run be resumed, and a dataset be dealt
-to many workers, with the same bytes in the end. So `make` may be called with any cut of the records; larger cuts only
-give the tokenizer more to do at once.
+A sample's tokens follow from the prompt settings, its task, test index and prediction index, and
+from nothing else: not from its neighbours, nor from where in the dataset it stands. That is what
+lets a run be resumed, and a dataset be dealt to many workers, with the same bytes in the end. So
+`make` may be called with any cut of the records; larger cuts only give the tokenizer more to do at
+once.
 
-A task with T test inputs gives T x `predictions_per_task` samples, test input by test input; prediction i of every test
-input has the same augmentation. A document gives one sample of its text as it stands. Where an answer is asked for but
-not known, as in a competition's test set, the sample is made without it and ends where the answer would begin.
+A task with T test inputs gives T x `predictions_per_task` samples, test input by test input;
+prediction i of every test input has the same augmentation. A document gives one sample of its text
+as it stands. Where an answer is asked for but not known, as in a competition's test set, the sample
+is made without it and ends where the answer would begin.
 """
 
 import itertools
@@ -47,7 +49,7 @@ class Sample(_Draft):
     """The ids of `text`, at least one."""
 
     def cut(self, tokens: int) -> "Sample":
-        """The sample with its first `tokens` tokens only. Whatever has one value a token is cut here."""
+        """The sample with its first `tokens` tokens only; all that has a value a token is cut."""
         return replace(self, token_ids=self.token_ids[:tokens])
 
 

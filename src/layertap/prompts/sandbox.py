@@ -1,9 +1,10 @@
-"""Jinja2 templates written by others: compiled once, run in a sandbox, and their errors told by file and line.
+"""Jinja2 templates written by others: compiled once, run in a sandbox, with their errors placed.
 
-Two kinds of template meet here, the user's own prompts and the chat template that came with a checkpoint. Neither is
-trusted: both run in Jinja's immutable sandbox. Both must also write the same text in every worker and after every
-restart, so what could make two renderings differ (`random`, `lipsum`, today's date) does not exist in these
-environments; a template that needs it fails with its line instead of writing another prompt each time.
+Two kinds of template meet here, the user's own prompts and the chat template that came with a
+checkpoint. Neither is trusted: both run in Jinja's immutable sandbox. Both must also write the same
+text in every worker and after every restart, so what could make two renderings differ (`random`,
+`lipsum`, today's date) does not exist in these environments; a template that needs it fails with
+its line instead of writing another prompt each time.
 """
 
 import json
@@ -19,7 +20,8 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from layertap.errors import PromptError
 
-# What an expression inside a template can raise; anything else is a defect of ours and must not be blamed on the file.
+# What an expression inside a template can raise; anything else is a defect of ours and must not be
+# blamed on the file.
 _TEMPLATE_FAILURES = (jinja2.TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 
 
@@ -41,7 +43,7 @@ class SandboxedTemplate:
             raise self._blame(error) from error
 
     def _blame(self, error: Exception) -> PromptError:
-        # Jinja rewrites tracebacks so that a frame of template code carries the template's own name and line.
+        # Jinja rewrites tracebacks: a frame of template code has the template's name and line.
         lines = [line for frame, line in walk_tb(error.__traceback__) if frame.f_code.co_filename == self.filename]
         place = f", line {lines[-1]}" if lines else ""
         return PromptError(f"{self.filename}{place}: {error}")
@@ -59,13 +61,13 @@ def compile_template(environment: jinja2.Environment, source: str, filename: str
 
 
 def prompt_environment() -> jinja2.Environment:
-    """For prompt templates: a name that is not given is an error, and block tags leave no blank lines."""
+    """For prompt templates: an unknown name is an error, and block tags leave no blank lines."""
     environment = ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     return _repeatable(environment)
 
 
 def chat_environment() -> jinja2.Environment:
-    """For chat templates: what `transformers` gives them, so that they write the same text here, less today's date."""
+    """For chat templates: what `transformers` gives them, less today's date."""
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, loopcontrols]
     )
@@ -81,7 +83,7 @@ def _repeatable(environment: jinja2.Environment) -> jinja2.Environment:
 
 
 class _GenerationTag(Extension):
-    """`{% generation %}` marks what an assistant wrote, for training masks; here its content is all that matters."""
+    """`{% generation %}` marks what an assistant wrote, for training; its content stays."""
 
     tags = {"generation"}  # noqa: RUF012  # Jinja's own declaration is a plain set
 

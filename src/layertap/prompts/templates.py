@@ -1,12 +1,14 @@
-"""Prompt templates: three Jinja2 files, `system.j2`, `user.j2` and `assistant.j2`, one for each turn.
+"""Prompt templates: three Jinja2 files, `system.j2`, `user.j2` and `assistant.j2`.
 
-The bundled ones lie in the folder `templates` beside this file, named by the version that `--prompt_version` gives. A
-user's own folder of the same three files goes the same way through the same code. All of them see `examples` (a list of
-train pairs, each with `input` and `output`) and `test_input`, as texts; `assistant.j2` alone sees `answer` as well, so
-that no prompt can give its answer away by mistake.
+The bundled ones are in the folder `templates` beside this file, named by the version that
+`--prompt_version` gives. A user's own folder of the same three files goes through the
+same code. All of them see `examples` (a list of train pairs, each with `input` and `output`) and
+`test_input`, as texts; `assistant.j2` alone sees `answer` as well, so that no prompt can give its
+answer away by mistake.
 
-A prompt without an answer needs the words before the answer, and only these. They are found by rendering `assistant.j2`
-with a mark for the answer and cutting at the mark, so that a template may have text after the answer, too.
+A prompt without an answer needs the words before the answer, and only these. They are found by
+rendering `assistant.j2` with a mark for the answer and cutting at the mark, so that a template may
+have text after the answer, too.
 """
 
 import difflib
@@ -45,8 +47,8 @@ class PromptTemplate:
     def render(self, task: Task, test_index: int, encoder: GridEncoder, include_answer: bool) -> Conversation:
         """The conversation about test pair `test_index` of `task`.
 
-        It has the answer only where `include_answer` is set and the test output is known. Raises PromptError naming
-        file and line where a template fails.
+        It has the answer only where `include_answer` is set and the test output is known. Raises
+        PromptError naming file and line where a template fails.
         """
         test = task.test[test_index]
         shown = {"examples": _examples(task, encoder), "test_input": encoder.encode(test.input)}
@@ -75,8 +77,9 @@ class PromptTemplate:
 def load_template(version: str = PROMPT_VERSIONS[0], folder: str | None = None) -> PromptTemplate:
     """The bundled template of this version, or the user's own in `folder`, where one is given.
 
-    `folder` must hold `system.j2` (which may be empty), `user.j2` and `assistant.j2`. Raises PromptError for an unknown
-    version, a missing or unreadable file, and syntax errors, with their lines.
+    `folder` must hold `system.j2` (which may be empty), `user.j2` and `assistant.j2`. Raises
+    PromptError for an unknown version, a missing or unreadable file, and syntax errors, with their
+    lines.
     """
     if folder is not None:
         return _load(_CUSTOM, Path(folder), folder)

@@ -1,14 +1,16 @@
 """The tokenizer of a checkpoint, on the `tokenizers` library alone.
 
-The promise is the ids of `transformers.AutoTokenizer(text, add_special_tokens=False)`, id for id, without importing
-transformers, which costs seconds and pulls in much that no prompt needs. `tokenizer.json` says everything that decides
-ids. Three things in it or beside it would break the promise and are dealt with on loading: truncation and padding are
-switched off; BPE dropout is refused, because it is random; and so is a `tokenizer_config.json` that names added tokens
-which `tokenizer.json` does not have.
+The promise is the ids of `transformers.AutoTokenizer(text, add_special_tokens=False)`, id for id,
+without importing transformers, which costs seconds and pulls in much that no prompt needs.
+`tokenizer.json` says everything that decides ids. Three things in it or beside it would break the
+promise and are dealt with on loading: truncation and padding are switched off; BPE dropout is
+refused, because it is random; and so is a `tokenizer_config.json` that names added tokens which
+`tokenizer.json` does not have.
 
 The library encodes the texts of a batch on all cores and lets go of the interpreter lock meanwhile
-(`TOKENIZERS_PARALLELISM=false` keeps it to one core). Its encodings take many times the memory of the ids, so a batch
-is worked off in pieces, and each becomes arrays of 4 bytes a token before the next one begins.
+(`TOKENIZERS_PARALLELISM=false` keeps it to one core). Its encodings take many times the memory of
+the ids, so a batch is worked off in pieces, and each becomes arrays of 4 bytes a token before the
+next one begins.
 """
 
 import json
@@ -33,7 +35,7 @@ class PromptTokenizer:
     """Texts to token ids, and conversations to texts."""
 
     digest: str
-    """SHA-256, in hex, of everything that decides ids and chat text. Rewriting the same files otherwise changes it."""
+    """SHA-256, in hex, of the bytes of `tokenizer.json` and of all that decides chat text."""
     vocab_size: int
     """One more than the largest id; models may have more embedding rows than that."""
     special_ids: frozenset[int]
@@ -42,7 +44,7 @@ class PromptTokenizer:
     _tokenizer: Tokenizer
 
     def encode_batch(self, texts: Sequence[str]) -> list[Int32[np.ndarray, "tokens"]]:
-        """The ids of each text, with nothing added, cut or padded. Texts must be valid Unicode (no lone surrogates)."""
+        """The ids of each text, with nothing added, cut or padded. Texts must be valid Unicode."""
         ids = []
         for start in range(0, len(texts), _TEXTS_AT_ONCE):
             piece = list(texts[start : start + _TEXTS_AT_ONCE])
@@ -56,7 +58,7 @@ class PromptTokenizer:
 
 
 def load_tokenizer(folder: Path) -> PromptTokenizer:
-    """The tokenizer in a checkpoint folder, from `tokenizer.json` and, where they are there, its config and template.
+    """The tokenizer in a checkpoint folder, with its config and chat template if they are there.
 
     Raises PromptError naming the file that is missing, malformed or at odds with another one.
     """
@@ -102,7 +104,7 @@ def _read_config(path: Path) -> Mapping[str, Any]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        return {}  # it holds nothing that decides ids, and a checkpoint without a chat template may go without it
+        return {}  # it decides no ids, and a checkpoint without a chat template may lack it
     except (OSError, ValueError) as error:
         raise PromptError(f"{path}: cannot be read as JSON: {error}") from error
     if not isinstance(config, dict):
@@ -111,7 +113,7 @@ def _read_config(path: Path) -> Mapping[str, Any]:
 
 
 def _check_added_tokens(tokenizer: Tokenizer, config: Mapping[str, Any], folder: Path) -> None:
-    """`transformers` would add the missing ones; a checkpoint that needs this was put together from two others."""
+    """`transformers` would add the missing ones; only a checkpoint made of two needs that."""
     known = {str(id_): token.content for id_, token in tokenizer.get_added_tokens_decoder().items()}
     match config.get("added_tokens_decoder", {}):
         case dict() as named:

@@ -1,13 +1,15 @@
-"""A Hugging Face Hub on loopback, for `huggingface_hub.snapshot_download` as it is installed, with nothing patched.
+"""A Hugging Face Hub on loopback, for `huggingface_hub.snapshot_download` as it is installed.
 
-The client reads its settings once, on import. So code under test runs in a process of its own, with `environment`.
+The client reads its settings once, on import. So code under test runs in a process of its own, with
+`environment`.
 
     GET        /api/models/{id}[/revision/{revision}]   commit and file names
     GET        /api/models/{id}/tree/{revision}         files with their sizes
-    HEAD, GET  /{id}/resolve/{revision}/{file}          a file, or the part of it that a Range header asks for
+    HEAD, GET  /{id}/resolve/{revision}/{file}          a file, or the part that a Range asks for
 
-Every commit that was ever published can be asked for by its hash, the latest one also as `main`. What the real Hub adds
-and this one does not have: redirects to another host for large files, the Xet protocol, pages of long listings.
+Every commit that was ever published can be asked for by its hash, the latest one also as `main`.
+What the real Hub adds and this one does not have: redirects to another host for large files, the
+Xet protocol, pages of long listings.
 """
 
 import hashlib
@@ -40,7 +42,7 @@ class Request:
 
 
 class FakeHub(Loopback):
-    """Serves while used as a context manager; what it should refuse is set by its public attributes at any time."""
+    """Serves while used as a context manager; its public attributes say what it refuses."""
 
     def __init__(self) -> None:
         self.requests: list[Request] = []
@@ -57,7 +59,7 @@ class FakeHub(Loopback):
         self.endpoint = self._serve(_Handler, hub=self)
 
     def publish(self, repo_id: str, folder: Path) -> str:
-        """Make the files of `folder`, as they are now, the latest commit of a model; returns the commit's hash."""
+        """Make the files of `folder` the latest commit of a model; returns the commit's hash."""
         files = {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
         commit = hashlib.sha1(b"".join(name.encode() + content for name, content in files.items())).hexdigest()
         commits = self.commits.setdefault(repo_id, {})
@@ -66,7 +68,8 @@ class FakeHub(Loopback):
         return commit
 
     def environment(self, home: Path, **settings: str) -> dict[str, str]:
-        """This process's environment with the client's settings for this Hub, and its cache and token in `home`."""
+        """This process's environment with the client's settings for this Hub, and its cache in
+        `home`."""
         inherited = {name: value for name, value in os.environ.items() if not _DECIDES_FOR_CLIENT.match(name)}
         known = {"HF_ENDPOINT": self.endpoint, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1"}
         return {**inherited, **known, **settings}
@@ -104,7 +107,8 @@ class _Handler(BaseHTTPRequestHandler):
             return self._refuse(401, "", "Invalid credentials in Authorization header")
         commits = self.hub.commits.get(repo_id)
         if commits is None or (credentials is None and repo_id in self.hub.private):
-            # The code goes with 401 too: the client guesses it from the status for https addresses only.
+            # The code goes with 401 too: the client guesses it from the status for https addresses
+            # only.
             return self._refuse(404 if credentials else 401, "RepoNotFound", "Invalid username or password.")
         commit = [*commits][-1] if revision in (None, "main") else revision
         if commit not in commits:
