@@ -1,3 +1,4 @@
+import io
 import os
 import pickle
 import subprocess
@@ -14,62 +15,23 @@ from layertap.errors import StorageError
 from layertap.objects.files import TEMPORARY, Checksummed, atomic_write, file_crc32c, remove_leftovers
 
 
-class Sink:
-    """What would be a file."""
-
-    def __init__(self):
-        self.content = b""
-        self.flushed = False
-
-    def write(self, data):
-        self.content += bytes(data)
-        return len(data)
-
-    def flush(self):
-        self.flushed = True
-
-
 def files(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
 
 
 def test_checksum_of_the_customary_nine_digits():
-    sink = Checksummed(Sink())
+    sink = Checksummed(io.BytesIO())
     sink.write(b"123456789")
     assert sink.crc32c == "e3069283"
 
 
-@given(st.lists(st.binary(max_size=300)))
-def test_checksum_and_size_are_those_of_all_that_was_written(chunks):
-    inner = Sink()
+@given(st.lists(st.binary(max_size=300)), st.sampled_from([bytes, memoryview, pickle.PickleBuffer, bytearray]))
+def test_checksum_and_size_are_those_of_all_that_was_written(chunks, wrap):
+    inner = io.BytesIO()
     sink = Checksummed(inner)
-    assert [sink.write(chunk) for chunk in chunks] == [len(chunk) for chunk in chunks]
-    assert inner.content == b"".join(chunks)
-    assert (sink.size, sink.crc32c) == (len(inner.content), f"{google_crc32c.value(inner.content):08x}")
-
-
-@pytest.mark.parametrize("wrap", [memoryview, pickle.PickleBuffer, bytearray])
-def test_any_contiguous_buffer_is_written(wrap):
-    array = np.arange(6, dtype=np.int32).reshape(2, 3)
-    inner = Sink()
-    sink = Checksummed(inner)
-    sink.write(wrap(array))
-    assert inner.content == array.tobytes()
-    assert sink.size == 24
-
-
-def test_flush_reaches_the_sink():
-    inner = Sink()
-    Checksummed(inner).flush()
-    assert inner.flushed
-
-
-@pytest.mark.parametrize("chunk_bytes", [1, 7, 1000, 1 << 22])
-def test_checksum_of_a_file_does_not_depend_on_the_chunks_it_is_read_in(tmp_path, chunk_bytes):
-    content = bytes(range(256)) * 4
-    path = tmp_path / "file"
-    path.write_bytes(content)
-    assert file_crc32c(path, chunk_bytes) == f"{google_crc32c.value(content):08x}"
+    assert [sink.write(wrap(chunk)) for chunk in chunks] == [len(chunk) for chunk in chunks]
+    assert inner.getvalue() == b"".join(chunks)
+    assert (sink.size, sink.crc32c) == (len(inner.getvalue()), f"{google_crc32c.value(inner.getvalue()):08x}")
 
 
 def test_checksum_while_writing_is_that_of_the_file(tmp_path):
@@ -78,7 +40,7 @@ def test_checksum_while_writing_is_that_of_the_file(tmp_path):
         file.write(b"one")
         file.write(np.arange(5))
     assert path.read_bytes() == b"one" + np.arange(5).tobytes()
-    assert file.crc32c == file_crc32c(path)
+    assert {file.crc32c} == {file_crc32c(path, chunk_bytes) for chunk_bytes in (1, 7, 1000, 1 << 22)}
     assert file.size == path.stat().st_size
 
 
@@ -89,7 +51,10 @@ def test_target_keeps_its_old_content_until_the_block_ends(tmp_path):
         file.write(b"new")
         file.flush()
         assert path.read_bytes() == b"old"
-        assert files(tmp_path) == ["file", f"file.{os.getpid()}{TEMPORARY}"]
+        target, temporary = files(tmp_path)
+        assert target == "file"
+        assert temporary.startswith("file.")
+        assert temporary.endswith(TEMPORARY)
     assert path.read_bytes() == b"new"
     assert files(tmp_path) == ["file"]
 
@@ -163,22 +128,12 @@ def test_an_impossible_place_is_refused_by_name_and_left_as_it_is(tmp_path, plac
     assert files(tmp_path) == ["file", "folder"]
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write to a read-only folder")
-def test_a_read_only_folder_is_refused(tmp_path):
-    tmp_path.chmod(0o500)
-    with pytest.raises(StorageError, match="Permission denied"), atomic_write(tmp_path / "file"):
-        pass
-
-
-def test_leftovers_are_removed_at_any_depth_and_nothing_else_is(tmp_path):
+def test_leftovers_are_removed_at_any_depth_and_nothing_else_is_and_one_that_stays_is_named(tmp_path):
     (tmp_path / "mlp").mkdir()
     for name in ("metadata.json", "download.partial", f"a{TEMPORARY}", f"mlp/shard_0001.pkl.gz{TEMPORARY}"):
         (tmp_path / name).touch()
     remove_leftovers(tmp_path)
     assert files(tmp_path) == ["download.partial", "metadata.json", "mlp"]
-
-
-def test_a_leftover_that_cannot_be_removed_is_named(tmp_path):
     folder = tmp_path / f"folder{TEMPORARY}"
     folder.mkdir()
     with pytest.raises(StorageError, match="cannot be removed") as refused:

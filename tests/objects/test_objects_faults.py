@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from itertools import product
 from pathlib import Path
@@ -11,8 +12,8 @@ from fakes.gcs import FakeGcs
 
 from layertap.errors import AccessError, StorageError, UsageError
 from layertap.objects import open_store
-from layertap.objects.base import ObjectStore
-from layertap.objects.content import FileContent
+from layertap.objects.base import OWNED, ObjectStore
+from layertap.objects.content import FileContent, MemoryContent
 from layertap.objects.files import file_crc32c
 from layertap.objects.retry import Retry
 
@@ -20,65 +21,42 @@ WAYS = ("refuse", "lose", "reset", "vanish", "truncate")
 BIG = 9 << 20  # more than the client sends in one request
 
 
+def opened(seconds: float = 20.0, place: str = "bucket/p") -> ObjectStore:
+    return open_store(f"gs://{place}", Retry(seconds, first_pause=0.001, longest_pause=0.01))
+
+
 @pytest.fixture
 def store(gcs: FakeGcs) -> Iterator[ObjectStore]:
-    opened = open_store("gs://bucket/p", Retry(20.0, first_pause=0.001, longest_pause=0.01))
-    yield opened
-    opened.close()
+    with closing(opened()) as store:
+        yield store
 
 
-@pytest.fixture
-def impatient(gcs: FakeGcs) -> Iterator[ObjectStore]:
-    opened = open_store("gs://bucket/p", Retry(0.1, first_pause=0.001, longest_pause=0.01))
-    yield opened
-    opened.close()
-
-
-@pytest.fixture
-def source(tmp_path: Path) -> Path:
-    path = tmp_path / "shard"
+def big(folder: Path) -> FileContent:
+    path = folder / "shard"
     path.write_bytes(bytes(range(256)) * (BIG // 256))
-    return path
+    return FileContent(path, file_crc32c(path))
 
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("times", [1, 3])
-def test_a_create_knows_whether_it_took_effect(gcs: FakeGcs, store: ObjectStore, way, times) -> None:
+def test_a_write_knows_whether_it_took_effect(gcs: FakeGcs, store: ObjectStore, way, times) -> None:
     gcs.faults.plan(way, "insert", "claim", times=times)
-    version = store.create("claim", b"mine")
-    assert store.read("claim")[:2] == (b"mine", version)
+    version = store.create("claim", b"1")
+    assert store.read("claim")[:2] == (b"1", version)
+    gcs.faults.plan(way, "insert", "claim", times=times)
+    version = store.replace_if("claim", b"2", version)
+    assert store.read("claim")[:2] == (b"2", version)
+    gcs.faults.plan(way, "delete", "claim", times=times)
+    assert store.delete_if("claim", version)
+    assert store.read("claim") is None
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_a_replacement_knows_whether_it_took_effect(gcs: FakeGcs, store: ObjectStore, way) -> None:
-    first = store.create("claim", b"1")
-    gcs.faults.plan(way, "insert", "claim")
-    second = store.replace_if("claim", b"2", first)
-    assert store.read("claim")[:2] == (b"2", second)
-
-
-@pytest.mark.parametrize("way", ["lose", "vanish"])
-def test_a_create_whose_answer_was_lost_and_which_another_replaced_has_lost(gcs: FakeGcs, store, way) -> None:
-    """Between the two attempts a rival takes the claim over: it is the rival's."""
+@pytest.mark.parametrize("way", ["lose", "vanish", "refuse", "reset"])
+def test_a_create_whose_object_a_rival_has_by_the_second_attempt_has_lost(gcs: FakeGcs, store, way) -> None:
     gcs.faults.plan(way, "insert", "claim")
     gcs.faults.plan("call", "insert", "claim", action=lambda: gcs.put("bucket", "p/claim", b"rival"))
     assert store.create("claim", b"mine") is None
     assert store.read("claim").data == b"rival"
-
-
-@pytest.mark.parametrize("way", ["refuse", "reset"])
-def test_a_create_that_failed_and_that_another_made_meanwhile_has_lost(gcs: FakeGcs, store, way) -> None:
-    gcs.faults.plan(way, "insert", "claim")
-    gcs.faults.plan("call", "insert", "claim", action=lambda: gcs.put("bucket", "p/claim", b"rival"))
-    assert store.create("claim", b"mine") is None
-
-
-@pytest.mark.parametrize("way", WAYS)
-def test_a_deletion_whose_answer_was_lost_has_deleted(gcs: FakeGcs, store: ObjectStore, way) -> None:
-    version = store.create("claim", b"1")
-    gcs.faults.plan(way, "delete", "claim")
-    assert store.delete_if("claim", version)
-    assert store.read("claim") is None
 
 
 @pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504])
@@ -106,76 +84,66 @@ def test_range_reads_and_listings_survive(gcs: FakeGcs, store: ObjectStore, way)
 
 
 @pytest.mark.parametrize(("operation", "way"), [*product(("start", "chunk"), WAYS), ("chunk", "corrupt")])
-def test_a_big_upload_survives_and_is_whole(gcs: FakeGcs, store: ObjectStore, source: Path, way, operation) -> None:
+def test_a_big_upload_survives_and_is_whole(gcs: FakeGcs, store: ObjectStore, tmp_path: Path, way, operation) -> None:
     gcs.faults.plan(way, operation, "shard", times=2)
-    info = store.put("shard", FileContent(source, file_crc32c(source)))
-    assert (info.size, info.crc32c) == (BIG, file_crc32c(source))
-    assert gcs.contents("bucket", "p/") == {"shard": source.read_bytes()}
+    content = big(tmp_path)
+    info = store.put("shard", content)
+    assert (info.size, info.crc32c) == (BIG, content.crc32c)
+    assert gcs.contents("bucket", "p/") == {"shard": content.path.read_bytes()}
 
 
+@pytest.mark.parametrize("replaces", [None, OWNED])
 @pytest.mark.parametrize("way", [*WAYS, "corrupt"])
-def test_a_small_upload_survives_and_is_whole(gcs: FakeGcs, store: ObjectStore, source: Path, way) -> None:
-    source.write_bytes(b"small")
+def test_a_small_upload_survives_and_is_whole(gcs: FakeGcs, store: ObjectStore, way, replaces) -> None:
     gcs.faults.plan(way, "insert", "shard", times=2)
-    store.put("shard", FileContent(source, file_crc32c(source)))
+    store.put("shard", MemoryContent([b"sm", b"all"]), replaces=replaces)
     assert gcs.contents("bucket", "p/") == {"shard": b"small"}
 
 
-def test_when_time_runs_out_the_message_names_the_object(gcs: FakeGcs, impatient: ObjectStore, source: Path) -> None:
+def test_when_time_runs_out_the_message_names_the_object(gcs: FakeGcs) -> None:
     gcs.faults.plan("refuse", times=10_000)
-    with pytest.raises(StorageError, match=r"gs://bucket/p/shard: failed \d+ times .*check the network and the bucket"):
-        impatient.put("shard", FileContent(source, file_crc32c(source)))
-    with pytest.raises(StorageError, match=r"gs://bucket/p/claim: failed"):
-        impatient.create("claim", b"")
+    with closing(opened(0.1)) as store:
+        with pytest.raises(StorageError, match=r"p/shard: failed \d+ times .*check the network and the bucket"):
+            store.put("shard", MemoryContent([b"x"]))
+        with pytest.raises(StorageError, match=r"gs://bucket/p/claim: failed"):
+            store.create("claim", b"")
 
 
 def test_a_server_that_is_gone_is_an_outage_too(monkeypatch: pytest.MonkeyPatch) -> None:
     with FakeGcs() as server:
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", server.endpoint)
-    store = open_store("gs://bucket", Retry(0.1, first_pause=0.001))
-    with pytest.raises(StorageError, match="failed"):
+    with closing(opened(0.1)) as store, pytest.raises(StorageError, match="failed"):
         store.read("x")
-    store.close()
 
 
-def test_who_is_told_to_stop_does_not_wait(gcs: FakeGcs, source: Path) -> None:
+def test_an_attempt_that_must_stop_does_not_wait(gcs: FakeGcs) -> None:
     retry = Retry(3600.0, first_pause=3600.0, longest_pause=3600.0)
-    store = open_store("gs://bucket/p", retry)
     gcs.faults.plan("refuse", times=10_000)
-    failed: list[BaseException] = []
-
-    def create() -> None:
-        with pytest.raises(StorageError) as error:
-            store.create("claim", b"")
-        failed.append(error.value)
-
-    thread = threading.Thread(target=create)
-    thread.start()
-    retry.stop()
-    thread.join(60)
-    assert failed
-    store.close()
+    with closing(open_store("gs://bucket/p", retry)) as store, ThreadPoolExecutor(1) as pool:
+        creating = pool.submit(store.create, "claim", b"")
+        retry.stop()
+        assert isinstance(creating.exception(60), StorageError)
 
 
-@pytest.mark.parametrize("call", ["create", "read", "stat", "list", "put", "delete_if", "read_range", "server_time"])
-def test_a_bucket_that_is_missing_or_forbidden_is_named(gcs: FakeGcs, source: Path, call) -> None:
-    arguments = {
-        "create": ("x", b""),
-        "read": ("x",),
-        "stat": ("x",),
-        "list": (),
-        "put": ("x", FileContent(source, file_crc32c(source))),
-        "delete_if": ("x", "1"),
-        "read_range": ("x", 0, 1),
-        "server_time": (),
-    }[call]
+@pytest.mark.parametrize(
+    ("call", "arguments"),
+    [
+        ("create", ("x", b"")),
+        ("read", ("x",)),
+        ("stat", ("x",)),
+        ("list", ()),
+        ("put", ("x", MemoryContent([b"x"]))),
+        ("delete_if", ("x", "1")),
+        ("read_range", ("x", 0, 1)),
+        ("server_time", ()),
+    ],
+)
+def test_a_bucket_that_is_missing_or_forbidden_is_named(gcs: FakeGcs, call, arguments) -> None:
     gcs.state.objects["locked"] = {}
     gcs.state.forbidden.add("locked")
     for bucket, error, message in (("absent", UsageError, "no such bucket"), ("locked", AccessError, "not allowed")):
-        store = open_store(f"gs://{bucket}/p", Retry(5.0, first_pause=0.001))
-        with pytest.raises(error, match=rf"gs://{bucket}.*{message}"):
+        with closing(opened(5.0, f"{bucket}/p")) as store, pytest.raises(error, match=rf"gs://{bucket}.*{message}"):
             list(getattr(store, call)(*arguments) or ())
-        store.close()
 
 
 def test_google_s_client_asks_for_nothing_by_itself(gcs: FakeGcs, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,9 +25,8 @@ from layertap.errors import InputError, RunMismatchError
 from layertap.extract import backend
 from layertap.extract.background import BackgroundQueue, read_ahead
 from layertap.extract.certificate import certify
-from layertap.extract.checkpoint import checkpoint_path, resume, write_checkpoint
+from layertap.extract.checkpoint import checkpoint_bytes, checkpoint_name, checkpoint_path, resume, write_checkpoint
 from layertap.extract.clock import Stage, StageClock
-from layertap.extract.following import following
 from layertap.extract.hosts import Agreed, agreed, join
 from layertap.extract.metrics import metered
 from layertap.extract.packing import Placement, Step, batch_arrays, step_shapes
@@ -41,7 +40,7 @@ from layertap.model.qwen2 import Qwen2
 from layertap.objects.files import remove_leftovers
 from layertap.objects.ownership import exclusive
 from layertap.shards.manifest import Manifest
-from layertap.shards.mirror import Mirror
+from layertap.shards.mirror import Checkpoint, Mirror, open_mirror
 from layertap.shards.writer import ShardBuffer, ShardWriter
 
 _POLL_SECONDS = 0.005
@@ -93,7 +92,8 @@ def extract_prepared(setup: Setup, session: Session, watch: Watch) -> RunSummary
     with exclusive(output):
         remove_leftovers(output)
         checkpoint = _checkpoint_path(setup)
-        with following(setup.config, output, setup.upload_url, setup.name) as mirror:
+        beside = Checkpoint(checkpoint_name(setup.name), checkpoint_bytes) if checkpoint is not None else None
+        with open_mirror(setup.upload_url, output, setup.config.upload, beside) as mirror:
             if mirror is not None:
                 mirror.reconcile(setup.manifest)
             manifest, start = resume(output, setup.manifest, checkpoint, held=mirror.held if mirror is not None else 0)

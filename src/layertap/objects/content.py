@@ -1,16 +1,17 @@
 """What `ObjectStore.put` stores: bytes with their size and checksum, which can be read again for another attempt."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
 import numpy as np
 
-from layertap.errors import StorageError
+from layertap.errors import DamageError, StorageError
 from layertap.objects.files import Buffer, crc32c_of, read_chunks
-from layertap.objects.seeking import open_parts
 
 
 class Content(Protocol):
@@ -22,10 +23,13 @@ class Content(Protocol):
 
     @property
     def crc32c(self) -> str:
-        """Their CRC-32C, eight hexadecimal digits."""
+        """The CRC-32C that they should have, eight hexadecimal digits."""
 
     def chunks(self) -> Iterator[bytes | memoryview]:
         """All of them in order, from the beginning at every call."""
+
+    def open(self) -> BinaryIO:
+        """All of them as a file; you can seek in it."""
 
 
 @dataclass(frozen=True)
@@ -37,26 +41,32 @@ class FileContent:
 
     @property
     def size(self) -> int:
-        try:
+        with self._readable():
             return self.path.stat().st_size
-        except OSError as error:
-            raise self._unreadable(error) from error
 
     def chunks(self) -> Iterator[bytes]:
-        try:
+        with self._readable():
             yield from read_chunks(self.path)
-        except OSError as error:
-            raise self._unreadable(error) from error
+
+    def open(self) -> BinaryIO:
+        with self._readable():
+            return self.path.open("rb")
 
     def __str__(self) -> str:
         return str(self.path)
 
-    def _unreadable(self, error: OSError) -> StorageError:
-        return StorageError(f"{self.path}: cannot be read: {error.strerror}; restore it, or extract it again")
+    @contextmanager
+    def _readable(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise StorageError(
+                f"{self.path}: cannot be read: {error.strerror}; restore it, or extract it again"
+            ) from error
 
 
 class MemoryContent:
-    """Contiguous buffers in memory, one after the other; they are not copied."""
+    """Contiguous buffers in memory, one after the other. To a folder they go without a copy, elsewhere with one."""
 
     def __init__(self, buffers: Sequence[Buffer]) -> None:
         self._buffers = [np.frombuffer(memoryview(buffer), np.uint8).data for buffer in buffers]
@@ -69,44 +79,19 @@ class MemoryContent:
     def chunks(self) -> Iterator[memoryview]:
         return iter(self._buffers)
 
+    def open(self) -> BinaryIO:
+        return BytesIO(b"".join(self._buffers))
+
     def __str__(self) -> str:
         return f"{self.size} bytes in memory"
 
 
-def open_content(content: Content) -> BinaryIO:
-    """The content as a file that is read in order; you can seek in it. To go back begins again."""
-    return open_parts(_Parts(content), content.size, 4 << 20)
+def damaged(content: Content) -> DamageError:
+    """What to raise where a content does not have its checksum."""
+    return DamageError(f"{content}: does not have CRC-32C {content.crc32c}; restore it, or extract it again")
 
 
-class _Parts:
-    """Any part of a content, from the chunk that was read last or from later ones."""
-
-    _chunk: memoryview
-
-    def __init__(self, content: Content) -> None:
-        self._content = content
-        self._begin_again()
-
-    def __call__(self, start: int, length: int) -> bytes:
-        parts: list[memoryview] = []
-        while length and (part := self._chunk_at(start)[:length]):
-            parts.append(part)
-            start, length = start + len(part), length - len(part)
-        return b"".join(parts)
-
-    def _chunk_at(self, start: int) -> memoryview:
-        """The rest of the chunk in which `start` lies; empty at the end."""
-        if start < self._begin:
-            self._begin_again()
-        while start >= self._begin + len(self._chunk):
-            self._begin += len(self._chunk)
-            chunk = next(self._chunks, None)
-            if chunk is None:
-                return memoryview(b"")
-            self._chunk = memoryview(chunk)
-        return self._chunk[start - self._begin :]
-
-    def _begin_again(self) -> None:
-        self._chunks = self._content.chunks()
-        self._begin = 0
-        self._chunk = memoryview(b"")
+def require_intact(content: Content) -> None:
+    """Read a content again, and raise DamageError where it does not have its checksum."""
+    if crc32c_of(content.chunks()) != content.crc32c:
+        raise damaged(content)

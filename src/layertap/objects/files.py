@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from pickle import PickleBuffer
 from typing import BinaryIO
+from uuid import uuid4
 
 import google_crc32c
 import numpy as np
@@ -55,23 +56,30 @@ def atomic_write(path: Path) -> Iterator[Checksummed]:
 
     Raises StorageError naming the path where the disk is full, read-only or otherwise unwilling.
     """
-    temporary = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY}")  # two runs may share a checkpoint's folder
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            try:
+        with temporary_beside(path) as temporary:
+            with temporary.open("wb") as file:
                 yield Checksummed(file)
                 file.flush()
                 os.fsync(file.fileno())
-                temporary.replace(path)
-            finally:
-                temporary.unlink(missing_ok=True)  # where all went well, it bears its own name by now
+            temporary.replace(path)
         sync(path.parent)
     except OSError as error:
         raise StorageError(
             f"{path}: cannot be written: {error.strerror or error}. What was committed before is safe;"
             " make room or allow writing, then run the same command again"
         ) from error
+
+
+@contextmanager
+def temporary_beside(path: Path) -> Iterator[Path]:
+    """A name of its own beside `path`, whose folder is made; a file of that name is removed, unless it was renamed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{uuid4().hex}{TEMPORARY}")
+    try:
+        yield temporary
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -14,9 +14,9 @@ from typing import Any, NoReturn, TypeVar
 from layertap.core.extras import needed_for
 from layertap.errors import AccessError, DamageError, StorageError, UsageError
 from layertap.objects.base import ObjectInfo, StoredBytes, checked_name
-from layertap.objects.content import Content, FileContent
+from layertap.objects.content import Content, FileContent, require_intact
 from layertap.objects.files import crc32c_of
-from layertap.objects.remote import RemoteStore
+from layertap.objects.remote import RemoteStore, retried
 from layertap.objects.retry import Retry, TransientError
 
 T = TypeVar("T")
@@ -65,64 +65,48 @@ class FsspecStore(RemoteStore):
         info = self.stat(name)
         if info is None:
             return None
-        data = self._try(name, lambda: self._fs.cat_file(self._path(name)))
+        data = self._try(name, lambda _again: self._fs.cat_file(self._path(name)))
         return StoredBytes(data, info.version, info.updated)
 
+    @retried
     def read_range(self, name: str, start: int, length: int) -> bytes:
-        def read() -> bytes:
-            try:
-                if length > 0:
-                    return self._fs.cat_file(self._path(name), start=start, end=start + length)
-                self._fs.info(self._path(name))
-            except (FileNotFoundError, IsADirectoryError) as error:
-                raise DamageError(f"{self.url}/{name}: no such object") from error
-            except (*_passing(), *_http()) as error:
-                if self._is_behind_the_end(name, start, error):  # where no bytes are, some stores refuse a range
-                    return b""
+        try:
+            if length > 0:
+                return self._fs.cat_file(self._path(name), start=start, end=start + length)
+            self._fs.info(self._path(name))
+        except (FileNotFoundError, IsADirectoryError) as error:
+            raise DamageError(f"{self.url}/{name}: no such object") from error
+        except (*_passing(), *_http()) as error:
+            if not self._is_behind_the_end(name, start, error):  # where no bytes are, some stores refuse a range
                 raise
-            return b""
+        return b""
 
-        return self._try(name, read)
-
+    @retried
     def stat(self, name: str) -> ObjectInfo | None:
-        def stat() -> ObjectInfo | None:
-            try:
-                raw = self._fs.info(self._path(name))
-            except FileNotFoundError:
-                return None
-            return self._info(name, raw) if raw["type"] == "file" else None
-
-        return self._try(name, stat)
+        try:
+            raw = self._fs.info(self._path(name))
+        except FileNotFoundError:
+            return None
+        return self._info(name, raw) if raw["type"] == "file" else None
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        def find() -> dict[str, Any]:
-            self._fs.invalidate_cache()
-            try:
-                return self._fs.find(self._prefix, detail=True)
-            except FileNotFoundError:
-                return {}
-
-        for path, raw in sorted(self._try(prefix, find).items()):
+        for path, raw in sorted(self._find(prefix).items()):
             name = path.removeprefix(self._prefix).lstrip("/")
             if name.startswith(prefix):
                 yield self._info(name, raw)
 
+    @retried
     def put(self, name: str, content: Content, *, replaces: str | None = None) -> ObjectInfo:
         """See `ObjectStore`; but whatever is there is written over."""
         expected = content.size, content.crc32c
-
-        def put() -> ObjectInfo:
-            self._write(name, content)
-            self._fs.invalidate_cache()
-            info = self._info(name, self._fs.info(self._path(name)))
-            arrived = info.size, self._crc32c(name, info.size)
-            if arrived != expected and crc32c_of(content.chunks()) != content.crc32c:
-                raise DamageError(f"{content}: does not have CRC-32C {content.crc32c}; restore it, or extract it again")
-            if arrived != expected:
-                raise OSError("arrived with {} bytes and CRC-32C {}, should have {} and {}".format(*arrived, *expected))
-            return info._replace(crc32c=content.crc32c)
-
-        return self._try(name, put)
+        self._write(name, content)
+        self._fs.invalidate_cache()
+        info = self._info(name, self._fs.info(self._path(name)))
+        arrived = info.size, self._crc32c(name, info.size)
+        if arrived != expected:
+            require_intact(content)
+            raise OSError("arrived with {} bytes and CRC-32C {}, should have {} and {}".format(*arrived, *expected))
+        return info._replace(crc32c=content.crc32c)
 
     def close(self) -> None:
         """Nothing: fsspec closes its connections itself."""
@@ -132,6 +116,14 @@ class FsspecStore(RemoteStore):
             f"{self.url}/{name}: writing on a condition is not possible there, so only one process may write;"
             " what several share needs a folder or gs://"
         )
+
+    @retried
+    def _find(self, _prefix: str) -> dict[str, Any]:
+        self._fs.invalidate_cache()
+        try:
+            return self._fs.find(self._prefix, detail=True)
+        except FileNotFoundError:
+            return {}
 
     def _write(self, name: str, content: Content) -> None:
         if not self._flat:
@@ -159,16 +151,16 @@ class FsspecStore(RemoteStore):
         path = self._path(name)
         return crc32c_of(self._fs.cat_file(path, start=at, end=min(at + _READ_BYTES, size)) for at in starts)
 
-    def _try(self, name: str, attempt: Callable[[], T]) -> T:
+    def _try(self, name: str, attempt: Callable[[bool], T]) -> T:
         what = f"{self.url}/{name}"
         with _translated(what):
-            return self._retry(what, lambda _again: _marked(attempt))
+            return self._retry(what, lambda again: _marked(attempt, again))
 
 
-def _marked(attempt: Callable[[], T]) -> T:
+def _marked(attempt: Callable[[bool], T], again: bool) -> T:
     """What `attempt` returns; raises TransientError for what is worth another one."""
     try:
-        return attempt()
+        return attempt(again)
     except _LASTING:
         raise
     except _passing() as error:

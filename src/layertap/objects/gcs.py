@@ -22,10 +22,9 @@ from google.cloud.storage import Blob
 
 from layertap.errors import DamageError, StorageError
 from layertap.objects.base import OWNED, ObjectInfo, StoredBytes, checked_name
-from layertap.objects.content import Content, open_content
-from layertap.objects.files import crc32c_of
+from layertap.objects.content import Content, MemoryContent, require_intact
 from layertap.objects.gcs_connection import ServerClock, is_transient, make_client, marked, translated
-from layertap.objects.remote import RemoteStore
+from layertap.objects.remote import RemoteStore, retried
 from layertap.objects.retry import Retry, TransientError
 
 T = TypeVar("T")
@@ -74,46 +73,41 @@ class GcsStore(RemoteStore):
 
         return self._try(name, delete)
 
+    @retried
     def read(self, name: str) -> StoredBytes | None:
-
-        def read(_again: bool) -> StoredBytes | None:
-            while blob := self._bucket.get_blob(self._prefix + checked_name(name), retry=None, timeout=_TIMEOUT):
-                try:
-                    data = blob.download_as_bytes(
-                        if_generation_match=blob.generation, retry=None, timeout=_TIMEOUT, checksum="crc32c"
-                    )
-                except (exceptions.PreconditionFailed, exceptions.NotFound):
-                    continue  # written over between the two requests
-                return StoredBytes(data, str(blob.generation), blob.updated.timestamp())
-            self._require_bucket_there()
-            return None
-
-        return self._try(name, read)
-
-    def read_range(self, name: str, start: int, length: int) -> bytes:
-
-        def read(_again: bool) -> bytes:
+        while blob := self._bucket.get_blob(self._prefix + checked_name(name), retry=None, timeout=_TIMEOUT):
             try:
-                return self._blob(name).download_as_bytes(
+                data = blob.download_as_bytes(
+                    if_generation_match=blob.generation, retry=None, timeout=_TIMEOUT, checksum="crc32c"
+                )
+            except (exceptions.PreconditionFailed, exceptions.NotFound):
+                continue  # written over between the two requests
+            return StoredBytes(data, str(blob.generation), blob.updated.timestamp())
+        self._require_bucket_there()
+        return None
+
+    @retried
+    def read_range(self, name: str, start: int, length: int) -> bytes:
+        try:
+            return (
+                self._blob(name).download_as_bytes(
                     start=start, end=start + length - 1, retry=None, timeout=_TIMEOUT, checksum=None
                 )
-            except exceptions.RequestRangeNotSatisfiable:
-                return b""
-            except exceptions.NotFound as error:
-                _require_bucket(error)
-                raise DamageError(f"{self.url}/{name}: no such object") from error
+                if length > 0
+                else b""
+            )
+        except exceptions.RequestRangeNotSatisfiable:
+            return b""
+        except exceptions.NotFound as error:
+            _require_bucket(error)
+            raise DamageError(f"{self.url}/{name}: no such object") from error
 
-        return self._try(name, read) if length > 0 else b""
-
+    @retried
     def stat(self, name: str) -> ObjectInfo | None:
-
-        def stat(_again: bool) -> ObjectInfo | None:
-            blob = self._bucket.get_blob(self._prefix + checked_name(name), retry=None, timeout=_TIMEOUT)
-            if blob is None:
-                self._require_bucket_there()
-            return None if blob is None else self._info(blob)
-
-        return self._try(name, stat)
+        blob = self._bucket.get_blob(self._prefix + checked_name(name), retry=None, timeout=_TIMEOUT)
+        if blob is None:
+            self._require_bucket_there()
+        return None if blob is None else self._info(blob)
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         page, token = self._page(prefix, None)
@@ -122,9 +116,20 @@ class GcsStore(RemoteStore):
             page, token = self._page(prefix, token)
             yield from page
 
+    @retried
     def put(self, name: str, content: Content, *, replaces: str | None = None) -> ObjectInfo:
-        generation = None if replaces == OWNED else int(replaces or 0)
-        return self._try(name, lambda _again: self._send(name, content, generation))
+        info: ObjectInfo | None
+        try:
+            info = self._insert(name, content, None if replaces == OWNED else int(replaces or 0))
+        except exceptions.PreconditionFailed:
+            blob = self._bucket.get_blob(self._prefix + name, retry=None, timeout=_TIMEOUT)
+            info = None if blob is None else self._info(blob)
+        if info is None or (info.size, info.crc32c) != (content.size, content.crc32c):
+            raise StorageError(
+                f"{self.url}/{name}: holds other bytes than {content}; another run is writing there, or has written."
+                " Give another place, or delete that object if it is not needed"
+            )
+        return info
 
     def server_time(self) -> float:
         if self._clock.now() is None:
@@ -146,21 +151,16 @@ class GcsStore(RemoteStore):
         return ObjectInfo(name, blob.size, str(blob.generation), blob.updated.timestamp(), crc32c)
 
     def _write(self, name: str, data: bytes, generation: int) -> str | None:
-        nonce = uuid4().hex
+        content, nonce = MemoryContent([data]), uuid4().hex
 
         def write(again: bool) -> str | None:
-            blob = self._blob(name)
-            blob.metadata = {_NONCE: nonce}
             try:
-                blob.upload_from_string(
-                    data, "application/octet-stream", if_generation_match=generation, retry=None, timeout=_TIMEOUT
-                )
+                return self._insert(name, content, generation, nonce).version
             except exceptions.PreconditionFailed:
                 return self._version_written(name, nonce) if again else None
             except exceptions.NotFound as error:  # what Google answers when the generation to be replaced is gone
                 _require_bucket(error)
                 return None
-            return str(blob.generation)
 
         return self._try(name, write)
 
@@ -169,40 +169,27 @@ class GcsStore(RemoteStore):
         blob = self._bucket.get_blob(self._prefix + name, retry=None, timeout=_TIMEOUT)
         return str(blob.generation) if blob is not None and (blob.metadata or {}).get(_NONCE) == nonce else None
 
-    def _send(self, name: str, content: Content, generation: int | None) -> ObjectInfo:
-        info: ObjectInfo | None
-        try:
-            info = self._insert(name, content, generation)
-        except exceptions.PreconditionFailed:
-            blob = self._bucket.get_blob(self._prefix + name, retry=None, timeout=_TIMEOUT)
-            info = None if blob is None else self._info(blob)
-        except exceptions.BadRequest as error:
-            if crc32c_of(content.chunks()) != content.crc32c:
-                raise DamageError(
-                    f"{content}: does not have CRC-32C {content.crc32c}; restore it, or extract it again"
-                ) from error
-            raise TransientError(error.message) from error
-        if info is None or (info.size, info.crc32c) != (content.size, content.crc32c):
-            raise StorageError(
-                f"{self.url}/{name}: holds other bytes than {content}; another run is writing there, or has written."
-                " Give another place, or delete that object if it is not needed"
-            )
-        return info
-
-    def _insert(self, name: str, content: Content, generation: int | None) -> ObjectInfo:
+    def _insert(self, name: str, content: Content, generation: int | None, nonce: str | None = None) -> ObjectInfo:
+        """Write an object; with a nonce, by one attempt, of which it tells afterwards whether it took effect."""
         blob = self._blob(name)
         blob.chunk_size = _CHUNK_BYTES
         blob.crc32c = base64.b64encode(bytes.fromhex(content.crc32c)).decode()
-        with open_content(content) as file:
-            blob.upload_from_file(
-                file,
-                size=content.size,
-                content_type="application/octet-stream",  # never gzip, which readers might undo
-                if_generation_match=generation,
-                checksum=None,
-                timeout=_TIMEOUT,
-                retry=self._chunk_retry(),
-            )
+        if nonce is not None:
+            blob.metadata = {_NONCE: nonce}
+        try:
+            with content.open() as file:
+                blob.upload_from_file(
+                    file,
+                    size=content.size,
+                    content_type="application/octet-stream",  # never gzip, which readers might undo
+                    if_generation_match=generation,
+                    checksum=None,
+                    timeout=_TIMEOUT,
+                    retry=self._chunk_retry() if nonce is None else None,
+                )
+        except exceptions.BadRequest as error:  # the checksum does not fit
+            require_intact(content)
+            raise TransientError(error.message) from error
         return self._info(blob)
 
     def _chunk_retry(self) -> ChunkRetry:
@@ -214,15 +201,13 @@ class GcsStore(RemoteStore):
             timeout=self._retry.seconds / 4,
         )
 
+    @retried
     def _page(self, prefix: str, token: str | None) -> _Page:
-        def listed(_again: bool) -> _Page:
-            listing = self._client.list_blobs(
-                self._bucket, prefix=self._prefix + prefix, page_token=token, retry=None, timeout=_TIMEOUT
-            )
-            page = next(listing.pages, ())
-            return [self._info(blob) for blob in page], listing.next_page_token
-
-        return self._try(prefix, listed)
+        listing = self._client.list_blobs(
+            self._bucket, prefix=self._prefix + prefix, page_token=token, retry=None, timeout=_TIMEOUT
+        )
+        page = next(listing.pages, ())
+        return [self._info(blob) for blob in page], listing.next_page_token
 
     def _require_bucket_there(self) -> None:
         """Raise what a listing raises: to who asks for one object, a missing bucket looks like a missing object."""

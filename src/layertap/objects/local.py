@@ -29,14 +29,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
-from uuid import uuid4
 
 import numpy as np
 
 from layertap.errors import DamageError, StorageError, UsageError
 from layertap.objects.base import OWNED, Bytes, ObjectInfo, StoredBytes, checked_name
-from layertap.objects.content import Content, MemoryContent
-from layertap.objects.files import TEMPORARY, Checksummed, atomic_write, file_crc32c, sync
+from layertap.objects.content import Content, MemoryContent, damaged
+from layertap.objects.files import TEMPORARY, atomic_write, file_crc32c, sync, temporary_beside
 
 _LOCK = ".objects.lock"
 _LOCK_SECONDS = 30.0
@@ -77,8 +76,10 @@ class LocalStore:
         path = self._path(name)
         if replaces == OWNED:
             with atomic_write(path) as sink:
-                _copy(content, sink)
-                _require_whole(content, sink.size, sink.crc32c)
+                for chunk in content.chunks():
+                    sink.write(chunk)
+                if (sink.size, sink.crc32c) != (content.size, content.crc32c):
+                    raise damaged(content)
         elif self._write(name, content, replaces) is None and not _holds(path, content):
             raise StorageError(f"{path}: holds other bytes; another run is writing there. Give another folder")
         return self._info(path)._replace(crc32c=content.crc32c)
@@ -175,11 +176,12 @@ class LocalStore:
     def _write(self, name: str, content: Content, version: str | None) -> str | None:
         """Let the content appear where the object is of this version; None where it is not."""
         path = self._path(name)
-        with _writing(path), self._temporary(path) as temporary:
+        with _writing(path), temporary_beside(path) as temporary:
             with temporary.open("wb") as file:
-                _copy(content, file)
+                file.writelines(content.chunks())
             sync(temporary)
-            _require_whole(content, temporary.stat().st_size, file_crc32c(temporary))
+            if not _holds(temporary, content):
+                raise damaged(content)
             return self._appear(temporary, path, version)
 
     def _appear(self, temporary: Path, path: Path, version: str | None) -> str | None:
@@ -194,15 +196,6 @@ class LocalStore:
             written = _version(path)
         sync(path.parent)
         return written
-
-    @contextmanager
-    def _temporary(self, path: Path) -> Iterator[Path]:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f"{path.name}.{uuid4().hex}{TEMPORARY}")
-        try:
-            yield temporary
-        finally:
-            temporary.unlink(missing_ok=True)
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
@@ -228,16 +221,6 @@ def _acquire(descriptor: int, path: Path) -> None:
             )
         time.sleep(pause)
         pause = min(2 * pause, _LONGEST_PAUSE)
-
-
-def _copy(content: Content, sink: BinaryIO | Checksummed) -> None:
-    for chunk in content.chunks():
-        sink.write(chunk)
-
-
-def _require_whole(content: Content, size: int, crc32c: str) -> None:
-    if (size, crc32c) != (content.size, content.crc32c):
-        raise DamageError(f"{content}: does not have CRC-32C {content.crc32c}; restore it, or extract it again")
 
 
 def _holds(path: Path, content: Content) -> bool:

@@ -1,20 +1,25 @@
-"""Objects that are read in parts, one request for each: what all stores have in common that are not of this machine."""
+"""What all stores have in common that are not of this machine: they are read in parts, one request for each."""
 
+import io
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from copy import copy
-from typing import BinaryIO, Self
+from functools import wraps
+from typing import Any, BinaryIO, Self, TypeVar, cast
 
 import numpy as np
 
 from layertap.errors import DamageError
 from layertap.objects.base import Bytes, ObjectInfo, checked_name
-from layertap.objects.seeking import open_parts
 
 _RANGE_BYTES = 32 << 20
 
+M = TypeVar("M", bound=Callable[..., Any])
+T = TypeVar("T")
+
 
 class RemoteStore(ABC):
-    """Reading by `read_range`; `_prefix` is what stands before the names of objects below `url`."""
+    """Reads through `read_range`. `_prefix` comes before the names of objects; `_try` makes the attempts."""
 
     local = False
     url: str
@@ -23,11 +28,14 @@ class RemoteStore(ABC):
     """The store whose connections this one uses; they close when that one ends."""
 
     @abstractmethod
-    def read_range(self, name: str, start: int, length: int) -> bytes:
-        """See `ObjectStore`, as the other one."""
+    def read_range(self, name: str, start: int, length: int) -> bytes: ...
 
     @abstractmethod
     def stat(self, name: str) -> ObjectInfo | None: ...
+
+    @abstractmethod
+    def _try(self, name: str, attempt: Callable[[bool], T]) -> T:
+        """What `attempt` returns at last; it is told whether an attempt before it failed."""
 
     def view(self, name: str, start: int, length: int) -> Bytes:
         """One request."""
@@ -45,10 +53,56 @@ class RemoteStore(ABC):
             if info is None:
                 raise DamageError(f"{self.url}/{name}: missing")
             size = info.size
-        return open_parts(lambda start, length: self.read_range(name, start, length), size, _RANGE_BYTES)
+        return cast(BinaryIO, io.BufferedReader(_Ranges(self, name, size), _RANGE_BYTES))
 
     def below(self, folder: str) -> Self:
         inner = copy(self)
         inner.url, inner._prefix = f"{self.url}/{checked_name(folder)}", f"{self._prefix}{folder}/"
         inner._above = self
         return inner
+
+
+def retried(method: M) -> M:
+    """Let a method of a store, whose first argument is a name, be attempted by `_try`."""
+
+    @wraps(method)
+    def call(store: RemoteStore, name: str, *arguments: object, **named: object) -> object:
+        return store._try(name, lambda _again: method(store, name, *arguments, **named))
+
+    return cast(M, call)
+
+
+class _Ranges(io.RawIOBase):
+    """The first `size` bytes of an object, or as many as there are."""
+
+    def __init__(self, store: RemoteStore, name: str, size: int) -> None:
+        self._store = store
+        self._name = name
+        self._size = size
+        self._position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._position = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence] + offset
+        return self._position
+
+    def readinto(self, buffer: "memoryview") -> int:  # type: ignore[override]
+        data = self._next(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def readall(self) -> bytes:
+        return b"".join(iter(lambda: self._next(_RANGE_BYTES), b""))
+
+    def _next(self, most: int) -> bytes:
+        wanted = min(most, _RANGE_BYTES, self._size - self._position)
+        data = self._store.read_range(self._name, self._position, wanted) if wanted > 0 else b""
+        self._position += len(data)
+        if len(data) < wanted:  # the object ends here, which need not be asked again
+            self._size = self._position
+        return data

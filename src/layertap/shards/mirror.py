@@ -9,35 +9,36 @@ Then, if asked, the local files of that shard are deleted.
 Killed anywhere, the next start lists the bucket once and uploads what is missing. On a new machine, with nothing on its
 disk, the run goes on from the bucket's manifest (`reconcile`).
 
-Whatever fails ends the mirror: the next `offer`, or `finish`, raises it. `offer` waits while more than
-`uploads_at_once` shards are behind: no more than these, and two in the writer's hands, are lost with a machine, or wait
-on a disk from which they are to be deleted.
+A failure ends the mirror: the next `offer`, or `finish`, raises it. `offer` waits while more than `uploads_at_once`
+shards are behind: no more than these, and two that the writer has, are lost with a machine, or wait on a disk from
+which they are to be deleted.
 """
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from layertap.config.upload import UploadConfig
 from layertap.errors import DamageError, StorageError
+from layertap.objects import open_store
 from layertap.objects.base import ObjectStore
 from layertap.objects.content import FileContent
 from layertap.objects.files import atomic_write
-from layertap.objects.ownership import OWNER_FILE, OwnObject
+from layertap.objects.ownership import OWNER_FILE, Owner, OwnObject
 from layertap.objects.retry import Retry
 from layertap.shards.manifest import FILE_NAME, Manifest, StoredFile, manifest_bytes, parse_manifest, read_manifest
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The object that repeats the manifest's position."""
+    """The object that repeats the manifest's position; `content` is told the bucket's URL too."""
 
     name: str
-    content: Callable[[Manifest], bytes]
+    content: Callable[[str, Manifest], bytes]
 
 
 @dataclass(frozen=True)
@@ -65,11 +66,10 @@ class Mirror:
         self._folder = folder
         self._config = config
         self._retry = retry
-        self._checkpoint = checkpoint
         self._require_owner = require_owner
         self._listed = {info.name: info for info in store.list()}
         self._manifest_object = OwnObject(store, FILE_NAME)
-        self._checkpoint_object = None if checkpoint is None else OwnObject(store, checkpoint.name)
+        self._checkpoint = None if checkpoint is None else (OwnObject(store, checkpoint.name), checkpoint.content)
         data = self._manifest_object.data
         self._found = None if data is None else parse_manifest(data, f"{store.url}/{FILE_NAME}")
         self._offered = 0  # shards
@@ -166,7 +166,7 @@ class Mirror:
     def _upload(self, file: StoredFile) -> None:
         before = self._listed.get(file.path)
         content = FileContent(self._folder / file.path, file.crc32c)
-        self._store.put(file.path, content, replaces=None if before is None else before.version)
+        self._store.put(file.path, content, replaces=before and before.version)
 
     def _publish_all(self) -> None:
         """Publish commit after commit, until `__exit__` and the last one; a failure ends all that is tried again."""
@@ -196,8 +196,9 @@ class Mirror:
         manifest = self._behind[arrived - 1].manifest
         self._require_owner()
         self._manifest_object.write(manifest_bytes(manifest))
-        if self._checkpoint is not None and self._checkpoint_object is not None:
-            self._checkpoint_object.write(self._checkpoint.content(manifest))
+        if self._checkpoint is not None:
+            written, content = self._checkpoint
+            written.write(content(self.url, manifest))
         if self._config.delete_local_after_upload:
             self._delete_local(manifest)
         with self._changed:
@@ -237,6 +238,27 @@ class Mirror:
                 f"{self.url}: holds {len(others)} objects ({others[0]}, ...) but no {FILE_NAME}; restore that, or give"
                 " another --gcs_prefix or --upload_to"
             )
+
+
+@contextmanager
+def open_mirror(
+    url: str | None, folder: Path, config: UploadConfig, checkpoint: Checkpoint | None
+) -> Iterator[Mirror | None]:
+    """The mirror of `folder` at `url`, which this process owns meanwhile; None without a URL.
+
+    Raises StorageError where another process owns it, UsageError or AccessError where there is no such bucket, or
+    where this process must not write to it.
+    """
+    if url is None:
+        yield None
+        return
+    retry = Retry(config.upload_retry_seconds)
+    with (
+        closing(open_store(url, retry)) as store,
+        Owner(store) as owner,
+        Mirror(store, folder, config, retry, checkpoint, owner.require) as mirror,
+    ):
+        yield mirror
 
 
 def _files(manifest: Manifest) -> Iterable[StoredFile]:
