@@ -10,7 +10,7 @@ import shards
 from clouds import BUCKET
 from fakes.gcs import FakeGcs
 from fakes.s3 import FakeS3
-from runs import changed, extract_some, manifest, out
+from runs import changed, extract_some, finished, manifest, out
 
 from layertap.config.extract import ExtractConfig
 from layertap.config.upload import UploadConfig
@@ -77,7 +77,7 @@ def test_a_shard_counts_only_after_its_files_and_the_checkpoint_comes_last(uploa
 
 
 def test_a_machine_with_an_empty_disk_goes_on_from_the_bucket(uploading, gcs: FakeGcs, tmp_path: Path) -> None:
-    extract(changed(uploading, upload=UploadConfig()))
+    finished(changed(uploading, upload=UploadConfig()))
     whole = shards.contents(out(uploading))
     wipe(uploading)
     extract_some(uploading, 3)
@@ -86,10 +86,7 @@ def test_a_machine_with_an_empty_disk_goes_on_from_the_bucket(uploading, gcs: Fa
     summary = extract(uploading)
     assert summary.resumed_shards == 3
     assert gcs.faults.count("insert", "shard_0001.pkl.gz") == sent  # what is there is not sent again
-    files = in_bucket(gcs)
-    assert {name: files[name] for name in files if name != "metadata.json"} == {
-        name: data for name, data in whole.items() if name != "metadata.json"
-    }
+    assert in_bucket(gcs) | {"metadata.json": b""} == whole | {"metadata.json": b""}
     assert "shard_0001.pkl.gz" not in shards.contents(out(uploading))
 
 
@@ -101,16 +98,11 @@ def test_another_folder_on_another_machine_takes_the_bucket_s_manifest_over(uplo
     assert manifest(there)["config"]["output_dir"] == uploading.output_dir  # as the first start had it
 
 
-def test_what_was_committed_here_and_is_not_there_is_uploaded_by_the_next_start(uploading, gcs: FakeGcs) -> None:
+@pytest.mark.parametrize("count", [3, None])
+def test_what_is_committed_here_and_not_there_is_uploaded_by_the_next_start(uploading, gcs: FakeGcs, count) -> None:
     alone = changed(uploading, upload=UploadConfig())
-    extract_some(alone, 3)
-    extract(uploading)
-    assert in_bucket(gcs) == shards.contents(out(uploading))
-
-
-def test_a_complete_run_is_uploaded_afterwards(uploading, gcs: FakeGcs) -> None:
-    extract(changed(uploading, upload=UploadConfig()))
-    assert extract(uploading).samples == 0
+    finished(alone) if count is None else extract_some(alone, count)
+    assert (extract(uploading).samples == 0) == (count is None)
     assert in_bucket(gcs) == shards.contents(out(uploading))
 
 
@@ -126,22 +118,18 @@ def test_an_object_that_vanished_is_uploaded_again_or_missed(uploading, gcs: Fak
         extract(elsewhere(uploading, tmp_path))
 
 
-def test_another_run_in_the_bucket_is_refused(uploading, gcs: FakeGcs, tmp_path: Path) -> None:
+def test_another_run_in_the_bucket_or_the_folder_is_refused(uploading, gcs: FakeGcs, tmp_path: Path) -> None:
     extract(uploading)
     before = gcs.contents(BUCKET)
+    other = changed(elsewhere(uploading, tmp_path), random_seed=7)
     with pytest.raises(RunMismatchError, match=r"gs://bucket/activations/tpu_0 holds another run's .*gcs_prefix"):
-        extract(changed(elsewhere(uploading, tmp_path), random_seed=7))
+        extract(other)
+    extract_some(changed(other, upload=UploadConfig()), 1)
+    here = shards.contents(out(other))
+    with pytest.raises(RunMismatchError, match="random_seed"):  # though the bucket is further on
+        extract(changed(other, random_seed=uploading.random_seed))
+    assert shards.contents(out(other)) == here
     assert gcs.contents(BUCKET) == before
-
-
-def test_another_run_in_the_folder_is_refused_though_the_bucket_is_further_on(uploading, gcs, tmp_path: Path) -> None:
-    extract(uploading)
-    other = changed(elsewhere(uploading, tmp_path), upload=UploadConfig())
-    extract_some(changed(other, random_seed=7), 1)
-    before = shards.contents(out(other))
-    with pytest.raises(RunMismatchError, match="random_seed"):
-        extract(changed(other, upload=uploading.upload))
-    assert shards.contents(out(other)) == before
 
 
 def test_objects_without_a_manifest_are_nobody_s_to_write_over(uploading, gcs: FakeGcs) -> None:
@@ -149,13 +137,6 @@ def test_objects_without_a_manifest_are_nobody_s_to_write_over(uploading, gcs: F
     with pytest.raises(StorageError, match=r"holds 1 objects .* but no metadata\.json"):
         extract(uploading)
     assert gcs.contents(BUCKET, PREFIX) == {"shard_0001.pkl.gz": b"precious"}
-
-
-def test_two_workers_have_a_folder_each(uploading, gcs: FakeGcs, tmp_path: Path) -> None:
-    extract(uploading)
-    extract(changed(elsewhere(uploading, tmp_path), worker_id=1))
-    assert in_bucket(gcs)
-    assert "shard_0001.pkl.gz" in gcs.contents(BUCKET, "activations/tpu_1/")
 
 
 def test_deleting_leaves_what_is_not_verified(uploading, gcs: FakeGcs) -> None:
@@ -204,16 +185,11 @@ def test_when_retries_run_out_the_run_stops_and_the_next_one_uploads_the_rest(up
 
 def test_a_storm_of_faults_changes_nothing(uploading, gcs: FakeGcs) -> None:
     gcs.faults.storm = 0.2
+    gcs.faults.plan("refuse", "delete", "owner.json", times=2)
     extract(uploading)
     gcs.faults.storm = 0.0
     assert in_bucket(gcs) == shards.contents(out(uploading))
     assert any(request.fault for request in gcs.faults.log)
-
-
-def test_the_owner_s_claim_is_given_back_though_the_bucket_refuses_at_first(uploading, gcs: FakeGcs) -> None:
-    gcs.faults.plan("refuse", "delete", "owner.json", times=2)
-    extract(uploading)
-    assert "owner.json" not in gcs.contents(BUCKET, PREFIX)
 
 
 @pytest.mark.parametrize(("bucket", "error"), [("absent", UsageError), ("locked", AccessError)])
@@ -263,7 +239,8 @@ def test_s3_will_do_as_well(config: ExtractConfig, s3: FakeS3) -> None:
     extract(copied)
     store = open_store(f"s3://{BUCKET}/some/where/tpu_0")
     named = {file["path"]: file["bytes"] for shard in manifest(copied)["shards"] for file in shard["files"]}
+    written = store.read("metadata.json").data
+    assert written == (out(copied) / "metadata.json").read_bytes()
     found = {info.name: info.size for info in store.list()}
-    assert {name: found.pop(name) for name in named} == named
-    assert sorted(found) == ["checkpoint_worker_0.json", "metadata.json"]
-    assert store.read("metadata.json").data == (out(copied) / "metadata.json").read_bytes()
+    assert found.pop("checkpoint_worker_0.json")
+    assert found == named | {"metadata.json": len(written)}
