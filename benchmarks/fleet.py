@@ -29,8 +29,7 @@ import tyro
 from layertap.config.fleet import CreateShardsConfig
 from layertap.demo.checkpoint import write_checkpoint
 from layertap.demo.tasks import make_tasks, write_tasks
-from layertap.fleet.claims import CLAIMS, DONE, Claim, encode_claim
-from layertap.fleet.leases import take
+from layertap.fleet.claims import CLAIMS, DONE, Claim, encode_claim, take
 from layertap.fleet.sharded import create_shards, shard_name
 from layertap.objects import open_store
 from layertap.objects.base import ObjectStore

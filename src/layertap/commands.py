@@ -57,11 +57,11 @@ def _extract_all(config: ExtractConfig) -> None:
 
 def _work(config: ExtractConfig) -> str:
     if config.sharded.engine == "local":
-        from layertap.fleet.local_engine import run_local
+        from layertap.fleet.engines.local import run_local
 
         return run_local(config)
     if config.sharded.engine == "ray":
-        from layertap.fleet.ray_engine import run_ray
+        from layertap.fleet.engines.ray import run_ray
 
         return run_ray(config)
     from layertap.fleet.worker import work

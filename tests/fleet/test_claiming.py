@@ -11,8 +11,8 @@ import pytest
 from claiming import claim
 from fleets import cut
 
+from layertap.fleet.attempt import Attempts
 from layertap.fleet.claiming import Claimer
-from layertap.fleet.parts import Parts
 from layertap.fleet.sharded import read_dataset
 from layertap.objects import open_store
 
@@ -35,10 +35,10 @@ def test_the_disk_is_listed_once_a_claim_however_many_shards_are_left(
     cut(demo_tasks, str(tmp_path / "dataset"), 10)
     (folder / "shard_00009").mkdir(parents=True)
     with closing(open_store(str(tmp_path / "dataset"))) as store:
-        parts = Parts(Mock(), store, folder)
+        attempts = Attempts(Mock(), store, folder, Mock())
         dataset = read_dataset(store)
-        claimer = Claimer(store, dataset, lambda _: claim(), parts.unfinished, note=lambda _: None)
+        claimer = Claimer(store, dataset, lambda _: claim(), attempts.find_unfinished, lambda _: None)
         for left in (10, 9, 8):
             looks.clear()
-            assert claimer.next() is not None, left
+            assert claimer.take_next() is not None, left
             assert looks == {folder: 2, folder / "shard_00009": 1}

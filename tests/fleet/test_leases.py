@@ -19,8 +19,17 @@ from fakes.gcs import FakeGcs
 from fakes.gcs_faults import wait_for
 
 from layertap.errors import DamageError, LayertapError, LeaseLostError, StorageError
-from layertap.fleet.claims import claim_name, done_name
-from layertap.fleet.leases import Heartbeat, Lease, has_run_out, read_claim, settle, take, take_over
+from layertap.fleet.claims import (
+    Heartbeat,
+    Lease,
+    claim_name,
+    done_name,
+    has_run_out,
+    read_claim,
+    settle,
+    take,
+    take_over,
+)
 from layertap.objects.base import ObjectStore, StoredBytes
 
 SHARD = "shard_00000"
@@ -31,7 +40,7 @@ import sys, time
 sys.path.insert(0, sys.argv[1])
 from claiming import claim
 from layertap.errors import LeaseLostError
-from layertap.fleet.leases import Heartbeat, take
+from layertap.fleet.claims import Heartbeat, take
 from layertap.objects import open_store
 store, worker = open_store(sys.argv[2]), int(sys.argv[3])
 """
@@ -82,7 +91,7 @@ def interrupted(store: ObjectStore, moment: str) -> Iterator[None]:
         if moment == "before the answer":
             patch.setattr(store, "replace_if", replace_if)
         else:
-            patch.setattr("layertap.fleet.leases.settle", Mock(side_effect=KeyboardInterrupt))
+            patch.setattr("layertap.fleet.claims.settle", Mock(side_effect=KeyboardInterrupt))
         yield
 
 
@@ -203,7 +212,7 @@ def test_a_holder_that_died_after_its_commit_has_committed(store: ObjectStore, m
 
     lease = held(store)
     with monkeypatch.context() as patch:
-        patch.setattr("layertap.fleet.leases.settle", dies)
+        patch.setattr("layertap.fleet.claims.settle", dies)
         with pytest.raises(SystemExit):
             lease.commit({"by": 0})
     assert done(store) is None
@@ -312,7 +321,7 @@ def test_a_bucket_s_clock_may_differ_by_an_hour(gcs: FakeGcs, bucket: ObjectStor
 def test_a_worker_s_clock_may_differ_by_an_hour(place: str, store: ObjectStore, skew: float) -> None:
     """A worker with a wrong clock judges another's lease, and others judge its own."""
     program = f"""
-from layertap.fleet.leases import has_run_out, read_claim
+from layertap.fleet.claims import has_run_out, read_claim
 now, now_ns = time.time, time.time_ns
 time.time, time.time_ns = (lambda: now() + {skew}), (lambda: now_ns() + int({skew} * 1e9))
 print(has_run_out(store, *read_claim(store, "shard_00000")), flush=True)
@@ -398,8 +407,8 @@ def test_a_garbled_claim_is_named(store: ObjectStore, content: bytes) -> None:
         read_claim(store, SHARD)
 
 
-def test_leases_need_no_jax(tmp_path: Path) -> None:
-    program = "import sys; import layertap.fleet.leases, layertap.fleet.commands; sys.exit('jax' in sys.modules)"
+def test_claims_and_commands_need_no_jax(tmp_path: Path) -> None:
+    program = "import sys; import layertap.fleet.claims, layertap.fleet.commands; sys.exit('jax' in sys.modules)"
     begun = time.monotonic()
     assert commands.run(["-c", program], tmp_path).returncode == 0
     assert time.monotonic() - begun < 60

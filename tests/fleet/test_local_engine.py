@@ -33,9 +33,8 @@ from runs import changed
 from layertap.config.extract import ExtractConfig
 from layertap.demo.tasks import make_tasks, write_tasks
 from layertap.errors import WorkersFailedError
-from layertap.fleet import engine as engine_module
-from layertap.fleet import local_engine
-from layertap.fleet.leases import has_run_out, read_claim, take
+from layertap.fleet.claims import has_run_out, read_claim, take
+from layertap.fleet.engines import base, local
 from layertap.fleet.worker import work
 from layertap.objects import open_store
 from layertap.process.interruption import INTERRUPTED
@@ -106,7 +105,7 @@ def test_a_worker_whose_parent_is_gone_is_interrupted(small: ExtractConfig, tmp_
     cut(small.dataset_path, place, 1)
     assert take(open_store(place), "shard_00000", claim(9)) is not None
     started = subprocess.Popen(
-        [sys.executable, "-m", "layertap.fleet.local_worker"],
+        [sys.executable, "-m", "layertap.fleet.engines.local"],
         env={**os.environ, "PYTHONPATH": str(commands.ROOT / "src")},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -193,7 +192,7 @@ def test_a_worker_goes_on_although_nobody_reads_what_it_says(small: ExtractConfi
     talking = subprocess.Popen([sys.executable, "-c", "print('words\\n' * 100_000)"], stdout=subprocess.PIPE)
     with suppress(BrokenPipeError), os.fdopen(writing, "w") as nowhere:
         monkeypatch.setattr(sys, "stderr", nowhere)
-        local_engine._Worker(small)._pass_on(talking)
+        local._pass_on(0, talking.stdout)
     monkeypatch.undo()
     assert talking.wait(60) == 0
 
@@ -201,9 +200,9 @@ def test_a_worker_goes_on_although_nobody_reads_what_it_says(small: ExtractConfi
 def test_workers_that_keep_dying_are_given_up(small: ExtractConfig, tmp_path: Path, monkeypatch) -> None:
     place = str(tmp_path / "dataset")
     cut(small.dataset_path, place, 2)
-    monkeypatch.setattr(engine_module, "_MOST_DEATHS", 2)
-    monkeypatch.setattr(engine_module, "_LONGEST_PAUSE", 0.01)
-    monkeypatch.setattr(local_engine.sys, "executable", "/bin/false")
+    monkeypatch.setattr(base, "_MOST_DEATHS", 2)
+    monkeypatch.setattr(base, "_LONGEST_PAUSE", 0.01)
+    monkeypatch.setattr(local.sys, "executable", "/bin/false")
     config = worker_of(small, place, engine="local", num_workers=1)
     with pytest.raises(WorkersFailedError, match="workers died 2 times"):
-        local_engine.run_local(config)
+        local.run_local(config)

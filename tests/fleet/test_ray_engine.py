@@ -15,8 +15,7 @@ from layertap.config.extract import ExtractConfig
 from layertap.config.sharded import ShardedConfig
 from layertap.demo.tasks import make_tasks, write_tasks
 from layertap.errors import UsageError
-from layertap.fleet import ray_engine
-from layertap.fleet.ray_engine import run_ray
+from layertap.fleet.engines.ray import _WorkerTask, run_ray
 from layertap.fleet.worker import work
 from layertap.objects import open_store
 
@@ -121,7 +120,7 @@ def test_ray_that_is_not_installed(small: ExtractConfig, monkeypatch: pytest.Mon
 def test_resources_that_ray_does_not_take_are_refused(small: ExtractConfig) -> None:
     ray = pytest.importorskip("ray")
     with pytest.raises(UsageError, match=r"--resources_per_worker: Ray does not take .*'TPU': 3.* supported"):
-        ray_engine._Worker(ray, {"CPU": 1, "TPU": 3}, small).start()
+        _WorkerTask(ray, {"CPU": 1, "TPU": 3}, small)
 
 
 def test_what_a_worker_needs() -> None:

@@ -17,10 +17,9 @@ from layertap.core.records import Document
 from layertap.dataset import read_records
 from layertap.demo.tasks import make_tasks, write_tasks
 from layertap.errors import BadTaskError, DamageError, RunMismatchError, UsageError
-from layertap.fleet import standing
-from layertap.fleet.claims import claim_name, done_name
-from layertap.fleet.leases import take
-from layertap.fleet.sharded import RUN, create_shards, read_dataset, read_records_of
+from layertap.fleet.claims import claim_name, done_name, take
+from layertap.fleet.sharded import RUN, create_shards, read_dataset, read_shard
+from layertap.fleet.standing import free_shards, read_done, shard_states
 from layertap.objects import open_store
 from layertap.objects.base import ObjectStore
 
@@ -116,7 +115,7 @@ def test_records_that_were_changed_are_refused(cut: CreateShardsConfig, store: O
     found = store.read(shard.path)
     store.replace_if(shard.path, found.data.replace(b"1", b"2", 1), found.version)
     with pytest.raises(DamageError, match=r"shard_00001\.jsonl: was changed"):
-        read_records_of(store, shard)
+        read_shard(store, shard)
 
 
 @pytest.mark.parametrize("content", [b"[", b"{}", b'{"format_version": 2}', b'{"format_version": 1, "shards": 3}'])
@@ -198,7 +197,7 @@ def test_what_workers_agreed_on_is_put_back_when_one_of_them_claims_meanwhile(
         return delete(name, version)
 
     monkeypatch.setattr(store, "delete_if", claimed_first)
-    standing.reset(store, read_dataset(store).shards, force=False)
+    free_shards(store, read_dataset(store).shards, force=False)
     assert store.read(RUN) is not None
     assert [info.name for info in store.list("claims/")] == [claim_name("shard_00000")]
 
@@ -215,9 +214,9 @@ def test_a_lost_lease_is_told_by_the_far_end_s_clock(demo_tasks: Path, gcs: Fake
     create_shards(CreateShardsConfig(dataset_path=str(demo_tasks), output=bucket.url, num_shards=2))
     assert take(bucket, "shard_00001", claim(5)) is not None
     gcs.state.skew = 123
-    free, lost = standing.look(bucket, read_dataset(bucket))
+    free, lost = shard_states(bucket, read_dataset(bucket))
     assert (free.condition, lost.condition) == ("free", "lost")
-    assert standing.reset(bucket, [lost.shard], force=False) == 1
+    assert free_shards(bucket, [lost.shard], force=False) == 1
 
 
 def test_looking_costs_two_listings_and_two_requests_for_each_claim(
@@ -230,11 +229,11 @@ def test_looking_costs_two_listings_and_two_requests_for_each_claim(
             lease.commit({"shard": lease.shard})
     dataset = read_dataset(bucket)
     gcs.faults.log.clear()
-    standing.look(bucket, dataset)
+    shard_states(bucket, dataset)
     assert [gcs.faults.count(kind) for kind in ("list", "stat", "media")] == [2, 3, 3]
     assert len(gcs.faults.log) == 8
-    assert standing.read_done(bucket, "shard_00001") == {"shard": "shard_00001"}
-    assert standing.read_done(bucket, "shard_00009") is None
+    assert read_done(bucket, "shard_00001") == {"shard": "shard_00001"}
+    assert read_done(bucket, "shard_00009") is None
     bucket.create(done_name("shard_00009"), b'{"shard": "shard_00008"}')
     with pytest.raises(DamageError, match="is no done-manifest"):
-        standing.read_done(bucket, "shard_00009")
+        read_done(bucket, "shard_00009")

@@ -13,9 +13,9 @@ from layertap.config.extract import ExtractConfig
 from layertap.extract.clock import StageClock
 from layertap.extract.metrics import Metrics
 from layertap.extract.progress import Progress
-from layertap.fleet.leases import take
+from layertap.fleet.claims import take
 from layertap.fleet.sharded import RUN, read_dataset
-from layertap.fleet.status import FleetWatch, describe
+from layertap.fleet.status import FleetWatch, describe_fleet
 from layertap.fleet.worker import work
 from layertap.objects.base import ObjectStore
 
@@ -40,7 +40,7 @@ def test_the_fleet_is_told_from_what_lies_there(bucket_set: ObjectStore, gcs: Fa
     dataset = read_dataset(bucket_set)
     busy = take(bucket_set, "shard_00004", claim(4, seconds=60))
     busy.beat({"samples": 1, "tokens": 100, "tokens_per_second": 50.0, "waiting_for": "device"})
-    status = FleetWatch(bucket_set, dataset).look()
+    status = FleetWatch(bucket_set, dataset).read_status()
     assert dict(status.shards) == {"done": 1, "lost": 2, "failed": 1, "claimed": 1}
     samples = [shard.samples(2) for shard in dataset.shards]
     assert status.samples_left == samples[1] + samples[2] + samples[4] - 1
@@ -55,7 +55,7 @@ def test_the_fleet_is_told_from_what_lies_there(bucket_set: ObjectStore, gcs: Fa
     assert (by_worker[1].condition, by_worker[1].tokens_per_second) == ("lost", 0.0)
     assert (by_worker[4].shard, by_worker[4].waiting_for) == (4, "device")
     assert by_worker[1].heard_seconds_ago >= 120
-    text = describe(status)
+    text = describe_fleet(status)
     assert "5 shards: 1 done, 1 claimed, 2 lost, 1 failed, 0 free" in text
     assert "50 tokens/s" in text
     assert "shard 3 failed: too long" in text
@@ -74,7 +74,7 @@ def test_time_left_does_not_depend_on_where_a_worker_went_on(demo_tasks: Path, s
         metrics.begins(progress)
         lease = take(store, "shard_00000", claim(0))
         lease.beat(metrics.of_this_run() | {"tokens_per_second": 50.0})
-        foreseen.append(FleetWatch(store, read_dataset(store)).look().seconds_left)
+        foreseen.append(FleetWatch(store, read_dataset(store)).read_status().seconds_left)
         lease.release()
     assert foreseen[0] > 0
     assert foreseen[1] == foreseen[0]
@@ -82,15 +82,15 @@ def test_time_left_does_not_depend_on_where_a_worker_went_on(demo_tasks: Path, s
 
 def test_before_anybody_works_nothing_is_guessed(demo_tasks: Path, store: ObjectStore) -> None:
     cut(demo_tasks, store.url, COUNT)
-    status = FleetWatch(store, read_dataset(store)).look()
+    status = FleetWatch(store, read_dataset(store)).read_status()
     assert (status.samples_left, status.seconds_left, status.workers) == (None, None, ())
-    assert "time left: ?" in describe(status)
+    assert "time left: ?" in describe_fleet(status)
 
 
 def test_done_manifests_are_read_once(bucket_set: ObjectStore, gcs: FakeGcs) -> None:
     watch = FleetWatch(bucket_set, read_dataset(bucket_set))
     for _ in range(3):
-        watch.look()
+        watch.read_status()
     assert gcs.faults.count("media", "done/shard_00000.json") == 1
 
 

@@ -33,9 +33,8 @@ from layertap.errors import (
     WorkersFailedError,
 )
 from layertap.fleet import worker as worker_module
-from layertap.fleet.claiming import Claimer, Taken
-from layertap.fleet.claims import claim_name
-from layertap.fleet.leases import read_claim, take, take_over
+from layertap.fleet.claiming import Claimer
+from layertap.fleet.claims import claim_name, read_claim, take, take_over
 from layertap.fleet.sharded import RUN
 from layertap.fleet.worker import WorkSummary, work
 from layertap.objects import open_store
@@ -171,7 +170,7 @@ def test_a_commit_that_nobody_settled_is_settled_without_waiting_for_the_lease(
     dead = take(store, "shard_00001", claim(7, seconds=600))
     assert dead is not None
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("layertap.fleet.leases.settle", lambda *_: None)
+        patch.setattr("layertap.fleet.claims.settle", lambda *_: None)
         dead.commit({"shard": "shard_00001", "worker": 7})
     assert main(["shards", "status", place]) == 0
     assert "ago; it has committed" in capsys.readouterr().out
@@ -282,16 +281,16 @@ def test_workers_with_other_settings_are_refused(fleet: ExtractConfig, place: st
 def test_a_reset_between_agreeing_and_claiming_is_noticed(
     fleet: ExtractConfig, place: str, store: ObjectStore, monkeypatch: pytest.MonkeyPatch, others: bytes | None
 ) -> None:
-    follow = Claimer.next
+    follow = Claimer.take_next
 
-    def after_a_reset(self: Claimer) -> Taken | None:
+    def after_a_reset(self: Claimer) -> Any:
         assert main(["shards", "reset", place, "--all"]) == 0
         assert store.read(RUN) is None
         if others is not None:
             store.create(RUN, others)
         return follow(self)
 
-    monkeypatch.setattr(Claimer, "next", after_a_reset)
+    monkeypatch.setattr(Claimer, "take_next", after_a_reset)
     if others is not None:
         with pytest.raises(RunMismatchError, match=r"layers: \[0\] there"):
             work(worker_of(fleet, place, max_shards=1))

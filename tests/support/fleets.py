@@ -18,8 +18,7 @@ from runs import changed, finished, out
 from layertap.config.extract import ExtractConfig
 from layertap.config.fleet import CreateShardsConfig
 from layertap.config.sharded import ShardedConfig
-from layertap.fleet.claims import shard_of
-from layertap.fleet.leases import read_claim
+from layertap.fleet.claims import read_claim, shard_of
 from layertap.fleet.sharded import create_shards
 from layertap.objects.base import ObjectStore
 from layertap.objects.files import file_crc32c

@@ -1,24 +1,26 @@
 """A dataset in shards, in a folder or bucket that all workers reach.
 
-    dataset.json                the shards: which records each holds, and how many samples stand before it
-    tasks/shard_00003.jsonl     the records of one
-    run.json                    what all workers extract: settings that decide the bytes (worker.py)
-    claims/shard_00003.json     who has it, or why it failed (leases.py)
-    done/shard_00003.json       who finished it, and which output files are its activations
+    dataset.json                which records each shard holds, and how many samples precede it
+    tasks/shard_00003.jsonl     the records of one shard
+    run.json                    what all workers extract: the settings that decide the bytes (worker.py)
+    claims/shard_00003.json     who has the shard, or why it failed (claims.py)
+    done/shard_00003.json       who finished the shard, and which output files hold its activations
 
-A shard is a run of consecutive records. `dataset.json` says how many documents and test inputs stand before it, which
-with `--predictions_per_task` gives the number of its first sample: so `sample_idx` is the same as in a run over the
-whole dataset, whoever extracts the shard.
+A shard is a run of consecutive records. `dataset.json` says how many documents and test inputs
+precede it. With `--predictions_per_task` this gives the number of its first sample. So `sample_idx`
+is the same as in a run over the whole dataset, whichever worker extracts the shard.
 
-The records are spooled to a local temporary file first, because how long a shard is follows from how many there are:
-disk for one copy of the dataset, memory for one shard. `dataset.json` is written last and only once, so a dataset is
-there with all its shards or not at all; the same command again finds its own shards and writes what is missing.
+The length of a shard depends on the number of records, so the records are written to a temporary
+local file first: this costs disk space for one copy of the dataset, and memory for one shard.
+`dataset.json` is written last and once: all shards exist, or there is no dataset. The same command
+again finds its own shards, and writes the missing ones.
 """
 
 import json
 import tempfile
 from array import array
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import IO, Any
@@ -28,9 +30,10 @@ import google_crc32c
 from layertap.config.fleet import CreateShardsConfig
 from layertap.core.records import Document
 from layertap.errors import DamageError, RunMismatchError, UsageError
-from layertap.fleet.source import Source, as_line
+from layertap.fleet.streams import encode_record, read_sound_records
 from layertap.objects import open_store
 from layertap.objects.base import ObjectStore
+from layertap.objects.retry import Retry
 
 MANIFEST = "dataset.json"
 RUN = "run.json"
@@ -41,7 +44,7 @@ _DOCUMENT = 0  # as the number of test inputs of a record
 
 @dataclass(frozen=True)
 class DatasetShard:
-    """One shard of a dataset, and what stands before it."""
+    """One shard of a dataset, and what precedes it."""
 
     id: int
     path: str
@@ -64,7 +67,7 @@ class DatasetShard:
         return self.test_inputs_before * predictions_per_task + self.documents_before
 
     def samples(self, predictions_per_task: int) -> int:
-        """How many samples it brings."""
+        """How many samples it has."""
         return self.test_inputs * predictions_per_task + self.documents
 
 
@@ -88,8 +91,20 @@ def shard_name(shard_id: int) -> str:
     return f"shard_{shard_id:05d}"
 
 
+@contextmanager
+def open_claimable(url: str, flag: str = "", retry: Retry | None = None) -> Iterator[ObjectStore]:
+    """The store of a sharded dataset, which `flag` named; raises UsageError if shards cannot be claimed there."""
+    store = open_store(url, retry)
+    try:
+        if not store.conditional:
+            raise UsageError(f"{flag} {url}: workers cannot claim shards there; give a folder or gs://".lstrip())
+        yield store
+    finally:
+        store.close()
+
+
 def read_dataset(store: ObjectStore) -> ShardedDataset:
-    """The sharded dataset in `store`; raises UsageError where there is none, DamageError where it is garbled."""
+    """The sharded dataset in `store`; raises UsageError if there is none, DamageError if it is garbled."""
     found = store.read(MANIFEST)
     if found is None:
         raise UsageError(
@@ -98,51 +113,43 @@ def read_dataset(store: ObjectStore) -> ShardedDataset:
     return _parse(found.data, f"{store.url}/{MANIFEST}")
 
 
-def read_records_of(store: ObjectStore, shard: DatasetShard) -> bytes:
-    """The shard's JSON lines; raises DamageError where they are not those that were written."""
+def read_shard(store: ObjectStore, shard: DatasetShard) -> bytes:
+    """The records of a shard, as JSON lines; raises DamageError if they were changed."""
     found = store.read(shard.path)
     if found is None or _crc32c(found.data) != shard.crc32c:
         state = "is gone" if found is None else "was changed"
-        raise DamageError(f"{store.url}/{shard.path}: {state}; restore it, or make the dataset anew in another place")
+        raise DamageError(f"{store.url}/{shard.path}: {state}; restore it, or make the dataset again in another place")
     return found.data
 
 
 def create_shards(config: CreateShardsConfig) -> tuple[ShardedDataset, bool]:
-    """Cut the dataset into shards at `config.output`, and whether it was there already.
+    """Cut the dataset into shards at `config.output`; the dataset, and whether it existed already.
 
-    Raises an InputError where the dataset cannot be cut so, RunMismatchError where another one is there.
+    Raises an InputError if the dataset cannot be cut, RunMismatchError if another one exists there.
     """
-    store = open_store(config.output)
-    if not store.conditional:
-        raise UsageError(f"--output {config.output}: workers cannot claim shards there; give a folder or gs://")
-    there = store.read(MANIFEST)
-    with tempfile.TemporaryFile(prefix="layertap-shards-") as spool:
-        source = Source(config)
-        counts = _spool(source, spool)
-        shards = tuple(_cut(store, spool, counts, config, write=there is None))
-    dataset = ShardedDataset(shards, tuple(source.skipped))
-    if there is None:
-        encoded = _encode(dataset)
-        won = store.create(MANIFEST, encoded)
-        there = None if won else store.read(MANIFEST)
-    if there is not None and _parse(there.data, f"{store.url}/{MANIFEST}") != dataset:
-        raise _other(store, MANIFEST)
-    return dataset, there is not None
+    with open_claimable(config.output, "--output") as store, tempfile.TemporaryFile(prefix="layertap-shards-") as spool:
+        there = store.read(MANIFEST)
+        skipped: list[dict[str, Any]] = []
+        counts = array("L")
+        for record in read_sound_records(config, skipped):
+            spool.write(encode_record(record))
+            counts.append(_DOCUMENT if isinstance(record, Document) else len(record.test))
+        spool.seek(0)
+        shards = []
+        for shard, data in _cut(spool, counts, config):
+            if there is None:
+                _write(store, shard.path, data)
+            shards.append(shard)
+        dataset = ShardedDataset(tuple(shards), tuple(skipped))
+        if there is None and store.create(MANIFEST, _encode(dataset)) is not None:
+            return dataset, False
+        if read_dataset(store) != dataset:
+            raise _differs(store, MANIFEST)
+        return dataset, True
 
 
-def _spool(source: Source, spool: IO[bytes]) -> "array[int]":
-    """Write every record to `spool`, a line each; how many test inputs each has."""
-    counts = array("L")
-    for record in source.records():
-        spool.write(as_line(record))
-        counts.append(_DOCUMENT if isinstance(record, Document) else len(record.test))
-    spool.seek(0)
-    return counts
-
-
-def _cut(
-    store: ObjectStore, spool: IO[bytes], counts: "array[int]", config: CreateShardsConfig, *, write: bool
-) -> Iterator[DatasetShard]:
+def _cut(spool: IO[bytes], counts: "array[int]", config: CreateShardsConfig) -> Iterator[tuple[DatasetShard, bytes]]:
+    """Each shard and its records, which `spool` holds, a line each, with so many test inputs each."""
     documents = tests = 0
     for number, (begin, end) in enumerate(_spans(len(counts), config)):
         own = counts[begin:end]
@@ -159,14 +166,12 @@ def _cut(
             bytes=len(data),
             crc32c=_crc32c(data),
         )
-        if write:
-            _write(store, shard.path, data)
         documents, tests = documents + shard.documents, tests + shard.test_inputs
-        yield shard
+        yield shard, data
 
 
 def _spans(records: int, config: CreateShardsConfig) -> Iterator[tuple[int, int]]:
-    """The records of each shard, from and to; equal numbers, but for one, or but for the last."""
+    """The records of each shard, from and to: equally many, except for one more or for the last."""
     if config.tasks_per_shard is not None:
         count = -(-records // config.tasks_per_shard)
         edges = [min(number * config.tasks_per_shard, records) for number in range(count + 1)]
@@ -182,10 +187,10 @@ def _write(store: ObjectStore, name: str, data: bytes) -> None:
     if store.create(name, data) is None:
         there = store.read(name)
         if there is None or there.data != data:
-            raise _other(store, name)
+            raise _differs(store, name)
 
 
-def _other(store: ObjectStore, name: str) -> RunMismatchError:
+def _differs(store: ObjectStore, name: str) -> RunMismatchError:
     return RunMismatchError(
         f"{store.url}/{name}: holds another dataset, or another cut of it; give another --output, or delete that one"
     )

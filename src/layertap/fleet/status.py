@@ -1,24 +1,20 @@
 """`layertap fleet status`: who works on what, how fast, and when it will be done.
 
-All of it is read from the sharded dataset: claims, which the workers' heartbeats keep true, and done-manifests. Nobody
-is asked, nothing has to run for it, and it works from any machine that may read the bucket. A done-manifest never
-changes, so `--watch` reads each once.
+All of it comes from the sharded dataset: from claims, which heartbeats keep current, and from
+done-manifests. No worker is asked and no service has to run, so it works from any machine that may
+read the bucket. A done-manifest never changes, so `--watch` reads each once.
 """
 
 import json
 from collections import Counter
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
-from functools import partial
 from typing import Any
 
 from layertap.errors import DamageError
 from layertap.fleet.sharded import RUN, ShardedDataset
-from layertap.fleet.standing import Condition, Standing, look, read_done
+from layertap.fleet.standing import Condition, ShardState, describe_conditions, read_all_done, shard_states
 from layertap.objects.base import ObjectStore
-
-_READERS = 16
 
 
 @dataclass(frozen=True)
@@ -28,9 +24,9 @@ class WorkerStatus:
     worker: int
     host: str
     shard: int | None
-    """The dataset shard that it has; None where it has none."""
+    """The dataset shard that it has."""
     condition: Condition | None
-    """claimed, or lost where it was not heard of for as long as its lease runs."""
+    """claimed, or lost if the worker was silent for the length of its lease."""
     tokens_per_second: float
     waiting_for: str | None
     heard_seconds_ago: float | None
@@ -45,13 +41,13 @@ class FleetStatus:
 
     shards: Mapping[Condition, int]
     samples_left: int | None
-    """None where no worker has begun yet: how many prompts a task gives is not known then."""
+    """None before any worker has begun: only workers know how many prompts a task gives."""
     tokens_per_second: float
     """Of all workers that are heard of."""
     seconds_left: float | None
-    """None where nobody works, or nothing is known of the speed yet."""
+    """None if nobody works, or the speed is unknown yet."""
     takeovers: int
-    """How often a shard was taken over from a worker that was not heard of."""
+    """How often a shard was taken over from a silent worker."""
     failures: Mapping[int, str]
     """Dataset shards that failed, and why."""
     workers: tuple[WorkerStatus, ...]
@@ -59,103 +55,75 @@ class FleetStatus:
     @property
     def ended(self) -> bool:
         """Whether every shard is done or failed."""
-        return sum(self.shards.values()) == self.shards.get("done", 0) + self.shards.get("failed", 0)
+        return set(self.shards) <= {"done", "failed"}
 
-    def as_json(self) -> str:
+    def to_json(self) -> str:
         """Everything, for a program."""
         return json.dumps(asdict(self), indent=1)
 
 
 class FleetWatch:
-    """Looks at a fleet, as often as it is asked."""
+    """Reads the status of a fleet, as often as you ask."""
 
     def __init__(self, store: ObjectStore, dataset: ShardedDataset) -> None:
         self._store = store
         self._dataset = dataset
         self._done: dict[str, Mapping[str, Any]] = {}
 
-    def look(self) -> FleetStatus:
+    def read_status(self) -> FleetStatus:
         """The fleet now."""
-        standings = look(self._store, self._dataset)
-        self._read_done([one.shard.name for one in standings if one.condition == "done"])
-        busy = [one for one in standings if one.condition == "claimed"]
-        rate = sum(_rate(one) for one in busy)
-        left = self._samples_left(standings)
+        states = shard_states(self._store, self._dataset)
+        self._read_done([state.shard.name for state in states if state.condition == "done"])
+        busy = [state for state in states if state.condition == "claimed"]
+        claims = [(state.shard.id, state.claim) for state in states if state.claim]
+        rate = sum(_rate(state) for state in busy)
+        left = self._samples_left(states)
         return FleetStatus(
-            shards=dict(Counter(one.condition for one in standings)),  # asdict would take a Counter apart
+            shards=dict(Counter(state.condition for state in states)),  # asdict would take a Counter apart
             samples_left=left,
             tokens_per_second=rate,
             seconds_left=self._seconds_left(left, rate, busy),
             takeovers=sum(len(done["lost_by"]) for done in self._done.values())
-            + sum(len(one.claim.lost_by) for one in standings if one.claim),
-            failures={one.shard.id: one.claim.error or "" for one in standings if one.claim and one.claim.error},
-            workers=self._workers(standings),
+            + sum(len(claim.lost_by) for _, claim in claims),
+            failures={shard: claim.error for shard, claim in claims if claim.error},
+            workers=self._workers(states),
         )
 
     def _read_done(self, names: list[str]) -> None:
-        new = [name for name in names if name not in self._done]
-        with ThreadPoolExecutor(_READERS) as pool:
-            found = zip(new, pool.map(partial(read_done, self._store), new), strict=True)
-            self._done.update({name: done for name, done in found if done is not None})
-        for gone in self._done.keys() - set(names):  # reset meanwhile
-            del self._done[gone]
+        known = {name: self._done[name] for name in names if name in self._done}  # others were reset
+        self._done = known | read_all_done(self._store, [name for name in names if name not in known])
 
-    def _samples_left(self, standings: list[Standing]) -> int | None:
-        predictions = self._predictions()
-        if predictions is None:
-            return None
-        waiting = (one for one in standings if one.condition not in ("done", "failed"))
-        return sum(max(0, one.shard.samples(predictions) - _metric(one, "samples")) for one in waiting)
-
-    def _predictions(self) -> int | None:
+    def _samples_left(self, states: Iterable[ShardState]) -> int | None:
         run = self._store.read(RUN)
         if run is None:
             return None
         try:
-            return int(json.loads(run.data)["prompts"]["predictions_per_task"])
+            predictions = int(json.loads(run.data)["prompts"]["predictions_per_task"])
         except (ValueError, KeyError, TypeError) as error:
             raise DamageError(f"{self._store.url}/{RUN}: is not what workers write ({error!r})") from error
+        waiting = (state for state in states if state.condition not in ("done", "failed"))
+        return sum(max(0, state.shard.samples(predictions) - _metric(state, "samples")) for state in waiting)
 
-    def _seconds_left(self, left: int | None, rate: float, busy: list[Standing]) -> float | None:
-        samples = sum(done["samples"] for done in self._done.values()) + sum(_metric(one, "samples") for one in busy)
-        tokens = sum(done["tokens"] for done in self._done.values()) + sum(_metric(one, "tokens") for one in busy)
+    def _seconds_left(self, left: int | None, rate: float, busy: list[ShardState]) -> float | None:
+        samples, tokens = (
+            sum(done[name] for done in self._done.values()) + sum(_metric(state, name) for state in busy)
+            for name in ("samples", "tokens")
+        )
         if left == 0:
             return 0.0
         return None if left is None or not rate or not samples else left * tokens / samples / rate
 
-    def _workers(self, standings: list[Standing]) -> tuple[WorkerStatus, ...]:
-        holding = {one.claim.worker: one for one in standings if one.claim and one.condition in ("claimed", "lost")}
+    def _workers(self, states: Iterable[ShardState]) -> tuple[WorkerStatus, ...]:
+        holding = {it.claim.worker: it for it in states if it.claim and it.condition in ("claimed", "lost")}
         done: dict[int, list[Mapping[str, Any]]] = {}
         for manifest in self._done.values():
             done.setdefault(manifest["worker"], []).append(manifest)
-        return tuple(_worker(number, holding.get(number), done.get(number, [])) for number in sorted({*holding, *done}))
+        return tuple(
+            _worker_status(number, holding.get(number), done.get(number, [])) for number in sorted({*holding, *done})
+        )
 
 
-def describe(status: FleetStatus) -> str:
-    """Lines for a person."""
-    counts = ", ".join(f"{status.shards.get(name, 0)} {name}" for name in ("done", "claimed", "lost", "failed", "free"))
-    left = "?" if status.seconds_left is None else _span(status.seconds_left)
-    lines = [
-        f"{sum(status.shards.values())} shards: {counts}",
-        f"{status.tokens_per_second:.0f} tokens/s, time left: {left}, takeovers: {status.takeovers}",
-        f"{'worker':>6}  {'host':<20} {'shard':>6} {'state':<8}"
-        f" {'tokens/s':>9} {'heard':>7} {'done':>5} {'tokens':>12}",
-    ]
-    lines += [_line(worker) for worker in status.workers]
-    lines += [f"shard {shard} failed: {error}" for shard, error in status.failures.items()]
-    return "\n".join(lines)
-
-
-def _line(worker: WorkerStatus) -> str:
-    shard = "-" if worker.shard is None else str(worker.shard)
-    heard = "-" if worker.heard_seconds_ago is None else f"{worker.heard_seconds_ago:.0f} s"
-    return (
-        f"{worker.worker:>6}  {worker.host[:20]:<20} {shard:>6} {worker.condition or 'idle':<8}"
-        f" {worker.tokens_per_second:>9.0f} {heard:>7} {worker.shards_done:>5} {worker.tokens_done:>12}"
-    )
-
-
-def _worker(number: int, holding: Standing | None, done: list[Mapping[str, Any]]) -> WorkerStatus:
+def _worker_status(number: int, holding: ShardState | None, done: list[Mapping[str, Any]]) -> WorkerStatus:
     claim = holding.claim if holding else None
     return WorkerStatus(
         worker=number,
@@ -171,15 +139,35 @@ def _worker(number: int, holding: Standing | None, done: list[Mapping[str, Any]]
     )
 
 
-def _rate(standing: Standing) -> float:
-    return float(standing.claim.metrics.get("tokens_per_second", 0.0)) if standing.claim else 0.0
+def _rate(state: ShardState) -> float:
+    return float(state.claim.metrics.get("tokens_per_second", 0.0)) if state.claim else 0.0
 
 
-def _metric(standing: Standing, name: str) -> int:
-    return int(standing.claim.metrics.get(name, 0)) if standing.claim else 0
+def _metric(state: ShardState, name: str) -> int:
+    return int(state.claim.metrics.get(name, 0)) if state.claim else 0
 
 
-def _span(seconds: float) -> str:
+def describe_fleet(status: FleetStatus) -> str:
+    """Lines for a person."""
+    left = "?" if status.seconds_left is None else _describe_seconds(status.seconds_left)
+    lines = [
+        describe_conditions(status.shards),
+        f"{status.tokens_per_second:.0f} tokens/s, time left: {left}, takeovers: {status.takeovers}",
+        f"{'worker':>6}  {'host':<20} {'shard':>6} {'state':<8}"
+        f" {'tokens/s':>9} {'heard':>7} {'done':>5} {'tokens':>12}",
+    ]
+    for worker in status.workers:
+        shard = "-" if worker.shard is None else worker.shard
+        heard = "-" if worker.heard_seconds_ago is None else f"{worker.heard_seconds_ago:.0f} s"
+        lines.append(
+            f"{worker.worker:>6}  {worker.host[:20]:<20} {shard:>6} {worker.condition or 'idle':<8}"
+            f" {worker.tokens_per_second:>9.0f} {heard:>7} {worker.shards_done:>5} {worker.tokens_done:>12}"
+        )
+    lines += [f"shard {shard} failed: {error}" for shard, error in status.failures.items()]
+    return "\n".join(lines)
+
+
+def _describe_seconds(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s" if minutes else f"{rest} s"

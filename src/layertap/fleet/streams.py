@@ -1,30 +1,31 @@
-"""A dataset dealt out to workers, one JSONL file each: record i goes to stream i modulo `num_streams`.
+"""A dataset as one JSONL file for each worker: record i goes to stream i modulo `num_streams`.
 
-Every id is unique in the dataset, and so across streams: a record whose id an earlier one has is refused or left out,
-never renamed, because the augmentation of a prompt depends on the id. A record without an id gets one from its place
-in the dataset, and its stream says it; so a record's prompts are the same whichever stream it is in, and the same as
-without streams. Only `sample_idx` is counted anew in each stream.
+An id occurs once in the dataset, and so in one stream. A record with the id of an earlier record is
+refused or left out, never renamed, because the augmentations of a prompt depend on the id. A record
+without an id gets one from its place in the dataset, and its stream says so. So the prompts of a
+record are the same in every stream, and the same as without streams. Only `sample_idx` starts again
+in each stream.
 
-The streams are written into a hidden folder beside the output folder, with their manifest last, and renamed together:
-the output folder is there with everything in it, or not at all. An output folder that holds streams already is never
-written to. The dataset is dealt out anew and compared: the same streams are a success, others an error, and so is a
-stream that has been changed. One record at a time is in memory.
+The streams are written into a hidden folder beside the output folder. Their manifest is written
+last, and then the folder is renamed: the output folder holds everything, or does not exist. A folder
+that holds streams already is never written to: the dataset is dealt out again and compared. Memory
+holds one record at a time.
 """
 
 import json
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-from layertap.config.fleet import StreamsConfig
-from layertap.core.records import Document, Task
-from layertap.errors import DamageError, RunMismatchError, StorageError, UsageError
-from layertap.fleet.source import Source, as_line
+from layertap.config.fleet import SourceConfig, StreamsConfig
+from layertap.core.records import BadTask, Document, Task
+from layertap.dataset import as_row, read_hub_records, read_records
+from layertap.errors import BadTaskError, DamageError, RunMismatchError, StorageError, UsageError
 from layertap.objects.files import TEMPORARY, Checksummed, atomic_write, file_crc32c
 from layertap.objects.ownership import exclusive
 
@@ -33,7 +34,7 @@ MANIFEST = "manifest.json"
 
 @dataclass
 class Stream:
-    """One file: its name, and what it holds."""
+    """One file: its name, and what it holds so far."""
 
     path: str
     records: int = 0
@@ -41,10 +42,17 @@ class Stream:
     bytes: int = 0
     crc32c: str = ""
 
+    def add(self, record: Task | Document, sink: Checksummed) -> None:
+        """Write another record."""
+        sink.write(encode_record(record))
+        self.records += 1
+        self.test_inputs += len(record.test) if isinstance(record, Task) else 0
+        self.bytes, self.crc32c = sink.size, sink.crc32c
+
 
 @dataclass(frozen=True)
 class StreamsSummary:
-    """What lies in the output folder now."""
+    """What the output folder holds now."""
 
     folder: Path
     streams: tuple[Stream, ...]
@@ -54,44 +62,73 @@ class StreamsSummary:
     def describe(self) -> str:
         """Lines for a person."""
         counts = [stream.records for stream in self.streams]
-        held = f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
-        text = f"{sum(counts)} records in {len(counts)} streams of {held} in {self.folder}"
-        if self.skipped:
-            text += f"\n{self.skipped} malformed records were left out; {MANIFEST} lists them"
+        text = describe_counts("streams", counts, self.folder, self.skipped, MANIFEST)
         return f"already there: {text}" if self.already_there else text
+
+
+def describe_counts(kind: str, counts: Sequence[int], place: object, skipped: int, manifest: str) -> str:
+    """Lines for a person: into how many files a dataset was divided, and how large they are."""
+    least, most = min(counts), max(counts)
+    text = f"{sum(counts)} records in {len(counts)} {kind} of {least if least == most else f'{least} to {most}'}"
+    left_out = f"\n{skipped} malformed records were left out; {manifest} lists them" if skipped else ""
+    return f"{text} in {place}{left_out}"
 
 
 def create_streams(config: StreamsConfig) -> StreamsSummary:
     """Deal the dataset out into `config.output_folder`.
 
-    Raises an InputError where the dataset cannot be dealt out so, RunMismatchError where the folder holds something
-    else, DamageError where it holds these streams but not whole, StorageError where it cannot be written.
+    Raises an InputError if the dataset cannot be dealt out, RunMismatchError if the folder holds
+    other streams, DamageError if a stream there was changed, StorageError if writing fails.
     """
     output = config.output_folder
     output = output.resolve() if output.is_symlink() else output
     hidden = output.with_name(f".{output.name}{TEMPORARY}")
-    output_manifest = _manifest_of(output)
+    there = _read_manifest(output)
+    skipped: list[dict[str, Any]] = []
     with exclusive(hidden):
         try:
-            _empty(hidden)
-            source = Source(config)
-            streams = _deal(source.records(), hidden, config)
-            manifest = _manifest(config, streams, source.skipped)
-            if output_manifest is not None:
-                _require_same(output, output_manifest, manifest)
-                _require_whole(output, streams)
-            else:
+            for left in hidden.iterdir():  # by a command that was killed
+                if left.name != ".lock":
+                    left.unlink()
+            streams = _deal(read_sound_records(config, skipped), hidden, config)
+            manifest = _make_manifest(streams, skipped)
+            if there is None:
                 _publish(hidden, output, manifest)
+            else:
+                _require_same(output, there, manifest)
         finally:
             shutil.rmtree(hidden, ignore_errors=True)
-    return StreamsSummary(output, tuple(streams), len(source.skipped), already_there=output_manifest is not None)
+    return StreamsSummary(output, tuple(streams), len(skipped), already_there=there is not None)
 
 
-def _empty(hidden: Path) -> None:
-    """Remove what a killed command left; the lock stays."""
-    for left in hidden.iterdir():
-        if left.name != ".lock":
-            left.unlink()
+def read_sound_records(config: SourceConfig, skipped: list[dict[str, Any]]) -> Iterator[Task | Document]:
+    """The sound records of a dataset, in order; the others are added to `skipped`.
+
+    Raises BadTaskError at the first malformed record with `--on_bad_task error`.
+    """
+    if config.dataset_path is not None:
+        records = read_records(config.dataset_path, dataset_format=config.dataset_format, max_tasks=config.max_samples)
+    else:
+        assert config.dataset_name is not None
+        records = read_hub_records(
+            config.dataset_name,
+            config=config.dataset_config,
+            split=config.dataset_split,
+            column=config.column_name,
+            max_tasks=config.max_samples,
+        )
+    for record in records:
+        if not isinstance(record, BadTask):
+            yield record
+        elif config.on_bad_task == "error":
+            raise BadTaskError(f"{record}. Repair it, or pass --on_bad_task skip")
+        else:
+            skipped.append(asdict(record))
+
+
+def encode_record(record: Task | Document) -> bytes:
+    """A record as a line of JSONL, in ASCII."""
+    return json.dumps(as_row(record), separators=(",", ":")).encode() + b"\n"
 
 
 def _deal(records: Iterable[Task | Document], folder: Path, config: StreamsConfig) -> list[Stream]:
@@ -99,27 +136,19 @@ def _deal(records: Iterable[Task | Document], folder: Path, config: StreamsConfi
     with ExitStack() as files:
         sinks = [files.enter_context(atomic_write(folder / stream.path)) for stream in streams]
         for record, stream, sink in zip(records, cycle(streams), cycle(sinks), strict=False):
-            _add(record, stream, sink)
+            stream.add(record, sink)
     held = sum(stream.records for stream in streams)
     if held < len(streams):
         raise UsageError(f"--num_streams {len(streams)}: the dataset has {held} sound records; give at most as many")
     return streams
 
 
-def _add(record: Task | Document, stream: Stream, sink: Checksummed) -> None:
-    sink.write(as_line(record))
-    stream.records += 1
-    stream.test_inputs += len(record.test) if isinstance(record, Task) else 0
-    stream.bytes, stream.crc32c = sink.size, sink.crc32c
-
-
-def _manifest(config: StreamsConfig, streams: Iterable[Stream], skipped: list[dict[str, Any]]) -> dict[str, Any]:
+def _make_manifest(streams: Sequence[Stream], skipped: list[dict[str, Any]]) -> dict[str, Any]:
     listed = [asdict(stream) for stream in streams]
-    totals = {name: sum(stream[name] for stream in listed) for name in ("records", "test_inputs", "bytes")}
     return {
         "format_version": 1,
-        "num_streams": config.num_streams,
-        "totals": totals,
+        "num_streams": len(streams),
+        "totals": {name: sum(stream[name] for stream in listed) for name in ("records", "test_inputs", "bytes")},
         "skipped": {"count": len(skipped), "list": skipped},
         "streams": listed,
     }
@@ -135,36 +164,35 @@ def _publish(hidden: Path, output: Path, manifest: dict[str, Any]) -> None:
         raise StorageError(f"{output}: cannot be made: {error.strerror or error}") from error
 
 
-def _manifest_of(output: Path) -> dict[str, Any] | None:
-    """The manifest of streams that are there already; None where nothing is."""
+def _read_manifest(output: Path) -> dict[str, Any] | None:
+    """The manifest of the streams in a folder; None if it is empty or does not exist."""
+    advice = "give a new folder as --output_dir"
     try:
         if not output.exists() or not any(output.iterdir()):
             return None
         manifest = json.loads((output / MANIFEST).read_bytes())
     except FileNotFoundError as error:
-        raise UsageError(f"{output}: holds files that are no streams; give a new folder as --output_dir") from error
+        raise UsageError(f"{output}: holds files that are no streams; {advice}") from error
     except NotADirectoryError as error:
         raise UsageError(f"{output}: is a file; give a folder as --output_dir") from error
     except OSError as error:
         raise StorageError(f"{output}: cannot be read: {error.strerror or error}") from error
     except ValueError as error:
-        raise DamageError(f"{output / MANIFEST}: is not JSON; give a new folder as --output_dir") from error
+        raise DamageError(f"{output / MANIFEST}: is not JSON; {advice}") from error
     if not isinstance(manifest, dict):
-        raise DamageError(f"{output / MANIFEST}: is no manifest of streams; give a new folder as --output_dir")
+        raise DamageError(f"{output / MANIFEST}: is no manifest of streams; {advice}")
     return manifest
 
 
 def _require_same(output: Path, there: dict[str, Any], now: dict[str, Any]) -> None:
+    """Raise RunMismatchError if the manifests differ, DamageError if a file is not as they say."""
     for name, value in now.items():
         if there.get(name) != value:
             shown = name if isinstance(value, list | dict) else f"{name}: {there.get(name)} there, {value} now"
             raise RunMismatchError(
                 f"{output} holds other streams ({shown} differ); give another --output_dir, or remove that folder"
             )
-
-
-def _require_whole(output: Path, streams: Iterable[Stream]) -> None:
-    for stream in streams:
-        path = output / stream.path
-        if not path.is_file() or file_crc32c(path) != stream.crc32c:
+    for stream in now["streams"]:
+        path = output / stream["path"]
+        if not path.is_file() or file_crc32c(path) != stream["crc32c"]:
             raise DamageError(f"{path}: is gone or was changed; remove {output} and run the same command again")

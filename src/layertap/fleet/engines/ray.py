@@ -1,23 +1,23 @@
-"""Several workers on a Ray cluster, or on a small one that is started here; Ray decides on which machine each runs.
+"""Several workers on a Ray cluster, or on a small one that is started here; Ray decides where each runs.
 
-Each start of a worker is one Ray task, in a process of its own. A task whose process, or machine, is lost is handed to
-Ray again, which finds it a place (engine.py says when, and when to give up). Ray's own retries are off: they count
-deaths, and not whether shards were finished in between. Exactness never rests on Ray but on the leases: two processes
-of one worker, on two sides of a broken network, commit a shard once all the same.
+Each start of a worker is one Ray task, in a process of its own. If its process or machine is lost,
+the worker is handed to Ray again, which finds a place for it (base.py says when, and when to give
+up). Ray's own retries are off: they count deaths, and ignore whether shards were finished in between.
+Exactness depends on the leases, never on Ray: two processes of one worker, on two sides of a broken
+network, commit a shard once all the same.
 
-A worker that is started again on the same disk goes on in its own shard at once; on another machine that shard waits
-until its lease has run out, and begins anew.
+A worker that is restarted on the same disk goes on in its own shard at once. On another machine that
+shard waits until its lease has run out, and begins again.
 
-Why tasks and not actors: a running task can be interrupted like a process by Ctrl-C (it gives its shard back), a
-running method of an actor can only be killed. Settings and a closing line are all that goes through Ray.
+Why tasks and not actors: you can interrupt a running task as Ctrl-C does a process (it gives its
+shard back), but you can only kill a running method of an actor. Only settings and a closing line go
+through Ray.
 """
 
 import os
 import signal
 import socket
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from types import ModuleType
@@ -26,10 +26,10 @@ from typing import Any
 from layertap.config.extract import ExtractConfig
 from layertap.core.extras import install_command
 from layertap.errors import LayertapError, UsageError, WorkersFailedError
-from layertap.fleet.engine import EngineWorker, run_workers, say
+from layertap.fleet.engines.base import RunningWorker, run_workers, say
 from layertap.process.ending import guarded
 
-_STOP_SECONDS = 12.0  # less than the grace after a SIGTERM
+_GRACE_SECONDS = 12.0  # less than the grace after a SIGTERM
 _ANSWER_SECONDS = 10.0
 _DIED = 1
 
@@ -51,7 +51,7 @@ def run_ray(config: ExtractConfig) -> str:
     needs = config.sharded.worker_resources
     with _connected(config.sharded.ray_address) as ray:
         _require_place(ray, needs, config)
-        return run_workers(config, partial(_Worker, ray, needs), _stop)
+        return run_workers(config, partial(_WorkerTask, ray, needs), _GRACE_SECONDS)
 
 
 @contextmanager
@@ -106,61 +106,37 @@ def _require_place(ray: ModuleType, needs: Mapping[str, float], config: ExtractC
         say(f"Ray has places for {places} of {wanted} workers now; the others wait\n")
 
 
-class _Worker(EngineWorker):
+class _WorkerTask(RunningWorker):
     def __init__(self, ray: ModuleType, needs: Mapping[str, float], config: ExtractConfig) -> None:
-        super().__init__(config)
+        """Hand the worker to Ray; raises UsageError if Ray has no such resources, 1.5 GPUs say."""
         self._ray = ray
-        self._task: Any = None
-        self._future: Future[tuple[int, str]] | None = None
-        self._needs = dict(needs)
-
-    @property
-    def running(self) -> bool:
-        return self._future is not None
-
-    def start(self) -> None:
-        """Hand it to Ray; raises UsageError where Ray has no such resources, 1.5 GPUs say."""
-        options: dict[str, Any] = {"num_cpus": self._needs.get("CPU", 0), "num_gpus": self._needs.get("GPU", 0)}
-        options["resources"] = {name: self._needs[name] for name in self._needs.keys() - {"CPU", "GPU"}}
+        self._worker = config.worker
+        options: dict[str, Any] = {"num_cpus": needs.get("CPU", 0), "num_gpus": needs.get("GPU", 0)}
+        options["resources"] = {name: needs[name] for name in needs.keys() - {"CPU", "GPU"}}
         try:
-            remote = self._ray.remote(max_calls=1, max_retries=0, scheduling_strategy="SPREAD", **options)(_work)
-            self._task = remote.options(name=f"worker {self.config.worker}").remote(self.config)
+            remote = ray.remote(max_calls=1, max_retries=0, scheduling_strategy="SPREAD", **options)(_work)
+            self._task = remote.options(name=f"worker {config.worker}").remote(config)
         except ValueError as error:
-            raise UsageError(f"--resources_per_worker: Ray does not take {self._needs}: {error}") from error
+            raise UsageError(f"--resources_per_worker: Ray does not take {dict(needs)}: {error}") from error
         self._future = self._task.future()
 
-    def ended(self) -> int | None:
-        future = self._future
-        if future is None or not future.done():
+    def poll(self) -> int | None:
+        if not self._future.done():
             return None
-        self._future = None
         try:
-            status, words = future.result()
+            status, words = self._future.result()
         except self._ray.exceptions.TaskCancelledError:
             return _DIED
         except self._ray.exceptions.RayError as error:
             status, words = _DIED, str(error).strip()
-        say(f"[{self.config.worker}] {words}\n")
-        return status
+        say(f"[{self._worker}] {words}\n")
+        return int(status)
 
-    def cancel(self, *, force: bool) -> None:
-        """Interrupt it, or kill it."""
-        self._ray.cancel(self._task, force=force)
+    def interrupt(self) -> None:
+        self._ray.cancel(self._task, force=False)
 
-
-def _stop(workers: Sequence[_Worker]) -> None:
-    """Interrupt every worker that runs, wait, and kill what does not stop."""
-    for worker in _running(workers):
-        worker.cancel(force=False)
-    deadline = time.monotonic() + _STOP_SECONDS
-    while _running(workers) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    for worker in _running(workers):
-        worker.cancel(force=True)
-
-
-def _running(workers: Sequence[_Worker]) -> list[_Worker]:
-    return [worker for worker in workers if worker.running and worker.ended() is None]
+    def kill(self) -> None:
+        self._ray.cancel(self._task, force=True)
 
 
 def _work(config: ExtractConfig) -> tuple[int, str]:
