@@ -14,7 +14,7 @@ task without test outputs} and `X_solutions.json` beside it is {id: [output, ...
 the test input. Nothing inside the one names the other, so the pair is found by name. Without a
 solutions file the answers are simply not known. With one, each task must have exactly as many
 answers as test inputs, and an output that the challenges already hold must be the same: a solutions
-file of another release would else pass unseen.
+file of another release would go unnoticed otherwise.
 """
 
 from collections.abc import Iterator, Mapping

@@ -2,7 +2,7 @@
 thing that is wrong.
 
 JSON is read more strictly than by `json.loads`, which raises four kinds of errors, and silently
-keeps the last value of a key that stands twice: in a file {id: task} that would lose a task. The
+keeps the last value of a key that comes twice: in a file {id: task} that would lose a task. The
 check costs one Python call per object, which is little beside its grids.
 
 Whatever `prompts` and `extract` rely on is made sure here, once: grids are rectangular, 1 to 30

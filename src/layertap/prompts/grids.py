@@ -75,7 +75,7 @@ class GridWithSeparationEncoder(GridEncoder):
             raise PromptError(f"{self}: the separator is empty; for cells without one use MinimalGridEncoder()")
         if any(character.isnumeric() for character in self.separator):
             raise PromptError(f"{self}: a separator with a digit in it cannot be told from the cells")
-        # Not printable are line breaks, control characters and halves of surrogate pairs.
+        # Line breaks, control characters and halves of surrogate pairs are not printable.
         if not self.separator.replace("\t", " ").isprintable():
             raise PromptError(f"{self}: a separator must be printable characters or tabs; line breaks end the rows")
 

@@ -1,14 +1,13 @@
 """From records to samples: augmented, written as a conversation, and tokenised.
 
 A sample's tokens follow from the prompt settings, its task, test index and prediction index, and
-from nothing else: not from its neighbours, nor from where in the dataset it stands. That is what
-lets a run be resumed, and a dataset be dealt to many workers, with the same bytes in the end. So
-`make` may be called with any cut of the records; larger cuts only give the tokenizer more to do at
-once.
+from nothing else: not from its neighbours, nor from its place in the dataset. So a run can be
+resumed, and many workers can share a dataset, with the same bytes in the end. You
+may call `make` with any cut of the records: larger ones only give the tokenizer more at once.
 
 A task with T test inputs gives T x `predictions_per_task` samples, test input by test input;
 prediction i of every test input has the same augmentation. A document gives one sample of its text
-as it stands. Where an answer is asked for but not known, as in a competition's test set, the sample
+unchanged. Where an answer is asked for but not known, as in a competition's test set, the sample
 is made without it and ends where the answer would begin.
 """
 

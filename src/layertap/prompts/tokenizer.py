@@ -39,7 +39,7 @@ class PromptTokenizer:
     vocab_size: int
     """One more than the largest id; models may have more embedding rows than that."""
     special_ids: frozenset[int]
-    """Ids of tokens such as `<|im_start|>`, which stand for structure and not for text."""
+    """Ids of tokens such as `<|im_start|>`, which mean structure and not text."""
     chat: ChatTemplate
     _tokenizer: Tokenizer
 
