@@ -1,7 +1,8 @@
-"""`python -m benchmarks`: the contenders take turns, and the medians go into a table, a JSON file and a plot.
+"""`python -m benchmarks`: the contenders take turns, and the medians go into a table, a JSON file
+and a plot.
 
-The JSON file is written anew after each size and dtype. One that fails is named in it with the runs it had, the others
-go on, and the status at the end is 1.
+The JSON file is written anew after each size and dtype. One that fails is named in it with the runs
+it had, the others go on, and the status at the end is 1.
 """
 
 import json
@@ -39,7 +40,7 @@ def main() -> None:
 
 
 def _device(config: BenchmarkConfig) -> str:
-    """What the device is called; ends this process where a library that is needed does not see it."""
+    """What the device is called; ends this process if a needed library does not see it."""
     libraries = ["torch", "jax"] if config.measure == "compare" else ["jax"]
     command = [sys.executable, "-m", "benchmarks.device", "--device", config.device, "--libraries", *libraries]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
@@ -49,7 +50,9 @@ def _device(config: BenchmarkConfig) -> str:
 
 
 def compare(config: BenchmarkConfig, about: dict[str, Any]) -> None:
-    """Tables, results.json and a plot of every size and dtype; ends the process with status 1 where one failed."""
+    """Tables, results.json and a plot of every size and dtype; ends the process with status 1 where
+    one failed.
+    """
     output = Path(config.output_dir)
     results: dict[str, dict[str, Any]] = {}
     failed: list[str] = []
@@ -74,7 +77,7 @@ def compare(config: BenchmarkConfig, about: dict[str, Any]) -> None:
 
 
 def _result(config: ContenderConfig) -> dict[str, Any]:
-    """What is kept of one size and dtype, which is printed too; of one that fails, what there was."""
+    """What is kept of one size and dtype, and printed; of one that fails, what there was."""
     whole, given = ([len(ids) for ids in make(config)] for make in (prompt_ids, baseline_ids))
     lengths = {name: whole if name in ("forward", "layertap") else given for name in report.TITLES[config.device]}
     gflop = report.gflop_per_token(read_config(model_folder(config)), config.layers, lengths)
@@ -90,7 +93,9 @@ def _result(config: ContenderConfig) -> dict[str, Any]:
 
 
 def take_turns(config: ContenderConfig, runs: Runs) -> None:
-    """Each contender's runs, one after another, into `runs`; one before them fills the compilation cache."""
+    """Each contender's runs, one after another, into `runs`; one before them fills the compilation
+    cache.
+    """
     turns: list[Contender] = ["ceiling", "padded", "best", "layertap"]
     if config.device == "gpu":
         turns.insert(3, "forward")
@@ -106,7 +111,9 @@ def take_turns(config: ContenderConfig, runs: Runs) -> None:
 
 
 def _measure(config: BenchmarkConfig, about: dict[str, Any]) -> None:
-    """Sentences of one measure, and every run behind them as JSON, also those that only fill the compilation cache."""
+    """Sentences of one measure, and every run behind them as JSON, also those that only fill the
+    compilation cache.
+    """
     path = Path(config.output_dir) / f"{config.measure}.json"
     found: dict[str, list[Any]] = {"said": [], "runs": []}
 

@@ -1,14 +1,16 @@
-"""transformers, as most scripts use it and at its best. It writes nothing, and loading is not counted.
+"""transformers, as most scripts use it and at its best. It writes nothing, and loading is not
+counted.
 
     padded   `AutoModelForCausalLM`, batches of 4 in dataset order, padded, on any device
-    best     `AutoModel`, hidden states only. On CPU one sequence at a time, which wastes nothing. On a card that would
-             leave it waiting for Python: there prompts are sorted by length, and go in batches of up to 16,384 tokens
-             with next to no padding, at the end of a row, where causal attention needs no mask to keep it apart; so
-             `sdpa` may take its flash kernel. Hidden states are copied to pinned memory on a stream of their own,
-             while the next batch is computed, as Layertap's are.
+    best     `AutoModel`, hidden states only, one sequence at a time on CPU, which wastes nothing
 
-One prompt runs before the clock starts: what a library does once in a process (kernels, handles, memory) is not its
-speed. Both end when the last hidden state has arrived on the host.
+A card would wait for Python that way. There the best one sorts prompts by length, in batches of up
+to 16,384 tokens. They have next to no padding, at the end of a row, where causal attention needs no
+mask to keep it apart; so `sdpa` may take its flash kernel. Hidden states are copied to pinned
+memory on a stream of their own while the next batch is computed, as Layertap's are.
+
+One prompt runs before the clock starts: what a library does once in a process (kernels, handles,
+memory) is not its speed. Both end when the last hidden state has arrived on the host.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -78,7 +80,9 @@ def last_of(model: Model, prompts: Prompts, device: str) -> None:
 
 
 def by_length(prompts: Prompts, tokens: int) -> list[list[np.ndarray]]:
-    """The prompts from long to short, in batches that are at most so many tokens when padded; a longer one is alone."""
+    """The prompts from long to short, in batches that are at most so many tokens when padded; a
+    longer one is alone.
+    """
     batches: list[list[np.ndarray]] = []
     for ids in sorted(prompts, key=len, reverse=True):
         if batches and (len(batches[-1]) + 1) * len(batches[-1][0]) <= tokens:

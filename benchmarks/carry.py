@@ -1,14 +1,16 @@
-"""`python -m benchmarks.carry DIR`: what an image with JAX, torch and transformers lacks, in one folder, unpacked.
+"""`python -m benchmarks.carry DIR`: what an image with JAX, torch and transformers lacks, in one
+folder, unpacked.
 
-An accelerator that is lent has no network. A CUDA image holds JAX, torch, flax, transformers and what these bring
-(numpy, safetensors, tokenizers, huggingface_hub, jinja2, fsspec, tqdm, jaxtyping); what Layertap needs beside them is a
-few small packages. pip fetches their wheels here, for the image's Python and for x86-64 Linux, and unpacks them; there,
-nothing is installed:
+An accelerator that is lent has no network. A CUDA image holds JAX, torch, flax, transformers and
+what these bring (numpy, safetensors, tokenizers, huggingface_hub, jinja2, fsspec, tqdm, jaxtyping);
+what Layertap needs beside them is a few small packages. pip fetches their wheels here, for the
+image's Python and for x86-64 Linux, and unpacks them; there, nothing is installed:
 
     PYTHONPATH=DIR:src python3 -m benchmarks.accelerator --out OUT
 
-Unpacked, because a folder on the path needs neither pip nor a second command. Without their own dependencies, so that
-nothing of the image's is put in the shade. Google's client is not among them: only buckets need it.
+Unpacked, because a folder on the path needs neither pip nor a second command. Without their own
+dependencies, so that nothing of the image's is put in the shade. Google's client is not among them:
+only buckets need it.
 """
 
 import subprocess

@@ -1,7 +1,9 @@
-"""What the machine can do: the largest rate of a matrix product that torch or JAX reaches, and of writing to this disk.
+"""What the machine can do: the largest rate of a matrix product that torch or JAX reaches, and of
+writing to this disk.
 
-A card is given larger products, and several before the clock is read, since one is over before it is worth a look; and
-float32 means float32 to both, not TF32: that is what Layertap computes in, and torch's default.
+A card is given larger products, and several before the clock is read, since one is over before it
+is worth a look; and float32 means float32 to both, not TF32: that is what Layertap computes in, and
+torch's default.
 """
 
 from collections.abc import Callable

@@ -16,27 +16,30 @@ class _Settings:
     """What all runs of a benchmark have in common."""
 
     measure: Measure = "compare"
-    """compare: with transformers, and with the machine's ceiling. depth: half of the layers against all. sites: three
-    sites against one. stages: the whole run against forward and writing alone. formats: how fast shards are written.
-    memory: the peak for the tasks and for four times as many. output: the whole run as pickle against safetensors.
-    start: a first start against a second one."""
+    """compare: with transformers, and with the machine's ceiling. depth: half of the layers against
+    all. sites: three sites against one. stages: the whole run against forward and writing alone.
+    formats: how fast shards are written. memory: the peak for the tasks and for four times as many.
+    output: the whole run as pickle against safetensors. start: a first start against a second
+    one."""
 
     device: Device = "cpu"
-    """Where everything computes; gpu: one NVIDIA card, the first of CUDA_VISIBLE_DEVICES, for torch too (which then has
-    to be a CUDA build)."""
+    """Where everything computes; gpu: one NVIDIA card, the first of CUDA_VISIBLE_DEVICES, for torch
+    too (which then has to be a CUDA build)."""
 
     dataset_path: str | None = None
     """ARC tasks, for example ARC-AGI-1 training as JSONL; None: tasks of our own generators."""
 
     tokenizer: str | None = None
-    """A folder with the tokenizer to use, for example Qwen2.5's; None: the demo's, whose prompts are longer."""
+    """A folder with the tokenizer to use, for example Qwen2.5's; None: the demo's, whose prompts
+    are longer."""
 
     tasks: int = 48
     """How many tasks Layertap extracts, one prompt for each test input."""
 
     baseline_batches: int | None = None
-    """How many batches of 4 prompts transformers is given, spread evenly over those of all tasks, so that they are as
-    uneven as the rest; None, or more than there are: all, on cpu 4, which halves the time."""
+    """How many batches of 4 prompts transformers is given, spread evenly over those of all tasks,
+    so that they are as uneven as the rest; None, or more than there are: all, on cpu 4, which
+    halves the time."""
 
     repeats: int = 3
     """How often each contender runs; they take turns, and the median counts."""
@@ -65,8 +68,8 @@ class BenchmarkConfig(_Settings):
     """Measure Layertap beside transformers, and both against what the machine can do."""
 
     size: tuple[str, ...] = ()
-    """The shapes of the checkpoints that are made on the spot, each with a table of its own; none stand for 0.5b, on
-    gpu for 0.5b, 1.5b and 7b."""
+    """The shapes of the checkpoints that are made on the spot, each with a table of its own; none
+    stand for 0.5b, on gpu for 0.5b, 1.5b and 7b."""
 
 
 def resolved(config: BenchmarkConfig) -> BenchmarkConfig:
@@ -91,8 +94,8 @@ class ContenderConfig(_Settings):
     """The shape of the checkpoint."""
 
     contender: Contender = "layertap"
-    """padded: batches of 4, padded, `AutoModelForCausalLM`. best: `AutoModel`, without padding or nearly. forward:
-    Layertap, nothing written."""
+    """padded: batches of 4, padded, `AutoModelForCausalLM`. best: `AutoModel`, without padding or
+    nearly. forward: Layertap, nothing written."""
 
     dtype: Dtype = "bfloat16"
     """Compute dtype of this run."""

@@ -1,17 +1,17 @@
 """One contender, one run, in a process of its own; prints what it measured as one line of JSON.
 
-A process for each run keeps threads, caches and memory of one library away from the other. Loading is not counted for
-any of them; for Layertap everything else is, from reading tasks to the last committed shard. That includes compiling:
-the first turn pays for the shapes that the persistent cache does not hold yet, so take three turns or more and let the
-median leave it out.
+A process for each run keeps threads, caches and memory of one library away from the other. Loading
+is not counted for any of them; for Layertap everything else is, from reading tasks to the last
+committed shard. That includes compiling: the first turn pays for the shapes that the persistent
+cache does not hold yet, so take three turns or more and let the median leave it out.
 
     padded   transformers as most scripts use it, and
     best     transformers at its best: `baselines`
     layertap `layertap extract` itself
-    forward  the same, but nothing is written: on a GPU all else hides behind gzip, and transformers writes nothing
-    ceiling  `ceiling`: the largest rate of a matrix product that torch or JAX reaches here, and of writing to this disk
+    forward  the same, but nothing is written, as transformers writes nothing
+    ceiling  `ceiling`: the largest rate of a matrix product and of writing to this disk
     stages   Layertap's run without writing, and then the writing of the same shards alone
-    formats  MB of float32 activations a second, for each format, and for the standard library's gzip
+    formats  MB of float32 activations a second, for each format and the standard library's gzip
 """
 
 import json

@@ -1,8 +1,9 @@
 """The one device that all contenders compute on, and proof that they do.
 
-A library that finds no card computes on the processor and says little of it, and a variable exported long ago does the
-same: what comes out looks like a comparison. So the environment of every process is made here, `python -m
-benchmarks.device --device gpu` asks the libraries before anything is made or measured, and each contender asks again.
+A library that finds no card computes on the processor and says little of it, and a variable
+exported long ago does the same: what comes out looks like a comparison. So the environment of every
+process is made here, `python -m benchmarks.device --device gpu` asks the libraries before anything
+is made or measured, and each contender asks again.
 """
 
 import json
@@ -53,7 +54,9 @@ def environment(given: Mapping[str, str], device: Device) -> dict[str, str]:
 
 
 def check(device: Device, libraries: tuple[Library, ...]) -> str:
-    """What the device is called, as the last library says it; ends the process where one of them does not see it."""
+    """What the device is called, as the last library says it; ends the process where one of them
+    does not see it.
+    """
     name: str = device
     for library in libraries:
         name = _check_torch(device) if library == "torch" else _check_jax(device)

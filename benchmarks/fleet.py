@@ -1,11 +1,15 @@
-"""`python -m benchmarks.fleet`: what a claim costs in seconds, and what a second worker on this machine brings.
+"""`python -m benchmarks.fleet`: what a claim costs in seconds, and what a second worker on this
+machine brings.
 
-    claims    look (two listings), take, beat and commit (with done-manifest and deletion), beside a plain write of the
-              same bytes, at each of `--places`; a loopback bucket by `STORAGE_EMULATOR_HOST`
-    scaling   one worker and two on the same sharded dataset, each with every core and with one core of its own
+    claims    look (two listings), take, beat and commit (with done-manifest and deletion), beside
+              a plain write of the same bytes, at each of `--places`
+    scaling   one worker and two on the same dataset, each with every core and with one of its own
 
-Contenders take turns, each at the head of one; medians count. Workers with a core each show what the protocol costs;
-with every core, what one process leaves for another. `share` says what workers waited for, of their own seconds.
+`STORAGE_EMULATOR_HOST` gives the address of a bucket on loopback.
+
+Contenders take turns, each at the head of one; medians count. Workers with a core each show what
+the protocol costs; with every core, what one process leaves for another. `share` says what workers
+waited for, of their own seconds.
 """
 
 import json
@@ -71,7 +75,8 @@ class FleetConfig:
     """How many shards are claimed and committed at each place in a turn."""
 
     places: tuple[str, ...] = ()
-    """Folders and gs://bucket/path where claims are measured, below which a folder is made; none: a temporary one."""
+    """Folders and gs://bucket/path where claims are measured, below which a folder is made; none: a
+    temporary one."""
 
     repeats: int = 3
     """How many turns."""
@@ -133,7 +138,9 @@ def _scaling(folder: Path, config: FleetConfig) -> dict[str, list[dict[str, Any]
 
 
 def _contend(folder: Path, config: FleetConfig, workers: int, alone: bool) -> dict[str, Any]:
-    """One dataset, extracted to its end; the speed is from the first claim to the last commit, loading included."""
+    """One dataset, extracted to its end; the speed is from the first claim to the last commit,
+    loading included.
+    """
     place = folder / uuid4().hex
     tasks, dataset = str(folder / "tasks.jsonl"), str(place / "dataset")
     create_shards(CreateShardsConfig(dataset_path=tasks, output=dataset, num_shards=config.shards))
@@ -152,7 +159,9 @@ def _contend(folder: Path, config: FleetConfig, workers: int, alone: bool) -> di
 
 
 def _speed(dataset: str) -> float:
-    """Tokens a second of all workers together, told by the done-manifests; who starts or ends late is idle."""
+    """Tokens a second of all workers together, told by the done-manifests; who starts or ends late
+    is idle.
+    """
     with closing(open_store(dataset)) as store:
         found = [store.read(info.name) for info in store.list(DONE)]
     done = [(json.loads(one.data), one.updated) for one in found if one is not None]

@@ -1,7 +1,7 @@
 """transformers in float64 throughout: the truth that float32 is held against.
 
-A model that is loaded in float64 still takes its norms, cosines and sines in float32, whatever its dtype. That would
-favour whoever rounds them the same way.
+A model that is loaded in float64 still takes its norms, cosines and sines in float32, whatever its
+dtype. That would favour whoever rounds them the same way.
 """
 
 from collections.abc import Iterator
@@ -12,7 +12,8 @@ from unittest.mock import patch
 
 @contextmanager
 def float64_throughout() -> Iterator[None]:
-    """Have the Qwen2 models of transformers compute norms, cosines and sines in float64, in this block.
+    """Have the Qwen2 models of transformers compute norms, cosines and sines in float64, in this
+    block.
 
     The angles stay what float32 makes of them: models are trained with those.
     """

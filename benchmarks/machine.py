@@ -13,7 +13,9 @@ _CPUINFO = Path("/proc/cpuinfo")
 
 
 def machine(device: str) -> dict[str, Any]:
-    """Platform, processor with what it has for matrix products, memory, and the card that was used, if any."""
+    """Platform, processor with what it has for matrix products, memory, and the card that was used,
+    if any.
+    """
     cpuinfo = _CPUINFO.read_text() if _CPUINFO.exists() else ""
     return {
         "platform": platform.platform(),

@@ -1,4 +1,6 @@
-"""Measures of Layertap by itself: each a few runs in processes of their own, and a sentence of result."""
+"""Measures of Layertap by itself: each a few runs in processes of their own, and a sentence of
+result.
+"""
 
 import statistics
 import tempfile
@@ -14,7 +16,9 @@ Run = Callable[[ContenderConfig], Figures]
 
 
 def _median(config: ContenderConfig, run: Run, variants: Mapping[str, ContenderConfig], what: str) -> dict[str, float]:
-    """The median of `what` over the repeats of each variant; a first run of each fills the compilation cache."""
+    """The median of `what` over the repeats of each variant; a first run of each fills the
+    compilation cache.
+    """
     for variant in variants.values():
         run(variant)
     runs = [{name: run(variant)[what] for name, variant in variants.items()} for _ in range(config.repeats)]
@@ -81,7 +85,9 @@ def formats(config: ContenderConfig, run: Run) -> str:
 
 
 def memory(config: ContenderConfig, run: Run) -> str:
-    """Peak resident size for the tasks and for four times as many, against the model, three shards and 1 GiB."""
+    """Peak resident size for the tasks and for four times as many, against the model, three shards
+    and 1 GiB.
+    """
 
     def sentence(config: ContenderConfig) -> str:
         few, many = (run(replace(config, tasks=tasks)) for tasks in (config.tasks, 4 * config.tasks))

@@ -1,11 +1,12 @@
 """`python -m benchmarks.reading`: the reader beside plain sequential reads of the same files.
 
     plain      every activation file from its beginning to its end, 8 MiB at a time, into one buffer
-    in_order   `batches(shuffle=False)`, each batch copied into one buffer: maps are read when they are looked at
+    in_order   `batches(shuffle=False)`, each batch copied into one buffer, so that maps are read
     shuffled   `batches()`, as a trainer takes them
 
-Each is measured with the files dropped from the page cache before (`posix_fadvise`; what the disk below keeps in its
-own cache stays) and with them in it. Contenders take turns, each at the head of one; the median of the rates counts.
+Each is measured with the files dropped from the page cache before (`posix_fadvise`; what the disk
+below keeps in its own cache stays) and with them in it. Contenders take turns, each at the head of
+one; the median of the rates counts.
 """
 
 import gc

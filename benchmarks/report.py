@@ -30,7 +30,8 @@ TITLES: Mapping[Device, Mapping[str, str]] = {
         "layertap": "(d) Layertap, tasks to committed shards",
     },
 }
-"""The rows of a table. On a GPU the whole run is bound by gzip, and transformers writes nothing: hence one row more."""
+"""The rows of a table. On a GPU the whole run is bound by gzip, and transformers writes nothing:
+hence one row more."""
 
 _COLUMNS = {"forward": "Layertap, nothing written, is faster by", "layertap": "Layertap is faster by"}
 
@@ -41,15 +42,15 @@ def tokens_per_second(runs: Sequence[Figures]) -> float:
 
 
 def model_gflop(config: Qwen2Config, layers: int, lengths: Sequence[int]) -> float:
-    """What a forward pass over prompts of these lengths must compute at least, in GFLOP: products and causal
-    attention.
+    """What a forward pass over prompts of these lengths must compute at least, in GFLOP: products
+    and causal attention.
     """
     return forward_flops(config, layers, sum(lengths), sum(map(causal_pairs, lengths))) / 1e9
 
 
 def gflop_per_token(config: Qwen2Config, kept: Sequence[int], lengths: Mapping[str, Sequence[int]]) -> dict[str, float]:
-    """What each contender computes a token, by the lengths of its prompts: Layertap ends at the last layer that is kept
-    (none stand for all), transformers never does.
+    """What each contender computes a token, by the lengths of its prompts: Layertap ends at the
+    last layer that is kept (none stand for all), transformers never does.
     """
     own = max(kept, default=config.num_hidden_layers - 1) + 1
     layers = {name: own if name in _COLUMNS else config.num_hidden_layers for name in lengths}

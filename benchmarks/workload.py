@@ -1,4 +1,6 @@
-"""What every contender works on: the checkpoint, the prompts, Layertap's own run, and two yardsticks."""
+"""What every contender works on: the checkpoint, the prompts, Layertap's own run, and two
+yardsticks.
+"""
 
 import os
 import time

@@ -42,7 +42,9 @@ def _drop(writer: ShardWriter, _samples: Sequence[StoredSample], progress: Json,
 
 
 def stages(config: ContenderConfig) -> Figures:
-    """The run with a writer that drops shards, and then the writing by itself: of the first few, for all tokens."""
+    """The run with a writer that drops shards, and then the writing by itself: of the first few,
+    for all tokens.
+    """
     from layertap.extract.run import extract
 
     kept: list[list[StoredSample]] = []

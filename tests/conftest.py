@@ -3,10 +3,12 @@
 import os
 from pathlib import Path
 
-# Programs compiled by tests stay out of the user's own cache; kept between sessions, which saves half their time.
+# Programs compiled by tests stay out of the user's own cache; kept between sessions, which saves
+# half their time.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).resolve().parents[1] / ".pytest_cache" / "xla"))
 
-# The tests' own environment has the TPU compiler, which is no TPU: without this, each process would look for one.
+# The tests' own environment has the TPU compiler, which is no TPU: without this, each process would
+# look for one.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import layertap.extract  # noqa: F401, I001 - quietens XLA, which must come before jax
@@ -34,7 +36,9 @@ pytest_plugins = ["leaks"]  # no test leaves a thread, a process, a socket or a 
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """The folder with real ARC tasks and the real Qwen 2.5 tokenizer, which a clone alone does not have."""
+    """The folder with real ARC tasks and the real Qwen 2.5 tokenizer, which a clone alone does not
+    have.
+    """
     if not _SHARED.is_dir():
         pytest.skip(f"needs real ARC tasks and the Qwen 2.5 tokenizer: no folder {_SHARED} (set LAYERTAP_SHARED_DATA)")
     return _SHARED

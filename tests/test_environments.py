@@ -1,4 +1,6 @@
-"""The environments that the Makefile makes, a user's and one for tests, and the versions that go into them."""
+"""The environments that the Makefile makes, a user's and one for tests, and the versions that go
+into them.
+"""
 
 import re
 import shutil
@@ -37,10 +39,6 @@ def test_tests_leave_the_users_environment_alone(target: str) -> None:
     commands = recipe(target)
     assert any(command.startswith(".venv-test/bin/python -m pip install ") for command in commands)
     assert not [command for command in commands if ".venv/" in command]
-
-
-def test_git_ignores_both() -> None:
-    assert {".venv/", ".venv-test/"} <= set((ROOT / ".gitignore").read_text().splitlines())
 
 
 def test_the_workflow_checks_every_python_that_the_project_names() -> None:

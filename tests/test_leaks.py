@@ -1,4 +1,5 @@
-"""Each kind of thing that a test can leave behind makes that test fail by its name, and no other."""
+"""Each kind of thing that a test can leave behind makes that test fail by its name, and no
+other."""
 
 import os
 import re

@@ -67,7 +67,9 @@ def test_the_draw_follows_from_the_seed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("module", TESTS)
 def test_what_was_drawn_can_be_run(module: str) -> None:
-    """Most of it: a change of the module may take some with it. Where it takes more, draw a new list."""
+    """Most of it: a change of the module may take some with it. Where it takes more, draw a new
+    list.
+    """
     drawn = [mutant for mutant in read_list() if mutant.module == module]
     assert len(set(drawn)) == 50
     lines = {line.strip() for line in source_of(ROOT, module).read_text().splitlines()}

@@ -1,4 +1,6 @@
-"""The commands of the first description, word for word in a shell; Hub, bucket and Cloud TPU are on loopback."""
+"""The commands of the first description, word for word in a shell; Hub, bucket and Cloud TPU are on
+loopback.
+"""
 
 import os
 import re
@@ -9,6 +11,7 @@ from pathlib import Path
 
 import commands
 import pytest
+import shards
 import slices
 from fakes.cloud_tpu import PROJECT, FakeCloudTpu
 from fakes.gcs import FakeGcs
@@ -114,9 +117,12 @@ def names(bucket: FakeGcs) -> set[str]:
 
 
 def test_a_single_worker(project: Path, hub: FakeHub, bucket: FakeGcs) -> None:
-    ends_well(shell(SINGLE, project, hub))
+    assert "tokens/s" in ends_well(shell(SINGLE, project, hub))
     assert {"activations/tpu_0/shard_0001.pkl.gz", "activations/tpu_0/metadata.json"} <= names(bucket)
     assert (project / "checkpoints" / "checkpoint_worker_0.json").exists()
+    shard = shards.read(project / "activations" / "shard_0001.pkl.gz")
+    assert list(shard) == list(range(24))
+    assert {"sample_idx", "activation", "shape", "text_preview"} <= shard[0][0].keys()
     assert main(["verify", "gs://your-bucket/activations/tpu_0"]) == 0
 
 
@@ -155,7 +161,8 @@ def test_a_slice_of_four_hosts(project: Path, hub: FakeHub, bucket: FakeGcs) -> 
 
 def test_a_fleet_of_tpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with FakeCloudTpu() as cloud:
-        # The endpoint is all that the printed commands lack; it comes with the Python that the script is told to take.
+        # The endpoint is all that the printed commands lack; it comes with the Python that the
+        # script is told to take.
         python = tmp_path / "python"
         python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@" --api_endpoint {cloud.endpoint}\n')
         python.chmod(0o755)

@@ -28,7 +28,9 @@ _REHEARSAL_PATIENCE = 10  # a machine with other work beside it starts a process
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run what the command line asks for; ends with status 1 where a case failed or was not exact enough."""
+    """Run what the command line asks for; ends with status 1 where a case failed or was not exact
+    enough.
+    """
     config = tyro.cli(AcceleratorConfig, args=arguments, use_underscores=True)
     folder = Path(config.out)
     folder.mkdir(parents=True, exist_ok=True)
@@ -79,7 +81,9 @@ def about(config: AcceleratorConfig, variables: Mapping[str, str]) -> dict[str, 
 
 
 def part_environment(given: Mapping[str, str], config: AcceleratorConfig) -> dict[str, str]:
-    """A part's variables: one card; JAX takes memory as it needs it; programs are compiled once for all parts."""
+    """A part's variables: one card; JAX takes memory as it needs it; programs are compiled once for
+    all parts.
+    """
     own = {
         "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
         "JAX_COMPILATION_CACHE_DIR": str(Path(str(config.work)) / "xla"),
@@ -100,7 +104,9 @@ def command(config: AcceleratorConfig, part: Part, skip: Sequence[str]) -> list[
 
 
 def kernel_failed(found: Sequence[records.Record]) -> set[Dtype]:
-    """The dtypes in which the kernel cannot be used for what follows: it died, or its result is wrong."""
+    """The dtypes in which the kernel cannot be used for what follows: it died, or its result is
+    wrong.
+    """
     bad = [record["case"] for record in found if record["part"] == "kernel" and is_bad(record)]
     dtypes: tuple[Dtype, ...] = ("bfloat16", "float32")
     return {dtype for dtype in dtypes for case in bad if case.startswith("packed") and case.endswith(dtype)}

@@ -1,7 +1,8 @@
-"""`layertap extract` from tasks to committed shards on a memory disk, and once more as a user types it, verified.
+"""`layertap extract` from tasks to committed shards on a memory disk, and once more as a user types
+it, verified.
 
-Cores used are seconds of processor time over seconds of run. A run that is not counted fills the compilation cache for
-each choice of layers; both formats run the same programs.
+Cores used are seconds of processor time over seconds of run. A run that is not counted fills the
+compilation cache for each choice of layers; both formats run the same programs.
 """
 
 import json

@@ -10,7 +10,9 @@ Part = Literal["kernel", "prepare", "reference", "parity", "ceiling", "layertap"
 
 @dataclass(frozen=True)
 class AcceleratorConfig:
-    """Measure kernel, parity, speed and the whole command on one card, the most important first, without a network."""
+    """Measure kernel, parity, speed and the whole command on one card, the most important first,
+    without a network.
+    """
 
     out: str
     """Where results.jsonl, report.md and log.txt go; an earlier run's are replaced."""
@@ -19,20 +21,22 @@ class AcceleratorConfig:
     """When the last part must have ended."""
 
     platform: Device = "gpu"
-    """gpu: one NVIDIA card. cpu: the same code on tiny models, to find mistakes before a card is lent."""
+    """gpu: one NVIDIA card. cpu: the same code on tiny models, to find mistakes before a card is
+    lent."""
 
     parts: tuple[Part, ...] = ()
     """Which to run, in the usual order; none stand for all."""
 
     real_model: str | None = None
-    """A Qwen2 checkpoint with trained weights, for parity beside the random ones; None: left out."""
+    """A Qwen2 checkpoint with trained weights, for parity beside the random ones; None: left
+    out."""
 
     work: str | None = None
     """Where checkpoints and shards go, removed at the end; None: /dev/shm, where there is one."""
 
     loop: tuple[Dtype, ...] = ()
-    """Compute dtypes whose attention is XLA's own loop, not the kernel; a dtype in which the kernel fails joins them by
-    itself."""
+    """Compute dtypes whose attention is XLA's own loop, not the kernel; a dtype in which the kernel
+    fails joins them by itself."""
 
     def __post_init__(self) -> None:
         """Refuse a run that ends before it begins."""

@@ -1,11 +1,13 @@
-"""Attention on the device beside its definition: errors, milliseconds, and the rate of its products.
+"""Attention on the device beside its definition: errors, milliseconds, and the rate of its
+products.
 
-The truth is `attend_dense` in float32 on the same operands, row by row. Beside the kernel's error is that of
-`attend_dense` in the operands' own dtype: what rounding alone costs. A kernel is exact enough where it is no further
-off than 1.5 times that, or than what float32 cannot do better. On a CPU the kernel is interpreted, to find mistakes
-that need no card.
+The truth is `attend_dense` in float32 on the same operands, row by row. Beside the kernel's error
+is that of `attend_dense` in the operands' own dtype: what rounding alone costs. A kernel is exact
+enough where it is no further off than 1.5 times that, or than what float32 cannot do better. On a
+CPU the kernel is interpreted, to find mistakes that need no card.
 
-The last cases have one sample a row, as others' kernels want it: the kernel beside XLA's loop and beside cuDNN.
+The last cases have one sample a row, as others' kernels want it: the kernel beside XLA's loop and
+beside cuDNN.
 """
 
 from collections.abc import Callable
@@ -34,7 +36,9 @@ Inputs = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
 
 
 def cases(config: PartConfig) -> Cases:
-    """Packed rows of the two shapes that are measured further on, then the loop, the other shapes, and whole rows."""
+    """Packed rows of the two shapes that are measured further on, then the loop, the other shapes,
+    and whole rows.
+    """
     kernel = partial(attend_triton, interpret=config.platform == "cpu")
     found: dict[str, Callable[[], Figures]] = {}
     for size in _PACKED:
@@ -52,7 +56,9 @@ def cases(config: PartConfig) -> Cases:
 
 
 def packed_starts(rows: int, tokens: int) -> np.ndarray:
-    """`seg_start` of uneven samples: three and padding, one and padding, many small ones, and one that fills a row."""
+    """`seg_start` of uneven samples: three and padding, one and padding, many small ones, and one
+    that fills a row.
+    """
     cuts = [[0.0, 0.43, 0.5, 0.81], [0.0], list(np.arange(0, 0.99, 0.037)), [0.0]]
     ends = [0.94, 0.985, 1.0, 1.0]
     starts = np.tile(np.arange(tokens, dtype=np.int32), (rows, 1))
@@ -120,7 +126,7 @@ def _row_by_row(operands: tuple[jax.Array, ...], starts: jax.Array) -> jax.Array
 
 
 def _error(found: jax.Array, truth: jax.Array) -> float:
-    """Norm of the difference over the norm of the truth; NaN stays NaN, and is never exact enough."""
+    """Norm of the difference over the norm of the truth; NaN stays NaN, never exact enough."""
     return float(jnp.linalg.norm((found.astype(jnp.float32) - truth).ravel()) / jnp.linalg.norm(truth.ravel()))
 
 

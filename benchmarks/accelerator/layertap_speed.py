@@ -1,8 +1,10 @@
-"""Layertap's forward pass: packed steps, one after another, with the activations of all layers brought to the host.
+"""Layertap's forward pass: packed steps, one after another, with the activations of all layers
+brought to the host.
 
-`all layers` is what a run does without its writer; `last layer` brings one layer only, so that nothing but the
-products can hold it up. Weights are drawn on the device: a checkpoint of 7B would be 15 GB on a disk. Steps of one
-shape only, so that one program is compiled, and transformers is given the same prompts.
+`all layers` is what a run does without its writer; `last layer` brings one layer only, so that
+nothing but the products can hold it up. Weights are drawn on the device: a checkpoint of 7B would
+be 15 GB on a disk. Steps of one shape only, so that one program is compiled, and transformers is
+given the same prompts.
 """
 
 import statistics
@@ -48,7 +50,9 @@ def plan_of(config: PartConfig, compute: Dtype, capture_dtype: np.dtype = _BFLOA
 
 
 def random_model(shape: Qwen2Config, layers: int) -> Qwen2:
-    """A model whose stream neither vanishes nor explodes, made where it is used; one small program for each shape."""
+    """A model whose stream neither vanishes nor explodes, made where it is used; one small program
+    for each shape.
+    """
     leaves, tree = jax.tree.flatten(abstract_model(shape, layers, _BFLOAT16))
     seeds = jax.random.split(jax.random.key(0), len(leaves))
     drawn = [_drawn(seed, leaf.shape, leaf.dtype, layers) for seed, leaf in zip(seeds, leaves, strict=True)]

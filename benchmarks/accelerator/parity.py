@@ -1,7 +1,9 @@
-"""Layertap's residual stream beside transformers', layer by layer and token by token, against float64.
+"""Layertap's residual stream beside transformers', layer by layer and token by token, against
+float64.
 
-In float32 the promise is that we are no further off than transformers in float32 is: times 1.5 in the mean and 3 in the
-worst token (docs/numerics.md). In bfloat16 no further off than transformers in bfloat16.
+In float32 the promise is that we are no further off than transformers in float32 is: times 1.5 in
+the mean and 3 in the worst token (docs/numerics.md). In bfloat16 no further off than transformers
+in bfloat16.
 """
 
 from functools import partial

@@ -1,6 +1,8 @@
-"""The process of one part: its cases in order, each announced, each with its figures on the disk when it is done.
+"""The process of one part: its cases in order, each announced, each with its figures on the disk
+when it is done.
 
-Nothing is caught here: what goes wrong ends the process, and the parent writes down what it printed (runner.py).
+Nothing is caught here: what goes wrong ends the process, and the parent writes down what it printed
+(runner.py).
 """
 
 import importlib

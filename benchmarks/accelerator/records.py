@@ -37,6 +37,6 @@ def ended(records: list[Record], part: str) -> set[str]:
 
 
 def remaining(records: list[Record], part: str) -> set[str] | None:
-    """The cases of a part that no process has begun; None where none got far enough to name them."""
+    """The cases of a part that no process has begun; None if none got far enough to name them."""
     named = [record["cases"] for record in records if record["part"] == part and record["what"] == "cases"]
     return set(named[-1]) - set(begun(records, part)) if named else None

@@ -1,7 +1,9 @@
-"""transformers' residual stream behind every layer, on the device, kept in the work folder for `parity`.
+"""transformers' residual stream behind every layer, on the device, kept in the work folder for
+`parity`.
 
-float64 throughout is the truth; float32 and bfloat16 are what we are compared with. A forward hook reads each layer,
-since the last of `hidden_states` has been through the final norm. One prompt at a time: no padding, no mask.
+float64 throughout is the truth; float32 and bfloat16 are what we are compared with. A forward hook
+reads each layer, since the last of `hidden_states` has been through the final norm. One prompt at a
+time: no padding, no mask.
 """
 
 from contextlib import nullcontext

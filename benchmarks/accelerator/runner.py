@@ -1,7 +1,8 @@
 """One part after another, each in processes of its own, and none for longer than it may.
 
-A process runs a part's cases in order and says when it begins one. Where it dies, the case it was in has failed, with
-what it printed last; a new process goes on behind that case. A case that takes too long is ended and treated the same.
+A process runs a part's cases in order and says when it begins one. Where it dies, the case it was
+in has failed, with what it printed last; a new process goes on behind that case. A case that takes
+too long is ended and treated the same.
 """
 
 import os
@@ -24,7 +25,8 @@ Command = Callable[[Sequence[str]], Sequence[str]]
 def run_part(
     folder: Path, part: str, command: Command, environment: Mapping[str, str], limits: Limits, said: Callable[[], None]
 ) -> None:
-    """All cases of a part; `command` gives the process that skips some, `said` is called when there is more to show.
+    """All cases of a part; `command` gives the process that skips some, `said` is called when there
+    is more to show.
 
     `limits.seconds` are what the part has from now on.
     """
@@ -48,7 +50,9 @@ def run_part(
 
 
 def _failed_case(found: list[records.Record], part: str) -> str:
-    """The one that was begun and has no figures; where there is none, the process failed before or between cases."""
+    """The one that was begun and has no figures; where there is none, the process failed before or
+    between cases.
+    """
     open_cases = [case for case in records.begun(found, part) if case not in records.ended(found, part)]
     return open_cases[-1] if open_cases else "start"
 

@@ -56,7 +56,9 @@ def speed_shapes(config: PartConfig) -> dict[str, Qwen2Config]:
 
 
 def _tiny(shape: Qwen2Config) -> Qwen2Config:
-    """Two layers, one key-value head with its group of two, of the same head size; every prompt's token is known."""
+    """Two layers, one key-value head with its group of two, of the same head size; every prompt's
+    token is known.
+    """
     return replace(
         shape,
         hidden_size=2 * shape.head_dim,
@@ -69,7 +71,9 @@ def _tiny(shape: Qwen2Config) -> Qwen2Config:
 
 
 def contender(config: PartConfig) -> ContenderConfig:
-    """Settings for what the rest of the benchmarks has: the checkpoint and the tasks in the work folder."""
+    """Settings for what the rest of the benchmarks has: the checkpoint and the tasks in the work
+    folder.
+    """
     sizes = sizes_of(config)
     return ContenderConfig(
         device=config.platform,
@@ -92,7 +96,7 @@ def prompts(config: PartConfig) -> list[np.ndarray]:
 
 
 def full_steps(config: PartConfig) -> list[tuple[Step, list[np.ndarray]]]:
-    """Packed steps of one shape, each with the prompts in it: what all that are compared compute."""
+    """Packed steps of one shape, each with its prompts: what all that are compared compute."""
     sizes, given = sizes_of(config), prompts(config)
     packed = pack_window([len(ids) for ids in given], (sizes.row_length,), sizes.rows)
     whole = [step for step in packed if step.rows == sizes.rows][: sizes.steps]

@@ -14,7 +14,9 @@ _LARGEST = 50
 
 
 def milliseconds(call: Callable[[], Any]) -> float:
-    """What one call takes: the median of five batches, each waited for once, after one call that warms up."""
+    """What one call takes: the median of five batches, each waited for once, after one call that
+    warms up.
+    """
     _wait(call())
     once = seconds_of(lambda: _wait(call()))
     count = min(_LARGEST, max(1, round(_BATCH_SECONDS / once)))

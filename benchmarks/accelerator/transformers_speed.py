@@ -1,7 +1,8 @@
-"""transformers' forward pass on the same prompts: padded as most write it, and at its best (benchmarks/baselines.py).
+"""transformers' forward pass on the same prompts: padded as most write it, and at its best
+(benchmarks/baselines.py).
 
-Weights are drawn on the device here too. `last layer` asks for no hidden states and copies the last: its products
-alone.
+Weights are drawn on the device here too. `last layer` asks for no hidden states and copies the
+last: its products alone.
 """
 
 import statistics

@@ -1,10 +1,11 @@
 """Where the time of one step goes, in two ways.
 
-Pieces: each timed by itself, which works anywhere: the whole step on the device, its attention, its products as bare
-products, and the copy of all layers to the host. What is left of the step is norms, rotations, SiLU and the loop.
+Pieces: each timed by itself, which works anywhere: the whole step on the device, its attention, its
+products as bare products, and the copy of all layers to the host. What is left of the step is
+norms, rotations, SiLU and the loop.
 
-Kernels: what the device says it ran (`jax.profiler`), by kind and by name. Kinds are told by names, so `other` may hold
-what a newer XLA calls differently; the names are there to see it.
+Kernels: what the device says it ran (`jax.profiler`), by kind and by name. Kinds are told by names,
+so `other` may hold what a newer XLA calls differently; the names are there to see it.
 """
 
 import tempfile
@@ -127,7 +128,9 @@ def _kernels(config: PartConfig, shape: Qwen2Config) -> Figures:
 
 
 def device_events(profile: ProfileData) -> Iterator[tuple[str, float]]:
-    """What ran on the device, by name: on a card all of its streams, on a CPU the operations of XLA's threads."""
+    """What ran on the device, by name: on a card all of its streams, on a CPU the operations of
+    XLA's threads.
+    """
     planes = [plane for plane in profile.planes if plane.name.startswith("/device:")]
     for plane in planes or [plane for plane in profile.planes if plane.name == "/host:CPU"]:
         for line in plane.lines:

@@ -1,4 +1,6 @@
-"""Layertap reads transformer activations out of Qwen 2.5 models and stores them, exactly once, for training SAEs."""
+"""Layertap reads transformer activations out of Qwen 2.5 models and stores them, exactly once, for
+training SAEs.
+"""
 
 from typing import TYPE_CHECKING
 

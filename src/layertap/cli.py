@@ -1,9 +1,9 @@
 """The command line: `layertap COMMAND ...`.
 
-Flags are made from the dataclasses in `config.py` by tyro, with underscores as in the field names; hyphens are
-accepted too. Errors that Layertap raises on purpose are printed as one message without a traceback, and decide the
-exit status: 0 done, 2 wrong input or usage, 1 anything else, 130 interrupted in a state that can be resumed, 141 nobody
-reads what is printed any more.
+Flags are made from the dataclasses in `config.py` by tyro, with underscores as in the field names;
+hyphens are accepted too. Errors that Layertap raises on purpose are printed as one message without
+a traceback, and decide the exit status: 0 done, 2 wrong input or usage, 1 anything else, 130
+interrupted in a state that can be resumed, 141 nobody reads what is printed any more.
 """
 
 import sys

@@ -1,7 +1,8 @@
-"""What each command does with its settings: it calls a room, prints what that has to say, and returns the exit status.
+"""What each command does with its settings: it calls a room, prints what that has to say, and
+returns the exit status.
 
-A room is imported when its command runs, not before: `layertap verify` starts without JAX, `layertap --help` without
-numpy too.
+A room is imported when its command runs, not before: `layertap verify` starts without JAX,
+`layertap --help` without numpy too.
 """
 
 import json

@@ -1,14 +1,14 @@
 """Every error that Layertap raises on purpose.
 
     LayertapError                 exit status 1
-    ├── InputError                exit status 2: what the user gave is wrong, and the message says where and what to do
+    ├── InputError                exit status 2: the user's input is wrong; the message says what to do
     │   ├── UsageError            flags that contradict each other or make no sense
     │   │   └── NotFoundError     something named that Google does not find, or not now
     │   ├── DatasetError          a file or folder of tasks that cannot be read as one
     │   │   └── BadTaskError      one task that is malformed
     │   ├── PromptError           a grid encoder, template or tokenizer that cannot be used
     │   │   └── OverlongError     a sample longer than `--max_seq_length`
-    │   ├── ModelError            a checkpoint that is missing, unsupported or does not fit its config
+    │   ├── ModelError            a checkpoint that is missing, unsupported or unlike its config
     │   ├── RunMismatchError      the output folder belongs to another run
     │   ├── HostsStoppedError     the input of one of several hosts is wrong, and all stop together
     │   └── AccessError           credentials that are missing, or that do not allow this
@@ -17,15 +17,16 @@
     ├── StorageError              output that could not be written, read or believed
     │   └── DamageError           a stored file that is not what the manifest says it is
     ├── LeaseLostError            a dataset shard that another worker has taken over
-    ├── WorkersFailedError        shards or workers of a fleet that failed, each for reasons told apart
+    ├── WorkersFailedError        shards or workers of a fleet that failed while others went on
     └── TpuError                  what Cloud TPU would not or could not do
         ├── NoCapacityError       a zone that has no free TPU: another zone, or later
         ├── QuotaError            more TPUs than the project may have there
         ├── DeletedError          a TPU that somebody deleted while it was being made
         └── UnreachableError      no answer, or one that says to come back later
 
-Library errors (JSON, safetensors, fsspec, tokenizers, OS) are translated once, where they first enter Layertap, with
-`raise ... from error`. Every message names the file, tensor, task or shard, and what can be done about it.
+Library errors (JSON, safetensors, fsspec, tokenizers, OS) are translated once, where they first
+enter Layertap, with `raise ... from error`. Every message names the file, tensor, task or shard,
+and what can be done about it.
 """
 
 

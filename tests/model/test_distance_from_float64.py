@@ -1,39 +1,33 @@
-"""How far float32 is from float64, beside transformers in float32: with a massive activation, and on real weights.
+"""How far float32 is from float64, beside transformers in float32: with a massive activation, and
+on real weights.
 
-Random weights lack what trained ones have, and hid that rotary frequencies had other last bits, and products longer
-chains of additions, than those of transformers.
+Random weights lack what trained ones have, and hid that rotary frequencies had other last bits, and
+products longer chains of additions, than those of transformers.
 """
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
+import forward
 import huggingface
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from layertap.core.taps import SITES, Tap
+from layertap.core.taps import Tap
 from layertap.demo.checkpoint import write_checkpoint
-from layertap.extract.packing import Placement, Step, batch_arrays
-from layertap.extract.step import StepProgram, plan_for, resolve_taps
-from layertap.model import weights
-from layertap.model.checkpoint import open_checkpoint
-from layertap.model.config import Qwen2Config
+from layertap.extract.step import plan_for
+from layertap.model.config import published_config
 from layertap.model.qwen2 import multiply
 
 _CACHED = Path(__file__).resolve().parents[2] / ".pytest_cache" / "real-model"
 
 
 def ours(folder: Path, ids: np.ndarray, dtype: str = "float32") -> dict[Tap, np.ndarray]:
-    """What a run on CPU gives for one sample alone in its row."""
-    checkpoint = open_checkpoint(str(folder))
-    layers = checkpoint.config.num_hidden_layers
-    model = weights.load(checkpoint, layers, jnp.dtype(dtype))
-    program = StepProgram(model, resolve_taps((), SITES, layers), plan_for("cpu", np.dtype(dtype)))
-    step = Step(1, -(-len(ids) // 512) * 512, (Placement(0, 0, 0, len(ids)),))
-    arrays = program.harvest(program.dispatch(model, *batch_arrays(step, [ids])))
-    return {tap: value[0][: len(ids)] for tap, value in arrays.items()}
+    """What a run on CPU gives."""
+    return forward.activations(folder, ids, plan_for("cpu", np.dtype(dtype)), dtype)
 
 
 def distances(values: dict[Tap, np.ndarray], truth: dict[Tap, np.ndarray]) -> np.ndarray:
@@ -67,17 +61,16 @@ def test_products_that_have_no_parts_are_one(inputs: int, outputs: int, terms: i
 
 
 def test_a_massive_activation_takes_us_no_further_from_float64_than_transformers(tmp_path: Path) -> None:
-    shape = Qwen2Config(
+    shape = replace(
+        published_config("0.5b"),
         hidden_size=576,
         intermediate_size=1536,
         num_hidden_layers=3,
         num_attention_heads=9,
         num_key_value_heads=3,
-        head_dim=64,
         vocab_size=1024,
         rms_norm_eps=1e-5,
         rope_theta=1e5,
-        tie_word_embeddings=True,
     )
     write_checkpoint(tmp_path, shape, dtype="float32")
     tensors = load_file(tmp_path / "model.safetensors")
@@ -112,16 +105,7 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def long_prompts(real: Path, shared_data: Path) -> dict[str, np.ndarray]:
     """Token ids of two real ARC prompts, of 482 and 7,519 tokens."""
-    from layertap.dataset import read_records
-    from layertap.prompts import PromptMaker, load_template, load_tokenizer, parse_grid_encoder
-
-    encoder = parse_grid_encoder("GridShapeEncoder(RowNumberEncoder(MinimalGridEncoder()))")
-    template = load_template("output-from-examples-v0", None)
-    maker = PromptMaker(load_tokenizer(real), template, encoder, 1, include_answer=False, seed=42)
-    tasks = [task for task in read_records(str(shared_data / "arc-agi-1" / "training.jsonl")) if task.task_id in _TASKS]
-    made = {sample.task_id: np.asarray(sample.token_ids, np.int32) for sample in maker.make(list(enumerate(tasks)))}
-    assert {task: len(ids) for task, ids in made.items()} == _TASKS
-    return made
+    return forward.arc_prompts(real, shared_data, _TASKS)
 
 
 _TASKS = {"6150a2bd": 482, "264363fd": 7519}

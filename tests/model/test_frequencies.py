@@ -67,5 +67,6 @@ def test_the_compiled_rotation_has_the_angles_of_transformers(size: str, theta: 
     )
     angles = positions.astype(np.float32)[:, None] * theirs(config.head_dim, config.rope_theta)
     for ours, function in zip(given, (np.cos, np.sin), strict=True):
-        # 6e-8 is what float32 can say of values up to one. Angles with other last bits would be off by up to 5e-4.
+        # 6e-8 is what float32 can say of values up to one. Angles with other last bits would be off
+        # by up to 5e-4.
         np.testing.assert_allclose(ours[0], function(angles.astype(np.float64)), rtol=0, atol=6e-8)

@@ -1,4 +1,6 @@
-"""How a model is cut over devices; that it computes the same is shown in tests/extract/test_devices.py."""
+"""How a model is cut over devices; that it computes the same is shown in
+tests/extract/test_devices.py.
+"""
 
 import pytest
 from hypothesis import given
@@ -53,7 +55,8 @@ def test_the_automatic_mesh_uses_every_device(devices: int, weights: int, memory
 
 
 def test_weight_bytes_are_those_of_the_published_model() -> None:
-    # Qwen2.5-0.5B has 494,032,768 parameters, its tied head counted once. Less the final norm; small ones in float32.
+    # Qwen2.5-0.5B has 494,032,768 parameters, its tied head counted once. Less the final norm;
+    # small ones in float32.
     small = 24 * (2 * 896 + 896 + 2 * 128)
     assert weight_bytes(abstract_model(published_config("0.5b"), 24, "bfloat16")) == 2 * (494_032_768 - 896) + 2 * small
 

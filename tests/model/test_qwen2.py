@@ -1,9 +1,10 @@
 """Every layer and site against transformers, and packed against alone."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 
+import forward
 import huggingface
 import jax
 import jax.numpy as jnp
@@ -18,102 +19,62 @@ from layertap.extract.step import StepProgram, resolve_taps, run_step
 from layertap.model import weights
 from layertap.model.attention import Attend, attend_dense, attend_flash
 from layertap.model.checkpoint import open_checkpoint
-from layertap.model.config import Qwen2Config
+from layertap.model.config import published_config
 from layertap.model.qwen2 import ForwardPlan
 
-_LIKE_0_5B = Qwen2Config(
-    hidden_size=896,
-    intermediate_size=1216,
-    num_hidden_layers=3,
-    num_attention_heads=14,
-    num_key_value_heads=2,
-    head_dim=64,
-    vocab_size=1024,
-    rms_norm_eps=1e-6,
-    rope_theta=1e6,
-    tie_word_embeddings=True,
-)
+_LIKE_0_5B = replace(published_config("0.5b"), intermediate_size=1216, num_hidden_layers=3, vocab_size=1024)
+_LIKE_7B = replace(published_config("7b"), intermediate_size=2368, num_hidden_layers=2, vocab_size=1024)
+_SMALL = replace(_LIKE_0_5B, hidden_size=256, num_attention_heads=4)
 
-
-@dataclass(frozen=True)
-class _Case:
-    config: Qwen2Config
-    max_file_bytes: int | None = None
-
-
-CASES = {
-    "like-0.5b": _Case(_LIKE_0_5B),
-    "like-7b": _Case(
-        replace(
-            _LIKE_0_5B,
-            hidden_size=3584,
-            intermediate_size=2368,
-            num_hidden_layers=2,
-            num_attention_heads=28,
-            num_key_value_heads=4,
-            head_dim=128,
-            tie_word_embeddings=False,
-        )
-    ),
-    "several-files": _Case(
-        replace(_LIKE_0_5B, hidden_size=256, num_attention_heads=4, num_hidden_layers=4), max_file_bytes=4_000_000
-    ),
-    "one-key-per-query": _Case(
-        replace(_LIKE_0_5B, hidden_size=256, num_attention_heads=4, num_key_value_heads=4, rms_norm_eps=1e-5)
-    ),
-    "explicit-head-dim": _Case(replace(_LIKE_0_5B, hidden_size=256, num_attention_heads=4, head_dim=32)),
-    "math-theta": _Case(replace(_LIKE_0_5B, hidden_size=128, num_attention_heads=2, rope_theta=1e4)),
+SHAPES = {
+    "like-0.5b": _LIKE_0_5B,
+    "several-files": replace(_SMALL, num_hidden_layers=4),
+    "like-7b": _LIKE_7B,
+    "one-key-per-query": replace(_SMALL, num_key_value_heads=4, rms_norm_eps=1e-5),
+    "explicit-head-dim": replace(_SMALL, head_dim=32),
+    "math-theta": replace(_SMALL, rope_theta=1e4),
 }
-
-
 # These two are enough to find what a change broke; all of them in `make test-slow`.
 QUICK = ("like-0.5b", "several-files")
 
 
 @pytest.fixture(
-    scope="module", params=[name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in CASES]
+    scope="module", params=[name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in SHAPES]
 )
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    case = CASES[request.param]
     path = tmp_path_factory.mktemp(request.param)
-    write_checkpoint(path, case.config, dtype="float32", max_file_bytes=case.max_file_bytes)
-    assert (len(list(path.glob("*.safetensors"))) > 1) == (case.max_file_bytes is not None)
+    several = request.param == "several-files"
+    write_checkpoint(path, SHAPES[request.param], dtype="float32", max_file_bytes=4_000_000 if several else None)
+    assert (len(list(path.glob("*.safetensors"))) > 1) == several
     return path
 
 
-def random_ids(count: int, vocabulary: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, vocabulary, count, dtype=np.int32)
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    """A checkpoint of four heads, to be spoilt."""
+    write_checkpoint(tmp_path, _SMALL, dtype="float32")
+    return tmp_path
 
 
-def plan(attend: Attend = attend_flash) -> ForwardPlan:
+def random_ids(count: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 1024, count, dtype=np.int32)
+
+
+def plan(attend: Attend = attend_flash, *, widen: bool = False) -> ForwardPlan:
     """Activations as float32, whatever the compute dtype: they are rounded where a test says so."""
-    return ForwardPlan(np.dtype(np.float32), attend)
+    return ForwardPlan(np.dtype(np.float32), attend, widen=widen)
 
 
 @cache
-def truth_of(folder: Path, seed: int, dtype: str = "float32") -> dict[Tap, np.ndarray]:
+def truth_of(folder: Path, dtype: str = "float32") -> dict[Tap, np.ndarray]:
     """What transformers gives for 700 random tokens."""
-    return huggingface.activations(folder, random_ids(700, 1024, seed), dtype)
-
-
-def run(
-    folder: Path, ids: np.ndarray, dtype: str = "float32", attend: Attend = attend_flash, *, widen: bool = False
-) -> dict[Tap, np.ndarray]:
-    """One sequence alone in a row, padded to whole blocks."""
-    checkpoint = open_checkpoint(str(folder))
-    layers = checkpoint.config.num_hidden_layers
-    model = weights.load(checkpoint, layers, jnp.dtype(dtype))
-    program = StepProgram(model, resolve_taps((), SITES, layers), replace(plan(attend), widen=widen))
-    length = -(-len(ids) // 256) * 256
-    step = Step(1, length, (Placement(0, 0, 0, len(ids)),))
-    arrays = program.harvest(program.dispatch(model, *batch_arrays(step, [ids])))
-    return {tap: value[0][: len(ids)] for tap, value in arrays.items()}
+    return huggingface.activations(folder, random_ids(700, seed=1), dtype)
 
 
 @pytest.mark.parametrize("attend", [attend_flash, pytest.param(attend_dense, marks=pytest.mark.slow)])
 def test_float32_is_within_1e_4_of_transformers_at_every_layer_and_site(folder: Path, attend: Attend) -> None:
-    truth = truth_of(folder, seed=1)
-    values = run(folder, random_ids(700, 1024, seed=1), attend=attend)
+    truth = truth_of(folder)
+    values = forward.activations(folder, random_ids(700, seed=1), plan(attend))
     assert set(values) == set(truth)
     worst = {tap: huggingface.relative_errors(values[tap], truth[tap]).max() for tap in truth}
     assert max(worst.values()) <= 1e-4, worst
@@ -121,11 +82,9 @@ def test_float32_is_within_1e_4_of_transformers_at_every_layer_and_site(folder: 
 
 @pytest.mark.parametrize("widen", [False, True])
 def test_bfloat16_is_no_further_from_float32_than_transformers_in_bfloat16(folder: Path, widen: bool) -> None:
-    ids = random_ids(700, 1024, seed=1)
-    truth, theirs = truth_of(folder, seed=1), truth_of(folder, seed=1, dtype="bfloat16")
-    ours = {
-        tap: value.astype(jnp.bfloat16) for tap, value in run(folder, ids, "bfloat16", widen=widen).items()
-    }  # as they are stored
+    truth, theirs = truth_of(folder), truth_of(folder, dtype="bfloat16")
+    values = forward.activations(folder, random_ids(700, seed=1), plan(widen=widen), "bfloat16")
+    ours = {tap: value.astype(jnp.bfloat16) for tap, value in values.items()}  # as they are stored
     mean_ours = {tap: huggingface.relative_errors(ours[tap], truth[tap]).mean() for tap in truth}
     mean_theirs = {tap: huggingface.relative_errors(theirs[tap], truth[tap]).mean() for tap in truth}
     further = {tap: (mean_ours[tap], mean_theirs[tap]) for tap in truth if mean_ours[tap] > mean_theirs[tap]}
@@ -133,30 +92,33 @@ def test_bfloat16_is_no_further_from_float32_than_transformers_in_bfloat16(folde
 
 
 def test_widened_bfloat16_weights_give_what_float32_gives(tmp_path: Path) -> None:
-    write_checkpoint(tmp_path, replace(_LIKE_0_5B, hidden_size=128, num_attention_heads=2), dtype="bfloat16")
-    ids = random_ids(256, 1024)
-    truth, values = run(tmp_path, ids), run(tmp_path, ids, "bfloat16", widen=True)
-    rounded = run(tmp_path, ids, "bfloat16")
+    write_checkpoint(tmp_path, _SMALL, dtype="bfloat16")
+    ids = random_ids(256)
+    truth = forward.activations(tmp_path, ids, plan())
+    widened = forward.activations(tmp_path, ids, plan(widen=True), "bfloat16")
+    rounded = forward.activations(tmp_path, ids, plan(), "bfloat16")
     for tap in truth:
-        assert huggingface.relative_errors(values[tap], truth[tap]).max() < 1e-5
+        assert huggingface.relative_errors(widened[tap], truth[tap]).max() < 1e-5
         assert huggingface.relative_errors(rounded[tap], truth[tap]).max() > 1e-4
 
 
 @pytest.mark.parametrize(
     "forgotten", ["input_layernorm", "post_attention_layernorm", "q_proj.bias", "k_proj.bias", "v_proj.bias"]
 )
-def test_no_norm_or_bias_could_be_forgotten_unnoticed(tmp_path: Path, forgotten: str) -> None:
-    """The parity tests see nothing where random weights leave norms at one and biases at zero; ours must not."""
-    write_checkpoint(tmp_path, replace(_LIKE_0_5B, hidden_size=128, num_attention_heads=2), dtype="float32")
-    ids = random_ids(64, 1024)
-    before = run(tmp_path, ids)
-    path = tmp_path / "model.safetensors"
+def test_no_norm_or_bias_could_be_forgotten_unnoticed(small: Path, forgotten: str) -> None:
+    """The parity tests see nothing where random weights leave norms at one and biases at zero; ours
+    must not.
+    """
+    ids = random_ids(64)
+    before = forward.activations(small, ids, plan())
+    path = small / "model.safetensors"
     tensors = load_file(path)
     for name in [name for name in tensors if forgotten in name]:
         tensors[name] = np.zeros_like(tensors[name]) if "bias" in name else np.ones_like(tensors[name])
     save_file(tensors, path, metadata={"format": "pt"})
-    after = run(tmp_path, ids)
-    # Softmax does not see what is added to all keys, but rotation makes even the key bias differ by position.
+    after = forward.activations(small, ids, plan())
+    # Softmax does not see what is added to all keys, but rotation makes even the key bias differ by
+    # position.
     assert huggingface.relative_errors(after[Tap(2, "residual")], before[Tap(2, "residual")]).max() > 1e-3
 
 
@@ -167,71 +129,45 @@ def test_each_site_is_as_wide_as_the_config_says() -> None:
     assert [output.shape[2] for output in outputs] == [_LIKE_0_5B.width(tap.site) for tap in taps]
 
 
-def test_a_token_knows_its_position(tmp_path: Path) -> None:
-    write_checkpoint(tmp_path, replace(_LIKE_0_5B, hidden_size=128, num_attention_heads=2), dtype="float32")
-    one, other = random_ids(2, 1024)
-    first = run(tmp_path, np.array([one, other, other], np.int32))[Tap(0, "attn")]
-    second = run(tmp_path, np.array([other, one, other], np.int32))[Tap(0, "attn")]
+def test_a_token_knows_its_position(small: Path) -> None:
+    one, other = random_ids(2)
+    first = forward.activations(small, np.array([one, other, other], np.int32), plan())[Tap(0, "attn")]
+    second = forward.activations(small, np.array([other, one, other], np.int32), plan())[Tap(0, "attn")]
     assert huggingface.relative_errors(first[2:], second[2:]).min() > 1e-3
-
-
-@pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint of four heads."""
-    folder = tmp_path_factory.mktemp("small")
-    write_checkpoint(folder, replace(_LIKE_0_5B, hidden_size=256, num_attention_heads=4), dtype="float32")
-    return folder
 
 
 @pytest.mark.parametrize("place", ["first", "middle", "last"])
 @pytest.mark.parametrize("row_length", [512, 1024])
 def test_packed_equals_alone(small: Path, place: str, row_length: int) -> None:
-    folder = small
-    sample, *others = (random_ids(count, 1024, seed) for seed, count in enumerate((150, 97, 130)))
+    ids = [random_ids(count, seed) for seed, count in enumerate((150, 97, 130))]
     order = {"first": [0, 1, 2], "middle": [1, 0, 2], "last": [1, 2, 0]}[place]
-    alone = run(folder, sample)
-
-    ids = [sample, *others]
     starts = np.cumsum([0] + [len(ids[index]) for index in order])
-    placements = tuple(
-        Placement(index, 1, int(start), len(ids[index])) for index, start in zip(order, starts, strict=False)
-    )
-    filler = Placement(3, 0, 0, row_length)
-    checkpoint = open_checkpoint(str(folder))
-    model = weights.load(checkpoint, 3, jnp.float32)
+    placements = [Placement(index, 1, int(starts[i]), len(ids[index])) for i, index in enumerate(order)]
+    step = Step(2, row_length, (Placement(3, 0, 0, row_length), *placements))
+    model = weights.load(open_checkpoint(str(small)), 3, jnp.float32)
     program = StepProgram(model, resolve_taps((), SITES, 3), plan())
-    step = Step(2, row_length, (filler, *placements))
-    packed = program.harvest(program.dispatch(model, *batch_arrays(step, [*ids, random_ids(row_length, 1024, 9)])))
+    arrays = batch_arrays(step, [*ids, random_ids(row_length, seed=9)])
+    packed = program.harvest(program.dispatch(model, *arrays))
     start = placements[order.index(0)].start
-    for tap, value in alone.items():
-        np.testing.assert_allclose(packed[tap][1][start : start + len(sample)], value, rtol=1e-5, atol=1e-5)
+    for tap, value in forward.activations(small, ids[0], plan()).items():
+        np.testing.assert_allclose(packed[tap][1][start : start + len(ids[0])], value, rtol=1e-5, atol=1e-5)
 
 
-def test_layers_above_the_last_tap_change_nothing(tmp_path: Path) -> None:
-    write_checkpoint(tmp_path, replace(_LIKE_0_5B, hidden_size=128, num_attention_heads=2), dtype="float32")
-    ids = random_ids(256, 1024)
-    whole = run(tmp_path, ids)
-    checkpoint = open_checkpoint(str(tmp_path))
-    model = weights.load(checkpoint, 2, jnp.float32)
-    program = StepProgram(model, (Tap(1, "residual"),), plan())
-    arrays = program.harvest(program.dispatch(model, *batch_arrays(Step(1, 256, (Placement(0, 0, 0, 256),)), [ids])))
-    np.testing.assert_allclose(arrays[Tap(1, "residual")][0], whole[Tap(1, "residual")], rtol=1e-5, atol=1e-5)
+def test_layers_above_the_last_tap_change_nothing(small: Path) -> None:
+    ids = random_ids(256)
+    whole, part = forward.activations(small, ids, plan()), forward.activations(small, ids, plan(), layers=2)
+    assert set(part) < set(whole)
+    for tap, value in part.items():
+        np.testing.assert_allclose(value, whole[tap], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.slow
 def test_full_0_5b_shape_on_real_prompts(shared_data: Path, tmp_path: Path) -> None:
-    """24 layers, 151,936 tokens of vocabulary, three real ARC prompts."""
-    from layertap.dataset import read_records
-    from layertap.prompts import PromptMaker, load_template, load_tokenizer, parse_grid_encoder
-
+    """24 layers, 151,936 tokens of vocabulary, real ARC prompts."""
     write_checkpoint(tmp_path, "0.5b", dtype="float32", tokenizer=shared_data / "qwen2.5-tokenizer")
-    encoder = parse_grid_encoder("GridShapeEncoder(RowNumberEncoder(MinimalGridEncoder()))")
-    template = load_template("output-from-examples-v0", None)
-    maker = PromptMaker(load_tokenizer(tmp_path), template, encoder, 1, include_answer=False, seed=42)
-    tasks = list(read_records(str(shared_data / "arc-agi-1" / "training.jsonl"), max_tasks=3))
-    for sample in maker.make([(0, tasks[0]), (1, tasks[1]), (2, tasks[2])])[:3]:
-        truth = huggingface.activations(tmp_path, sample.token_ids)
-        values = run(tmp_path, sample.token_ids)
+    lengths = {"007bbfb7": 1123, "00d62c1b": 2800, "017c7c7b": 625}
+    for task, ids in forward.arc_prompts(tmp_path, shared_data, lengths).items():
+        truth, values = huggingface.activations(tmp_path, ids), forward.activations(tmp_path, ids, plan())
         worst = {tap: huggingface.relative_errors(values[tap], truth[tap]).max() for tap in truth}
-        print(sample.task_id, len(sample.token_ids), "tokens, worst relative error", max(worst.values()))
+        print(task, len(ids), "tokens, worst relative error", max(worst.values()))
         assert max(worst.values()) <= 1e-4, worst

@@ -1,18 +1,20 @@
 """No test leaves anything behind: the one that does fails by its name, with a list of what it left.
 
-Looked at before and after each test, with its own fixtures taken down: threads of Python, child processes and whatever
-these started, sockets, pipes, files that may be written to, environment variables. What fixtures of a wider scope hold
-was there before, so it is theirs and not the test's.
+Looked at before and after each test, with its own fixtures taken down: threads of Python, child
+processes and whatever these started, sockets, pipes, files that may be written to, environment
+variables. What fixtures of a wider scope hold was there before, so it is theirs and not the test's.
 
-Why: what is left goes on in the middle of another test. A thread of Google's client that looked for a bucket which was
-gone, and drew its pauses from the global random generator, made tests of Hypothesis fail that have no bucket.
+Why: what is left goes on in the middle of another test. A thread of Google's client that looked for
+a bucket which was gone, and drew its pauses from the global random generator, made tests of
+Hypothesis fail that have no bucket.
 
-A look and a comparison cost 0.4 ms. Where something is new, the garbage is collected and the look repeated until
-it is gone or `leak_seconds` (an ini option) have passed: a thread that was told to end may still be on its way.
+A look and a comparison cost 0.4 ms. Where something is new, the garbage is collected and the look
+repeated until it is gone or `leak_seconds` (an ini option) have passed: a thread that was told to
+end may still be on its way.
 
-Not seen: native threads (XLA's and torch's belong to the process); files that are only read, since a dataset that many
-tests share maps what each of them looks at, and Python itself warns of those that are forgotten; where there is no
-/proc, processes and files.
+Not seen: native threads (XLA's and torch's belong to the process); files that are only read, since
+a dataset that many tests share maps what each of them looks at, and Python itself warns of those
+that are forgotten; where there is no /proc, processes and files.
 """
 
 import fcntl
@@ -37,7 +39,8 @@ _LINUX = Path("/proc/self/fd").is_dir()
 _FIRST_PAUSE_SECONDS = 0.002
 _TICKS = os.sysconf("SC_CLK_TCK")
 _MARK = "LAYERTAP_TESTS_PROCESS"
-"""Names the test process to whatever it starts, so that grandchildren are found whose parent is gone."""
+"""Names the test process to whatever it starts, so that grandchildren are found whose parent is
+gone."""
 
 ALLOWED_THREADS = {
     "fsspecIO": "fsspec runs the requests of all its file systems in one loop, which lives as long as the process",
@@ -117,14 +120,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure() -> None:
-    """Mark this process's descendants as its own, and let nobody's bar start tqdm's thread, which never ends."""
+    """Mark this process's descendants as its own, and let nobody's bar start tqdm's thread, which
+    never ends.
+    """
     os.environ[_MARK] = str(os.getpid())
     tqdm.monitor_interval = 0  # transformers, datasets and huggingface_hub draw some; our own say it themselves
 
 
 @pytest.fixture(autouse=True)
 def leaves_nothing_behind(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Let the test fail that leaves something; set up before the test's other fixtures, and taken down after them."""
+    """Let the test fail that leaves something; set up before the test's other fixtures, and taken
+    down after them.
+    """
     before = Look.now()
     yield
     left = before.left()

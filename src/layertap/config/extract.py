@@ -1,11 +1,11 @@
 """The settings of a run: one frozen dataclass, from which the command line is made.
 
-`RunConfig` is what a run is. `ExtractConfig` is one that can be done; `layertap plan` takes the same settings for one
-that is thought of (`plan.py`).
+`RunConfig` is what a run is. `ExtractConfig` is one that can be done; `layertap plan` takes the
+same settings for one that is thought of (`plan.py`).
 
-Each field is one flag, and the sentence under it is the flag's help (`arguments.py` says how the page is made of them).
-Contradictions are refused here, before anything is read. What only the model can tell (does it have that layer?) is
-refused when the model's config has been read.
+Each field is one flag, and the sentence under it is the flag's help (`arguments.py` says how the
+page is made of them). Contradictions are refused here, before anything is read. What only the model
+can tell (does it have that layer?) is refused when the model's config has been read.
 """
 
 import math
@@ -36,8 +36,8 @@ class HostsConfig:
     """One model over the chips of several hosts; a part of `RunConfig`."""
 
     multihost: Annotated[bool, Flag("host")] = False
-    """This process is one of several hosts that run one model together. Start the same command on each host. On Cloud
-    TPU no other flag of this group is needed."""
+    """This process is one of several hosts that run one model together. Start the same command on
+    each host. On Cloud TPU no other flag of this group is needed."""
 
     num_hosts: Annotated[int | None, Flag("host", default="JAX finds out, on Cloud TPU, Slurm and Open MPI")] = None
     """How many hosts there are."""
@@ -73,8 +73,8 @@ class RunConfig:
     """What a run is, whether it is to be done or planned."""
 
     dataset_path: Annotated[str | None, Flag(metavar="PATH", needed="required, or --sharded_dataset_dir")] = None
-    """ARC tasks or plain text: a JSONL or JSON file, or a folder of JSON files. A local path, or a URL such as
-    gs://bucket/tasks.jsonl."""
+    """ARC tasks or plain text: a JSONL or JSON file, or a folder of JSON files. A local path, or a
+    URL such as gs://bucket/tasks.jsonl."""
 
     dataset_format: Annotated[DatasetFormat, Flag("input")] = "auto"
     """The shape of the dataset. auto finds it out from the content."""
@@ -83,13 +83,15 @@ class RunConfig:
     """Stop after this many tasks of the dataset."""
 
     on_bad_task: Annotated[Literal["error", "skip"], Flag("input")] = "error"
-    """What to do with a malformed task: stop the run, or skip the task and list it in metadata.json."""
+    """What to do with a malformed task: stop the run, or skip the task and list it in
+    metadata.json."""
 
     grid_encoder: Annotated[str, Flag("prompt", "ENCODER")] = "GridShapeEncoder(RowNumberEncoder(MinimalGridEncoder()))"
     """How a grid becomes text: grid encoders, one inside the other."""
 
     prompt_version: Annotated[str, Flag("prompt", "NAME")] = "output-from-examples-v0"
-    """The wording of the prompt: output-from-examples-v0 (full instruction) or output-from-examples-v1 (short)."""
+    """The wording of the prompt: output-from-examples-v0 (full instruction) or
+    output-from-examples-v1 (short)."""
 
     prompt_template: Annotated[str | None, Flag("prompt", "FOLDER")] = None
     """A folder with your own system.j2, user.j2 and assistant.j2, instead of --prompt_version."""
@@ -107,45 +109,48 @@ class RunConfig:
     """A model of the Hugging Face Hub, or a local folder with its checkpoint."""
 
     compute_dtype: Annotated[Literal["bfloat16", "float32"], Flag("model")] = "bfloat16"
-    """The number format of matrix products. Sums, norms, softmax and the residual stream are always float32."""
+    """The number format of matrix products. Sums, norms, softmax and the residual stream are always
+    float32."""
 
     layers_to_extract: Annotated[tuple[int, ...], LAYERS, Flag(default="all layers")] = ()
-    """Which layers to save, counted from 0, as 6 12 or 6,12 or 1-3 or all. Layers above the last of these are neither
-    loaded nor run."""
+    """Which layers to save, counted from 0, as 6 12 or 6,12 or 1-3 or all. Layers above the last of
+    these are neither loaded nor run."""
 
     activation_type: Annotated[tuple[Site, ...], Flag("tap")] = ("residual",)
-    """What to save of each layer. residual: the output of the layer. mlp, attn: the output of that block before it is
-    added to the residual stream. Several of them take one forward pass."""
+    """What to save of each layer. residual: the output of the layer. mlp, attn: the output of that
+    block before it is added to the residual stream. Several of them take one forward pass."""
 
     batch_size: Annotated[int | None, Flag("model", "ROWS", "4, and 1 on a CPU")] = None
     """How many rows of tokens each device computes in a step."""
 
     mesh: Annotated[str, Flag("model", "MESH")] = "auto"
-    """How several devices share the work, such as data=8,fsdp=8: rows are shared over both, weights over fsdp. auto
-    shares weights only as far as memory needs it."""
+    """How several devices share the work, such as data=8,fsdp=8: rows are shared over both, weights
+    over fsdp. auto shares weights only as far as memory needs it."""
 
     row_length: Annotated[int, Flag("model", "TOKENS")] = 4096
-    """The length of a row, into which several prompts are packed. A longer prompt gets a row that is two, four, ...
-    times as long."""
+    """The length of a row, into which several prompts are packed. A longer prompt gets a row that
+    is two, four, ... times as long."""
 
     max_seq_length: Annotated[int, Flag("prompt", "TOKENS")] = 16_384
     """The longest prompt to extract."""
 
     overlong: Annotated[Literal["error", "skip", "truncate"], Flag("prompt")] = "error"
-    """What to do with a longer prompt: stop the run, skip the prompt, or cut its end off. metadata.json lists it."""
+    """What to do with a longer prompt: stop the run, skip the prompt, or cut its end off.
+    metadata.json lists it."""
 
     window_samples: Annotated[int, Flag("model", "PROMPTS")] = 1024
     """How many prompts are packed together. More fill the rows better, fewer start sooner."""
 
     certify: Annotated[int, Flag("model", "PROMPTS", "none")] = 0
-    """Run the first prompts in float32 too, and write into metadata.json how close each layer comes to it."""
+    """Run the first prompts in float32 too, and write into metadata.json how close each layer comes
+    to it."""
 
     output_dir: Annotated[str, Flag("output", "FOLDER")] = "./activations"
     """Where to write the shards and metadata.json."""
 
     format: Annotated[FormatName, Flag("output")] = "pickle"
-    """pickle: gzipped pickles, which need nothing but numpy. safetensors: a file for each layer and activation type,
-    which is faster to train from."""
+    """pickle: gzipped pickles, which need nothing but numpy. safetensors: a file for each layer and
+    activation type, which is faster to train from."""
 
     storage_dtype: Annotated[
         StorageDtype | None, Flag("output", default="float32 in pickles, bfloat16 in safetensors")
@@ -156,7 +161,8 @@ class RunConfig:
     """The size of a shard, before compression, in units of 10^9 bytes."""
 
     compress_shards: Annotated[bool, Flag("output")] = True
-    """Compress pickles with gzip. safetensors are never compressed, because they are memory-mapped."""
+    """Compress pickles with gzip. safetensors are never compressed, because they are
+    memory-mapped."""
 
     hosts: Annotated[HostsConfig, tyro.conf.arg(name="")] = HostsConfig()
     """Several hosts as one machine."""
@@ -168,7 +174,8 @@ class RunConfig:
     """The number of this worker. It names the worker's folder in a bucket, and its checkpoint."""
 
     machine_id: Annotated[int, Flag("worker")] = 0
-    """Which share of the dataset this machine extracts: tasks machine_id, machine_id + total_machines, and so on."""
+    """Which share of the dataset this machine extracts: tasks machine_id, machine_id +
+    total_machines, and so on."""
 
     total_machines: Annotated[int, Flag("worker")] = 1
     """How many machines share the dataset. Each takes every total_machines-th task."""
@@ -177,13 +184,15 @@ class RunConfig:
     """A dataset in shards."""
 
     metrics_port: Annotated[int | None, Flag("worker", "PORT")] = None
-    """Serve metrics for Prometheus at http://127.0.0.1:PORT/metrics. 0 takes any free port, and says which."""
+    """Serve metrics for Prometheus at http://127.0.0.1:PORT/metrics. 0 takes any free port, and
+    says which."""
 
     checkpoint_dir: Annotated[str, Flag("output", "FOLDER")] = "./checkpoints"
     """Where to keep checkpoint_worker_{id}.json, from which a run goes on after it was stopped."""
 
     checkpointing: Annotated[bool, Flag("output")] = True
-    """Keep a checkpoint, and go on from it. With --no_checkpointing, a folder that holds shards already is refused."""
+    """Keep a checkpoint, and go on from it. With --no_checkpointing, a folder that holds shards
+    already is refused."""
 
     def __post_init__(self) -> None:
         """Refuse values that contradict each other; raises UsageError."""

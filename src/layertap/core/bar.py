@@ -4,6 +4,6 @@ from tqdm import tqdm
 
 
 class Bar(tqdm):  # type: ignore[misc]  # ships without types
-    """tqdm's, without its thread that redraws seldom updated bars: it never ends, and ours are drawn often."""
+    """tqdm's bar without the thread that redraws slow bars: that thread never ends."""
 
     monitor_interval = 0

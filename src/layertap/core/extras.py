@@ -1,7 +1,8 @@
 """How what Layertap was installed without is added to it.
 
-No package index has Layertap, so `pip install 'layertap[s3]'` would find nothing, or something else. pip wrote down
-where it took Layertap from (`direct_url.json`, PEP 610), and that place gives the extra too, from any folder.
+No package index has Layertap, so `pip install 'layertap[s3]'` would find nothing, or something
+else. pip wrote down where it took Layertap from (`direct_url.json`, PEP 610), and that place gives
+the extra too, from any folder.
 """
 
 import json
@@ -21,7 +22,7 @@ def install_command(extra: str) -> str:
 def needed_for(url: str) -> str:
     """What has to be installed where the library that reads this URL is not.
 
-    Google's are part of every installation; they are missing where somebody took Layertap without what it depends on.
+    Google's are part of every installation, unless somebody left out what Layertap depends on.
     """
     scheme = url.partition("://")[0]
     if scheme in ("s3", "s3a"):
@@ -32,7 +33,7 @@ def needed_for(url: str) -> str:
 
 
 def requirement(extra: str, origin: dict[str, Any] | None) -> str:
-    """What pip is to install, quoted for a shell; `origin` is the content of `direct_url.json`, or None without one."""
+    """What pip should install, quoted for a shell; `origin` is in `direct_url.json`, or None."""
     if origin is None:  # an index after all, or no installation: only then does the folder matter
         return shlex.quote(f".[{extra}]") + ", in Layertap's folder"
     if "dir_info" in origin:

@@ -1,21 +1,23 @@
 """Causal attention over packed rows.
 
-One int32 array says who sees whom: token `q` of a row attends to `k` exactly where `seg_start[q] <= k <= q`. Padding
-tokens carry their own index, attend to themselves alone, and so never make a NaN.
+One int32 array says who sees whom: token q of a row attends to token k where seg_start[q] <= k <=
+q. Padding tokens carry their own index, attend to themselves alone, and so never make a NaN.
 
 Shapes (one legend for the package `model`):
 
-    B rows a step   T tokens a row   H hidden size   D head size   K key-value heads   G query heads per key-value head
+    B rows a step       T tokens a row          H hidden size
+    D head size         K key-value heads       G query heads of a key-value head
 
-`attend_dense` is the definition, quadratic in memory, for tests. `attend_flash` computes the same with an online
-softmax (Milakov and Gimelshein 2018, arXiv 1805.02867) over key blocks, and begins each query block at the first key
-block that one of its samples needs: a packed row pays nothing for its neighbours, and memory stays linear in T. Blocks
-of keys that every query of a block sees go first, several at a time and without a mask; in long samples those are
-nearly all. Loop bounds are data, so it works on any backend without one program per packing. The query heads of a
-group are folded into the rows of one product, so keys and values are never repeated.
+`attend_dense` is the definition, for tests; its memory is quadratic in T. `attend_flash` computes
+the same with an online softmax (Milakov and Gimelshein 2018, arXiv 1805.02867) over key blocks. It
+begins each query block at the first key block that one of its samples needs: a packed row pays
+nothing for its neighbours, and memory stays linear in T. Blocks of keys that every query of a block
+sees go first, several at a time and without a mask; in long samples those are nearly all. Loop
+bounds are data, so there is one program for all packings. The query heads of a group are folded
+into the rows of one product, so keys and values are never repeated.
 
-Queries arrive already scaled by D ** -0.5. Products take the operands' dtype and sum in float32; softmax is
-float32; the result has the operands' dtype again, which is what the output projection takes.
+Queries arrive scaled by D ** -0.5. Products take the operands' dtype and sum in float32; softmax
+is float32; the result has the operands' dtype, which is what the output projection takes.
 """
 
 from collections.abc import Callable
@@ -30,15 +32,16 @@ Keys = Float[Array, "B T K D"]
 SegStart = Int[Array, "B T"]
 Attend = Callable[[Queries, Keys, Keys, SegStart], Float[Array, "B T K G D"]]
 
-# Queries at a time, and keys at a time where some query does not see all of them. Measured on two CPU cores with 14/2
-# heads of 64 (docs/LOG.md), as is what follows.
+# Queries at a time, and keys at a time where some query does not see all of them. Measured on two
+# CPU cores with 14/2 heads of 64 (docs/LOG.md), as is what follows.
 BLOCK = 128
 
 # Blocks of keys at a time where every query sees all of them: no mask, and fewer turns of the loop.
 _CLEAR = 2
 
-# Columns of ones beside the values, so that the product which sums values also sums weights: 10 % faster than a
-# reduction of its own, and the sum is then of the same rounded weights. 16 keep the columns aligned.
+# Columns of ones beside the values, so that the product which sums values also sums weights: 10 %
+# faster than a reduction of its own, and the sum is then of the same rounded weights. 16 keep the
+# columns aligned.
 _ONES = 16
 
 _MASKED = -1e30
@@ -90,8 +93,8 @@ def _attend_row(
                 scores = jnp.where(jnp.tile(visible, (group, 1))[None], scores, _MASKED)
             return _accumulate(softmax, scores, v)
 
-        # `seg_start` never falls inside a row: the first query needs the earliest keys, and what the last one sees of
-        # the blocks before this one, all see.
+        # `seg_start` never falls inside a row: the first query needs the earliest keys, and what
+        # the last one sees of the blocks before this one, all see.
         needed, clear = starts[0] // block, jnp.minimum(-(-starts[-1] // block), i)
         wide = min(_CLEAR, tokens // block)
         turns = (i - clear) // wide
@@ -112,7 +115,7 @@ def _attend_row(
     return blocks.transpose(0, 3, 1, 2, 4).reshape(tokens, kv_heads, group, size)
 
 
-# Running maximum of the scores [K, G*q, 1]; running weighted sum of values, and of ones [K, G*q, D + ones].
+# The running maximum of scores, and the running weighted sum of values and of ones.
 _Softmax = tuple[Float[Array, "K Gq 1"], Float[Array, "K Gq D1"]]
 
 
@@ -136,5 +139,5 @@ def _heads_product(left: Float[Array, "K m n"], right: Array, *, contract: int) 
 
 
 def _of(operand: Array) -> lax.Precision:
-    """Full precision for float32 operands: accelerators would otherwise round them to bfloat16 or tf32."""
+    """Full precision for float32 operands: accelerators would round them to bfloat16 or tf32."""
     return lax.Precision.HIGHEST if operand.dtype == jnp.float32 else lax.Precision.DEFAULT

@@ -1,14 +1,17 @@
-"""Causal attention over packed rows on GPU: one Pallas kernel, compiled by Triton (Ampere and later).
+"""Causal attention over packed rows on GPU: one Pallas kernel for Triton (Ampere and later).
 
-Each program takes one block of queries of one head, and walks over key blocks with an online softmax, from the first
-one that the block's first query needs up to the diagonal: as on CPU (`attention.py`), a packed row pays nothing for its
-neighbours. Key-value heads are found by index, so they are never repeated for the query heads of a group.
+Each program takes one block of queries of one head, and walks over key blocks with an online
+softmax, from the first one that the block's first query needs up to the diagonal: as on CPU
+(`attention.py`), a packed row pays nothing for its neighbours. Key-value heads are found by index,
+so they are never repeated for the query heads of a group.
 
-Not taken: JAX's own Triton kernel (segment ids, but it visits every block below the diagonal, and repeats key-value
-heads), and cuDNN's packed layout (Hopper only, through a private function of JAX, bfloat16 only). Shapes as in
-`attention.py`. Scores and sums are float32; float32 operands are multiplied at full precision, not as TF32.
+Not taken: JAX's own Triton kernel (segment ids, but it visits every block below the diagonal, and
+repeats key-value heads), and cuDNN's packed layout (Hopper only, through a private function of JAX,
+bfloat16 only). Shapes as in `attention.py`. Scores and sums are float32; float32 operands are
+multiplied at full precision, not as TF32.
 
-JAX calls its Triton backend deprecated from 0.11 on, and has it in 0.12 still. `pl.dot` went first, hence `lax` here.
+JAX calls its Triton backend deprecated from 0.11 on, and has it in 0.12 still. `pl.dot` went first,
+hence `lax` here.
 """
 
 from functools import partial
@@ -29,7 +32,7 @@ _MASKED = -1e30
 
 
 class Blocks(NamedTuple):
-    """Queries a program takes, keys it looks at in one turn of its loop, and warps that share the work."""
+    """The queries of a program, the keys of one turn of its loop, and the warps that share both."""
 
     queries: int
     keys: int
@@ -37,10 +40,11 @@ class Blocks(NamedTuple):
 
 
 def blocks_for(dtype: DTypeLike, size: int) -> Blocks:
-    """What fits the registers and the shared memory (99 KiB on small cards) of a multiprocessor for a head size.
+    """What fits the registers and the shared memory (99 KiB on small cards) of a multiprocessor.
 
-    Without TF32 no matrix unit takes float32: each thread keeps its share of all operands in registers. Blocks as large
-    as those of bfloat16 spilled 27 KB a thread and took 160 KB of shared memory, says the compiler (docs/LOG.md).
+    Without TF32 no matrix unit takes float32: each thread keeps its share of all operands in
+    registers. Blocks as large as those of bfloat16 spilled 27 KB a thread and took 160 KB of shared
+    memory, says the compiler (docs/LOG.md).
     """
     if jnp.dtype(dtype) == jnp.float32:
         return Blocks(64, 32, 8)
@@ -50,7 +54,7 @@ def blocks_for(dtype: DTypeLike, size: int) -> Blocks:
 def attend_triton(
     queries: Queries, keys: Keys, values: Keys, seg_start: SegStart, *, interpret: bool = False
 ) -> Float[Array, "B T K G D"]:
-    """Attention of scaled queries; T must be a multiple of 128, D a power of two. `interpret` needs no GPU."""
+    """Attention; T must be a multiple of 128, D a power of two. `interpret` needs no GPU."""
     rows, tokens, kv_heads, group, size = queries.shape
     if tokens % _ROW_MULTIPLE:
         raise ValueError(f"rows of {tokens} tokens are not a multiple of {_ROW_MULTIPLE}")
@@ -89,7 +93,7 @@ def _attend_block(blocks: Blocks, query_ref, key_ref, value_ref, start_ref, mixe
         visible = (columns[None, :] >= starts[:, None]) & (columns[None, :] <= rows[:, None])
         scores = jnp.where(visible, _product(query, key_ref[span, :], contract=1), _MASKED)
         new_maximum = jnp.maximum(maximum, jnp.max(scores, axis=1))
-        # A query with no key in this block has met none yet: its maximum is still the mask, and exp(0) must not count.
+        # A query that sees no key here has met none yet: its maximum is the mask, and exp(0) is 1.
         weights = jnp.where(visible, jnp.exp(scores - new_maximum[:, None]), 0.0)
         shrink = jnp.exp(maximum - new_maximum)
         summed = _product(weights.astype(value_ref.dtype), value_ref[span, :], contract=0)
@@ -100,13 +104,13 @@ def _attend_block(blocks: Blocks, query_ref, key_ref, value_ref, start_ref, mixe
         jnp.full((blocks.queries,), _MASKED, jnp.float32),
         jnp.zeros((blocks.queries,), jnp.float32),
     )
-    # `seg_start` never falls inside a row, so the block's first query needs the earliest keys of all of them.
+    # `seg_start` never falls inside a row: the first query of a block needs the earliest keys.
     bounds = jnp.min(starts) // blocks.keys, (first + blocks.queries) // blocks.keys
     mixed, _, total = lax.fori_loop(*bounds, key_block, nothing)
     mixed_ref[...] = (mixed / total[:, None]).astype(mixed_ref.dtype)
 
 
 def _product(left: Array, right: Array, *, contract: int) -> Array:
-    """Rows of `left` by dimension `contract` of `right`, at full precision: HIGHEST is what keeps Triton from TF32."""
+    """Rows of `left` by dimension `contract` of `right`; HIGHEST keeps Triton from TF32."""
     dimensions = (((1,), (contract,)), ((), ()))
     return lax.dot_general(left, right, dimensions, lax.Precision.HIGHEST, preferred_element_type=jnp.float32)

@@ -1,15 +1,18 @@
 """Causal attention over packed rows on TPU: JAX's own splash kernel, with segment ids.
 
-`seg_start` itself is the segment id: two tokens of a row are of one sample exactly where it is equal, and a padding
-token has its own. So splash's causal mask, and-ed with equality of segments, is the definition in `attention.py`.
+`seg_start` itself is the segment id: two tokens of a row are of one sample exactly where it is
+equal, and a padding token has its own. So splash's causal mask, and-ed with equality of segments,
+is the definition in `attention.py`.
 
-The kernel skips blocks above the diagonal, not blocks of neighbours: a packed row pays attention for its whole length.
-That is why rows should stay short on TPU (2,048 to 4,096 tokens: 2 to 11 % of all operations). Blocks of 1,024 were a
-third faster than 512 on v6e (axlearn#958); scores are computed 512 keys at a time to stay within VMEM.
+The kernel skips blocks above the diagonal, not blocks of neighbours: a packed row pays attention
+for its whole length. That is why rows should stay short on TPU (2,048 to 4,096 tokens: 2 to 11 % of
+all operations). Blocks of 1,024 were a third faster than 512 on v6e (axlearn#958); scores are
+computed 512 keys at a time to stay within VMEM.
 
-Shapes as in `attention.py`. The query heads of a group share one key-value head (splash's multi-query form); rows and
-key-value heads are mapped over. Matrix products take bfloat16 operands; float32 operands are given full precision,
-through the context in which the kernel is traced, since it has no argument for it.
+Shapes as in `attention.py`. The query heads of a group share one key-value head (splash's
+multi-query form); rows and key-value heads are mapped over. Matrix products take bfloat16 operands;
+float32 operands are given full precision, through the context in which the kernel is traced, since
+it has no argument for it.
 """
 
 from contextlib import nullcontext
@@ -32,7 +35,7 @@ _SMALLEST_BLOCK = 128  # of the kernel
 def attend_splash(
     queries: Queries, keys: Keys, values: Keys, seg_start: SegStart, *, interpret: bool = False
 ) -> Float[Array, "B T K G D"]:
-    """Attention of scaled queries; T must be a multiple of 128. `interpret` runs it without a TPU, for tests."""
+    """Attention; T must be a multiple of 128. `interpret` needs no TPU."""
     tokens, group = queries.shape[1], queries.shape[3]
     kernel = _kernel(tokens, group, interpret)
 

@@ -1,14 +1,16 @@
-"""A Hugging Face checkpoint, in a folder or on the Hub: where its files are, and its tensors by name.
+"""A Hugging Face checkpoint, in a folder or on the Hub: its files, and its tensors by name.
 
-A Hub id is fetched with `huggingface_hub` into its ordinary cache, in two steps: first config, tokenizer and weight
-index, then, once the taps are known, only the safetensors files that hold a needed tensor. A 72B checkpoint tapped at
-layer 20 downloads a quarter of its files. The second step asks for the commit that the first one got, so an update of
-the repository in between never mixes two versions.
+A Hub id is fetched with `huggingface_hub` into its ordinary cache, in two steps: first config,
+tokenizer and weight index, then, once the taps are known, only the safetensors files that hold a
+needed tensor. A 72B checkpoint tapped at layer 20 downloads a quarter of its files. The second step
+asks for the commit that the first one got, so an update of the repository in between never mixes
+two versions.
 
-`identity` tells two checkpoints apart without reading them whole: of each needed tensor the dtype, the shape and the
-leading numbers (a vector's all, a matrix's first row). What no activation depends on does not count: tensors above the
-last tap, and how tensors are split into files. Hashing every byte of a 72B checkpoint would take longer than loading it
-does, and training moves first rows too; what it cannot see is a matrix edited by hand further down.
+`identity` tells two checkpoints apart without reading them whole. It reads the dtype, the shape and
+the leading numbers of each needed tensor: all of a vector, the first row of a matrix. Tensors above
+the last tap do not count, nor does how tensors are split into files: no activation depends on them.
+Hashing every byte of a 72B checkpoint would take longer than loading it, and training changes first
+rows too. What `identity` cannot see is a matrix that was edited by hand further down.
 """
 
 import hashlib
@@ -35,7 +37,7 @@ _INDEX = "model.safetensors.index.json"
 _SMALL_FILES = ["config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", _INDEX]
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
-# Connection errors are of the HTTP library under huggingface_hub, which has been requests, httpx and httpx2 by turns.
+# Connection errors belong to the HTTP library under huggingface_hub, which changes over time.
 _HTTP_ERROR: type[Exception] = HfHubHTTPError.__bases__[0]
 
 
@@ -58,7 +60,7 @@ class Tensor:
         return str(self._view.get_dtype())
 
     def read(self, *index: slice) -> np.ndarray:
-        """The part that `index` cuts out, in the dtype it is stored in; raises ModelError where there is none."""
+        """The part that `index` cuts out, as stored; raises ModelError if there is no such part."""
         try:
             return self._view[index]
         except (SafetensorError, TypeError) as error:
@@ -69,7 +71,7 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint whose small files (config, tokenizer, index) are in `folder`; `hub_id` is None for a local one."""
+    """A checkpoint whose small files are in `folder`; `hub_id` is None for a local one."""
 
     folder: Path
     hub_id: str | None
@@ -78,22 +80,28 @@ class Checkpoint:
     def tensor_files(self, names: Iterable[str]) -> dict[str, Path]:
         """The safetensors file of each tensor, fetched first where the checkpoint is on the Hub.
 
-        Raises ModelError where there is none, and where the index lacks tensors, of which it names the first five.
+        Raises ModelError if there is none, or if the index lacks tensors; it names the first five.
         """
         wanted = list(names)
         index = self._weight_map()
         if index is None:
-            self._fetch([_SINGLE])
-            return dict.fromkeys(wanted, self._existing(_SINGLE))
+            index = dict.fromkeys(wanted, _SINGLE)
         _refuse_missing(self.folder / _INDEX, [name for name in wanted if name not in index])
-        self._fetch(sorted({index[name] for name in wanted}))
-        return {name: self._existing(index[name]) for name in wanted}
+        files = sorted({index[name] for name in wanted})
+        if self.hub_id is not None:
+            _download(self.hub_id, files, commit=self.folder.name)
+        for path in (self.folder / file for file in files):
+            if not path.exists():
+                raise ModelError(
+                    f"{path}: no such file; Layertap reads safetensors (model.safetensors, or an index of several)"
+                )
+        return {name: self.folder / index[name] for name in wanted}
 
     @contextmanager
     def open_tensors(self, names: Iterable[str]) -> Iterator[dict[str, Tensor]]:
-        """Those of the named tensors that their files hold; fetched first where the checkpoint is on the Hub.
+        """Those of the named tensors that their files hold, fetched first if they are on the Hub.
 
-        Raises ModelError as `tensor_files` does, and for a file that is not safetensors or was cut short.
+        Raises ModelError as `tensor_files` does, and for a file that is not whole safetensors.
         """
         files = self.tensor_files(names)
         with ExitStack() as stack:
@@ -106,7 +114,7 @@ class Checkpoint:
             }
 
     def identity(self, names: Iterable[str]) -> str:
-        """A sha256 (hex) over `config.json` and, of each named tensor, dtype, shape and leading numbers.
+        """A sha256 over `config.json` and each tensor's name, dtype, shape and leading numbers.
 
         Raises ModelError as `open_tensors` does, and where a file lacks a tensor.
         """
@@ -132,23 +140,11 @@ class Checkpoint:
             raise ModelError(f"{path}: {misplaced[0]!r} is not the name of a file beside the index")
         return index
 
-    def _existing(self, file: str) -> Path:
-        path = self.folder / file
-        if not path.exists():
-            raise ModelError(
-                f"{path}: no such file; Layertap reads safetensors (model.safetensors, or an index of several)"
-            )
-        return path
-
-    def _fetch(self, files: list[str]) -> None:
-        if self.hub_id is not None:
-            _download(self.hub_id, files, commit=self.folder.name)
-
 
 def open_checkpoint(model_path: str) -> Checkpoint:
-    """Open the checkpoint in a folder, or fetch the small files of a Hub id such as `Qwen/Qwen2.5-0.5B`.
+    """Open the checkpoint in a folder, or fetch the small files of one on the Hub.
 
-    Raises ModelError for a missing folder, an unknown id, no network, or a model that Layertap does not run.
+    Raises ModelError for a missing folder, an unknown id, no network, or another kind of model.
     """
     path = os.path.expanduser(model_path)  # os.path says no where pathlib raises: an unknown user, no permission
     if os.path.isdir(path):
@@ -160,7 +156,9 @@ def open_checkpoint(model_path: str) -> Checkpoint:
 
 
 def _download(hub_id: str, files: list[str], commit: str | None = None) -> Path:
-    """The folder of one commit (the latest one by default) in the cache, with these files in it where they exist."""
+    """The cached folder of one commit (by default the latest), with those of these files that
+    exist.
+    """
     try:
         return Path(snapshot_download(hub_id, revision=commit, allow_patterns=files))
     except GatedRepoError as error:

@@ -1,8 +1,9 @@
 """What a Qwen 2.5 checkpoint says of itself in `config.json`, checked before any weight is read.
 
-Field names and meanings are those of `transformers.Qwen2Config`. What Layertap does not implement (rope scaling,
-sliding windows, quantised weights, other architectures) is refused here by name, because running it all the same would
-give plausible but wrong activations. This module does not import JAX.
+Field names and meanings are those of `transformers.Qwen2Config`. What Layertap does not implement
+(rope scaling, sliding windows, quantised weights, other architectures) is refused here by name,
+because running it all the same would give plausible but wrong activations. This module does not
+import JAX.
 """
 
 import json
@@ -15,17 +16,11 @@ from typing import Any
 from layertap.core.taps import Site
 from layertap.errors import ModelError
 
-_REQUIRED = (
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "vocab_size",
-)
+_REQUIRED = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
 
 MODEL_TYPE = "qwen2"
 
-# Rope settings stand in `rope_parameters` since transformers 5, in `rope_scaling` before; a file may have both.
+# Rope settings are in `rope_parameters` since transformers 5, before in `rope_scaling`, or in both.
 _ROPE_KEYS = ("rope_parameters", "rope_scaling")
 
 
@@ -65,8 +60,8 @@ class Qwen2Config:
                 return self.hidden_size
 
 
-# The published shapes (config.json of Qwen/Qwen2.5-*). Base, Instruct, Coder and Math of one size share theirs; what
-# differs between them (rope_theta 1e4 for Math, 1e6 else) is read from the checkpoint itself.
+# The published shapes (config.json of Qwen/Qwen2.5-*). Base, Instruct, Coder and Math of one size
+# share theirs; what differs (rope_theta: 1e4 for Math, else 1e6) is read from the checkpoint.
 _PUBLISHED = {
     #        hidden, intermediate, layers, heads, kv heads, vocabulary, tied
     "0.5b": (896, 4864, 24, 14, 2, 151_936, True),
@@ -80,7 +75,7 @@ _PUBLISHED = {
 
 
 def published_config(size: str) -> Qwen2Config:
-    """The shape of the Qwen 2.5 release of this size: "0.5b", "1.5b", "3b", "7b", "14b", "32b" or "72b"."""
+    """The shape of the Qwen 2.5 release of this size, such as "0.5b"; raises ModelError."""
     if size not in _PUBLISHED:
         raise ModelError(f"no Qwen 2.5 of size {size!r} was published; sizes are {', '.join(_PUBLISHED)}")
     hidden, intermediate, layers, heads, kv_heads, vocabulary, tied = _PUBLISHED[size]
@@ -101,7 +96,8 @@ def published_config(size: str) -> Qwen2Config:
 def read_config(folder: Path) -> Qwen2Config:
     """Read `folder/config.json`.
 
-    Raises ModelError where the file is missing or malformed, or describes a model that Layertap does not run.
+    Raises ModelError if it is missing or malformed, or describes a model that Layertap does not
+    run.
     """
     path = folder / "config.json"
     try:
@@ -147,7 +143,7 @@ def _object(raw: Mapping[str, Any], key: str, path: Path) -> Mapping[str, Any]:
 
 
 def _rope_theta(raw: Mapping[str, Any], path: Path) -> float:
-    """The base of the rotary frequencies, from any of the three places that transformers writes it to."""
+    """The base of the rotary frequencies, from the three places that transformers writes it to."""
     places = {key: _object(raw, key, path).get("rope_theta") for key in _ROPE_KEYS}
     places["rope_theta"] = raw.get("rope_theta")
     given = {key: _positive(value, f"{key}, rope_theta", path) for key, value in places.items() if value is not None}

@@ -1,15 +1,17 @@
-"""The inverse frequencies of rotary embeddings, on the host, bit for bit as transformers computes them.
+"""The inverse frequencies of rotary embeddings, on the host, with the bits of transformers.
 
-transformers computes `1 / theta ** (arange(0, head_dim, 2) / head_dim)` in float32 with torch, and models are trained
-with the result. One last bit matters: position 8,000 multiplies it, and the angle is then off by up to 5e-4. float32
-powers are not the same everywhere. XLA's, numpy's and the correctly rounded one all differ from torch's.
+transformers computes `1 / theta ** (arange(0, head_dim, 2) / head_dim)` in float32 with torch, and
+models are trained with the result. One last bit matters: position 8,000 multiplies it, and the
+angle is then off by up to 5e-4. float32 powers are not the same everywhere. XLA's, numpy's and the
+correctly rounded one all differ from torch's.
 
-torch computes powers in vectors with SLEEF's `powf` (Shibata and Petrogalli 2020, arXiv 2001.09258): its error is one
-last bit at most, and its bits are the same on every processor that multiplies and adds in one rounding. `_power` takes
-the same steps: a logarithm in two floats (a value and what rounding lost of it), times the exponent, and an
-exponential. What does not fill vectors goes through the C library's `powf` instead. torch fills vectors by 32 on
-processors with AVX512, by 16 with AVX2. Head sizes that are multiples of 64 (all of Qwen's) have the same bits on both;
-for others we do as AVX512 does.
+torch computes powers in vectors with SLEEF's `powf` (Shibata and Petrogalli 2020, arXiv
+2001.09258): its error is one last bit at most, and its bits are the same on every processor that
+multiplies and adds in one rounding. `_power` takes the same steps: a logarithm in two floats (a
+value and what rounding lost of it), times the exponent, and an exponential. What does not fill
+vectors goes through the C library's `powf` instead. torch fills vectors by 32 on processors with
+AVX512, by 16 with AVX2. Head sizes that are multiples of 64 (all of Qwen's) have the same bits on
+both; for others we do as AVX512 does.
 
 Not taken: torch itself, which is no dependency of ours. numpy only, no JAX.
 """
@@ -22,7 +24,8 @@ Double = tuple[Floats, Floats]  # a value and a correction below its last bit; t
 
 _TOGETHER = 32  # two vectors of AVX512
 
-# SLEEF's constants: the polynomials of 2 atanh and exp, and ln 2 in parts of which products with integers are exact.
+# SLEEF's constants: the polynomials of 2 atanh and exp, and ln 2 in parts of which products with
+# integers are exact.
 _ATANH = (0.2403203547, 0.2851126790, 0.4000079930)
 _ATANH_LAST = (np.float32(0.6666666269), np.float32(3.691838613e-09))
 _EXP = (0.001363246469, 0.008365969174, 0.04167108238, 0.1666655242, 0.4999998510)
@@ -117,7 +120,7 @@ def _quotient(x: Double, y: Double) -> Double:
 def _fused(x: Floats, y: Floats, z: Floats) -> Floats:
     """`x * y + z` in float64, where the product is exact, then rounded to float32.
 
-    A fused multiply-add rounds once; this rounds twice, and differs from it in about one case of 2^29.
+    A fused multiply-add rounds once; this rounds twice, and differs in one case of 2^29.
     """
     exact = np.asarray(x, np.float64) * np.asarray(y, np.float64) + np.asarray(z, np.float64)
     return exact.astype(np.float32)

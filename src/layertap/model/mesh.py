@@ -1,16 +1,18 @@
 """One model over many devices: data parallel and FSDP on one mesh, and no tensor parallelism.
 
-Rows of a step are shared out over both axes, `data` and `fsdp`, so each device computes whole rows and ends with
-whole activations: nothing that is captured ever crosses a wire. Weights are cut along `fsdp` only (Zhao et al. 2023,
-arXiv 2304.11277): a device keeps 1/fsdp of each kernel, and gathers one layer's kernels when that layer runs. Tensor
-parallelism would have to divide 2, 4 or 8 key-value heads, and would leave activations cut by hidden unit.
+Rows of a step are shared out over both axes, `data` and `fsdp`, so each device computes whole rows
+and ends with whole activations: nothing that is captured ever crosses a wire. Weights are cut along
+`fsdp` only (Zhao et al. 2023, arXiv 2304.11277): a device keeps 1/fsdp of each kernel, and gathers
+one layer's kernels when that layer runs. Tensor parallelism would have to divide 2, 4 or 8
+key-value heads, and would leave activations cut by hidden unit.
 
-What it costs: every step moves the model's weights once over the interconnect to every device, so a step should bring
-several thousand tokens a device (a few rows). The token embedding is cut by hidden unit instead of being gathered
-(2.5 GB at 72B): each device looks up its own units for the rows of its fsdp group, and one all-to-all gives each device
-the whole vectors of its own rows.
+What it costs: every step moves the model's weights once over the interconnect to every device, so a
+step should bring several thousand tokens a device (a few rows). The token embedding is cut by
+hidden unit instead of being gathered (2.5 GB at 72B): each device looks up its own units for the
+rows of its fsdp group, and one all-to-all gives each device the whole vectors of its own rows.
 
-All of it runs inside `jax.shard_map`: what is gathered, and when, is written here and not left to a partitioner.
+All of it runs inside `jax.shard_map`: what is gathered, and when, is written here and not left to a
+partitioner.
 """
 
 import math
@@ -34,8 +36,8 @@ from layertap.errors import UsageError
 AXES = ("data", "fsdp")
 ROWS = P(AXES)  # type: ignore[no-untyped-call]  # how a step's rows are shared out
 
-# Weights may fill this part of a device's memory; the rest is for one gathered layer, activations and outputs.
-_WEIGHTS_SHARE = 0.25
+# The rest is for one gathered layer, activations and outputs.
+_WEIGHTS_SHARE = 0.25  # of a device's memory
 
 Module = TypeVar("Module", bound=nnx.Module)
 
@@ -68,7 +70,7 @@ def parse_mesh(text: str) -> MeshShape:
 
 
 def auto_shape(devices: int, weight_bytes: int, device_bytes: int | None) -> MeshShape:
-    """The fewest cuts that let the weights fit well: a quarter of `device_bytes` at most; None: never cut."""
+    """The fewest cuts with which weights fill a quarter of `device_bytes`; None: no cuts."""
     if device_bytes is None:
         return MeshShape(data=devices)
     divisors = [size for size in range(1, devices + 1) if devices % size == 0]
@@ -78,7 +80,7 @@ def auto_shape(devices: int, weight_bytes: int, device_bytes: int | None) -> Mes
 
 
 def make_mesh(shape: MeshShape, devices: Sequence[jax.Device]) -> Mesh:
-    """The mesh over `devices`, fsdp groups on neighbours; raises UsageError where the sizes do not multiply."""
+    """The mesh over `devices`, fsdp groups on neighbours; raises UsageError for other sizes."""
     if shape.devices != len(devices):
         raise UsageError(f"--mesh {shape} is {shape.devices} devices, but there are {len(devices)}")
     sizes = (shape.data, shape.fsdp)
@@ -89,7 +91,7 @@ def make_mesh(shape: MeshShape, devices: Sequence[jax.Device]) -> Mesh:
 
 
 def partition(name: str, shape: tuple[int, ...]) -> P:
-    """How a parameter is cut: kernels by input, the embedding by hidden unit, norms and biases not at all."""
+    """How a parameter is cut: kernels by input, the embedding by hidden unit, nothing else."""
     if name.endswith("embedding"):
         return P(None, "fsdp")  # type: ignore[no-untyped-call]
     return P("fsdp") if len(shape) == 2 else P()  # type: ignore[no-untyped-call]
@@ -115,7 +117,7 @@ def partition_model(model: Module) -> Module:
 
 
 def placed(model: Module, mesh: Mesh | None) -> Module:
-    """The same tree with shape, dtype and sharding for each parameter: enough to compile for `mesh`."""
+    """The same tree with shape, dtype and sharding of each parameter: enough to compile."""
 
     def place(path: tuple[object, ...], leaf: Array | jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
         sharding = sharding_of(mesh, _name(path), leaf.shape)
@@ -125,10 +127,11 @@ def placed(model: Module, mesh: Mesh | None) -> Module:
 
 
 def whole(layer: Module, mesh: Mesh | None, after: Array) -> Module:
-    """Inside `shard_map`: the layer with its kernels gathered from the fsdp group, no earlier than `after` is known.
+    """Inside `shard_map`: the layer with whole kernels, gathered no earlier than `after` is known.
 
-    `after` is the residual stream in front of the layer before: gathering overlaps with one layer's products, and two
-    layers at most are whole at a time. Left to itself the TPU compiler gathers eight, 14 GB of a 72B model.
+    `after` is the residual stream in front of the layer before: gathering overlaps with one layer's
+    products, and two layers at most are whole at a time. Left to itself the TPU compiler gathers
+    eight, 14 GB of a 72B model.
     """
     if mesh is None or mesh.shape["fsdp"] == 1:
         return layer
@@ -137,7 +140,7 @@ def whole(layer: Module, mesh: Mesh | None, after: Array) -> Module:
 
 
 def look_up(table: Float[Array, "V part"], token_ids: Int[Array, "B T"], mesh: Mesh | None) -> Float[Array, "B T H"]:
-    """Inside `shard_map`: the embeddings of this device's rows, of a table that is cut by hidden unit."""
+    """Inside `shard_map`: the embeddings of this device's rows; the table is cut by hidden unit."""
     if mesh is None or mesh.shape["fsdp"] == 1:
         return table[token_ids]
     everyones = lax.all_gather(token_ids, "fsdp", tiled=True)  # [B * fsdp, T], integers

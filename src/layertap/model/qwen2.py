@@ -2,15 +2,15 @@
 
 Source: `transformers.models.qwen2.modeling_qwen2`, layer for layer. What differs, and why:
 
-- No final norm, no LM head, no key-value cache, no layer above the last tap: nothing here generates.
-- Query, key and value are one product, gate and up another: fewer, larger products run nearer the machine's limit.
-- Only matrix products take the compute dtype. The residual stream, norms, softmax, rotary angles and biases stay
-  float32, and products sum in float32: in bfloat16 this is closer to the float32 truth than transformers, which
-  rounds after each step.
-- Layers are unrolled, and captured values are returned. `sow` under `lax.scan` captures nothing, in silence.
+- No final norm, LM head, key-value cache or layer above the last tap: nothing here generates.
+- Query, key and value are one product, gate and up another: fewer, larger products run faster.
+- Only matrix products take the compute dtype. The residual stream, norms, softmax, rotary angles
+  and biases stay float32, and products sum in float32: in bfloat16 this is closer to the float32
+  truth than transformers, which rounds after each step.
+- Layers are unrolled, and captured values returned. `sow` under `lax.scan` captures nothing.
 
-Shapes: B rows, T tokens, H hidden, F intermediate, D head, K key-value heads, G query heads per key-value head, V
-vocabulary.
+Shapes: B rows, T tokens, H hidden, F intermediate, D head, K key-value heads, G query heads per
+key-value head, V vocabulary.
 """
 
 import math
@@ -36,15 +36,16 @@ from layertap.model.mesh import look_up, whole
 Hidden = Float[Array, "B T H"]
 Captured = Float[Array, "B T _"]  # as wide as its site
 
-# Products that are not summed by parts: wider ones, since their partial sums would fall out of the caches (gate and up:
-# 8 % of a layer's time in 0.5B, a third in 1.5B), and those whose partial sums would take more than 1 MiB a token.
+# Products that are not summed by parts: wider ones, since their partial sums would fall out of the
+# caches (gate and up: 8 % of a layer's time in 0.5B, a third in 1.5B), and those whose partial sums
+# would take more than 1 MiB a token.
 _WIDEST = 2**13
 _PARTIAL_SUMS = 2**18
 
 
 @dataclass(frozen=True)
 class ForwardPlan:
-    """How the forward pass is laid out on a device, and what it hands back; hashable, so that it can be static."""
+    """How the forward pass runs on a device, and what it returns; hashable, so it can be static."""
 
     capture_dtype: np.dtype
     """What activations are rounded to; the residual stream itself stays float32."""
@@ -52,14 +53,15 @@ class ForwardPlan:
     token_block: int | None = 512
     """Tokens that go through projections, norms and MLP at a time; None: all of them."""
     terms: int | None = 256
-    """The terms of a float32 product that are added up one after the other, at most; None: as the backend does."""
+    """The most terms of a float32 product that are added one by one; None: the backend decides."""
     widen: bool = False
-    """Whether kernels are widened to float32 when their layer runs: for processors without bfloat16 products."""
+    """Whether a layer's kernels are widened to float32: for processors without bfloat16
+    products."""
     outputs: Literal["device", "moved", "offloaded"] = "device"
-    """Where captured activations go: they stay on the device until fetched; or are moved to pinned host memory when the
-    step has ended; or are offloaded there by the program itself, layer by layer."""
+    """Captured activations stay on the device until fetched, or are moved to pinned host memory
+    after the step, or are offloaded there by the program itself, layer by layer."""
     mesh: Mesh | None = None
-    """The devices that share rows and weights, inside `shard_map` (model/mesh.py); None: one device has all."""
+    """The devices that share rows and weights (model/mesh.py); None: one device has all."""
 
 
 class Projection(nnx.Module):
@@ -142,7 +144,9 @@ class DecoderLayer(nnx.Module):
     def __call__(
         self, x: Hidden, angles: "Rotation", seg_start: Int[Array, "B T"], plan: ForwardPlan, sites: tuple[Site, ...]
     ) -> tuple[Hidden, dict[Site, Captured]]:
-        """Run the layer on the residual stream `x`; returns the stream behind it, and what was read at `sites`."""
+        """Run the layer on the residual stream; returns the new stream, and what is read at
+        `sites`.
+        """
 
         def before(x: Hidden, cosine: Half, sine: Half) -> tuple[Queries, Keys, Keys]:
             return self.attention.project(self.attention_norm(x), (cosine, sine), plan.terms)
@@ -160,7 +164,7 @@ class DecoderLayer(nnx.Module):
 
 
 class Qwen2(nnx.Module):
-    """The first `num_layers` layers of a Qwen 2.5 decoder, on zeros until weights are loaded (`weights.load`)."""
+    """The first layers of a Qwen 2.5 decoder; zeros until weights are loaded (`weights.load`)."""
 
     def __init__(self, config: Qwen2Config, num_layers: int, dtype: DTypeLike) -> None:
         self.head_dim = config.head_dim
@@ -171,16 +175,17 @@ class Qwen2(nnx.Module):
     def __call__(
         self, token_ids: Int[Array, "B T"], seg_start: Int[Array, "B T"], *, taps: tuple[Tap, ...], plan: ForwardPlan
     ) -> tuple[Captured, ...]:
-        """The activations at `taps`, [B, T, width of the site] each in `plan.capture_dtype`, in the order of `taps`.
+        """The activations at `taps`, in their order; [B, T, width] each, in `plan.capture_dtype`.
 
-        `seg_start[b, t]` is where, in row b, the sample of token t begins; a token's position is its distance from
+        `seg_start[b, t]` is where the sample of token t begins in row b; positions count from
         there.
         """
-        # Where weights are not float32, operands or results are rounded far more coarsely than sums.
+        # Where weights are not float32, operands are rounded far more coarsely than sums.
         if self.embedding[...].dtype != jnp.float32:
             plan = replace(plan, terms=None)
         x = look_up(self.embedding[...], token_ids, plan.mesh).astype(jnp.float32)
-        angles = rotation(token_positions(seg_start), self.head_dim, self.rope_theta)
+        positions = jnp.arange(seg_start.shape[1], dtype=seg_start.dtype)[None, :] - seg_start
+        angles = rotation(positions, self.head_dim, self.rope_theta)
         captured: dict[tuple[int, Site], Captured] = {}
         before = x
         for index, layer in enumerate(self.layers):
@@ -198,17 +203,17 @@ class Qwen2(nnx.Module):
 
 
 def multiply(x: Float[Array, "B T I"], kernel: Float[Array, "I O"], terms: int | None) -> Float[Array, "B T O"]:
-    """`x @ kernel`, summed and given in float32; where `terms` says so, by parts whose sums are added pairwise.
+    """`x @ kernel` in float32; with `terms`, by parts whose sums are added pairwise.
 
-    XLA:CPU adds up 512 terms one after the other, which is 1.5 times as far from the truth as torch's products; 256 are
-    no further, and cost 2 to 4 % of a layer's time. The parts are a batch of one product: slices of the kernel would be
-    copied at every call.
+    XLA:CPU adds up 512 terms one after the other, which is 1.5 times as far from the truth as
+    torch's products; 256 are no further, and cost 2 to 4 % of a layer's time. The parts are a batch
+    of one product: slices of the kernel would be copied at every call.
     """
     precision = lax.Precision.HIGHEST if kernel.dtype == jnp.float32 else lax.Precision.DEFAULT
     x, (rows, tokens, inputs), outputs = x.astype(kernel.dtype), x.shape, kernel.shape[1]
     parts = _parts(inputs, outputs, terms)
     if parts == 1:
-        # Without preferred_element_type XLA:CPU widens the whole kernel to float32 at every call, 3 times slower.
+        # Without preferred_element_type XLA:CPU widens the kernel at every call, 3 times slower.
         return lax.dot_general(x, kernel, (((2,), (0,)), ((), ())), precision, preferred_element_type=jnp.float32)
     batched = x.reshape(rows * tokens, parts, -1), kernel.reshape(parts, inputs // parts, outputs)
     dimensions = (((2,), (1,)), ((1,), (0,)))
@@ -217,7 +222,7 @@ def multiply(x: Float[Array, "B T I"], kernel: Float[Array, "I O"], terms: int |
 
 
 def _parts(inputs: int, outputs: int, terms: int | None) -> int:
-    """Into how many equal parts of at most `terms` the inputs go; one where their sums would cost too much."""
+    """How many equal parts of at most `terms` the inputs make; one if their sums cost too much."""
     if terms is None or inputs <= terms:
         return 1
     parts = next(count for count in range(-(-inputs // terms), inputs + 1) if inputs % count == 0)
@@ -234,10 +239,11 @@ Blockwise = TypeVar("Blockwise")
 
 
 def in_blocks(function: Callable[..., Blockwise], block: int | None, *arrays: Float[Array, "B T ..."]) -> Blockwise:
-    """`function(*arrays)`, on `block` tokens at a time; for functions that treat each token by itself.
+    """`function(*arrays)` on `block` tokens at a time; for functions that treat tokens one by one.
 
-    On CPU this keeps the MLP's intermediate values (5 times as wide as the stream) in the cache: bfloat16 products ran
-    1.5 times as fast (docs/LOG.md). The largest common divisor stands in where `block` does not divide the row.
+    On CPU this keeps the MLP's intermediate values (5 times as wide as the stream) in the cache:
+    bfloat16 products ran 1.5 times as fast (docs/LOG.md). The largest common divisor stands in
+    where `block` does not divide the row.
     """
     if block is None:
         return function(*arrays)
@@ -249,10 +255,11 @@ def in_blocks(function: Callable[..., Blockwise], block: int | None, *arrays: Fl
 
 
 def widened(layer: DecoderLayer, after: Hidden) -> DecoderLayer:
-    """The layer with its kernels in float32, no earlier than `after` is known: one layer at a time is twice as large.
+    """The layer in float32, no earlier than `after` is known: only one layer is twice as large.
 
-    Its products are then those of `--compute_dtype float32` on bfloat16 weights, and nothing but the result is rounded.
-    Where a processor has no bfloat16 instructions, XLA multiplies bfloat16 at half the speed of float32 (docs/LOG.md).
+    Its products are then those of `--compute_dtype float32` on bfloat16 weights, and nothing but
+    the result is rounded. Where a processor has no bfloat16 instructions, XLA multiplies bfloat16
+    at half the speed of float32 (docs/LOG.md).
     """
     if layer.mlp.down.kernel[...].dtype == jnp.float32:
         return layer
@@ -264,13 +271,8 @@ Half = Float[Array, "B T half"]
 Rotation = tuple[Half, Half]
 
 
-def token_positions(seg_start: Int[Array, "B T"]) -> Int[Array, "B T"]:
-    """Each token's position in its own sample."""
-    return jnp.arange(seg_start.shape[1], dtype=seg_start.dtype)[None, :] - seg_start
-
-
 def rotation(positions: Int[Array, "B T"], head_dim: int, theta: float) -> Rotation:
-    """Cosines and sines of the rotary angles (Su et al. 2021), float32 as in `Qwen2RotaryEmbedding`.
+    """Cosines and sines of the rotary angles (Su et al. 2021); `Qwen2RotaryEmbedding`.
 
     float32 because bfloat16 cannot tell position 257 from 256.
     """
@@ -280,7 +282,7 @@ def rotation(positions: Int[Array, "B T"], head_dim: int, theta: float) -> Rotat
 
 
 def rotate(x: Float[Array, "B T N D"], angles: Rotation) -> Float[Array, "B T N D"]:
-    """Turn the pairs (x[i], x[i + D/2]) of each head by the token's angles; `apply_rotary_pos_emb`."""
+    """Turn each head's pairs (x[i], x[i + D/2]) by the token's angles; `apply_rotary_pos_emb`."""
     cosine, sine = (part[:, :, None, :] for part in angles)
     first, second = jnp.split(x, 2, axis=-1)
     return jnp.concatenate([first * cosine - second * sine, second * cosine + first * sine], axis=-1)

@@ -1,18 +1,17 @@
-"""Weights from safetensors straight to the device: no torch, no second copy of the model in host memory.
+"""Weights from safetensors straight to the device: no torch, no second copy in host memory.
 
 One table says which Hugging Face tensors make each of our parameters. The model is built abstractly
-(`nnx.eval_shape`), every needed tensor is checked against it, all mismatches are reported at once, and only then is
-anything read. Each device asks for its own slice (`jax.make_array_from_callback`), so a host of a slice reads only
-the bytes that its devices hold.
+(`nnx.eval_shape`), every needed tensor is checked against it, all mismatches are reported at once,
+and only then is anything read. Each device asks for its own slice (`jax.make_array_from_callback`),
+so a host of a slice reads only the bytes that its devices hold.
 
-Kernels are kept [inputs, outputs], the transpose of what torch stores, and query, key and value (gate and up) stand
-side by side in one kernel.
+Kernels are kept [inputs, outputs], the transpose of what torch stores, and query, key and value
+(gate and up) stand side by side in one kernel.
 """
 
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import CancelledError, ThreadPoolExecutor
-from dataclasses import dataclass
 
 import jax
 import numpy as np
@@ -26,7 +25,7 @@ from layertap.model.config import Qwen2Config
 from layertap.model.mesh import sharding_of
 from layertap.model.qwen2 import Qwen2
 
-# parameter -> the tensors that stand side by side in it; matrices are transposed, except the embedding.
+# parameter -> its tensors, side by side; matrices are transposed, except the embedding.
 _LAYER_TABLE = {
     "attention_norm.scale": ("input_layernorm.weight",),
     "attention.qkv.kernel": ("self_attn.q_proj.weight", "self_attn.k_proj.weight", "self_attn.v_proj.weight"),
@@ -54,31 +53,32 @@ def load(
     mesh: Mesh | None = None,
     abandoned: threading.Event | None = None,
 ) -> Qwen2:
-    """Load the embedding and the first `num_layers` layers; kernels and embedding in `dtype`, norms and biases in
-    float32.
+    """Load the embedding and the first layers: matrices in `dtype`, norms and biases in float32.
 
-    Each parameter lies on `mesh` as model/mesh.py says; without a mesh, on the first device. Raises one ModelError for
-    all tensors that are missing, quantised or of another shape than `config.json` says, naming the first twenty.
+    Each parameter lies on `mesh` as model/mesh.py says; without a mesh, on the first device. Raises
+    one ModelError for all tensors that are missing, quantised or of another shape than
+    `config.json` says, naming the first twenty.
 
     Any thread may set `abandoned`: no further parameter is read then, and CancelledError is raised.
     """
     graph, state = nnx.split(abstract_model(checkpoint.config, num_layers, dtype))
-    flat = dict(nnx.to_flat_state(state))
+    parameters = {".".join(map(str, path)): variable for path, variable in nnx.to_flat_state(state)}
     sources = _table(num_layers)
-    wanted = {path: _Parameter(".".join(map(str, path)), flat[path].get_value()) for path in flat}
     with checkpoint.open_tensors(tensor_names(num_layers)) as tensors:
-        _refuse_mismatches(checkpoint, wanted.values(), sources, tensors)
+        shapes = {name: variable.get_value().shape for name, variable in parameters.items()}
+        _refuse_mismatches(checkpoint, shapes, sources, tensors)
 
-        def read(parameter: _Parameter) -> jax.Array:
+        def read(name: str) -> jax.Array:
             if abandoned is not None and abandoned.is_set():
                 raise CancelledError
-            parts = [tensors[name] for name in sources[parameter.name]]
-            return _read_parameter(parameter, parts, sharding_of(mesh, parameter.name, parameter.shape))
+            parts = [tensors[source] for source in sources[name]]
+            sharding = sharding_of(mesh, name, shapes[name])
+            return _read_parameter(parameters[name].get_value(), parts, sharding, transposed=_is_transposed(name))
 
         with ThreadPoolExecutor(_READERS, thread_name_prefix="read-weights") as pool:
-            arrays = dict(zip(wanted, pool.map(read, wanted.values()), strict=True))
-    for path, variable in flat.items():
-        variable.set_value(arrays[path])
+            arrays = list(pool.map(read, parameters))
+    for variable, array in zip(parameters.values(), arrays, strict=True):
+        variable.set_value(array)
     return nnx.merge(graph, state)
 
 
@@ -95,30 +95,19 @@ def _table(num_layers: int) -> dict[str, tuple[str, ...]]:
     return table
 
 
-@dataclass(frozen=True)
-class _Parameter:
-    name: str
-    abstract: jax.ShapeDtypeStruct
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.abstract.shape
-
-    @property
-    def transposed(self) -> bool:
-        return self.name.endswith(".kernel")
+def _is_transposed(name: str) -> bool:
+    return name.endswith(".kernel")
 
 
 def _refuse_mismatches(
     checkpoint: Checkpoint,
-    parameters: Iterable[_Parameter],
+    parameters: Mapping[str, tuple[int, ...]],
     sources: Mapping[str, tuple[str, ...]],
     tensors: Mapping[str, Tensor],
 ) -> None:
     wrong = []
-    for parameter in parameters:
-        shapes = _source_shapes(parameter, checkpoint.config)
-        for name, shape in zip(sources[parameter.name], shapes, strict=True):
+    for parameter, whole in parameters.items():
+        for name, shape in zip(sources[parameter], _source_shapes(parameter, whole, checkpoint.config), strict=True):
             if name not in tensors:
                 wrong.append(f"{name} is missing")
             elif tensors[name].shape != shape:
@@ -130,33 +119,35 @@ def _refuse_mismatches(
         raise ModelError(f"{checkpoint.folder}: weights do not fit config.json:\n  " + "\n  ".join(shown))
 
 
-def _source_shapes(parameter: _Parameter, config: Qwen2Config) -> list[tuple[int, ...]]:
+def _source_shapes(parameter: str, shape: tuple[int, ...], config: Qwen2Config) -> list[tuple[int, ...]]:
     """The shapes of the tensors that stand side by side in a parameter."""
-    outputs, *inputs = parameter.shape[::-1] if parameter.transposed else parameter.shape
+    outputs, *inputs = shape[::-1] if _is_transposed(parameter) else shape
     heads, kv_heads = (n * config.head_dim for n in (config.num_attention_heads, config.num_key_value_heads))
     parts = [outputs]
-    if ".qkv." in parameter.name:
+    if ".qkv." in parameter:
         parts = [heads, kv_heads, kv_heads]
-    elif ".gate_up." in parameter.name:
+    elif ".gate_up." in parameter:
         parts = [config.intermediate_size] * 2
     return [(part, *inputs) for part in parts]
 
 
-def _read_parameter(parameter: _Parameter, parts: list[Tensor], sharding: Sharding) -> jax.Array:
-    dtype = np.dtype(parameter.abstract.dtype)
-
+def _read_parameter(
+    abstract: jax.ShapeDtypeStruct, parts: list[Tensor], sharding: Sharding, *, transposed: bool
+) -> jax.Array:
     def read_slice(index: tuple[slice, ...] | None) -> np.ndarray:
         assert index is not None  # only a scalar has no index
-        if not parameter.transposed:
-            return _read_rows(parts, index[0], index[1:]).astype(dtype)
+        if not transposed:
+            return _read_rows(parts, index[0], index[1:]).astype(abstract.dtype)
         inputs, outputs = index
-        return np.ascontiguousarray(_read_rows(parts, outputs, (inputs,)).T.astype(dtype))
+        return np.ascontiguousarray(_read_rows(parts, outputs, (inputs,)).T.astype(abstract.dtype))
 
-    return jax.make_array_from_callback(parameter.shape, sharding, read_slice)
+    return jax.make_array_from_callback(abstract.shape, sharding, read_slice)
 
 
 def _read_rows(parts: list[Tensor], rows: slice, rest: tuple[slice, ...]) -> np.ndarray:
-    """Rows `rows` of the parts stacked on their first dimension, and `rest` of their other dimensions."""
+    """Rows `rows` of the parts stacked on their first dimension, and `rest` of their other
+    dimensions.
+    """
     first, last, _ = rows.indices(sum(part.shape[0] for part in parts))
     pieces, offset = [], 0
     for part in parts:

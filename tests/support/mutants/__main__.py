@@ -1,4 +1,5 @@
-"""`make mutants`: put small faults into the modules that decide the bytes, one at a time, and see whether tests notice.
+"""`make mutants`: put small faults into the modules that decide the bytes, one at a time, and see
+whether tests notice.
 
 make mutants MUTANTS="--modules store.writer --out found.jsonl"
 """

@@ -1,7 +1,8 @@
-"""Which mutants are run: so many of each module, drawn by seed once, and kept in `drawn.jsonl` from then on.
+"""Which mutants are run: so many of each module, drawn by seed once, and kept in `drawn.jsonl` from
+then on.
 
-The list is kept so that you can compare tests before and after a change: both sides get the same faults. A mutant whose
-lines have changed since is counted as gone. `--draw` draws a new list.
+The list is kept so that you can compare tests before and after a change: both sides get the same
+faults. A mutant whose lines have changed since is counted as gone. `--draw` draws a new list.
 """
 
 import json

@@ -1,13 +1,15 @@
 """Every mutant of a module: its source with one small fault, as mutmut's operators make them.
 
-We use the operators of mutmut, not its command. Its command numbers the mutants of a function, so no list of mutants
-outlives a change of that function. It leaves out constants, the fields of classes and decorated functions, and so all
-properties. It also imports JAX again for each mutant. The operators are plain functions from a node to nodes.
+We use the operators of mutmut, not its command. Its command numbers the mutants of a function, so
+no list of mutants outlives a change of that function. It leaves out constants, the fields of
+classes and decorated functions, and so all properties. It also imports JAX again for each mutant.
+The operators are plain functions from a node to nodes.
 
-A mutant is known by what it changes, not by where: module, function, the lines before and after, and which of several
-equal ones it is. So you can run the same mutants on another commit, as long as these lines are in these functions.
-Types, decorators, docstrings and calls of `len` and `isinstance` are left alone, as mutmut does: a mutant that a type
-checker finds, or that changes nothing, says nothing about tests.
+A mutant is known by what it changes, not by where: module, function, the lines before and after,
+and which of several equal ones it is. So you can run the same mutants on another commit, as long as
+these lines are in these functions. Types, decorators, docstrings and calls of `len` and
+`isinstance` are left alone, as mutmut does: a mutant that a type checker finds, or that changes
+nothing, says nothing about tests.
 """
 
 from collections import Counter
@@ -62,7 +64,9 @@ def make_mutants(module: str, source: str) -> dict[Mutant, str]:
 
 
 def _faults(tree: cst.Module, source: str) -> Iterator[tuple[str, str, str, str]]:
-    """(scope, lines before, lines after, source) of each fault; only the statement with the fault is written again."""
+    """(scope, lines before, lines after, source) of each fault; only the statement with the fault
+    is written again.
+    """
     codes = [tree.code_for_node(statement) for statement in tree.body]
     written = source[: source.index("".join(codes))]
     for statement, code in zip(tree.body, codes, strict=True):

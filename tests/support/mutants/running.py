@@ -1,14 +1,16 @@
-"""Runs the tests of a module against mutants of it, each in a fork of one process that has imported JAX already.
+"""Runs the tests of a module against mutants of it, each in a fork of one process that has imported
+JAX already.
 
-A mutant takes the place of its module in a copy of `src` that is made of links. That copy comes first on the path of
-the fork, and of the processes that its tests start, unless they are given another path. JAX is imported before the
-fork, but starts its threads after it. Hypothesis draws the same examples each time, keeps none
-and shrinks none, so that two runs agree.
+A mutant takes the place of its module in a copy of `src` that is made of links. That copy comes
+first on the path of the fork, and of the processes that its tests start, unless they are given
+another path. JAX is imported before the fork, but starts its threads after it. Hypothesis draws the
+same examples each time, keeps none and shrinks none, so that two runs agree.
 
-A mutant is found if a test fails, if the tests cannot be collected, or if they take more than twice their usual
-processor time and 10 s: people notice an endless loop. Processor time is the limit because it is the same on a busy
-machine. Only the tests that `drawing.TESTS` lists are run: a fault that only a run of the whole command shows counts as
-survived, because such runs are too slow to ask for each mutant, and too slow to tell you what is wrong.
+A mutant is found if a test fails, if the tests cannot be collected, or if they take more than twice
+their usual processor time and 10 s: people notice an endless loop. Processor time is the limit
+because it is the same on a busy machine. Only the tests that `drawing.TESTS` lists are run: a fault
+that only a run of the whole command shows counts as survived, because such runs are too slow to ask
+for each mutant, and too slow to tell you what is wrong.
 """
 
 import contextlib
@@ -154,7 +156,9 @@ class ModuleTests:
             os._exit(status)
 
     def _prepare_imports(self, *, writes: bool) -> None:
-        """Make the copy of `src` what is imported; only the run without a mutant `writes` compiled files."""
+        """Make the copy of `src` what is imported; only the run without a mutant `writes` compiled
+        files.
+        """
         source = str(self._folder / "src")
         os.chdir(self._root)
         os.environ["PYTHONPATH"] = source
@@ -164,7 +168,9 @@ class ModuleTests:
 
 
 def _linked(source: Path, module: Path, target: Path) -> Path:
-    """Make `target` a copy of the folder `source`, of links but for `module`; returns where that one has to be put."""
+    """Make `target` a copy of the folder `source`, of links but for `module`; returns where that
+    one has to be put.
+    """
     target.mkdir(parents=True)
     for path in source.iterdir():
         if path == module or path.name == "__pycache__" or path.suffix == ".egg-info":
@@ -177,7 +183,9 @@ def _linked(source: Path, module: Path, target: Path) -> Path:
 
 
 def _wait(child: int, wall_s: float | None) -> tuple[int, resource.struct_rusage]:
-    """Wait for the end of a fork, which comes to an end in so many seconds; then end what it left behind."""
+    """Wait for the end of a fork, which comes to an end in so many seconds; then end what it left
+    behind.
+    """
     ends = time.monotonic() + wall_s if wall_s is not None else float("inf")
     pause = 0.01
     while True:
