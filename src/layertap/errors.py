@@ -1,7 +1,7 @@
 """Every error that Layertap raises on purpose.
 
     LayertapError                 exit status 1
-    ├── InputError                exit status 2: the user's input is wrong; the message says what to do
+    ├── InputError                exit status 2: wrong input; the message says what to do
     │   ├── UsageError            flags that contradict each other or make no sense
     │   │   └── NotFoundError     something named that Google does not find, or not now
     │   ├── DatasetError          a file or folder of tasks that cannot be read as one
