@@ -1,5 +1,6 @@
 """A run on an accelerator, as far as it goes without one: what must not be found out on a card that
-is lent."""
+is lent.
+"""
 
 import json
 import os

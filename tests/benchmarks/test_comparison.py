@@ -1,5 +1,6 @@
 """Layertap beside transformers: the comparison runs, is of one device, and its arithmetic is
-right."""
+right.
+"""
 
 import json
 import subprocess

@@ -4,7 +4,8 @@ command in a thread.
 A thread starts at once, where a process takes a second of the processor to import Google's client.
 But it is interrupted only while the command pauses, and there can be one at a time, since what it
 prints is caught for the whole process: tests of signals, and of two commands beside each other,
-need processes."""
+need processes.
+"""
 
 import os
 import shlex
@@ -39,10 +40,11 @@ def posts(cloud: FakeCloudTpu) -> int:
     return sum(line.startswith("POST") for line in cloud.log)
 
 
-def start(cloud: FakeCloudTpu, command: str) -> subprocess.Popen[str]:
+@contextmanager
+def running(cloud: FakeCloudTpu, command: str) -> Iterator[subprocess.Popen[str]]:
     """`manage_tpus.sh COMMAND`, with the endpoint and a quick poll added."""
-    return subprocess.Popen(
-        [str(SCRIPT), *shlex.split(command), "--api_endpoint", cloud.endpoint, "--poll_seconds", "0.05"],
+    process = subprocess.Popen(
+        [str(SCRIPT), *shlex.split(command), *_quick(cloud)],
         cwd=commands.ROOT,
         env={
             **os.environ,
@@ -55,11 +57,6 @@ def start(cloud: FakeCloudTpu, command: str) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
     )
-
-
-@contextmanager
-def running(cloud: FakeCloudTpu, command: str) -> Iterator[subprocess.Popen[str]]:
-    process = start(cloud, command)
     try:
         yield process
     finally:
@@ -67,12 +64,16 @@ def running(cloud: FakeCloudTpu, command: str) -> Iterator[subprocess.Popen[str]
         process.communicate()
 
 
+def _quick(cloud: FakeCloudTpu) -> list[str]:
+    return ["--api_endpoint", cloud.endpoint, "--poll_seconds", "0.05"]
+
+
 class Thread:
     """`layertap tpu COMMAND` in a thread, with what the tests use of `subprocess.Popen`."""
 
     def __init__(self, cloud: FakeCloudTpu, command: str) -> None:
-        name, *self._words = shlex.split(command)
-        self._words += ["--api_endpoint", cloud.endpoint, "--poll_seconds", "0.05"]
+        name, *words = shlex.split(command)
+        self._words = [*words, *_quick(cloud)]
         self._command = cli._TPU_COMMANDS[name]
         self._interrupted = threading.Event()
         self._printed, self._told = StringIO(), StringIO()

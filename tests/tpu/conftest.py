@@ -32,9 +32,9 @@ def tpu(cloud: FakeCloudTpu, monkeypatch: pytest.MonkeyPatch) -> Tpu:
     return run
 
 
-@pytest.fixture(params=["in a thread", pytest.param("by the script", marks=pytest.mark.slow)])
-def running(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Running:
-    """What begins a command that goes on for a while; it ends with the block."""
+@pytest.fixture
+def running(monkeypatch: pytest.MonkeyPatch) -> Running:
+    """What begins a command, in a thread, that goes on for a while; it ends with the block."""
     monkeypatch.setenv("GOOGLE_CLOUD_PROJECT", PROJECT)
     monkeypatch.chdir(commands.ROOT)
-    return manage_tpus.running_here if request.param == "in a thread" else manage_tpus.running
+    return manage_tpus.running_here

@@ -199,13 +199,6 @@ def test_foreign_tpus_are_left_alone(cloud: FakeCloudTpu, tpu: Tpu, capsys: pyte
     assert cloud.states() == {"tpu-us-central1-a-9": "PREEMPTED", "tpu-us-central1-a-1": "PREEMPTED"}
 
 
-def test_two_fleets_do_not_see_each_other(cloud: FakeCloudTpu, tpu: Tpu) -> None:
-    assert tpu("create --zones us-central1-a --name_prefix one") == 0
-    assert tpu("create --zones us-central1-a --name_prefix two") == 0
-    assert tpu("delete --name_prefix one --yes") == 0
-    assert set(cloud.states()) == {"two-us-central1-a-0"}
-
-
 def test_delete_asks_and_shows_what(cloud: FakeCloudTpu, tpu: Tpu, capsys: pytest.CaptureFixture[str]) -> None:
     assert tpu(f"create {TWO_ZONES}") == 0
     assert tpu("delete") == 2

@@ -128,45 +128,9 @@ def test_a_plan_depends_on_nothing_but_its_arguments(observed: Observed, strengt
     assert set(map(str, decide(wanted(strength, *zones), shuffled).actions)) == set(map(str, first.actions))
 
 
-def test_ids_run_through_the_zones() -> None:
-    names = [action.name for action in decide(wanted(2, "us-central1-a", "us-central1-b"), Observed()).actions]
-    assert names == [f"tpu-us-central1-{end}" for end in ("a-0", "a-1", "b-2", "b-3")]
-
-
-def test_a_lost_workers_id_goes_to_its_replacement() -> None:
-    lost = member("us-central1-b", 6, Phase.LOST)
-    fleet = Observed((*(member("us-central1-b", worker) for worker in (4, 5, 7)), lost))
-    assert decide(wanted(4, "us-central1-b"), fleet).actions == (
-        Create("us-central1-b", 6, "us-central1-b", "tpu-us-central1-b-6", replaces=lost),
-    )
-
-
-def test_a_dry_zone_sends_its_workers_on_and_they_come_home_when_lost() -> None:
-    lost = member("us-central1-a", 0, Phase.LOST)
-    (away,) = decide(wanted(1, *ZONES[:2]), Observed((lost, member(ZONES[1], 1))), dry={ZONES[0]}).actions
-    assert away == Create(ZONES[1], 0, ZONES[0], "tpu-us-central1-b-0", lost)
-    guest = member(ZONES[1], 0, Phase.LOST, home=ZONES[0])
-    (home,) = decide(wanted(1, *ZONES[:2]), Observed((guest, member(ZONES[1], 1)))).actions
-    assert home == Create(ZONES[0], 0, ZONES[0], "tpu-us-central1-a-0", guest)
-
-
 def test_while_all_zones_are_dry_the_lost_tpu_is_kept_for_its_id() -> None:
     fleet = Observed((member(ZONES[0], 3, Phase.LOST),))
     assert decide(wanted(1, ZONES[0]), fleet, dry={ZONES[0]}) == Decision(waiting=1)
-
-
-def test_a_zone_without_quota_does_not_spend_anothers() -> None:
-    now = decide(wanted(1, *ZONES[:2]), Observed(), full={ZONES[0]})
-    assert now.waiting == 1
-    assert [action.zone for action in now.actions] == [ZONES[1]]
-
-
-def test_a_foreign_tpu_of_the_same_name_blocks_one_worker_and_no_other() -> None:
-    now = decide(wanted(2, ZONES[0]), Observed(foreign=frozenset({(ZONES[0], "tpu-us-central1-a-0")})))
-    assert [action.worker for action in now.actions] == [1]
-    (sentence,) = now.blocked
-    assert "tpu-us-central1-a-0" in sentence
-    assert "--name_prefix" in sentence
 
 
 def test_deleting_takes_guests_with_their_home() -> None:

@@ -67,7 +67,8 @@ def test_from_nothing_to_32_workers_and_back(
     cloud: FakeCloudTpu, tpu: Tpu, running: Running, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """In this process; that the script passes commands on is proven in
-    tests/test_printed_commands.py."""
+    tests/test_printed_commands.py.
+    """
 
     def output_of(command: str) -> str:
         capsys.readouterr()

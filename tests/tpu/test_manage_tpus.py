@@ -1,7 +1,8 @@
 """scripts/manage_tpus.sh: the printed commands, --watch, and Ctrl-C at bad moments.
 
 What only Ctrl-C or two commands beside each other show needs processes. `make test` runs one test
-of each such kind."""
+of each such kind.
+"""
 
 import os
 import subprocess
@@ -13,7 +14,7 @@ from pathlib import Path
 import commands
 import pytest
 from fakes.cloud_tpu import FakeCloudTpu
-from manage_tpus import SCRIPT, Process, interrupt, wait_for
+from manage_tpus import Process, interrupt, wait_for
 from manage_tpus import running as running_script
 
 from layertap.tpu.config import CreateConfig
@@ -25,29 +26,6 @@ Running = Callable[[FakeCloudTpu, str], AbstractContextManager[Process]]
 def sent(cloud: FakeCloudTpu, method: str) -> int:
     with cloud.lock:
         return sum(line.startswith(method) for line in cloud.log)
-
-
-def test_the_printed_commands(cloud: FakeCloudTpu, tpu: Tpu, capsys: pytest.CaptureFixture[str]) -> None:
-    """In this process; tests/test_printed_commands.py runs them by the script."""
-
-    def printed(command: str) -> list[str]:
-        capsys.readouterr()
-        assert tpu(command) == 0
-        return capsys.readouterr().out.splitlines()
-
-    printed("create --zones us-central1-a,us-central1-b --workers_per_zone 4")
-    cloud.set_state("tpu-us-central1-a-1", "PREEMPTED")
-    assert printed("status --zones us-central1-a,us-central1-b") == [
-        "zone           running  queued  coming  lost  leaving  stopped",
-        "us-central1-a  3        0       0       1     0        0",
-        "us-central1-b  4        0       0       0     0        0",
-    ]
-    printed("recreate-preempted --zones us-central1-a --workers_per_zone 4")
-    assert sorted(cloud.workers()) == list(range(8))
-    assert set(cloud.states().values()) == {"READY"}
-    assert len(printed("list")) == 9
-    printed("delete --zones us-central1-a,us-central1-b --yes")
-    assert not cloud.nodes
 
 
 def test_watch_keeps_the_fleet_at_strength(cloud: FakeCloudTpu) -> None:
@@ -226,21 +204,6 @@ def test_ctrl_c_between_deleting_and_creating(cloud: FakeCloudTpu, tpu: Tpu, end
         _, errors = process.communicate(timeout=60)
         assert process.returncode == 0, errors
     assert cloud.workers() == {w: f"tpu-us-central1-{z}-{w}" for w, z in enumerate("aabb")}
-
-
-def test_without_the_extra_the_message_names_it(tmp_path_factory: pytest.TempPathFactory) -> None:
-    hidden = tmp_path_factory.mktemp("hidden")
-    (hidden / "sitecustomize.py").write_text("import sys\nsys.modules['google.cloud'] = None\n")
-    done = subprocess.run(
-        [str(SCRIPT), "status"],
-        env={**os.environ, "PYTHON": sys.executable, "PYTHONPATH": f"{hidden}:{commands.ROOT / 'src'}"},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert done.returncode == 2
-    assert " -m pip install " in done.stderr
-    assert "[tpu-ops]" in done.stderr
 
 
 def test_help_needs_no_extra_and_names_every_flag() -> None:

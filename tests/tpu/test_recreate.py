@@ -21,9 +21,10 @@ def test_half_a_fleet_lost_comes_back_with_the_same_ids_made_as_it_was(
         cloud.set_state(name, state)
     capsys.readouterr()
     assert tpu(f"status {TWO_ZONES}") == 0
-    assert [line.split() for line in capsys.readouterr().out.splitlines()[1:]] == [
-        ["us-central1-a", *"200200", "2"],
-        ["us-central1-b", *"200200", "2"],
+    assert capsys.readouterr().out.splitlines() == [
+        "zone           running  queued  coming  lost  leaving  stopped  missing",
+        "us-central1-a  2        0       0       2     0        0        2",
+        "us-central1-b  2        0       0       2     0        0        2",
     ]
     assert tpu("recreate-preempted --zones us-central1-a --workers_per_zone 4") == 0
     assert cloud.states() | dict.fromkeys(HOME_B, "READY") == dict.fromkeys(ALL.values(), "READY")

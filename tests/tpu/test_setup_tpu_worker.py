@@ -2,7 +2,8 @@
 runs, dies, and ends.
 
 Taken from the machine instead of the index are the package's dependencies, by PYTHONPATH: libtpu
-alone is 300 MB."""
+alone is 300 MB.
+"""
 
 import os
 import shutil

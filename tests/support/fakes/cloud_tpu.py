@@ -12,7 +12,8 @@ Creating and deleting answer with an operation, which ends after `operation_poll
 it; only then does its node become READY, or vanish, or does the operation carry an error. As with
 the real API, a want of capacity is found out there and not in the answer to the request. What the
 real API adds and this one does not have: multi-slice requests, reservations, starting and stopping,
-and the hours that things take."""
+and the hours that things take.
+"""
 
 import re
 import threading
