@@ -48,11 +48,10 @@ def extract(config: ExtractConfig) -> int:
 
 def _extract_all(config: ExtractConfig) -> None:
     from layertap.extract.run import extract
-    from layertap.extract.summary import describe, nothing_extracted
 
     summary = extract(config)
-    print(describe(summary))
-    if (reason := nothing_extracted(summary.manifest)) is not None:
+    print(summary.describe())
+    if (reason := summary.nothing_extracted) is not None:
         raise InputError(f"{reason}; {summary.output_dir}/metadata.json lists them")
 
 

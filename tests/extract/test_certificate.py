@@ -1,4 +1,6 @@
-"""The certificate says what transformers in float32 says, and does not depend on where a run was interrupted."""
+"""The certificate says what transformers in float32 says, and does not depend on where a run was
+interrupted.
+"""
 
 import shutil
 from pathlib import Path
@@ -13,7 +15,6 @@ from layertap.config.extract import ExtractConfig, HostsConfig
 from layertap.core.taps import Tap
 from layertap.errors import RunMismatchError, UsageError
 from layertap.extract.run import extract
-from layertap.extract.summary import describe
 
 
 @pytest.fixture
@@ -38,12 +39,13 @@ def test_the_cosine_is_that_of_transformers_in_float32(certified: ExtractConfig,
             sizes = np.linalg.norm(found, axis=1) * np.linalg.norm(truth, axis=1)
             cosines.append((found * truth).sum(axis=1) / sizes)
             tokens += len(found)
-        # The run packs these prompts with others: the same numbers but for the order of sums in bfloat16.
+        # The run packs these prompts with others: the same numbers but for the order of sums in
+        # bfloat16.
         assert told["cosine_mean"] == pytest.approx(np.concatenate(cosines).mean(), abs=2e-5)
         assert 0.9 < told["cosine_min"] <= told["cosine_mean"] < 1
         assert 0 < told["relative_error_mean"] <= told["relative_error_max"] < 0.5
         assert certificate["tokens"] == tokens
-    assert "certified against float32 on 5 prompts: cosine at least 0.9" in describe(summary)
+    assert "certified against float32 on 5 prompts: cosine at least 0.9" in summary.describe()
 
 
 def test_a_run_in_float32_is_its_own_reference(certified: ExtractConfig) -> None:
@@ -89,7 +91,7 @@ def test_it_is_part_of_the_run(certified: ExtractConfig) -> None:
 def test_without_it_the_manifest_has_an_empty_one(config: ExtractConfig) -> None:
     summary = extract(changed(config, max_tasks=1))
     assert manifest(config)["certificate"] == {}
-    assert "certified" not in describe(summary)
+    assert "certified" not in summary.describe()
 
 
 @pytest.mark.parametrize("prompts", [-1, 11])

@@ -1,4 +1,6 @@
-"""Disks that are full or must not be written to: a message, nothing lost, and the same command goes on."""
+"""Disks that are full or must not be written to: a message, nothing lost, and the same command goes
+on.
+"""
 
 import subprocess
 from collections.abc import Iterator

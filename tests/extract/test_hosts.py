@@ -1,4 +1,4 @@
-"""Several hosts, as processes of their own that talk over loopback: 4 hosts of 2 CPU devices each."""
+"""Several hosts: 4 processes of 2 CPU devices each, which talk over loopback."""
 
 import json
 import os
@@ -23,13 +23,12 @@ from layertap.config.extract import ExtractConfig, HostsConfig
 from layertap.config.upload import UploadConfig
 from layertap.demo.tasks import make_tasks, write_tasks
 from layertap.errors import HostsStoppedError, UsageError
-from layertap.extract import supervised
 from layertap.extract.hosts import Hosts, join
 from layertap.extract.progress import Watch
 from layertap.extract.run import extract_prepared
 from layertap.extract.session import Session
 from layertap.extract.setup import prepare
-from layertap.extract.summary import describe
+from layertap.process import supervised
 
 HOSTS = 4
 
@@ -187,7 +186,7 @@ def test_the_summary_of_a_host_names_its_own_folder_and_url(
     setup = prepare(uploading, Hosts(index=1, count=2))
     for start in ("first", "complete already"):
         with closing(Session()) as session:
-            text = describe(extract_prepared(setup, session, Watch()))
+            text = extract_prepared(setup, session, Watch()).describe()
         assert ("already complete" in text) == (start != "first")
         found = re.search(r"shards in (\S+)", text)
         assert (Path(found[1]) / "metadata.json").is_file(), text

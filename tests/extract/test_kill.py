@@ -1,4 +1,4 @@
-"""Real processes that are really stopped: the output in the end is that of one which ran through."""
+"""Real processes that are stopped: in the end their output is that of one which ran through."""
 
 import json
 import random

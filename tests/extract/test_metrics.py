@@ -12,7 +12,6 @@ from runs import changed, extract_some, finished, manifest, out
 
 from layertap.config.extract import ExtractConfig
 from layertap.errors import UsageError
-from layertap.extract.clock import StageClock
 from layertap.extract.metrics import Metrics, metered, prometheus_text
 from layertap.extract.progress import Progress, Watch
 from layertap.extract.run import extract, extract_prepared
@@ -31,10 +30,11 @@ def get(url: str) -> str:
 
 
 def progress(samples: int, tokens: int, resumed: tuple[int, int] = (0, 0)) -> Progress:
-    """What one start of a run has done, where earlier ones had committed `resumed` samples and tokens."""
-    made = Progress(StageClock(), samples=resumed[0], tokens=resumed[1], terminal=False)
+    """What one start of a run has done, where earlier ones had committed `resumed` samples and
+    tokens.
+    """
+    made = Progress(samples=resumed[0], tokens=resumed[1])
     made.add(samples, tokens)
-    made.close()
     return made
 
 

@@ -1,4 +1,6 @@
-"""What is found out before weights are fetched: the Hub is on loopback, and counts what was asked for."""
+"""What is found out before weights are fetched: the Hub is on loopback, and counts what was asked
+for.
+"""
 
 import json
 from collections.abc import Iterator
@@ -10,7 +12,7 @@ from fakes.gcs import FakeGcs
 from fakes.hub import FakeHub
 
 from layertap.errors import UsageError
-from layertap.extract.precheck import require_writable
+from layertap.extract.setup import require_writable
 
 
 @pytest.fixture

@@ -165,13 +165,15 @@ def test_a_run_that_ends_while_weights_load_does_not_wait_for_them(
     stopped: list[bool] = []
 
     def load(*arguments: Any) -> None:
-        """Load until it is abandoned, or for minutes: a busy machine may need many seconds to come that far."""
+        """Load until it is abandoned, or for minutes: a busy machine may need many seconds to come
+        that far.
+        """
         given = (argument for argument in arguments if isinstance(argument, threading.Event))
         stopped.append(next(given, threading.Event()).wait(250))
         raise CancelledError
 
     def interrupt(*_: Any) -> None:
-        """As the handler of Ctrl-C does, in the same thread; the signal itself may be ignored here."""
+        """As the handler of Ctrl-C does, in this thread; the signal itself may be ignored here."""
         raise KeyboardInterrupt
 
     bad, _, _ = with_bad_line(config, tmp_path, 0)

@@ -10,7 +10,6 @@ from fleets import cut, worker_of
 
 from layertap.cli import main
 from layertap.config.extract import ExtractConfig
-from layertap.extract.clock import StageClock
 from layertap.extract.metrics import Metrics
 from layertap.extract.progress import Progress
 from layertap.fleet.claims import take
@@ -67,9 +66,8 @@ def test_time_left_does_not_depend_on_where_a_worker_went_on(demo_tasks: Path, s
     cut(demo_tasks, store.url, COUNT)
     store.create(RUN, json.dumps({"prompts": {"predictions_per_task": 2}}).encode())
     for resumed in (0, 360):
-        progress = Progress(StageClock(), samples=resumed // 100, tokens=resumed, terminal=False)
+        progress = Progress(samples=resumed // 100, tokens=resumed)
         progress.add(4 - resumed // 100, 400 - resumed)
-        progress.close()
         metrics = Metrics(0)
         metrics.begins(progress)
         lease = take(store, "shard_00000", claim(0))

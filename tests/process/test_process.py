@@ -1,4 +1,6 @@
-"""What a process of Layertap does where a terminal cannot show what it prints, or nobody reads it any more."""
+"""What a process of Layertap does where a terminal cannot show what it prints, or nobody reads it
+any more.
+"""
 
 import os
 import subprocess

@@ -1,7 +1,8 @@
 """Runs in processes of their own that are killed, again and again, and what the kills left behind.
 
-A kill falls at a random moment, or when the test sees a step of the commit: a file that appears in the output folder,
-or a request that reaches the bucket, before or after it takes effect. Nothing in the program knows of it.
+A kill falls at a random moment, or when the test sees a step of the commit: a file that appears in
+the output folder, or a request that reaches the bucket, before or after it takes effect. Nothing in
+the program knows of it.
 """
 
 import json
@@ -112,7 +113,9 @@ class Machine:
 
 
 def require_same(machine: Machine, undisturbed: Machine) -> None:
-    """The output is, byte for byte, that of an undisturbed run; a wiped disk lacks what only the bucket has."""
+    """The output is, byte for byte, that of an undisturbed run; a wiped disk lacks what only the
+    bucket has.
+    """
     assert machine.bucket_contents() == undisturbed.bucket_contents()
     here, there = machine.local_contents(), undisturbed.local_contents()
     missing = set(there) - set(here)
@@ -146,7 +149,9 @@ def at_a_file(machine: Machine, chance: random.Random) -> str:
 
 
 def at_a_request(machine: Machine, chance: random.Random) -> str:
-    """Kill at some request that reaches the bucket, before or after it takes effect, once more than so often."""
+    """Kill at some request that reaches the bucket, before or after it takes effect, once more than
+    so often.
+    """
     kind = chance.choice(("call", "call_after"))
     operation, name = chance.choice(
         (

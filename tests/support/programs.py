@@ -1,8 +1,10 @@
-"""Compiled steps, shared by all tests of a process: equal programs are compiled once, not once a test.
+"""Compiled steps, shared by all tests of a process: equal programs are compiled once, not once a
+test.
 
-Most tests that run the tiny model run it in one of a few shapes, and compiling (or tracing and reading the compile
-cache) took more of their time than computing. What is shared is the executable, which holds no weights and no state;
-what decides it is its key: shapes, dtypes and placement of the model, its static fields, taps, plan and step.
+Most tests that run the tiny model run it in one of a few shapes, and compiling (or tracing and
+reading the compile cache) took more of their time than computing. What is shared is the executable,
+which holds no weights and no state; what decides it is its key: shapes, dtypes and placement of the
+model, its static fields, taps, plan and step.
 """
 
 from collections.abc import Iterator

@@ -1,7 +1,7 @@
-"""Small runs in this process.
+"""Small runs in this process, and the flags of the same runs in processes of their own.
 
-A run that only sets the scene is computed once: `finished` and `extract_some` keep what the first of a kind wrote, and
-hand out copies of it. A test whose own subject is the run calls `extract`.
+A run that only sets the scene is computed once: `finished` and `extract_some` keep what the first of a
+kind wrote, and hand out copies of it. A test whose own subject is the run calls `extract`.
 """
 
 import atexit
@@ -19,6 +19,8 @@ from layertap.config.extract import ExtractConfig
 from layertap.config.upload import UploadConfig
 from layertap.extract.run import extract
 
+_FOLDERS = ("output_dir", "checkpoint_dir")
+
 
 def small_run(dataset: Path, model: Path, folder: Path, **changes: Any) -> ExtractConfig:
     """Settings of a quick run, with windows and shards so small that it has several of each."""
@@ -35,6 +37,13 @@ def small_run(dataset: Path, model: Path, folder: Path, **changes: Any) -> Extra
         "shard_size_gb": 0.001,
     }
     return ExtractConfig(dataset_path=str(dataset), model_path=str(model), **(settings | changes))
+
+
+def small_flags(dataset: Path, model: Path, **changes: Any) -> list[str]:
+    """The flags of a quick run of all layers."""
+    settings = {"predictions_per_task": 2, "row_length": 1024, "batch_size": 2, "window_samples": 16}
+    named = {"dataset_path": dataset, "model_path": model} | settings | changes
+    return [part for name, value in named.items() for part in (f"--{name}", str(value))]
 
 
 def changed(config: ExtractConfig, **changes: Any) -> ExtractConfig:
@@ -59,24 +68,23 @@ def finished(config: ExtractConfig) -> None:
 
 
 def extract_some(config: ExtractConfig, count: int) -> dict[str, Any]:
-    """Leave what a run leaves that is interrupted as the commit after `count` shards begins; the manifest of it."""
+    """Leave what an interruption leaves as the commit after `count` shards begins; the manifest of it."""
     if config.upload == UploadConfig() and not out(config).exists():
         _hand_out(config, count)
     else:
         _interrupt(config, count)
-    path = out(config) / "metadata.json"
-    return json.loads(path.read_text()) if path.exists() else {"shards": []}
+    return manifest(config) if (out(config) / "metadata.json").exists() else {"shards": []}
 
 
 def _hand_out(config: ExtractConfig, count: int | None) -> None:
-    folders = {"output_dir": config.output_dir, "checkpoint_dir": config.checkpoint_dir}
-    template = _template(dataclasses.replace(config, **dict.fromkeys(folders, "")), count)
-    for name, folder in folders.items():
+    template = _template(changed(config, **dict.fromkeys(_FOLDERS, "")), count)
+    for name in _FOLDERS:
+        folder = Path(getattr(config, name))
         shutil.copytree(template / name, folder, dirs_exist_ok=True)
-        for path in Path(folder).glob("*.json"):
+        for path in folder.glob("*.json"):
             text = path.read_text()
-            for other, there in folders.items():
-                text = text.replace(str(template / other), there)
+            for other in _FOLDERS:
+                text = text.replace(str(template / other), getattr(config, other))
             path.write_text(text)
 
 
@@ -85,9 +93,9 @@ def _template(config: ExtractConfig, count: int | None) -> Path:
     """A folder with the output and the checkpoints of that run."""
     folder = Path(tempfile.mkdtemp(prefix="layertap-run-"))
     atexit.register(shutil.rmtree, folder)
-    for name in ("output_dir", "checkpoint_dir"):
+    for name in _FOLDERS:
         (folder / name).mkdir()
-    here = changed(config, output_dir=str(folder / "output_dir"), checkpoint_dir=str(folder / "checkpoint_dir"))
+    here = changed(config, **{name: str(folder / name) for name in _FOLDERS})
     if count is None:
         extract(here)
     else:

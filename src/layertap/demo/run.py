@@ -28,7 +28,6 @@ docs/formats.md shows how a shard is read, with nothing but gzip, pickle and num
 def demo(config: DemoConfig) -> None:
     """Make, extract, verify, and print what was done; DamageError if the output is not sound."""
     from layertap.extract.run import extract
-    from layertap.extract.summary import describe
 
     folder = local_path(config.output_dir)
     model, tasks, output = folder / "model", folder / "tasks.jsonl", folder / "activations"
@@ -45,7 +44,7 @@ def demo(config: DemoConfig) -> None:
         output_dir=str(output),
         checkpoint_dir=str(folder / "checkpoints"),
     )
-    print(describe(extract(run)))
+    print(extract(run).describe())
     report = verify(output)
     print(report.describe())
     if not report.sound:

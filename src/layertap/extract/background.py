@@ -1,13 +1,15 @@
-"""Two threads beside the main one: the next window is prepared, and shards are written, while the device works.
+"""Two threads beside the main one: one prepares the next window, one writes shards.
 
-Both hand their exceptions on in place: what the reader raises comes out where its window would have, what the writer
-raises at the next `submit` or at `finish`. Both queues are short on purpose: at most two windows of token ids, and at
-most one shard being written beside one that waits, are held in memory.
+Both hand their exceptions on in place: what the reader raises comes out where its window would
+have, what the writer raises at the next `submit` or at `finish`. Both queues are short on purpose:
+at most two windows of token ids, and at most one shard being written beside one that waits, are
+held in memory.
 
-Where the device is the CPU itself, the writer is `gentle`: it takes the cores that the forward pass leaves idle. All
-threads of a matrix product wait for its slowest, so a writer that takes one core in turns stops them all: 8 s of
-writing made a run longer by 12 s, gently by 8 s (docs/LOG.md). Not the lowest priority of all, since a commit that has
-begun is finished after SIGTERM and Ctrl-C, while steps that were dispatched keep the cores busy.
+Where the device is the CPU itself, the writer is `gentle`: it takes the cores that the forward pass
+leaves idle. All threads of a matrix product wait for its slowest, so a writer that takes one core
+in turns stops them all: 8 s of writing made a run longer by 12 s, gently by 8 s (docs/LOG.md). Not
+the lowest priority of all, since a commit that has begun is finished after SIGTERM and Ctrl-C,
+while steps that were dispatched keep the cores busy.
 """
 
 import os
@@ -23,15 +25,16 @@ from typing import TypeVar
 T = TypeVar("T")
 
 NICE = 10
-"""The priority of a gentle writer: a tenth of the share of a thread that has the usual one, and the gaps."""
+"""The priority of a gentle writer: a tenth of the share of a usual thread, and the gaps."""
 
 
 @contextmanager
 def read_ahead(items: Iterator[T]) -> Iterator[Iterator[T]]:
-    """The same items, each made by a thread while the one before is in use; the first is begun at once.
+    """The same items, each made by a thread while the one before is in use, the first at once.
 
-    When the block ends, which may be before the last item, the thread finishes the one that it is making, and ends.
-    Nobody waits for that: the item may hang on a network, and the block may have ended by Ctrl-C.
+    When the block ends, which may be before the last item, the thread finishes the one that it is
+    making, and ends. Nobody waits for that: the item may hang on a network, and the block may have
+    ended by Ctrl-C.
     """
     pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="read-ahead")
     try:
@@ -56,8 +59,8 @@ _FINISHED = _Finished()
 class BackgroundQueue:
     """Runs calls one after another in a thread; at most `waiting` of them wait.
 
-    A call that fails is the last one that runs: those behind it may build upon it. On leaving the block after an
-    exception, calls that were queued are still run: they are work that was done.
+    A call that fails is the last one that runs: those behind it may build upon it. On leaving the
+    block after an exception, calls that were queued are still run: they are work that was done.
     """
 
     def __init__(self, waiting: int = 1, *, gentle: bool = False) -> None:
@@ -68,7 +71,7 @@ class BackgroundQueue:
         self._broken = False
 
     def submit(self, call: Callable[[], None]) -> None:
-        """Queue `call`, after waiting for room; raises what an earlier call raised, and then queues nothing."""
+        """Wait for room, then queue `call`; raises what an earlier call raised instead."""
         while len(self._calls) >= self._most or (self._calls and self._calls[0].done()):
             self._calls.popleft().result()
         self._calls.append(self._pool.submit(self._run, call))
@@ -94,7 +97,7 @@ class BackgroundQueue:
 
 
 def _give_way() -> None:
-    """Lower the priority of this thread, and of those that it starts; only Linux has one for each thread."""
+    """Lower the priority of this thread and those that it starts; only Linux can."""
     if sys.platform == "linux":
         with suppress(OSError):  # a sandbox may forbid it; then they take turns as before
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)

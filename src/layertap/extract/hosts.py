@@ -1,19 +1,23 @@
-"""Several hosts as one machine: one mesh over the devices of all, one step that all run at the same time.
+"""Several hosts as one machine: one mesh over all devices, one step that all run at once.
 
-Each host reads its own share of the dataset (round robin by task), packs its own windows, writes its own output folder,
-and resumes where that folder ends, knowing nothing of the others. All that hosts must agree on is which program runs
-next: for each window they tell each other how many steps of each shape they have, and those with fewer add empty ones
-(`agreed`). So windows need not be in step: after a restart one host may be in its third while another is in its fifth,
-and a host that is done goes on with empty steps until all are. A step's rows are those of all hosts side by side; no
-activation leaves its host.
+Each host reads its own share of the dataset (round robin by task), packs its own windows, writes
+its own output folder, and resumes where that folder ends, knowing nothing of the others. All that
+hosts must agree on is which program runs next. For each window they tell each other how many steps
+of each shape they have, and those with fewer add empty ones (`agree_on_steps`). So windows need not
+be in step: after a restart one host may be in its third while another is in its fifth. Finished
+hosts run empty steps until every host is finished. A step's rows are those of all hosts side by
+side; no activation leaves its host.
 
-Hosts that were started with different settings would run different programs side by side, which on some meshes nobody
-would notice before the output is read. So they compare their settings first (`Hosts.require_same`).
+Hosts that were started with different settings would run different programs side by side, which on
+some meshes nobody would notice before the output is read. So they compare their settings first
+(`Hosts.require_same`).
 
-What it costs: a few integers exchanged per window (1,024 samples), and the steps by which the hosts' windows differ.
+What it costs: a few integers exchanged per window (1,024 samples), and the steps by which the
+hosts' windows differ.
 
-Why not agree on common windows and a common position instead: hosts commit shards at their own pace, so a killed slice
-never has one position, and redoing the work of the fastest to meet the slowest would break "nothing twice".
+Why not agree on common windows and a common position instead: hosts commit shards at their own
+pace, so a killed slice never has one position, and redoing the work of the fastest to meet the
+slowest would break "nothing twice".
 """
 
 import json
@@ -36,8 +40,9 @@ from layertap.shards.manifest import differences
 Shape = tuple[int, int]
 
 _MEETING_SECONDS = 300
-# A host that ends in an error waits so long for the others, and only then do they hear of it. Longer than a heartbeat,
-# so that a host that was killed is named for that, and not the first one that ended because of it.
+# How long a host that ends in an error waits for the others, before they hear of it. Longer than a
+# heartbeat, so that a killed host is named as lost, and not the first host that ended because of
+# it.
 _PARTING_SECONDS = 2 * HEARTBEAT_SECONDS
 
 
@@ -69,14 +74,14 @@ class Hosts:
             raise DeviceError(f"host {self.index} has lost touch with the others: {error}") from error
 
     def exchange(self, text: str) -> list[str]:
-        """What each host says, in their order; waits for all of them. Raises DeviceError where one is lost."""
+        """What each host says, in order; waits for all. Raises DeviceError where one is lost."""
         said = text.encode()
         lengths = self.gather([len(said)])[:, 0]
         everyones = self.gather([*said, *bytes(_padded(int(lengths.max())) - len(said))])
         return [bytes(row[:length].tolist()).decode() for row, length in zip(everyones, lengths, strict=True)]
 
     def require_same(self, settings: Mapping[str, Any]) -> None:
-        """Compare what should be the same on all hosts; raises HostsStoppedError on each of them where it is not."""
+        """Raise HostsStoppedError on every host where `settings` are not the same on all."""
         first, *others = map(json.loads, self.exchange(json.dumps(settings)))
         for index, theirs in enumerate(others, 1):
             if differing := differences(first, theirs):
@@ -85,20 +90,21 @@ class Hosts:
                     " every host:\n  " + "\n  ".join(differing)
                 )
 
-    def part(self) -> None:
-        """Wait until all hosts are done; who ended earlier would seem lost to the others."""
+    def wait_for_all(self) -> None:
+        """Wait until all hosts are finished: one that ends early would seem lost."""
         self.gather([self.index])
 
 
 def _padded(length: int) -> int:
-    """The next power of two. Each length that is gathered is a program of its own, which is compiled and kept."""
+    """The next power of two: each length that is gathered compiles a program, which is kept."""
     return 1 << max(length - 1, 0).bit_length()
 
 
 def join(config: HostsConfig) -> Hosts:
     """Meet the other hosts, and find this one's devices.
 
-    Raises DeviceError where they do not come or there are no devices, UsageError where nobody says who the hosts are.
+    Raises DeviceError where they do not come or there are no devices, UsageError where nothing says
+    who the hosts are.
     """
     if config.multihost:
         try:
@@ -128,24 +134,23 @@ def join(config: HostsConfig) -> Hosts:
 
 @dataclass(frozen=True)
 class Agreed:
-    """The steps that all hosts run next. `steps` carry how many samples of the window stand before them.
-
-    `window` is None on a host that has none left and keeps the others company.
-    """
+    """The steps that all hosts run next."""
 
     window: Window | None
+    """None on a host that has no window left and keeps the others company."""
     steps: Sequence[tuple[int, Step]]
+    """Each with how many samples of the window come before it."""
 
 
-def agreed(windows: Iterator[Window], shapes: Sequence[Shape], hosts: Hosts) -> Iterator[Agreed]:
-    """The windows of one host with the steps left to run, and empty steps where another host has more of a shape.
+def agree_on_steps(windows: Iterator[Window], shapes: Sequence[Shape], hosts: Hosts) -> Iterator[Agreed]:
+    """One host's windows with the steps left to run, filled up with empty ones to what others have.
 
-    `shapes` are all that steps can have, in the order in which a window runs them. Where the input of one host is
-    wrong, all raise HostsStoppedError, which names it, before that window.
+    `shapes` are all that steps can have, in the order in which a window runs them. Where the input
+    of one host is wrong, all raise HostsStoppedError, which names it, before that window.
     """
     while True:
-        window, trouble = _next(windows, hosts)
-        own = _left(window)
+        window, trouble = _next_window(windows, hosts)
+        own = _steps_left(window)
         counts = [sum((step.rows, step.length) == shape for _, step in own) for shape in shapes]
         state = _TROUBLED if trouble else _HAS_MORE if window is not None else _DONE
         everyones = hosts.gather([state, *counts])
@@ -154,15 +159,18 @@ def agreed(windows: Iterator[Window], shapes: Sequence[Shape], hosts: Hosts) -> 
             raise HostsStoppedError(f"host {', '.join(map(str, troubled))}: {said}") from trouble
         if not everyones[:, 0].any():
             return
-        wanted = everyones[:, 1:].max(axis=0)
-        yield Agreed(window, _filled(own, dict(zip(shapes, map(int, wanted), strict=True))))
+        steps: list[tuple[int, Step]] = []
+        for shape, most in zip(shapes, everyones[:, 1:].max(axis=0).tolist(), strict=True):
+            mine = [(before, step) for before, step in own if (step.rows, step.length) == shape]
+            steps += mine + [(0, Step(*shape, ()))] * (most - len(mine))
+        yield Agreed(window, steps)
 
 
 _DONE, _HAS_MORE, _TROUBLED = range(3)
 
 
-def _next(windows: Iterator[Window], hosts: Hosts) -> tuple[Window | None, InputError | None]:
-    """The next window; what is wrong with the input comes as a value where other hosts have to hear of it first."""
+def _next_window(windows: Iterator[Window], hosts: Hosts) -> tuple[Window | None, InputError | None]:
+    """The next window. Wrong input is returned where other hosts have to hear of it first."""
     try:
         return next(windows, None), None
     except InputError as error:
@@ -171,7 +179,7 @@ def _next(windows: Iterator[Window], hosts: Hosts) -> tuple[Window | None, Input
         return None, error
 
 
-def _left(window: Window | None) -> list[tuple[int, Step]]:
+def _steps_left(window: Window | None) -> list[tuple[int, Step]]:
     """The steps that hold a sample which is not committed yet."""
     left, emitted = [], 0
     for step in window.steps if window is not None else ():
@@ -179,11 +187,3 @@ def _left(window: Window | None) -> list[tuple[int, Step]]:
         if window is not None and emitted > window.start.emitted:
             left.append((before, step))
     return left
-
-
-def _filled(own: Sequence[tuple[int, Step]], wanted: dict[Shape, int]) -> list[tuple[int, Step]]:
-    steps: list[tuple[int, Step]] = []
-    for shape, count in wanted.items():
-        mine = [(before, step) for before, step in own if (step.rows, step.length) == shape]
-        steps += mine + [(0, Step(*shape, ()))] * (count - len(mine))
-    return steps

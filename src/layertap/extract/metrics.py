@@ -1,9 +1,12 @@
-"""What a worker counts, for whoever watches it: a line of JSON now and then, and a page for Prometheus.
+"""What a worker counts: a line of JSON now and then, and a page for Prometheus.
 
-`metrics.jsonl` lies beside the output: one object a line, every ten seconds and at the end, appended to by every start
-of the worker. It is no output: it holds times, and nothing is ever read from it here. With `--metrics_port` the same
-numbers are served at `http://127.0.0.1:PORT/metrics`, on loopback alone; who wants them elsewhere has an agent or a
-tunnel for it. The text format of Prometheus is a dozen lines to write, less than a dependency is to keep.
+`metrics.jsonl` is beside the output: one object a line, every ten seconds and at the end. Every
+start of the worker appends to it. It is not output: it holds times, and nothing here ever reads it.
+With `--metrics_port` the same numbers are served at `http://127.0.0.1:PORT/metrics`, on loopback
+alone; if you want them elsewhere, use an agent or a tunnel.
+
+Why not `prometheus_client`: with it this file was six lines shorter, and every run took a tenth of
+a second longer to import.
 """
 
 import json
@@ -61,13 +64,13 @@ class Metrics:
             "samples": run.resumed_samples + run.samples,
             "tokens": run.resumed_tokens + run.tokens,
             "tokens_per_second": round(run.tokens_per_second, 1),
-            "waiting_for": run.clock.current,
+            "waiting_for": run.waits_for,
         }
 
     def sample(self) -> dict[str, Any]:
         """Every number, now."""
         runs = list(self._runs)
-        stages = runs[-1].clock.seconds if runs else {}
+        stages = runs[-1].waited if runs else {}
         return {
             "time": round(time.time(), 3),
             "worker": self.worker,
@@ -75,8 +78,8 @@ class Metrics:
             "samples": sum(run.samples for run in runs),
             "tokens": sum(run.tokens for run in runs),
             "tokens_per_second": round(runs[-1].tokens_per_second, 1) if runs else 0.0,
-            "waiting_for": runs[-1].clock.current if runs else None,
-            "waited_seconds": {stage: round(sum(run.clock.seconds[stage] for run in runs), 3) for stage in stages},
+            "waiting_for": runs[-1].waits_for if runs else None,
+            "waited_seconds": {stage: round(sum(run.waited[stage] for run in runs), 3) for stage in stages},
             "dataset_shards": self.dataset_shards,
             "leases_lost": self.leases_lost,
             "failed_heartbeats": self.failed_heartbeats,
@@ -98,7 +101,7 @@ def prometheus_text(sample: dict[str, Any]) -> str:
 
 @contextmanager
 def metered(worker: int, folder: Path, port: int | None) -> Iterator[Metrics]:
-    """Counters whose lines go to `folder`, and which are served at `port`, for as long as the block lasts.
+    """Counters for as long as the block lasts: their lines go to `folder`, `port` serves them.
 
     Raises UsageError where the port cannot be had.
     """

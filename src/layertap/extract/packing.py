@@ -1,17 +1,18 @@
 """Packing: which sample goes into which row of which step.
 
-Pure functions of the samples' lengths, so that a window is packed the same way by every run that reads it.
+Pure functions of the samples' lengths, so that a window is packed the same way by every run that
+reads it.
 
-Rows come in a short ladder of lengths: `row_length`, twice, four times, ... up to the longest sample allowed. Samples
-are placed longest first, each into the open row that it fills best, else into a new row of the shortest rung that
-holds it (best-fit decreasing; at most 11/9 of the optimal number of rows, Johnson 1974). The gaps of long rows are so
-filled with short samples.
+Rows come in a short ladder of lengths: `row_length`, twice, four times, ... up to the longest
+sample allowed. Samples are placed longest first, each into the open row that it fills best, else
+into a new row of the shortest rung that holds it (best-fit decreasing; at most 11/9 of the optimal
+number of rows, Johnson 1974). The gaps of long rows are so filled with short samples.
 
-On one device, rows of the first rung run `batch_size` at a time, what is left of them one at a time, and longer rows
-one at a time: no step ever holds an empty row, and default settings compile four programs. On ARC-AGI-1 training 97 to
-98 % of computed tokens are real (docs/LOG.md). On several devices every count is so many for each of them, and only the
-last step of a length may hold empty rows. Longest steps run first: a run that does not fit in memory fails at its
-beginning.
+On one device, rows of the first rung run `batch_size` at a time, what is left of them one at a
+time, and longer rows one at a time: no step ever holds an empty row, and default settings compile
+four programs. On ARC-AGI-1 training 97 to 98 % of computed tokens are real (docs/LOG.md). On
+several devices every count is so many for each of them, and only the last step of a length may hold
+empty rows. Longest steps run first: a run that does not fit in memory fails at its beginning.
 """
 
 from collections.abc import Sequence
@@ -25,7 +26,7 @@ _LENGTH_MULTIPLE = 256
 
 @dataclass(frozen=True)
 class Placement:
-    """Sample `sample` (its place in the window) stands in row `row` of its step, `length` tokens from `start`."""
+    """Sample number `sample` of the window is in row `row`, `length` tokens from `start`."""
 
     sample: int
     row: int
@@ -35,7 +36,7 @@ class Placement:
 
 @dataclass(frozen=True)
 class Step:
-    """One device call: `rows` rows of `length` tokens, and what stands in them, row by row from left to right."""
+    """One device call: `rows` rows of `length` tokens, and what is in them, from left to right."""
 
     rows: int
     length: int
@@ -48,7 +49,7 @@ class Step:
 
 
 def row_ladder(row_length: int, longest: int) -> tuple[int, ...]:
-    """The row lengths, ascending: `row_length`, doubled until a row holds a sample of `longest` tokens."""
+    """The row lengths, ascending: `row_length`, doubled until a row holds `longest` tokens."""
     rungs = [row_length]
     while rungs[-1] < longest:
         doubled = 2 * rungs[-1]
@@ -64,7 +65,7 @@ def step_shapes(ladder: Sequence[int], batch_size: int, devices: int = 1) -> lis
 
 
 def pack_window(lengths: Sequence[int], ladder: Sequence[int], batch_size: int, devices: int = 1) -> list[Step]:
-    """Pack samples of these lengths (each at least 1, none longer than the last rung) into steps, each sample once.
+    """Pack samples of these lengths (1 to the last rung) into steps, each sample once.
 
     A step has `batch_size` rows of the first rung for each of `devices`, or one row for each.
     """
@@ -112,7 +113,8 @@ def _fill_rows(lengths: Sequence[int], ladder: Sequence[int], devices: int) -> l
             row = min(fitting, key=lambda row: row.length - row.used)
         else:
             length = next(rung for rung in ladder if rung >= need)
-            # Every device runs a long row when one does: open one for each, for shorter samples to fill.
+            # Every device runs a long row when one does: open one for each, for shorter samples to
+            # fill.
             opened = [_Row(length, 0, []) for _ in range(1 if length == ladder[0] else devices)]
             rows += opened
             row = opened[0]

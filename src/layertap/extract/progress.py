@@ -1,20 +1,114 @@
-"""What the user sees while a run goes on: a bar on a terminal, a plain line now and then anywhere else.
+"""How far a run is and where its time goes: counted, shown meanwhile, described at the end.
 
-A thread of its own draws it, so that it tells what the run is waiting for while it waits, be it a compilation or a full
-disk's queue. Everything goes to standard error; standard output keeps the summary alone.
+The main thread always waits for one thing or another: `loading` (weights), `input` (prompts and
+tokens), `device` (the forward pass), `transfer` (device to host), `writing` (encoding and
+committing shards, and room behind slow uploads) or `uploading` (the last uploads, at the end). What
+it waits for longest is the bottleneck.
+
+`Progress` only counts. `Display` shows it from a thread of its own, so that it can name what the
+run waits for while it waits: a bar on a terminal, a plain line now and then elsewhere. All of it
+goes to standard error; standard output has the summary alone.
 """
 
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from layertap.core.bar import Bar
-from layertap.extract.clock import StageClock
+from layertap.shards.manifest import Manifest
 
 _SECONDS_BETWEEN_LINES = 10.0
 _SECONDS_BETWEEN_DRAWINGS = 0.2
+
+Stage = Literal["loading", "input", "device", "transfer", "writing", "uploading"]
+
+
+class Progress:
+    """Counts of one start of a run; `resumed_...` is what earlier starts committed."""
+
+    def __init__(self, *, samples: int = 0, tokens: int = 0) -> None:
+        self.samples = self.tokens = 0
+        self.computed_tokens = 0
+        """Tokens that the device computed, padding included."""
+        self.resumed_samples, self.resumed_tokens = samples, tokens
+        self.waited: dict[Stage, float] = dict.fromkeys(get_args(Stage), 0.0)
+        """Seconds that the main thread waited for each stage."""
+        self.waits_for: Stage | None = None
+        self._made = time.monotonic()
+        self._begun: float | None = None
+
+    @contextmanager
+    def waiting_for(self, stage: Stage) -> Iterator[None]:
+        """Count the block's time as waiting for `stage`."""
+        begun, outer = time.monotonic(), self.waits_for
+        self.waits_for = stage
+        try:
+            yield
+        finally:
+            self.waits_for = outer
+            self.waited[stage] += time.monotonic() - begun
+
+    def begin(self) -> None:
+        """Start to measure speed: the model is loaded, the first step goes out."""
+        self._begun = time.monotonic()
+
+    def add(self, samples: int, tokens: int) -> None:
+        """Count what came out of a step."""
+        self.samples += samples
+        self.tokens += tokens
+
+    @property
+    def seconds(self) -> float:
+        """Since this object was made."""
+        return time.monotonic() - self._made
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Real tokens a second since `begin`."""
+        return self.tokens / (time.monotonic() - self._begun) if self._begun is not None else 0.0
+
+
+class Display:
+    """Shows a `Progress` with the speed and what the run waits for, until it is closed."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        on_terminal = sys.stderr.isatty()
+        start = progress.resumed_samples
+        self._bar = Bar(unit=" samples", initial=start, dynamic_ncols=True, leave=False) if on_terminal else None
+        self._closed = threading.Event()
+        self._drawing = threading.Thread(target=self._draw, name="progress", daemon=True)
+        self._drawing.start()
+
+    def note(self, message: str) -> None:
+        """Print a message that is not a number."""
+        if self._bar is None:
+            print(message, file=sys.stderr, flush=True)
+        else:
+            self._bar.write(message, file=sys.stderr)
+
+    def close(self) -> None:
+        """Take the bar away."""
+        self._closed.set()
+        self._drawing.join()
+        if self._bar is not None:
+            self._bar.close()
+
+    def _draw(self) -> None:
+        progress = self._progress
+        pause = _SECONDS_BETWEEN_LINES if self._bar is None else _SECONDS_BETWEEN_DRAWINGS
+        while not self._closed.wait(pause):
+            speed = f"{progress.tokens_per_second:.0f} tokens/s, waiting for {progress.waits_for or 'nothing'}"
+            if self._bar is None:
+                self.note(f"{progress.samples} samples, {speed}")
+            else:
+                self._bar.set_postfix_str(speed, refresh=False)
+                self._bar.update(progress.resumed_samples + progress.samples - self._bar.n)
+                self._bar.refresh()
 
 
 def _nothing(*_: object) -> None:
@@ -25,65 +119,85 @@ def _nothing(*_: object) -> None:
 class Watch:
     """How the caller of a run follows it, and can end it."""
 
-    begins: "Callable[[Progress], None]" = _nothing
-    """Told of the run's progress when it begins; what that says then changes as the run goes on."""
+    begins: Callable[[Progress], None] = _nothing
+    """Called when the run begins, with its progress, whose numbers change from then on."""
     proceed: Callable[[], None] = _nothing
-    """Called often while the run waits for the device, and before each commit; what it raises ends the run."""
+    """Called while the device computes, and before a commit. What it raises ends the run."""
 
 
-class Progress:
-    """Counts samples and tokens, and shows them with the speed and what the run is waiting for, until it is closed.
+@dataclass(frozen=True)
+class RunSummary:
+    """What this start of a run did, and the manifest that all its starts made."""
 
-    `samples` and `tokens` are what earlier starts of the run committed; they are counted apart.
-    """
+    manifest: Manifest
+    output_dir: str
+    """The folder of this host, which has its own where there are several."""
+    upload_url: str | None
+    """Where this host's output was copied to."""
+    resumed_shards: int
+    """Shards that earlier starts had committed."""
+    samples: int
+    tokens: int
+    computed_tokens: int
+    """Tokens that the device computed, padding included."""
+    seconds: float
+    waited: dict[Stage, float]
+    """Seconds that the main thread waited for each stage."""
 
-    def __init__(self, clock: StageClock, *, samples: int = 0, tokens: int = 0, terminal: bool | None = None) -> None:
-        self.samples = 0
-        self.tokens = 0
-        self.resumed_samples, self.resumed_tokens = samples, tokens
-        self.clock = clock
-        self._begun: float | None = None
-        shown = sys.stderr.isatty() if terminal is None else terminal
-        self._bar = Bar(unit=" samples", initial=samples, dynamic_ncols=True, leave=False) if shown else None
-        self._closed = threading.Event()
-        self._drawing = threading.Thread(target=self._draw, name="progress", daemon=True)
-        self._drawing.start()
-
-    def note(self, message: str) -> None:
-        """Say something that is not a number."""
-        if self._bar is None:
-            print(message, file=sys.stderr, flush=True)
-        else:
-            self._bar.write(message, file=sys.stderr)
-
-    def begin(self) -> None:
-        """Start to measure speed: the model is loaded, the first step goes out."""
-        self._begun = time.monotonic()
-
-    def add(self, samples: int, tokens: int) -> None:
-        """Count what a step brought."""
-        self.samples += samples
-        self.tokens += tokens
-        if self._bar is not None:
-            self._bar.update(samples)
+    def describe(self) -> str:
+        """Lines for a person: what is where, how fast it went, and where the time went."""
+        manifest = self.manifest
+        written = f"{len(manifest.shards)} shards in {self.output_dir}"
+        uploaded = f"every shard verified in {self.upload_url}" if self.upload_url else ""
+        if self.samples == 0 and self.resumed_shards:
+            lines = [f"already complete: {manifest.samples} samples in {written}", uploaded]
+            return "\n".join(filter(None, lines))
+        resumed = f"resumed after {self.resumed_shards} shards that earlier starts had committed"
+        tasks, samples = _left_out(manifest)
+        lines = [
+            f"{manifest.samples} samples, {manifest.tokens} tokens, {written}",
+            resumed if self.resumed_shards else "",
+            f"skipped {tasks}; metadata.json lists them" if tasks else "",
+            f"{samples}; metadata.json lists them" if samples else "",
+            uploaded,
+            self._speed(),
+            _describe_certificate(manifest),
+        ]
+        return "\n".join(filter(None, lines))
 
     @property
-    def tokens_per_second(self) -> float:
-        """Real tokens a second since `begin`."""
-        return self.tokens / (time.monotonic() - self._begun) if self._begun is not None else 0.0
+    def nothing_extracted(self) -> str | None:
+        """Why the run has no sample, if all were left out; else None."""
+        reasons = [] if self.manifest.samples else list(filter(None, _left_out(self.manifest)))
+        return f"nothing was extracted: the run skipped {' and '.join(reasons)}" if reasons else None
 
-    def close(self) -> None:
-        """Take the bar away."""
-        self._closed.set()
-        self._drawing.join()
-        if self._bar is not None:
-            self._bar.close()
+    def _speed(self) -> str:
+        working = self.seconds - self.waited["loading"]
+        real = self.tokens / max(self.computed_tokens, 1)
+        waits = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in self.waited.items())
+        return (
+            f"{self.seconds:.1f} s, {self.tokens / max(working, 1e-9):.0f} tokens/s,"
+            f" {real:.1%} of computed tokens were real; waited for {waits}"
+        )
 
-    def _draw(self) -> None:
-        pause = _SECONDS_BETWEEN_LINES if self._bar is None else _SECONDS_BETWEEN_DRAWINGS
-        while not self._closed.wait(pause):
-            standing = f"{self.tokens_per_second:.0f} tokens/s, waiting for {self.clock.current or 'nothing'}"
-            if self._bar is not None:
-                self._bar.set_postfix_str(standing, refresh=True)
-            else:
-                self.note(f"{self.samples} samples, {standing}")
+
+def _left_out(manifest: Manifest) -> tuple[str, str]:
+    """How many tasks, and how many samples, were left out or cut; empty where none were."""
+    tasks, samples = (manifest.progress[name]["count"] for name in ("skipped_tasks", "overlong_samples"))
+    longer = "longer than --max_seq_length"
+    return _count(tasks, "malformed task"), f"{_count(samples, 'sample')} {longer}" if samples else ""
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number} {thing}{'' if number == 1 else 's'}" if number else ""
+
+
+def _describe_certificate(manifest: Manifest) -> str:
+    taps = manifest.certificate.get("taps")
+    if not taps:
+        return ""
+    worst = min(taps, key=lambda tap: tap["cosine_min"])
+    return (
+        f"certified against float32 on {manifest.certificate['prompts']} prompts: cosine at least"
+        f" {worst['cosine_min']:.6f} (layer {worst['layer']}, {worst['site']}); metadata.json has every layer"
+    )

@@ -1,26 +1,35 @@
 """Everything that a run needs, resolved and checked before the first weight is read.
 
-`prepare` says what the run computes on, opens the checkpoint's small files, the tokenizer and the template, decides the
-taps, and computes the run fingerprint: the hash of everything that decides the output's bytes. What it does not contain
-can change between two starts of one run: paths, and what happens to records that are bad or samples that are too long,
-as long as nothing of them was written. The dataset is recognised task by task instead (`windows.py`), so that a broken
-line can be repaired and the run goes on.
+A run has three parts. `OpenedModel` (session.py) is what the device computes, and `Prompts` is what
+it computes on; those two are enough to read activations into memory. What is left in `Setup` is the
+output: its format, its manifest and where it is copied to. `prepare` is the one place that resolves
+all three, in the order in which a user should hear what is wrong.
 
-The fingerprint needs the first numbers of each weight, so for a model on the Hub this is where its weights are fetched,
-after `precheck.py` has found out what would stop the run anyway.
+`prepare` also computes the run fingerprint: the hash of everything that decides the output's bytes.
+What it does not contain may change between two starts of one run: paths, and what happens to
+records that are bad or samples that are too long, as long as nothing of them was written. The
+dataset is recognised task by task instead (`windows.py`), so that you can repair a broken line and
+go on.
+
+The fingerprint needs the first numbers of each weight, so for a model on the Hub this is where its
+weights are fetched, which can take an hour. What would stop the run anyway is therefore found out
+before: folders are looked at and not made, so a refusal leaves nothing behind; the first record of
+the dataset is read, and the bucket is asked for one object. For a local model the run itself does
+these last two just as soon.
 """
 
 import json
+import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import jax
 import ml_dtypes
 import numpy as np
-from jax.sharding import Mesh
 
 import layertap
 from layertap.config.extract import ExtractConfig, RunConfig, local_path
@@ -30,25 +39,38 @@ from layertap.core.taps import Tap
 from layertap.dataset import read_records
 from layertap.errors import ModelError, UsageError
 from layertap.extract import backend
-from layertap.extract.device import opening
 from layertap.extract.hosts import Hosts
 from layertap.extract.packing import row_ladder
-from layertap.extract.precheck import require_far_ends, require_folders
+from layertap.extract.session import OpenedModel, open_model
 from layertap.extract.step import resolve_taps
-from layertap.extract.windows import WindowRules
+from layertap.extract.windows import Position, Window, WindowRules, read_windows
 from layertap.model import weights
 from layertap.model.checkpoint import Checkpoint, open_checkpoint
 from layertap.model.config import MODEL_TYPE, Qwen2Config
-from layertap.model.mesh import auto_shape, make_mesh, parse_mesh, weight_bytes
+from layertap.objects import open_store
+from layertap.objects.retry import Retry
 from layertap.prompts import PromptMaker, load_template, load_tokenizer, parse_grid_encoder
-from layertap.shards.manifest import Manifest, fingerprint_of
+from layertap.shards.manifest import FILE_NAME, Manifest, fingerprint_of
 from layertap.shards.pickles import codec
 from layertap.shards.writer import ShardFormat
 
 _DTYPES = {"float32": np.dtype(np.float32), "float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
-
-
 _ALONE = Hosts()
+_BEGINNING = Position()
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """What the model runs over: records, how they become prompts, and those windows."""
+
+    records: Callable[[], Iterator[Record]]
+    """Opens the dataset at its beginning."""
+    maker: PromptMaker
+    rules: WindowRules
+
+    def windows(self, start: Position = _BEGINNING) -> Iterator[Window]:
+        """The windows from `start` on; raises as `read_windows` does."""
+        return read_windows(self.records(), self.maker, self.rules, start)
 
 
 @dataclass(frozen=True)
@@ -64,22 +86,21 @@ class Part:
 
 @dataclass(frozen=True)
 class Setup:
-    """A resolved run."""
+    """A resolved run: what is computed, on what, and where the output goes."""
 
     config: ExtractConfig
-    checkpoint: Checkpoint
-    taps: tuple[Tap, ...]
-    maker: PromptMaker
-    rules: WindowRules
+    model: OpenedModel
+    prompts: Prompts
     shard_format: ShardFormat
     manifest: Manifest
     """The manifest of this run before its first shard."""
-    mesh: Mesh | None
-    """The devices that share rows and weights; None where there is one."""
     upload_url: str | None
     """Where the output is copied to; None: nowhere."""
-    hosts: Hosts
-    """The hosts that the devices of the mesh belong to."""
+
+    @property
+    def hosts(self) -> Hosts:
+        """The hosts that run this together."""
+        return self.model.hosts
 
     @property
     def name(self) -> str:
@@ -87,46 +108,35 @@ class Setup:
         return self.hosts.name(self.config.worker)
 
     @property
-    def num_layers(self) -> int:
-        """How many layers are loaded and run."""
-        return self.taps[-1].layer + 1
-
-    @property
-    def compute_dtype(self) -> np.dtype:
-        """Operands of matrix products."""
-        return _DTYPES[self.config.compute_dtype]
-
-    def records(self) -> Iterator[Record]:
-        """The dataset, from its beginning."""
-        if self.config.dataset_path is None:
-            raise UsageError("no --dataset_path: a sharded dataset is extracted shard by shard")
-        return read_records(
-            self.config.dataset_path, dataset_format=self.config.dataset_format, max_tasks=self.config.max_tasks
-        )
+    def storage_dtype(self) -> np.dtype:
+        """How activations are stored."""
+        return _DTYPES[self.config.stored_as]
 
 
 def prepare(config: ExtractConfig, hosts: Hosts = _ALONE) -> Setup:
-    """Resolve `config` for one of `hosts`, each of which has an output folder of its own; waits for the others.
+    """Resolve `config` for one of `hosts`, each with its own output folder; waits for the others.
 
-    Raises an InputError where model, tokenizer, template or flags do not fit together, or hosts do not.
+    Raises an InputError where model, tokenizer, template or flags do not fit together, or hosts do
+    not.
     """
-    for line in opening(hosts):
+    for line in backend.opening_lines(hosts.index, hosts.count):
         print(line, file=sys.stderr, flush=True)
     if hosts.count > 1:
         config = replace(config, output_dir=str(config.output_folder / f"tpu_{hosts.name(config.worker)}"))
-    require_folders(config)
+    _require_folders(config)
     checkpoint = open_checkpoint(config.model_path)
     url = config.upload.url(hosts.name(config.worker))
     if checkpoint.hub_id is not None:
-        require_far_ends(config, url)
+        _require_far_ends(config, url)
     taps = resolve_run_taps(config, checkpoint.config)
     maker = prompt_maker(config, checkpoint)
-    mesh = _mesh(config, checkpoint, taps[-1].layer + 1)
-    rules = window_rules(config, hosts, devices=1 if mesh is None else mesh.size // hosts.count)
-    config = replace(config, batch_size=rules.batch_size)
+    dtypes = _DTYPES[config.compute_dtype], _DTYPES[config.stored_as]
+    model = open_model(checkpoint, taps, *dtypes, config.mesh, hosts)
+    prompts = Prompts(partial(_read_dataset, config), maker, window_rules(config, hosts, model.devices))
+    config = replace(config, batch_size=prompts.rules.batch_size)
     shard_format = format_of_shards(config, checkpoint.config, taps)
-    identity = _identity(config, checkpoint, maker, taps, shard_format, rules)
-    hosts.require_same(_of_all_hosts(config, identity, mesh))
+    identity = _identity(config, model, prompts, shard_format)
+    hosts.require_same(_of_all_hosts(config, identity, model))
     manifest = Manifest(
         fingerprint=fingerprint_of(identity),
         identity=identity,
@@ -141,7 +151,13 @@ def prepare(config: ExtractConfig, hosts: Hosts = _ALONE) -> Setup:
         hidden_size=shard_format.hidden_size,
         storage_dtype=config.stored_as,
     )
-    return Setup(config, checkpoint, taps, maker, rules, shard_format, manifest, mesh, url, hosts)
+    return Setup(config, model, prompts, shard_format, manifest, url)
+
+
+def _read_dataset(config: ExtractConfig) -> Iterator[Record]:
+    if config.dataset_path is None:
+        raise UsageError("no --dataset_path: a sharded dataset is extracted shard by shard")
+    return read_records(config.dataset_path, dataset_format=config.dataset_format, max_tasks=config.max_tasks)
 
 
 def for_part(setup: Setup, part: Part) -> Setup:
@@ -153,21 +169,22 @@ def for_part(setup: Setup, part: Part) -> Setup:
         output_dir=str(part.output_dir),
         sharded=ShardedConfig(),
     )
+    rules = replace(setup.prompts.rules, first_sample_idx=part.first_sample_idx)
     own: dict[str, Any] = {"part": part.name, "first_sample_idx": part.first_sample_idx}
     if setup.hosts.count > 1:
-        own |= {"machine_id": setup.rules.machine_id, "total_machines": setup.rules.total_machines}
+        own |= {"machine_id": rules.machine_id, "total_machines": rules.total_machines}
     identity = {**setup.manifest.identity, "dataset": own}
     return replace(
         setup,
         config=config,
-        rules=replace(setup.rules, first_sample_idx=part.first_sample_idx),
+        prompts=replace(setup.prompts, records=partial(_read_dataset, config), rules=rules),
         manifest=replace(setup.manifest, identity=identity, fingerprint=fingerprint_of(identity)),
         upload_url=part.upload_url,
     )
 
 
 def resolve_run_taps(config: RunConfig, model: Qwen2Config) -> tuple[Tap, ...]:
-    """Every (layer, site) that `config` asks for; raises ModelError for layers that `model` does not have."""
+    """The taps that `config` asks for; raises ModelError for layers that `model` lacks."""
     num_layers = model.num_hidden_layers
     impossible = [layer for layer in config.layers_to_extract if layer >= num_layers]
     if impossible:
@@ -192,7 +209,7 @@ def format_of_shards(config: RunConfig, model: Qwen2Config, taps: tuple[Tap, ...
 
 
 def prompt_maker(config: RunConfig, checkpoint: Checkpoint) -> PromptMaker:
-    """What makes the run's prompts, with the checkpoint's tokenizer; raises an InputError where it cannot."""
+    """What makes the prompts, with the model's tokenizer; raises an InputError if it cannot."""
     tokenizer = load_tokenizer(checkpoint.folder)
     if tokenizer.vocab_size > checkpoint.config.vocab_size:
         raise ModelError(
@@ -208,17 +225,6 @@ def prompt_maker(config: RunConfig, checkpoint: Checkpoint) -> PromptMaker:
         include_answer=config.include_answer,
         seed=config.random_seed,
     )
-
-
-def _mesh(config: ExtractConfig, checkpoint: Checkpoint, num_layers: int) -> Mesh | None:
-    devices = jax.devices()
-    if config.mesh == "auto":
-        model = weights.abstract_model(checkpoint.config, num_layers, _DTYPES[config.compute_dtype])
-        shape = auto_shape(len(devices), weight_bytes(model), backend.device_bytes())
-    else:
-        shape = parse_mesh(config.mesh)
-    mesh = make_mesh(shape, devices)
-    return None if mesh.size == 1 else mesh
 
 
 def window_rules(config: RunConfig, hosts: Hosts, devices: int) -> WindowRules:
@@ -237,25 +243,19 @@ def window_rules(config: RunConfig, hosts: Hosts, devices: int) -> WindowRules:
     )
 
 
-def _identity(
-    config: ExtractConfig,
-    checkpoint: Checkpoint,
-    maker: PromptMaker,
-    taps: tuple[Tap, ...],
-    shard_format: ShardFormat,
-    rules: WindowRules,
-) -> dict[str, Any]:
+def _identity(config: ExtractConfig, model: OpenedModel, prompts: Prompts, shard_format: ShardFormat) -> dict[str, Any]:
+    rules = prompts.rules
     packing = ("row_length", "batch_size", "max_seq_length", "window_samples")
     return {
         "layertap": layertap.__version__,
         "backend": backend.description(),
         "model": {
-            "weights": checkpoint.identity(weights.tensor_names(taps[-1].layer + 1)),
+            "weights": model.checkpoint.identity(weights.tensor_names(model.num_layers)),
             "compute_dtype": config.compute_dtype,
         },
         "layers": list(shard_format.layers),
         "sites": list(shard_format.sites),
-        "prompts": _plain(maker.identity()),
+        "prompts": _plain(prompts.maker.identity()),
         "dataset": {
             "max_tasks": config.max_tasks,
             "machine_id": rules.machine_id,
@@ -273,7 +273,7 @@ def _identity(
     }
 
 
-def _of_all_hosts(config: ExtractConfig, identity: dict[str, Any], mesh: Mesh | None) -> dict[str, Any]:
+def _of_all_hosts(config: ExtractConfig, identity: dict[str, Any], model: OpenedModel) -> dict[str, Any]:
     """What decides which programs run, and which samples are whose."""
     return {
         **identity,
@@ -283,10 +283,35 @@ def _of_all_hosts(config: ExtractConfig, identity: dict[str, Any], mesh: Mesh | 
             "total_machines": config.total_machines,
             "sharded": config.sharded.sharded_dataset_dir is not None,
         },
-        "mesh": None if mesh is None else dict(mesh.shape),
+        "mesh": None if model.mesh is None else dict(model.mesh.shape),
     }
 
 
 def _plain(value: Any) -> Any:  # noqa: ANN401 - JSON in, JSON out
-    """What `value` is once it has been through JSON: tuples become lists, so that it compares equal when read back."""
+    """`value` as JSON reads it back, so that the two compare equal."""
     return json.loads(json.dumps(value))
+
+
+def _require_folders(config: ExtractConfig) -> None:
+    """Raise UsageError where output or checkpoint cannot be written."""
+    require_writable("output_dir", config.output_folder)
+    if config.checkpointing:
+        require_writable("checkpoint_dir", config.checkpoint_folder)
+
+
+def require_writable(flag: str, folder: Path) -> None:
+    """Raise UsageError where it shows without a trial that `folder` cannot be made or written."""
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.exists(path))
+    if not there.is_dir():
+        raise UsageError(f"--{flag} {folder}: {there} is a file; give a folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UsageError(f"--{flag} {folder}: {there} cannot be written to; give another folder")
+
+
+def _require_far_ends(config: ExtractConfig, url: str | None) -> None:
+    """Raise an InputError where there is no dataset, or the output cannot go to `url`."""
+    if config.dataset_path is not None:
+        next(read_records(config.dataset_path, dataset_format=config.dataset_format, max_tasks=1))
+    if url is not None:
+        with closing(open_store(url, Retry(config.upload.upload_retry_seconds))) as store:
+            store.stat(FILE_NAME)

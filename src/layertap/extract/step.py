@@ -1,17 +1,19 @@
 """The compiled step: packed rows in, activations out.
 
-One program for each shape of step, compiled ahead (`compile`, in threads, while weights load) or when the shape first
-comes. Whoever compiles ahead calls `close` in the end, or those threads would wait for more for good. `dispatch`
-returns at once, with copies to the host already begun; `harvest` gives numpy arrays when they are there. Activations
-are rounded on the device to the narrower of compute and storage dtype, so that a bfloat16 run moves two bytes a value.
+One program for each shape of step, compiled ahead (`compile`, in threads, while weights load) or
+when the shape first comes. Whoever compiles ahead calls `close` in the end, or those threads would
+wait for more for good. `dispatch` returns at once, with copies to the host already begun; `harvest`
+gives numpy arrays when they are there. Activations are rounded on the device to the narrower of
+compute and storage dtype, so that a bfloat16 run moves two bytes a value.
 
-Over several devices the step is one `shard_map`: each device computes its own rows, and this host harvests the rows of
-its own devices. No activation crosses a wire.
+Over several devices the step is one `shard_map`: each device computes its own rows, and this host
+harvests the rows of its own devices. No activation crosses a wire.
 
-On TPU the program itself writes activations to pinned host memory, each when its layer has run: all layers of one
-16,384-token row of 72B (21 GB) would not fit beside each other into the memory of a v5e (16 GB). On GPU they are moved
-there when the step has ended, by the device: a plain copy would go through a small staging buffer at a tenth of the
-speed (jax#21438), and hold device memory until the host gets to it.
+On TPU the program itself writes activations to pinned host memory, each when its layer has run: all
+layers of one 16,384-token row of 72B (21 GB) would not fit beside each other into the memory of a
+v5e (16 GB). On GPU they are moved there when the step has ended, by the device: a plain copy would
+go through a small staging buffer at a tenth of the speed (jax#21438), and hold device memory until
+the host gets to it.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -36,7 +38,8 @@ from layertap.model.attention_tpu import attend_splash
 from layertap.model.mesh import ROWS, partition_model, placed
 from layertap.model.qwen2 import ForwardPlan, Qwen2
 
-# 16,384 tokens of 72B at once would need 4 GB for the MLP's intermediate values alone; 2,048 keep any chip busy.
+# 16,384 tokens of 72B at once would need 4 GB for the MLP's intermediate values alone; 2,048 keep
+# any chip busy.
 _ACCELERATOR_BLOCK = 2048
 
 Shape = tuple[int, int]
@@ -68,10 +71,10 @@ def run_step(
 
 
 class StepProgram:
-    """A model's shapes with the taps to read and the way to run it; weights may follow when they are loaded.
+    """A model's shapes with the taps to read and the way to run it; weights may follow later.
 
-    Shapes and rows are those of this host: where a mesh spans several, they run each step together, and its rows are
-    those of all hosts side by side.
+    Shapes and rows are those of this host: where a mesh spans several, they run each step together,
+    and its rows are those of all hosts side by side.
     """
 
     def __init__(self, abstract: Qwen2, taps: tuple[Tap, ...], plan: ForwardPlan) -> None:
@@ -85,13 +88,13 @@ class StepProgram:
         self._compilers = ThreadPoolExecutor(max_workers=2, thread_name_prefix="compile")
 
     def compile(self, shape: Shape) -> Future[Compiled]:
-        """Have the program for steps of `rows` x `length` compiled, once; returns at once. `close` afterwards."""
+        """Begin to compile for steps of `rows` x `length`, once. `close` afterwards."""
         if shape not in self._compiled:
             self._compiled[shape] = self._compilers.submit(self.lower_and_compile, shape)
         return self._compiled[shape]
 
     def lower_and_compile(self, shape: Shape) -> Compiled:
-        """Compile for steps of `rows` x `length`, here and now; needs shapes alone, no weights and no device."""
+        """Compile for steps of `rows` x `length` in this thread; needs no weights and no device."""
         outputs = self._pinned if self._plan.outputs == "offloaded" else self._rows
         step = jax.jit(partial(run_step, taps=self._taps, plan=self._plan), out_shardings=outputs)
         numbers = jax.ShapeDtypeStruct(self._global(shape), jnp.int32, sharding=self._rows)  # type: ignore[no-untyped-call]
@@ -115,7 +118,7 @@ class StepProgram:
             return outputs
 
     def close(self) -> None:
-        """End the threads that compile, each when it has finished what it has begun; Ctrl-C does not wait for that."""
+        """End the threads that compile, after what they began; Ctrl-C does not wait for them."""
         self._compilers.shutdown(wait=False, cancel_futures=True)
 
     def _program(self, shape: Shape) -> Compiled:
@@ -142,8 +145,8 @@ class StepProgram:
         return all(output.is_ready() for output in outputs)  # type: ignore[attr-defined]  # missing in jax.Array
 
     def harvest(self, outputs: Outputs) -> HostOutputs:
-        """The step's activations on this host as numpy arrays (bfloat16 as `ml_dtypes.bfloat16`), without a copy
-        where the device's memory is the host's.
+        """The step's activations on this host as numpy arrays (bfloat16 as `ml_dtypes.bfloat16`),
+        without a copy where the device's memory is the host's.
 
         Raises DeviceError where the step failed.
         """
@@ -157,8 +160,8 @@ def _first_row(index: tuple[slice, ...] | None) -> int:
 
 
 def _rows_here(output: Array) -> dict[int, Float[np.ndarray, "length _"]]:
-    # Not by `addressable_shards`: on one device these hold the array that holds them, a circle in which a step's memory
-    # stays until the garbage collector comes by, many steps later.
+    # Not by `addressable_shards`: on one device these hold the array that holds them, a circle in
+    # which a step's memory stays until the garbage collector comes by, many steps later.
     places = output.sharding.addressable_devices_indices_map(output.shape).values()
     parts = {_first_row(place): number for number, place in enumerate(places)}
     return dict(
@@ -188,7 +191,7 @@ def plan_for(platform: str, capture_dtype: np.dtype, mesh: Mesh | None = None) -
 
 
 def transfer_dtype(compute: DTypeLike, storage: DTypeLike) -> np.dtype:
-    """bfloat16 where either the products or the files are bfloat16: more would be moved for nothing; else float32."""
+    """bfloat16 where the products or the files are, else float32."""
     return np.dtype(jnp.bfloat16 if jnp.bfloat16 in (np.dtype(compute), np.dtype(storage)) else jnp.float32)
 
 

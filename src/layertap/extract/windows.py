@@ -1,19 +1,21 @@
-"""From dataset records to packed windows: the part of a run that decides its order, and where it goes on.
+"""From records to packed windows: what decides the order of a run, and where it goes on.
 
-A window is a run of whole records that brings at least `window_samples` samples (or the rest of the dataset). Its
-samples are packed among themselves, and emitted step by step, row by row. So the order in which samples are emitted
-follows from the dataset and the settings alone, and "window w, e samples emitted" is an exact position: a restart
-packs the same window again and drops its first e samples. Windows fix the order, not the shards: at 24 layers of
-float32 a 1 GB shard holds nine prompts, far too few to fill rows well.
+A window is a run of whole records that brings at least `window_samples` samples (or the rest of the
+dataset). Its samples are packed among themselves, and emitted step by step, row by row. So the
+order in which samples are emitted follows from the dataset and the settings alone, and "window w, e
+samples emitted" is an exact position: a restart packs the same window again and drops its first e
+samples. Windows fix the order, not the shards: at 24 layers of float32 a 1 GB shard holds nine
+prompts, far too few to fill rows well.
 
-A restart reads the dataset again from its beginning up to its position (parsing is some thousand times faster than
-extracting) and compares a digest over those records: tasks already extracted must be the same, later ones may have
-been repaired.
+A restart reads the dataset again from its beginning up to its position (parsing is some thousand
+times faster than extracting) and compares a digest over those records: tasks already extracted must
+be the same, later ones may have been repaired.
 
-Every record is counted by every machine, so `sample_idx` is the same whichever machine extracts a sample, as long as
-they read the same dataset (a record that is not a task counts for no samples: repaired between two machines' runs, it
-would shift the numbers behind it). A machine makes prompts of its own records alone. A record that is not a task, or
-a sample that is too long, raises before any step of its window.
+Every record is counted by every machine, so `sample_idx` is the same whichever machine extracts a
+sample, as long as they read the same dataset (a record that is not a task counts for no samples:
+repaired between two machines' runs, it would shift the numbers behind it). A machine makes prompts
+of its own records alone. A record that is not a task, or a sample that is too long, raises before
+any step of its window.
 """
 
 import hashlib
@@ -49,7 +51,7 @@ class Position:
     overlong_before: int = 0
     """How many of `overlong_samples` stand before the window."""
     skipped_tasks: tuple[Mapping[str, Any], ...] = ()
-    """This machine's records that are not tasks, those of the window included once a sample of it is committed."""
+    """This machine's records that are not tasks; also the window's, once it is begun."""
     overlong_samples: tuple[Mapping[str, Any], ...] = ()
     """Samples longer than allowed, with what was done to them; likewise."""
 
@@ -112,10 +114,10 @@ class WindowRules:
 def read_windows(
     records: Iterator[Record], maker: PromptMaker, rules: WindowRules, start: Position
 ) -> Iterator[Window]:
-    """The windows from `start` on; one may be without samples, where a machine's share ends before the dataset.
+    """The windows from `start` on; one may be empty, where a machine's share ends early.
 
-    Raises BadTaskError and OverlongError as `rules` say, and RunMismatchError where the records before `start` are
-    not those that were extracted.
+    Raises BadTaskError and OverlongError as `rules` say, and RunMismatchError where the records
+    before `start` are not those that were extracted.
     """
     tally = _Tally(maker, rules)
     for record in islice(records, start.record):
@@ -160,7 +162,7 @@ class _Tally:
         )
 
     def require(self, records: int, digest: str | None) -> None:
-        """Make sure that so many records went by, and that they are those of which samples were extracted."""
+        """Make sure that so many records went by, and that they are those that were extracted."""
         if (self.records, self._hash.hexdigest()) != (records, digest):
             raise RunMismatchError(
                 f"the first {records} tasks of the dataset are not those that were extracted here;"
@@ -168,7 +170,7 @@ class _Tally:
             )
 
     def take(self, records: Iterator[Record]) -> list[tuple[int, Task | Document]]:
-        """The machine's share of the next records, a window's samples of it; each with its first `sample_idx`."""
+        """The machine's share of the next records, a window's worth, with first sample numbers."""
         own: list[tuple[int, Task | Document]] = []
         samples = 0
         while samples < self._rules.window_samples and (record := next(records, None)) is not None:
@@ -191,7 +193,7 @@ class _Tally:
         self.records += 1
 
     def within_length(self, samples: Sequence[Sample]) -> list[Sample]:
-        """The samples, less or cut those that are too long; raises OverlongError under `--overlong error`."""
+        """Leave out or cut what is too long; raises OverlongError under `--overlong error`."""
         kept = []
         for sample in samples:
             if len(sample.token_ids) <= self._rules.longest:

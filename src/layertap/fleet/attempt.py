@@ -26,7 +26,8 @@ from typing import Any
 
 from layertap.errors import DamageError, HostsStoppedError
 from layertap.extract.progress import Watch
-from layertap.extract.run import RunSummary, extract_prepared
+from layertap.extract.progress import RunSummary
+from layertap.extract.run import extract_prepared
 from layertap.extract.session import Session
 from layertap.extract.setup import Part, Setup, for_part
 from layertap.fleet.sharded import DatasetShard, ShardedDataset, read_shard

@@ -1,10 +1,11 @@
-"""How a process of Layertap ends: errors that are raised on purpose become a message and an exit status.
+"""How a process of Layertap ends: our errors become a message and an exit status.
 
-Two things of a terminal are no errors. Characters that it cannot show (a Latin-1 or ASCII locale) come out as `?`. A
-reader that leaves early (`layertap inspect ... | head`) ends the process in silence, with the status that a shell gives
-to a program that SIGPIPE ended. SIGPIPE itself stays ignored, as Python has it: its default would also kill a run whose
-bucket closes a connection. So a broken pipe counts as an early reader only where the pipe of standard output or
-standard error has in fact no reader any more; any other one is a bug and keeps its traceback.
+Two things of a terminal are no errors. Characters that it cannot show (a Latin-1 or ASCII locale)
+come out as `?`. A reader that leaves early (`layertap inspect ... | head`) ends the process in
+silence, with the status that a shell gives to a program that SIGPIPE ended. SIGPIPE itself stays
+ignored, as Python has it: its default would also kill a run whose bucket closes a connection. So a
+broken pipe counts as an early reader only where the pipe of standard output or standard error has
+in fact no reader any more; any other one is a bug and keeps its traceback.
 """
 
 import io
@@ -19,11 +20,11 @@ from layertap.errors import LayertapError
 from layertap.process.interruption import INTERRUPTED, interruptible
 
 NOBODY_READS = 141
-"""The exit status of a process whose reader has left: 128 and the number of SIGPIPE, as in a shell."""
+"""The exit status of a process whose reader has left: 128 + SIGPIPE, as in a shell."""
 
 
 def guarded(run: Callable[[], int]) -> int:
-    """What `run` returns, or the exit status of the error that it ends in, whose message is printed.
+    """What `run` returns, or the exit status of the error that it raised, after its message.
 
     After an interruption the process ends here.
     """
@@ -44,14 +45,15 @@ def guarded(run: Callable[[], int]) -> int:
             _discard(stream)
         return NOBODY_READS
     except KeyboardInterrupt:
-        # An orderly exit would wait for the step that is on the device, for most of a minute on a CPU.
+        # An orderly exit would wait for the step that is on the device, for most of a minute on a
+        # CPU.
         with suppress(BrokenPipeError):  # nobody reads it any more
             sys.stdout.flush()
         os._exit(INTERRUPTED)
 
 
 def _printed(run: Callable[[], int]) -> int:
-    """The same, once all that it printed is out: what waits in a buffer would fail as Python exits, with a traceback.
+    """The same once all output is out: a buffer that fails as Python exits gives a traceback.
 
     So too where it exits, as it does after `--help`.
     """
@@ -76,7 +78,8 @@ def _open_what_is_closed() -> None:
 
 
 def _replace_what_cannot_be_shown(stream: TextIO) -> None:
-    # In the C locale Python lets undecodable file names pass (`surrogateescape`), and nothing else beyond ASCII.
+    # In the C locale Python lets undecodable file names pass (`surrogateescape`), and nothing else
+    # beyond ASCII.
     fails = ("strict",) if stream.encoding == "utf-8" else ("strict", "surrogateescape")
     if isinstance(stream, io.TextIOWrapper) and stream.errors in fails:
         stream.reconfigure(errors="replace")

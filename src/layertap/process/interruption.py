@@ -1,15 +1,16 @@
 """Ctrl-C, and SIGTERM, which is how a cloud says that it takes the machine away.
 
-Either interrupts once: what is being written is finished, what is committed here is uploaded. Either one again ends the
-process at once; that loses nothing which is committed, since a run withstands SIGKILL.
+Either interrupts once: what is being written is finished, what is committed here is uploaded.
+Either one again ends the process at once; that loses nothing which is committed, since a run
+withstands SIGKILL.
 
-After SIGTERM the process is gone within `GRACE_SECONDS` in any case. A signal handler alone could not promise that:
-Python runs it between two bytecodes of the main thread, which may be compiling a model, or waiting for a bucket that
-does not answer. So a thread of its own reads the signal's number from the pipe into which the interpreter writes it at
-once, and counts the seconds.
+After SIGTERM the process is gone within `GRACE_SECONDS` in any case. A signal handler alone could
+not promise that: Python runs it between two bytecodes of the main thread, which may be compiling a
+model, or waiting for a bucket that does not answer. So a thread of its own reads the signal's
+number from the pipe into which the interpreter writes it at once, and counts the seconds.
 
-What is said on the way may find no reader any more (a worker whose engine was killed writes into a broken pipe). That
-must not take the place of the interruption, so such failures are passed over.
+What is said on the way may find no reader any more (a worker whose engine was killed writes into a
+broken pipe). That must not take the place of the interruption, so such failures are passed over.
 """
 
 import os

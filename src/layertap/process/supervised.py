@@ -1,9 +1,10 @@
 """A host's process under one that explains its death.
 
-When a host is lost, JAX's runtime ends the others, after `HEARTBEAT_SECONDS`, by an abort deep in C++: a stack trace in
-which the lost host is named somewhere. No Python code runs in that process any more. So with `--multihost` the command
-runs itself as a child, lets its output through but for such traces, and says in the end which host was lost and that
-the same command resumes. Signals are handed on.
+When a host is lost, JAX's runtime ends the others, after `HEARTBEAT_SECONDS`, by an abort deep in
+C++: a stack trace in which the lost host is named somewhere. No Python code runs in that process
+any more. So with `--multihost` the command runs itself as a child, lets its output through but for
+such traces, and says in the end which host was lost and that the same command resumes. Signals are
+handed on.
 """
 
 import os
@@ -18,7 +19,8 @@ from contextlib import contextmanager, suppress
 HEARTBEAT_SECONDS = 20
 
 _MARK = "LAYERTAP_SUPERVISED"
-# How the coordination service (xla/tsl) names tasks that sent no heartbeat, and a coordinator that does not answer.
+# How the coordination service (xla/tsl) names tasks that sent no heartbeat, and a coordinator that
+# does not answer.
 _LOST = re.compile(r"[Tt]ask[ :/]*(\d+) heartbeat timeout|unhealthy \(stopped sending heartbeats\):.*?(\d+)")
 # The one that waits at the end is the one that ended first.
 _ENDED = re.compile(r"The first task at the barrier: (\d+)")
@@ -34,7 +36,7 @@ def is_child() -> bool:
 
 
 def supervise() -> int:
-    """Run this very command as a child; returns its exit status, or 1 where JAX's runtime ended it."""
+    """Run this command as a child; returns its exit status, or 1 where JAX's runtime ended it."""
     child = subprocess.Popen(
         [sys.executable, *sys.orig_argv[1:]], env={**os.environ, _MARK: "1"}, stderr=subprocess.PIPE, text=True
     )
@@ -68,7 +70,7 @@ def _interrupt(child: "subprocess.Popen[str]") -> None:
 
 
 def _let_through(child: "subprocess.Popen[str]") -> str:
-    """Copy the child's standard error to ours until it ends; returns the trace of an abort, which is held back."""
+    """Copy the child's standard error to ours; hold back and return the trace of an abort."""
     held: list[str] = []
     assert child.stderr is not None
     for line in child.stderr:
@@ -80,7 +82,7 @@ def _let_through(child: "subprocess.Popen[str]") -> str:
 
 
 def _say(words: str) -> None:
-    """Write to standard error; that nobody reads it any more is no reason to leave the child alone."""
+    """Write to standard error. The child is not left alone if nobody reads that any more."""
     with suppress(OSError):
         sys.stderr.write(words)
         sys.stderr.flush()
