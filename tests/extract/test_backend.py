@@ -1,4 +1,4 @@
-"""Where compiled programs are kept, and how JAX finds its devices."""
+"""Where compiled programs are kept, how JAX finds devices, what a run says it computes on."""
 
 import os
 import subprocess
@@ -7,9 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
+import jax
 import pytest
 
+from layertap.config.extract import ExtractConfig
 from layertap.extract import backend
+from layertap.extract.run import extract
 
 _NAME = "jax_compilation_cache_dir"
 
@@ -23,7 +26,7 @@ def configured(monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
     return told
 
 
-def test_they_are_in_the_users_cache_folder(
+def test_programs_of_any_size_are_kept_in_the_users_cache_folder(
     configured: dict[str, object], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     for cache, home in ((str(tmp_path / "caches"), tmp_path / "caches"), ("", tmp_path / ".cache")):
@@ -31,6 +34,8 @@ def test_they_are_in_the_users_cache_folder(
         monkeypatch.setenv("HOME", str(tmp_path))
         backend.configure()
         assert configured[_NAME] == os.fspath(home / "layertap" / "xla")
+    assert configured["jax_persistent_cache_min_compile_time_secs"] == 0
+    assert configured["jax_persistent_cache_min_entry_size_bytes"] == -1
 
 
 def test_jaxs_own_variable_wins(configured: dict[str, object], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -39,18 +44,15 @@ def test_jaxs_own_variable_wins(configured: dict[str, object], monkeypatch: pyte
     assert _NAME not in configured
 
 
-def test_programs_of_any_size_are_kept(configured: dict[str, object]) -> None:
-    backend.configure()
-    assert configured["jax_persistent_cache_min_compile_time_secs"] == 0
-    assert configured["jax_persistent_cache_min_entry_size_bytes"] == -1
+def place(folder: Path, *files: str) -> None:
+    for file in files:
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        (folder / file).touch()
 
 
-@pytest.mark.parametrize(
-    "file", ["accel0", "vfio/0", "nvidia0", "nvidiactl", "dxg", "kfd"], ids=lambda file: file.replace("/", "-")
-)
+@pytest.mark.parametrize("file", ["accel0", "vfio/0", "nvidia0", "nvidiactl", "dxg", "kfd"])
 def test_a_device_file_is_a_sign_of_an_accelerator(tmp_path: Path, file: str) -> None:
-    (tmp_path / file).parent.mkdir(exist_ok=True)
-    (tmp_path / file).touch()
+    place(tmp_path, file)
     assert backend.shows_accelerator(tmp_path, {})
 
 
@@ -60,9 +62,7 @@ def test_a_variable_is_a_sign_of_an_accelerator(tmp_path: Path, name: str) -> No
 
 
 def test_what_any_machine_has_is_no_sign_of_an_accelerator(tmp_path: Path) -> None:
-    for file in ("null", "vfio/vfio", "accel/accel0", "nvme0"):  # accel/ holds the NPUs of laptops
-        (tmp_path / file).parent.mkdir(exist_ok=True)
-        (tmp_path / file).touch()
+    place(tmp_path, "null", "vfio/vfio", "accel/accel0", "nvme0")  # accel/ holds the NPUs of laptops
     libtpu_and_jax = {"TPU_LIBRARY_PATH": "/libtpu.so", "TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_ID": "3", "PATH": "/bin"}
     assert not backend.shows_accelerator(tmp_path, libtpu_and_jax)
 
@@ -78,16 +78,13 @@ def only_libtpu(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     return config
 
 
-@pytest.mark.parametrize("platforms", [None, ""])  # JAX itself advises to set the variable to nothing
-def test_libtpu_alone_is_left_out(only_libtpu: SimpleNamespace, platforms: str | None) -> None:
+@pytest.mark.parametrize(("platforms", "left_out"), [(None, True), ("", True), ("cpu", False), ("tpu,cpu", False)])
+def test_libtpu_alone_is_left_out_unless_platforms_were_named(
+    only_libtpu: SimpleNamespace, platforms: str | None, *, left_out: bool
+) -> None:
+    """JAX itself advises to set the variable to nothing."""
     only_libtpu.jax_platforms = platforms
-    assert backend.only_libtpu_would_search()
-
-
-@pytest.mark.parametrize("platforms", ["cpu", "tpu,cpu"])
-def test_platforms_that_were_named_are_kept(only_libtpu: SimpleNamespace, platforms: str) -> None:
-    only_libtpu.jax_platforms = platforms
-    assert not backend.only_libtpu_would_search()
+    assert backend.only_libtpu_would_search() is left_out
 
 
 @pytest.mark.parametrize(
@@ -117,3 +114,81 @@ def test_libtpu_without_a_tpu_is_neither_loaded_nor_heard(tmp_path: Path) -> Non
     environment = {name: value for name, value in os.environ.items() if name != "JAX_PLATFORMS"}
     done = subprocess.run([sys.executable, "-c", start], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert (done.stdout, done.stderr, done.returncode) == ("cpu False\n", "", 0)
+
+
+@pytest.mark.parametrize(
+    ("flags", "has"),
+    [("avx512f avx512_bf16 gfni", True), ("amx_bf16 amx_tile", True), ("avx512f avx512_vnni", False), ("", False)],
+)
+def test_bfloat16_products_are_told_by_the_processor_s_flags(flags: str, *, has: bool) -> None:
+    assert backend.lists_bfloat16(f"processor\t: 0\nflags\t\t: fpu {flags}\nbugs\t: avx512_bf16\n") is has
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The root of a machine without an accelerator. JAX was told nothing, and found the CPU."""
+    root = tmp_path / "root"
+    place(root, "dev/nvidiactl", "dev/null", "dev/vfio/vfio", "proc/cpuinfo")
+    (root / "proc" / "cpuinfo").write_text("processor\t: 0\nmodel name\t: Some Processor 9000\nflags\t\t: fpu\n")
+    monkeypatch.setattr(backend, "_ROOT", root)
+    monkeypatch.delenv("TPU_ACCELERATOR_TYPE", raising=False)
+    config = SimpleNamespace(jax_platforms=None)
+    fake = SimpleNamespace(config=config, devices=jax.devices, default_backend=lambda: "cpu")
+    monkeypatch.setattr(backend, "jax", fake)
+    return root
+
+
+def add_pci_device(root: Path, vendor: str) -> None:
+    place(root, "sys/bus/pci/devices/0000:00:05.0/vendor")
+    (root / "sys/bus/pci/devices/0000:00:05.0/vendor").write_text(f"{vendor}\n")
+
+
+def test_the_processor_its_cores_and_the_host_are_named(root: Path) -> None:
+    first, *more = backend.opening_lines()
+    assert first.endswith(f" on CPU (Some Processor 9000, {len(os.sched_getaffinity(0))} cores)")
+    assert not more
+    assert next(backend.opening_lines(1, 4)).endswith(" cores), host 1 of 4")
+
+
+def test_devices_are_counted_and_named() -> None:
+    assert backend.describe_devices("gpu", "NVIDIA H100 80GB HBM3", 1) == "1 x NVIDIA H100 80GB HBM3"
+    assert backend.describe_devices("tpu", "TPU v5 lite", 8) == "8 x TPU v5 lite"
+
+
+@pytest.mark.parametrize(("file", "named"), [("nvidia0", "an NVIDIA GPU"), ("accel0", "a TPU"), ("vfio/0", "a TPU")])
+def test_an_accelerator_that_is_left_alone_is_said_loudly(file: str, named: str, root: Path) -> None:
+    add_pci_device(root, "0x1ae0")
+    assert backend.unused_accelerator() is None
+    place(root, f"dev/{file}")
+    _, warning = backend.opening_lines()
+    assert warning.startswith("WARNING: THIS RUN COMPUTES ON THE CPU")
+    assert f"{named} ({root}/dev/{file})" in warning
+    assert "JAX_PLATFORMS=cpu" in warning
+
+
+def test_a_variable_tells_of_a_tpu_too(root: Path) -> None:
+    assert backend.unused_accelerator(environment={"TPU_ACCELERATOR_TYPE": "v5litepod-8"}) is not None
+
+
+def test_what_a_workstation_lends_to_virtual_machines_is_no_tpu(root: Path) -> None:
+    add_pci_device(root, "0x10de")
+    place(root, "dev/vfio/0")
+    assert backend.unused_accelerator() is None
+
+
+@pytest.mark.parametrize(("platforms", "lines"), [("cpu", 1), ("cpu,tpu", 1), (None, 2), ("", 2), ("tpu,cpu", 2)])
+def test_nobody_who_asks_for_the_cpu_hears_a_warning(platforms: str | None, lines: int, root: Path) -> None:
+    place(root, "dev/nvidia0")
+    backend.jax.config.jax_platforms = platforms
+    assert len(list(backend.opening_lines())) == lines
+
+
+def test_a_processor_that_the_system_does_not_name_is_named_by_its_kind(tmp_path: Path) -> None:
+    assert backend.processor(tmp_path)
+
+
+def test_what_it_computes_on_is_the_first_line_of_a_run(
+    config: ExtractConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    extract(config)
+    assert capsys.readouterr().err.splitlines()[0].endswith(backend.computing_on())

@@ -1,11 +1,9 @@
 """Several hosts: 4 processes of 2 CPU devices each, which talk over loopback."""
 
 import json
-import os
 import re
-import sys
 import time
-from contextlib import closing, suppress
+from contextlib import closing
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -17,7 +15,7 @@ import shards
 import slices
 from clouds import BUCKET
 from fakes.gcs import FakeGcs
-from runs import changed
+from runs import Activations, activations, changed, require_close, small_flags
 
 from layertap.config.extract import ExtractConfig, HostsConfig
 from layertap.config.upload import UploadConfig
@@ -28,7 +26,6 @@ from layertap.extract.progress import Watch
 from layertap.extract.run import extract_prepared
 from layertap.extract.session import Session
 from layertap.extract.setup import prepare
-from layertap.process import supervised
 
 HOSTS = 4
 
@@ -42,64 +39,42 @@ def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def flags(model: Path, tasks: Path, output: Path) -> list[str]:
-    settings = {
-        "dataset_path": tasks,
-        "model_path": model,
-        "predictions_per_task": 2,
-        "row_length": 1024,
-        "batch_size": 2,
-        "window_samples": 8,
-        "compute_dtype": "float32",
-        "shard_size_gb": 0.001,
-        "output_dir": output,
-        "checkpoint_dir": output / "checkpoints",
-    }
-    return [part for name, value in settings.items() for part in (f"--{name}", str(value))]
+    more = {"output_dir": output, "checkpoint_dir": output / "checkpoints", "shard_size_gb": 0.001}
+    return small_flags(tasks, model, window_samples=8, compute_dtype="float32", **more)
 
 
-def union(output: Path) -> dict[tuple[int, int], np.ndarray]:
-    """(layer, sample_idx) -> activations, over all hosts; fails where two hosts have one sample."""
-    found: dict[tuple[int, int], np.ndarray] = {}
+def union(output: Path) -> Activations:
+    """The activations of all hosts; fails where two hosts have one sample."""
+    found: Activations = {}
     for folder in sorted(output.glob("tpu_0_host_*")):
-        for layer in range(4):
-            for index, entry in shards.samples(folder, layer).items():
-                assert (layer, index) not in found
-                found[layer, index] = entry["activation"]
+        part = activations(folder)
+        assert not found.keys() & part.keys()
+        found |= part
     return found
 
 
 @pytest.fixture(scope="module")
-def alone(tiny_model: Path, tasks: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, int], np.ndarray]:
+def alone(tiny_model: Path, tasks: Path, tmp_path_factory: pytest.TempPathFactory) -> Activations:
     output = tmp_path_factory.mktemp("alone") / "out"
     done = commands.run(["-m", "layertap", "extract", *flags(tiny_model, tasks, output)], output.parent)
     assert done.returncode == 0, done.stderr
-    return {
-        (layer, index): entry["activation"]
-        for layer in range(4)
-        for index, entry in shards.samples(output, layer).items()
-    }
-
-
-def assert_same(found: dict[tuple[int, int], np.ndarray], expected: dict[tuple[int, int], np.ndarray]) -> None:
-    assert set(found) == set(expected)
-    for key, value in expected.items():
-        np.testing.assert_allclose(found[key], value, rtol=1e-5, atol=1e-5, err_msg=str(key))
+    return activations(output)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mesh", ["data=8", "data=2,fsdp=4"])
 def test_the_union_is_what_one_process_gives(
-    tiny_model: Path, tasks: Path, alone: dict[tuple[int, int], np.ndarray], tmp_path: Path, mesh: str
+    tiny_model: Path, tasks: Path, alone: Activations, tmp_path: Path, mesh: str
 ) -> None:
     slices.run([*flags(tiny_model, tasks, tmp_path / "out"), "--mesh", mesh], tmp_path, HOSTS)
-    assert_same(union(tmp_path / "out"), alone)
+    require_close(union(tmp_path / "out"), alone)
     assert {path.name for path in (tmp_path / "out").glob("tpu_*")} == {f"tpu_0_host_{host}" for host in range(HOSTS)}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", [2, 0], ids=["a host", "the coordinator"])
 def test_a_lost_host_is_named_and_the_restart_goes_on(
-    tiny_model: Path, tasks: Path, alone: dict[tuple[int, int], np.ndarray], tmp_path: Path, victim: int
+    tiny_model: Path, tasks: Path, alone: Activations, tmp_path: Path, victim: int
 ) -> None:
     output = tmp_path / "out"
     arguments = [*flags(tiny_model, tasks, output), "--mesh", "data=4,fsdp=2"]
@@ -121,7 +96,7 @@ def test_a_lost_host_is_named_and_the_restart_goes_on(
     assert all(count > 0 for count in committed)
     summaries = slices.run(arguments, tmp_path, HOSTS)
     assert any("resumed after" in summary for summary in summaries)
-    assert_same(union(output), alone)
+    require_close(union(output), alone)
 
 
 @pytest.mark.slow
@@ -195,54 +170,20 @@ def test_the_summary_of_a_host_names_its_own_folder_and_url(
 
 
 @pytest.mark.slow
-def test_one_host_that_meets_nobody_is_a_run_of_its_own(tiny_model: Path, tasks: Path, tmp_path: Path) -> None:
-    meeting = [
-        "--multihost",
-        "--num_hosts",
-        "1",
-        "--host_id",
-        "0",
-        "--coordinator_address",
-        f"127.0.0.1:{slices.free_port()}",
-    ]
-    command = ["-m", "layertap", "extract", *flags(tiny_model, tasks, tmp_path / "out"), "--max_tasks", "2", *meeting]
-    done = commands.run(command, tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert len(shards.samples(tmp_path / "out", 0)) >= 4
-
-
-@pytest.mark.slow
-def test_hosts_are_found_without_a_flag_where_jax_knows_the_cluster(
-    tiny_model: Path, tasks: Path, tmp_path: Path
+@pytest.mark.parametrize("told_by", ["flags", "the cluster"])
+def test_one_host_that_meets_nobody_is_a_run_of_its_own(
+    tiny_model: Path, tasks: Path, tmp_path: Path, told_by: str
 ) -> None:
-    """Slurm here, which tells by its environment what Cloud TPU tells by its metadata."""
+    """Slurm tells by its environment what Cloud TPU tells by its metadata."""
+    port = slices.free_port()
     numbers = {"JOB_ID": 1, "STEP_NUM_NODES": 1, "NTASKS": 1, "PROCID": 0, "LOCALID": 0, "STEP_NODELIST": "127.0.0.1"}
-    cluster = {f"SLURM_{name}": str(value) for name, value in numbers.items()}
+    slurm = {f"SLURM_{name}": str(value) for name, value in numbers.items()} | {"JAX_COORDINATOR_PORT": str(port)}
+    meeting = ["--num_hosts", "1", "--host_id", "0", "--coordinator_address", f"127.0.0.1:{port}"]
     command = ["-m", "layertap", "extract", *flags(tiny_model, tasks, tmp_path / "out"), "--max_tasks", "2"]
-    done = commands.run(
-        [*command, "--multihost"], tmp_path, cluster | {"JAX_COORDINATOR_PORT": str(slices.free_port())}
-    )
+    by_flags = told_by == "flags"
+    done = commands.run([*command, "--multihost", *(meeting if by_flags else [])], tmp_path, {} if by_flags else slurm)
     assert done.returncode == 0, done.stderr
     assert len(shards.samples(tmp_path / "out", 0)) >= 4
-
-
-def test_what_looked_like_a_trace_is_shown_where_the_child_ended_by_itself(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    program = "import sys; sys.stderr.write('*** Check failure\\nerror: what matters\\n'); sys.exit(2)"
-    monkeypatch.setattr(sys, "orig_argv", ["python", "-c", program])
-    assert supervised.supervise() == 2
-    assert "error: what matters" in capsys.readouterr().err
-
-
-def test_a_host_goes_on_although_nobody_reads_what_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    program = "import sys; sys.stderr.write('words\\n' * 100_000)"
-    monkeypatch.setattr(sys, "orig_argv", ["python", "-c", program])
-    reading, writing = os.pipe()
-    os.close(reading)
-    with suppress(BrokenPipeError), os.fdopen(writing, "w") as nowhere:
-        monkeypatch.setattr(sys, "stderr", nowhere)
-        assert supervised.supervise() == 0
 
 
 def test_hosts_that_nobody_names_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -252,27 +193,18 @@ def test_hosts_that_nobody_names_are_refused(monkeypatch: pytest.MonkeyPatch) ->
         join(HostsConfig(multihost=True))
 
 
+ALL = {"multihost": True, "num_hosts": 4, "host_id": 0, "coordinator_address": "a:1"}
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"num_hosts": 4}, "--num_hosts: only together with --multihost"),
         ({"multihost": True, "num_hosts": 4, "host_id": 0}, "give all of"),
-        (
-            {"multihost": True, "num_hosts": 4, "host_id": 4, "coordinator_address": "a:1"},
-            "--host_id 4 is not one of 4 hosts",
-        ),
-        (
-            {"multihost": True, "num_hosts": 4, "host_id": 0, "coordinator_address": "10.0.0.1"},
-            "--coordinator_address 10.0.0.1: give HOST:PORT",
-        ),
-        (
-            {"multihost": True, "num_hosts": 4, "host_id": 0, "coordinator_address": "10.0.0.1:84760"},
-            "--coordinator_address 10.0.0.1:84760: give HOST:PORT",
-        ),
-        (
-            {"multihost": True, "num_hosts": 4, "host_id": 0, "coordinator_address": "http://10.0.0.1:8476"},
-            "give HOST:PORT",
-        ),
+        (ALL | {"host_id": 4}, "--host_id 4 is not one of 4 hosts"),
+        (ALL | {"coordinator_address": "10.0.0.1"}, "--coordinator_address 10.0.0.1: give HOST:PORT"),
+        (ALL | {"coordinator_address": "10.0.0.1:84760"}, "--coordinator_address 10.0.0.1:84760: give HOST:PORT"),
+        (ALL | {"coordinator_address": "http://10.0.0.1:8476"}, "give HOST:PORT"),
     ],
 )
 def test_flags_that_name_no_host_are_refused(settings: dict, message: str) -> None:

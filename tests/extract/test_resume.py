@@ -24,27 +24,19 @@ def test_a_run_stopped_after_each_shard_ends_with_the_same_bytes(
     """What a kill leaves is a manifest with fewer shards; test_kill.py kills in earnest."""
     config = changed(config, format=name)
     finished(config)
-    whole = shards.contents(out(config))
-    document = manifest(config)
-    text = (out(config) / "metadata.json").read_text()
-    count = len(document["shards"])
+    whole, count = strip_paths(shards.contents(out(config))), len(manifest(config)["shards"])
     for kept in (0, 1, count // 2, count - 1):
         partial = changed(config, output_dir=str(tmp_path / f"kept{kept}"), checkpoint_dir=str(tmp_path / f"ck{kept}"))
-        stopped = extract_some(partial, kept)
-        assert len(stopped["shards"]) == kept
+        assert len(extract_some(partial, kept)["shards"]) == kept
         extract(partial)
-        resumed = shards.contents(out(partial))
-        resumed["metadata.json"] = resumed["metadata.json"].replace(str(tmp_path / f"kept{kept}").encode(), b"OUT")
-        expected = dict(whole)
-        expected["metadata.json"] = text.replace(str(out(config)), "OUT").encode()
-        assert strip_paths(resumed) == strip_paths(expected)
+        assert strip_paths(shards.contents(out(partial))) == whole
 
 
 def strip_paths(files: dict[str, bytes]) -> dict[str, Any]:
     """The files, the manifest without the paths that the settings name."""
     document = json.loads(files["metadata.json"])
     del document["config"]["output_dir"], document["config"]["checkpoint_dir"]
-    return {**files, "metadata.json": document}
+    return {**files, "metadata.json": json.dumps(document)}
 
 
 def test_a_complete_run_is_left_alone(config: ExtractConfig) -> None:

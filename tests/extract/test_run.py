@@ -16,7 +16,7 @@ from runs import changed, finished, lines, manifest, out
 from layertap.check.verify import verify
 from layertap.config.extract import ExtractConfig
 from layertap.core.taps import Tap
-from layertap.errors import BadTaskError, ModelError, OverlongError, StorageError
+from layertap.errors import BadTaskError, ModelError, StorageError
 from layertap.extract import backend
 from layertap.extract.run import extract
 from layertap.extract.step import StepProgram
@@ -151,13 +151,6 @@ def test_a_bad_task_can_be_skipped_and_is_listed(config: ExtractConfig, tmp_path
     assert sorted(found) == list(range(len(found)))
 
 
-def test_a_bad_task_in_the_first_window_writes_nothing(config: ExtractConfig, tmp_path: Path) -> None:
-    bad, _, _ = with_bad_line(config, tmp_path, 0)
-    with pytest.raises(BadTaskError):
-        extract(bad)
-    assert not shards.contents(out(bad))
-
-
 @pytest.mark.parametrize("cause", ["a bad first task", "a first Ctrl-C"])
 def test_a_run_that_ends_while_weights_load_does_not_wait_for_them(
     config: ExtractConfig, tmp_path: Path, monkeypatch, cause: str
@@ -185,32 +178,21 @@ def test_a_run_that_ends_while_weights_load_does_not_wait_for_them(
     assert not any(thread.name.startswith("loading") for thread in threading.enumerate())
 
 
-def test_an_overlong_sample_stops_the_run(config: ExtractConfig) -> None:
-    with pytest.raises(OverlongError, match=r"task demo_.*tokens, but --max_seq_length is 300"):
-        extract(changed(config, max_seq_length=300))
-
-
-def test_overlong_samples_can_be_skipped(config: ExtractConfig) -> None:
-    limited = changed(config, max_seq_length=700, overlong="skip")
-    extract(limited)
-    listed = manifest(limited)["progress"]["overlong_samples"]
-    found = shards.samples(out(limited), layer=1)
-    assert listed["count"] == len(listed["list"]) > 0
-    assert all(entry["tokens"] > 700 and entry["action"] == "skipped" for entry in listed["list"])
-    assert not {entry["sample_idx"] for entry in listed["list"]} & found.keys()
-    assert all(len(entry["token_ids"]) <= 700 for entry in found.values())
-
-
-def test_overlong_samples_can_be_cut_at_their_end(config: ExtractConfig, tmp_path: Path) -> None:
+def test_overlong_samples_can_be_skipped_or_cut_at_their_end(config: ExtractConfig, tmp_path: Path) -> None:
     finished(config)
     whole = shards.samples(out(config), layer=1)
-    limited = changed(config, max_seq_length=700, overlong="truncate", output_dir=str(tmp_path / "cut"))
-    extract(limited)
-    cut = shards.samples(out(limited), layer=1)
-    assert cut.keys() == whole.keys()
-    for index, entry in cut.items():
-        assert np.array_equal(entry["token_ids"], whole[index]["token_ids"][:700])
-    assert manifest(limited)["progress"]["overlong_samples"]["count"] > 0
+    longer = {index for index, entry in whole.items() if len(entry["token_ids"]) > 700}
+    assert longer
+    for overlong, done in (("skip", "skipped"), ("truncate", "truncated")):
+        limited = changed(config, max_seq_length=700, overlong=overlong, output_dir=str(tmp_path / overlong))
+        extract(limited)
+        listed = manifest(limited)["progress"]["overlong_samples"]
+        assert listed["count"] == len(longer)
+        assert {(entry["sample_idx"], entry["action"]) for entry in listed["list"]} == {(n, done) for n in longer}
+        found = shards.samples(out(limited), layer=1)
+        assert found.keys() == (whole.keys() - longer if overlong == "skip" else whole.keys())
+        for index, entry in found.items():
+            assert np.array_equal(entry["token_ids"], whole[index]["token_ids"][:700])
 
 
 def test_an_impossible_layer_is_refused_with_the_range(config: ExtractConfig) -> None:
@@ -226,14 +208,19 @@ def test_plain_text_is_extracted_as_it_stands(config: ExtractConfig, tmp_path: P
     assert shards.samples(out(text), layer=1)[3]["text_preview"] == "Document number 3, in words."
 
 
-@pytest.mark.parametrize("storage_dtype", ["float16", "bfloat16"])
-def test_other_storage_dtypes_hold_the_same_values(config: ExtractConfig, tmp_path: Path, storage_dtype: str) -> None:
+@pytest.mark.parametrize(
+    "changes", [{"storage_dtype": "float16"}, {"storage_dtype": "bfloat16", "compress_shards": False}]
+)
+def test_other_dtypes_and_uncompressed_shards_hold_the_same_values(
+    config: ExtractConfig, tmp_path: Path, changes: dict[str, Any]
+) -> None:
     finished(config)
-    other = changed(config, storage_dtype=storage_dtype, output_dir=str(tmp_path / "other"))
+    other = changed(config, output_dir=str(tmp_path / "other"), **changes)
     extract(other)
     exact, rounded = shards.samples(out(config), 3), shards.samples(out(other), 3)
+    assert exact.keys() == rounded.keys()
     for index, entry in exact.items():
-        assert rounded[index]["activation"].dtype.name == storage_dtype
+        assert rounded[index]["activation"].dtype.name == changes["storage_dtype"]
         assert np.allclose(entry["activation"], rounded[index]["activation"].astype(np.float32), rtol=1e-2, atol=1e-4)
 
 
@@ -262,15 +249,6 @@ def test_flags_mark_the_first_token_and_the_tokenizers_special_ones(config: Extr
         assert np.array_equal((entry["flags"] & 2) > 0, np.isin(entry["token_ids"], special))
         marked += np.count_nonzero(entry["flags"] & 2)
     assert marked
-
-
-def test_uncompressed_shards_hold_the_same_samples(config: ExtractConfig, tmp_path: Path) -> None:
-    extract(config)
-    plain = changed(config, compress_shards=False, output_dir=str(tmp_path / "plain"))
-    extract(plain)
-    assert (out(plain) / "shard_0001.pkl").exists()
-    for index, entry in shards.samples(out(config), 1).items():
-        assert np.array_equal(entry["activation"], shards.samples(out(plain), 1)[index]["activation"])
 
 
 def test_a_second_run_in_the_same_folder_waits_outside(config: ExtractConfig) -> None:

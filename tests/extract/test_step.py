@@ -69,14 +69,6 @@ def test_processors_without_bfloat16_products_get_wider_kernels(monkeypatch: pyt
     assert not plan_for("gpu", FLOAT32).widen
 
 
-@pytest.mark.parametrize(
-    ("flags", "has"),
-    [("avx512f avx512_bf16 gfni", True), ("amx_bf16 amx_tile", True), ("avx512f avx512_vnni", False), ("", False)],
-)
-def test_bfloat16_products_are_told_by_the_processor_s_flags(flags: str, has: bool) -> None:
-    assert backend.lists_bfloat16(f"processor\t: 0\nflags\t\t: fpu {flags}\nbugs\t: avx512_bf16\n") is has
-
-
 def test_what_is_moved_is_the_narrower_of_compute_and_storage() -> None:
     assert transfer_dtype(jnp.bfloat16, FLOAT32) == jnp.bfloat16
     assert transfer_dtype(jnp.float32, jnp.bfloat16) == jnp.bfloat16

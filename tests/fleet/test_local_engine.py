@@ -37,7 +37,7 @@ from layertap.fleet.claims import has_run_out, read_claim, take
 from layertap.fleet.engines import base, local
 from layertap.fleet.worker import work
 from layertap.objects import open_store
-from layertap.process.interruption import INTERRUPTED
+from layertap.process.ending import INTERRUPTED
 
 KILLS = 8
 SCRIPT = commands.ROOT / "extract_activations.py"

@@ -9,7 +9,7 @@ import pytest
 
 PROCESS = """
 import sqlite3, sys, time
-from layertap.process.interruption import interruptible
+from layertap.process.ending import interruptible
 
 def wait():
     print("ready", flush=True)

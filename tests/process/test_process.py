@@ -6,12 +6,14 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import commands
 import outputs
 import pytest
 
+from layertap.process import supervised
 from layertap.process.ending import NOBODY_READS, guarded
 
 Ended = subprocess.CompletedProcess[bytes]
@@ -113,3 +115,22 @@ def test_a_closed_standard_stream_leads_nowhere(closed: str, tmp_path: Path) -> 
     done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, check=False)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "kept").read_bytes() == b"kept"
+
+
+def test_what_looked_like_a_trace_is_shown_where_the_child_ended_by_itself(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    program = "import sys; sys.stderr.write('*** Check failure\\nerror: what matters\\n'); sys.exit(2)"
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-c", program])
+    assert supervised.supervise() == 2
+    assert "error: what matters" in capsys.readouterr().err
+
+
+def test_a_host_goes_on_although_nobody_reads_what_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    program = "import sys; sys.stderr.write('words\\n' * 100_000)"
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-c", program])
+    reading, writing = os.pipe()
+    os.close(reading)
+    with suppress(BrokenPipeError), os.fdopen(writing, "w") as nowhere:
+        monkeypatch.setattr(sys, "stderr", nowhere)
+        assert supervised.supervise() == 0

@@ -21,6 +21,7 @@ import commands
 import shards
 from clouds import BUCKET
 from fakes.gcs import FakeGcs
+from runs import small_flags
 
 PREFIX = "activations/tpu_0/"
 MANIFEST, CHECKPOINT = "metadata.json", "checkpoint_worker_0.json"
@@ -52,7 +53,7 @@ class Machine:
     model: Path
     tasks: Path
     scenario: Scenario
-    gcs: FakeGcs
+    gcs: FakeGcs | None = None
     wiped: bool = False
     process: "subprocess.Popen[str] | None" = field(default=None)
 
@@ -63,26 +64,14 @@ class Machine:
 
     def start(self) -> "subprocess.Popen[str]":
         """Start the command."""
-        settings = {
-            "dataset_path": self.tasks,
-            "model_path": self.model,
-            "predictions_per_task": 2,
-            "row_length": 1024,
-            "batch_size": 2,
-            "window_samples": 16,
-            "shard_size_gb": 0.002,
-            "format": self.scenario.form,
-        }
-        if self.scenario.bucket:
-            settings |= {"gcs_bucket": BUCKET, "uploads_at_once": 2}
-        flags = [part for name, value in settings.items() for part in (f"--{name}", str(value))]
+        flags = small_flags(self.tasks, self.model, shard_size_gb=0.002, format=self.scenario.form)
+        flags += ["--gcs_bucket", BUCKET, "--uploads_at_once", "2"] if self.scenario.bucket else []
         flags += ["--delete_local_after_upload"] if self.scenario.delete else []
         self.folder.mkdir(parents=True, exist_ok=True)
         script = commands.ROOT / "extract_activations.py"
-        environment = {"STORAGE_EMULATOR_HOST": self.gcs.endpoint}
-        self.process = commands.start(
-            [script, *flags, "--activation_type", "residual", "mlp"], self.folder, environment
-        )
+        environment = {} if self.gcs is None else {"STORAGE_EMULATOR_HOST": self.gcs.endpoint}
+        command = [script, *flags, "--activation_type", "residual", "mlp"]
+        self.process = commands.start(command, self.folder, environment)
         return self.process
 
     def kill(self) -> bool:
@@ -97,18 +86,24 @@ class Machine:
         shutil.rmtree(self.folder)
         self.wiped = True
 
-    def run_to_the_end(self) -> None:
-        """Start the command, and let it finish."""
-        output, errors = self.start().communicate(timeout=280)
-        assert self.process is not None
-        assert self.process.returncode == 0, output + errors
+    def run_to_the_end(self) -> str:
+        """Start the command, let it finish, and return what it printed."""
+        process = self.start()
+        said = "".join(process.communicate(timeout=280))
+        assert process.returncode == 0, said
+        return said
+
+    def committed(self) -> int:
+        """How many shards the manifest in the output folder names."""
+        return len(_parsed(self.output / MANIFEST).get("shards", []))
 
     def bucket_contents(self) -> dict[str, bytes]:
-        """What lies in the bucket."""
+        """What is in the bucket."""
+        assert self.gcs is not None
         return self.gcs.contents(BUCKET, PREFIX)
 
     def local_contents(self) -> dict[str, bytes]:
-        """What lies in the output folder, byte for byte."""
+        """What is in the output folder, byte for byte."""
         return shards.contents(self.output)
 
 

@@ -1,7 +1,7 @@
 """Small runs in this process, and the flags of the same runs in processes of their own.
 
-A run that only sets the scene is computed once: `finished` and `extract_some` keep what the first of a
-kind wrote, and hand out copies of it. A test whose own subject is the run calls `extract`.
+A run that only sets the scene is computed once: `finished` and `extract_some` keep what the first
+of a kind wrote, and hand out copies of it. A test whose own subject is the run calls `extract`.
 """
 
 import atexit
@@ -13,7 +13,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import shards
 
 from layertap.config.extract import ExtractConfig
 from layertap.config.upload import UploadConfig
@@ -46,6 +48,23 @@ def small_flags(dataset: Path, model: Path, **changes: Any) -> list[str]:
     return [part for name, value in named.items() for part in (f"--{name}", str(value))]
 
 
+Activations = dict[tuple[int, int], np.ndarray]
+"""(layer, sample_idx) -> activations."""
+
+
+def activations(folder: Path) -> Activations:
+    """What a run of one site and all layers of the tiny model left in its output folder."""
+    layers = {layer: shards.samples(folder, layer) for layer in range(4)}
+    return {(layer, index): entry["activation"] for layer, found in layers.items() for index, entry in found.items()}
+
+
+def require_close(found: Activations, expected: Activations) -> None:
+    """The same samples, with the same activations but for the order of sums in float32."""
+    assert found.keys() == expected.keys()
+    for key, value in expected.items():
+        np.testing.assert_allclose(found[key], value, rtol=1e-5, atol=1e-5, err_msg=str(key))
+
+
 def changed(config: ExtractConfig, **changes: Any) -> ExtractConfig:
     return dataclasses.replace(config, **changes)
 
@@ -68,7 +87,7 @@ def finished(config: ExtractConfig) -> None:
 
 
 def extract_some(config: ExtractConfig, count: int) -> dict[str, Any]:
-    """Leave what an interruption leaves as the commit after `count` shards begins; the manifest of it."""
+    """Leave what an interruption leaves as the commit after `count` shards begins."""
     if config.upload == UploadConfig() and not out(config).exists():
         _hand_out(config, count)
     else:

@@ -79,7 +79,7 @@ def compute_on_cpu() -> None:
 
 
 def only_libtpu_would_search() -> bool:
-    """Whether JAX was told nothing, and has only libtpu as a plugin, with no accelerator in sight."""
+    """Whether JAX was told nothing, and has only libtpu as a plugin, and nothing is in sight."""
     return (
         not _platforms_asked_for()
         and find_spec("libtpu") is not None

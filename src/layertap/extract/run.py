@@ -1,8 +1,8 @@
 """A whole run, from tasks to committed shards.
 
-    read-ahead thread    main thread                        writer thread
-    records -> window -> stream.py: sample -> shard    ->   encode, sync, rename, manifest, checkpoint
-                                                            -> upload threads, if there is a bucket
+    read-ahead thread    main thread                     writer thread
+    records -> window -> stream.py: sample -> shard  ->  encode, sync, rename, manifest, checkpoint
+                                                         -> upload threads, if there is a bucket
 
 `stream.py` yields samples with their positions, and this module collects them into shards. While
 one shard fills, one is written, and one may wait. A position becomes progress only by the commit of
