@@ -14,10 +14,11 @@ from runs import finished, manifest, out
 from layertap.config.extract import ExtractConfig
 from layertap.core.records import Document
 from layertap.core.taps import Tap
+from layertap.extract.inputs import Prompts
 from layertap.extract.packing import row_ladder
 from layertap.extract.progress import Progress
 from layertap.extract.session import OpenedModel, Session, open_model
-from layertap.extract.setup import Prompts, prepare
+from layertap.extract.setup import prepare
 from layertap.extract.stream import stream_samples
 from layertap.extract.windows import Position, WindowRules
 from layertap.model.checkpoint import open_checkpoint

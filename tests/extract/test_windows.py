@@ -12,8 +12,8 @@ from layertap.core.records import BadTask, Document, Record
 from layertap.dataset import read_records
 from layertap.errors import BadTaskError, DamageError, OverlongError, RunMismatchError
 from layertap.extract.hosts import Hosts
+from layertap.extract.inputs import window_rules
 from layertap.extract.packing import row_ladder
-from layertap.extract.setup import window_rules
 from layertap.extract.windows import Position, Window, WindowRules, read_windows
 from layertap.prompts import PromptMaker, load_template, load_tokenizer, parse_grid_encoder
 

@@ -38,7 +38,7 @@ def test_usual_prompts_have_the_tokens_that_are_asked_for(planned: Callable[...,
 
 def test_usual_lengths_are_those_of_arc(planned: Callable[..., PlanConfig]) -> None:
     from layertap.extract.hosts import Hosts
-    from layertap.extract.setup import window_rules
+    from layertap.extract.inputs import window_rules
 
     lengths = typical_lengths(window_rules(planned(window_samples=1024, max_seq_length=16_384), Hosts(), 1))
     assert np.median(lengths) == pytest.approx(1110, rel=0.02)

@@ -10,7 +10,6 @@ from contextlib import suppress
 from pathlib import Path
 
 import commands
-import outputs
 import pytest
 
 from layertap.process import supervised
@@ -19,33 +18,30 @@ from layertap.process.ending import NOBODY_READS, guarded
 Ended = subprocess.CompletedProcess[bytes]
 
 
-@pytest.fixture(scope="module")
-def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An output folder that `inspect` shows; its texts hold what Latin-1 lacks."""
-    folder = tmp_path_factory.mktemp("output")
-    contents = outputs.three_shards(("residual",))
-    outputs.write(folder, contents, outputs.shard_format(("residual",)))
-    return folder
-
-
 def printing(text: str, stream: str = "stdout") -> str:
     program = "import sys; from layertap.process.ending import guarded\n"
     return program + f"sys.exit(guarded(lambda: print({text}, file=sys.{stream}) or 0))"
 
 
-@pytest.mark.parametrize(("encoding", "shown"), [("latin-1", b"Caf\xe9 ? ok\n"), ("ascii", b"Caf? ? ok\n")])
-def test_what_a_terminal_cannot_show_is_replaced(encoding: str, shown: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONIOENCODING", encoding)
-    done = ended(printing(r"'Caf\u00e9 \u4f60 ok'"))
-    assert (done.returncode, done.stdout, done.stderr) == (0, shown, b"")
+C_LOCALE = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 
 
-def test_so_it_is_in_the_c_locale_when_python_is_told_to_heed_it(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("variables", "shown"),
+    [
+        ({"PYTHONIOENCODING": "latin-1"}, b"Caf\xe9 ? ok\n"),
+        ({"PYTHONIOENCODING": "ascii"}, b"Caf? ? ok\n"),
+        (C_LOCALE, b"Caf? ? ok\n"),
+    ],
+)
+def test_what_a_terminal_cannot_show_is_replaced(
+    variables: dict[str, str], shown: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("PYTHONIOENCODING", raising=False)
-    for name, value in {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}.items():
+    for name, value in variables.items():
         monkeypatch.setenv(name, value)
     done = ended(printing(r"'Caf\u00e9 \u4f60 ok'"))
-    assert (done.returncode, done.stdout, done.stderr) == (0, b"Caf? ? ok\n", b"")
+    assert (done.returncode, done.stdout, done.stderr) == (0, shown, b"")
 
 
 @pytest.fixture
@@ -78,23 +74,12 @@ def test_help_whose_reader_has_left_is_silent_too(unread: int) -> None:
         assert (done.returncode, done.stderr) == (NOBODY_READS, b""), words
 
 
-def test_inspect_whose_reader_has_left_is_silent(output: Path, unread: int) -> None:
-    words = ["inspect", str(output)]
-    done = ended(f"import sys; from layertap.cli import main; sys.exit(main({words}))", stdout=unread)
-    assert (done.returncode, done.stderr) == (NOBODY_READS, b"")
-
-
 def test_a_pipe_that_broke_elsewhere_keeps_its_traceback() -> None:
     def broken() -> int:
         raise BrokenPipeError("a socket")
 
     with pytest.raises(BrokenPipeError, match="a socket"):
         guarded(broken)
-
-
-def test_a_command_without_any_standard_output_runs(tmp_path: Path) -> None:
-    program = "import sys; sys.stdout = None; " + printing("'words'")
-    assert commands.run(["-c", program], tmp_path).returncode == 0
 
 
 @pytest.mark.parametrize("closed", ["0<&-", "1>&-", "2>&-", "0<&- 1>&- 2>&-"])

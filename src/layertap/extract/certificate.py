@@ -22,10 +22,10 @@ import numpy as np
 from jaxtyping import Float
 
 from layertap.core.taps import Tap
+from layertap.extract.inputs import Prompts
 from layertap.extract.packing import pack_window
 from layertap.extract.progress import Progress, Watch
 from layertap.extract.session import OpenedModel, Session
-from layertap.extract.setup import Prompts
 from layertap.extract.stream import stream_samples
 from layertap.extract.windows import Position, Window, WindowRules
 from layertap.shards.manifest import index_ranges

@@ -1,9 +1,9 @@
 """Everything that a run needs, resolved and checked before the first weight is read.
 
-A run has three parts. `OpenedModel` (session.py) is what the device computes, and `Prompts` is what
-it computes on; those two are enough to read activations into memory. What is left in `Setup` is the
-output: its format, its manifest and where it is copied to. `prepare` is the one place that resolves
-all three, in the order in which a user should hear what is wrong.
+A run has three parts. `OpenedModel` (session.py) is what the device computes, and `Prompts`
+(inputs.py) is what it computes on; those two are enough to read activations into memory. What is
+left in `Setup` is the output: its format, its manifest and where it is copied to. `prepare` is the
+one place that resolves all three, in the order in which a user should hear what is wrong.
 
 `prepare` also computes the run fingerprint: the hash of everything that decides the output's bytes.
 What it does not contain may change between two starts of one run: paths, and what happens to
@@ -21,7 +21,6 @@ these last two just as soon.
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -32,45 +31,27 @@ import ml_dtypes
 import numpy as np
 
 import layertap
-from layertap.config.extract import ExtractConfig, RunConfig, local_path
+from layertap.config.extract import ExtractConfig, RunConfig
 from layertap.config.sharded import ShardedConfig
-from layertap.core.records import Record
 from layertap.core.taps import Tap
 from layertap.dataset import read_records
 from layertap.errors import ModelError, UsageError
 from layertap.extract import backend
 from layertap.extract.hosts import Hosts
-from layertap.extract.packing import row_ladder
+from layertap.extract.inputs import Prompts, prompt_maker, read_dataset, window_rules
 from layertap.extract.session import OpenedModel, open_model
 from layertap.extract.step import resolve_taps
-from layertap.extract.windows import Position, Window, WindowRules, read_windows
 from layertap.model import weights
-from layertap.model.checkpoint import Checkpoint, open_checkpoint
+from layertap.model.checkpoint import open_checkpoint
 from layertap.model.config import MODEL_TYPE, Qwen2Config
 from layertap.objects import open_store
 from layertap.objects.retry import Retry
-from layertap.prompts import PromptMaker, load_template, load_tokenizer, parse_grid_encoder
 from layertap.shards.manifest import FILE_NAME, Manifest, fingerprint_of
 from layertap.shards.pickles import codec
 from layertap.shards.writer import ShardFormat
 
 _DTYPES = {"float32": np.dtype(np.float32), "float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 _ALONE = Hosts()
-_BEGINNING = Position()
-
-
-@dataclass(frozen=True)
-class Prompts:
-    """What the model runs over: records, how they become prompts, and those windows."""
-
-    records: Callable[[], Iterator[Record]]
-    """Opens the dataset at its beginning."""
-    maker: PromptMaker
-    rules: WindowRules
-
-    def windows(self, start: Position = _BEGINNING) -> Iterator[Window]:
-        """The windows from `start` on; raises as `read_windows` does."""
-        return read_windows(self.records(), self.maker, self.rules, start)
 
 
 @dataclass(frozen=True)
@@ -132,7 +113,7 @@ def prepare(config: ExtractConfig, hosts: Hosts = _ALONE) -> Setup:
     maker = prompt_maker(config, checkpoint)
     dtypes = _DTYPES[config.compute_dtype], _DTYPES[config.stored_as]
     model = open_model(checkpoint, taps, *dtypes, config.mesh, hosts)
-    prompts = Prompts(partial(_read_dataset, config), maker, window_rules(config, hosts, model.devices))
+    prompts = Prompts(partial(read_dataset, config), maker, window_rules(config, hosts, model.devices))
     config = replace(config, batch_size=prompts.rules.batch_size)
     shard_format = format_of_shards(config, checkpoint.config, taps)
     identity = _identity(config, model, prompts, shard_format)
@@ -154,12 +135,6 @@ def prepare(config: ExtractConfig, hosts: Hosts = _ALONE) -> Setup:
     return Setup(config, model, prompts, shard_format, manifest, url)
 
 
-def _read_dataset(config: ExtractConfig) -> Iterator[Record]:
-    if config.dataset_path is None:
-        raise UsageError("no --dataset_path: a sharded dataset is extracted shard by shard")
-    return read_records(config.dataset_path, dataset_format=config.dataset_format, max_tasks=config.max_tasks)
-
-
 def for_part(setup: Setup, part: Part) -> Setup:
     """`setup`, changed to extract one part of a dataset into a place of its own."""
     config = replace(
@@ -177,7 +152,7 @@ def for_part(setup: Setup, part: Part) -> Setup:
     return replace(
         setup,
         config=config,
-        prompts=replace(setup.prompts, records=partial(_read_dataset, config), rules=rules),
+        prompts=replace(setup.prompts, records=partial(read_dataset, config), rules=rules),
         manifest=replace(setup.manifest, identity=identity, fingerprint=fingerprint_of(identity)),
         upload_url=part.upload_url,
     )
@@ -205,41 +180,6 @@ def format_of_shards(config: RunConfig, model: Qwen2Config, taps: tuple[Tap, ...
         dtype=_DTYPES[config.stored_as],
         compress=config.compress_shards,
         name=config.format,
-    )
-
-
-def prompt_maker(config: RunConfig, checkpoint: Checkpoint) -> PromptMaker:
-    """What makes the prompts, with the model's tokenizer; raises an InputError if it cannot."""
-    tokenizer = load_tokenizer(checkpoint.folder)
-    if tokenizer.vocab_size > checkpoint.config.vocab_size:
-        raise ModelError(
-            f"{checkpoint.folder}: the tokenizer has {tokenizer.vocab_size} tokens, the model's embedding only"
-            f" {checkpoint.config.vocab_size}; they belong to different models"
-        )
-    folder = None if config.prompt_template is None else str(local_path(config.prompt_template))
-    return PromptMaker(
-        tokenizer=tokenizer,
-        template=load_template(config.prompt_version, folder),
-        encoder=parse_grid_encoder(config.grid_encoder),
-        predictions_per_task=config.predictions_per_task,
-        include_answer=config.include_answer,
-        seed=config.random_seed,
-    )
-
-
-def window_rules(config: RunConfig, hosts: Hosts, devices: int) -> WindowRules:
-    """What the windows of one of `hosts` depend on, where `devices` of its own share its steps."""
-    machine, machines = hosts.share(config.machine_id, config.total_machines)
-    return WindowRules(
-        window_samples=config.window_samples,
-        ladder=row_ladder(config.row_length, config.max_seq_length),
-        batch_size=config.batch_size or backend.usual_batch_size(backend.platform()),
-        longest=config.max_seq_length,
-        overlong=config.overlong,
-        on_bad_task=config.on_bad_task,
-        machine_id=machine,
-        total_machines=machines,
-        devices=devices,
     )
 
 

@@ -20,8 +20,8 @@ import numpy as np
 from layertap.config.plan import PlanConfig
 from layertap.dataset import read_records
 from layertap.extract.hosts import Hosts
+from layertap.extract.inputs import prompt_maker, window_rules
 from layertap.extract.packing import Step, pack_window
-from layertap.extract.setup import prompt_maker, window_rules
 from layertap.extract.step import Shape
 from layertap.extract.windows import Position, WindowRules, read_windows
 from layertap.model.attention import BLOCK
