@@ -30,9 +30,7 @@ def get(url: str) -> str:
 
 
 def progress(samples: int, tokens: int, resumed: tuple[int, int] = (0, 0)) -> Progress:
-    """What one start of a run has done, where earlier ones had committed `resumed` samples and
-    tokens.
-    """
+    """What one start of a run has done, after earlier ones had committed `resumed`."""
     made = Progress(samples=resumed[0], tokens=resumed[1])
     made.add(samples, tokens)
     return made

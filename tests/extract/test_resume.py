@@ -21,7 +21,7 @@ from layertap.extract.run import extract
 def test_a_run_stopped_after_each_shard_ends_with_the_same_bytes(
     config: ExtractConfig, tmp_path: Path, name: FormatName
 ) -> None:
-    """What a kill leaves is a manifest with fewer shards; test_kill.py kills in earnest."""
+    """What a kill leaves is a manifest with fewer shards; test_kill.py kills real processes."""
     config = changed(config, format=name)
     finished(config)
     whole, count = strip_paths(shards.contents(out(config))), len(manifest(config)["shards"])

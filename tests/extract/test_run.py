@@ -85,7 +85,7 @@ def test_the_same_run_twice_gives_the_same_bytes(config: ExtractConfig, tmp_path
         extract(changed(config, output_dir="out", checkpoint_dir="checkpoints"))
         written.append(shards.contents(tmp_path / name))
     assert len(written[0]) > 4
-    # the checkpoint alone says where its output lies
+    # the checkpoint alone says where its output is
     checkpoints = [json.loads(files.pop("checkpoints/checkpoint_worker_0.json")) for files in written]
     assert checkpoints[0] == checkpoints[1] | {"output_dir": checkpoints[0]["output_dir"]}
     assert written[0] == written[1]

@@ -201,9 +201,7 @@ def test_a_position_in_a_window_has_what_the_window_left_out(maker: PromptMaker)
 
 @pytest.mark.slow
 def test_nearly_all_computed_tokens_are_real_at_default_settings(shared_data: Path) -> None:
-    """97 % on ARC-AGI-1 training, with nothing left out, in four shapes (docs/LOG.md): five million
-    tokens.
-    """
+    """97 % on ARC-AGI-1 training, five million tokens, nothing left out (docs/LOG.md)."""
     config = ExtractConfig(dataset_path=str(shared_data / "arc-agi-1" / "training.jsonl"))
     maker = PromptMaker(
         load_tokenizer(shared_data / "qwen2.5-tokenizer"),

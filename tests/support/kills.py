@@ -108,9 +108,7 @@ class Machine:
 
 
 def require_same(machine: Machine, undisturbed: Machine) -> None:
-    """The output is, byte for byte, that of an undisturbed run; a wiped disk lacks what only the
-    bucket has.
-    """
+    """Same bytes as an undisturbed run. A wiped disk lacks what only the bucket has."""
     assert machine.bucket_contents() == undisturbed.bucket_contents()
     here, there = machine.local_contents(), undisturbed.local_contents()
     missing = set(there) - set(here)
@@ -128,7 +126,7 @@ def at_random(machine: Machine, chance: random.Random, seconds: float) -> str:
 
 
 def at_a_file(machine: Machine, chance: random.Random) -> str:
-    """Kill when a file of some kind appears, or is written anew, once more than so often."""
+    """Kill when a file of some kind appears or is replaced, at a random time of these."""
     kind = chance.choice(("partial", "shard", "metadata.json", "checkpoint", "statistics"))
     countdown = chance.randrange(1, 6)
     process = machine.start()
@@ -144,9 +142,7 @@ def at_a_file(machine: Machine, chance: random.Random) -> str:
 
 
 def at_a_request(machine: Machine, chance: random.Random) -> str:
-    """Kill at some request that reaches the bucket, before or after it takes effect, once more than
-    so often.
-    """
+    """Kill before or after a random request reaches the bucket, at a random time of these."""
     kind = chance.choice(("call", "call_after"))
     operation, name = chance.choice(
         (

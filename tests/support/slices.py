@@ -21,9 +21,7 @@ def free_port() -> int:
 def running(
     arguments: list[str], folder: Path, count: int, environment: Mapping[str, str] | None = None
 ) -> Iterator[list[subprocess.Popen[str]]]:
-    """The same command on every host, of two devices each; whoever still runs at the end is killed,
-    child and all.
-    """
+    """The same command on every host, of two devices each; what still runs at the end is killed."""
     meeting = ["--multihost", "--num_hosts", str(count), "--coordinator_address", f"127.0.0.1:{free_port()}"]
     command = ["-m", "layertap", "extract", *arguments, *meeting]
     devices = {"JAX_NUM_CPU_DEVICES": "2", **(environment or {})}

@@ -4,6 +4,5 @@ import os
 
 # XLA:CPU reports, each time it loads a cached program on some Intel processors, that two of its own
 # tuning preferences are missing machine features: kilobytes of noise, and no fault (jax-ml/jax
-# issue 38445). It must be silenced before jaxlib is loaded. What goes wrong in earnest arrives as
-# an exception.
+# issue 38445). It must be silenced before jaxlib is loaded. Real errors arrive as exceptions.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")

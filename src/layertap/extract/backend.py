@@ -113,7 +113,7 @@ def description() -> dict[str, str]:
     """What of the backend decides the bits of a result: JAX's version and the kind of device.
 
     Processors are all of one kind ("cpu") to JAX, though their matrix kernels may sum in other
-    orders. We tell those with bfloat16 products from those without, which round less.
+    orders. We distinguish those with bfloat16 products from those without, which round less.
     """
     device = jax.devices()[0].device_kind
     if platform() == "cpu":

@@ -50,7 +50,7 @@ def _drain(pool: ThreadPoolExecutor, items: Iterator[T], upcoming: "Future[T | _
 
 
 class _Finished:
-    """What stands behind the last item."""
+    """What comes after the last item."""
 
 
 _FINISHED = _Finished()

@@ -87,7 +87,7 @@ def open_model(
 
 
 class Session:
-    """Weights and programs of the last model. Close it, or its threads wait for good."""
+    """Weights and programs of the last model. Close it, or its threads wait for ever."""
 
     def __init__(self) -> None:
         self._opened: OpenedModel | None = None

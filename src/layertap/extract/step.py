@@ -1,8 +1,8 @@
 """The compiled step: packed rows in, activations out.
 
 One program for each shape of step, compiled ahead (`compile`, in threads, while weights load) or
-when the shape first comes. Whoever compiles ahead calls `close` in the end, or those threads would
-wait for more for good. `dispatch` returns at once, with copies to the host already begun; `harvest`
+when the shape first comes. If you compile ahead, call `close` in the end, or those threads wait
+for ever. `dispatch` returns at once, with copies to the host already begun; `harvest`
 gives numpy arrays when they are there. Activations are rounded on the device to the narrower of
 compute and storage dtype, so that a bfloat16 run moves two bytes a value.
 
@@ -196,5 +196,5 @@ def transfer_dtype(compute: DTypeLike, storage: DTypeLike) -> np.dtype:
 
 
 def resolve_taps(layers: Sequence[int], sites: Sequence[Site], num_layers: int) -> tuple[Tap, ...]:
-    """Every (layer, site) asked for, sorted by layer; no layers stand for all."""
+    """Every (layer, site) asked for, sorted by layer; no layers mean all."""
     return tuple(Tap(layer, site) for layer in layers or range(num_layers) for site in sites)

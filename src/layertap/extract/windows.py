@@ -49,7 +49,7 @@ class Position:
     window_digest: str | None = None
     """`digest` behind the window, where some of its samples are committed."""
     overlong_before: int = 0
-    """How many of `overlong_samples` stand before the window."""
+    """How many of `overlong_samples` come before the window."""
     skipped_tasks: tuple[Mapping[str, Any], ...] = ()
     """This machine's records that are not tasks; also the window's, once it is begun."""
     overlong_samples: tuple[Mapping[str, Any], ...] = ()
@@ -66,7 +66,7 @@ class Position:
             raise DamageError(f"the manifest's progress lacks or garbles {error}; it was edited or damaged") from error
 
     def to_json(self) -> dict[str, Any]:
-        """As it stands in the manifest; lists carry their count."""
+        """As the manifest has it; lists carry their count."""
         raw = asdict(self)
         for name in ("skipped_tasks", "overlong_samples"):
             raw[name] = {"count": len(raw[name]), "list": list(raw[name])}
@@ -108,7 +108,7 @@ class WindowRules:
     devices: int = 1
     """Devices of this host that share the rows of its steps."""
     first_sample_idx: int = 0
-    """Samples of the whole dataset that stand before the first record."""
+    """Samples of the whole dataset before the first record."""
 
 
 def read_windows(

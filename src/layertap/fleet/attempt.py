@@ -25,8 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from layertap.errors import DamageError, HostsStoppedError
-from layertap.extract.progress import Watch
-from layertap.extract.progress import RunSummary
+from layertap.extract.progress import RunSummary, Watch
 from layertap.extract.run import extract_prepared
 from layertap.extract.session import Session
 from layertap.extract.setup import Part, Setup, for_part

@@ -71,7 +71,7 @@ def guarded(run: Callable[[], int]) -> int:
 def _printed(run: Callable[[], int]) -> int:
     """The same once all output is out: a buffer that fails as Python exits gives a traceback.
 
-    So too where it exits, as it does after `--help`.
+    The same holds where it exits, as it does after `--help`.
     """
     try:
         status = run()
