@@ -7,16 +7,12 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import commands
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from gpus import lowered_for_gpu
 
 from benchmarks.accelerator import records, runner
 from benchmarks.accelerator.__main__ import is_bad, kernel_failed, main, printer
@@ -24,9 +20,6 @@ from benchmarks.accelerator.config import Limits
 from benchmarks.accelerator.kernel import packed_starts
 from benchmarks.accelerator.where_time_goes import kind_of
 from benchmarks.carry import PACKAGES, CarryConfig, pip_command
-from layertap.extract.step import plan_for, resolve_taps, run_step
-from layertap.model.config import published_config
-from layertap.model.weights import abstract_model
 
 ENVIRONMENT = {"PYTHONPATH": f"{commands.ROOT / 'src'}:{commands.ROOT}"}
 
@@ -181,17 +174,6 @@ def test_packed_rows_are_uneven_samples_and_padding() -> None:
 )
 def test_kernels_are_told_apart_by_name(name: str, kind: str) -> None:
     assert kind_of(name) == kind
-
-
-@pytest.mark.parametrize(("size", "dtype"), [("0.5b", "bfloat16"), ("0.5b", "float32"), ("7b", "bfloat16")])
-def test_a_step_lowers_for_a_gpu(size: str, dtype: str) -> None:
-    """Two layers of what is measured, in its rows."""
-    config = published_config(size)
-    model = abstract_model(config, 2, jnp.dtype(dtype))
-    numbers = jax.ShapeDtypeStruct((4, 4096), jnp.int32)
-    plan = plan_for("gpu", np.dtype(jnp.dtype(dtype)))
-    step = partial(run_step, taps=resolve_taps((), ("residual",), 2), plan=plan)
-    assert lowered_for_gpu(step, model, numbers, numbers).count("attend_packed") >= 2
 
 
 def test_what_is_carried_is_for_the_image_and_not_for_this_machine() -> None:

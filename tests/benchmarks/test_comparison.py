@@ -227,9 +227,6 @@ def test_the_machine_is_described_by_what_decides_its_products() -> None:
     assert processor(core + core) == "2 x Some CPU"
     assert flags(core + core) == ["avx2", "avx512f", "avx512_bf16", "amx_bf16"]
     assert flags("") == []
-
-
-def test_a_package_that_is_not_installed_has_no_version() -> None:
     assert versions(("numpy", "no-wheel-here")) == {"numpy": np.__version__, "no-wheel-here": None}
 
 
