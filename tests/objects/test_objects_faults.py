@@ -1,4 +1,4 @@
-"""A bucket that fails in every way it can: what took effect is known, what did not is tried again."""
+"""A bucket that fails in every way: what took effect is known, what did not is tried again."""
 
 import threading
 from collections.abc import Iterator
@@ -147,7 +147,7 @@ def test_a_bucket_that_is_missing_or_forbidden_is_named(gcs: FakeGcs, call, argu
 
 
 def test_google_s_client_asks_for_nothing_by_itself(gcs: FakeGcs, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Left alone, it has a thread ask for the bucket's metadata, again and again where the bucket is gone."""
+    """Left alone, it has a thread ask for the bucket's metadata, for good where that is gone."""
     monkeypatch.delenv("DISABLE_GCS_PYTHON_CLIENT_OTEL_BUCKET_METADATA", raising=False)
     started: list[str] = []
     start = threading.Thread.start

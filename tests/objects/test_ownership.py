@@ -1,4 +1,4 @@
-"""One process a place: who is refused, who takes over, and who notices that another process writes there."""
+"""One process a place: who is refused, who takes over, and who notices that others write there."""
 
 import dataclasses
 import errno

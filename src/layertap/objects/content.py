@@ -1,4 +1,4 @@
-"""What `ObjectStore.put` stores: bytes with their size and checksum, which can be read again for another attempt."""
+"""What `ObjectStore.put` stores: bytes with their size and checksum, to be read more than once."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -66,7 +66,7 @@ class FileContent:
 
 
 class MemoryContent:
-    """Contiguous buffers in memory, one after the other. To a folder they go without a copy, elsewhere with one."""
+    """Buffers in memory, one after the other; not copied, but for a far end."""
 
     def __init__(self, buffers: Sequence[Buffer]) -> None:
         self._buffers = [np.frombuffer(memoryview(buffer), np.uint8).data for buffer in buffers]

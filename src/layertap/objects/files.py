@@ -1,9 +1,10 @@
 """Files that are either whole or not there.
 
-`atomic_write` writes to a temporary name beside the target, syncs, renames, and syncs the folder: after a crash at
-any moment the target holds its old content or its new one, never a part. A write that fails removes its temporary
-file; one left by a killed process ends in `TEMPORARY`, an ending that no other program uses, and is removed by the
-next run of the same output folder (`remove_leftovers`).
+`atomic_write` writes to a temporary name beside the target, syncs, renames, and syncs the folder:
+after a crash at any moment the target holds its old content or its new one, never a part. A write
+that fails removes its temporary file; one left by a killed process ends in `TEMPORARY`, an ending
+that no other program uses, and is removed by the next run of the same output folder
+(`remove_leftovers`).
 """
 
 import os
@@ -26,7 +27,7 @@ Buffer = bytes | memoryview | PickleBuffer
 
 
 class Checksummed:
-    """A binary sink that counts the bytes that pass through it and sums them up with CRC-32C (Castagnoli)."""
+    """A binary sink that counts the bytes that pass through it, and takes their CRC-32C."""
 
     def __init__(self, sink: BinaryIO) -> None:
         self._sink = sink
@@ -52,7 +53,7 @@ class Checksummed:
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Checksummed]:
-    """Open `path` for writing; it appears, whole and synced, when the block ends without an exception.
+    """Open `path` for writing; it appears, whole and synced, when the block ends without error.
 
     Raises StorageError naming the path where the disk is full, read-only or otherwise unwilling.
     """
@@ -73,7 +74,7 @@ def atomic_write(path: Path) -> Iterator[Checksummed]:
 
 @contextmanager
 def temporary_beside(path: Path) -> Iterator[Path]:
-    """A name of its own beside `path`, whose folder is made; a file of that name is removed, unless it was renamed."""
+    """A name beside `path`, whose folder is made; what is still there in the end is removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{uuid4().hex}{TEMPORARY}")
     try:
@@ -83,7 +84,7 @@ def temporary_beside(path: Path) -> Iterator[Path]:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove the temporary files that a killed run left below `folder`; raises StorageError where one cannot be."""
+    """Remove what a killed run left below `folder`; raises StorageError where it cannot."""
     for leftover in folder.rglob(f"*{TEMPORARY}"):
         try:
             leftover.unlink()

@@ -1,8 +1,8 @@
-"""Objects at any URL that fsspec knows (`s3://`, `abfs://`, `sftp://`, ...), for one writer at a time.
+"""Objects at any URL that fsspec knows (`s3://`, `sftp://`, ...), for one writer at a time.
 
-fsspec has no compare-and-swap, so the conditional calls are refused; who needs them (leases, several workers on one
-dataset) needs a folder or `gs://`. Nor does it tell checksums, so an upload is verified by reading it back: twice the
-traffic, but no store is believed on its word.
+fsspec has no compare-and-swap, so the conditional calls are refused; leases, of several workers on
+one dataset, need a folder or `gs://`. It tells no checksums either, so an upload is verified by
+reading it back: twice the traffic, but no store is believed on its word.
 """
 
 import sys
@@ -143,7 +143,7 @@ class FsspecStore(RemoteStore):
         return ObjectInfo(name, int(raw["size"]), version, seconds, None)
 
     def _is_behind_the_end(self, name: str, start: int, error: BaseException) -> bool:
-        """Whether that is why a range could not be read. It costs a request, so nobody asks before reading."""
+        """Whether a range could not be read for that reason; a request, so asked afterwards."""
         return not isinstance(error, _LASTING) and start >= int(self._fs.info(self._path(name))["size"])
 
     def _crc32c(self, name: str, size: int) -> str:
@@ -192,7 +192,7 @@ def _botocore(*names: str) -> _Exceptions:
 
 
 def _http() -> _Exceptions:
-    """What the libraries below other backends raise at an answer that is an error; no OSErrors either."""
+    """What the libraries below other backends raise at an answer that is an error."""
     return (*_loaded("aiohttp", "ClientResponseError"), *_loaded("azure.core.exceptions", "HttpResponseError"))
 
 

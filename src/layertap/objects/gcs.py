@@ -1,11 +1,13 @@
 """Objects in a Google Cloud Storage bucket, through Google's own client.
 
-Every write carries a generation precondition, so nothing is ever written over unseen. Every small write also carries a
-nonce in its metadata: when a second attempt is told that its precondition failed, the nonce tells whether the first
-one had taken effect. The client's own retries are switched off for these, since they hide that there was a first.
+Every write carries a generation precondition, so nothing is ever written over unseen. Every small
+write also carries a nonce in its metadata: when a second attempt is told that its precondition
+failed, the nonce tells whether the first one had taken effect. The client's own retries are
+switched off for these, since they hide that there was a first.
 
-An upload claims its CRC-32C beforehand, which the server checks; what the server then says it holds is compared once
-more. Up to 8 MiB that is one request, above it one to begin and one for each 64 MiB, each of which can be tried again.
+An upload claims its CRC-32C beforehand, which the server checks; what the server then says it holds
+is compared once more. Up to 8 MiB that is one request, above it one to begin and one for each 64
+MiB, each of which can be tried again.
 
 fsspec (gcsfs) is not used here: it has no compare-and-swap and checks nothing unless asked to.
 """
@@ -48,7 +50,8 @@ class GcsStore(RemoteStore):
         self._bucket_seen = False
         self._clock = ServerClock()
         self._client = make_client(self._clock)
-        # The client is a circle of references: its connections would stay open until the garbage collector comes by.
+        # The client is a circle of references: its connections would stay open until the garbage
+        # collector comes by.
         self._closing = weakref.finalize(self, self._client.close)
         self._closing.atexit = False
         with translated(self.url):
@@ -88,13 +91,11 @@ class GcsStore(RemoteStore):
 
     @retried
     def read_range(self, name: str, start: int, length: int) -> bytes:
+        if length <= 0:
+            return b""
         try:
-            return (
-                self._blob(name).download_as_bytes(
-                    start=start, end=start + length - 1, retry=None, timeout=_TIMEOUT, checksum=None
-                )
-                if length > 0
-                else b""
+            return self._blob(name).download_as_bytes(
+                start=start, end=start + length - 1, retry=None, timeout=_TIMEOUT, checksum=None
             )
         except exceptions.RequestRangeNotSatisfiable:
             return b""
@@ -170,7 +171,7 @@ class GcsStore(RemoteStore):
         return str(blob.generation) if blob is not None and (blob.metadata or {}).get(_NONCE) == nonce else None
 
     def _insert(self, name: str, content: Content, generation: int | None, nonce: str | None = None) -> ObjectInfo:
-        """Write an object; with a nonce, by one attempt, of which it tells afterwards whether it took effect."""
+        """Write an object; with a nonce by one attempt, which the nonce can be traced to."""
         blob = self._blob(name)
         blob.chunk_size = _CHUNK_BYTES
         blob.crc32c = base64.b64encode(bytes.fromhex(content.crc32c)).decode()
@@ -210,7 +211,7 @@ class GcsStore(RemoteStore):
         return [self._info(blob) for blob in page], listing.next_page_token
 
     def _require_bucket_there(self) -> None:
-        """Raise what a listing raises: to who asks for one object, a missing bucket looks like a missing object."""
+        """Raise what a listing raises: asked for one object, a missing bucket has none either."""
         if not self._bucket_seen:
             next(iter(self._client.list_blobs(self._bucket, max_results=1, retry=None, timeout=_TIMEOUT)), None)
             self._bucket_seen = True

@@ -1,6 +1,7 @@
-"""The connection to Google Cloud Storage: credentials, the server's clock, and what its errors mean.
+"""The connection to Google Cloud Storage: credentials, the server's clock, its errors' meaning.
 
-Google's errors are translated once, here: what is worth another attempt, what the user has to mend, and the rest.
+Google's errors are translated once, here: what is worth another attempt, what the user has to mend,
+and the rest.
 """
 
 import os
@@ -50,8 +51,9 @@ class ServerClock:
 
 def make_client(clock: ServerClock) -> Client:
     """Google's client, as the environment has it."""
-    # Or the first call of each client starts a thread that asks for the bucket's metadata, for traces that nobody
-    # records: a request that we did not make, and two minutes of others where the bucket does not answer.
+    # Or the first call of each client starts a thread that asks for the bucket's metadata, for
+    # traces that nobody records: a request that we did not make, and two minutes of others where
+    # the bucket does not answer.
     os.environ.setdefault("DISABLE_GCS_PYTHON_CLIENT_OTEL_BUCKET_METADATA", "true")
     credentials: Any
     project: str | None
@@ -92,7 +94,7 @@ def marked(attempt: Callable[[bool], T], again: bool) -> T:
 
 @contextmanager
 def translated(what: str) -> Iterator[None]:
-    """Turn what Google's client raises inside into our own errors, each beginning with `what` it is about."""
+    """Turn what Google's client raises into our own errors, each beginning with `what`."""
     try:
         yield
     except exceptions.NotFound as error:

@@ -1,21 +1,25 @@
-"""Objects as files of a folder, shared by any processes of this machine (or of a file system with locks).
+"""Objects as files of a folder that processes share, on one machine or a file system with locks.
 
-Every object appears by a rename of a synced file, so it is whole or not there, however the writer ends. What is
-conditional happens under an exclusive `flock`, which the system releases when a process dies. The new file is synced
-before the lock is taken, and the folder after it was given back, so the lock is held for microseconds. Content that is
-`OWNED` needs no lock, and leaves no lock file in a user's output.
+Every object appears by a rename of a synced file, so it is whole or not there, however the writer
+ends. What is conditional happens under an exclusive `flock`, which the system releases when a
+process dies. The new file is synced before the lock is taken, and the folder after it was given
+back, so the lock is held for microseconds. Content that is `OWNED` needs no lock, and leaves no
+lock file in a user's output.
 
-A process that is stopped (SIGSTOP, a frozen machine) in these microseconds keeps the lock, and nobody may break it:
-once awake it would finish its rename over whatever is there then. So the others wait for it, but not in silence and not
-for good: after `_LOCK_SECONDS` they say so in a StorageError. Reading, listing and `server_time` need no lock.
+A process that is stopped (SIGSTOP, a frozen machine) in these microseconds keeps the lock, and
+nobody may break it: once awake it would finish its rename over whatever is there then. So the
+others wait for it, but not in silence and not for good: after `_LOCK_SECONDS` they say so in a
+StorageError. Reading, listing and `server_time` need no lock.
 
-A version is the file's inode and its modification time in nanoseconds. We set that time later than the time of the
-write before: two writes never share one, even within a tick of the file system's clock. The time of an object, and
-`server_time`, is the file system's own (`ctime`): on a shared file system, the server's.
+A version is the file's inode and its modification time in nanoseconds. We set that time later than
+the time of the write before: two writes never share one, even within a tick of the file system's
+clock. The time of an object, and `server_time`, is the file system's own (`ctime`): on a shared
+file system, the server's.
 
-`view` gives a part of a memory map. The map is private and may be written to (copy on write): frameworks take such an
-array without a copy or a warning, and nothing that is done to it reaches the file. Nothing is read from the disk before
-it is looked at. The last `_OPEN_MAPS` maps are kept, since each holds a file descriptor; an array keeps its own.
+`view` gives a part of a memory map. The map is private and may be written to (copy on write):
+frameworks take such an array without a copy or a warning, and nothing that is done to it reaches
+the file. Nothing is read from the disk before it is looked at. The last `_OPEN_MAPS` maps are kept,
+since each holds a file descriptor; an array keeps its own.
 """
 
 import fcntl
@@ -44,7 +48,7 @@ _OPEN_MAPS = 128
 
 
 class LocalStore:
-    """The files below `folder`; `lock` is for what is conditional, one for all stores below another."""
+    """The files below `folder`; stores below one another have one lock file, `lock`."""
 
     conditional = True
     local = True
@@ -185,7 +189,7 @@ class LocalStore:
             return self._appear(temporary, path, version)
 
     def _appear(self, temporary: Path, path: Path, version: str | None) -> str | None:
-        """Let a synced file take its place if the one there is of this version (None: if there is none)."""
+        """Let a synced file take its place if what is there is of this version (None: nothing)."""
         with self._locked():
             if _version(path) != version:
                 return None

@@ -1,16 +1,18 @@
 """Who may write to a place: one process, and how a second one is noticed.
 
-`exclusive` is for a folder of this machine: an advisory lock (`flock`) on `.lock`, held for as long as the process
-lives. The system releases it however the process ends, so a killed run leaves nothing to clean up.
+`exclusive` is for a folder of this machine: an advisory lock (`flock`) on `.lock`, held for as long
+as the process lives. The system releases it however the process ends, so a killed run leaves
+nothing to clean up.
 
-`Owner` is the same over a network. The owner keeps `owner.json` beside its shards and writes it again every few
-seconds, each time only if it is still its own. A process that finds another's file watches it. If it changes, its owner
-is alive, and the newcomer is refused. If it has not changed for `EXPIRY_SECONDS` by the far end's clock, the newcomer
-takes it over by a conditional write, which only one process can win. From an owner that lived on this machine and whose
-process is gone it takes over at once, so that a run which was killed and started again does not wait.
+`Owner` is the same over a network. The owner keeps `owner.json` beside its shards and writes it
+again every few seconds, each time only if it is still its own. A process that finds another's file
+watches it. If it changes, its owner is alive, and the newcomer is refused. If it has not changed
+for `EXPIRY_SECONDS` by the far end's clock, the newcomer takes it over by a conditional write,
+which only one process can win. From an owner that lived on this machine and whose process is gone
+it takes over at once, so that a run which was killed and started again does not wait.
 
-An owner that was asleep for longer than that finds the file changed, and stops. What it may have had in flight harms
-nothing: every write of shards and manifest is conditional too (`OwnObject`).
+An owner that was asleep for longer than that finds the file changed, and stops. What it may have
+had in flight harms nothing: every write of shards and manifest is conditional too (`OwnObject`).
 """
 
 import fcntl
@@ -39,8 +41,8 @@ _BEAT_SECONDS = 10.0
 def exclusive(folder: Path) -> Iterator[None]:
     """Hold `folder`, which is made where it is missing.
 
-    Raises UsageError where a file stands in its place, StorageError where another process holds it, or where it
-    cannot be written to or locked.
+    Raises UsageError where a file stands in its place, StorageError where another process holds it,
+    or where it cannot be written to or locked.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -68,11 +70,13 @@ def _lock(descriptor: int, folder: Path) -> None:
 
 
 class OwnObject:
-    """A small object that this process alone writes, such as the manifest in a bucket; it is read once, when made.
+    """A small object that this process alone writes, such as the manifest in a bucket; it is read
+    once, when made.
 
-    Each write takes effect only if the object is still as this process left it; otherwise another process writes there
-    too, and this one stops. A store without conditional writes is asked for the object first: there too another process
-    is noticed, unless it writes in the very moment between that look and the write.
+    Each write takes effect only if the object is still as this process left it; otherwise another
+    process writes there too, and this one stops. A store without conditional writes is asked for
+    the object first: there too another process is noticed, unless it writes in the very moment
+    between that look and the write.
     """
 
     def __init__(self, store: ObjectStore, name: str) -> None:
@@ -241,7 +245,7 @@ def _machine() -> str:
 
 
 def _started(pid: int) -> str | None:
-    """When the process began; None where there is none, or where only its parent has not noticed its end."""
+    """When the process began; None where there is none, or where only its exit status is left."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:

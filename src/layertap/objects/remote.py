@@ -1,4 +1,4 @@
-"""What all stores have in common that are not of this machine: they are read in parts, one request for each."""
+"""What stores of other machines have in common: they are read in parts, one request for each."""
 
 import io
 from abc import ABC, abstractmethod
@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 
 class RemoteStore(ABC):
-    """Reads through `read_range`. `_prefix` comes before the names of objects; `_try` makes the attempts."""
+    """Reads through `read_range`; `_prefix` comes before names, and `_try` makes the attempts."""
 
     local = False
     url: str

@@ -1,7 +1,8 @@
 """Trying again, when a bucket says "not now" or the network says nothing.
 
-Exponential backoff with full jitter (each pause is drawn between nothing and a ceiling that doubles), bounded in time:
-many workers that were refused at once do not come back at once, and an outage ends in a message and not in a hang.
+Exponential backoff with full jitter (each pause is drawn between nothing and a ceiling that
+doubles), bounded in time: many workers that were refused at once do not come back at once, and an
+outage ends in a message and not in a hang.
 
 `stop` ends the waiting of all threads at once, for a run that ends for another reason.
 """
@@ -40,9 +41,11 @@ class Retry:
         return self._stopped.is_set()
 
     def __call__(self, what: str, attempt: Callable[[bool], T]) -> T:
-        """What `attempt` returns; it is told whether an attempt before it failed, and so may have taken effect.
+        """What `attempt` returns; it is told whether an attempt before it failed, and so may have
+        taken effect.
 
-        Only a TransientError leads to another attempt. Raises StorageError, naming `what`, when time has run out.
+        Only a TransientError leads to another attempt. Raises StorageError, naming `what`, when
+        time has run out.
         """
         begun, tries = time.monotonic(), 0
         while True:

@@ -1,17 +1,18 @@
 """A copy of an output folder in a bucket, made while the run goes on.
 
-The local commit comes first, in its own order (writer.py); then `offer` hands the new manifest to the mirror, which
-uploads the files that it names, several at once. A shard counts in the bucket in this order: its objects, each
-verified at the far end; then `metadata.json`, advanced in shard order by a write from the version that this process
-wrote last; then the checkpoint. So the bucket's manifest is always one that the run had, and names only what is there.
-Then, if asked, the local files of that shard are deleted.
+The local commit comes first, in its own order (writer.py); then `offer` hands the new manifest to
+the mirror, which uploads the files that it names, several at once. A shard counts in the bucket in
+this order: its objects, each verified at the far end; then `metadata.json`, advanced in shard order
+by a write from the version that this process wrote last; then the checkpoint. So the bucket's
+manifest is always one that the run had, and names only what is there. Then, if asked, the local
+files of that shard are deleted.
 
-Killed anywhere, the next start lists the bucket once and uploads what is missing. On a new machine, with nothing on its
-disk, the run goes on from the bucket's manifest (`reconcile`).
+Killed anywhere, the next start lists the bucket once and uploads what is missing. On a new machine,
+with nothing on its disk, the run goes on from the bucket's manifest (`reconcile`).
 
-A failure ends the mirror: the next `offer`, or `finish`, raises it. `offer` waits while more than `uploads_at_once`
-shards are behind: no more than these, and two that the writer has, are lost with a machine, or wait on a disk from
-which they are to be deleted.
+A failure ends the mirror: the next `offer`, or `finish`, raises it. `offer` waits while more than
+`uploads_at_once` shards are behind: no more than these, and two that the writer has, are lost with
+a machine, or wait on a disk from which they are to be deleted.
 """
 
 import threading
@@ -50,7 +51,7 @@ class _Commit:
 
 
 class Mirror:
-    """Copies `folder` to `store` while used as a context manager; `reconcile` and `begin` come first."""
+    """Copies `folder` to `store` within a `with` block; `reconcile` and `begin` come first."""
 
     def __init__(
         self,
@@ -90,7 +91,8 @@ class Mirror:
     def reconcile(self, fresh: Manifest) -> None:
         """Give the folder the bucket's manifest, where that is further on than the folder's own.
 
-        Raises RunMismatchError where either belongs to another run than `fresh`, DamageError where the two disagree.
+        Raises RunMismatchError where either belongs to another run than `fresh`, DamageError where
+        the two disagree.
         """
         there, here = self._found, read_manifest(self._folder)
         if here is not None:
@@ -108,7 +110,8 @@ class Mirror:
         """Upload whatever `manifest`, the folder's, names and the bucket lacks; then follow it."""
         if self._found is None:
             self._require_nothing_of_others()
-            # From now on, everything below the URL belongs to this run, and may be written over by it.
+            # From now on, everything below the URL belongs to this run, and may be written over by
+            # it.
             self._manifest_object.write(manifest_bytes(replace(manifest, shards=(), progress={}, complete=False)))
         certain = set() if self._found is None else {file.path for file in _files(self._found)}
         missing = [file for file in _files(manifest) if not self._holds(file, certain)]
@@ -121,14 +124,14 @@ class Mirror:
         self._enqueue(manifest, missing)
 
     def offer(self, manifest: Manifest) -> None:
-        """Upload the shards that came since the last offer, after waiting for room; raises what made the mirror end."""
+        """Wait for room, then upload the shards that came since; raises what ended the mirror."""
         with self._changed:
             self._changed.wait_for(lambda: len(self._behind) <= self._config.uploads_at_once or self._publishing.done())
         self._raise()
         self._enqueue(manifest, [file for shard in manifest.shards[self._offered :] for file in shard.files])
 
     def finish(self) -> None:
-        """Wait until the bucket holds everything that was offered; raises what made the mirror end."""
+        """Wait until the bucket holds all that was offered; raises what ended the mirror."""
         with self._changed:
             self._changed.wait_for(lambda: not self._behind or self._publishing.done())
         self._raise()
@@ -169,7 +172,7 @@ class Mirror:
         self._store.put(file.path, content, replaces=before and before.version)
 
     def _publish_all(self) -> None:
-        """Publish commit after commit, until `__exit__` and the last one; a failure ends all that is tried again."""
+        """Publish commit after commit to the last; a failure ends all that is tried again."""
         with ExitStack() as failed:
             failed.callback(self._give_up)
             while self._waits_for_commit():
@@ -217,7 +220,7 @@ class Mirror:
         self._deleted = len(manifest.shards)
 
     def _holds(self, file: StoredFile, certain: set[str]) -> bool:
-        """Whether the bucket holds the file; without a checksum, only its manifest makes that certain."""
+        """Whether the bucket holds the file; without a checksum, its manifest must say so."""
         info = self._listed.get(file.path)
         if info is None or info.size != file.bytes:
             return False
@@ -246,8 +249,8 @@ def open_mirror(
 ) -> Iterator[Mirror | None]:
     """The mirror of `folder` at `url`, which this process owns meanwhile; None without a URL.
 
-    Raises StorageError where another process owns it, UsageError or AccessError where there is no such bucket, or
-    where this process must not write to it.
+    Raises StorageError where another process owns it, UsageError or AccessError where there is no
+    such bucket, or where this process must not write to it.
     """
     if url is None:
         yield None

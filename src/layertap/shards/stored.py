@@ -1,4 +1,6 @@
-"""An output folder as `verify`, `stats` and `inspect` read it, wherever it is: files whole, checked by the manifest."""
+"""An output folder as `verify`, `stats` and `inspect` read it, wherever it is: files whole, checked
+by the manifest.
+"""
 
 import google_crc32c
 
@@ -8,7 +10,9 @@ from layertap.shards.manifest import FILE_NAME, Manifest, StoredFile, parse_mani
 
 
 def require_manifest(store: ObjectStore) -> Manifest:
-    """The folder's manifest; raises UsageError where it holds none, DamageError or StorageError as `read_manifest`."""
+    """The folder's manifest; raises UsageError where it holds none, DamageError or StorageError as
+    `read_manifest`.
+    """
     name = f"{store.url}/{FILE_NAME}"
     found = store.read(FILE_NAME)
     if found is None:
@@ -17,9 +21,11 @@ def require_manifest(store: ObjectStore) -> Manifest:
 
 
 def read_stored(store: ObjectStore, file: StoredFile) -> bytes:
-    """The content of a file that the manifest names; raises DamageError where it is not what the manifest says.
+    """The content of a file that the manifest names; raises DamageError where it is not what the
+    manifest says.
 
-    So it does where a disk cannot read the file; where a bucket does not answer, that is no damage but a StorageError.
+    So it does where a disk cannot read the file; where a bucket does not answer, that is no damage
+    but a StorageError.
     """
     try:
         with store.open(file.path, file.bytes + 1) as opened:  # one more, to notice where it is longer

@@ -1,18 +1,21 @@
-"""Google Cloud Storage's JSON API on loopback, for `google-cloud-storage` and `gcsfs` as they are installed.
+"""Google Cloud Storage's JSON API on loopback, for `google-cloud-storage` and `gcsfs` as they are
+installed.
 
     with FakeGcs("bucket") as gcs:
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", gcs.endpoint)
 
-    POST, PUT, DELETE  /upload/storage/v1/b/{b}/o?uploadType=media|multipart|resumable
-    GET                /storage/v1/b/{b}/o                  listing; prefix, delimiter, pages
-    GET, PATCH, DELETE /storage/v1/b/{b}/o/{name}           metadata; alt=media: content, also ranges
-    GET                /download/storage/v1/b/{b}/o/{name}  content
-    POST               /storage/v1/b/{b}/o/{name}/rewriteTo|copyTo|compose...
-    GET                /storage/v1/b/{b}
+    POST, PUT   /upload/storage/v1/b/{b}/o?uploadType=media|multipart|resumable
+    GET         /storage/v1/b/{b}/o                  listing; prefix, delimiter, pages
+    GET, DELETE /storage/v1/b/{b}/o/{name}           metadata; alt=media: content, also ranges
+    GET         /download/storage/v1/b/{b}/o/{name}  content
+    GET         /storage/v1/b/{b}
 
-Preconditions, checksums and consistency are Google's (gcs_objects.py), faults are planned by the test
-(gcs_faults.py). Why not an emulator from the package index: gcp-storage-emulator ignores `ifGenerationMatch`, so that
-of eight racing creators all win; fake-gcs-server needs Go; none of them fails on demand.
+That is what Layertap asks for; anything else is answered with 501, so that it shows.
+
+Preconditions, checksums and consistency are Google's (gcs_objects.py), faults are planned by the
+test (gcs_faults.py). Why not an emulator from the package index: gcp-storage-emulator ignores
+`ifGenerationMatch`, so that of eight racing creators all win; fake-gcs-server needs Go; none of
+them fails on demand.
 """
 
 import json
@@ -26,13 +29,11 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 from content import Content
 from fakes.gcs_faults import Fault, Faults, Request
-from fakes.gcs_http import Answer, as_json, claim_hash, error, flipped, how_far, multipart, named_in, ranged
-from fakes.gcs_objects import Buckets, Json, Refusal
+from fakes.gcs_http import Answer, as_json, error, flipped, how_far, multipart, named_in, ranged
+from fakes.gcs_objects import Buckets, Refusal
 from fakes.loopback import Loopback
 
-_PATH = re.compile(
-    r"/(?:(upload|download)/)?storage/v1/b(?:/([^/?]+))?(/o)?(?:/([^/]+))?(?:/(\w+)(?:/b/(\w+)/o/(.+))?)?"
-)
+_PATH = re.compile(r"/(?:(upload|download)/)?storage/v1/b/([^/]+)(/o)?(?:/([^/]+))?")
 
 _HEAD = 4096  # bytes of a body that are read before it is decided what goes wrong
 
@@ -80,10 +81,9 @@ class _Handler(BaseHTTPRequestHandler):
         url = urlsplit(self.path)
         self._query = {name: values[0] for name, values in parse_qs(url.query, keep_blank_values=True).items()}
         match = _PATH.fullmatch(url.path)
-        service, bucket, objects, name, verb, _, target = match.groups() if match else (None,) * 7
+        service, bucket, objects, name = match.groups() if match else (None,) * 4
         self._bucket, self._name = bucket or "", unquote(name or "")
-        self._target = unquote(target or "")
-        operation = self._operation(service, objects, name, verb)
+        operation = self._operation(service, objects)
         if service == "upload" and not self._name:
             upload = self.gcs.state.uploads.get(self._query.get("upload_id", ""))
             self._name = str(upload.resource["name"]) if upload else self._query.get("name", "")
@@ -91,23 +91,21 @@ class _Handler(BaseHTTPRequestHandler):
 
     do_POST = do_PUT = do_DELETE = do_PATCH = do_GET
 
-    def _operation(self, service: str | None, objects: str | None, name: str | None, verb: str | None) -> str:
+    def _operation(self, service: str | None, objects: str | None) -> str:
         if service == "upload":
             if self._query.get("uploadType") != "resumable" and "upload_id" not in self._query:
                 return "insert"
             if "upload_id" not in self._query:
                 return "start"
             asked = (self.headers.get("Content-Range") or "").startswith("bytes */")
-            return "cancel" if self.command == "DELETE" else "progress" if asked else "chunk"
+            return "unknown" if self.command == "DELETE" else "progress" if asked else "chunk"
         if objects is None:
             return "bucket" if self._bucket else "unknown"
-        if name is None:
+        if not self._name:
             return "list"
-        if verb is not None:
-            return {"rewriteTo": "rewrite", "copyTo": "rewrite"}.get(verb, verb)
         if self.command == "GET":
             return "media" if service == "download" or self._query.get("alt") == "media" else "stat"
-        return {"DELETE": "delete", "PATCH": "patch"}.get(self.command, "unknown")
+        return "delete" if self.command == "DELETE" else "unknown"
 
     def _serve(self, operation: str) -> None:
         length = int(self.headers.get("Content-Length") or 0)
@@ -144,11 +142,11 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             with self.gcs.lock:
                 method = getattr(self, f"_on_{operation}", None)
-                if method is None:
+                if method is None or "X-Goog-Hash" in self.headers:
                     raise Refusal(501, "notImplemented", f"{self.command} {self.path}")
                 return method(body, fault)
         except Refusal as refusal:
-            return refusal.status, {}, b"" if refusal.status == 304 else error(refusal)
+            return refusal.status, {}, error(refusal)
 
     def _on_bucket(self, body: bytes, _: Fault | None) -> Answer:
         self.gcs.state.bucket(self._bucket)
@@ -164,34 +162,23 @@ class _Handler(BaseHTTPRequestHandler):
         self.gcs.state.delete(self._bucket, self._name, self._query)
         return 204, {}, b""
 
-    def _on_patch(self, body: bytes, _: Fault | None) -> Answer:
-        return as_json(self.gcs.state.patch(self._bucket, self._name, json.loads(body or b"{}"), self._query))
-
     def _on_media(self, body: bytes, _: Fault | None) -> Answer:
         stored = self.gcs.state.get(self._bucket, self._name, self._query)
         headers = {
             "Content-Type": stored.content_type,
             "X-Goog-Hash": f"crc32c={stored.crc32c},md5={stored.md5}",
             "X-Goog-Generation": str(stored.generation),
-            "X-Goog-Metageneration": str(stored.metageneration),
-            "X-Goog-Stored-Content-Length": str(len(stored.data)),
             "ETag": stored.etag,
         }
         return ranged(stored, self.headers.get("Range"), headers)
 
     def _on_insert(self, body: bytes, fault: Fault | None) -> Answer:
         content_type = self.headers.get("Content-Type", "application/octet-stream")
-        resource, data, own_type = self._resource_and_data(body, content_type)
+        multiple = content_type.startswith("multipart/related")
+        resource, data, own_type = multipart(body, content_type) if multiple else ({}, body, content_type)
         if fault and fault.kind == "corrupt":
             data = flipped(data)
-        claim_hash(resource, self.headers.get("X-Goog-Hash"))
         return as_json(self.gcs.state.insert(self._bucket, resource, data, self._query, own_type))
-
-    def _resource_and_data(self, body: bytes, content_type: str) -> tuple[Json, bytes, str]:
-        if not content_type.startswith("multipart/related"):
-            whole = self._query.get("uploadType") == "resumable"
-            return (json.loads(body or b"{}"), b"", content_type) if whole else ({}, body, content_type)
-        return multipart(body, content_type)
 
     def _on_start(self, body: bytes, _: Fault | None) -> Answer:
         upload_id = self.gcs.state.start(self._bucket, json.loads(body or b"{}"), self._query)
@@ -203,42 +190,15 @@ class _Handler(BaseHTTPRequestHandler):
         begin, end, total = span.groups() if span else ("0", str(len(body) - 1), str(len(body)))
         if int(end) - int(begin) + 1 != len(body):
             raise Refusal(400, "badRequest", "Content-Range does not fit the body")
-        resource: Json = {}
-        claim_hash(resource, self.headers.get("X-Goog-Hash"))
-        upload = self.gcs.state.append(
-            self._query["upload_id"], int(begin), body, None if total == "*" else int(total), resource.get("crc32c")
-        )
+        upload = self.gcs.state.append(self._query["upload_id"], int(begin), body, None if total == "*" else int(total))
         return how_far(upload.finished, len(upload.data))
 
     def _on_progress(self, body: bytes, _: Fault | None) -> Answer:
         total = (self.headers.get("Content-Range") or "bytes */*").rpartition("/")[2]
-        upload = self.gcs.state.progress(self._query["upload_id"])
+        upload = self.gcs.state.upload(self._query["upload_id"])
         if total == str(len(upload.data)):  # to name the length of what is there is to end the upload
-            upload = self.gcs.state.append(self._query["upload_id"], len(upload.data), b"", len(upload.data), None)
+            upload = self.gcs.state.append(self._query["upload_id"], len(upload.data), b"", len(upload.data))
         return how_far(upload.finished, len(upload.data))
-
-    def _on_cancel(self, body: bytes, _: Fault | None) -> Answer:
-        self.gcs.state.cancel(self._query["upload_id"])
-        return 499, {}, b""
-
-    def _on_rewrite(self, body: bytes, _: Fault | None) -> Answer:
-        state, path = self.gcs.state, urlsplit(self.path).path
-        source = state.get(
-            self._bucket,
-            self._name,
-            {"generation": self._query["sourceGeneration"]} if "sourceGeneration" in self._query else {},
-        )
-        bucket = path.split("/b/")[2].split("/o/")[0]
-        resource = state.insert(bucket, {"name": self._target}, source.data, self._query, source.content_type)
-        answer = {"kind": "storage#rewriteResponse", "done": True, "resource": resource, "objectSize": resource["size"]}
-        answer["totalBytesRewritten"] = resource["size"]
-        return as_json(answer if "/rewriteTo/" in path else resource)
-
-    def _on_compose(self, body: bytes, _: Fault | None) -> Answer:
-        asked, state = json.loads(body), self.gcs.state
-        data = b"".join(state.get(self._bucket, source["name"], {}).data for source in asked["sourceObjects"])
-        resource = {**(asked.get("destination") or {}), "name": self._name}
-        return as_json(state.insert(self._bucket, resource, data, self._query, "application/octet-stream"))
 
     def _send(self, status: int, headers: dict[str, str], content: bytes, operation: str, fault: Fault | None) -> None:
         self.send_response(status)

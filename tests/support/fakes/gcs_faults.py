@@ -1,8 +1,8 @@
 """What may go wrong between a client and the bucket, on demand; and a note of every request.
 
-A fault strikes requests of its `operation` on objects whose name ends in `name`, `times` times. Operations: `insert`
-(one request), `start`, `chunk`, `progress` and `cancel` (a resumable upload), `stat`, `media`, `list`, `delete`,
-`patch`, `rewrite`, `compose`, `bucket`; `*` stands for any.
+A fault strikes requests of its `operation` on objects whose name ends in `name`, `times` times.
+Operations: `insert` (one request), `start`, `chunk` and `progress` (a resumable upload), `stat`,
+`media`, `list`, `delete`, `bucket`; `*` stands for any.
 
     refuse     answered with `status`, nothing happens
     lose       it takes effect, then is answered with `status`: the client cannot know
@@ -11,7 +11,7 @@ A fault strikes requests of its `operation` on objects whose name ends in `name`
     truncate   the answer's body ends early, under the length of the whole
     corrupt    a byte is flipped on its way: of what is stored, or of what is read
     slow       the answer comes `seconds` late
-    call       `action` is called before it takes effect; where it returns True, the request is lost instead
+    call       `action` is called before it takes effect; where it returns True, the request is lost
     call_after `action` is called after it took effect, before the answer
 """
 
@@ -57,7 +57,8 @@ class Faults:
     planned: list[Fault] = field(default_factory=list)
     log: list[Request] = field(default_factory=list)
     storm: float = 0.0
-    """The share of all requests that are struck by chance, by a fault that a client should survive."""
+    """The share of all requests that are struck by chance, by a fault that a client should survive.
+    """
     seed: int = 0
 
     def __post_init__(self) -> None:

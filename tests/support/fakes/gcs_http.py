@@ -1,4 +1,6 @@
-"""The wire format of Google Cloud Storage's JSON API: answers, errors, multipart bodies, ranges, hashes."""
+"""The wire format of Google Cloud Storage's JSON API: answers, errors, multipart bodies, ranges,
+hashes.
+"""
 
 import json
 import re
@@ -26,33 +28,20 @@ def how_far(finished: Json | None, received: int) -> Answer:
 
 
 def multipart(body: bytes, content_type: str) -> tuple[Json, bytes, str]:
-    """The two parts of a multipart upload: the resource and the content; gcsfs ends its lines as Unix does."""
+    """The two parts of a multipart upload: the resource and the content."""
     boundary = message_from_bytes(f"Content-Type: {content_type}\r\n\r\n".encode(), policy=policy.HTTP).get_boundary()
     first, second = body.split(f"--{boundary}".encode(), 2)[1:]
     second = second[: second.rindex(f"--{boundary}--".encode())]
-    (_, resource), (header, data) = _part(first), _part(second)
+    resource = first.partition(b"\r\n\r\n")[2]
+    header, _, data = second.removeprefix(b"\r\n").partition(b"\r\n\r\n")
     own_type = re.search(rb"(?i)content-type:\s*([^\r\n]+)", header)
-    return json.loads(resource), data, own_type[1].decode() if own_type else "application/octet-stream"
-
-
-def _part(part: bytes) -> tuple[bytes, bytes]:
-    crlf = part.startswith(b"\r\n")
-    line = b"\r\n" if crlf else b"\n"
-    header, _, content = part.removeprefix(line).partition(line * 2)
-    return header, content.removesuffix(line)
+    return json.loads(resource), data.removesuffix(b"\r\n"), own_type[1].decode() if own_type else ""
 
 
 def named_in(head: bytes) -> str:
     """The object's name in the first bytes of an upload's body, which begins with its resource."""
     found = re.search(rb'"name":\s*("(?:[^"\\]|\\.)*")', head)
     return str(json.loads(found[1])) if found else ""
-
-
-def claim_hash(resource: Json, header: str | None) -> None:
-    for claim in (header or "").split(","):
-        kind, _, value = claim.strip().partition("=")
-        if kind in ("crc32c", "md5"):
-            resource["crc32c" if kind == "crc32c" else "md5Hash"] = value
 
 
 def ranged(stored: StoredObject, asked: str | None, headers: dict[str, str]) -> Answer:

@@ -1,8 +1,9 @@
-"""The state of buckets, as strict as Google's: generations, preconditions, checksums, listing, resumable uploads.
+"""The state of buckets, as strict as Google's: generations, preconditions, checksums, listing,
+resumable uploads.
 
-Every method is called under one lock, so that every request is atomic and a listing sees all that was answered before
-it (GCS is strongly consistent). Generations only grow, also over a deletion. Time is the server's own, `skew` away
-from this machine's.
+Every method is called under one lock, so that every request is atomic and a listing sees all that
+was answered before it (GCS is strongly consistent). Generations only grow, also over a deletion.
+Time is the server's own, `skew` away from this machine's.
 """
 
 import base64
@@ -35,11 +36,9 @@ class StoredObject:
     name: str
     data: bytes
     generation: int
-    created: float
-    updated: float
+    written: float
     metadata: dict[str, str]
     content_type: str
-    metageneration: int = 1
 
     @property
     def crc32c(self) -> str:
@@ -59,22 +58,22 @@ class StoredObject:
             "name": self.name,
             "bucket": self.bucket,
             "generation": str(self.generation),
-            "metageneration": str(self.metageneration),
+            "metageneration": "1",
             "contentType": self.content_type,
             "storageClass": "STANDARD",
             "size": str(len(self.data)),
             "md5Hash": self.md5,
             "crc32c": self.crc32c,
             "etag": self.etag,
-            "timeCreated": rfc3339(self.created),
-            "updated": rfc3339(self.updated),
+            "timeCreated": rfc3339(self.written),
+            "updated": rfc3339(self.written),
             **({"metadata": self.metadata} if self.metadata else {}),
         }
 
     @property
     def etag(self) -> str:
-        """One for each generation and metageneration."""
-        return base64.b64encode(f"{self.generation}/{self.metageneration}".encode()).decode()
+        """One for each generation."""
+        return base64.b64encode(f"{self.generation}".encode()).decode()
 
 
 @dataclass
@@ -96,7 +95,6 @@ class Buckets:
         self.uploads: dict[str, Upload] = {}
         self.forbidden: set[str] = set()
         """Buckets that nobody may use."""
-        self.read_only: set[str] = set()
         self.skew = 0.0
         """How far the server's clock is ahead of this machine's, in seconds."""
         self._generations = itertools.count(int(time.time() * 1e6))
@@ -105,9 +103,9 @@ class Buckets:
         """The server's time."""
         return time.time() + self.skew
 
-    def bucket(self, name: str, *, write: bool = False) -> dict[str, StoredObject]:
+    def bucket(self, name: str) -> dict[str, StoredObject]:
         """The objects of a bucket."""
-        if name in self.forbidden or (write and name in self.read_only):
+        if name in self.forbidden:
             raise Refusal(403, "forbidden", f"caller does not have access to the Google Cloud Storage bucket {name}.")
         if name not in self.objects:
             raise Refusal(404, "notFound", "The specified bucket does not exist.")
@@ -119,29 +117,18 @@ class Buckets:
         wanted = query.get("generation")
         if found is None or (wanted is not None and int(wanted) != found.generation):
             raise Refusal(404, "notFound", f"No such object: {bucket}/{name}")
-        if query.get("ifGenerationNotMatch") == str(found.generation):
-            raise Refusal(304, "notModified", "Not Modified")
         _require(found, query)
         return found
 
     def insert(self, bucket: str, resource: Json, data: bytes, query: dict[str, str], content_type: str) -> Json:
         """Store an object, whole, over whatever has its name."""
-        objects, name = self.bucket(bucket, write=True), resource.get("name") or query.get("name", "")
+        objects, name = self.bucket(bucket), resource.get("name") or query.get("name", "")
         if not name:
             raise Refusal(400, "required", "Required")
         before = objects.get(name)
         _require(before, query)
-        now = self.now()
-        stored = StoredObject(
-            bucket,
-            name,
-            data,
-            next(self._generations),
-            now,
-            now,
-            dict(resource.get("metadata") or {}),
-            str(resource.get("contentType") or content_type),
-        )
+        content_type, metadata = resource.get("contentType") or content_type, dict(resource.get("metadata") or {})
+        stored = StoredObject(bucket, name, data, next(self._generations), self.now(), metadata, content_type)
         for field_name, holds in (("crc32c", stored.crc32c), ("md5Hash", stored.md5)):
             if resource.get(field_name) not in (None, holds):
                 raise Refusal(400, "invalid", f"Provided {field_name} does not match the calculated {holds}.")
@@ -150,57 +137,41 @@ class Buckets:
 
     def start(self, bucket: str, resource: Json, query: dict[str, str]) -> str:
         """Begin a resumable upload; its id."""
-        objects = self.bucket(bucket, write=True)
+        objects = self.bucket(bucket)
         name = resource.get("name") or query.get("name", "")
         _require(objects.get(name), query)
         upload_id = f"upload-{next(self._generations)}"
         self.uploads[upload_id] = Upload(bucket, {**resource, "name": name}, query)
         return upload_id
 
-    def append(self, upload_id: str, begin: int, chunk: bytes, total: int | None, crc32c: str | None) -> Upload:
+    def append(self, upload_id: str, begin: int, chunk: bytes, total: int | None) -> Upload:
         """Take a chunk; the object appears with the last one."""
-        upload = self._upload(upload_id)
+        upload = self.upload(upload_id)
         if upload.finished is None:
             if begin > len(upload.data):
                 raise Refusal(503, "backendError", f"{len(upload.data)} bytes are here, the chunk begins at {begin}")
             upload.data[begin:] = chunk
             if total == len(upload.data):
-                resource = {**upload.resource, **({"crc32c": crc32c} if crc32c else {})}
-                upload.finished = self.insert(
-                    upload.bucket, resource, bytes(upload.data), upload.query, "application/octet-stream"
-                )
+                data = bytes(upload.data)
+                upload.finished = self.insert(upload.bucket, upload.resource, data, upload.query, "")
             elif len(upload.data) % (256 * 1024):
                 raise Refusal(400, "badRequest", "Chunks must be multiples of 256 KiB, but for the last.")
         return upload
 
-    def progress(self, upload_id: str) -> Upload:
-        """How far an upload is."""
-        return self._upload(upload_id)
-
-    def cancel(self, upload_id: str) -> None:
-        """Forget an upload."""
-        self._upload(upload_id)
-        del self.uploads[upload_id]
+    def upload(self, upload_id: str) -> Upload:
+        """A resumable upload, finished or not."""
+        if upload_id not in self.uploads:
+            raise Refusal(404, "notFound", f"No such upload: {upload_id}")
+        return self.uploads[upload_id]
 
     def delete(self, bucket: str, name: str, query: dict[str, str]) -> None:
         """Delete an object, if it fits the preconditions."""
-        objects = self.bucket(bucket, write=True)
+        objects = self.bucket(bucket)
         found = objects.get(name)
         if found is None:
             raise Refusal(404, "notFound", f"No such object: {bucket}/{name}")
         _require(found, query)
         del objects[name]
-
-    def patch(self, bucket: str, name: str, resource: Json, query: dict[str, str]) -> Json:
-        """Change an object's metadata; its generation stays."""
-        found = self.bucket(bucket, write=True).get(name)
-        if found is None:
-            raise Refusal(404, "notFound", f"No such object: {bucket}/{name}")
-        _require(found, query)
-        found.metadata |= resource.get("metadata") or {}
-        found.metageneration += 1
-        found.updated = self.now()
-        return found.resource()
 
     def list(self, bucket: str, query: dict[str, str], page_size: int) -> Json:
         """A page of names, in order; below a delimiter, only the folders."""
@@ -224,11 +195,6 @@ class Buckets:
             answer["nextPageToken"] = base64.urlsafe_b64encode(page[-1].encode()).decode()
         return answer
 
-    def _upload(self, upload_id: str) -> Upload:
-        if upload_id not in self.uploads:
-            raise Refusal(404, "notFound", f"No such upload: {upload_id}")
-        return self.uploads[upload_id]
-
 
 def rfc3339(seconds: float) -> str:
     """As Google writes times: milliseconds, Z."""
@@ -236,13 +202,9 @@ def rfc3339(seconds: float) -> str:
 
 
 def _require(found: StoredObject | None, query: dict[str, str]) -> None:
-    generation = "0" if found is None else str(found.generation)
-    metageneration = "0" if found is None else str(found.metageneration)
-    fits = (
-        query.get("ifGenerationMatch") in (None, generation)
-        and query.get("ifGenerationNotMatch") != generation
-        and query.get("ifMetagenerationMatch") in (None, metageneration)
-        and query.get("ifMetagenerationNotMatch") != metageneration
-    )
-    if not fits:
+    asked = {name: value for name, value in query.items() if name.startswith("if")}
+    generation = asked.pop("ifGenerationMatch", None)
+    if asked:
+        raise Refusal(501, "notImplemented", f"Preconditions {asked}")
+    if generation not in (None, "0" if found is None else str(found.generation)):
         raise Refusal(412, "conditionNotMet", "At least one of the pre-conditions you specified did not hold.")

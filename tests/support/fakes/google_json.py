@@ -1,4 +1,4 @@
-"""How Google's JSON APIs speak over HTTP: JSON in, JSON out, errors as a status with its name and reason."""
+"""How Google's JSON APIs speak over HTTP: JSON in and out, errors with a status and a reason."""
 
 import json
 from dataclasses import dataclass
