@@ -1,4 +1,4 @@
-"""Two hosts as one worker on a sharded dataset in a bucket: the "Multi-Host TPU" command of the first description."""
+"""Two hosts as one worker on a sharded dataset in a bucket: the "Multi-Host TPU" command."""
 
 import json
 import time
@@ -56,7 +56,8 @@ def done_manifests() -> list[dict]:
 
 
 def extracted(output: Path) -> dict[int, np.ndarray]:
-    """sample_idx -> activations, from what the done-manifests name; fails where a sample stands twice."""
+    """sample_idx -> activations, of what the done-manifests name; fails if a sample is there
+    twice."""
     found: dict[int, np.ndarray] = {}
     for done in done_manifests():
         assert len(done["hosts"]) == HOSTS

@@ -23,7 +23,8 @@ COUNT = 5
 
 @pytest.fixture
 def bucket_set(demo_tasks: Path, bucket: ObjectStore) -> ObjectStore:
-    """Five shards of two tasks; worker 0 has done one, 1 is busy, 2 is silent, 3 failed, and one is free."""
+    """Five shards of two tasks: worker 0 has done one, 1 is busy, 2 is silent, 3 failed; one is
+    free."""
     cut(demo_tasks, bucket.url, COUNT)
     bucket.create(RUN, json.dumps({"prompts": {"predictions_per_task": 2}}).encode())
     leases = [take(bucket, f"shard_{number:05d}", claim(number, lost_by=("9@there",))) for number in range(4)]
@@ -61,7 +62,7 @@ def test_the_fleet_is_told_from_what_lies_there(bucket_set: ObjectStore, gcs: Fa
 
 
 def test_time_left_does_not_depend_on_where_a_worker_went_on(demo_tasks: Path, store: ObjectStore) -> None:
-    """Two workers are as far, 4 samples of 400 tokens; one of them did nine tenths of that before it was restarted."""
+    """Both workers are at 4 samples of 400 tokens; one did most of them before its restart."""
     foreseen = []
     cut(demo_tasks, store.url, COUNT)
     store.create(RUN, json.dumps({"prompts": {"predictions_per_task": 2}}).encode())

@@ -1,4 +1,4 @@
-"""A dataset dealt out to streams: whole or not there, each record once, and the same prompts as without streams."""
+"""A dataset as streams: whole or not there, each record once, prompts as without streams."""
 
 import json
 import signal
@@ -128,7 +128,7 @@ def test_a_link_to_an_empty_folder_is_filled(streams: StreamsConfig, tmp_path: P
     assert streams.output_folder.is_symlink()
 
 
-def test_a_hugging_face_dataset_is_dealt_out_by_one_of_its_columns(
+def test_a_hugging_face_dataset_is_dealt_out_by_a_column_to_files_with_short_names(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     datasets = pytest.importorskip("datasets")
@@ -137,8 +137,9 @@ def test_a_hugging_face_dataset_is_dealt_out_by_one_of_its_columns(
     rows = [{"seed": f"s{number}", "examples": pairs} for number in range(5)]
     datasets.Dataset.from_list(rows).to_parquet(tmp_path / "set" / "train.parquet")
     flags = ["--dataset_name", tmp_path / "set", "--column_name", "examples", "--num_streams", 2, "--max_samples", 4]
+    flags += ["--name_digits", 1]
     assert main(["streams", *map(str, flags), "--output_dir", str(tmp_path / "out")]) == 0
-    found = list(read_records(str(tmp_path / "out" / "stream_001.jsonl")))
+    found = list(read_records(str(tmp_path / "out" / "stream_1.jsonl")))
     assert [record.task_id for record in found] == ["task_00000001", "task_00000003"]
     assert found[0].test[0].input == ((3, 4),)
 
@@ -176,35 +177,8 @@ def test_memory_stays_bounded(tmp_path: Path) -> None:
     assert int(done.stdout.split()[-1]) * 1024 < 150e6
 
 
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        ({"num_streams": 0}, "--num_streams must be 1 to 512"),
-        ({"name_digits": 0}, "--name_digits must be 1 to 9"),
-        ({"output_dir": "gs://bucket/streams"}, "is a URL"),
-        ({"output_dir": "."}, "give a folder by its name"),
-        ({"output_dir": "../.."}, "give a folder by its name"),
-        ({"output_dir": "/"}, "give a folder by its name"),
-        ({"dataset_name": "other"}, "give one of --dataset_path and --dataset_name"),
-        ({"dataset_path": None}, "give one of --dataset_path and --dataset_name"),
-        ({"column_name": "text"}, "--column_name belongs to --dataset_name"),
-        ({"dataset_path": None, "dataset_name": "x", "dataset_format": "barc"}, "--dataset_format is the shape"),
-        ({"max_samples": 0}, "--max_samples must be at least 1"),
-    ],
-)
-def test_contradictions_are_refused(flags: dict[str, Any], message: str) -> None:
-    with pytest.raises(UsageError, match=message):
-        StreamsConfig(**({"dataset_path": "x", "num_streams": 2} | flags))
-
-
-def test_fewer_digits_make_the_name_of_the_worker(demo_tasks: Path, tmp_path: Path) -> None:
-    flags = ["--dataset_path", demo_tasks, "--num_streams", 2, "--name_digits", 1, "--output_dir", tmp_path / "data"]
-    assert main(["streams", *map(str, flags)]) == 0
-    assert (tmp_path / "data" / "stream_0.jsonl").exists()
-
-
 def test_prompts_are_the_same_whichever_stream_they_are_in(config: ExtractConfig, tmp_path: Path) -> None:
-    """What decides a prompt is the seed, the task's id and the prediction's number, through a whole extraction."""
+    """The seed, the task's id and the prediction's number decide a prompt."""
 
     def prompts_of(run: ExtractConfig) -> dict[tuple[str, int, int], tuple[Any, ...]]:
         found = shards.samples(out(run), layer=1).values()

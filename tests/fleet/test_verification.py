@@ -1,4 +1,4 @@
-"""`layertap verify` of many output folders: whatever is wrong with one of them, or between them, is found and named."""
+"""The output of many workers, checked and read by its done-manifests; damage is named."""
 
 import json
 import shutil
@@ -6,19 +6,23 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from clouds import BUCKET
 from fakes.gcs import FakeGcs
-from fleets import cut, worker_of
+from fleets import cut, union, worker_of
 from runs import small_run
 
+import layertap
 from layertap.cli import main
+from layertap.errors import UsageError
 from layertap.fleet.worker import work
+from layertap.objects import open_store
 
 
 @pytest.fixture(scope="module")
 def finished(tiny_model: Path, demo_tasks: Path, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
-    """What two workers made of three shards: the dataset, and the folder of both workers' output."""
+    """What two workers made of three shards: the dataset, and the folder with their output."""
     folder = tmp_path_factory.mktemp("finished")
     config = small_run(demo_tasks, tiny_model, folder, predictions_per_task=1, shard_size_gb=1.0)
     cut(demo_tasks, str(folder / "dataset"), 3)
@@ -52,11 +56,33 @@ def test_all_workers_below_a_folder_are_checked(finished, capsys) -> None:
     assert (status, report["folders"], report["samples"]) == (0, 3, finished.samples)
 
 
+def put(gcs: FakeGcs, folder: Path, below: str) -> str:
+    """The URL of a copy of a folder."""
+    for path in (path for path in folder.rglob("*") if path.is_file()):
+        gcs.put(BUCKET, f"{below}/{path.relative_to(folder).as_posix()}", path.read_bytes())
+    return f"gs://{BUCKET}/{below}"
+
+
+def test_all_workers_are_read_as_one_dataset_without_the_attempts_that_were_lost(
+    finished, gcs: FakeGcs, tmp_path: Path
+) -> None:
+    output = tmp_path / "moved"
+    shutil.copytree(finished.output, output)
+    shutil.copytree(attempt(output, 0), output / "tpu_9/shard_00000/lost")
+    with pytest.raises(UsageError, match="give sharded_dataset="):
+        layertap.ActivationDataset(output)
+    wanted = union(open_store(str(finished.dataset)), layer=3)
+    for place in (str(finished.dataset), put(gcs, finished.dataset, "dataset")):
+        dataset = layertap.ActivationDataset(output, sharded_dataset=place)
+        assert sorted(sample.sample_idx for sample in dataset) == sorted(wanted)
+        for sample in dataset:
+            np.testing.assert_array_equal(sample.token_ids, wanted[sample.sample_idx]["token_ids"])
+            np.testing.assert_array_equal(sample.activation(3), wanted[sample.sample_idx]["activation"])
+        assert sum(map(len, dataset.batches(64, layers=[3]))) == dataset.tokens
+
+
 def test_a_bucket_is_checked_as_a_folder_is(finished, gcs: FakeGcs, capsys) -> None:
-    for below, folder in (("activations", finished.output), ("dataset", finished.dataset)):
-        for path in (path for path in folder.rglob("*") if path.is_file()):
-            gcs.put(BUCKET, f"{below}/{path.relative_to(folder).as_posix()}", path.read_bytes())
-    place, dataset = f"gs://{BUCKET}/activations/", f"gs://{BUCKET}/dataset"
+    place, dataset = put(gcs, finished.output, "activations") + "/", put(gcs, finished.dataset, "dataset")
     for arguments in ((place,), (dataset,), (place, "--sharded_dataset", dataset)):
         status, report = verified(capsys, *arguments)
         assert (status, report["folders"], report["samples"]) == (0, 3, finished.samples)

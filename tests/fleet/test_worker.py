@@ -1,7 +1,10 @@
 """One worker in this process: what it takes, what it leaves, where it goes on, what it refuses."""
 
+import dataclasses
 import json
 from collections import Counter
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,8 +22,7 @@ from runs import changed, out
 from layertap.check.verify import verify
 from layertap.cli import main
 from layertap.commands import extract as command
-from layertap.config.extract import ExtractConfig, HostsConfig
-from layertap.config.sharded import ShardedConfig
+from layertap.config.extract import ExtractConfig
 from layertap.config.upload import UploadConfig
 from layertap.errors import (
     DamageError,
@@ -32,10 +34,10 @@ from layertap.errors import (
     UsageError,
     WorkersFailedError,
 )
-from layertap.fleet import worker as worker_module
+from layertap.fleet.attempt import Attempts
 from layertap.fleet.claiming import Claimer
-from layertap.fleet.claims import claim_name, read_claim, take, take_over
-from layertap.fleet.sharded import RUN
+from layertap.fleet.claims import Lease, claim_name, read_claim, take, take_over
+from layertap.fleet.sharded import RUN, read_dataset
 from layertap.fleet.worker import WorkSummary, work
 from layertap.objects import open_store
 from layertap.objects.base import ObjectStore
@@ -58,7 +60,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 @pytest.fixture
 def fleet(config: ExtractConfig, place: str, tmp_path: Path) -> ExtractConfig:
-    """A worker of a dataset in three shards; products in float32, so that packing changes rounding alone."""
+    """A worker of three shards, with float32 products, so that packing changes rounding alone."""
     exact = changed(config, compute_dtype="float32")
     cut(config.dataset_path, place, COUNT)
     return worker_of(exact, place)
@@ -140,7 +142,7 @@ def test_a_worker_that_died_takes_its_own_shard_over_at_once(
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
         interrupt_at(patch, 1, KeyboardInterrupt())
-        patch.setattr(worker_module, "_released_unless_settled", lambda _: pytest.MonkeyPatch.context())
+        patch.setattr(Lease, "release", lambda _: None)
         with pytest.raises(KeyboardInterrupt):  # as if killed: nothing is given back
             work(worker_of(fleet, place, preferred_shard_id=1))
     (info,) = store.list("claims/")
@@ -255,16 +257,13 @@ def test_what_is_wrong_with_a_worker_fails_no_shard(fleet: ExtractConfig, store:
         patch.setattr("layertap.model.weights.load", Mock(side_effect=ModelError("damaged")))
         with pytest.raises(ModelError, match="damaged"):
             work(fleet)
-    assert not list(store.list("claims/"))
-    assert work(fleet).shards == COUNT
-
-
-def test_a_full_disk_ends_the_worker_and_frees_the_shard(fleet: ExtractConfig, store: ObjectStore) -> None:
     with pytest.MonkeyPatch.context() as patch:
         interrupt_at(patch, 1, StorageError("the disk is full"))
         with pytest.raises(StorageError, match="full"):
             work(fleet)
     assert not list(store.list("claims/"))
+    work(fleet)
+    assert len(done(store)) == COUNT
 
 
 def test_workers_with_other_settings_are_refused(fleet: ExtractConfig, place: str) -> None:
@@ -307,63 +306,59 @@ def test_two_processes_with_one_id_on_one_disk_are_refused(fleet: ExtractConfig)
         work(fleet)
 
 
-def test_output_in_a_bucket_is_named_there(
-    config: ExtractConfig, gcs: FakeGcs, bucket: ObjectStore, tmp_path: Path
-) -> None:
+@pytest.fixture
+def uploader(config: ExtractConfig, gcs: FakeGcs, bucket: ObjectStore) -> ExtractConfig:
+    """Worker 4, whose dataset and output are in a bucket, and whose disk keeps manifests alone."""
     cut(config.dataset_path, bucket.url, COUNT)
     upload = UploadConfig(gcs_bucket=BUCKET, delete_local_after_upload=True)
-    work(changed(worker_of(config, bucket.url, 4), upload=upload))
-    for manifest in done(bucket):
-        where = f"activations/tpu_4/{manifest['shard']}/{manifest['attempt']}"
-        assert manifest["output"] == f"gs://{BUCKET}/{where}"
-        held = gcs.contents(BUCKET, f"{where}/")
-        for file in [*manifest["files"], manifest["manifest"]]:
-            assert len(held[file["path"]]) == file["bytes"]
+    return changed(worker_of(config, bucket.url, 4), upload=upload)
+
+
+def assert_uploaded(gcs: FakeGcs, done_manifest: dict[str, Any]) -> None:
+    where = f"activations/tpu_4/{done_manifest['shard']}/{done_manifest['attempt']}"
+    assert done_manifest["output"] == f"gs://{BUCKET}/{where}"
+    held = gcs.contents(BUCKET, f"{where}/")
+    assert all(
+        len(held[file["path"]]) == file["bytes"] for file in [*done_manifest["files"], done_manifest["manifest"]]
+    )
+
+
+def delete_output(url: str, kept: str | None = None) -> None:
+    with closing(open_store(url)) as output:
+        assert all(output.delete_if(info.name, info.version) for info in list(output.list()) if info.name != kept)
 
 
 @pytest.mark.parametrize("kept", ["metadata.json", None], ids=["files deleted", "all deleted"])
 def test_a_shard_that_is_reset_is_extracted_again_on_the_disk_that_had_it(
-    config: ExtractConfig, gcs: FakeGcs, bucket: ObjectStore, kept: str | None
+    uploader: ExtractConfig, gcs: FakeGcs, bucket: ObjectStore, kept: str | None
 ) -> None:
-    """Its output was deleted in the bucket, and what is left of it on the disk of its worker is the manifest alone."""
-    cut(config.dataset_path, bucket.url, COUNT)
-    upload = UploadConfig(gcs_bucket=BUCKET, delete_local_after_upload=True)
-    worker = changed(worker_of(config, bucket.url, 4), upload=upload)
-    work(worker)
+    """Its output was deleted in the bucket, and its worker still has the manifest."""
+    work(uploader)
+    for manifest in done(bucket):
+        assert_uploaded(gcs, manifest)
     before = done(bucket)[1]
-    deleted = open_store(before["output"])
-    for info in list(deleted.list()):
-        if info.name != kept:
-            assert deleted.delete_if(info.name, info.version)
-    deleted.close()
+    delete_output(before["output"], kept)
     assert main(["shards", "reset", bucket.url, "1"]) == 0
-    assert work(worker).shards == 1
+    assert work(uploader).shards == 1
     after = done(bucket)[1]
     assert after["files"] == before["files"]
-    held = gcs.contents(BUCKET, f"activations/tpu_4/shard_00001/{after['attempt']}/")
-    assert all(len(held[file["path"]]) == file["bytes"] for file in [*after["files"], after["manifest"]])
+    assert_uploaded(gcs, after)
 
 
 def test_a_shard_whose_unfinished_output_was_deleted_begins_anew(
-    config: ExtractConfig, gcs: FakeGcs, bucket: ObjectStore
+    uploader: ExtractConfig, gcs: FakeGcs, bucket: ObjectStore
 ) -> None:
     """No done-manifest names it, so it may be deleted; and its worker still has its manifest."""
-    cut(config.dataset_path, bucket.url, COUNT)
-    upload = UploadConfig(gcs_bucket=BUCKET, delete_local_after_upload=True)
-    worker = changed(worker_of(config, bucket.url, 4, preferred_shard_id=1), upload=upload)
     with pytest.MonkeyPatch.context() as patch:
         interrupt_at(patch, 2, KeyboardInterrupt())
         with pytest.raises(KeyboardInterrupt):
-            work(worker)
-    output = open_store(f"gs://{BUCKET}/activations/tpu_4/shard_00001")
-    assert all(output.delete_if(info.name, info.version) for info in list(output.list()))
-    output.close()
+            work(changed(uploader, sharded=dataclasses.replace(uploader.sharded, preferred_shard_id=1)))
+    delete_output(f"gs://{BUCKET}/activations/tpu_4/shard_00001")
     with pytest.raises(DamageError, match="is gone"):
-        work(worker)
+        work(changed(uploader, sharded=dataclasses.replace(uploader.sharded, preferred_shard_id=1)))
     assert not list(bucket.list("claims/"))
-    assert work(worker).shards == COUNT
-    held = gcs.contents(BUCKET, f"activations/tpu_4/shard_00001/{done(bucket)[1]['attempt']}/")
-    assert all(len(held[file["path"]]) == file["bytes"] for file in done(bucket)[1]["files"])
+    assert work(uploader).shards == COUNT
+    assert_uploaded(gcs, done(bucket)[1])
 
 
 def test_what_a_shard_costs_in_requests(config: ExtractConfig, gcs: FakeGcs, bucket: ObjectStore) -> None:
@@ -380,61 +375,6 @@ def test_what_a_shard_costs_in_requests(config: ExtractConfig, gcs: FakeGcs, buc
     assert two - one == {"list": 2, "insert": 3, "stat": 3, "media": 1, "delete": 1}
 
 
-LOCAL = {"sharded_dataset_dir": "x", "engine": "local", "num_workers": 1}
-RAY = LOCAL | {"engine": "ray"}
-
-
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        ({"sharded": ShardedConfig(sharded_dataset_dir="x")}, "give one of --dataset_path and --sharded_dataset_dir"),
-        ({"dataset_path": None}, "give --dataset_path, or --sharded_dataset_dir"),
-    ],
-)
-def test_two_datasets_or_none_are_refused(config: ExtractConfig, flags: dict[str, Any], message: str) -> None:
-    with pytest.raises(UsageError, match=message):
-        changed(config, **flags)
-
-
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        ({"use_sharded_dataset": True}, "--use_sharded_dataset needs --sharded_dataset_dir"),
-        ({"max_shards": 1}, "--max_shards belongs to --sharded_dataset_dir"),
-        ({"sharded_dataset_dir": "x", "max_shards": 0}, "--max_shards must be at least 1"),
-        ({"sharded_dataset_dir": "x", "preferred_shard_id": -1}, "counts shards from 0"),
-        ({"engine": "local", "num_workers": 2}, "--engine local needs --sharded_dataset_dir"),
-        ({"sharded_dataset_dir": "x", "engine": "local"}, "--engine local needs --num_workers"),
-        ({"sharded_dataset_dir": "x", "num_workers": 2}, "--num_workers needs an --engine"),
-        ({"sharded_dataset_dir": "x", "engine": "local", "num_workers": 0}, "--num_workers must be at least 1"),
-        ({"engine": "ray", "num_workers": 2}, "--engine ray needs --sharded_dataset_dir"),
-        ({"sharded_dataset_dir": "x", "ray_address": "auto"}, "--ray_address belongs to --engine ray"),
-        (LOCAL | {"resources_per_worker": "{}"}, "--resources_per_worker belongs to --engine ray"),
-        (RAY | {"ray_address": " "}, "give auto, or the HOST:PORT"),
-        (RAY | {"ray_address": "ray://head:10001"}, "give auto, or the HOST:PORT"),
-        (RAY | {"resources_per_worker": "TPU=4"}, "--resources_per_worker TPU=4: is not JSON"),
-        (RAY | {"resources_per_worker": "[4]"}, "give names with amounts above 0"),
-        (RAY | {"resources_per_worker": '{"TPU": 0}'}, "give names with amounts above 0"),
-        (RAY | {"resources_per_worker": '{"TPU": true}'}, "give names with amounts above 0"),
-        ({"sharded_dataset_dir": "x", "lease_seconds": 0.0}, "--lease_seconds must be at least 1"),
-    ],
-)
-def test_contradictions_are_refused(flags: dict[str, Any], message: str) -> None:
-    with pytest.raises(UsageError, match=message):
-        ShardedConfig(**flags)
-
-
-def test_an_engine_does_not_start_the_hosts_of_a_slice(fleet: ExtractConfig) -> None:
-    with pytest.raises(UsageError, match="--engine local does not go with --multihost"):
-        changed(fleet, sharded=ShardedConfig(**LOCAL), hosts=HostsConfig(multihost=True))
-
-
-@pytest.mark.parametrize("name", ["max_tasks", "total_machines"])
-def test_flags_that_cut_a_dataset_do_not_go_with_shards(fleet: ExtractConfig, name: str) -> None:
-    with pytest.raises(UsageError, match=f"--{name} does not go with --sharded_dataset_dir"):
-        changed(fleet, **{name: 2})
-
-
 def test_a_place_that_is_no_sharded_dataset_is_named(config: ExtractConfig, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"holds no dataset\.json"):
         work(worker_of(config, str(tmp_path / "nothing")))
@@ -444,3 +384,30 @@ def test_a_place_that_is_no_sharded_dataset_is_named(config: ExtractConfig, tmp_
     (tmp_path / "set" / "run.json").write_text("{")
     with pytest.raises(LayertapError, match=r"run\.json: is not JSON"):
         work(worker_of(config, str(tmp_path / "set")))
+
+
+def test_the_disk_is_listed_once_a_claim_however_many_shards_are_left(
+    demo_tasks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: Counter[Path] = Counter()
+    folder = tmp_path / "tpu_0"
+
+    def counted(look: Callable[[Path], Any]) -> Callable[[Path], Any]:
+        def counting(path: Path) -> Any:
+            looks.update([path] if path.is_relative_to(folder) else [])
+            return look(path)
+
+        return counting
+
+    for name in ("iterdir", "is_dir", "exists"):
+        monkeypatch.setattr(Path, name, counted(getattr(Path, name)))
+    cut(demo_tasks, str(tmp_path / "dataset"), 10)
+    (folder / "shard_00009").mkdir(parents=True)
+    with closing(open_store(str(tmp_path / "dataset"))) as store:
+        attempts = Attempts(Mock(), store, folder, Mock())
+        dataset = read_dataset(store)
+        claimer = Claimer(store, dataset, lambda _: claim(), attempts.find_unfinished, lambda _: None)
+        for left in (10, 9, 8):
+            looks.clear()
+            assert claimer.take_next() is not None, left
+            assert looks == {folder: 2, folder / "shard_00009": 1}

@@ -1,4 +1,4 @@
-"""Fixtures: clouds on loopback, each with one empty bucket, known to every client by the environment."""
+"""Fixtures: clouds on loopback, each with one empty bucket; the environment points to them."""
 
 import os
 from collections.abc import Iterator

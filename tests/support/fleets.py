@@ -127,7 +127,7 @@ def whole(config: ExtractConfig, tmp_path: Path) -> dict[int, dict[str, Any]]:
 
 
 def count_committed(store: ObjectStore) -> int:
-    """How many shards were committed, be it that nobody has settled them yet; when no worker runs any more."""
+    """How many shards were committed, settled or not; for when no worker runs any more."""
     claims = (read_claim(store, shard_of(info.name)) for info in store.list("claims/"))
     unsettled = {claim.done["shard"] for _, claim in filter(None, claims) if claim.done is not None}
     return len(unsettled | {shard_of(info.name) for info in store.list("done/")})

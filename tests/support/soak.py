@@ -1,4 +1,4 @@
-"""`make soak`: kill runs of every kind a few hundred times, compare every byte in the end, and print the tally.
+"""`make soak`: kill runs a few hundred times, compare every byte in the end, print the tally.
 
 make soak SOAK="--kills 1000 --seed 7"
 """

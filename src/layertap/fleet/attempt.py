@@ -9,12 +9,12 @@ again, it was reset because its output was deleted or damaged somewhere, and the
 prove nothing. Or it was found damaged when a worker went on in it: the next start begins again.
 
 A worker has one host, or the hosts of a slice. Host 0 leads: it alone claims, beats and commits. It
-tells the others which attempt is next. Each host extracts its share of the shard into its own folder
-(extract/hosts.py) and says what came of it, and the done-manifest names the files of all. All fail a
-shard together if it cannot be extracted as things are. Any other end of a host ends all, as in any
-run over several hosts: the shard is free once its lease has run out, and the same slice, started
-again, goes on in it at once. Hosts wait for the leader's next word in a collective, for as long as
-other workers are busy with the last shards.
+tells the others which attempt is next. Each host extracts its share of the shard into its own
+folder (extract/hosts.py) and says what came of it, and the done-manifest names the files of all.
+All fail a shard together if it cannot be extracted as things are. Any other end of a host ends all,
+as in any run over several hosts: the shard is free once its lease has run out, and the same slice,
+started again, goes on in it at once. Hosts wait for the leader's next word in a collective, for as
+long as other workers are busy with the last shards.
 """
 
 import json
@@ -70,7 +70,7 @@ class Attempts:
     def lead(self, shard: DatasetShard, attempt: str, watch: Watch) -> list[Outcome]:
         """Have all hosts extract a shard; what came of it on each.
 
-        Raises an InputError if the shard cannot be extracted as things are, here or on another host.
+        Raises an InputError if the shard cannot be extracted as things are, on any host.
         """
         self.setup.hosts.exchange(json.dumps({"shard": shard.id, "attempt": attempt}))
         return self._extract(shard, attempt, watch)

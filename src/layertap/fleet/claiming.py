@@ -48,7 +48,7 @@ class Claimer:
     """Shards that were found to have failed, with the versions of their claims."""
 
     def take_next(self) -> tuple[DatasetShard, Lease] | None:
-        """Take a shard, waiting while others may still give one up; None if all are done or failed."""
+        """Take a shard; waits while others may give one up. None if all are done or failed."""
         closely = waiting = False
         while True:
             # Claims first: a shard that is committed in between is then in both lists, not in none.
@@ -88,7 +88,7 @@ class Claimer:
         return self._try_claimed(shard, claim)
 
     def _try_claimed(self, shard: DatasetShard, claim: Claim) -> Lease | None:
-        """Take the shard if its holder is silent, or an earlier process of this worker; settle a commit."""
+        """Take the shard if its holder is silent or was this worker; settle a commit."""
         found = read_claim(self.store, shard.name)
         if found is None:
             return take(self.store, shard.name, claim)

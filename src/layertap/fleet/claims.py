@@ -5,8 +5,8 @@ A claim is one small JSON object for a shard. Every step is one conditional writ
     take        create the claim. Of any number of racing workers, one succeeds
     beat        replace your own version of it, now and then. Refused: somebody else has the shard
     take over   replace the version of a holder that was silent for the length of its lease
-    commit      replace your own version by one that names the output. This is the moment that counts
-    fail        replace your own version by one that says why; it stays until `layertap shards reset`
+    commit      replace your own version by one that names the output: the moment that counts
+    fail        replace your own version by one that says why, until `layertap shards reset`
     settle      write the done-manifest from a committed claim, and delete the claim. Anybody may
     release     delete your own version, or settle it if you were interrupted after the commit
 
@@ -58,7 +58,7 @@ class Claim:
     nonce: str
     """Differs each time that a worker takes a shard."""
     attempt: str
-    """The folder of the output, in that of the shard; a worker keeps it when it goes on after a crash."""
+    """The output's folder, in that of the shard; a worker goes on in it after a crash."""
     seconds: float
     """How long the lease runs after each heartbeat."""
     state: State = "held"
@@ -140,7 +140,7 @@ class Lease:
         settle(self._store, self.shard, self.claim, self._version)
 
     def fail(self, error: str) -> None:
-        """Record why the shard cannot be extracted; raises LeaseLostError if another worker has it."""
+        """Record why the shard cannot be extracted; raises LeaseLostError if another has it."""
         self._replace(replace(self.claim, state="failed", error=error))
 
     def release(self) -> None:
@@ -187,7 +187,7 @@ def take(store: ObjectStore, shard: str, claim: Claim) -> Lease | None:
     lease = Lease(store, shard, claim, version)
     with ExitStack() as undo:
         undo.callback(lease.release)  # also if the look fails: else nobody gets the shard until the lease ends
-        # A claim is deleted after its done-manifest is written, so you see that once you have the claim.
+        # A claim is deleted after its done-manifest is written: you see that with the claim.
         if store.stat(done_name(shard)) is None:
             undo.pop_all()
             return lease

@@ -8,15 +8,14 @@ from layertap.errors import LayertapError
 from layertap.fleet.sharded import MANIFEST, create_shards, open_claimable, read_dataset
 from layertap.fleet.standing import describe_states, free_shards, shard_states, states_to_json
 from layertap.fleet.status import FleetWatch, describe_fleet
-from layertap.fleet.streams import describe_counts
+from layertap.fleet.streams import FilesSummary
 
 
 def create(config: CreateShardsConfig) -> int:
     """`layertap shards create`."""
     dataset, there = create_shards(config)
     counts = [shard.records for shard in dataset.shards]
-    text = describe_counts("shards", counts, config.output, len(dataset.skipped), MANIFEST)
-    print(f"already there: {text}" if there else text)
+    print(FilesSummary("shards", counts, config.output, MANIFEST, len(dataset.skipped), there).describe())
     return 0
 
 

@@ -2,7 +2,7 @@
 
     dataset.json                which records each shard holds, and how many samples precede it
     tasks/shard_00003.jsonl     the records of one shard
-    run.json                    what all workers extract: the settings that decide the bytes (worker.py)
+    run.json                    the settings that decide the bytes, for all workers (worker.py)
     claims/shard_00003.json     who has the shard, or why it failed (claims.py)
     done/shard_00003.json       who finished the shard, and which output files hold its activations
 
@@ -93,7 +93,7 @@ def shard_name(shard_id: int) -> str:
 
 @contextmanager
 def open_claimable(url: str, flag: str = "", retry: Retry | None = None) -> Iterator[ObjectStore]:
-    """The store of a sharded dataset, which `flag` named; raises UsageError if shards cannot be claimed there."""
+    """The store of a sharded dataset, named by `flag`; raises UsageError if it has no claims."""
     store = open_store(url, retry)
     try:
         if not store.conditional:
@@ -104,7 +104,7 @@ def open_claimable(url: str, flag: str = "", retry: Retry | None = None) -> Iter
 
 
 def read_dataset(store: ObjectStore) -> ShardedDataset:
-    """The sharded dataset in `store`; raises UsageError if there is none, DamageError if it is garbled."""
+    """The dataset in `store`; raises UsageError if there is none, DamageError if it is garbled."""
     found = store.read(MANIFEST)
     if found is None:
         raise UsageError(
@@ -149,7 +149,7 @@ def create_shards(config: CreateShardsConfig) -> tuple[ShardedDataset, bool]:
 
 
 def _cut(spool: IO[bytes], counts: "array[int]", config: CreateShardsConfig) -> Iterator[tuple[DatasetShard, bytes]]:
-    """Each shard and its records, which `spool` holds, a line each, with so many test inputs each."""
+    """Each shard with its records: lines of `spool`, whose numbers of test inputs are `counts`."""
     documents = tests = 0
     for number, (begin, end) in enumerate(_spans(len(counts), config)):
         own = counts[begin:end]

@@ -1,4 +1,4 @@
-"""How far the shards of a dataset are, from claims and done-manifests alone; and how to free some again."""
+"""How far the shards of a dataset are, by their claims and done-manifests; how to free some."""
 
 import json
 from collections import Counter
@@ -24,10 +24,14 @@ class ShardState:
 
     shard: DatasetShard
     condition: Condition
-    """lost: the holder was silent for the length of its lease, so the next worker that looks takes it over."""
+    """lost: the holder was silent for the length of its lease; the next worker takes it over."""
     claim: Claim | None = None
     heard: float | None = None
     """Seconds since the claim was last written."""
+
+    def metric(self, name: str) -> float:
+        """What the holder said with its last heartbeat; 0 if it said nothing of it."""
+        return self.claim.metrics.get(name, 0) if self.claim else 0
 
 
 def shard_states(store: ObjectStore, dataset: ShardedDataset) -> list[ShardState]:
@@ -115,8 +119,8 @@ def states_to_json(states: Iterable[ShardState]) -> list[dict[str, Any]]:
 def free_shards(store: ObjectStore, shards: Iterable[DatasetShard], *, force: bool) -> int:
     """Make these shards free; how many were not.
 
-    Once nothing is claimed or done, what workers agreed to extract is forgotten too. Raises UsageError
-    at a shard that a worker is busy with, unless `force`.
+    Once nothing is claimed or done, what workers agreed to extract is forgotten too. Raises
+    UsageError at a shard that a worker is busy with, unless `force`.
     """
     freed = sum(_free(store, shard.name, force=force) for shard in shards)
     run = store.read(RUN)

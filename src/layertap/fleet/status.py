@@ -76,7 +76,7 @@ class FleetWatch:
         self._read_done([state.shard.name for state in states if state.condition == "done"])
         busy = [state for state in states if state.condition == "claimed"]
         claims = [(state.shard.id, state.claim) for state in states if state.claim]
-        rate = sum(_rate(state) for state in busy)
+        rate = sum(state.metric("tokens_per_second") for state in busy)
         left = self._samples_left(states)
         return FleetStatus(
             shards=dict(Counter(state.condition for state in states)),  # asdict would take a Counter apart
@@ -102,11 +102,11 @@ class FleetWatch:
         except (ValueError, KeyError, TypeError) as error:
             raise DamageError(f"{self._store.url}/{RUN}: is not what workers write ({error!r})") from error
         waiting = (state for state in states if state.condition not in ("done", "failed"))
-        return sum(max(0, state.shard.samples(predictions) - _metric(state, "samples")) for state in waiting)
+        return sum(max(0, state.shard.samples(predictions) - int(state.metric("samples"))) for state in waiting)
 
     def _seconds_left(self, left: int | None, rate: float, busy: list[ShardState]) -> float | None:
         samples, tokens = (
-            sum(done[name] for done in self._done.values()) + sum(_metric(state, name) for state in busy)
+            sum(done[name] for done in self._done.values()) + sum(state.metric(name) for state in busy)
             for name in ("samples", "tokens")
         )
         if left == 0:
@@ -130,21 +130,13 @@ def _worker_status(number: int, holding: ShardState | None, done: list[Mapping[s
         host=claim.host if claim else done[-1]["host"],
         shard=holding.shard.id if holding else None,
         condition=holding.condition if holding else None,
-        tokens_per_second=_rate(holding) if holding and holding.condition == "claimed" else 0.0,
+        tokens_per_second=holding.metric("tokens_per_second") if holding and holding.condition == "claimed" else 0.0,
         waiting_for=claim.metrics.get("waiting_for") if claim else None,
         heard_seconds_ago=None if holding is None or holding.heard is None else round(holding.heard, 1),
         shards_done=len(done),
         samples_done=sum(manifest["samples"] for manifest in done),
         tokens_done=sum(manifest["tokens"] for manifest in done),
     )
-
-
-def _rate(state: ShardState) -> float:
-    return float(state.claim.metrics.get("tokens_per_second", 0.0)) if state.claim else 0.0
-
-
-def _metric(state: ShardState, name: str) -> int:
-    return int(state.claim.metrics.get(name, 0)) if state.claim else 0
 
 
 def describe_fleet(status: FleetStatus) -> str:

@@ -7,9 +7,9 @@ record are the same in every stream, and the same as without streams. Only `samp
 in each stream.
 
 The streams are written into a hidden folder beside the output folder. Their manifest is written
-last, and then the folder is renamed: the output folder holds everything, or does not exist. A folder
-that holds streams already is never written to: the dataset is dealt out again and compared. Memory
-holds one record at a time.
+last, and then the folder is renamed: the output folder holds everything, or does not exist. A
+folder that holds streams already is never written to: the dataset is dealt out again and compared.
+Memory holds one record at a time.
 """
 
 import json
@@ -51,30 +51,28 @@ class Stream:
 
 
 @dataclass(frozen=True)
-class StreamsSummary:
-    """What the output folder holds now."""
+class FilesSummary:
+    """Into how many files a dataset is divided now, and how large they are."""
 
-    folder: Path
-    streams: tuple[Stream, ...]
+    kind: str
+    records: Sequence[int]
+    """How many each file holds."""
+    place: object
+    manifest: str
     skipped: int
     already_there: bool
 
     def describe(self) -> str:
         """Lines for a person."""
-        counts = [stream.records for stream in self.streams]
-        text = describe_counts("streams", counts, self.folder, self.skipped, MANIFEST)
+        least, most = min(self.records), max(self.records)
+        held = f"{least}" if least == most else f"{least} to {most}"
+        text = f"{sum(self.records)} records in {len(self.records)} {self.kind} of {held} in {self.place}"
+        if self.skipped:
+            text += f"\n{self.skipped} malformed records were left out; {self.manifest} lists them"
         return f"already there: {text}" if self.already_there else text
 
 
-def describe_counts(kind: str, counts: Sequence[int], place: object, skipped: int, manifest: str) -> str:
-    """Lines for a person: into how many files a dataset was divided, and how large they are."""
-    least, most = min(counts), max(counts)
-    text = f"{sum(counts)} records in {len(counts)} {kind} of {least if least == most else f'{least} to {most}'}"
-    left_out = f"\n{skipped} malformed records were left out; {manifest} lists them" if skipped else ""
-    return f"{text} in {place}{left_out}"
-
-
-def create_streams(config: StreamsConfig) -> StreamsSummary:
+def create_streams(config: StreamsConfig) -> FilesSummary:
     """Deal the dataset out into `config.output_folder`.
 
     Raises an InputError if the dataset cannot be dealt out, RunMismatchError if the folder holds
@@ -98,7 +96,8 @@ def create_streams(config: StreamsConfig) -> StreamsSummary:
                 _require_same(output, there, manifest)
         finally:
             shutil.rmtree(hidden, ignore_errors=True)
-    return StreamsSummary(output, tuple(streams), len(skipped), already_there=there is not None)
+    counts = [stream.records for stream in streams]
+    return FilesSummary("streams", counts, output, MANIFEST, len(skipped), already_there=there is not None)
 
 
 def read_sound_records(config: SourceConfig, skipped: list[dict[str, Any]]) -> Iterator[Task | Document]:

@@ -1,9 +1,10 @@
-"""`layertap verify`: one run's output, that of all runs below a place, or what a sharded dataset's workers finished.
+"""`layertap verify`: the output of one run, of all runs below a place, or of a sharded dataset.
 
-Each done-manifest of a sharded dataset names one attempt's folder (of several hosts, one each), with the checksum of
-its manifest. That folder is checked as any run's is (check/verify.py), and against the done-manifest and
-`dataset.json`: so of the whole dataset every sample stands once, whoever extracted it. Attempts that no done-manifest
-names do not count and are not read. A shard that nobody has finished yet is no damage.
+Each done-manifest of a sharded dataset names one attempt's folder (of several hosts, one each),
+with the checksum of its manifest. That folder is checked as that of any run (check/verify.py), and
+against the done-manifest and `dataset.json`: so the dataset has every sample once, whoever
+extracted it. Attempts that no done-manifest names do not count and are not read. An unfinished
+shard is no damage.
 """
 
 from collections.abc import Iterator, Mapping
@@ -39,7 +40,7 @@ class _Expected:
 
 
 def verify_at(config: VerifyConfig, on_read: OnRead) -> VerifyReport | PlacesReport:
-    """Check what lies at `config.path`, whichever kind of place it is; raises UsageError where it is none."""
+    """Check what is at `config.path`; raises UsageError if it holds no output."""
     dataset, root = (config.path, None) if config.sharded_dataset is None else (config.sharded_dataset, config.path)
     if root is None:
         with closing(open_store(config.path)) as store:
@@ -55,7 +56,8 @@ def verify_at(config: VerifyConfig, on_read: OnRead) -> VerifyReport | PlacesRep
 def verify_dataset(
     store: ObjectStore, on_read: OnRead = lambda _done, _total: None, root: str | None = None
 ) -> PlacesReport:
-    """Check the outputs of the sharded dataset in `store`, where done-manifests say that they lie, or below `root`.
+    """Check the outputs of the sharded dataset in `store`: where done-manifests say, or below
+    `root`.
 
     Raises UsageError where `store` holds no sharded dataset.
     """
@@ -78,7 +80,7 @@ def verify_dataset(
 
 
 def _outputs(shard: DatasetShard, done: Mapping[str, Any], name: str, root: str | None) -> dict[str, _Expected]:
-    """The folders that a done-manifest names, one for each host; raises DamageError where it is garbled."""
+    """The folders that a done-manifest names, one a host; raises DamageError if it is garbled."""
     try:
         return {
             _place(outcome["output"], root): _Expected(shard, str(outcome["manifest"]["crc32c"]))

@@ -1,18 +1,18 @@
-"""One worker on a sharded dataset: it claims a shard, extracts it and commits it, until none is left.
+"""One worker on a sharded dataset: it claims, extracts and commits shards until none is left.
 
 Each shard is a run of its own (extract/run.py), with its own folder, manifest and resume, and with
 the model and programs of the run before. The folder is
 
-    {output_dir}/tpu_{worker_id}/shard_00003/{attempt}/        and the same below the bucket's prefix
+    {output_dir}/tpu_{worker_id}/shard_00003/{attempt}/    and the same below the bucket's prefix
 
 The name of an attempt is random, and a restarted worker goes on in the one on its disk. So two
-attempts at a shard never write to one place, and no file of a committed attempt is written over. The
-done-manifest names the attempt that counts, and every file of it. What no done-manifest names does
-not count, and may be deleted.
+attempts at a shard never write to one place, and no file of a committed attempt is written over.
+The done-manifest names the attempt that counts, and every file of it. What no done-manifest names
+does not count, and may be deleted.
 
 All workers of a sharded dataset extract the same: the first one writes the settings that decide the
-bytes to `run.json`, and a worker with other settings is refused. (Only JAX's version and the kind of
-device may differ.)
+bytes to `run.json`, and a worker with other settings is refused. (Only JAX's version and the kind
+of device may differ.)
 
 A shard that cannot be extracted as things are (a sample is too long, say) is marked as failed and
 left out. The worker does the others first, and then says which failed. If something is wrong with
@@ -25,8 +25,8 @@ import json
 import socket
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
@@ -91,7 +91,7 @@ class WorkSummary:
 
 
 def work(config: ExtractConfig) -> WorkSummary:
-    """Extract shards of `config.sharded.sharded_dataset_dir` until none is left, or `max_shards` are done.
+    """Extract shards of `--sharded_dataset_dir` until none is left, or `--max_shards` are done.
 
     Raises WorkersFailedError if shards failed, after all others are done.
     """
@@ -175,7 +175,12 @@ class _Worker:
         )
         while (most is None or self.metrics.dataset_shards < most) and (taken := claimer.take_next()) is not None:
             try:
-                self._extract(*taken)
+                with ExitStack() as undo:
+                    undo.callback(
+                        taken[1].release
+                    )  # so that nobody has to wait; harmless if another one has it already
+                    self._extract(*taken)
+                    undo.pop_all()
             except LeaseLostError as error:
                 if self.setup.hosts.count > 1:
                     raise  # the others are in the middle of a step that this host has left
@@ -193,31 +198,30 @@ class _Worker:
         """Extract and commit one shard; raises LeaseLostError if another worker took it over."""
         self.metrics.dataset_shard = shard.name
         attempt, begun = lease.claim.attempt, time.monotonic()
-        with _released_unless_settled(lease):
-            self._agree_again()
-            self._note(f"{shard.name}: {shard.records} records")
-            try:
-                with Heartbeat(lease, self.metrics.of_this_run, self._count_failed_beat) as heartbeat:
-                    watch = Watch(self.metrics.begins, heartbeat.check)
-                    outcomes = self.attempts.lead(shard, attempt, watch)
-            except _OF_THE_SHARD as error:
-                if self.setup.hosts.count > 1 and not isinstance(error, HostsStoppedError):
-                    raise  # the other hosts have not met it
-                lease.fail(str(error))
-                self._note(f"{shard.name} failed: {error}")
-                return
-            except DamageError:
-                self.attempts.end(shard, attempt)
-                self._note(f"{shard.name}: what there is of it is damaged; it begins anew at the next start")
-                raise
-            lease.commit(_make_done(shard, lease.claim, outcomes, time.monotonic() - begun))
+        self._agree_again()
+        self._note(f"{shard.name}: {shard.records} records")
+        try:
+            with Heartbeat(lease, self.metrics.of_this_run, self._count_failed_beat) as heartbeat:
+                watch = Watch(self.metrics.begins, heartbeat.check)
+                outcomes = self.attempts.lead(shard, attempt, watch)
+        except _OF_THE_SHARD as error:
+            if self.setup.hosts.count > 1 and not isinstance(error, HostsStoppedError):
+                raise  # the other hosts have not met it
+            lease.fail(str(error))
+            self._note(f"{shard.name} failed: {error}")
+            return
+        except DamageError:
+            self.attempts.end(shard, attempt)
+            self._note(f"{shard.name}: what there is of it is damaged; it begins anew at the next start")
+            raise
+        lease.commit(_make_done(shard, lease.claim, outcomes, time.monotonic() - begun))
         self.attempts.end(shard, attempt)
         self.metrics.dataset_shards += 1
         self.samples += sum(outcome["samples"] for outcome in outcomes)
         self.tokens += sum(outcome["tokens"] for outcome in outcomes)
 
     def _agree_again(self) -> None:
-        """Agree once more if `shards reset --all` came before this worker had a claim that could tell.
+        """Agree once more if `shards reset --all` came before this worker had a claim.
 
         Call it while you hold a claim: a reset that did not see the claim puts `run.json` back.
         """
@@ -243,17 +247,8 @@ class _Worker:
         print(f"worker {self.setup.config.worker}: {message}", file=sys.stderr, flush=True)
 
 
-@contextmanager
-def _released_unless_settled(lease: Lease) -> Iterator[None]:
-    """Give the shard back if the block ends in an exception, so that another worker need not wait."""
-    with ExitStack() as undo:
-        undo.callback(lease.release)  # harmless if another worker has it already
-        yield
-        undo.pop_all()
-
-
 def _make_done(shard: DatasetShard, claim: Claim, outcomes: Sequence[Outcome], seconds: float) -> Mapping[str, Any]:
-    """The done-manifest: which files hold this shard's activations; if several hosts made them, host by host."""
+    """The done-manifest: the files with this shard's activations, by host if there are several."""
     alone = {} if len(outcomes) > 1 else outcomes[0]
     return {
         "format_version": 1,

@@ -19,7 +19,7 @@ TESTS: Mapping[str, tuple[str, ...]] = {
     "extract.windows": ("extract/test_windows.py",),
     "shards.writer": ("shards/test_writer.py", "shards/test_manifest.py"),
     "shards.manifest": ("shards/test_manifest.py", "shards/test_writer.py"),
-    "fleet.claims": ("fleet/test_leases.py",),
+    "fleet.claims": ("fleet/test_claims.py",),
     "prompts.augment": ("prompts/test_augment.py", "prompts/test_samples.py"),
     "prompts.grids": ("prompts/test_grids.py",),
 }

@@ -1,1 +1,1 @@
-"""Several workers, started again when they die: as processes of this machine, or as tasks of a Ray cluster."""
+"""Several workers, started again when they die: as processes here, or as tasks of a Ray cluster."""

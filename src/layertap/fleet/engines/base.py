@@ -1,11 +1,11 @@
 """What every engine does: keep several workers going until the dataset is done.
 
-An engine says how a worker is started, polled, interrupted and killed. The rest is here. Which worker
-has which shard is between the workers and their claims. A worker that ends with 0 is done. One that
-ends with 2 (its input is wrong) stops all, since the others would say the same. After any other end
-a worker is started again, after a pause that grows while no shard is finished. After `_MOST_DEATHS`
-deaths for each worker with no shard finished in between, all are stopped. (A plain limit on restarts
-would give up a fleet of preemptible machines after some days.)
+An engine says how a worker is started, polled, interrupted and killed. The rest is here. Which
+worker has which shard is between the workers and their claims. A worker that ends with 0 is done.
+One that ends with 2 (its input is wrong) stops all, since the others would say the same. After any
+other end a worker is started again, after a pause that grows while no shard is finished. After
+`_MOST_DEATHS` deaths for each worker with no shard finished in between, all are stopped. (A plain
+limit on restarts would give up a fleet of preemptible machines after some days.)
 """
 
 import sys

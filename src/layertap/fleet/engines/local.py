@@ -2,10 +2,10 @@
 
 A restarted worker goes on in its own shard at once.
 
-Ctrl-C and SIGTERM go to the parent, which sends one SIGTERM to each worker: workers have sessions of
-their own, so a terminal's Ctrl-C does not reach them twice. If the parent is killed, its workers read
-the end of the pipe that it held, and stop. `python -m layertap.fleet.engines.local` is such a worker,
-and reads its settings from that pipe.
+Ctrl-C and SIGTERM go to the parent, which sends one SIGTERM to each worker: workers have sessions
+of their own, so a terminal's Ctrl-C does not reach them twice. If the parent is killed, its workers
+read the end of the pipe that it held, and stop. `python -m layertap.fleet.engines.local` is such a
+worker, and reads its settings from that pipe.
 """
 
 import os
@@ -25,7 +25,7 @@ _GRACE_SECONDS = 60.0
 
 
 def run_local(config: ExtractConfig) -> str:
-    """Run workers as processes of this machine until the dataset is done; raises as `run_workers` does."""
+    """Run workers as processes of this machine until the dataset is done (base.py)."""
     return run_workers(config, _WorkerProcess, _GRACE_SECONDS)
 
 

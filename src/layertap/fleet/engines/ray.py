@@ -1,13 +1,13 @@
-"""Several workers on a Ray cluster, or on a small one that is started here; Ray decides where each runs.
+"""Several workers on a Ray cluster, or on a small one that is started here. Ray places them.
 
 Each start of a worker is one Ray task, in a process of its own. If its process or machine is lost,
 the worker is handed to Ray again, which finds a place for it (base.py says when, and when to give
-up). Ray's own retries are off: they count deaths, and ignore whether shards were finished in between.
-Exactness depends on the leases, never on Ray: two processes of one worker, on two sides of a broken
-network, commit a shard once all the same.
+up). Ray's own retries are off: they count deaths, and ignore whether shards were finished in
+between. Exactness depends on the leases, never on Ray: two processes of one worker, on two sides of
+a broken network, commit a shard once all the same.
 
-A worker that is restarted on the same disk goes on in its own shard at once. On another machine that
-shard waits until its lease has run out, and begins again.
+A worker that is restarted on the same disk goes on in its own shard at once. On another machine
+that shard waits until its lease has run out, and begins again.
 
 Why tasks and not actors: you can interrupt a running task as Ctrl-C does a process (it gives its
 shard back), but you can only kill a running method of an actor. Only settings and a closing line go
@@ -35,8 +35,8 @@ _DIED = 1
 
 # Every worker's lines, also where two say the same.
 _ANYWHERE = {"RAY_DEDUP_LOGS": "0"}
-# Ray's processes listen on loopback alone (the switch has its name from the systems where that is Ray's default), to
-# those who know this user's token, and report to nobody.
+# Ray's processes listen on loopback alone (the switch has its name from the systems where that is
+# Ray's default), to those who know this user's token, and report to nobody.
 _HERE = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     "RAY_AUTH_MODE": "token",
@@ -47,7 +47,7 @@ _SMALL: dict[str, Any] = {"address": "local", "include_dashboard": False, "objec
 
 
 def run_ray(config: ExtractConfig) -> str:
-    """Run workers as Ray tasks until the dataset is done; raises as `run_workers` does, UsageError without a Ray."""
+    """Run workers as Ray tasks until the dataset is done; raises UsageError if Ray is missing."""
     needs = config.sharded.worker_resources
     with _connected(config.sharded.ray_address) as ray:
         _require_place(ray, needs, config)
@@ -56,7 +56,9 @@ def run_ray(config: ExtractConfig) -> str:
 
 @contextmanager
 def _connected(address: str | None) -> Iterator[ModuleType]:
-    """Ray, connected to the cluster at `address`, or to one that lasts as long as the block; Ctrl-C stays ours."""
+    """Ray, connected to `address`, or to a cluster of its own during the block; Ctrl-C stays
+    ours.
+    """
     ray = _imported(_ANYWHERE if address else _ANYWHERE | _HERE)
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -75,7 +77,7 @@ def _connected(address: str | None) -> Iterator[ModuleType]:
 
 
 def _imported(environment: Mapping[str, str]) -> ModuleType:
-    """Ray, which reads its environment when it is imported; raises UsageError where it is not installed."""
+    """Ray, which reads the environment at its import; raises UsageError if it is not installed."""
     for name, value in environment.items():
         os.environ.setdefault(name, value)
     try:
@@ -86,14 +88,14 @@ def _imported(environment: Mapping[str, str]) -> ModuleType:
 
 
 def _require_answer(address: str | None) -> None:
-    """Raise OSError where nobody listens at HOST:PORT, where Ray itself would try for minutes."""
+    """Raise OSError if nobody listens at HOST:PORT: Ray itself would try for minutes."""
     if address not in (None, "auto"):
         host, _, port = str(address).rpartition(":")
         socket.create_connection((host.strip("[]"), int(port)), _ANSWER_SECONDS).close()
 
 
 def _require_place(ray: ModuleType, needs: Mapping[str, float], config: ExtractConfig) -> None:
-    """Say how many workers find a place now; raises UsageError where this machine will never have one."""
+    """Say how many workers find a place; raises UsageError if this machine will never have one."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     places = sum(min(int(node.get(name, 0) / amount) for name, amount in needs.items()) for node in nodes)
     wanted = config.sharded.num_workers or 0

@@ -1,13 +1,12 @@
-"""Who has a shard, and who may commit it: races, thefts, stopped holders, lost replies, wrong clocks."""
+"""Who has a shard, and who may commit it: races, stopped holders, lost replies, wrong clocks."""
 
 import json
 import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -30,7 +29,9 @@ from layertap.fleet.claims import (
     take,
     take_over,
 )
+from layertap.objects import open_store
 from layertap.objects.base import ObjectStore, StoredBytes
+from layertap.objects.retry import Retry
 
 SHARD = "shard_00000"
 RACERS, RACES = 8, 50
@@ -78,6 +79,13 @@ def stolen(store: ObjectStore, worker: int) -> Lease:
     return lease
 
 
+@pytest.fixture
+def impatient(gcs: FakeGcs) -> Iterator[ObjectStore]:
+    """A bucket of which nothing is asked twice."""
+    with closing(open_store("gs://bucket/dataset", Retry(0.0))) as opened:
+        yield opened
+
+
 @contextmanager
 def interrupted(store: ObjectStore, moment: str) -> Iterator[None]:
     """Ctrl-C when a write of the claim has taken effect, before or after the holder knows of it."""
@@ -100,7 +108,7 @@ def done(store: ObjectStore) -> object:
     return None if found is None else json.loads(found.data)
 
 
-# -- one holder ------------------------------------------------------------------------------------------------------
+# -- one holder ------------------------------------------------------------------------------------
 
 
 def test_of_eight_racing_processes_one_wins_fifty_times(place: str) -> None:
@@ -109,12 +117,8 @@ for line in sys.stdin:
     lease = take(store, line.strip(), claim(worker))
     print("won" if lease else "lost", flush=True)
 """
-    with (
-        process(program, place, 0) as a, process(program, place, 1) as b, process(program, place, 2) as c,
-        process(program, place, 3) as d, process(program, place, 4) as e, process(program, place, 5) as f,
-        process(program, place, 6) as g, process(program, place, 7) as h,
-    ):  # fmt: skip
-        racers = (a, b, c, d, e, f, g, h)
+    with ExitStack() as stack:
+        racers = [stack.enter_context(process(program, place, worker)) for worker in range(RACERS)]
         winners = []
         for race in range(RACES):
             for racer in racers:
@@ -157,7 +161,7 @@ def test_a_claim_that_changed_is_not_taken_over(store: ObjectStore) -> None:
     assert take_over(store, SHARD, seen, claim(1)) is None
 
 
-# -- who lost a lease does not commit --------------------------------------------------------------------------------
+# -- who lost a lease does not commit --------------------------------------------------------------
 
 
 def test_who_was_robbed_notices_and_cannot_commit(store: ObjectStore) -> None:
@@ -206,15 +210,10 @@ except LeaseLostError:
     assert read_claim(store, SHARD) is None
 
 
-def test_a_holder_that_died_after_its_commit_has_committed(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    def dies(*_: object) -> None:
-        raise SystemExit
-
+def test_a_holder_that_died_after_its_commit_has_committed(store: ObjectStore) -> None:
     lease = held(store)
-    with monkeypatch.context() as patch:
-        patch.setattr("layertap.fleet.claims.settle", dies)
-        with pytest.raises(SystemExit):
-            lease.commit({"by": 0})
+    with interrupted(store, "after the answer"), pytest.raises(KeyboardInterrupt):
+        lease.commit({"by": 0})
     assert done(store) is None
     seen, committed = read_claim(store, SHARD)
     for _ in range(2):  # two workers may find it at once
@@ -272,28 +271,13 @@ def test_a_heartbeat_keeps_the_lease_and_tells_of_its_loss(store: ObjectStore) -
         wait_for(lambda: read_claim(store, SHARD)[1].beats >= 3)
         assert read_claim(store, SHARD)[1].metrics == {"tokens": 7}
         heartbeat.check()
-        while True:  # it may beat between looking and taking
-            seen, _ = read_claim(store, SHARD)
-            if take_over(store, SHARD, seen, claim(1)):
-                break
-
-        def lost() -> bool:
-            try:
-                heartbeat.check()
-            except LeaseLostError:
-                return True
-            return False
-
-        wait_for(lost)
+        wait_for(lambda: take_over(store, SHARD, read_claim(store, SHARD)[0], claim(1)))  # it may beat in between
+        heartbeat._thread.join(60)  # it ends once it knows
+        with pytest.raises(LeaseLostError):
+            heartbeat.check()
 
 
-# -- the far end's clock ---------------------------------------------------------------------------------------------
-
-
-def test_a_lease_runs_out_when_nothing_was_heard_for_its_length(store: ObjectStore) -> None:
-    held(store, seconds=1)
-    assert not has_run_out(store, *read_claim(store, SHARD))
-    wait_for(lambda: has_run_out(store, *read_claim(store, SHARD)))
+# -- the far end's clock ---------------------------------------------------------------------------
 
 
 def test_a_lease_runs_a_second_longer_than_was_said() -> None:
@@ -337,7 +321,7 @@ sys.stdin.readline()
         assert not has_run_out(store, *read_claim(store, "shard_00001"))
 
 
-# -- lost replies ----------------------------------------------------------------------------------------------------
+# -- lost replies ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["lose", "vanish"])
@@ -356,36 +340,24 @@ def test_lost_replies_change_nothing(gcs: FakeGcs, bucket: ObjectStore, kind: st
     assert read_claim(bucket, SHARD) is None
 
 
-def test_a_heartbeat_that_gave_up_but_took_effect_is_no_loss(gcs: FakeGcs, bucket: ObjectStore) -> None:
-    from layertap.objects import open_store
-    from layertap.objects.retry import Retry
-
-    impatient = open_store("gs://bucket/dataset", Retry(0.0))
-    lease = take(impatient, SHARD, claim(0))
-    assert lease is not None
+def test_a_heartbeat_that_gave_up_but_took_effect_is_no_loss(gcs: FakeGcs, impatient: ObjectStore) -> None:
+    lease = held(impatient)
     gcs.faults.plan("vanish", "insert", claim_name(SHARD))
     with pytest.raises(LayertapError, match="failed 1 times"):
         lease.beat({})
     lease.beat({})
     lease.commit({"by": 0})
-    assert done(bucket) == {"by": 0}
-    impatient.close()
+    assert done(impatient) == {"by": 0}
 
 
-def test_outages_are_reported_and_outlived(gcs: FakeGcs) -> None:
-    from layertap.objects import open_store
-    from layertap.objects.retry import Retry
-
-    impatient = open_store("gs://bucket/dataset", Retry(0.0))
-    lease = take(impatient, SHARD, claim(0, seconds=0.1))
-    assert lease is not None
+def test_outages_are_reported_and_outlived(gcs: FakeGcs, impatient: ObjectStore) -> None:
+    lease = held(impatient, seconds=0.1)
     troubles: list[LayertapError] = []
     gcs.faults.plan("refuse", "insert", claim_name(SHARD), times=2)
     with Heartbeat(lease, dict, troubles.append) as heartbeat:
         wait_for(lambda: len(troubles) == 2 and lease.claim.beats >= 1)
         heartbeat.check()
     assert all("failed 1 times" in str(trouble) for trouble in troubles)
-    impatient.close()
 
 
 @pytest.mark.parametrize("cause", [StorageError("no network"), KeyboardInterrupt()], ids=["failure", "Ctrl-C"])
@@ -409,6 +381,4 @@ def test_a_garbled_claim_is_named(store: ObjectStore, content: bytes) -> None:
 
 def test_claims_and_commands_need_no_jax(tmp_path: Path) -> None:
     program = "import sys; import layertap.fleet.claims, layertap.fleet.commands; sys.exit('jax' in sys.modules)"
-    begun = time.monotonic()
     assert commands.run(["-c", program], tmp_path).returncode == 0
-    assert time.monotonic() - begun < 60
