@@ -162,6 +162,7 @@ def test_layers_above_the_last_tap_change_nothing(small: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # transformers takes minutes beside other work
 def test_full_0_5b_shape_on_real_prompts(shared_data: Path, tmp_path: Path) -> None:
     """24 layers, 151,936 tokens of vocabulary, real ARC prompts."""
     write_checkpoint(tmp_path, "0.5b", dtype="float32", tokenizer=shared_data / "qwen2.5-tokenizer")
