@@ -41,11 +41,12 @@ def small_run(dataset: Path, model: Path, folder: Path, **changes: Any) -> Extra
     return ExtractConfig(dataset_path=str(dataset), model_path=str(model), **(settings | changes))
 
 
-def small_flags(dataset: Path, model: Path, **changes: Any) -> list[str]:
-    """The flags of a quick run of all layers."""
+def small_flags(dataset: Path | None, model: Path, **changes: Any) -> list[str]:
+    """The flags of a quick run of all layers; None leaves a flag out."""
     settings = {"predictions_per_task": 2, "row_length": 1024, "batch_size": 2, "window_samples": 16}
     named = {"dataset_path": dataset, "model_path": model} | settings | changes
-    return [part for name, value in named.items() for part in (f"--{name}", str(value))]
+    given = {name: value for name, value in named.items() if value is not None}
+    return [part for name, value in given.items() for part in (f"--{name}", str(value))]
 
 
 Activations = dict[tuple[int, int], np.ndarray]
