@@ -25,10 +25,13 @@ import numpy as np
 import tyro
 
 from layertap import ActivationDataset
+from layertap.core.columns import token_columns
+from layertap.core.sample import Sample
 from layertap.core.taps import Tap
+from layertap.objects import open_store
+from layertap.shards.encode import ShardFormat
 from layertap.shards.manifest import Manifest
-from layertap.shards.samples import StoredSample
-from layertap.shards.writer import ShardFormat, ShardWriter
+from layertap.shards.writer import ShardWriter
 
 _BLOCK = 8 << 20
 _SAMPLE_TOKENS = 1110
@@ -75,27 +78,27 @@ def main() -> None:
 
 def _write(folder: Path, config: ReadingConfig) -> None:
     dtype = np.dtype(ml_dtypes.bfloat16)
-    form = ShardFormat((0,), ("residual",), config.hidden, dtype, compress=False, name="safetensors")
+    form = ShardFormat({Tap(0, "residual"): config.hidden}, dtype, compress=False, name="safetensors")
     manifest = Manifest(
         fingerprint="", identity={}, config={}, worker_id=0, model_path="random", model_type="qwen2", special_ids=(),
-        format=form.name, layers=form.layers, sites=form.sites, hidden_size=config.hidden, storage_dtype=dtype.name,
+        format=form.name, taps=form.taps, storage_dtype=dtype.name,
     )  # fmt: skip
-    writer = ShardWriter(folder, manifest, form, lambda _: None)
+    writer = ShardWriter(open_store(str(folder)), manifest, form, lambda _: None)
     rng = np.random.default_rng(0)
     noise = rng.standard_normal((_SAMPLE_TOKENS, config.hidden), np.float32).astype(dtype)
-    token_ids = np.zeros(_SAMPLE_TOKENS, np.int32)
+    columns = token_columns(np.zeros(_SAMPLE_TOKENS, np.int32), frozenset())
     shards = max(1, round(config.gb / config.shard_gb))
     each = max(1, int(config.shard_gb * 1e9 / noise.nbytes))
     for shard in range(shards):
         samples = [
-            StoredSample(shard * each + number, f"task{number}", "", token_ids, {Tap(0, "residual"): noise})
+            Sample(shard * each + number, f"task{number}", "", columns, {}, {Tap(0, "residual"): noise})
             for number in range(each)
         ]
         writer.commit(samples, {}, complete=shard == shards - 1)
 
 
 def _measure(folder: Path, config: ReadingConfig) -> dict[str, dict[str, list[float]]]:
-    files = sorted((folder / "residual").rglob("*.safetensors"))
+    files = sorted(folder.glob("shard_*.safetensors"))
     contenders: dict[str, Callable[[], int]] = {
         "plain": lambda: _plain(files),
         "in_order": lambda: _batches(folder, config, shuffle=False),

@@ -13,10 +13,13 @@ import numpy as np
 
 from benchmarks.config import ContenderConfig
 from benchmarks.workload import Figures, disk_mb_per_second, extraction, run_figures, seconds_of
+from layertap.core.columns import token_columns
+from layertap.core.sample import Sample
 from layertap.core.taps import Tap
+from layertap.objects import open_store
+from layertap.shards.encode import ShardFormat
 from layertap.shards.manifest import Json, Manifest
-from layertap.shards.samples import StoredSample
-from layertap.shards.writer import ShardFormat, ShardWriter
+from layertap.shards.writer import ShardWriter
 
 _LAYERS = tuple(range(8))
 _HIDDEN = 896
@@ -37,7 +40,7 @@ def forward(config: ContenderConfig) -> Figures:
         shutil.rmtree(run.output_dir, ignore_errors=True)
 
 
-def _drop(writer: ShardWriter, _samples: Sequence[StoredSample], progress: Json, *, complete: bool) -> None:
+def _drop(writer: ShardWriter, _samples: Sequence[Sample], progress: Json, *, complete: bool) -> None:
     writer.manifest = writer.manifest.with_shard(None, progress, complete=complete)
 
 
@@ -47,10 +50,10 @@ def stages(config: ContenderConfig) -> Figures:
     """
     from layertap.extract.run import extract
 
-    kept: list[list[StoredSample]] = []
+    kept: list[list[Sample]] = []
     writers: list[ShardWriter] = []
 
-    def keep(writer: ShardWriter, samples: Sequence[StoredSample], progress: Json, *, complete: bool) -> None:
+    def keep(writer: ShardWriter, samples: Sequence[Sample], progress: Json, *, complete: bool) -> None:
         if samples and len(kept) < _KEPT:
             kept.append(list(samples))
         writers.append(writer)
@@ -77,9 +80,10 @@ def formats(config: ContenderConfig) -> Figures:
     folder = Path(config.output_dir) / "formats"
     samples = _samples()
     figures: Figures = {}
+    taps = {Tap(layer, "residual"): _HIDDEN for layer in _LAYERS}
     try:
         for name, dtype in (("pickle", np.dtype(np.float32)), ("safetensors", np.dtype(ml_dtypes.bfloat16))):
-            form = ShardFormat(_LAYERS, ("residual",), _HIDDEN, dtype, compress=True, name=name)  # type: ignore[arg-type]
+            form = ShardFormat(taps, dtype, compress=True, name=name)  # type: ignore[arg-type]
             megabytes = _TOKENS * form.bytes_per_token / 1e6
             figures[name] = megabytes / min(_writing_seconds(folder, form, samples) for _ in range(3))
         figures["disk"] = disk_mb_per_second(Path(config.output_dir))
@@ -90,16 +94,16 @@ def formats(config: ContenderConfig) -> Figures:
     return figures
 
 
-def _samples() -> list[StoredSample]:
+def _samples() -> list[Sample]:
     rng = np.random.default_rng(0)
     values = rng.standard_normal((len(_LAYERS), _TOKENS, _HIDDEN), np.float32).astype(ml_dtypes.bfloat16)
     return [
-        StoredSample(
+        Sample(
             sample_idx=index,
             task_id=str(index),
             text_preview="",
             origin={},
-            token_ids=np.arange(_SAMPLE, dtype=np.int32),
+            columns=token_columns(np.arange(_SAMPLE, dtype=np.int32), frozenset()),
             activations={
                 Tap(layer, "residual"): values[layer, index * _SAMPLE : (index + 1) * _SAMPLE] for layer in _LAYERS
             },
@@ -108,11 +112,11 @@ def _samples() -> list[StoredSample]:
     ]
 
 
-def _writing_seconds(folder: Path, form: ShardFormat, samples: Sequence[StoredSample]) -> float:
+def _writing_seconds(folder: Path, form: ShardFormat, samples: Sequence[Sample]) -> float:
     """One shard and its manifest, synced."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    writer = ShardWriter(folder, _manifest(form), form, lambda _manifest: None)
+    writer = ShardWriter(open_store(str(folder)), _manifest(form), form, lambda _manifest: None)
     return seconds_of(lambda: writer.commit(list(samples), {}, complete=True))
 
 
@@ -126,9 +130,7 @@ def _manifest(form: ShardFormat) -> Manifest:
         model_type="qwen2",
         special_ids=(),
         format=form.name,
-        layers=form.layers,
-        sites=form.sites,
-        hidden_size=form.hidden_size,
+        taps=form.taps,
         storage_dtype=form.dtype.name,
     )
     return replace(empty, config={"benchmark": True})

@@ -37,7 +37,7 @@ _MAY_KNOW = {
     "__init__": {"reader"},
 }
 _MAY_KNOW_JAX = {"model", "extract", "plan"}
-_HANDS_OVER = "reader/frameworks.py"
+_HANDS_OVER = "reader/blocks.py"
 """Makes arrays of JAX and torch for who asks for them, and imports these when asked."""
 
 

@@ -138,12 +138,11 @@ def _bar(name: str) -> Iterator[Callable[[int, int], None]]:
 def stats(config: StatsConfig) -> int:
     """Print statistics, merged over folders."""
     from layertap.objects import open_store
-    from layertap.shards.statistics_files import merge_folders
-    from layertap.shards.statistics_table import describe, to_json
+    from layertap.shards.statistics_files import describe_statistics, merge_folders, statistics_to_json
 
     with ExitStack() as stack:
         statistics = merge_folders([stack.enter_context(closing(open_store(path))) for path in config.paths])
-    print(json.dumps(to_json(statistics), indent=2) if config.json else describe(statistics))
+    print(json.dumps(statistics_to_json(statistics), indent=2) if config.json else describe_statistics(statistics))
     return 0
 
 

@@ -14,7 +14,7 @@ from fakes.gcs import FakeGcs
 from benchmarks import measures, writing
 from benchmarks.config import ContenderConfig
 from benchmarks.workload import Figures
-from layertap.shards.samples import StoredSample
+from layertap.core.sample import Sample
 from layertap.shards.writer import ShardWriter
 
 
@@ -53,7 +53,7 @@ def test_stages_keeps_a_few_shards_and_times_the_writing_of_all(
     written: list[int] = []
     commit = ShardWriter.commit
 
-    def counting(writer: ShardWriter, samples: Sequence[StoredSample], *given: Any, **named: Any) -> None:
+    def counting(writer: ShardWriter, samples: Sequence[Sample], *given: Any, **named: Any) -> None:
         written.append(sum(sample.tokens for sample in samples))
         commit(writer, samples, *given, **named)
 

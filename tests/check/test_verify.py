@@ -124,8 +124,8 @@ def test_swapped_files_are_found_by_their_content_too(folder):
     (folder / "kept").rename(folder / SECOND)
     for name in (FIRST, SECOND):
         outputs.believe(folder, name)
-    assert f"{FIRST}, layer 0: holds samples 2 to 3, should hold 0 to 1" in outputs.findings(folder)
-    assert f"{SECOND}, layer 0: holds samples 0 to 1, should hold 2 to 3" in outputs.findings(folder)
+    assert f"{FIRST}: holds samples 2 to 3, should hold 0 to 1" in outputs.findings(folder)
+    assert f"{SECOND}: holds samples 0 to 1, should hold 2 to 3" in outputs.findings(folder)
 
 
 def test_every_damaged_shard_is_reported(folder):
@@ -142,13 +142,18 @@ def test_every_damaged_shard_is_reported(folder):
 # Damage to the manifest
 
 
+def taps(**changed):
+    """What the manifest says of the taps, with this changed."""
+    return [{"site": "residual", "width": outputs.HIDDEN, "layers": list(outputs.LAYERS)} | changed]
+
+
 @pytest.mark.parametrize(
     ("field", "value", "finding"),
     [
         ("samples", 3, f"{SECOND}, layer 0: holds 2 samples, should hold 3"),
-        ("tokens", 8, f"{SECOND}, layer 0: holds 7 tokens, should hold 8"),
-        ("sample_idx", [[2, 2]], f"{SECOND}, layer 0: holds samples 2 to 3, should hold 2 to 2"),
-        ("sample_idx", [], f"{SECOND}, layer 0: holds samples 2 to 3, should hold "),
+        ("tokens", 8, f"{SECOND}: holds 7 tokens, should hold 8"),
+        ("sample_idx", [[2, 2]], f"{SECOND}: holds samples 2 to 3, should hold 2 to 2"),
+        ("sample_idx", [], f"{SECOND}: holds samples 2 to 3, should hold none"),
         ("index", 7, "shard 7: stands in metadata.json where shard 2 should"),
     ],
 )
@@ -160,12 +165,20 @@ def test_an_edited_shard_entry_is_found(folder, field, value, finding):
 @pytest.mark.parametrize(
     ("field", "value", "finding"),
     [
-        ("hidden_size", 8, "activation has shape (3, 4), should have (3, 8)"),
-        ("storage_dtype", "float16", "activation is float32, should be float16"),
-        ("layers", [0, 1], "holds layers [0, 2], should hold [0, 1]"),
-        ("layers", [2, 0], "holds layers [0, 2], should hold [2, 0]"),
-        ("sites", ["mlp"], "shard 1: has files of residual, statistics; should have mlp, statistics"),
-        ("sites", [3], "shard 1: has files of residual, statistics; should have 3, statistics"),
+        (
+            "taps",
+            taps(width=8),
+            "should be float32 [3, 8]",
+        ),
+        (
+            "storage_dtype",
+            "float16",
+            "activation is float32 [3, 4], with shape=[3, 4], should be float16",
+        ),
+        ("taps", taps(layers=[0, 1]), "holds layers [0, 2], should hold [0, 1]"),
+        ("taps", taps(layers=[2, 0]), "holds layers [0, 2], should hold [2, 0]"),
+        ("taps", taps(site="mlp"), "shard 1: has files of residual, statistics; should have mlp, statistics"),
+        ("columns", {"token_ids": "int32", "roles": "uint8"}, "roles is missing or not one uint8 a token"),
     ],
 )
 def test_an_edited_header_is_found(folder, field, value, finding):

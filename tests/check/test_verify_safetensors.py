@@ -1,4 +1,5 @@
-"""Damage to safetensors shards, each kind found and named; mostly such that size and checksum say nothing."""
+"""Damage to safetensors shards, each kind found and named; mostly such that size and checksum say
+nothing."""
 
 import json
 import shutil
@@ -9,7 +10,7 @@ import pytest
 
 from layertap.check.verify import verify
 
-FILE, OTHER = "residual/layer_00/shard_0002.safetensors", "residual/layer_02/shard_0002.safetensors"
+FILE, OTHER = "shard_0002.safetensors", "shard_0003.safetensors"
 STATISTICS = "statistics/shard_0002.safetensors"
 SITES = ("residual", "mlp")
 
@@ -46,10 +47,10 @@ def test_a_cut_file_a_missing_one_and_a_strange_one_are_found(tensors):
     whole = (tensors / FILE).read_bytes()
     (tensors / FILE).write_bytes(whole[:-1])
     (tensors / OTHER).unlink()
-    (tensors / "mlp" / "layer_07").mkdir()
-    shutil.copy(tensors / STATISTICS, tensors / "mlp" / "layer_07" / "shard_0002.safetensors")
+    (tensors / "mlp").mkdir()
+    shutil.copy(tensors / STATISTICS, tensors / "mlp" / "shard_0002.safetensors")
     assert outputs.findings(tensors) == [
-        "mlp/layer_07/shard_0002.safetensors: not named by metadata.json",
+        "mlp/shard_0002.safetensors: not named by metadata.json",
         f"{FILE}: has {len(whole) - 1} bytes, should have {len(whole)}",
         f"{OTHER}: missing",
     ]
@@ -58,33 +59,26 @@ def test_a_cut_file_a_missing_one_and_a_strange_one_are_found(tensors):
 # Damage that the manifest believes
 
 
-def swap(folder, first, second):
-    (folder / first).rename(folder / "kept")
-    (folder / second).rename(folder / first)
-    (folder / "kept").rename(folder / second)
-    for name in (first, second):
-        outputs.believe(folder, name)
+def test_swapped_shards_are_found(tensors):
+    (tensors / FILE).rename(tensors / "kept")
+    (tensors / OTHER).rename(tensors / FILE)
+    (tensors / "kept").rename(tensors / OTHER)
+    for name in (FILE, OTHER):
+        outputs.believe(tensors, name)
+    found = outputs.findings(tensors)
+    assert [line.partition(":")[0] for line in found] == [FILE, OTHER]
 
 
-def test_swapped_shards_of_a_layer_are_found(tensors):
-    third = "residual/layer_00/shard_0003.safetensors"
-    swap(tensors, FILE, third)
-    assert f"{FILE}: holds samples 4 to 5, should hold 2 to 3" in outputs.findings(tensors)
-    assert f"{third}: holds samples 2 to 3, should hold 4 to 5" in outputs.findings(tensors)
+def test_swapped_layers_are_found_by_norms_and_statistics(tensors):
+    def swap(tensors, _):
+        tensors["residual.0"], tensors["residual.2"] = tensors["residual.2"], tensors["residual.0"]
 
+    def swap_norms(tensors, _):
+        tensors["norms"][:2] = tensors["norms"][1::-1].copy()
 
-def test_swapped_layers_are_found(tensors):
-    swap(tensors, FILE, OTHER)
-    assert outputs.findings(tensors) == [
-        f"{FILE}: metadata says layer 2, should say 0",
-        f"{OTHER}: metadata says layer 0, should say 2",
-    ]
-
-
-def test_layers_swapped_by_one_who_knows_the_metadata_are_found_by_their_statistics(tensors):
-    swap(tensors, FILE, OTHER)
-    outputs.rewrite_tensors(tensors, FILE, lambda _, metadata: metadata.update(layer="0"))
-    outputs.rewrite_tensors(tensors, OTHER, lambda _, metadata: metadata.update(layer="2"))
+    outputs.rewrite_tensors(tensors, FILE, swap)
+    assert any(f"{FILE}: layer 0, residual, sample 2: norm of token 0" in line for line in outputs.findings(tensors))
+    outputs.rewrite_tensors(tensors, FILE, swap_norms)
     assert outputs.findings(tensors) == [
         f"{STATISTICS}: layer 0, residual: mean is not that of the activations",
         f"{STATISTICS}: layer 2, residual: mean is not that of the activations",
@@ -97,8 +91,10 @@ def add_one(tensors, name, at):
 
 def longer(tensors):
     """One token more at the end, so that nothing but the manifest's count is wrong in this file."""
-    for name in ("activations", "token_ids", "positions", "flags"):
-        tensors[name] = np.concatenate([tensors[name], tensors[name][-1:]])
+    for name, values in tensors.items():
+        if name not in ("sample_offsets", "sample_idx"):
+            last = values[:, -1:] if name == "norms" else values[-1:]
+            tensors[name] = np.concatenate([values, last], axis=int(name == "norms"))
     add_one(tensors, "positions", -1)
     add_one(tensors, "sample_offsets", -1)
 
@@ -115,34 +111,41 @@ def convert(tensors, name, dtype):
 @pytest.mark.parametrize(
     ("edit", "finding"),
     [
-        (lambda tensors, _: convert(tensors, "activations", "f2"), "activation is float16, should be bfloat16"),
-        (lambda tensors, _: convert(tensors, "token_ids", "i8"), "token_ids is int64 (7,), should be int32 (7,)"),
-        (lambda tensors, _: convert(tensors, "sample_offsets", "i4"), "sample_offsets is int32 (3,), should be int64"),
-        (lambda tensors, _: tensors["activations"].__setitem__((2, 2), np.nan), "sample 2: activation has a NaN"),
-        (lambda tensors, _: tensors["activations"].__setitem__((6, 0), np.inf), "sample 3: activation has a NaN"),
-        (lambda tensors, _: add_one(tensors, "sample_offsets", 1), "positions do not count each sample's tokens"),
-        (lambda tensors, _: add_one(tensors, "sample_offsets", 2), "sample_offsets do not rise from 0 to the 7 tokens"),
-        (lambda tensors, _: add_one(tensors, "sample_offsets", 0), "sample_offsets do not rise from 0 to the 7 tokens"),
-        (lambda tensors, _: backwards(tensors), "sample_offsets do not rise from 0 to the 7 tokens"),
-        (lambda tensors, _: add_one(tensors, "positions", 5), "positions do not count each sample's tokens"),
-        (lambda tensors, _: longer(tensors), "holds 8 tokens, should hold 7"),
-        (lambda tensors, _: add_one(tensors, "token_ids", 1), "other samples, task ids or token ids than in"),
+        (
+            lambda tensors, _: convert(tensors, "residual.0", "f2"),
+            "residual.0 is float16 [7, 4], should be bfloat16",
+        ),
+        (
+            lambda tensors, _: convert(tensors, "token_ids", "i8"),
+            "token_ids is int64 [7], should be int32 [7]",
+        ),
+        (
+            lambda tensors, _: convert(tensors, "sample_offsets", "i4"),
+            "sample_offsets is int32 [3], should be int64",
+        ),
+        (lambda tensors, _: tensors["residual.0"].__setitem__((2, 2), np.nan), "sample 2: activation has a NaN"),
+        (lambda tensors, _: tensors["residual.0"].__setitem__((6, 0), np.inf), "sample 3: activation has a NaN"),
+        (lambda tensors, _: add_one(tensors, "sample_offsets", 1), "sample 2: positions of token 3 are 0, should be 3"),
+        (lambda tensors, _: add_one(tensors, "sample_offsets", 2), "sample_offsets do not rise from 0 to the number"),
+        (lambda tensors, _: add_one(tensors, "sample_offsets", 0), "sample_offsets do not rise from 0 to the number"),
+        (lambda tensors, _: backwards(tensors), "sample_offsets do not rise from 0 to the number"),
+        (lambda tensors, _: add_one(tensors, "positions", 5), "sample 3: positions of token 2 are 3, should be 2"),
+        (lambda tensors, _: longer(tensors), "residual.0 is bfloat16 [8, 4], should be bfloat16 [7, 4]"),
         (lambda tensors, _: add_one(tensors, "sample_idx", 1), "holds samples 2 to 2, 4 to 4, should hold 2 to 3"),
         (lambda tensors, _: add_one(tensors, "flags", 0), "sample 2: flags of token 0 are 2, should be 1; 1 are wrong"),
         (lambda tensors, _: add_one(tensors, "flags", 2), "sample 2: flags of token 2 are 1, should be 0"),
         (lambda tensors, _: tensors["flags"].__iadd__(128), "flags of token 0 are 129, should be 1; 4 are wrong"),
-        (lambda tensors, _: tensors["activations"].__setitem__((0, 0), 7), f"{STATISTICS}: layer 0, residual: mean"),
+        (lambda tensors, _: tensors["residual.0"].__setitem__((0, 0), 7), "sample 2: norm of token 0 is"),
         (lambda _, metadata: metadata.update(fingerprint="0"), "metadata says fingerprint 0, should say"),
-        (lambda _, metadata: metadata.update(dtype="float32"), "metadata says dtype float32, should say bfloat16"),
-        (lambda _, metadata: metadata.update(site="mlp"), "metadata says site mlp, should say residual"),
-        (lambda _, metadata: metadata.update(samples="[]"), "its list of samples in words is garbled"),
+        (lambda _, metadata: metadata.update(format_version="1"), "metadata says format_version 1, should say 2"),
+        (
+            lambda tensors, _: tensors["norms"].__setitem__((1, 2), 9),
+            "sample 2: norm of token 2 is 9",
+        ),
+        (lambda _, metadata: metadata.update(samples="[]"), "tells of 0 samples, should tell of 2"),
         (lambda _, metadata: metadata.update(samples="{"), "its list of samples in words is garbled"),
         (lambda _, metadata: metadata.update(samples="[1, 2]"), "its list of samples in words is garbled"),
-        (
-            lambda _, metadata: metadata.update(samples=metadata["samples"].replace("task1", "task7")),
-            "other samples, task ids or token ids than in",
-        ),
-        (lambda tensors, _: tensors.update(more=tensors.pop("flags")), "holds the tensors activations, token_ids"),
+        (lambda tensors, _: tensors.update(more=tensors.pop("flags")), "flags is missing, should be"),
     ],
 )
 def test_content_that_is_wrong_is_found_though_its_checksum_is_right(tensors, edit, finding):
@@ -198,8 +201,7 @@ def test_statistics_of_other_taps_are_found(tensors):
 def test_statistics_taken_out_of_the_manifest_are_missed(tensors):
     (tensors / STATISTICS).unlink()
     outputs.edit_manifest(tensors, lambda document: document["shards"][1]["files"].pop())
-    held = "residual layer 0, residual layer 2, mlp layer 0, mlp layer 2"
-    assert outputs.the_finding(tensors) == f"shard 2: has files of {held}; should have {held}, statistics"
+    assert outputs.the_finding(tensors) == "shard 2: has files of activations; should have activations, statistics"
 
 
 # Damage to the manifest

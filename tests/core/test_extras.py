@@ -23,8 +23,8 @@ _MADE_FROM = {
     ),
     "folder": ({"url": "file:///home/me/layertap", "dir_info": {}}, ["/home/me/layertap[s3]"]),
     "wheel": (
-        {"url": "https://host/layertap-0.1.0-py3-none-any.whl", "archive_info": {}},
-        ["layertap[s3] @ https://host/layertap-0.1.0-py3-none-any.whl"],
+        {"url": "https://host/layertap-0.2.0-py3-none-any.whl", "archive_info": {}},
+        ["layertap[s3] @ https://host/layertap-0.2.0-py3-none-any.whl"],
     ),
     "git": (
         {"url": "https://host/layertap.git", "vcs_info": {"vcs": "git", "commit_id": "abc123"}},

@@ -118,7 +118,7 @@ def test_of_two_workers_with_one_id_the_second_is_refused(new_machine, whole: Ma
 def test_a_worker_that_slept_while_another_took_over_stops_when_it_wakes(new_machine, whole, gcs: FakeGcs) -> None:
     sleeper, heir = new_machine("sleeper"), new_machine("heir")
     sleeping = sleeper.start()
-    wait_for(lambda: len(json.loads(sleeper.bucket_contents().get(MANIFEST, b'{"shards": []}'))["shards"]) >= 2)
+    wait_for(lambda: len(shards.described(sleeper.bucket_contents())["shards"]) >= 2)
     sleeping.send_signal(signal.SIGSTOP)
     gcs.state.skew += 3600  # the hour for which it slept
     heir.run_to_the_end()
@@ -133,5 +133,4 @@ def test_a_worker_that_slept_while_another_took_over_stops_when_it_wakes(new_mac
 
 
 def shards_here(machine: Machine) -> list[object]:
-    path = machine.output / MANIFEST
-    return json.loads(path.read_text())["shards"] if path.exists() else []
+    return shards.manifest(machine.output)["shards"]

@@ -47,7 +47,7 @@ def in_bucket(gcs: FakeGcs) -> dict[str, bytes]:
     found = gcs.contents(BUCKET, PREFIX)
     checkpoint = json.loads(found.pop("checkpoint_worker_0.json"))
     assert checkpoint["output_dir"] == f"gs://{BUCKET}/activations/tpu_0"
-    assert checkpoint["shards"] == len(json.loads(found["metadata.json"])["shards"])
+    assert checkpoint["shards"] == len(shards.described(found)["shards"])
     return found
 
 
@@ -63,7 +63,7 @@ def test_a_shard_counts_only_after_its_files_and_the_checkpoint_comes_last(uploa
 
     def look() -> None:
         here = gcs.contents(BUCKET, PREFIX)
-        named = {file["path"] for shard in json.loads(here["metadata.json"])["shards"] for file in shard["files"]}
+        named = {file["path"] for shard in shards.described(here)["shards"] for file in shard["files"]}
         known = json.loads(here.get("checkpoint_worker_0.json", b'{"shards": 0}'))["shards"]
         seen.append((set(here), named, known))
 
@@ -149,10 +149,10 @@ def test_deleting_leaves_what_is_not_verified(uploading, gcs: FakeGcs) -> None:
     assert not left & {"shard_0001.pkl.gz", "shard_0002.pkl.gz"}
     gcs.faults.planned.clear()
     extract(deleting)
-    assert set(shards.contents(out(uploading))) == {"metadata.json"}
+    assert set(shards.contents(out(uploading))) == {"metadata.json", "manifest/part_0001.jsonl"}
     files = in_bucket(gcs)
-    named = [file["path"] for shard in json.loads(files["metadata.json"])["shards"] for file in shard["files"]]
-    assert sorted(files) == sorted([*named, "metadata.json"])
+    named = [file["path"] for shard in shards.described(files)["shards"] for file in shard["files"]]
+    assert sorted(files) == sorted([*named, "manifest/part_0001.jsonl", "metadata.json"])
 
 
 def test_with_deleting_the_local_disk_holds_a_few_shards_at_most(uploading, gcs: FakeGcs) -> None:
@@ -176,7 +176,7 @@ def test_when_retries_run_out_the_run_stops_and_the_next_one_uploads_the_rest(up
     gcs.faults.plan("refuse", "insert", "shard_0002.pkl.gz", times=10_000)
     with pytest.raises(StorageError, match=r"shard_0002\.pkl\.gz: failed \d+ times"):
         extract(impatient)
-    there = json.loads(gcs.contents(BUCKET, PREFIX)["metadata.json"])
+    there = shards.described(gcs.contents(BUCKET, PREFIX))
     assert len(there["shards"]) == 1
     gcs.faults.planned.clear()
     extract(impatient)
@@ -243,4 +243,5 @@ def test_s3_will_do_as_well(config: ExtractConfig, s3: FakeS3) -> None:
     assert written == (out(copied) / "metadata.json").read_bytes()
     found = {info.name: info.size for info in store.list()}
     assert found.pop("checkpoint_worker_0.json")
-    assert found == named | {"metadata.json": len(written)}
+    part = len(store.read("manifest/part_0001.jsonl").data)
+    assert found == named | {"metadata.json": len(written), "manifest/part_0001.jsonl": part}

@@ -128,7 +128,7 @@ def test_an_interrupted_worker_gives_its_shard_back_and_goes_on_in_it(
     assert not list(store.list("claims/"))
     (attempt,) = (path for path in (out(fleet) / "tpu_0" / "shard_00001").iterdir() if path.is_dir())
     before = shards.contents(attempt)
-    assert len(json.loads(before["metadata.json"])["shards"]) == 2
+    assert len(shards.described(before)["shards"]) == 2
     work(fleet)
     manifest = done(store)[1]
     assert manifest["attempt"] == attempt.name

@@ -1,9 +1,11 @@
 import dataclasses
+from dataclasses import asdict
 from hashlib import sha256
 
 import pytest
 
 from layertap.core.records import Document, Pair, Task
+from layertap.core.sample import Sample
 from layertap.errors import PromptError
 from layertap.prompts import PromptMaker, load_template, load_tokenizer, parse_grid_encoder
 from layertap.prompts.augment import draw_augmentation
@@ -25,19 +27,23 @@ def maker(byte_folder):
     )
 
 
+def text_of(maker: PromptMaker, sample: Sample) -> str:
+    """The whole text of a sample."""
+    return maker.tokenizer.decode(sample.token_ids)
+
+
 def _sha256(token_ids):
     return sha256(token_ids.astype("<i4").tobytes()).hexdigest()[:16]
 
 
 def _content(sample):
     """All of a sample but its place in the dataset."""
-    place = (sample.task_id, sample.test_index, sample.prediction)
-    return place, sample.augmentation, sample.text, sample.token_ids.tolist()
+    return sample.task_id, sample.origin, sample.text_preview, sample.token_ids.tolist()
 
 
 def test_test_inputs_come_outer_and_predictions_inner(maker, two_tests):
     samples = maker.make([(10, two_tests)])
-    assert [(s.sample_idx, s.test_index, s.prediction) for s in samples] == [
+    assert [(s.sample_idx, s.origin["test_index"], s.origin["prediction"]) for s in samples] == [
         (10, 0, 0), (11, 0, 1), (12, 0, 2), (13, 1, 0), (14, 1, 1), (15, 1, 2),
     ]  # fmt: skip
 
@@ -69,39 +75,44 @@ def test_a_test_input_is_made_without_regard_to_the_others(maker, two_tests):
 
 def test_the_seed_changes_the_prompts(maker):
     other = dataclasses.replace(maker, seed=43)
-    assert maker.make([(0, _ONE_TEST)])[0].text != other.make([(0, _ONE_TEST)])[0].text
+    assert text_of(maker, maker.make([(0, _ONE_TEST)])[0]) != text_of(maker, other.make([(0, _ONE_TEST)])[0])
 
 
 def test_the_text_shows_the_augmented_task(maker, two_tests):
     for sample in maker.make([(0, two_tests)]):
-        assert sample.augmentation == draw_augmentation(42, "two-tests", sample.prediction, 2)
-        shown = maker.encoder.encode(sample.augmentation.apply(two_tests).test[sample.test_index].input)
-        assert sample.text.count(f"## Test case\n\n### Input\n{shown}<|im_end|>\n") == 1
+        augmentation = draw_augmentation(42, "two-tests", sample.origin["prediction"], 2)
+        assert sample.origin["augmentation"] == asdict(augmentation)
+        shown = maker.encoder.encode(augmentation.apply(two_tests).test[sample.origin["test_index"]].input)
+        assert text_of(maker, sample).count(f"## Test case\n\n### Input\n{shown}<|im_end|>\n") == 1
 
 
 def test_token_ids_are_those_of_the_text(maker, two_tests):
     for sample in maker.make([(0, two_tests), (6, _DOCUMENT)]):
-        assert maker.tokenizer.decode(sample.token_ids) == sample.text
+        assert text_of(maker, sample)[:200] == sample.text_preview
+        assert sample.columns["flags"].tolist() == [
+            (not position) + 2 * (token in maker.tokenizer.special_ids)
+            for position, token in enumerate(sample.token_ids.tolist())
+        ]
 
 
 def test_an_answer_is_shown_where_it_is_known_and_asked_for(maker, two_tests):
     unanswered = dataclasses.replace(maker, include_answer=False)
-    ends = [sample.text.endswith("### Output\n") for sample in maker.make([(0, two_tests)])]
+    ends = [text_of(maker, sample).endswith("### Output\n") for sample in maker.make([(0, two_tests)])]
     assert ends == [False] * 3 + [True] * 3
-    assert all(sample.text.endswith("### Output\n") for sample in unanswered.make([(0, two_tests)]))
+    assert all(text_of(maker, sample).endswith("### Output\n") for sample in unanswered.make([(0, two_tests)]))
 
 
 def test_documents_are_taken_as_they_stand(maker):
     (sample,) = maker.make([(4, _DOCUMENT)])
-    assert sample.text == _DOCUMENT.text
-    assert (sample.test_index, sample.prediction, sample.augmentation) == (None, 0, None)
+    assert text_of(maker, sample) == _DOCUMENT.text
+    assert sample.origin == {"test_index": None, "prediction": 0, "augmentation": None}
 
 
 def test_a_cut_sample_keeps_its_first_tokens_and_its_place(maker):
     (whole,) = maker.make([(4, _DOCUMENT)])
     cut = whole.cut(5)
     assert cut.token_ids.tolist() == whole.token_ids[:5].tolist()
-    assert (cut.sample_idx, cut.task_id, cut.text) == (4, "page", whole.text)
+    assert (cut.sample_idx, cut.task_id, cut.text_preview) == (4, "page", whole.text_preview)
 
 
 @pytest.mark.parametrize(

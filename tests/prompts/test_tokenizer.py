@@ -47,7 +47,7 @@ def _reference_ids(reference, texts):
 
 def _prompts(qwen, tasks, expression, include_answer):
     maker = PromptMaker(qwen, load_template(), parse_grid_encoder(expression), 1, include_answer, 42)
-    return [sample.text for sample in maker.make([(0, task) for task in tasks])]
+    return [maker.tokenizer.decode(sample.token_ids) for sample in maker.make([(0, task) for task in tasks])]
 
 
 @pytest.mark.parametrize(

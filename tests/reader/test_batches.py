@@ -1,4 +1,5 @@
-"""Every token once, in an order that a seed decides, however it is dealt out and wherever it is interrupted."""
+"""Every token once, in an order that a seed decides, however it is dealt out and wherever it is
+interrupted."""
 
 import json
 from collections import Counter
@@ -18,10 +19,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from layertap import ActivationDataset
+from layertap.core.columns import token_columns
+from layertap.core.sample import Sample
 from layertap.core.taps import Tap
 from layertap.errors import DamageError, UsageError
+from layertap.objects import open_store
 from layertap.reader.batches import Batch, Batches
-from layertap.shards.samples import StoredSample
+from layertap.shards.encode import ShardFormat
 from layertap.shards.writer import ShardWriter
 
 SITES = ("residual", "mlp")
@@ -32,23 +36,25 @@ Token = tuple[int, int]
 """A sample, by its place in the dataset, and a position in it."""
 
 
-def sample(stream: str, index: int, tokens: int) -> StoredSample:
+def sample(stream: str, index: int, tokens: int) -> Sample:
     """A sample with special tokens and sinks in it."""
     plain = replace(outputs.sample(index, tokens, SITES), task_id=f"{stream}{index}")
     rng = np.random.default_rng((index, ord(stream)))
     sinks = {tap: rng.choice([1, 1, 1, 1000], (tokens, 1)).astype(np.float32) for tap in plain.activations}
     activations = {tap: values * sinks[tap] for tap, values in plain.activations.items()}
-    return replace(plain, token_ids=rng.integers(0, 9, tokens, np.int32), activations=activations)
+    columns = token_columns(rng.integers(0, 9, tokens, np.int32), frozenset(outputs.SPECIAL_IDS))
+    return replace(plain, columns=columns, activations=activations)
 
 
 def write_streams(root: Path, kind: str, dtype: str = "float32") -> None:
-    """Three workers' output, of 0, 3 and 4 shards, some samples longer than a piece, some of one token."""
+    """Three workers' output, of 0, 3 and 4 shards, some samples longer than a piece, some of one
+    token."""
     lengths = {"a": [], "b": [[5, 1], [9], [3, 2, 4]], "c": [[1], [7, 7], [2], [6, 1]]}
     for worker, (stream, shards) in enumerate(lengths.items()):
         name = ("safetensors", "pickle")[worker % 2] if kind == "both" else kind
         form = outputs.shard_format(SITES, dtype=dtype, name=name)
         manifest = outputs.manifest(form, worker_id=worker, config={"dataset_path": f"{stream}.jsonl"})
-        writer = ShardWriter(root / f"tpu_{worker}", manifest, form, lambda _: None)
+        writer = ShardWriter(open_store(str(root / f"tpu_{worker}")), manifest, form, lambda _: None)
         index = 0
         for tokens in shards:
             writer.commit([sample(stream, index + n, length) for n, length in enumerate(tokens)], {}, complete=False)
@@ -209,7 +215,7 @@ def test_a_rank_fetches_its_own_share_and_no_whole_shard(tmp_path: Path, gcs: Fa
     outputs.write(tmp_path, shards, outputs.shard_format(name="safetensors"))
     for path in tmp_path.rglob("*.*"):
         gcs.put(BUCKET, f"a/{path.relative_to(tmp_path).as_posix()}", path.read_bytes())
-    whole = sum(map(len, gcs.contents(BUCKET, "a/residual/layer_00/").values()))
+    whole = sum(map(len, gcs.contents(BUCKET, "a/shard_").values()))
     dataset = ActivationDataset(f"gs://{BUCKET}/a")
     batches = dataset.batches(1000, layers=[0], rank=1, world_size=10, shuffle=True)
     before = gcs.sent
@@ -280,6 +286,9 @@ def test_mixed_storage_dtypes_need_one_to_be_named(tmp_path: Path) -> None:
         ({"layers": [1]}, "not layer 1"),
         ({"sites": ["attn"]}, "at attn"),
         ({"exclude": {"pad"}}, "exclude: pad is none of first, special, sink"),
+        ({"columns": ["flags"]}, "token_ids is one of them"),
+        ({"columns": ["token_ids", "role"]}, "columns: role is none of token_ids"),
+        ({"sink_factor": 0.0}, "sink_factor must be positive"),
         ({"as_": "tf"}, "as_: tf is none of numpy, torch, jax"),
         ({"dtype": "int8"}, "dtype: int8 is none of"),
     ],
@@ -310,16 +319,53 @@ def test_an_iterator_that_was_overtaken_says_so(datasets: dict[str, ActivationDa
         next(old)
 
 
+def test_taps_of_several_widths_come_as_a_dict(tmp_path: Path) -> None:
+    widths = {Tap(0, "residual"): 4, Tap(2, "residual"): 4, Tap(0, "mlp"): 6, Tap(2, "mlp"): 6}
+    form = ShardFormat(widths, np.dtype(np.float32), compress=True)
+    for name in ("pickle", "safetensors"):
+        outputs.write(tmp_path / name, outputs.three_shards(widths=widths), replace(form, name=name))
+        dataset = ActivationDataset(tmp_path / name)
+        assert dataset.width(2, "mlp") == 6
+        with pytest.raises(UsageError, match="its sites differ in width"):
+            _ = dataset.hidden_size
+        for shuffle in (False, True):
+            for batch in dataset.batches(5, layers=[0], shuffle=shuffle, as_="torch"):
+                assert {tap: tuple(values.shape) for tap, values in batch.activations.items()} == {
+                    tap: (len(batch), widths[tap]) for tap in (Tap(0, "residual"), Tap(0, "mlp"))
+                }
+                for row, (number, position) in enumerate(zip(batch.samples, batch.positions, strict=True)):
+                    for tap, values in batch.activations.items():
+                        assert np.array_equal(values[row], dataset[int(number)].activation(*tap)[position])
+            alike = next(iter(dataset.batches(5, sites=["mlp"], shuffle=shuffle)))
+            assert alike.activations.shape == (5, 2, 6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_batches_bring_the_columns_that_are_asked_for(datasets: dict[str, ActivationDataset], kind: str) -> None:
+    dataset = datasets[kind]
+    for batch in dataset.batches(7, columns=["token_ids", "flags"]):
+        assert set(batch.columns) == {"token_ids", "flags", "positions"}
+        places = zip(batch.samples.tolist(), batch.positions.tolist(), strict=True)
+        assert batch.columns["flags"].tolist() == [int(dataset[n].column("flags")[p]) for n, p in places]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_another_factor_finds_other_sinks(datasets: dict[str, ActivationDataset], kind: str) -> None:
+    dataset = datasets[kind]
+    counts = [sum(map(len, dataset.batches(8, exclude={"sink"}, sink_factor=factor))) for factor in (1.5, 10, 1e6)]
+    assert counts[0] < counts[1] < counts[2] == dataset.tokens
+
+
 def test_damage_ends_the_iteration_with_the_files_name(tmp_path: Path) -> None:
     outputs.write(tmp_path, outputs.three_shards(), outputs.shard_format(name="safetensors"))
-    (tmp_path / "residual/layer_02/shard_0002.safetensors").unlink()
-    with pytest.raises(DamageError, match=r"layer_02/shard_0002\.safetensors: missing"):
+    (tmp_path / "shard_0002.safetensors").unlink()
+    with pytest.raises(DamageError, match=r"shard_0002\.safetensors: missing"):
         list(ActivationDataset(tmp_path).batches(4))
 
 
 def test_a_dataset_without_tokens_has_no_batches(tmp_path: Path) -> None:
     form = outputs.shard_format(name="safetensors")
-    ShardWriter(tmp_path, outputs.manifest(form), form, lambda _: None).commit([], {}, complete=True)
+    ShardWriter(open_store(str(tmp_path)), outputs.manifest(form), form, lambda _: None).commit([], {}, complete=True)
     for shuffle in (True, False):
         batches = ActivationDataset(tmp_path).batches(4, shuffle=shuffle)
         assert (len(batches), list(batches), batches.epoch) == (0, [], 1)

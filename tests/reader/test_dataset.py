@@ -1,4 +1,5 @@
-"""Samples are those that were written, wherever they lie; folders are read together only where that makes sense."""
+"""Samples are those that were written, wherever they lie; folders are read together only where that
+makes sense."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -14,36 +15,35 @@ from clouds import BUCKET
 from fakes.gcs import FakeGcs
 
 import layertap
+from layertap.core.sample import Sample
 from layertap.errors import DamageError, UsageError
+from layertap.objects import open_store
 from layertap.shards.manifest import fingerprint_of
-from layertap.shards.samples import StoredSample
 from layertap.shards.writer import ShardWriter
 
 SITES = ("residual", "mlp")
 
 
-def write_run(
-    folder: Path, contents: Sequence[Sequence[StoredSample]], form: str = "safetensors", **changed: Any
-) -> None:
+def write_run(folder: Path, contents: Sequence[Sequence[Sample]], form: str = "safetensors", **changed: Any) -> None:
     """A run of these shards, with another manifest."""
     shard_format = outputs.shard_format(name=form)
     identity = {**outputs.manifest(shard_format).identity, **changed.pop("identity", {})}
     manifest = outputs.manifest(shard_format, identity=identity, fingerprint=fingerprint_of(identity), **changed)
-    writer = ShardWriter(folder, manifest, shard_format, lambda _: None)
+    writer = ShardWriter(open_store(str(folder)), manifest, shard_format, lambda _: None)
     for number, samples in enumerate(contents, 1):
         writer.commit(samples, {}, complete=number == len(contents))
 
 
-def of_stream(stream: str) -> list[list[StoredSample]]:
+def of_stream(stream: str) -> list[list[Sample]]:
     """Samples numbered from 0, of tasks that only this stream has."""
     return [[replace(sample, task_id=f"{stream}-{sample.task_id}") for sample in shard] for shard in some_shards()]
 
 
-def some_shards() -> list[list[StoredSample]]:
+def some_shards() -> list[list[Sample]]:
     return outputs.three_shards()[:2]
 
 
-def same(read: layertap.ActivationDataset, index: int, written: StoredSample) -> None:
+def same(read: layertap.ActivationDataset, index: int, written: Sample) -> None:
     sample = read[index]
     assert (sample.sample_idx, sample.task_id, sample.text_preview) == (
         written.sample_idx,
@@ -57,6 +57,7 @@ def same(read: layertap.ActivationDataset, index: int, written: StoredSample) ->
     for tap, activation in written.activations.items():
         np.testing.assert_array_equal(sample.activation(*tap), activation)
         assert sample.flags(*tap)[0] & 1
+        np.testing.assert_allclose(sample.norms(*tap), np.linalg.norm(activation, axis=1), rtol=1e-6)
 
 
 def test_every_sample_is_what_was_written(tmp_path: Path, form: str, publish: Callable[[Path], str]) -> None:
@@ -95,13 +96,13 @@ def test_of_several_sites_one_must_be_named(tmp_path: Path) -> None:
 
 def test_local_safetensors_are_mapped_and_stay_as_they_are(tmp_path: Path) -> None:
     outputs.write(tmp_path, outputs.three_shards(), outputs.shard_format(name="safetensors"))
-    before = (tmp_path / "residual/layer_00/shard_0001.safetensors").read_bytes()
+    before = (tmp_path / "shard_0001.safetensors").read_bytes()
     sample = layertap.ActivationDataset(tmp_path)[0]
     one, two = sample.activation(0), sample.activation(0)
     assert np.shares_memory(one, two)
     assert one.flags.aligned
     one[:] = 0  # of the copy on write
-    assert (tmp_path / "residual/layer_00/shard_0001.safetensors").read_bytes() == before
+    assert (tmp_path / "shard_0001.safetensors").read_bytes() == before
 
 
 def test_a_sample_from_a_bucket_costs_its_own_bytes(tmp_path: Path, gcs: FakeGcs) -> None:
@@ -200,7 +201,7 @@ def attempt(root: Path, name: str, part: str, first: int, *, complete: bool = Tr
     identity = {"dataset": {"part": part, "first_sample_idx": 0, **share}}
     manifest = outputs.manifest(shard_format, identity=identity, fingerprint=fingerprint_of(identity))
     folder = root / part / name
-    writer = ShardWriter(folder, manifest, shard_format, lambda _: None)
+    writer = ShardWriter(open_store(str(folder)), manifest, shard_format, lambda _: None)
     writer.commit([outputs.sample(first), outputs.sample(first + 1)], {}, complete=complete)
     told = {"shard": part, "attempt": name, "samples": 2, "output": str(folder)}
     return {**told, "fingerprint": manifest.fingerprint}

@@ -1,4 +1,5 @@
-"""Batches may be left at any point and in any way: nothing is said, nothing is waited for, no thread stays."""
+"""Batches may be left at any point and in any way: nothing is said, nothing is waited for, no
+thread stays."""
 
 import gc
 import threading
@@ -185,7 +186,8 @@ del ActivationDataset
 
 @pytest.mark.parametrize(("way", "status"), [("end", 0), ("exit", 7), ("raise", 1)])
 def test_python_ends_in_silence_inside_an_epoch(root: Path, way: str, status: int) -> None:
-    """Each process leaves iterators in a module's globals, in a circle, in a frame, and one that nobody asked yet."""
+    """Each process leaves iterators in a module's globals, in a circle, in a frame, and one that
+    nobody asked yet."""
     done = commands.run(["-c", _SCRIPT, root, way], root)
     assert done.returncode == status, done.stderr
     said = done.stderr.splitlines()

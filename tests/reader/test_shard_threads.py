@@ -15,17 +15,21 @@ import pytest
 from layertap.core.taps import Tap
 from layertap.objects import open_store
 from layertap.objects.local import LocalStore
-from layertap.reader.content import TensorShard
-from layertap.reader.sources import find_sources
+from layertap.shards.manifest_files import require_manifest
+from layertap.shards.tensor_shard import TensorShard
+
+
+def open_first() -> TensorShard:
+    """A shard with two layers at two sites, of which nothing is read yet; of version 1, where each
+    has a file."""
+    store = open_store(str(Path(__file__).parents[1] / "data" / "version_1" / "safetensors"))
+    manifest = require_manifest(store)
+    return TensorShard(store, manifest, manifest.shards[0])
 
 
 @pytest.fixture
-def tensors(tmp_path: Path) -> TensorShard:
-    """A shard with two layers at two sites, of which nothing is read yet."""
-    form = outputs.shard_format(("residual", "mlp"), name="safetensors")
-    outputs.write(tmp_path, outputs.three_shards(form.sites)[:1], form)
-    (source,) = find_sources(open_store(str(tmp_path)), None)
-    return TensorShard(source, source.manifest.shards[0])
+def tensors() -> TensorShard:
+    return open_first()
 
 
 def test_the_first_headers_of_a_shard_are_read_side_by_side(
@@ -42,7 +46,7 @@ def test_the_first_headers_of_a_shard_are_read_side_by_side(
     monkeypatch.setattr(LocalStore, "view", meeting)
     taps = [Tap(layer, site) for site in ("residual", "mlp") for layer in outputs.LAYERS]
     with ThreadPoolExecutor(4) as pool:
-        flags = list(pool.map(lambda tap: tensors.flags(tap, 0, 8), taps))
+        flags = list(pool.map(lambda tap: tensors.column("flags", 0, 8, tap), taps))
     assert [len(found) for found in flags] == [8] * 4
 
 
@@ -62,26 +66,28 @@ def test_a_header_is_read_once_by_many_threads(tensors: TensorShard, monkeypatch
     assert len(headers) == 1
 
 
-def test_a_header_that_another_thread_reads_at_any_moment_does_no_harm(tmp_path: Path) -> None:
-    """Between any two instructions of one thread's call, another thread reads the header of another layer."""
-    form = outputs.shard_format(name="safetensors")
-    outputs.write(tmp_path, outputs.three_shards()[:1], form)
-    (source,) = find_sources(open_store(str(tmp_path)), None)
+def test_a_header_that_another_thread_reads_at_any_moment_does_no_harm() -> None:
+    """Between any two instructions of one thread's call, another thread reads the header of another
+    layer."""
 
     def call_with_another_at(moment: int) -> bool:
         """Whether the call has so many instructions."""
-        shard = TensorShard(source, source.manifest.shards[0])
-        shard.token_ids(0, 8)
+        shard = open_first()
+        shard.column("token_ids", 0, 8)
         passed = [0]
 
         def trace(frame: FrameType, event: str, _: Any) -> Any:
-            if Path(frame.f_code.co_filename).name not in ("content.py", "once.py"):  # others may hold a lock
+            if Path(frame.f_code.co_filename).name not in (
+                "tensor_shard.py",
+                "shard.py",
+                "once.py",
+            ):  # others may hold a lock
                 return None
             frame.f_trace_opcodes = True
             if event == "opcode":
                 passed[0] += 1
                 if passed[0] == moment:
-                    other = threading.Thread(target=shard.flags, args=(Tap(2, "residual"), 0, 8))
+                    other = threading.Thread(target=shard.column, args=("flags", 0, 8, Tap(2, "residual")))
                     other.start()
                     other.join(20)
             return trace
@@ -89,7 +95,7 @@ def test_a_header_that_another_thread_reads_at_any_moment_does_no_harm(tmp_path:
         sys._getframe().f_trace_opcodes = True  # before: Python 3.12 asks for instructions only where a frame did
         sys.settrace(trace)
         try:
-            shard.token_ids(0, 8)
+            shard.column("token_ids", 0, 8)
         finally:
             sys.settrace(None)
         return passed[0] >= moment

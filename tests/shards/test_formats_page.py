@@ -13,8 +13,8 @@ import pytest
 import shards
 from safetensors import safe_open
 
+from layertap.core.columns import COLUMNS, FIRST, SINK, SINK_FACTOR, SPECIAL
 from layertap.core.taps import Tap
-from layertap.shards.flags import FIRST, SINK, SINK_FACTOR, SPECIAL
 from layertap.shards.manifest import Manifest, ShardEntry, StoredFile
 
 PAGE = (Path(__file__).parents[2] / "docs" / "formats.md").read_text(encoding="utf-8")
@@ -49,8 +49,8 @@ import sys
 
 tensors, samples = read_shard(sys.argv[1])
 assert not {"layertap", "safetensors", "ml_dtypes"} & {*sys.modules}
-assert tensors["activations"].ctypes.data % 64 == 0
-assert not tensors["activations"].flags.owndata
+assert tensors["residual.0"].ctypes.data % 64 == 0
+assert not tensors["residual.0"].flags.owndata
 np.savez(sys.argv[2], **tensors, told=[json.dumps(sample) for sample in samples])
 """
 
@@ -60,12 +60,13 @@ def test_the_reader_on_the_page_reads_safetensors_without_layertap(tmp_path, dty
     samples = [outputs.sample(index, tokens) for index, tokens in ((7, 3), (2, 5))]
     form = outputs.shard_format(dtype=dtype, name="safetensors")
     outputs.write(tmp_path, [samples], form)
-    shard, found = tmp_path / "residual" / "layer_02" / "shard_0001.safetensors", tmp_path / "found.npz"
+    shard, found = tmp_path / "shard_0001.safetensors", tmp_path / "found.npz"
     command = [sys.executable, "-I", "-W", "error", "-c", SAFETENSORS_READER + READ_TENSORS, shard, found]
     subprocess.run(command, check=True)
     read = np.load(found)
     expected = np.concatenate([sample.activations[Tap(2, "residual")].astype(form.dtype) for sample in samples])
-    widened = (read["activations"].astype("u4") << 16).view("f4") if dtype == "bfloat16" else read["activations"]
+    found = read["residual.2"]
+    widened = (found.astype("u4") << 16).view("f4") if dtype == "bfloat16" else found
     assert np.array_equal(widened, expected.astype(np.float32))
     assert np.array_equal(read["token_ids"], np.concatenate([sample.token_ids for sample in samples]))
     assert read["sample_offsets"].tolist() == [0, 3, 8]
@@ -88,7 +89,7 @@ def rows(heading: str) -> list[str]:
     """The keys of the table that follows `heading`."""
     table = PAGE[PAGE.index(heading) :].split("| --- |", 1)[1].split("\n\n", 1)[0]
     keys = [line.split("|")[1] for line in table.splitlines()[1:]]
-    return [key for cell in keys for key in re.findall(r"`(\w+)`", cell)]
+    return [key for cell in keys for key in re.findall(r"`([\w.]+)`", cell)]
 
 
 def test_the_page_lists_the_keys_of_a_sample_in_their_order(tmp_path):
@@ -99,10 +100,10 @@ def test_the_page_lists_the_keys_of_a_sample_in_their_order(tmp_path):
 
 def test_the_page_lists_the_tensors_and_the_metadata_of_a_file_in_their_order(tmp_path):
     outputs.write(tmp_path, [[outputs.sample(0)]], outputs.shard_format(name="safetensors"))
-    with (tmp_path / "residual" / "layer_00" / "shard_0001.safetensors").open("rb") as file:
+    with (tmp_path / "shard_0001.safetensors").open("rb") as file:
         header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
     assert rows("`__metadata__` holds strings only") == list(header.pop("__metadata__"))
-    assert rows("The tensors, in this order") == list(header)
+    assert rows("The tensors, in this order") == ["residual.12", *(name for name in header if "." not in name)]
 
 
 def test_the_page_lists_the_tensors_of_the_statistics_in_their_order(tmp_path):
@@ -113,20 +114,31 @@ def test_the_page_lists_the_tensors_of_the_statistics_in_their_order(tmp_path):
 
 
 def test_the_page_tells_the_flags_as_they_are():
-    table = PAGE[PAGE.index("## Flags") :].split("| --- |", 1)[1].split("\n\n", 1)[0]
+    table = PAGE[PAGE.index("Nothing is left out of a shard") :].split("| --- |", 1)[1].split("\n\n", 1)[0]
     values = [int(line.split("|")[2]) for line in table.splitlines()[1:]]
-    assert values == [FIRST, SPECIAL, SINK]
-    assert f"exceeds {SINK_FACTOR:.0f} times the median" in PAGE
+    assert values == [FIRST, SPECIAL]
+    assert f"`sink_factor` ({SINK_FACTOR:.0f})" in PAGE
+    assert f"Flags have a third bit, {SINK}," in PAGE
+
+
+def test_the_page_lists_the_columns_as_they_are():
+    table = PAGE[PAGE.index("## Columns") :].split("| --- |", 1)[1].split("\n\n", 1)[0]
+    told = {line.split("`")[1]: line.split("|")[2].strip() for line in table.splitlines()[1:]}
+    assert told == {name: dtype.name for name, dtype in COLUMNS.items()}
 
 
 @pytest.mark.parametrize(
     ("heading", "kind", "more"),
-    [("## metadata.json", Manifest, {"format_version", "totals"}), ("One shard:", ShardEntry, set())],
+    [
+        ("`metadata.json` is the head", Manifest, {"totals", "shards_crc32c"}),
+        ("One shard is one line:", ShardEntry, set()),
+    ],
 )
 def test_the_page_lists_every_key_of_the_manifest(heading, kind, more):
-    assert set(rows(heading)) == {field.name for field in dataclasses.fields(kind)} | more
+    listed = {field.name for field in dataclasses.fields(kind)} | more
+    assert set(rows(heading)) == listed - ({"shards"} if kind is Manifest else set())
 
 
 def test_the_page_lists_every_key_of_a_file():
     sentence = PAGE[PAGE.index("One file:") :].split("\n\n", 1)[0]
-    assert {field.name for field in dataclasses.fields(StoredFile)} <= set(re.findall(r"`(\w+)`", sentence))
+    assert {field.name for field in dataclasses.fields(StoredFile)} - {"layer"} <= set(re.findall(r"`(\w+)`", sentence))

@@ -10,9 +10,10 @@ from fakes.gcs_faults import wait_for
 
 from layertap.config.upload import UploadConfig
 from layertap.errors import StorageError
+from layertap.objects import open_store
 from layertap.objects.local import LocalStore
 from layertap.objects.retry import Retry
-from layertap.shards.manifest import read_manifest
+from layertap.shards.manifest_files import load_manifest
 from layertap.shards.mirror import Mirror
 
 
@@ -31,7 +32,7 @@ class HangingStore(LocalStore):
 
 
 def test_what_ends_the_mirror_is_said_also_while_an_upload_hangs(folder: Path, tmp_path: Path) -> None:
-    store, retry, manifest = HangingStore(tmp_path / "bucket"), Retry(), read_manifest(folder)
+    store, retry, manifest = HangingStore(tmp_path / "bucket"), Retry(), load_manifest(open_store(str(folder)))
     with Mirror(store, folder, UploadConfig(upload_to="x"), retry, None, lambda: None) as mirror:
         mirror.begin(dataclasses.replace(manifest, shards=manifest.shards[:2], complete=False))
         wait_for(lambda: retry.stopped)

@@ -50,8 +50,8 @@ def test_workers_folders_merge_into_the_statistics_of_one_run(tmp_path):
 
 def test_the_safetensors_library_reads_them(folder):
     with safe_open(folder / "statistics" / "shard_0002.safetensors", "numpy") as file:
-        assert json.loads(file.metadata()["taps"]) == [[0, "residual"], [2, "residual"]]
-        assert file.get_tensor("mean").shape == (2, outputs.HIDDEN)
+        assert json.loads(file.metadata()["taps"]) == [[0, "residual", 4], [2, "residual", 4]]
+        assert file.get_tensor("mean").shape == (2 * outputs.HIDDEN,)
         assert file.get_tensor("count").tolist() == [7, 7]
 
 
@@ -73,7 +73,7 @@ def test_damage_is_refused_and_named(folder):
 def test_a_shard_in_the_place_of_statistics_is_refused_and_named(tmp_path):
     outputs.write(tmp_path, outputs.three_shards(), outputs.shard_format(name="safetensors"))
     name = "statistics/shard_0001.safetensors"
-    (tmp_path / name).write_bytes((tmp_path / "residual" / "layer_00" / "shard_0001.safetensors").read_bytes())
+    (tmp_path / name).write_bytes((tmp_path / "shard_0001.safetensors").read_bytes())
     outputs.believe(tmp_path, name)
     with pytest.raises(DamageError, match=r"cannot be read as statistics: it is not a file of layertap-statistics 1"):
         merge_folders([open_store(str(tmp_path))])

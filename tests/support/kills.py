@@ -95,7 +95,7 @@ class Machine:
 
     def committed(self) -> int:
         """How many shards the manifest in the output folder names."""
-        return len(_parsed(self.output / MANIFEST).get("shards", []))
+        return len(shards.manifest(self.output)["shards"])
 
     def bucket_contents(self) -> dict[str, bytes]:
         """What is in the bucket."""
@@ -181,8 +181,8 @@ def end(machine: Machine, how: str) -> str:
 def traces(machine: Machine) -> list[str]:
     """Between which steps of the commit the kill fell, as its traces tell."""
     found = []
-    here = _parsed(machine.output / MANIFEST)
-    committed = len(here.get("shards", []))
+    here = shards.manifest(machine.output)
+    committed = len(here["shards"])
     files = {path.relative_to(machine.output).as_posix() for path in machine.output.rglob("*") if path.is_file()}
     if any(name.endswith(".partial") for name in files):
         found.append("a file half written")
@@ -197,7 +197,7 @@ def traces(machine: Machine) -> list[str]:
 
 def _traces_in_bucket(machine: Machine, committed: int, files: set[str]) -> list[str]:
     objects = machine.bucket_contents()
-    there = json.loads(objects.get(MANIFEST, b'{"shards": []}'))
+    there = shards.described(objects)
     named = _named(there)
     checkpoint = json.loads(objects.get(CHECKPOINT, b'{"shards": 0}'))
     happened = {

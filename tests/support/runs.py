@@ -6,7 +6,6 @@ of a kind wrote, and hand out copies of it. A test whose own subject is the run 
 
 import atexit
 import dataclasses
-import json
 import shutil
 import tempfile
 from functools import cache
@@ -75,7 +74,7 @@ def out(config: ExtractConfig) -> Path:
 
 
 def manifest(config: ExtractConfig) -> dict[str, Any]:
-    return json.loads((out(config) / "metadata.json").read_text())
+    return shards.manifest(out(config))
 
 
 def lines(path: str) -> list[str]:

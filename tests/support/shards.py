@@ -1,7 +1,9 @@
 """Reading and comparing output folders in tests, with nothing of Layertap but the file names."""
 
 import gzip
+import json
 import pickle
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,8 @@ def read(path: Path) -> dict[int, list[dict[str, Any]]]:
 
 
 def samples(folder: Path, layer: int) -> dict[int, dict[str, Any]]:
-    """Every sample of an output folder at one layer, by its number; fails where one stands twice."""
+    """Every sample of an output folder at one layer, by its number; fails where one stands
+    twice."""
     found: dict[int, dict[str, Any]] = {}
     for path in sorted(folder.glob("shard_*")):
         for entry in read(path)[layer]:
@@ -25,19 +28,41 @@ def samples(folder: Path, layer: int) -> dict[int, dict[str, Any]]:
     return found
 
 
-def tensor_samples(folder: Path) -> dict[int, dict[str, Any]]:
-    """Every sample in a folder of safetensors, by its number, with its part of each tensor that has tokens."""
+def tensor_samples(folder: Path, tap: str) -> dict[int, dict[str, Any]]:
+    """Every sample of an output folder of safetensors at one tap (`residual.12`), by its number.
+
+    Each has its activations and its part of each column.
+    """
     found: dict[int, dict[str, Any]] = {}
     for path in sorted(folder.glob("shard_*")):
         tensors = load_file(path)
         offsets = tensors["sample_offsets"]
         for index, begin, end in zip(tensors["sample_idx"].tolist(), offsets[:-1], offsets[1:], strict=True):
             assert index not in found
-            found[index] = {name: tensors[name][begin:end] for name in ("activations", "token_ids", "flags")}
+            found[index] = {name: tensors[name][begin:end] for name in ("token_ids", "positions", "flags")}
+            found[index]["activations"] = tensors[tap][begin:end]
     return found
 
 
+def described(files: Mapping[str, bytes]) -> dict[str, Any]:
+    """The manifest among these files: its head, with the shards that count as a list; an empty list
+    without one."""
+    if "metadata.json" not in files:
+        return {"shards": []}
+    head = json.loads(files["metadata.json"])
+    parts = [files[name] for name in sorted(files) if name.startswith("manifest/")]
+    lines = [line for part in parts for line in part.splitlines()]
+    return head | {"shards": [json.loads(line) for line in lines[: head["totals"]["shards"]]]}
+
+
+def manifest(folder: Path) -> dict[str, Any]:
+    """The same of an output folder."""
+    paths = [folder / "metadata.json", *folder.glob("manifest/*.jsonl")]
+    return described({path.relative_to(folder).as_posix(): path.read_bytes() for path in paths if path.exists()})
+
+
 def contents(folder: Path) -> dict[str, Content]:
-    """Every file of an output folder, byte for byte; the lock file and the metrics are not output."""
+    """Every file of an output folder, byte for byte; the lock file and the metrics are not
+    output."""
     files = (path for path in folder.rglob("*") if path.is_file() and path.name not in (".lock", "metrics.jsonl"))
     return {path.relative_to(folder).as_posix(): Content(path.read_bytes()) for path in files}

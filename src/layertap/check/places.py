@@ -1,6 +1,8 @@
-"""Several output folders checked together: those of many workers, or those that done-manifests name.
+"""Several output folders checked together: those of many workers, or those that done-manifests
+name.
 
-Each is checked as one alone is (verify.py); a folder that cannot be checked at all is a finding, and hides no other.
+Each is checked as one alone is (verify.py); a folder that cannot be checked at all is a finding,
+and hides no other.
 """
 
 from collections.abc import Mapping, Sequence
@@ -74,7 +76,9 @@ class PlacesReport:
 
 
 def outputs_below(store: ObjectStore) -> list[str]:
-    """The output folders below the store's URL, as paths from there; raises UsageError where there is none."""
+    """The output folders below the store's URL, as paths from there; raises UsageError where there
+    is none.
+    """
     paths = (PurePosixPath(info.name) for info in store.list())
     found = [path.parent.as_posix() for path in paths if path.name == FILE_NAME]
     if not found:
@@ -85,7 +89,8 @@ def outputs_below(store: ObjectStore) -> list[str]:
 def verify_places(place: str, outputs: Sequence[str], on_read: OnRead = lambda _done, _total: None) -> PlacesReport:
     """Check the output folders at these paths or URLs.
 
-    `on_read` is told how many of about how many bytes are read: folders to come are taken to be as large as the others.
+    `on_read` is told how many of about how many bytes are read: folders to come are taken to be as
+    large as the others.
     """
     reports: dict[str, VerifyReport] = {}
     findings: list[str] = []

@@ -1,99 +1,138 @@
-"""Checking one shard: its files against the manifest, their content against each other and against its statistics.
+"""Checking one shard: its files against the manifest, their content against each other and its
+statistics.
 
-A file is read once, whole, and one is in memory at a time. What is told of samples (numbers, task ids, token ids) is
-kept from every layer and site, so that they can be held against each other.
+A file is read once, whole, and one is in memory at a time; on this machine it is mapped instead.
+Facts about samples (numbers, task ids, columns) are kept from every tap as checksums, so that they
+can be compared with each other.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
+from io import BytesIO
+from itertools import pairwise
+from typing import cast
 
+import google_crc32c
 import numpy as np
 
+from layertap.core.columns import SINK_FACTOR, Columns, token_columns
 from layertap.core.taps import Tap
 from layertap.errors import DamageError
 from layertap.objects.base import ObjectStore
-from layertap.shards.flags import SINK, sink_threshold, token_flags
+from layertap.shards.decode import open_shard
 from layertap.shards.manifest import Manifest, ShardEntry, StoredFile, index_ranges, listed_ranges
-from layertap.shards.reading import ReadLayer, ReadSample, read_layers, wrong_form
-from layertap.shards.statistics import Norms, TapStatistics, measure, merge_all
+from layertap.shards.shard import Shard
+from layertap.shards.statistics import TapStatistics, measure, merge_all
 from layertap.shards.statistics_files import KIND, read_statistics
 from layertap.shards.stored import read_stored
 
-# One sample as its shard tells it at one layer: (sample_idx, task_id, text_preview, token ids).
-_Told = tuple[int, str, str, bytes]
+# One sample as its shard describes it at one tap: (sample_idx, task_id, text_preview, checksum of
+# its columns).
+_Told = tuple[int, str, str, int]
 
 _ROUNDING = 1e-9
 """How far, relative to their size, sums may differ that another processor made in another order."""
+_FLOAT32_ROUNDING = 1e-6
+"""The same for norms, which are stored as float32."""
 
 
 class ShardCheck:
     """One shard under examination; `findings` fills as `run` goes on."""
 
     def __init__(
-        self, store: ObjectStore, manifest: Manifest, shard: ShardEntry, on_read: Callable[[int], None]
+        self, store: ObjectStore, manifest: Manifest, entry: ShardEntry, on_read: Callable[[int], None]
     ) -> None:
         self.findings: list[str] = []
-        self._store = store
+        self._store = _WholeFiles(store, entry)
         self._manifest = manifest
-        self._shard = shard
+        self._entry = entry
         self._on_read = on_read
         self._special = frozenset(manifest.special_ids)
         self._told: list[tuple[str, list[_Told]]] = []
-        self._measured: dict[Tap, tuple[TapStatistics, dict[int, Norms]]] = {}
+        self._measured: dict[Tap, tuple[TapStatistics, dict[int, np.ndarray]]] = {}
         self._statistics: dict[Tap, TapStatistics] = {}
 
     def run(self) -> list[str]:
         """Everything that is wrong with the shard."""
-        held, expected = list(map(_content, self._shard.files)), _expected_files(self._manifest)
+        held, expected = list(map(_content, self._entry.files)), _expected_files(self._manifest)
         if held != expected:
-            self._find(f"shard {self._shard.index}: has files of {_named(held)}; should have {_named(expected)}")
-        for file in self._shard.files:
+            self._find(f"shard {self._entry.index}: has files of {_named(held)}; should have {_named(expected)}")
+        shard = open_shard(cast(ObjectStore, self._store), self._manifest, self._entry)
+        for file in self._entry.files:
             try:
-                content = read_stored(self._store, file)
-                if file.kind == KIND:
-                    self._statistics = read_statistics(content, file.path, self._manifest.hidden_size)
-                else:
-                    self._check_activations(file, content)
+                self._check_file(shard, file)
             except DamageError as error:
-                self._find(str(error))
+                self._find(str(error).removeprefix(f"{self._store.url}/"))
             self._on_read(file.bytes)
         if self._told:
             self._compare_samples()
-        if not self.findings:  # what is wrong with activations would be told twice
+        if not self.findings:  # what is wrong with activations would be said twice
             self._compare_statistics()
         return self.findings
 
     def _find(self, finding: str) -> None:
         self.findings.append(finding)
 
-    def _check_activations(self, file: StoredFile, content: bytes) -> None:
-        findings, layers = read_layers(content, self._manifest, file)
-        self.findings += findings
-        held, expected = [layer.layer for layer in layers], list(self._manifest.layers)
-        if file.layer is None and held != expected:
-            self._find(f"{file.path}: holds layers {held}, should hold {expected}")
-        for layer in layers:
-            self._check_layer(file, layer)
-            self._told.append((layer.name, [_tell(sample) for sample in layer.samples]))
+    def _check_file(self, shard: Shard, file: StoredFile) -> None:
+        if file.kind == KIND:
+            content = self._store.read_whole(file.path)
+            self._statistics = read_statistics(content, file.path, self._manifest.taps)
+            return
+        self._store.read_whole(file.path)
+        for tap in self._manifest.taps:
+            if file.site in (None, tap.site) and file.layer in (None, tap.layer):
+                name = f"layer {tap.layer}" if file.site is not None else f"layer {tap.layer}, {tap.site}"
+                self._check_tap(shard, tap, file.path, name)
 
-    def _check_layer(self, file: StoredFile, layer: ReadLayer) -> None:
-        wrong = [wrong_form(self._manifest, sample) for sample in layer.samples]
-        sound = [sample for sample, finding in zip(layer.samples, wrong, strict=True) if not finding]
-        measured = [measure(sample.activation, sample.sample_idx) for sample in sound]
-        threshold = None
-        if not any(wrong):  # the threshold and the statistics of a layer that lacks a sample are others
-            threshold = sink_threshold(np.concatenate([np.empty(0), *(norms for _, norms in measured)]))
-            whole = merge_all((part for part, _ in measured), self._manifest.hidden_size)
-            norms_of = {sample.sample_idx: norms for sample, (_, norms) in zip(sound, measured, strict=True)}
-            self._measured[Tap(layer.layer, layer.site)] = whole, norms_of
-        values = iter(measured)
-        for sample, finding in zip(layer.samples, wrong, strict=True):
-            found = finding or _wrong_values(sample, next(values)[1], threshold, self._special)
-            if found:
-                self._find(f"{file.path}: layer {layer.layer}, sample {sample.sample_idx}: {found}")
+    def _check_tap(self, shard: Shard, tap: Tap, path: str, name: str) -> None:
+        offsets, numbers = shard.offsets(tap).tolist(), shard.sample_idx(tap).tolist()
+        columns = {name: shard.column(name, 0, offsets[-1], tap) for name in self._manifest.columns}
+        spans = [slice(*span) for span in pairwise(offsets)]
+        told = zip(numbers, shard.words(tap), spans, strict=True)
+        self._told.append(
+            (
+                f"{path}, {name}",
+                [(number, it.task_id, it.text_preview, _checksum(columns, span)) for number, it, span in told],
+            )
+        )
+        parts = [
+            measure(shard.activations(tap, span.start, span.stop), number)
+            for number, span in zip(numbers, spans, strict=True)
+        ]
+        norms = np.concatenate([np.empty(0), *(norms for _, norms in parts)])
+        for number, span in zip(numbers, spans, strict=True):
+            own = {name: values[span] for name, values in columns.items()}
+            for finding in (*_wrong_columns(own, self._special), *self._wrong_norms(shard, tap, norms, span)):
+                self._find(f"{path}: {name}, sample {number}: {finding}")
+        for finding in self._wrong_sinks(shard, tap, norms):
+            self._find(f"{path}: {name}: {finding}")
+        whole = merge_all((part for part, _ in parts), self._manifest.taps[tap])
+        self._measured[tap] = whole, dict(zip(numbers, (own for _, own in parts), strict=True))
+
+    def _wrong_norms(self, shard: Shard, tap: Tap, norms: np.ndarray, span: slice) -> Iterator[str]:
+        if not np.isfinite(norms[span]).all():
+            yield "activation has a NaN or an infinity"
+        elif self._manifest.format_version > 1:
+            stored = shard.norms(tap, span.start, span.stop)
+            wrong = np.flatnonzero(~np.isclose(stored, norms[span], rtol=_FLOAT32_ROUNDING))
+            if wrong.size:
+                at = wrong[0]
+                yield f"norm of token {at} is {stored[at]:g}, should be {norms[span][at]:g}; {wrong.size} are wrong"
+
+    def _wrong_sinks(self, shard: Shard, tap: Tap, norms: np.ndarray) -> Iterator[str]:
+        """What is wrong with the flags of sinks that version 1 stored, by the median norm of the
+        shard.
+        """
+        if self._manifest.format_version > 1 or not np.isfinite(norms).all() or not norms.size:
+            return
+        threshold = SINK_FACTOR * np.median(norms)
+        certain = ~np.isclose(norms, threshold, rtol=_ROUNDING)
+        wrong = np.flatnonzero((shard.sinks(tap, 0, len(norms)) != (norms > threshold)) & certain)
+        if wrong.size:
+            yield f"the flag of sinks is wrong at {wrong.size} tokens, first at row {wrong[0]} of the shard"
 
     def _compare_statistics(self) -> None:
         """The statistics are those of the activations."""
-        (path,) = (file.path for file in self._shard.files if file.kind == KIND)
+        path = next(file.path for file in self._entry.files if file.kind == KIND)
         if self._statistics.keys() != self._measured.keys():
             self._find(f"{path}: is of other layers and sites than the activations")
             return
@@ -103,12 +142,48 @@ class ShardCheck:
                 self._find(f"{path}: layer {tap.layer}, {tap.site}: {wrong}")
 
     def _compare_samples(self) -> None:
-        """The samples are those of the manifest, and the same ones in the same order at every layer and site."""
+        """The samples are those of the manifest, and the same ones in the same order at every
+        tap.
+        """
         reference, samples = self._told[0]
-        self.findings += [f"{reference}: {finding}" for finding in _wrong_samples(self._shard, samples)]
+        self.findings += [f"{reference}: {finding}" for finding in _wrong_samples(self._entry, samples)]
         for name, others in self._told[1:]:
             if others != samples:
-                self._find(f"{name}: other samples, task ids or token ids than in {reference}")
+                self._find(f"{name}: other samples, task ids or columns than in {reference}")
+
+
+class _WholeFiles:
+    """What a `Shard` reads through: a file comes whole and is compared with its checksum once; the
+    last one is kept.
+    """
+
+    def __init__(self, store: ObjectStore, entry: ShardEntry) -> None:
+        self.url = store.url
+        self.local = False
+        self._store = store
+        self._files = {file.path: file for file in entry.files}
+        self._path = ""
+        self._content = b""
+
+    def read_whole(self, path: str) -> bytes:
+        """The content of a file of the shard; raises DamageError where it is not what the manifest
+        says.
+        """
+        if path != self._path:
+            self._path, self._content = "", b""
+            self._content, self._path = read_stored(self._store, self._files[path]), path
+        return self._content
+
+    def view(self, path: str, start: int, length: int) -> np.ndarray:
+        """A part of a file; raises DamageError where it ends earlier."""
+        part = np.frombuffer(self.read_whole(path), np.uint8)[start : start + length]
+        if len(part) != length:
+            raise DamageError(f"{path}: ends before byte {start + length}")
+        return part
+
+    def open(self, path: str, _size: int | None = None) -> BytesIO:
+        """A file, to be read in order."""
+        return BytesIO(self.read_whole(path))
 
 
 def _content(file: StoredFile) -> tuple[str, str | None, int | None]:
@@ -116,8 +191,14 @@ def _content(file: StoredFile) -> tuple[str, str | None, int | None]:
 
 
 def _expected_files(manifest: Manifest) -> list[tuple[str, str | None, int | None]]:
-    layers: tuple[int | None, ...] = manifest.layers if manifest.format == "safetensors" else (None,)
-    return [*(("activations", site, layer) for site in manifest.sites for layer in layers), (KIND, None, None)]
+    held: list[tuple[str, str | None, int | None]]
+    if manifest.format == "pickle":
+        held = [("activations", site, None) for site in manifest.sites]
+    elif manifest.format_version == 1:
+        held = [("activations", tap.site, tap.layer) for tap in manifest.taps]
+    else:
+        held = [("activations", None, None)]
+    return [*held, (KIND, None, None)]
 
 
 def _named(files: list[tuple[str, str | None, int | None]]) -> str:
@@ -125,23 +206,25 @@ def _named(files: list[tuple[str, str | None, int | None]]) -> str:
     return ", ".join(names) or "none"
 
 
-def _tell(sample: ReadSample) -> _Told:
-    return sample.sample_idx, sample.task_id, sample.text_preview, sample.token_ids.tobytes()
+def _checksum(columns: Columns, span: slice) -> int:
+    """Of the columns that are the same at all taps."""
+    crc = 0
+    for values in columns.values():
+        crc = google_crc32c.extend(crc, values[span].tobytes())
+    return crc
 
 
-def _wrong_values(sample: ReadSample, norms: Norms, threshold: float | None, special: frozenset[int]) -> str | None:
-    if not np.isfinite(norms).all():
-        return "activation has a NaN or an infinity"
-    expected = token_flags(sample.token_ids, norms, threshold or 0.0, special)
-    uncertain = np.isclose(norms, threshold, rtol=_ROUNDING) if threshold is not None else np.True_
-    wrong = np.flatnonzero((sample.flags ^ expected) & np.where(uncertain, ~np.uint8(SINK), ~np.uint8(0)))
-    if wrong.size:
-        at = wrong[0]
-        return f"flags of token {at} are {sample.flags[at]}, should be {expected[at]}; {wrong.size} are wrong"
-    return None
+def _wrong_columns(columns: Columns, special: Set[int]) -> Iterator[str]:
+    """What is wrong with the columns that follow from the tokens."""
+    expected = token_columns(columns["token_ids"], special)
+    for name, values in columns.items():
+        wrong = np.flatnonzero(values != expected.get(name, values))
+        if wrong.size:
+            at = wrong[0]
+            yield f"{name} of token {at} are {values[at]}, should be {expected[name][at]}; {wrong.size} are wrong"
 
 
-def _wrong_statistics(stored: TapStatistics, measured: TapStatistics, norms_of: dict[int, Norms]) -> str | None:
+def _wrong_statistics(stored: TapStatistics, measured: TapStatistics, norms_of: dict[int, np.ndarray]) -> str | None:
     scale = np.sqrt(measured.mean_square_norm)
     sizes = {"mean": scale, "m2": measured.count * scale**2, "mean_norm": scale, "mean_square_norm": scale**2}
     for name, size in {"count": 0.0, **sizes, "max_norm": measured.max_norm}.items():
@@ -154,12 +237,9 @@ def _wrong_statistics(stored: TapStatistics, measured: TapStatistics, norms_of: 
     return None
 
 
-def _wrong_samples(shard: ShardEntry, samples: list[_Told]) -> Iterator[str]:
+def _wrong_samples(entry: ShardEntry, samples: list[_Told]) -> Iterator[str]:
     held = index_ranges(index for index, *_ in samples)
-    if held != shard.sample_idx:
-        yield f"holds samples {listed_ranges(held)}, should hold {listed_ranges(shard.sample_idx)}"
-    if len(samples) != shard.samples:
-        yield f"holds {len(samples)} samples, should hold {shard.samples}"
-    tokens = sum(len(ids) // np.dtype(np.int32).itemsize for *_, ids in samples)
-    if tokens != shard.tokens:
-        yield f"holds {tokens} tokens, should hold {shard.tokens}"
+    if held != entry.sample_idx:
+        yield f"holds samples {listed_ranges(held)}, should hold {listed_ranges(entry.sample_idx)}"
+    if len(samples) != entry.samples:
+        yield f"holds {len(samples)} samples, should hold {entry.samples}"

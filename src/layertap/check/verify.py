@@ -1,28 +1,31 @@
 """Reading a whole output folder back, and checking that it is what its manifest says.
 
-Checked, for both formats: the manifest in itself; every file is there with its size and CRC-32C, and no shard file is
-there that the manifest does not name; every shard holds the samples, layers, sites, tokens, shapes and dtype that it
-should, with the same token ids at every layer and site, offsets and positions that count them, the flags that follow
-from them, the statistics of its activations, and no NaN or infinity; every sample stands once, and in a complete run
-that is one machine's, of a whole dataset or of one shard of it, none is missing. All findings are collected: one
-damaged shard does not hide the next, and no content, however damaged, ends the check.
+Checked, for both formats: the manifest in itself; every file is there with its size and CRC-32C,
+and no shard file is there that the manifest does not name; every shard holds the samples, layers,
+sites, tokens, shapes and dtype that it should, with the same token ids at every layer and site,
+offsets and positions that count them, the flags that follow from them, the statistics of its
+activations, and no NaN or infinity; every sample stands once, and in a complete run that is one
+machine's, of a whole dataset or of one shard of it, none is missing. All findings are collected:
+one damaged shard does not hide the next, and no content, however damaged, ends the check.
 
 Each file is read once, one in memory at a time (twice its size for pickles).
 
-What a killed run leaves is no damage: temporary files, and, in a run that is not complete, files of the shards that
-come after those that the manifest names. The same command writes them again.
+What a killed run leaves is no damage: temporary files, and, in a run that is not complete, files of
+the shards that come after those that the manifest names. The same command writes them again.
 """
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+import google_crc32c
+
 from layertap.check.shard_check import ShardCheck
 from layertap.objects import open_store
 from layertap.objects.base import ObjectStore
 from layertap.objects.files import TEMPORARY
 from layertap.shards.manifest import FILE_NAME, Json, Manifest, fingerprint_of
-from layertap.shards.stored import require_manifest
+from layertap.shards.manifest_files import parse_manifest, read_head
 
 OnRead = Callable[[int, int], None]
 
@@ -33,6 +36,8 @@ class VerifyReport:
 
     folder: str
     manifest: Manifest
+    head_crc32c: str
+    """Of `metadata.json`, eight hexadecimal digits."""
     findings: tuple[str, ...]
 
     @property
@@ -42,7 +47,9 @@ class VerifyReport:
 
     @property
     def empty(self) -> bool:
-        """Whether the run has ended and extracted nothing; a machine's share of few tasks can be so, too."""
+        """Whether the run has ended and extracted nothing; a machine's share of few tasks can be
+        so, too.
+        """
         return self.manifest.complete and not self.manifest.samples
 
     def describe(self) -> str:
@@ -80,7 +87,8 @@ def verify_folder(store: ObjectStore, on_read: OnRead = lambda _done, _total: No
 
     Raises UsageError where it holds no manifest, StorageError where it cannot be read.
     """
-    manifest = require_manifest(store)
+    head = read_head(store)
+    manifest = parse_manifest(store, head)
     findings = [
         *_wrong_fingerprint(manifest),
         *_unexpected_files(store, manifest),
@@ -98,7 +106,7 @@ def verify_folder(store: ObjectStore, on_read: OnRead = lambda _done, _total: No
 
     for shard in manifest.shards:
         findings += ShardCheck(store, manifest, shard, count).run()
-    return VerifyReport(store.url, manifest, tuple(findings))
+    return VerifyReport(store.url, manifest, f"{google_crc32c.value(head):08x}", tuple(findings))
 
 
 def _wrong_fingerprint(manifest: Manifest) -> Iterator[str]:
@@ -137,7 +145,9 @@ def _repeated_samples(manifest: Manifest) -> Iterator[str]:
 
 
 def _missing_samples(manifest: Manifest) -> Iterator[str]:
-    """Gaps in the numbers of a complete run; several machines that share a dataset have gaps by nature."""
+    """Gaps in the numbers of a complete run; several machines that share a dataset have gaps by
+    nature.
+    """
     dataset = manifest.identity.get("dataset", {})
     alone = dataset.get("total_machines", 1 if "part" in dataset else None) == 1
     if not (manifest.complete and alone):

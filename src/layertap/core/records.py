@@ -1,7 +1,8 @@
 """What a dataset is made of, once it has been read and checked.
 
-These types stand on the ground floor, beside `errors`, so that `dataset` (which makes them) and `prompts` (which takes
-them) need not know each other. A `Grid` here is always rectangular, 1 to 30 cells a side, colours 0 to 9.
+These types stand on the ground floor, beside `errors`, so that `dataset` (which makes them) and
+`prompts` (which takes them) need not know each other. A `Grid` here is always rectangular, 1 to 30
+cells a side, colours 0 to 9.
 """
 
 from dataclasses import dataclass
@@ -36,7 +37,9 @@ class Document:
 
 @dataclass(frozen=True)
 class BadTask:
-    """A record that is not a task: where it stands (file, line, key), its id if it has one, and what is wrong."""
+    """A record that is not a task: where it stands (file, line, key), its id if it has one, and
+    what is wrong.
+    """
 
     where: str
     task_id: str | None

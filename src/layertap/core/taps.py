@@ -5,8 +5,8 @@
     mlp        the MLP's output, before its residual add                           model.layers.N.mlp
     attn       the attention's output after o_proj, before its residual add        model.layers.N.self_attn
 
-Layers are counted from 0. Beware of `hidden_states[N + 1]` as a reference for `residual`: for the last layer
-transformers puts the *final norm's* output there, not the layer's.
+Layers are counted from 0. Beware of `hidden_states[N + 1]` as a reference for `residual`: for the
+last layer transformers puts the *final norm's* output there, not the layer's.
 """
 
 import re
@@ -33,10 +33,12 @@ _FORMS = "Count layers from 0: give 6 12, 6,12, 1-3, or the word all"
 
 
 def parse_layers(words: Sequence[str]) -> tuple[int, ...]:
-    """The layers that `6 12`, `6,12`, `1-3` or any mixture of these name; none for `all`, which stands alone.
+    """The layers that `6 12`, `6,12`, `1-3` or any mixture of these name; none for `all`, which
+    stands alone.
 
-    Raises UsageError for anything else, and for nothing: a variable that is not set does not ask for all. Layers
-    are not counted from the end: a run is planned, and its output named, by numbers that mean the same in every model.
+    Raises UsageError for anything else, and for nothing: a variable that is not set does not ask
+    for all. Layers are not counted from the end: a run is planned, and its output named, by numbers
+    that mean the same in every model.
     """
     parts = [part for word in words for part in word.split(",") if part]
     if not parts:

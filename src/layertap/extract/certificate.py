@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from layertap.core.sample import Sample
 from layertap.core.taps import Tap
 from layertap.extract.inputs import Prompts
 from layertap.extract.packing import pack_window
@@ -29,7 +30,6 @@ from layertap.extract.session import OpenedModel, Session
 from layertap.extract.stream import stream_samples
 from layertap.extract.windows import Position, Window, WindowRules
 from layertap.shards.manifest import index_ranges
-from layertap.shards.samples import StoredSample
 
 _FLOAT32 = np.dtype(np.float32)
 
@@ -69,16 +69,14 @@ def _first_window(prompts: Prompts, count: int) -> Window:
     return Window(Position(), samples, pack_window(lengths, rules.ladder, rules.batch_size, rules.devices), Position())
 
 
-def _compute(window: Window, model: OpenedModel, rules: WindowRules, session: Session) -> list[StoredSample]:
+def _compute(window: Window, model: OpenedModel, rules: WindowRules, session: Session) -> list[Sample]:
     if not window.samples:
         return []
     stream = stream_samples(session, model, rules, iter([window]), Progress(), Watch().proceed)
     return [sample for _, sample in stream]
 
 
-def _compare(
-    stored: Sequence[StoredSample], truth: Sequence[StoredSample], tap: Tap, dtype: np.dtype
-) -> dict[str, float]:
+def _compare(stored: Sequence[Sample], truth: Sequence[Sample], tap: Tap, dtype: np.dtype) -> dict[str, float]:
     pairs = [
         _compare_tokens(ours.activations[tap], exact.activations[tap], dtype)
         for ours, exact in zip(stored, truth, strict=True)

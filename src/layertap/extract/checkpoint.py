@@ -1,9 +1,9 @@
 """Where a run goes on: `checkpoint_worker_{id}.json`, and the manifest that it is checked against.
 
-The manifest beside the shards is the truth, because it is replaced in the same breath as the shards appear. The
-checkpoint repeats its position after each commit, for whoever watches the run, and guards against the one loss that
-the manifest cannot see: its own. A checkpoint that knows of more shards than the output folder holds stops the run
-instead of starting anew in silence.
+The manifest beside the shards is the truth, because it is replaced in the same breath as the shards
+appear. The checkpoint repeats its position after each commit, for whoever watches the run, and
+guards against the one loss that the manifest cannot see: its own. A checkpoint that knows of more
+shards than the output folder holds stops the run instead of starting anew in silence.
 """
 
 import json
@@ -14,8 +14,10 @@ from pathlib import Path
 
 from layertap.errors import DamageError, RunMismatchError, StorageError, UsageError
 from layertap.extract.windows import Position
+from layertap.objects import open_store
 from layertap.objects.files import atomic_write
-from layertap.shards.manifest import FILE_NAME, Manifest, read_manifest
+from layertap.shards.manifest import FILE_NAME, Manifest
+from layertap.shards.manifest_files import load_manifest
 
 
 @dataclass(frozen=True)
@@ -78,14 +80,15 @@ def read_checkpoint(path: Path) -> Checkpoint | None:
 
 
 def resume(output_dir: Path, fresh: Manifest, checkpoint: Path | None, held: int = 0) -> tuple[Manifest, Position]:
-    """The manifest to go on from (`fresh` where the folder holds none) and the position of its next window.
+    """The manifest to go on from (`fresh` where the folder holds none) and the position of its next
+    window.
 
     The files of the first `held` shards lie elsewhere, and need not be here.
 
-    Raises RunMismatchError where the folder holds another run, or a run at all while `checkpoint` is None
-    (`--no_checkpointing`); StorageError where committed shards have gone.
+    Raises RunMismatchError where the folder holds another run, or a run at all while `checkpoint`
+    is None (`--no_checkpointing`); StorageError where committed shards have gone.
     """
-    found = read_manifest(output_dir)
+    found = load_manifest(open_store(str(output_dir)))
     if checkpoint is not None:
         _require_writable(checkpoint.parent)
         _require_all_shards(output_dir, found, read_checkpoint(checkpoint), checkpoint)
@@ -112,7 +115,9 @@ def _require_all_shards(output_dir: Path, found: Manifest | None, known: Checkpo
 
 
 def _require_no_shards(output_dir: Path) -> None:
-    """A run killed before its first commit leaves the files of one shard at most; more have lost their manifest."""
+    """A run killed before its first commit leaves the files of one shard at most; more have lost
+    their manifest.
+    """
     numbers = {path.name.split(".")[0] for path in output_dir.rglob("shard_*")}
     if len(numbers) > 1:
         raise StorageError(

@@ -32,6 +32,7 @@ from layertap.extract.session import Session
 from layertap.extract.setup import Setup, prepare
 from layertap.extract.stream import stream_samples
 from layertap.extract.windows import Position, Window
+from layertap.objects import open_store
 from layertap.objects.files import remove_leftovers
 from layertap.objects.ownership import exclusive
 from layertap.shards.manifest import Manifest
@@ -77,7 +78,10 @@ def extract_prepared(setup: Setup, session: Session, watch: Watch) -> RunSummary
             if mirror is not None:
                 mirror.begin(manifest)
             writer = ShardWriter(
-                output, manifest, setup.shard_format, partial(_follow_commit, output, checkpoint, mirror)
+                open_store(str(output)),
+                manifest,
+                setup.shard_format,
+                partial(_follow_commit, output, checkpoint, mirror),
             )
             return _Run(setup, session, watch, writer, start, mirror).execute()
 

@@ -46,9 +46,9 @@ from layertap.model.checkpoint import open_checkpoint
 from layertap.model.config import MODEL_TYPE, Qwen2Config
 from layertap.objects import open_store
 from layertap.objects.retry import Retry
+from layertap.shards.encode import ShardFormat
 from layertap.shards.manifest import FILE_NAME, Manifest, fingerprint_of
 from layertap.shards.pickles import codec
-from layertap.shards.writer import ShardFormat
 
 _DTYPES = {"float32": np.dtype(np.float32), "float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 _ALONE = Hosts()
@@ -127,9 +127,7 @@ def prepare(config: ExtractConfig, hosts: Hosts = _ALONE) -> Setup:
         model_type=MODEL_TYPE,
         special_ids=tuple(sorted(maker.tokenizer.special_ids)),
         format=config.format,
-        layers=shard_format.layers,
-        sites=shard_format.sites,
-        hidden_size=shard_format.hidden_size,
+        taps=shard_format.taps,
         storage_dtype=config.stored_as,
     )
     return Setup(config, model, prompts, shard_format, manifest, url)
@@ -173,10 +171,10 @@ def resolve_run_taps(config: RunConfig, model: Qwen2Config) -> tuple[Tap, ...]:
 
 def format_of_shards(config: RunConfig, model: Qwen2Config, taps: tuple[Tap, ...]) -> ShardFormat:
     """How the run's shards are written."""
+    sites = list(dict.fromkeys(config.activation_type))
+    by_site = sorted(taps, key=lambda tap: sites.index(tap.site))
     return ShardFormat(
-        layers=tuple(sorted({tap.layer for tap in taps})),
-        sites=tuple(dict.fromkeys(config.activation_type)),
-        hidden_size=model.hidden_size,
+        taps={tap: model.width(tap.site) for tap in by_site},
         dtype=_DTYPES[config.stored_as],
         compress=config.compress_shards,
         name=config.format,

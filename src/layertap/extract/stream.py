@@ -20,6 +20,7 @@ from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from itertools import chain
 
+from layertap.core.sample import Sample
 from layertap.errors import InputError
 from layertap.extract.background import read_ahead
 from layertap.extract.hosts import Agreed, agree_on_steps
@@ -30,7 +31,6 @@ from layertap.extract.step import Outputs, StepProgram
 from layertap.extract.stored import stored_sample
 from layertap.extract.windows import Position, Window, WindowRules
 from layertap.model.qwen2 import Qwen2
-from layertap.shards.samples import StoredSample
 
 _POLL_SECONDS = 0.005
 
@@ -42,7 +42,7 @@ def stream_samples(
     windows: Iterator[Window],
     progress: Progress,
     proceed: Callable[[], None],
-) -> Generator[tuple[Position, StoredSample], None, None]:
+) -> Generator[tuple[Position, Sample], None, None]:
     """Yield the samples of `windows`, packed by `rules`, each with the position behind it.
 
     It counts in `progress`, and calls `proceed` often while it waits for the device. Raises what
@@ -120,7 +120,7 @@ def _one_behind(flights: Iterator[_Flight]) -> Iterator[_Flight]:
 
 def _land(
     flight: _Flight, program: StepProgram, progress: Progress, proceed: Callable[[], None]
-) -> Iterator[tuple[Position, StoredSample]]:
+) -> Iterator[tuple[Position, Sample]]:
     """Wait for a step, and cut out the samples that are not committed yet."""
     with progress.waiting_for("device"):
         while not program.is_ready(flight.outputs):

@@ -27,9 +27,10 @@ from itertools import islice
 from typing import Any, Literal
 
 from layertap.core.records import BadTask, Document, Record, Task
+from layertap.core.sample import Sample
 from layertap.errors import BadTaskError, DamageError, OverlongError, RunMismatchError
 from layertap.extract.packing import Step, pack_window
-from layertap.prompts import PromptMaker, Sample
+from layertap.prompts import PromptMaker
 
 _NUMBERS = ("record", "sample_idx", "emitted", "overlong_before")
 

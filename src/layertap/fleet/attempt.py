@@ -30,9 +30,11 @@ from layertap.extract.run import extract_prepared
 from layertap.extract.session import Session
 from layertap.extract.setup import Part, Setup, for_part
 from layertap.fleet.sharded import DatasetShard, ShardedDataset, read_shard
+from layertap.objects import open_store
 from layertap.objects.base import ObjectStore
 from layertap.objects.files import atomic_write, file_crc32c
-from layertap.shards.manifest import FILE_NAME, read_manifest
+from layertap.shards.manifest import FILE_NAME
+from layertap.shards.manifest_files import load_manifest
 
 Outcome = Mapping[str, Any]
 """What came of an attempt on one host: where the output is, how much, and each file of it."""
@@ -118,7 +120,7 @@ class Attempts:
 
     def _has_same_settings(self, shard: DatasetShard, attempt: str) -> bool:
         part = self._part(shard, attempt)
-        found = read_manifest(part.output_dir)
+        found = load_manifest(open_store(str(part.output_dir)))
         return found is None or found.fingerprint == for_part(self.setup, part).manifest.fingerprint
 
 

@@ -13,8 +13,6 @@ from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Any
 
-import google_crc32c
-
 from layertap.check.places import PlacesReport, outputs_below, verify_places
 from layertap.check.verify import OnRead, VerifyReport, verify_folder
 from layertap.config.fleet import VerifyConfig
@@ -25,7 +23,7 @@ from layertap.fleet.sharded import DatasetShard, read_dataset
 from layertap.fleet.standing import read_done
 from layertap.objects import open_store
 from layertap.objects.base import ObjectStore
-from layertap.shards.manifest import FILE_NAME, Manifest, manifest_bytes
+from layertap.shards.manifest import FILE_NAME
 
 _BELOW_ROOT = 3  # tpu_0/shard_00003/{attempt}
 
@@ -75,7 +73,7 @@ def verify_dataset(
             unfinished.append(f"{shard.name}: nobody has finished it yet")
     report = verify_places(store.url, list(expected), on_read)
     for output, checked in report.reports.items():
-        findings += (f"{output}: {finding}" for finding in _differences(checked.manifest, expected[output]))
+        findings += (f"{output}: {finding}" for finding in _differences(checked, expected[output]))
     return replace(report, findings=(*findings, *report.findings), unfinished=tuple(unfinished))
 
 
@@ -94,9 +92,10 @@ def _place(output: str, root: str | None) -> str:
     return output if root is None else "/".join((root.rstrip("/"), *PurePosixPath(output).parts[-_BELOW_ROOT:]))
 
 
-def _differences(manifest: Manifest, expected: _Expected) -> Iterator[str]:
+def _differences(report: VerifyReport, expected: _Expected) -> Iterator[str]:
+    manifest = report.manifest
     shard, dataset = expected.shard, manifest.identity.get("dataset", {})
-    if f"{google_crc32c.value(manifest_bytes(manifest)):08x}" != expected.crc32c:
+    if report.head_crc32c != expected.crc32c:
         yield f"its {FILE_NAME} is not the one that {done_name(shard.name)} names"
     if not manifest.complete:
         yield f"is not complete, though {done_name(shard.name)} names it"

@@ -16,7 +16,6 @@ from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import product
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -24,14 +23,17 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Int32
 
+from layertap.core.columns import token_columns
+from layertap.core.sample import Sample
 from layertap.extract.packing import Placement, Step, batch_arrays
 from layertap.extract.step import HostOutputs, StepProgram, plan_for, resolve_taps, transfer_dtype
 from layertap.model.attention import BLOCK
 from layertap.model.qwen2 import Qwen2
+from layertap.objects import open_store
 from layertap.plan.planned import PlannedRun, forward_flops
 from layertap.plan.workload import Workload, blank_manifest, visited_pairs
-from layertap.shards.samples import StoredSample
-from layertap.shards.writer import ShardFormat, ShardWriter
+from layertap.shards.encode import ShardFormat
+from layertap.shards.writer import ShardWriter
 
 _FLOPS = 3e12
 """A measured step is about so many operations: seconds."""
@@ -91,7 +93,7 @@ def measure_speed(run: PlannedRun, work: Workload) -> Speed:
     outputs, packed = _run(program, model, step)
     _, cut = _run(program, model, _cut(step))
     token, pair = _rates(step, layers, packed, cut)
-    byte, ratio = _commit(run, replace(run.form, layers=tuple(range(layers))), step, outputs)
+    byte, ratio = _commit(run, replace(run.form, taps={tap: run.model.width(tap.site) for tap in taps}), step, outputs)
     flops = forward_flops(run.model, layers, step.computed_tokens, visited_pairs(step)) / packed.wall
     return Speed(layers, token, pair, byte, compiling.wall / layers, ratio, flops)
 
@@ -159,7 +161,7 @@ def _commit(run: PlannedRun, form: ShardFormat, step: Step, outputs: HostOutputs
     samples = _stored(form, step, outputs)
     manifest = blank_manifest(run.config, form, frozenset())
     with tempfile.TemporaryDirectory() as folder:
-        writer = ShardWriter(Path(folder), manifest, form, lambda _: None)
+        writer = ShardWriter(open_store(folder), manifest, form, lambda _: None)
         spent = _spent(lambda: writer.commit(samples, {}, complete=True))
         files = [file for shard in writer.manifest.shards for file in shard.files]
     size = sum(sample.tokens for sample in samples) * form.bytes_per_token
@@ -167,16 +169,17 @@ def _commit(run: PlannedRun, form: ShardFormat, step: Step, outputs: HostOutputs
     return spent.times(1 / size), size / written
 
 
-def _stored(form: ShardFormat, step: Step, outputs: HostOutputs) -> list[StoredSample]:
+def _stored(form: ShardFormat, step: Step, outputs: HostOutputs) -> list[Sample]:
     ids, size = _token_ids(step), 0
-    samples: list[StoredSample] = []
+    samples: list[Sample] = []
     for place in step.placements:
         if samples and size > _COMMITTED_BYTES:
             break
         span = slice(place.start, place.start + place.length)
         activations = {tap: rows[place.row][span] for tap, rows in outputs.items()}
         origin = {"test_index": 0, "prediction": 0, "augmentation": None}
-        samples.append(StoredSample(place.sample, "task", "preview", ids[place.sample], activations, origin))
+        columns = token_columns(ids[place.sample], frozenset())
+        samples.append(Sample(place.sample, "task", "preview", columns, origin, activations))
         size += place.length * form.bytes_per_token
     return samples
 

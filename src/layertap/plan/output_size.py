@@ -1,29 +1,24 @@
-"""The exact size of a run's output, by letting the run's own writer write into a sink that only counts.
+"""The exact size of a run's output, by letting the run's own formats write into a sink that only counts.
 
-Activations are zeros of the right shape, all of them views of one buffer that is never touched: the pickler and the
-safetensors writer hand large buffers on without a copy, so a terabyte is counted in seconds. What compression makes of
-it depends on the values, and is not known here.
+Activations are zeros of the right shape, views of buffers that are never touched. The formats hand
+large buffers on without a copy, so a terabyte is counted in seconds. What compression makes of it
+depends on the values, and is not known here.
 """
 
-import io
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import astuple, dataclass, replace
-from pickle import PickleBuffer
+from typing import Any
 
 import numpy as np
 
-from layertap.core.taps import Tap
-from layertap.extract.packing import Placement
-from layertap.extract.stored import stored_sample
+from layertap.core.sample import Sample
 from layertap.extract.windows import Window
-from layertap.objects.files import Checksummed
-from layertap.shards.flags import Flags
+from layertap.shards.encode import ShardFormat, write_samples
 from layertap.shards.manifest import Manifest
-from layertap.shards.samples import Activation, StoredSample
 from layertap.shards.statistics import no_statistics
 from layertap.shards.statistics_files import write_statistics
-from layertap.shards.writer import ShardBuffer, ShardFormat, write_samples
+from layertap.shards.writer import ShardBuffer
 
 
 @dataclass(frozen=True)
@@ -54,9 +49,10 @@ class OutputCounter:
 
     def __init__(self, form: ShardFormat, manifest: Manifest, shard_bytes: int, longest: int) -> None:
         self._form = replace(form, compress=False)
-        self._manifest = manifest
+        self._about = {name: getattr(manifest, name) for name in ("model_path", "model_type", "fingerprint")}
         self._buffer = ShardBuffer(form, shard_bytes)
-        self._zeros = _Zeros(np.zeros((longest, form.hidden_size), form.dtype), np.zeros(longest, np.uint8))
+        self._zeros = {width: np.zeros((longest, width), form.dtype) for width in set(form.taps.values())}
+        self._norms = np.zeros(longest, np.float32)
         self._bytes: Counter[str] = Counter()
         self._shards = 0
 
@@ -64,7 +60,7 @@ class OutputCounter:
         """Count a window's samples."""
         for step in window.steps:
             for place in step.placements:
-                sample = self._zeros.sample(window, place, self._form.taps)
+                sample = window.samples[place.sample]
                 if not self._buffer.has_room(sample):
                     self._close()
                 self._buffer.add(sample)
@@ -81,46 +77,26 @@ class OutputCounter:
     def _close(self) -> None:
         samples = self._buffer.take()
         self._shards += 1
-        flags = dict.fromkeys(self._form.taps, self._zeros.flags_of(samples))
-        for file in self._form.files(self._shards):
-            sink = _Counting()
-            write_samples(sink, file, self._form, self._manifest, samples, flags)
+        values = {tap: self._values(samples, width) for tap, width in self._form.taps.items()}
+        for site in self._form.files(self._shards).values():
+            sink = _CountingSink()
+            write_samples(sink, site, samples, values, self._form, self._about)
             self._bytes.update(shards=sink.size, files=1)
-        sink = _Counting()
-        nothing = no_statistics(self._form.hidden_size)
-        write_statistics(sink, dict.fromkeys(self._form.taps, nothing), self._manifest.fingerprint)
+        sink = _CountingSink()
+        statistics = {tap: no_statistics(width) for tap, width in self._form.taps.items()}
+        write_statistics(sink, statistics, self._about["fingerprint"])
         tokens = sum(sample.tokens for sample in samples)
         self._bytes.update(statistics=sink.size, files=1, activations=tokens * self._form.bytes_per_token)
 
+    def _values(self, samples: Iterable[Sample], width: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """Activations and norms of the samples at a tap of this width."""
+        lengths = [sample.tokens for sample in samples]
+        return [self._zeros[width][:length] for length in lengths], [self._norms[:length] for length in lengths]
 
-class _Counting(Checksummed):
-    """Counts, and neither sums up nor writes."""
 
+class _CountingSink:
     def __init__(self) -> None:
-        super().__init__(io.BytesIO())
+        self.size = 0
 
-    def write(self, data: "bytes | memoryview[int] | PickleBuffer") -> int:
-        count = memoryview(data).nbytes
-        self.size += count
-        return count
-
-
-class _Stored(StoredSample):
-    """Zeros need no conversion, and no look whether they fit into float16."""
-
-    def stored(self, tap: Tap, dtype: np.dtype) -> Activation:
-        return self.activations[tap]
-
-
-@dataclass(frozen=True, eq=False)
-class _Zeros:
-    activations: np.ndarray
-    flags: np.ndarray
-
-    def sample(self, window: Window, place: Placement, taps: Sequence[Tap]) -> StoredSample:
-        at_start = replace(place, row=0, start=0)
-        made = stored_sample(window, at_start, {tap: {0: self.activations} for tap in taps})
-        return _Stored(**vars(made))
-
-    def flags_of(self, samples: Sequence[StoredSample]) -> list[Flags]:
-        return [self.flags[: sample.tokens] for sample in samples]
+    def write(self, data: Any) -> None:  # noqa: ANN401 - any buffer
+        self.size += memoryview(data).nbytes

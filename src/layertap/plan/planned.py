@@ -19,7 +19,7 @@ from layertap.errors import UsageError
 from layertap.extract.setup import format_of_shards, resolve_run_taps
 from layertap.model.checkpoint import Checkpoint, open_checkpoint
 from layertap.model.config import Qwen2Config, published_config, read_config
-from layertap.shards.writer import ShardFormat
+from layertap.shards.encode import ShardFormat
 
 # "7b", "Qwen/Qwen2.5-7B", "Qwen2.5-Coder-7B-Instruct": every release of one size has one shape.
 _PUBLISHED = re.compile(r"(?:(?:Qwen/)?Qwen2\.5-(?:(?:Coder|Math)-)?)?(\d+(?:\.\d+)?b)(?:-Instruct)?", re.IGNORECASE)

@@ -18,6 +18,7 @@ from statistics import NormalDist
 import numpy as np
 
 from layertap.config.plan import PlanConfig
+from layertap.core.columns import COLUMNS
 from layertap.dataset import read_records
 from layertap.extract.hosts import Hosts
 from layertap.extract.inputs import prompt_maker, window_rules
@@ -30,11 +31,11 @@ from layertap.model.config import MODEL_TYPE
 from layertap.plan.assumptions import TYPICAL_MEAN, TYPICAL_MEDIAN, TYPICAL_TEXT_BYTES
 from layertap.plan.output_size import OutputCounter, OutputSize, sum_of
 from layertap.plan.planned import causal_pairs
+from layertap.shards.encode import ShardFormat
 from layertap.shards.manifest import Manifest
-from layertap.shards.writer import ShardFormat
 
-# token_ids, positions and flags in safetensors; token_ids and flags in pickles.
-_BYTES_BESIDE_A_TOKEN = {"safetensors": 9, "pickle": 5}
+_COLUMN_BYTES = sum(dtype.itemsize for dtype in COLUMNS.values())
+_NORM_BYTES = 4
 _STATISTICS_BYTES_A_VALUE = 16
 
 
@@ -168,9 +169,7 @@ def blank_manifest(config: PlanConfig, form: ShardFormat, special_ids: frozenset
         model_type=MODEL_TYPE,
         special_ids=tuple(sorted(special_ids)),
         format=form.name,
-        layers=form.layers,
-        sites=form.sites,
-        hidden_size=form.hidden_size,
+        taps=form.taps,
         storage_dtype=form.dtype.name,
     )
 
@@ -201,11 +200,13 @@ def typical_lengths(rules: WindowRules) -> list[int]:
 def _usual_output(tokens: int, samples: float, form: ShardFormat, shard_bytes: int) -> OutputSize:
     activations = tokens * form.bytes_per_token
     shards = max(1, math.ceil(activations / shard_bytes))
-    beside = len(form.taps) * (tokens * _BYTES_BESIDE_A_TOKEN[form.name] + samples * TYPICAL_TEXT_BYTES.value)
+    taps, text = len(form.taps), TYPICAL_TEXT_BYTES.value
+    repeats = taps if form.name == "pickle" else 1  # of what is the same at all taps
+    beside = taps * tokens * _NORM_BYTES + repeats * (tokens * _COLUMN_BYTES + samples * text)
     return OutputSize(
         activations=activations,
         shard_files=activations + round(beside),
-        statistics_files=shards * form.bytes_per_token // form.dtype.itemsize * _STATISTICS_BYTES_A_VALUE,
+        statistics_files=shards * sum(form.taps.values()) * _STATISTICS_BYTES_A_VALUE,
         shards=shards,
         files=shards * (len(form.files(1)) + 1),
     )

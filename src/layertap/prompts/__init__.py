@@ -2,7 +2,6 @@
 
 from layertap.prompts.grids import parse_grid_encoder as parse_grid_encoder
 from layertap.prompts.samples import PromptMaker as PromptMaker
-from layertap.prompts.samples import Sample as Sample
 from layertap.prompts.templates import load_template as load_template
 from layertap.prompts.tokenizer import PromptTokenizer as PromptTokenizer
 from layertap.prompts.tokenizer import load_tokenizer as load_tokenizer

@@ -12,18 +12,23 @@ is made without it and ends where the answer would begin.
 """
 
 import itertools
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence, Set
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int32
 
+from layertap.core.columns import token_columns
 from layertap.core.records import Document, Task
+from layertap.core.sample import Sample
 from layertap.errors import PromptError
 from layertap.prompts.augment import Augmentation, draw_augmentation
 from layertap.prompts.grids import GridEncoder
 from layertap.prompts.templates import PromptTemplate
 from layertap.prompts.tokenizer import PromptTokenizer
+
+_PREVIEW_CHARACTERS = 200
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,17 +44,11 @@ class _Draft:
     """None for a document."""
     text: str
 
-
-@dataclass(frozen=True, eq=False)
-class Sample(_Draft):
-    """One prompt, ready for the model."""
-
-    token_ids: Int32[np.ndarray, "tokens"]
-    """The ids of `text`, at least one."""
-
-    def cut(self, tokens: int) -> "Sample":
-        """The sample with its first `tokens` tokens only; all that has a value a token is cut."""
-        return replace(self, token_ids=self.token_ids[:tokens])
+    @property
+    def origin(self) -> dict[str, Any]:
+        """Which prompt of its task it is; enough to make the augmentation again and to revert it."""
+        augmentation = None if self.augmentation is None else asdict(self.augmentation)
+        return {"test_index": self.test_index, "prediction": self.prediction, "augmentation": augmentation}
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +80,8 @@ class PromptMaker:
         for draft in drafts:
             _check_unicode(draft)
         token_ids = self.tokenizer.encode_batch([draft.text for draft in drafts])
-        return [_sample(draft, ids) for draft, ids in zip(drafts, token_ids, strict=True)]
+        special = self.tokenizer.special_ids
+        return [_sample(draft, ids, special) for draft, ids in zip(drafts, token_ids, strict=True)]
 
     def identity(self) -> dict[str, str | int | bool]:
         """Everything here that decides the tokens of a given record, for the run fingerprint."""
@@ -122,7 +122,13 @@ def _check_unicode(draft: _Draft) -> None:
         raise PromptError(f"task {draft.task_id!r}: its text is not valid Unicode: {error}") from error
 
 
-def _sample(draft: _Draft, token_ids: Int32[np.ndarray, "tokens"]) -> Sample:
+def _sample(draft: _Draft, token_ids: Int32[np.ndarray, "tokens"], special: Set[int]) -> Sample:
     if token_ids.size == 0:
         raise PromptError(f"task {draft.task_id!r}: its text {draft.text!r} has no tokens; leave it out of the dataset")
-    return Sample(**vars(draft), token_ids=token_ids)
+    return Sample(
+        sample_idx=draft.sample_idx,
+        task_id=draft.task_id,
+        text_preview=draft.text[:_PREVIEW_CHARACTERS],
+        columns=token_columns(token_ids, special),
+        origin=draft.origin,
+    )

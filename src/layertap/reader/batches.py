@@ -1,16 +1,18 @@
 """Tokens as batches to train from: seeded, dealt out to ranks, and resumable.
 
-Each token that is not excluded comes exactly once an epoch, on one rank. How that is done is told where it is done:
-pieces and shares of ranks in pieces.py, the mixing in blocks.py. A thread fills the next pool while the present one
-is used, so two are in memory, and the pieces that are under way.
+Each token that is not excluded comes exactly once an epoch, on one rank. How that is done is told
+where it is done: pieces and shares of ranks in pieces.py, the mixing in blocks.py. A thread fills
+the next pool while the present one is used, so two are in memory, and the pieces that are under
+way.
 
-An iterator may be left at any batch and in any way, also by Python's exit (workers.py). Reading then ends with the
-pieces that are under way. For this the generators here have no clean-up of their own: a generator that is destroyed
-late at exit would find modules that are empty already.
+An iterator may be left at any batch and in any way, also by Python's exit (workers.py). Reading
+then ends with the pieces that are under way. For this the generators here have no clean-up of their
+own: a generator that is destroyed late at exit would find modules that are empty already.
 
-A position is two numbers, the epoch and the batches of it that were handed out: where these stand follows from the
-configuration and the manifests (and, where tokens are excluded, from their flags). So a state is small, is good for
-every rank, and goes with the dataset when that is moved. What comes after it is byte for byte what would have come.
+A position is two numbers, the epoch and the batches of it that were handed out: where these stand
+follows from the configuration and the manifests (and, where tokens are excluded, from their flags).
+So a state is small, is good for every rank, and goes with the dataset when that is moved. What
+comes after it is byte for byte what would have come.
 """
 
 import sys
@@ -20,14 +22,21 @@ from typing import Any
 
 import numpy as np
 
+from layertap.core.columns import COLUMNS
 from layertap.core.taps import Tap
 from layertap.errors import UsageError
-from layertap.reader.blocks import Block, Shape, in_order, pools
+from layertap.reader.blocks import (
+    Block,
+    BlockLayout,
+    convert,
+    fill_pools,
+    numpy_dtype,
+    require_framework,
+    take_in_order,
+)
 from layertap.reader.config import BatchConfig
-from layertap.reader.frameworks import convert, numpy_dtype, require
-from layertap.reader.pieces import Cursor, Pieces, rank_share
+from layertap.reader.pieces import Cursor, Pieces, Share, Supply, rank_share
 from layertap.reader.shards import Shards
-from layertap.reader.supply import Share, Supply
 from layertap.reader.workers import Ahead
 
 _STATE_VERSION = 1
@@ -38,32 +47,42 @@ class Batch:
     """Some tokens; row i of everything is the same one."""
 
     activations: Any
-    """[tokens, taps, hidden], an array of the framework that was asked for."""
-    token_ids: np.ndarray
-    """int32 [tokens]"""
+    """[tokens, taps, width], an array of the framework that you asked for. Where taps differ in
+    width: a dict with one [tokens, width] for each tap."""
+    columns: Mapping[str, np.ndarray]
+    """The columns that you asked for, and positions."""
     samples: np.ndarray
     """Which sample each token is from, as `dataset[i]` counts them; int64 [tokens]."""
-    positions: np.ndarray
-    """Its place in that sample; int32 [tokens]."""
+
+    @property
+    def token_ids(self) -> np.ndarray:
+        """int32 [tokens]"""
+        return self.columns["token_ids"]
+
+    @property
+    def positions(self) -> np.ndarray:
+        """The token's place in its sample; int32 [tokens]."""
+        return self.columns["positions"]
 
     def __len__(self) -> int:
-        return len(self.token_ids)
+        return len(self.samples)
 
 
 class Batches:
     """One way of going through a dataset; `ActivationDataset.batches` makes it.
 
-    Each `for` goes through the rest of an epoch, the next one through the next epoch. `len` is the number of batches of
-    an epoch on this rank.
+    Each `for` goes through the rest of an epoch, the next one through the next epoch. `len` is the
+    number of batches of an epoch on this rank.
     """
 
-    def __init__(self, shards: Shards, config: BatchConfig, hidden: int, dtype: str) -> None:
-        require(config.as_)
+    def __init__(self, shards: Shards, config: BatchConfig, widths: tuple[int, ...], dtype: str) -> None:
+        require_framework(config.as_)
         self.taps: tuple[Tap, ...] = config.taps
         """What stands along the second axis of activations."""
         self._shards = shards
         self._config = config
-        self._shape = Shape(len(config.taps), hidden, numpy_dtype(dtype))
+        columns = {name: COLUMNS[name] for name in (*config.columns, "positions")}
+        self._layout = BlockLayout(widths, numpy_dtype(dtype), columns)
         self._pieces = Pieces(shards, config)
         self._epoch = self._batch = 0
         self._iteration = 0
@@ -81,7 +100,9 @@ class Batches:
         return -(-(end - begin) // config.batch_size)
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the next batch stands, as JSON; the same on all ranks that have had as many batches."""
+        """Where the next batch stands, as JSON; the same on all ranks that have had as many
+        batches.
+        """
         position = {"version": _STATE_VERSION, "epoch": self._epoch, "batch": self._batch}
         return position | {"order": self._config.order(), "dataset": self._shards.digest}
 
@@ -109,10 +130,16 @@ class Batches:
         own = self._iteration
         for rows in self._rows():
             self._batch += 1
-            yield Batch(convert(rows.activations, self._config.as_), rows.token_ids, rows.samples, rows.positions)
+            yield Batch(self._convert(rows), rows.columns, rows.samples)
             if own != self._iteration:
                 raise UsageError("another loop over these batches has begun meanwhile; go on with that one")
         self._epoch, self._batch = self._epoch + 1, 0
+
+    def _convert(self, rows: Block) -> Any:  # noqa: ANN401 - of a framework that may not be there
+        """The activations as `Batch` hands them out."""
+        if isinstance(rows.activations, np.ndarray):
+            return convert(rows.activations, self._config.as_)
+        return {tap: convert(own, self._config.as_) for tap, own in zip(self.taps, rows.activations, strict=True)}
 
     def _rows(self) -> Iterator[Block]:
         """What is left of the epoch, a batch at a time."""
@@ -137,9 +164,9 @@ class Batches:
         share = self._share(epoch, done)
         supply = Supply(self._pieces, share)
         if config.shuffle:
-            made = pools(supply, config, self._shape, epoch, pool, share.most)
+            made = fill_pools(supply, config, self._layout, epoch, pool, share.most)
         else:
-            made = in_order(supply, config, self._shape)
+            made = take_in_order(supply, config, self._layout)
         return Ahead(_without_first(made, row - done), [supply.readers], "make-batches")
 
     def _share(self, epoch: int, done: int) -> Share:

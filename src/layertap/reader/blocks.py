@@ -1,47 +1,59 @@
-"""Batches, several at a time, out of a supply of tokens.
+"""Batches, several at a time, out of a supply of tokens, as arrays of the framework you want.
 
-Shuffled, a block is a pool: it is filled with pieces, which the epoch's order takes from all over the dataset, and each
-token goes straight to its place in a random permutation of the pool. That is the one copy that is made; batches are
-slices of the pool. A pool is never used again, so a batch may be kept (and keeps its pool in memory).
+Shuffled, a block is a pool: it is filled with pieces, which the epoch's order takes from all over
+the dataset, and each token goes straight to its place in a random permutation of the pool. That is
+the one copy that is made; batches are slices of the pool. A pool is never used again, so you may
+keep a batch (and keep its pool in memory).
 
-In order, a block is a batch: a view of the piece where it lies in one, has one tap and keeps its dtype, else put
-together.
+In order, a block is a batch: a view of the piece where it lies in one, has one tap and keeps its
+dtype, else put together.
+
+torch takes the memory as it is, bfloat16 too, by way of 16-bit integers. JAX copies to its device
+(on CPU it may take the memory as it is). No array is written to after it was handed over.
+Frameworks are imported when you ask for them.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import ml_dtypes
 import numpy as np
 
-from layertap.reader.config import BatchConfig
-from layertap.reader.pieces import Rows
-from layertap.reader.supply import Supply
+from layertap.errors import UsageError
+from layertap.reader.config import BatchConfig, Framework
+from layertap.reader.pieces import Rows, Supply
+
+_BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
 
 @dataclass(frozen=True, eq=False)
 class Block:
-    """Tokens in the order in which they are handed out: whole batches, but for the last block of an epoch."""
+    """Tokens in the order in which they are handed out: whole batches, but for the last block of an
+    epoch.
+    """
 
-    activations: np.ndarray
-    """[rows, taps, hidden]"""
-    token_ids: np.ndarray
+    activations: np.ndarray | list[np.ndarray]
+    """[rows, taps, width] where all taps have one width, else one [rows, width] for each."""
+    columns: Mapping[str, np.ndarray]
     samples: np.ndarray
-    positions: np.ndarray
 
     def __len__(self) -> int:
-        return len(self.token_ids)
+        return len(self.samples)
 
     def __getitem__(self, rows: slice | np.ndarray) -> "Block":
-        return Block(self.activations[rows], self.token_ids[rows], self.samples[rows], self.positions[rows])
+        whole = isinstance(self.activations, np.ndarray)
+        activations = self.activations[rows] if whole else [array[rows] for array in self.activations]
+        return Block(activations, {name: values[rows] for name, values in self.columns.items()}, self.samples[rows])
 
     def put(self, places: np.ndarray | slice, rows: Rows) -> None:
         """Copy `rows` to these places."""
         for tap, activations in enumerate(rows.activations):
-            target = _plain(self.activations)[:, tap]
-            target[places] = _plain(activations.astype(self.activations.dtype, copy=False))
-        self.token_ids[places] = rows.token_ids
+            target = self.activations[:, tap] if isinstance(self.activations, np.ndarray) else self.activations[tap]
+            _plain(target)[places] = _plain(activations.astype(target.dtype, copy=False))
+        for name, values in rows.columns.items():
+            self.columns[name][places] = values
         self.samples[places] = rows.samples
-        self.positions[places] = rows.positions
 
 
 def _plain(array: np.ndarray) -> np.ndarray:
@@ -50,25 +62,35 @@ def _plain(array: np.ndarray) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Shape:
+class BlockLayout:
     """What a row of a block is."""
 
-    taps: int
-    hidden: int
+    widths: tuple[int, ...]
+    """Of each tap."""
     dtype: np.dtype
+    columns: Mapping[str, np.dtype]
 
-    def room(self, rows: int) -> Block:
+    def make_room(self, rows: int) -> Block:
         """A block that is to be filled."""
-        activations = np.empty((rows, self.taps, self.hidden), self.dtype)
-        return Block(activations, np.empty(rows, np.int32), np.empty(rows, np.int64), np.empty(rows, np.int32))
+        activations: np.ndarray | list[np.ndarray]
+        if len(set(self.widths)) == 1:
+            activations = np.empty((rows, len(self.widths), self.widths[0]), self.dtype)
+        else:
+            activations = [np.empty((rows, width), self.dtype) for width in self.widths]
+        columns = {name: np.empty(rows, dtype) for name, dtype in self.columns.items()}
+        return Block(activations, columns, np.empty(rows, np.int64))
 
 
-def pools(supply: Supply, config: BatchConfig, shape: Shape, epoch: int, first: int, most: int) -> Iterator[Block]:
-    """Pools from number `first` of the epoch on, of at most `most` tokens in all; the last one may be shorter."""
+def fill_pools(
+    supply: Supply, config: BatchConfig, layout: BlockLayout, epoch: int, first: int, most: int
+) -> Iterator[Block]:
+    """Pools from number `first` of the epoch on, of at most `most` tokens in all; the last one may
+    be shorter.
+    """
     number = first
     while most > 0:
         size = min(config.pool_rows, most)
-        pool, places, filled = shape.room(size), _places(config, epoch, number, size), 0
+        pool, places, filled = layout.make_room(size), _places(config, epoch, number, size), 0
         for rows in supply.take(size):
             pool.put(places[filled : filled + len(rows)], rows)
             filled += len(rows)
@@ -78,23 +100,58 @@ def pools(supply: Supply, config: BatchConfig, shape: Shape, epoch: int, first: 
 
 
 def _places(config: BatchConfig, epoch: int, number: int, size: int) -> np.ndarray:
-    """Where in a pool its tokens go; their order among each other does not depend on how many there are."""
+    """Where in a pool its tokens go; their order among each other does not depend on how many there
+    are.
+    """
     shuffled = np.random.default_rng((config.seed, epoch, config.rank, number)).permutation(config.pool_rows)[:size]
     return shuffled if size == config.pool_rows else shuffled.argsort().argsort()
 
 
-def in_order(supply: Supply, config: BatchConfig, shape: Shape) -> Iterator[Block]:
+def take_in_order(supply: Supply, config: BatchConfig, layout: BlockLayout) -> Iterator[Block]:
     """Batches in the order of the supply."""
     while parts := list(supply.take(config.batch_size)):
-        yield _joined(parts, shape)
+        yield _join(parts, layout)
 
 
-def _joined(parts: Sequence[Rows], shape: Shape) -> Block:
+def _join(parts: Sequence[Rows], layout: BlockLayout) -> Block:
     first = parts[0]
-    if len(parts) == 1 and shape.taps == 1 and first.activations[0].dtype == shape.dtype:
-        return Block(first.activations[0][:, None], first.token_ids, first.samples, first.positions)
-    block, filled = shape.room(sum(map(len, parts))), 0
+    if len(parts) == 1 and len(layout.widths) == 1 and first.activations[0].dtype == layout.dtype:
+        return Block(first.activations[0][:, None], first.columns, first.samples)
+    block, filled = layout.make_room(sum(map(len, parts))), 0
     for rows in parts:
         block.put(slice(filled, filled + len(rows)), rows)
         filled += len(rows)
     return block
+
+
+def numpy_dtype(name: str) -> np.dtype:
+    """The dtype of this name, bfloat16 too."""
+    return _BFLOAT16 if name == "bfloat16" else np.dtype(name)
+
+
+def require_framework(framework: Framework) -> None:
+    """Raise UsageError where the framework is not installed."""
+    try:
+        if framework == "torch":
+            import torch  # noqa: F401
+        elif framework == "jax":
+            import jax  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise UsageError(f'as_="{framework}": {error}; pip install {framework}') from error
+
+
+def convert(array: np.ndarray, framework: Framework) -> Any:  # noqa: ANN401 - of a framework that may not be there
+    """`array` as one of `framework`."""
+    if framework == "numpy":
+        return array
+    if framework == "jax":
+        import jax.numpy as jnp
+
+        return jnp.asarray(array)
+    import torch
+
+    if not array.flags.writeable:  # bytes from a bucket, which torch warns of
+        array = array.copy()
+    if array.dtype == _BFLOAT16:
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(array)

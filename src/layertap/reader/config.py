@@ -1,19 +1,20 @@
 """What batches are asked for."""
 
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Literal, get_args
 
+from layertap.core.columns import COLUMNS, FIRST, SINK_FACTOR, SPECIAL
 from layertap.core.taps import Tap
 from layertap.errors import UsageError
-from layertap.shards.flags import FIRST, SINK, SPECIAL
 
 Flag = Literal["first", "special", "sink"]
 Framework = Literal["numpy", "torch", "jax"]
 Dtype = Literal["bfloat16", "float16", "float32"]
 
-FLAG_BITS: Mapping[str, int] = MappingProxyType({"first": FIRST, "special": SPECIAL, "sink": SINK})
+_BITS: Mapping[str, int] = MappingProxyType({"first": FIRST, "special": SPECIAL})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,10 +40,19 @@ class BatchConfig:
     """How many shares there are; they have no token in common, and all tokens together."""
 
     exclude: frozenset[Flag] = frozenset()
-    """Tokens with any of these flags are left out; with "sink", those that are one at any of the taps."""
+    """Tokens with any of these flags are left out; with "sink", those that are one at any of the
+    taps."""
+
+    columns: tuple[str, ...] = ("token_ids",)
+    """The columns that each token brings beside its activations."""
+
+    sink_factor: float = SINK_FACTOR
+    """With "sink": a token is one where its norm is over so many times the usual norm of its
+    sample."""
 
     drop_last: bool = False
-    """Leave out what does not fill a batch on every rank, so that all ranks have as many batches."""
+    """Leave out what does not fill a batch on every rank, so that all ranks have as many
+    batches."""
 
     as_: Framework = "numpy"
     """Whose arrays the activations are."""
@@ -54,7 +64,8 @@ class BatchConfig:
     """Tokens that are mixed with each other, and held in memory."""
 
     piece_tokens: int = 1024
-    """Tokens that follow each other in a shard and come into a pool together, where shards can be read by parts."""
+    """Tokens that follow each other in a shard and come into a pool together, where shards can be
+    read by parts."""
 
     def __post_init__(self) -> None:
         """Refuse values that make no sense; raises UsageError."""
@@ -62,9 +73,12 @@ class BatchConfig:
             _require(getattr(self, name) >= 1, f"{name} must be at least 1, not {getattr(self, name)}")
         _require(0 <= self.rank < self.world_size, f"rank {self.rank}: ranks are 0 to {self.world_size - 1}")
         _require(self.seed >= 0, f"seed must not be negative, not {self.seed}")
+        _require("token_ids" in self.columns, "columns: token_ids is one of them")
+        _require(0 < self.sink_factor < math.inf, f"sink_factor must be positive, not {self.sink_factor}")
         _require(bool(self.taps), "give at least one layer and one site")
         _require(len(set(self.taps)) == len(self.taps), "a layer or site is given twice")
         _require_one_of("exclude", self.exclude, get_args(Flag))
+        _require_one_of("columns", self.columns, list(COLUMNS))
         _require_one_of("as_", [self.as_], get_args(Framework))
         _require_one_of("dtype", [] if self.dtype is None else [self.dtype], get_args(Dtype))
 
@@ -76,12 +90,16 @@ class BatchConfig:
     @property
     def excluded_bits(self) -> int:
         """The flags of tokens that are left out."""
-        return sum(FLAG_BITS[flag] for flag in self.exclude)
+        return sum(_BITS[flag] for flag in self.exclude if flag != "sink")
 
     def order(self) -> dict[str, Any]:
-        """Everything but the dataset that decides which token comes when, for all ranks alike; as JSON."""
+        """Everything but the dataset that decides which token comes when, for all ranks alike; as
+        JSON.
+        """
         names = ("batch_size", "seed", "shuffle", "world_size", "drop_last", "pool_tokens", "piece_tokens")
         own = {name: getattr(self, name) for name in names}
+        if "sink" in self.exclude and self.sink_factor != SINK_FACTOR:
+            own["sink_factor"] = self.sink_factor
         return own | {"taps": [list(tap) for tap in self.taps], "exclude": sorted(self.exclude)}
 
 

@@ -1,42 +1,48 @@
 """`ActivationDataset`: what one or many runs wrote, read as one dataset.
 
-Opening it reads the manifests and nothing else (a bucket: one listing, one request a worker). Samples and batches then
-read what they need; which bytes that is, is told in content.py (samples) and batches.py (training).
+Opening it reads the manifests and nothing else (a bucket: one listing, one request a worker).
+Samples and batches then read what they need; which bytes that is, is told in content.py (samples)
+and batches.py (training).
 """
 
 from bisect import bisect_right
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import lru_cache
 from operator import index as exact_int
 from pathlib import Path
 from typing import overload
 
+from layertap.core.columns import SINK_FACTOR
 from layertap.core.taps import SITES, Site, Tap
 from layertap.errors import DamageError, UsageError
 from layertap.objects import open_store
 from layertap.reader.batches import Batches
 from layertap.reader.config import BatchConfig, Dtype, Flag, Framework
-from layertap.reader.content import ShardContent
 from layertap.reader.overlap import described, require_each_once
 from layertap.reader.sample import ActivationSample
 from layertap.reader.shards import Shards
 from layertap.reader.sources import find_sources
+from layertap.shards.shard import Shard
 
 
 class ActivationDataset(Sequence[ActivationSample]):
-    """The samples below a folder, a `gs://bucket/prefix`, or another URL that fsspec knows, of any number of workers.
+    """The samples below a folder, a `gs://bucket/prefix`, or another URL that fsspec knows, of any
+    number of workers.
 
         dataset = layertap.ActivationDataset("gs://my-bucket/activations")
         dataset[0].activation(layer=12)         # [tokens, hidden]
         for batch in dataset.batches(4096, layers=[12], exclude={"first", "sink"}, as_="torch"):
             batch.activations                   # [4096, 1, hidden]
 
-    Shards that are committed later are not seen. Raises UsageError where there is no run, where runs do not go
-    together, or where they hold the same samples; DamageError where a manifest is garbled.
+    Shards that are committed later are not seen. Raises UsageError where there is no run, where
+    runs do not go together, or where they hold the same samples; DamageError where a manifest is
+    garbled.
     """
 
     def __init__(self, path: str | Path, *, sharded_dataset: str | None = None) -> None:
-        """`sharded_dataset` is where the done-manifests of a claimed dataset lie; they tell which attempts count."""
+        """`sharded_dataset` is where the done-manifests of a claimed dataset lie; they tell which
+        attempts count.
+        """
         self._store = open_store(str(path))
         self.path = self._store.url
         self._shards = Shards(find_sources(self._store, sharded_dataset))
@@ -60,8 +66,19 @@ class ActivationDataset(Sequence[ActivationSample]):
 
     @property
     def hidden_size(self) -> int:
-        """The width of an activation."""
-        return self._shards.sources[0].manifest.hidden_size
+        """The width of an activation; raises UsageError where sites differ in it."""
+        widths = set(self._widths.values())
+        if len(widths) > 1:
+            raise UsageError(f"{self.path}: its sites differ in width; ask for width(layer, site)")
+        return widths.pop()
+
+    def width(self, layer: int, site: Site | None = None) -> int:
+        """How many numbers an activation has at this layer and site."""
+        return self._widths[self._tap(layer, site)]
+
+    @property
+    def _widths(self) -> Mapping[Tap, int]:
+        return self._shards.sources[0].manifest.taps
 
     @property
     def storage_dtypes(self) -> tuple[str, ...]:
@@ -112,16 +129,19 @@ class ActivationDataset(Sequence[ActivationSample]):
         rank: int = 0,
         world_size: int = 1,
         exclude: Collection[Flag] = (),
+        sink_factor: float = SINK_FACTOR,
+        columns: Collection[str] = ("token_ids",),
         drop_last: bool = False,
         as_: Framework = "numpy",
         dtype: Dtype | None = None,
         pool_tokens: int = 131_072,
         piece_tokens: int = 1024,
     ) -> Batches:
-        """All tokens, each once an epoch, as batches of [tokens, taps, hidden]; see `BatchConfig` for what is asked.
+        """All tokens, each once an epoch, as batches of [tokens, taps, width]; see `BatchConfig`
+        for what is asked.
 
-        `layers` and `sites` stand for all where they are left out; the taps are every layer at the first site, then at
-        the next. Raises UsageError where they are not there.
+        `layers` and `sites` stand for all where they are left out; the taps are every layer at the
+        first site, then at the next. Raises UsageError where they are not there.
         """
         at_layers, at_sites = self.layers if layers is None else layers, self.sites if sites is None else sites
         config = BatchConfig(
@@ -132,6 +152,8 @@ class ActivationDataset(Sequence[ActivationSample]):
             rank=rank,
             world_size=world_size,
             exclude=frozenset(exclude),
+            sink_factor=sink_factor,
+            columns=tuple(columns),
             drop_last=drop_last,
             as_=as_,
             dtype=dtype,
@@ -140,7 +162,8 @@ class ActivationDataset(Sequence[ActivationSample]):
         )
         if dtype is None and len(self.storage_dtypes) > 1:
             raise UsageError(f"{self.path}: is stored as {' and '.join(self.storage_dtypes)}; give dtype=")
-        return Batches(self._shards, config, self.hidden_size, dtype or self.storage_dtypes[0])
+        widths = tuple(self._widths[tap] for tap in config.taps)
+        return Batches(self._shards, config, widths, dtype or self.storage_dtypes[0])
 
     def close(self) -> None:
         """Let go of connections; what was handed out stays."""
@@ -156,14 +179,14 @@ class ActivationDataset(Sequence[ActivationSample]):
         if site is None and len(self.sites) > 1:
             raise UsageError(f"{self.path}: has several sites; say which: {', '.join(self.sites)}")
         tap = Tap(layer, self.sites[0] if site is None else site)
-        if tap.layer not in self.layers or tap.site not in self.sites:
+        if tap not in self._widths:
             raise UsageError(
                 f"{self.path}: holds layers {', '.join(map(str, self.layers))} at {', '.join(self.sites)},"
                 f" not layer {layer} at {tap.site}"
             )
         return tap
 
-    def _content(self, shard: int) -> ShardContent:
+    def _content(self, shard: int) -> Shard:
         """A shard for looking at samples; the last one of pickles is kept."""
         return self._shards.content(shard) if self._shards.by_parts[shard] else self._last_pickled(shard)
 

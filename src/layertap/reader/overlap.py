@@ -1,7 +1,8 @@
 """Whether two output folders hold the same samples.
 
-`sample_idx` alone does not tell: each stream of a dataset counts anew (docs/fleet.md). So where two folders share
-numbers, what stands behind the smallest shared one decides, and as little as possible is read for it:
+`sample_idx` alone does not tell: each stream of a dataset counts anew (docs/fleet.md). So where two
+folders share numbers, what stands behind the smallest shared one decides, and as little as possible
+is read for it:
 
     the first shards have the same checksums                           the same samples: a copy, or the same run twice
     else, one fingerprint and other paths of the dataset               other samples: two streams
@@ -18,11 +19,14 @@ from layertap.reader.sources import Source
 
 _Described = tuple[str, str, bytes]
 Describe = Callable[[int, int], _Described]
-"""What is told of a sample in a source, from the number of the source and the sample's `sample_idx`."""
+"""What is told of a sample in a source, from the number of the source and the sample's
+`sample_idx`."""
 
 
 def require_each_once(place: str, sources: Sequence[Source], describe: Describe) -> None:
-    """Raise UsageError where two sources hold the same sample, DamageError where one holds a number twice."""
+    """Raise UsageError where two sources hold the same sample, DamageError where one holds a number
+    twice.
+    """
     spans = [_span(place, source) for source in sources]
     for one, other, shared in _sharing(spans):
         if _same(sources, one, other, shared, describe):

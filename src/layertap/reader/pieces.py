@@ -1,23 +1,26 @@
 """Tokens in pieces: the unit in which a dataset is put into an order, dealt out to ranks, and read.
 
-A piece of safetensors is a run of at most `piece_tokens` rows of one shard, a range of each file. A piece of pickles
-is a shard, which cannot be read by parts.
+A piece of safetensors is a run of at most `piece_tokens` rows of one shard, a range of each tap. A
+piece of pickles is a shard, which cannot be read by parts.
 
-Rank r of W has the tokens from r/W to (r+1)/W of the sequence of pieces, in the order of the epoch, counting only
-tokens that are not excluded. Shares differ by one token at most, and a rank reads what is its own and no more (a piece
-on a boundary is read by both).
+Rank r of W has the tokens from r/W to (r+1)/W of the sequence of pieces, in the order of the epoch,
+counting only tokens that are not excluded. Shares differ by one token at most, and a rank reads its
+own share and no more (both ranks read a piece on their boundary). Pieces are read ahead, several at
+once.
 """
 
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 
 from layertap.reader.config import BatchConfig
-from layertap.reader.content import ShardContent
 from layertap.reader.shards import Shards
+from layertap.reader.workers import Workers
+from layertap.shards.shard import Shard
 
 _READERS = 8
 _LONG_PIECE = 16_384
@@ -28,27 +31,27 @@ class Rows:
     """Tokens that were read and not excluded."""
 
     activations: Sequence[np.ndarray]
-    """One [rows, hidden] for each tap."""
-    token_ids: np.ndarray
+    """One [rows, width] for each tap."""
+    columns: Mapping[str, np.ndarray]
     samples: np.ndarray
     """Each row's sample, by its place in the dataset."""
-    positions: np.ndarray
 
     def __len__(self) -> int:
-        return len(self.token_ids)
+        return len(self.samples)
 
-    def __getitem__(self, rows: slice) -> "Rows":
+    def __getitem__(self, rows: slice | np.ndarray) -> "Rows":
         return Rows(
             [activations[rows] for activations in self.activations],
-            self.token_ids[rows],
+            {name: values[rows] for name, values in self.columns.items()},
             self.samples[rows],
-            self.positions[rows],
         )
 
 
 @dataclass(frozen=True)
 class Cursor:
-    """A place in an epoch's order: so many pieces, and so many tokens of the next that are not excluded."""
+    """A place in an epoch's order: so many pieces, and so many tokens of the next that are not
+    excluded.
+    """
 
     piece: int
     row: int
@@ -79,7 +82,9 @@ class Pieces:
 
     @cached_property
     def counts(self) -> np.ndarray:
-        """How many tokens of each piece are not excluded; reads all flags where there is something to exclude."""
+        """How many tokens of each piece are not excluded; reads what decides it where there is
+        something to exclude.
+        """
         if not self._config.exclude:
             return self._spans[:, 2] - self._spans[:, 1]
         with ThreadPoolExecutor(self.readers) as pool:
@@ -87,7 +92,7 @@ class Pieces:
         return np.concatenate([np.empty(0, np.int64), *parts])
 
     def locate(self, order: np.ndarray, token: int) -> Cursor:
-        """Where the token stands that has `token` others before it."""
+        """The place of the token that has `token` others before it."""
         ends = np.cumsum(self.counts[order])
         piece = int(np.searchsorted(ends, token, side="right"))
         return Cursor(piece, token - int(ends[piece - 1] if piece else 0))
@@ -95,19 +100,14 @@ class Pieces:
     def read(self, number: int) -> Rows:
         """The tokens of a piece that are not excluded."""
         shard, begin, end = self._spans[number].tolist()
-        content, taps = self._shards.content(shard), self._config.taps
-        activations = [content.activations(tap, begin, end, own=self._config.shuffle) for tap in taps]
-        token_ids = content.token_ids(begin, end)
-        offsets = content.offsets()
-        rows = np.arange(begin, end)
+        content, config = self._shards.content(shard), self._config
+        activations = [content.activations(tap, begin, end, own=config.shuffle) for tap in config.taps]
+        columns = {name: content.column(name, begin, end) for name in config.columns}
+        offsets, rows = content.offsets(), np.arange(begin, end)
         samples = np.searchsorted(offsets, rows, side="right") - 1
-        positions = (rows - offsets[samples]).astype(np.int32)
-        samples += self._shards.first_samples[shard]
-        read = Rows(activations, token_ids, samples, positions)
-        if not self._config.exclude:
-            return read
-        kept = np.flatnonzero(_kept(content, self._config, begin, end))
-        return Rows([rows[kept] for rows in activations], token_ids[kept], samples[kept], positions[kept])
+        columns["positions"] = (rows - offsets[samples]).astype(np.int32)
+        read = Rows(activations, columns, samples + self._shards.first_samples[shard])
+        return read[np.flatnonzero(_kept(content, config, begin, end))] if config.exclude else read
 
     def _count(self, shard: int) -> np.ndarray:
         content = self._shards.content(shard)
@@ -128,12 +128,64 @@ def _spans(number: int, shards: Shards, config: BatchConfig) -> np.ndarray:
     return np.stack([np.full_like(begins, number), begins, ends], axis=1)
 
 
-def _kept(content: ShardContent, config: BatchConfig, begin: int, end: int) -> np.ndarray:
-    taps = config.taps if "sink" in config.exclude else config.taps[:1]
-    flags = np.bitwise_or.reduce([content.flags(tap, begin, end) for tap in taps])
-    return (flags & config.excluded_bits) == 0
+def _kept(content: Shard, config: BatchConfig, begin: int, end: int) -> np.ndarray:
+    """Which rows are not excluded."""
+    kept = np.ones(end - begin, bool)
+    if config.excluded_bits:
+        kept &= (content.column("flags", begin, end) & config.excluded_bits) == 0
+    if "sink" in config.exclude:
+        for tap in config.taps:
+            kept &= ~content.sinks(tap, begin, end, config.sink_factor)
+    return kept
 
 
 def rank_share(tokens: int, rank: int, world_size: int) -> tuple[int, int]:
     """The tokens of a rank, from and to."""
     return rank * tokens // world_size, (rank + 1) * tokens // world_size
+
+
+@dataclass(frozen=True, eq=False)
+class Share:
+    """What is still to come: from a place in the epoch's order on, at most so many tokens."""
+
+    order: np.ndarray
+    start: Cursor
+    most: int
+
+
+class Supply:
+    """Hands out a share in whatever lengths you ask for.
+
+    Dismiss its `readers` in the end. Asked for more after that, it raises CancelledError.
+    """
+
+    def __init__(self, pieces: Pieces, share: Share) -> None:
+        self._pieces = pieces
+        self._numbers = iter(share.order[share.start.piece :].tolist())
+        self._skip = share.start.row
+        self._left = share.most
+        self._open: Rows | None = None
+        self._ahead: deque[Future[Rows]] = deque()
+        self.readers = Workers(pieces.readers, "read-activations")
+
+    def take(self, wanted: int) -> Iterator[Rows]:
+        """The next tokens, `wanted` in all, or as many as there are."""
+        wanted = min(wanted, self._left)
+        while wanted and (rows := self._next()) is not None:
+            self._open = rows[wanted:] if len(rows) > wanted else None
+            part = rows[:wanted]
+            wanted -= len(part)
+            self._left -= len(part)
+            yield part
+
+    def _next(self) -> Rows | None:
+        """What is left of the open piece, or the next one."""
+        if self._open is not None:
+            return self._open
+        while len(self._ahead) < 2 * self._pieces.readers and (number := next(self._numbers, None)) is not None:
+            self._ahead.append(self.readers.submit(partial(self._pieces.read, number)))
+        if not self._ahead:
+            return None
+        rows, skip = self._ahead.popleft().result(), self._skip
+        self._skip = 0
+        return rows[skip:]

@@ -6,22 +6,22 @@ from typing import Any
 
 import numpy as np
 
+from layertap.core.columns import SINK
 from layertap.core.taps import Site, Tap
-from layertap.reader.content import ShardContent, Words
+from layertap.shards.shard import Shard, Words
 
 
 class ActivationSample:
     """A prompt and its activations.
 
-    What is not asked for is not read, and activations of local safetensors are views of the mapped file. A sample of a
-    pickle holds on to its whole shard.
+    What is not asked for is not read, and activations of local safetensors are views of the mapped
+    file. A sample of a pickle holds on to its whole shard.
     """
 
-    def __init__(
-        self, content: ShardContent, number: int, source: str, resolve: Callable[[int, Site | None], Tap]
-    ) -> None:
+    def __init__(self, content: Shard, number: int, source: str, resolve: Callable[[int, Site | None], Tap]) -> None:
         self.source = source
-        """The folder that it is from, below the dataset's; samples of several streams may have one `sample_idx`."""
+        """The folder that it is from, below the dataset's; samples of several streams may have one
+        `sample_idx`."""
         self._content = content
         self._number = number
         self._resolve = resolve
@@ -49,23 +49,37 @@ class ActivationSample:
     @cached_property
     def token_ids(self) -> np.ndarray:
         """The prompt's tokens; int32 [tokens]."""
-        return self._content.token_ids(*self._rows)
+        return self.column("token_ids")
 
     @property
     def positions(self) -> np.ndarray:
         """The place of each token in the prompt: 0, 1, 2, ...; int32 [tokens]."""
         return np.arange(len(self), dtype=np.int32)
 
+    def column(self, name: str) -> np.ndarray:
+        """A column of the prompt's tokens, by its name; raises UsageError where the run stored
+        none.
+        """
+        return self._content.column(name, *self._rows)
+
     def activation(self, layer: int, site: Site | None = None) -> np.ndarray:
         """What the site gave at each token; [tokens, hidden] in the storage dtype.
 
-        `site` may be left out where the dataset has one. Raises UsageError where it does not hold that layer or site.
+        `site` may be left out where the dataset has one. Raises UsageError where it does not hold
+        that layer or site.
         """
         return self._content.activations(self._resolve(layer, site), *self._rows)
 
     def flags(self, layer: int, site: Site | None = None) -> np.ndarray:
-        """First, special and sink tokens, as bits (docs/formats.md); which are sinks differs by layer and site."""
-        return self._content.flags(self._resolve(layer, site), *self._rows)
+        """First, special and sink tokens, as bits (docs/formats.md); which are sinks differs by
+        layer and site.
+        """
+        sinks = self._content.sinks(self._resolve(layer, site), *self._rows)
+        return self.column("flags") | np.where(sinks, np.uint8(SINK), np.uint8(0))
+
+    def norms(self, layer: int, site: Site | None = None) -> np.ndarray:
+        """The Euclidean norm of each token's activation, as it is stored; float32 [tokens]."""
+        return self._content.norms(self._resolve(layer, site), *self._rows)
 
     def __len__(self) -> int:
         begin, end = self._rows
@@ -76,7 +90,7 @@ class ActivationSample:
 
     @cached_property
     def _words(self) -> Words:
-        return self._content.words(self._number)
+        return self._content.words()[self._number]
 
     @cached_property
     def _rows(self) -> tuple[int, int]:

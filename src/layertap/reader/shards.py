@@ -1,7 +1,7 @@
 """The shards of a dataset in their order, and what is kept of them.
 
-Of safetensors, what is small is kept once it was read: layouts, offsets and numbers of samples, some 20 bytes a sample
-and 1 kB a file. Of pickles nothing is kept here; who wants them again holds on to them.
+Of safetensors, what is small is kept once it was read: layouts, offsets, numbers of samples and
+their usual norms. That is some 20 bytes a sample and 1 kB a file. Of pickles nothing is kept here.
 """
 
 import hashlib
@@ -9,9 +9,10 @@ from collections.abc import Iterator, Sequence
 from functools import cached_property
 from itertools import accumulate
 
-from layertap.reader.content import ShardContent, open_shard
 from layertap.reader.sources import Source
+from layertap.shards.decode import open_shard
 from layertap.shards.manifest import ShardEntry
+from layertap.shards.shard import Shard
 
 
 class Shards:
@@ -25,7 +26,7 @@ class Shards:
         """The place in the dataset of each one's first sample, and behind the last."""
         self.by_parts = tuple(source.manifest.format == "safetensors" for source, _ in self._entries)
         """Whether parts of it can be read."""
-        self._kept: dict[int, ShardContent] = {}
+        self._kept: dict[int, Shard] = {}
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -40,11 +41,12 @@ class Shards:
         """Whether it lies on this machine."""
         return self._entries[number][0].store.local
 
-    def content(self, number: int) -> ShardContent:
+    def content(self, number: int) -> Shard:
         """What it holds."""
         found = self._kept.get(number)
         if found is None:
-            found = open_shard(*self._entries[number])
+            source, entry = self._entries[number]
+            found = open_shard(source.store, source.manifest, entry)
             if self.by_parts[number]:
                 found = self._kept.setdefault(number, found)
         return found

@@ -1,12 +1,14 @@
 """Which output folders a dataset is made of, and that they belong together.
 
-Every folder below the path that has a `metadata.json` is one source: a worker's, a host's, or an attempt's at a shard
-of a claimed dataset. They must hold the same layers, sites and width of one model, computed in one precision. Format
-and storage dtype may differ. The order of samples is the order of the folders' names, then that of their shards.
+Every folder below the path that has a `metadata.json` is one source: a worker's, a host's, or an
+attempt's at a shard of a claimed dataset. They must hold the same layers, sites and width of one
+model, computed in one precision. Format and storage dtype may differ. The order of samples is the
+order of the folders' names, then that of their shards.
 
-Of a claimed dataset, several attempts at a shard may lie there, and a folder does not tell whether it is the one that
-counts. The done-manifests do, in the sharded dataset's own folder (docs/fleet.md). Without them, a shard that stands
-there twice, or is not complete, is refused rather than guessed at.
+Of a claimed dataset, several attempts at a shard may lie there, and a folder does not tell whether
+it is the one that counts. The done-manifests do, in the sharded dataset's own folder
+(docs/fleet.md). Without them, a shard that stands there twice, or is not complete, is refused
+rather than guessed at.
 """
 
 import json
@@ -19,7 +21,8 @@ from typing import Any
 from layertap.errors import DamageError, UsageError
 from layertap.objects import open_store
 from layertap.objects.base import ObjectStore
-from layertap.shards.manifest import FILE_NAME, Manifest, StoredFile, parse_manifest
+from layertap.shards.manifest import FILE_NAME, Manifest
+from layertap.shards.manifest_files import load_manifest
 
 _DONE = "done/"
 
@@ -40,20 +43,6 @@ class Source:
         part = self.manifest.identity.get("dataset", {}).get("part")
         return None if part is None else str(part)
 
-    def named(self, file: StoredFile) -> str:
-        """What a person calls one of the files."""
-        return f"{self.store.url}/{file.path}"
-
-    def require_size(self, file: StoredFile) -> None:
-        """Raise DamageError where a file of this machine is missing, or not as long as the manifest says.
-
-        A bucket is not asked, since that takes a request: what ends too early shows when it is read.
-        """
-        info = self.store.stat(file.path) if self.store.local else None
-        if self.store.local and (info is None or info.size != file.bytes):
-            found = "missing" if info is None else f"has {info.size} bytes, should have {file.bytes}"
-            raise DamageError(f"{self.named(file)}: {found}")
-
 
 def find_sources(store: ObjectStore, sharded_dataset: str | None) -> tuple[Source, ...]:
     """The output folders below a store's URL that count; raises UsageError where there is none."""
@@ -73,10 +62,10 @@ def _found(store: ObjectStore) -> Iterator[Source]:
         path = PurePosixPath(info.name)
         if path.name == FILE_NAME:
             folder = "" if path.parent == PurePosixPath() else path.parent.as_posix()
-            stored = store.read(info.name)
-            if stored is not None:
-                manifest = parse_manifest(stored.data, f"{store.url}/{info.name}")
-                yield Source(folder, manifest, store.below(folder) if folder else store)
+            own = store.below(folder) if folder else store
+            manifest = load_manifest(own)
+            if manifest is not None:
+                yield Source(folder, manifest, own)
 
 
 def _require_plain_parts(store: ObjectStore, sources: Sequence[Source]) -> None:
@@ -96,7 +85,9 @@ def _require_plain_parts(store: ObjectStore, sources: Sequence[Source]) -> None:
 
 
 def _committed(store: ObjectStore, sources: Sequence[Source], url: str) -> Iterator[Source]:
-    """The attempts that done-manifests name, in order; raises DamageError where one of them is not there."""
+    """The attempts that done-manifests name, in order; raises DamageError where one of them is not
+    there.
+    """
     attempts = {
         (source.part, PurePosixPath(source.name).name, source.manifest.fingerprint): source
         for source in sources
@@ -144,6 +135,6 @@ def _common(manifest: Manifest) -> dict[str, object]:
     return {
         "layers": manifest.layers,
         "sites": sorted(manifest.sites),
-        "hidden size": manifest.hidden_size,
+        "widths": sorted(manifest.taps.items()),
         "model": manifest.identity.get("model"),
     }

@@ -1,9 +1,11 @@
-"""Threads whose work may be left at any moment, and which hold up neither the one who leaves nor Python's exit.
+"""Threads whose work may be left at any moment, and which hold up neither the one who leaves nor
+Python's exit.
 
-They are daemons, and not an executor's threads: at exit, Python waits for an executor to work off what was queued, and
-its ways to stop earlier are gone by the time that a forgotten iterator is destroyed. `dismiss` needs nothing but an
-attribute, a `SimpleQueue` and the threads, and waits for them 5 s at most. It may run in any thread, within the garbage
-collector or at exit. It takes no lock that its caller might hold already.
+They are daemons, and not an executor's threads: at exit, Python waits for an executor to work off
+what was queued, and its ways to stop earlier are gone by the time that a forgotten iterator is
+destroyed. `dismiss` needs nothing but an attribute, a `SimpleQueue` and the threads, and waits for
+them 5 s at most. It may run in any thread, within the garbage collector or at exit. It takes no
+lock that its caller might hold already.
 
 A call that has begun is not interrupted. Calls that have not begun are cancelled.
 """
@@ -21,8 +23,9 @@ from typing import Any, Generic, TypeVar
 T = TypeVar("T")
 
 _PATIENCE = 5.0
-"""Seconds to wait for all threads to end their last calls. A bound, since storage may hang, and since the garbage
-collector may run `dismiss` in a thread that holds a lock which such a call needs."""
+"""Seconds to wait for all threads to end their last calls. A bound, since storage may hang, and
+since the garbage collector may run `dismiss` in a thread that holds a lock which such a call
+needs."""
 
 
 class Workers:
@@ -82,8 +85,9 @@ def dismiss(teams: Sequence[Workers]) -> None:
 class Ahead(Generic[T]):
     """The same items, each made by a thread while the one before is used.
 
-    The threads, and those of `teams` that make the items, are dismissed at the end of the items, at an error, by
-    `close`, and in any case when the iterator is destroyed or Python exits. So `items` must not lead back to it.
+    The threads, and those of `teams` that make the items, are dismissed at the end of the items, at
+    an error, by `close`, and in any case when the iterator is destroyed or Python exits. So `items`
+    must not lead back to it.
     """
 
     def __init__(self, items: Iterator[T], teams: Sequence[Workers], name: str) -> None:

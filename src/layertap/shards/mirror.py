@@ -28,10 +28,18 @@ from layertap.errors import DamageError, StorageError
 from layertap.objects import open_store
 from layertap.objects.base import ObjectStore
 from layertap.objects.content import FileContent
-from layertap.objects.files import atomic_write
 from layertap.objects.ownership import OWNER_FILE, Owner, OwnObject
 from layertap.objects.retry import Retry
-from layertap.shards.manifest import FILE_NAME, Manifest, StoredFile, manifest_bytes, parse_manifest, read_manifest
+from layertap.shards.manifest import FILE_NAME, SHARDS_A_PART, Manifest, StoredFile
+from layertap.shards.manifest_files import (
+    count_parts,
+    head_bytes,
+    load_manifest,
+    parse_manifest,
+    part_bytes,
+    part_name,
+    write_manifest,
+)
 
 
 @dataclass(frozen=True)
@@ -72,7 +80,9 @@ class Mirror:
         self._manifest_object = OwnObject(store, FILE_NAME)
         self._checkpoint = None if checkpoint is None else (OwnObject(store, checkpoint.name), checkpoint.content)
         data = self._manifest_object.data
-        self._found = None if data is None else parse_manifest(data, f"{store.url}/{FILE_NAME}")
+        self._found = None if data is None else parse_manifest(store, data)
+        self._published = self.held  # shards
+        self._part: tuple[int, OwnObject] | None = None  # the last part of the manifest, by its number
         self._offered = 0  # shards
         self._deleted = 0  # shards
         self._behind: deque[_Commit] = deque()
@@ -94,7 +104,8 @@ class Mirror:
         Raises RunMismatchError where either belongs to another run than `fresh`, DamageError where
         the two disagree.
         """
-        there, here = self._found, read_manifest(self._folder)
+        local = open_store(str(self._folder))
+        there, here = self._found, load_manifest(local)
         if here is not None:
             here.require_same_run(fresh, self._folder)
         if there is None:
@@ -103,8 +114,7 @@ class Mirror:
         if here is not None:
             self._require_agreement(here, there)
         if here is None or _progress(there) > _progress(here):
-            with atomic_write(self._folder / FILE_NAME) as file:
-                file.write(manifest_bytes(there))
+            write_manifest(local, there)
 
     def begin(self, manifest: Manifest) -> None:
         """Upload whatever `manifest`, the folder's, names and the bucket lacks; then follow it."""
@@ -112,7 +122,7 @@ class Mirror:
             self._require_nothing_of_others()
             # From now on, everything below the URL belongs to this run, and may be written over by
             # it.
-            self._manifest_object.write(manifest_bytes(replace(manifest, shards=(), progress={}, complete=False)))
+            self._manifest_object.write(head_bytes(replace(manifest, shards=(), progress={}, complete=False)))
         certain = set() if self._found is None else {file.path for file in _files(self._found)}
         missing = [file for file in _files(manifest) if not self._holds(file, certain)]
         for file in missing:
@@ -198,7 +208,8 @@ class Mirror:
             arrived += 1
         manifest = self._behind[arrived - 1].manifest
         self._require_owner()
-        self._manifest_object.write(manifest_bytes(manifest))
+        self._publish_parts(manifest)
+        self._manifest_object.write(head_bytes(manifest))
         if self._checkpoint is not None:
             written, content = self._checkpoint
             written.write(content(self.url, manifest))
@@ -208,6 +219,14 @@ class Mirror:
             for _ in range(arrived):
                 self._behind.popleft()
             self._changed.notify_all()
+
+    def _publish_parts(self, manifest: Manifest) -> None:
+        """Write the parts of the manifest that have more shards than the bucket's head counts."""
+        for number in range(self._published // SHARDS_A_PART + 1, count_parts(len(manifest.shards)) + 1):
+            if self._part is None or self._part[0] != number:
+                self._part = number, OwnObject(self._store, part_name(number))
+            self._part[1].write(part_bytes(manifest, number))
+        self._published = len(manifest.shards)
 
     def _delete_local(self, manifest: Manifest) -> None:
         for shard in manifest.shards[self._deleted :]:

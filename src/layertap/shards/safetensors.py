@@ -1,17 +1,20 @@
-"""The safetensors format: one file per (layer, site, shard), all its tokens one after the other.
+"""The safetensors format: one file a shard, with the tokens of all samples one after the other.
 
-    activations     [tokens, hidden]   BF16, F16 or F32; begins at a multiple of 64 bytes in the file
-    token_ids       [tokens]           I32
-    positions       [tokens]           I32, the token's place in its sample, from 0
-    sample_offsets  [samples + 1]      I64, sample i has the tokens sample_offsets[i] : sample_offsets[i + 1]
-    sample_idx      [samples]          I64
-    flags           [tokens]           U8 (flags.py)
+    residual.12       [tokens, width]    BF16, F16 or F32; one for each tap, named by site and layer
+    sample_offsets    [samples + 1]      I64, sample i has the rows sample_offsets[i] : sample_offsets[i + 1]
+    sample_idx        [samples]          I64
+    norms             [taps, tokens]     F32, in the order of the taps (core/columns.py)
+    token_ids, ...    [tokens]           the columns (core/columns.py)
 
-Everything but activations and sink flags is repeated in each file, at 9 bytes a token where the activations have some
-thousand: so a file stands for itself, and a copy of one layer is worth something. What is told of samples in words
-(task, origin, preview) is JSON in `__metadata__`, whose values safetensors wants to be strings.
+The first tap begins at a multiple of 64 bytes in the file. Behind the taps, wider types come before
+narrower ones: torch maps a tensor only at a multiple of the size of its numbers. Facts about
+samples in words (task, origin, preview) are JSON in `__metadata__`, whose values safetensors wants
+to be strings. Nothing is compressed, so files can be mapped into memory, and a range of one tap can
+be read from a bucket.
 
-Nothing is compressed, so that files can be mapped into memory and read by ranges from a bucket.
+Version 1 had a file for each tap. With 80 layers that was 81 files and as many syncs a shard, and
+81 entries a shard in the manifest. What it gave, a layer that can be copied by itself, a range
+gives too.
 """
 
 import json
@@ -19,73 +22,51 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from layertap.core.columns import Norms
+from layertap.core.sample import Activation, Sample
 from layertap.core.taps import Tap
-from layertap.errors import DamageError
-from layertap.objects.files import Checksummed
-from layertap.shards.flags import Flags
-from layertap.shards.samples import StoredSample
-from layertap.shards.tensors import TensorFile, TensorStream, parse_tensors, write_tensors
+from layertap.shards.tensors import Sink, TensorStream, write_tensors
 
 FORMAT = "layertap-activations"
-FORMAT_VERSION = "1"
-TENSORS = ("activations", "token_ids", "positions", "sample_offsets", "sample_idx", "flags")
-_TOLD = ("task_id", "origin", "text_preview")
+FORMAT_VERSION = "2"
+TOLD = ("task_id", "origin", "text_preview")
+"""What is said of each sample in words."""
+
+
+def tensor_name(tap: Tap) -> str:
+    """What the activations of a tap are called in the file."""
+    return f"{tap.site}.{tap.layer}"
 
 
 def write_safetensors(
-    sink: Checksummed,
-    samples: Sequence[StoredSample],
-    tap: Tap,
-    dtype: np.dtype,
-    flags: Sequence[Flags],
+    sink: Sink,
+    samples: Sequence[Sample],
+    stored: Mapping[Tap, Sequence[Activation]],
+    norms: Mapping[Tap, Sequence[Norms]],
     about: Mapping[str, str],
 ) -> None:
-    """Write the activations of `samples` at `tap` as `dtype`; `about` the run goes into the metadata.
+    """Write a shard: the activations of `samples` at each tap as they are `stored`, and their
+    norms.
 
-    Raises StorageError where a value does not fit into float16.
+    `about` the run goes into the metadata. Raises StorageError where the header would be too large.
     """
     lengths = [sample.tokens for sample in samples]
-    hidden = samples[0].activations[tap].shape[1]
-    per_token = {
-        "token_ids": [sample.token_ids for sample in samples],
-        "positions": [np.arange(length, dtype=np.int32) for length in lengths],
-    }
     tokens = sum(lengths)
+    rows = [part for tap in stored for part in norms[tap]]
     tensors = {
-        "activations": TensorStream(dtype, (tokens, hidden), (sample.stored(tap, dtype) for sample in samples)),
-        **{name: TensorStream(np.dtype(np.int32), (tokens,), values) for name, values in per_token.items()},
+        **{tensor_name(tap): TensorStream.joined(parts) for tap, parts in stored.items()},
         "sample_offsets": TensorStream.of(np.cumsum([0, *lengths], dtype=np.int64)),
         "sample_idx": TensorStream.of(np.array([sample.sample_idx for sample in samples], np.int64)),
-        "flags": TensorStream(np.dtype(np.uint8), (tokens,), flags),
+        "norms": TensorStream(np.dtype(np.float32), (len(stored), tokens), rows),
+        **{name: TensorStream.joined([sample.columns[name] for sample in samples]) for name in samples[0].columns},
     }
-    write_tensors(sink, tensors, _metadata(samples, tap, dtype, about))
+    write_tensors(sink, tensors, _metadata(samples, about))
 
 
-def _metadata(samples: Sequence[StoredSample], tap: Tap, dtype: np.dtype, about: Mapping[str, str]) -> dict[str, str]:
-    return {
-        "format": FORMAT,
-        "format_version": FORMAT_VERSION,
-        **about,
-        "layer": str(tap.layer),
-        "site": tap.site,
-        "dtype": dtype.name,
-        "samples": json.dumps([{name: _plain(getattr(sample, name)) for name in _TOLD} for sample in samples]),
-    }
+def _metadata(samples: Sequence[Sample], about: Mapping[str, str]) -> dict[str, str]:
+    words = [{name: _plain(getattr(sample, name)) for name in TOLD} for sample in samples]
+    return {"format": FORMAT, "format_version": FORMAT_VERSION, **about, "samples": json.dumps(words)}
 
 
 def _plain(value: object) -> object:
     return dict(value) if isinstance(value, Mapping) else value
-
-
-def read_safetensors(content: bytes, name: str) -> TensorFile:
-    """Read a shard file `name` back from its content, without a copy.
-
-    Raises DamageError where it does not hold the tensors and the metadata that `write_safetensors` writes; whether
-    they are the right ones is for `verify` to find out.
-    """
-    file = parse_tensors(content, name)
-    if tuple(file.tensors) != TENSORS:
-        raise DamageError(f"{name}: holds the tensors {', '.join(file.tensors)}, should hold {', '.join(TENSORS)}")
-    if (file.metadata.get("format"), file.metadata.get("format_version")) != (FORMAT, FORMAT_VERSION):
-        raise DamageError(f"{name}: is not a shard of {FORMAT} {FORMAT_VERSION}")
-    return file

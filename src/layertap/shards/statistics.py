@@ -1,29 +1,29 @@
 """Statistics of the activations at one tap: those of parts are merged into those of the whole.
 
-Of each part there is its count, the mean of each channel, and M2, the sum of squared deviations from that mean; two
-parts are merged by the formulas of Chan, Golub and LeVeque ("Updating formulae and a pairwise algorithm for computing
-sample variances", 1979). Nothing large is ever subtracted from something as large, so channels whose mean is ten
-thousand times their standard deviation, which these models have, keep theirs. Everything is in float64; the merge is
-commutative, and associative up to rounding: shards and workers may be merged in any order.
+Of each part there are its count, the mean of each channel, and M2, the sum of squared deviations
+from that mean. Two parts are merged by the formulas of Chan, Golub and LeVeque ("Updating formulae
+and a pairwise algorithm for computing sample variances", 1979). Nothing large is ever subtracted
+from something as large, so channels whose mean is ten thousand times their standard deviation,
+which these models have, keep theirs. Everything is in float64. The merge is commutative, and
+associative up to rounding: shards and workers may be merged in any order.
 
-All tokens count, sinks and special ones included; the values are those that are stored, after rounding. It costs one
-pass over a shard, about 2 ns a value of one core, by blocks that stay in its cache; samples are shared among cores.
-Where storing only widens values, they are measured as they are: that gives the same numbers without a conversion.
+All tokens count, sinks and special ones included. The values are those that are stored, after
+rounding. It costs one pass over a shard, about 2 ns a value of one core, by blocks that stay in its
+cache. Where storing only widens values, they are measured as they are: that gives the same numbers
+without a conversion.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import reduce
 
 import numpy as np
 from jaxtyping import Float64
 
-from layertap.core.taps import Tap
-from layertap.shards.samples import THREADS, Activation, StoredSample
+from layertap.core.sample import Activation
 
 Norms = Float64[np.ndarray, " tokens"]
-Channels = Float64[np.ndarray, " hidden"]
+Channels = Float64[np.ndarray, " width"]
 
 _BLOCK = 128  # tokens
 
@@ -42,7 +42,8 @@ class TapStatistics:
     max_norm: float
     max_sample_idx: int
     max_position: int
-    """Where the largest norm stands; of several, the one of the smallest sample_idx and position."""
+    """Where the largest norm stands; of several, the one of the smallest sample_idx and
+    position."""
 
     @property
     def std(self) -> Channels:
@@ -71,14 +72,14 @@ class TapStatistics:
         return self.count > 0, self.max_norm, -self.max_sample_idx, -self.max_position
 
 
-def no_statistics(hidden: int) -> TapStatistics:
+def no_statistics(width: int) -> TapStatistics:
     """Those of no token at all, with which a merge begins."""
-    return TapStatistics(0, np.zeros(hidden), np.zeros(hidden), 0.0, 0.0, 0.0, -1, -1)
+    return TapStatistics(0, np.zeros(width), np.zeros(width), 0.0, 0.0, 0.0, -1, -1)
 
 
-def merge_all(parts: Iterable[TapStatistics], hidden: int) -> TapStatistics:
+def merge_all(parts: Iterable[TapStatistics], width: int) -> TapStatistics:
     """The statistics of all the parts' tokens."""
-    return reduce(TapStatistics.merge, parts, no_statistics(hidden))
+    return reduce(TapStatistics.merge, parts, no_statistics(width))
 
 
 def measure(activation: Activation, sample_idx: int) -> tuple[TapStatistics, Norms]:
@@ -87,25 +88,6 @@ def measure(activation: Activation, sample_idx: int) -> tuple[TapStatistics, Nor
         blocks = list(_measure_blocks(activation, sample_idx))
         statistics = merge_all((part for part, _ in blocks), activation.shape[1])
     return statistics, np.concatenate([np.empty(0), *(norms for _, norms in blocks)])
-
-
-def measure_shard(
-    samples: Sequence[StoredSample], tap: Tap, dtype: np.dtype, hidden: int
-) -> tuple[TapStatistics, list[Norms]]:
-    """The statistics of a shard at `tap`, stored as `dtype`, and the norms of each sample.
-
-    Raises StorageError where a value does not fit into float16.
-    """
-
-    def measured_sample(sample: StoredSample) -> tuple[TapStatistics, Norms]:
-        activation = sample.activations[tap]
-        if not np.can_cast(activation.dtype, dtype):
-            activation = sample.stored(tap, dtype)
-        return measure(activation, sample.sample_idx)
-
-    with ThreadPoolExecutor(THREADS) as pool:  # results come in the samples' order
-        measured = list(pool.map(measured_sample, samples))
-    return merge_all((part for part, _ in measured), hidden), [norms for _, norms in measured]
 
 
 def _measure_blocks(activation: Activation, sample_idx: int) -> Iterator[tuple[TapStatistics, Norms]]:

@@ -1,33 +1,36 @@
-"""`statistics/shard_0001.safetensors`: the statistics of a shard at all its taps, and their sum over folders.
+"""`statistics/shard_0001.safetensors`: the statistics of a shard at all its taps, and their sum
+over folders.
 
-One small file a shard, committed with it: what is merged is what the manifest names, so an interrupted run counts
-nothing twice, and workers' folders are merged without reading an activation.
+One small file a shard, committed with it. What is merged is what the manifest lists, so an
+interrupted run counts nothing twice, and workers' folders are merged without reading an activation.
+
+Taps may differ in width, so the channels of all taps follow each other in one row.
 """
 
 import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
-from layertap.core.taps import SITES, Site, Tap
+from layertap.core.table import table
+from layertap.core.taps import SITES, Tap
 from layertap.errors import DamageError, UsageError
 from layertap.objects.base import ObjectStore
-from layertap.objects.files import Checksummed
 from layertap.shards.manifest import Manifest
+from layertap.shards.manifest_files import require_manifest
 from layertap.shards.statistics import TapStatistics, merge_all
-from layertap.shards.stored import read_stored, require_manifest
-from layertap.shards.tensors import TensorStream, parse_tensors, write_tensors
+from layertap.shards.stored import read_stored
+from layertap.shards.tensors import Sink, TensorStream, parse_tensors, write_tensors
 
 FORMAT = "layertap-statistics"
-FORMAT_VERSION = "1"
+FORMAT_VERSION = "2"
 KIND = "statistics"
 """What the manifest calls these files."""
 
-_FIELDS = {
-    "mean": np.float64,
-    "m2": np.float64,
+_CHANNELS = ("mean", "m2")
+_NUMBERS = {
     "count": np.int64,
     "mean_norm": np.float64,
     "mean_square_norm": np.float64,
@@ -35,78 +38,114 @@ _FIELDS = {
     "max_sample_idx": np.int64,
     "max_position": np.int64,
 }
+_TABLE = ("site", "layer", "tokens", "mean norm", "E||x||^2", "mean std", "largest norm", "sample", "token")
 
 
-def write_statistics(sink: Checksummed, statistics: Mapping[Tap, TapStatistics], fingerprint: str) -> None:
-    """Write a shard's statistics, one row a tap."""
+def write_statistics(sink: Sink, statistics: Mapping[Tap, TapStatistics], fingerprint: str) -> None:
+    """Write a shard's statistics."""
+    rows = statistics.values()
     tensors = {
-        name: TensorStream.of(np.array([getattr(of_tap, name) for of_tap in statistics.values()], dtype))
-        for name, dtype in _FIELDS.items()
+        name: TensorStream.of(np.concatenate([getattr(row, name) for row in rows]).astype(np.float64))
+        for name in _CHANNELS
+    } | {
+        name: TensorStream.of(np.array([getattr(row, name) for row in rows], dtype)) for name, dtype in _NUMBERS.items()
     }
     metadata = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
         "fingerprint": fingerprint,
-        "taps": json.dumps([list(tap) for tap in statistics]),
+        "taps": json.dumps([[*tap, len(row.mean)] for tap, row in statistics.items()]),
     }
     write_tensors(sink, tensors, metadata)
 
 
-def read_statistics(content: bytes, name: str, hidden: int) -> dict[Tap, TapStatistics]:
-    """Read the file `name` back from its content; raises DamageError where it is not as `write_statistics` writes."""
+def read_statistics(content: bytes, name: str, widths: Mapping[Tap, int]) -> dict[Tap, TapStatistics]:
+    """Read the file `name` of a run with these taps back from its content.
+
+    Raises DamageError where it is not as `write_statistics` writes it, or was written in version 1,
+    where all taps had one width.
+    """
     file = parse_tensors(content, name)
     try:
-        if (file.metadata["format"], file.metadata["format_version"]) != (FORMAT, FORMAT_VERSION):
-            raise ValueError(f"it is not a file of {FORMAT} {FORMAT_VERSION}")
-        taps = [Tap(layer, _site(site)) for layer, site in json.loads(file.metadata["taps"])]
-        for field, dtype in _FIELDS.items():
-            shape = (len(taps), hidden) if field in ("mean", "m2") else (len(taps),)
-            if file.tensors[field].dtype != dtype or file.tensors[field].shape != shape:
-                raise ValueError(f"{field} is not {np.dtype(dtype).name} {shape}")
-    except (ValueError, TypeError, KeyError) as error:
+        if file.metadata["format"] != FORMAT or file.metadata["format_version"] not in ("1", FORMAT_VERSION):
+            raise ValueError(f"it is not a file of {FORMAT} 1 or {FORMAT_VERSION}")
+        taps = [Tap(told[0], told[1]) for told in json.loads(file.metadata["taps"])]
+        bounds = np.cumsum([0, *(widths[tap] for tap in taps)])
+        tensors = {key: tensor.reshape(-1) for key, tensor in file.tensors.items()}
+        for key, dtype in {**dict.fromkeys(_CHANNELS, np.float64), **_NUMBERS}.items():
+            expected = bounds[-1] if key in _CHANNELS else len(taps)
+            if tensors[key].dtype != dtype or len(tensors[key]) != expected:
+                raise ValueError(f"{key} is not {expected} numbers of {np.dtype(dtype).name}")
+    except (ValueError, TypeError, LookupError) as error:
         raise DamageError(f"{name}: cannot be read as statistics: {error}") from error
-    return {tap: TapStatistics(**_row(file.tensors, number)) for number, tap in enumerate(taps)}
+    return {tap: _row(tensors, number, bounds) for number, tap in enumerate(taps)}
 
 
-def _row(tensors: Mapping[str, np.ndarray], number: int) -> dict[str, Any]:
-    rows = {field: tensors[field][number] for field in _FIELDS}
-    return {field: row if row.ndim else row.item() for field, row in rows.items()}
+def _row(tensors: Mapping[str, np.ndarray], number: int, bounds: np.ndarray) -> TapStatistics:
+    channels: dict[str, Any] = {key: tensors[key][bounds[number] : bounds[number + 1]] for key in _CHANNELS}
+    numbers: dict[str, Any] = {key: tensors[key][number].item() for key in _NUMBERS}
+    return TapStatistics(**channels, **numbers)
 
 
-def _site(name: Any) -> Site:  # noqa: ANN401 - of JSON
-    if name not in SITES:
-        raise ValueError(f"{name!r} is no site")
-    return cast(Site, name)
+def merge_folders(stores: Sequence[ObjectStore]) -> dict[Tap, TapStatistics]:
+    """The statistics of everything that is committed in these output folders, by tap, sites and
+    layers in order.
 
-
-def merge_folders(folders: Sequence[ObjectStore]) -> dict[Tap, TapStatistics]:
-    """The statistics of everything that is committed in these output folders, by tap, sites and layers in order.
-
-    Raises UsageError where a folder holds no run, or the runs are of different models; DamageError where a file is
-    not what the manifest says.
+    Raises UsageError where a folder holds no run, or the runs are of different models; DamageError
+    where a file is not what the manifest says.
     """
-    manifests = [require_manifest(folder) for folder in folders]
-    _require_one_model(folders, manifests)
+    manifests = [require_manifest(store) for store in stores]
+    _require_one_model(stores, manifests)
     parts: defaultdict[Tap, list[TapStatistics]] = defaultdict(list)
-    for folder, manifest in zip(folders, manifests, strict=True):
-        for statistics in _committed(folder, manifest):
-            for tap, of_tap in statistics.items():
-                parts[tap].append(of_tap)
+    widths: dict[Tap, int] = {}
+    for store, manifest in zip(stores, manifests, strict=True):
+        widths |= manifest.taps
+        for statistics in _committed(store, manifest):
+            for tap, row in statistics.items():
+                parts[tap].append(row)
     in_order = sorted(parts, key=lambda tap: (SITES.index(tap.site), tap.layer))
-    return {tap: merge_all(parts[tap], manifests[0].hidden_size) for tap in in_order}
+    return {tap: merge_all(parts[tap], widths[tap]) for tap in in_order}
 
 
-def _require_one_model(folders: Sequence[ObjectStore], manifests: Sequence[Manifest]) -> None:
-    for folder, manifest in zip(folders, manifests, strict=True):
+def describe_statistics(statistics: Mapping[Tap, TapStatistics]) -> str:
+    """One line a tap; `mean std` is the mean of the channels' standard deviations."""
+    return table([_TABLE, *(_table_row(tap, row) for tap, row in statistics.items())])
+
+
+def statistics_to_json(statistics: Mapping[Tap, TapStatistics]) -> list[dict[str, Any]]:
+    """One object a tap, with the mean and standard deviation of each channel."""
+    return [
+        {
+            "site": tap.site,
+            "layer": tap.layer,
+            "count": row.count,
+            "mean_norm": row.mean_norm,
+            "mean_square_norm": row.mean_square_norm,
+            "max_norm": {"norm": row.max_norm, "sample_idx": row.max_sample_idx, "position": row.max_position},
+            "mean": row.mean.tolist(),
+            "std": row.std.tolist(),
+        }
+        for tap, row in statistics.items()
+    ]
+
+
+def _require_one_model(stores: Sequence[ObjectStore], manifests: Sequence[Manifest]) -> None:
+    for store, manifest in zip(stores, manifests, strict=True):
         if manifest.identity.get("model") != manifests[0].identity.get("model"):
             raise UsageError(
-                f"{folder.url} holds activations of another model than {folders[0].url}, or of the same one in another"
+                f"{store.url} holds activations of another model than {stores[0].url}, or of the same one in another"
                 " precision; their statistics cannot be merged"
             )
 
 
-def _committed(folder: ObjectStore, manifest: Manifest) -> Iterator[dict[Tap, TapStatistics]]:
+def _committed(store: ObjectStore, manifest: Manifest) -> Iterator[dict[Tap, TapStatistics]]:
     for shard in manifest.shards:
         for file in shard.files:
             if file.kind == KIND:
-                yield read_statistics(read_stored(folder, file), f"{folder.url}/{file.path}", manifest.hidden_size)
+                yield read_statistics(read_stored(store, file), f"{store.url}/{file.path}", manifest.taps)
+
+
+def _table_row(tap: Tap, row: TapStatistics) -> tuple[str, ...]:
+    numbers = (row.mean_norm, row.mean_square_norm, float(np.mean(row.std)), row.max_norm)
+    place = (str(row.max_sample_idx), str(row.max_position))
+    return tap.site, str(tap.layer), str(row.count), *(f"{number:.5g}" for number in numbers), *place

@@ -1,23 +1,10 @@
-"""An output folder as `verify`, `stats` and `inspect` read it, wherever it is: files whole, checked
-by the manifest.
-"""
+"""A file of an output folder, whole, and compared with what the manifest says of it."""
 
 import google_crc32c
 
-from layertap.errors import DamageError, StorageError, UsageError
+from layertap.errors import DamageError, StorageError
 from layertap.objects.base import ObjectStore
-from layertap.shards.manifest import FILE_NAME, Manifest, StoredFile, parse_manifest
-
-
-def require_manifest(store: ObjectStore) -> Manifest:
-    """The folder's manifest; raises UsageError where it holds none, DamageError or StorageError as
-    `read_manifest`.
-    """
-    name = f"{store.url}/{FILE_NAME}"
-    found = store.read(FILE_NAME)
-    if found is None:
-        raise UsageError(f"{name}: no such file; {store.url} is not the output folder of a run")
-    return parse_manifest(found.data, name)
+from layertap.shards.manifest import StoredFile
 
 
 def read_stored(store: ObjectStore, file: StoredFile) -> bytes:

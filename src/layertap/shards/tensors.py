@@ -1,26 +1,26 @@
 """safetensors files, written as a stream and aligned so that they can be mapped into memory.
 
-The safetensors library writes tensors that are whole in memory, and begins the data wherever its header ends. Here the
-header is padded with spaces, which JSON allows, until the data begins at a multiple of `ALIGNMENT` in the file: the
-first tensor can be mapped and handed to any framework as it lies. The sizes are known before the first byte, so
-values go by in pieces and no tensor is ever whole in memory. Any safetensors reader reads the result.
+The safetensors library writes tensors that are whole in memory, and begins the data wherever its
+header ends. Here the header is padded with spaces, which JSON allows, until the data begins at a
+multiple of `ALIGNMENT` in the file: the first tensor can be mapped and handed to any framework as
+it lies. The sizes are known before the first byte, so values go by in pieces and no tensor is ever
+whole in memory. Any safetensors reader reads the result.
 
-Reading believes nothing. `parse_tensors` is for `verify`, which has the whole file; `parse_layout` for whoever reads
-parts of one, from a bucket too.
+Reading believes nothing. `parse_tensors` is for `verify`, which has the whole file; `parse_layout`
+for whoever reads parts of one, from a bucket too.
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from operator import index as exact_int
-from typing import Any
+from typing import Any, Protocol
 
 import ml_dtypes
 import numpy as np
 
 from layertap.errors import DamageError, StorageError
-from layertap.objects.files import Checksummed
 
 ALIGNMENT = 64
 MAX_HEADER_BYTES = 100_000_000
@@ -39,9 +39,18 @@ _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _LENGTH_BYTES = 8
 
 
+class Sink(Protocol):
+    """Where bytes go: a file, or what collects it in memory."""
+
+    def write(self, data: Any, /) -> Any:  # noqa: ANN401 - any contiguous buffer; what comes back is ignored
+        """Take `data`, which nobody changes afterwards."""
+
+
 @dataclass(frozen=True)
 class TensorStream:
-    """A tensor that is about to be written: its values come in pieces that follow each other in memory order."""
+    """A tensor that is about to be written: its values come in pieces that follow each other in
+    memory order.
+    """
 
     dtype: np.dtype
     shape: tuple[int, ...]
@@ -52,14 +61,21 @@ class TensorStream:
         """A tensor that is whole in memory."""
         return cls(array.dtype, array.shape, (array,))
 
+    @classmethod
+    def joined(cls, parts: Sequence[np.ndarray]) -> "TensorStream":
+        """One tensor of parts that follow each other along the first axis."""
+        return cls(parts[0].dtype, (sum(map(len, parts)), *parts[0].shape[1:]), parts)
+
     @property
     def bytes(self) -> int:
         """Its size in the file."""
         return prod(self.shape) * self.dtype.itemsize
 
 
-def write_tensors(sink: Checksummed, tensors: Mapping[str, TensorStream], metadata: Mapping[str, str]) -> None:
-    """Write `tensors` in their order, the first one aligned; raises StorageError where the header is too large."""
+def write_tensors(sink: Sink, tensors: Mapping[str, TensorStream], metadata: Mapping[str, str]) -> None:
+    """Write `tensors` in their order, the first one aligned; raises StorageError where the header
+    is too large.
+    """
     sink.write(_header(tensors, metadata))
     for tensor in tensors.values():
         for piece in tensor.pieces:
@@ -115,7 +131,8 @@ class TensorFile:
 
 
 def parse_tensors(content: bytes, name: str) -> TensorFile:
-    """Read the file `name` from its `content`, without a copy; raises DamageError where it is not one.
+    """Read the file `name` from its `content`, without a copy; raises DamageError where it is not
+    one.
 
     Tensors must fill the file without gap or overlap, as the safetensors specification has it.
     """
@@ -128,7 +145,9 @@ def parse_tensors(content: bytes, name: str) -> TensorFile:
 
 
 def data_start(first: bytes, size: int, name: str) -> int:
-    """Where the data begins, from the `first` eight bytes or more of a file of `size` bytes; raises DamageError."""
+    """Where the data begins, from the `first` eight bytes or more of a file of `size` bytes; raises
+    DamageError.
+    """
     length = int.from_bytes(first[:_LENGTH_BYTES], "little")
     if not 0 < length <= MAX_HEADER_BYTES or _LENGTH_BYTES + length > size:
         raise DamageError(

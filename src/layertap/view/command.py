@@ -2,7 +2,7 @@
 
 from layertap.config.inspect import InspectConfig
 from layertap.objects.base import ObjectStore
-from layertap.shards.stored import require_manifest
+from layertap.shards.manifest_files import require_manifest
 from layertap.view.decoding import find_decoder
 from layertap.view.page import describe_sample, describe_shard
 from layertap.view.shard import OnRead, choose_shard, choose_taps, see_shard

@@ -1,7 +1,9 @@
-"""Token ids as text, where the tokenizer is at hand; else the preview that is stored with each sample.
+"""Token ids as text, where the tokenizer is at hand; else the preview that is stored with each
+sample.
 
-Nothing is downloaded in order to look at a shard: the tokenizer is that of a folder, or of a Hub id that this machine
-has in its cache. The manifest knows the run's tokenizer by its digest, so another one is told apart, and named.
+Nothing is downloaded in order to look at a shard: the tokenizer is that of a folder, or of a Hub id
+that this machine has in its cache. The manifest knows the run's tokenizer by its digest, so another
+one is told apart, and named.
 """
 
 from collections.abc import Iterable
@@ -27,7 +29,7 @@ class Decoder:
 
     def text(self, sample: SampleSeen) -> str:
         """The sample's text, or the preview of it."""
-        return sample.text_preview if self._tokenizer is None else self._decode(sample.token_ids, self._tokenizer)
+        return sample.words.text_preview if self._tokenizer is None else self._decode(sample.token_ids, self._tokenizer)
 
     def token(self, token_id: int) -> str | None:
         """The text of one token; None where there is no tokenizer."""

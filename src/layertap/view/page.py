@@ -1,6 +1,7 @@
 """A shard, or a sample, as lines for a terminal.
 
-Text from a dataset is shown with its unprintable characters escaped: what is looked at cannot move the cursor.
+Text from a dataset is shown with its unprintable characters escaped: what is looked at cannot move
+the cursor.
 """
 
 from collections.abc import Iterator, Sequence
@@ -9,9 +10,9 @@ from math import ceil
 
 import numpy as np
 
+from layertap.core.columns import FIRST, SINK, SINK_FACTOR, SPECIAL
 from layertap.core.table import table
 from layertap.core.taps import Tap
-from layertap.shards.flags import FIRST, SINK, SINK_FACTOR, SPECIAL
 from layertap.shards.manifest import listed_ranges
 from layertap.view.decoding import Decoder
 from layertap.view.shard import SampleSeen, ShardSeen, TapSeen
@@ -30,11 +31,12 @@ def describe_shard(seen: ShardSeen, decoder: Decoder) -> str:
 def describe_sample(seen: ShardSeen, decoder: Decoder, max_tokens: int) -> str:
     """Its one sample: how it was made, its text, a line a tap, a line a token."""
     (sample,) = seen.samples
-    shape = (len(sample.token_ids), seen.manifest.hidden_size)
+    tokens = len(sample.token_ids)
     lines = (
         *_head(seen),
-        f"sample {sample.sample_idx} of task {_visible(sample.task_id)}: {shape[0]} tokens, shape {shape}",
-        f"origin: {_visible(repr(dict(sample.origin)))}",
+        f"sample {sample.sample_idx} of task {_visible(sample.words.task_id)}: {tokens} tokens,"
+        f" shape ({tokens}, {_widths(seen)})",
+        f"origin: {_visible(repr(dict(sample.words.origin)))}",
         "",
         f"text, {decoder.remark}:",
         _visible(decoder.text(sample), keep="\n"),
@@ -54,18 +56,23 @@ def _head(seen: ShardSeen) -> Iterator[str]:
         f" ({listed_ranges(entry.sample_idx)}), {entry.tokens} tokens"
     )
     yield (
-        f"{manifest.format}, {manifest.storage_dtype} [tokens, {manifest.hidden_size}], layers"
+        f"{manifest.format}, {manifest.storage_dtype} [tokens, {_widths(seen)}], layers"
         f" {', '.join(map(str, manifest.layers))}, sites {', '.join(manifest.sites)}, of {manifest.model_path}"
     )
+
+
+def _widths(seen: ShardSeen) -> str:
+    """The width of the taps that are shown, or their widths."""
+    return "/".join(map(str, dict.fromkeys(seen.manifest.taps[tap] for tap in seen.taps)))
 
 
 def _samples(seen: ShardSeen, decoder: Decoder) -> Iterator[str]:
     rows = [("sample", "task", "tokens", "shape", "text")]
     for sample in seen.samples:
         tokens = len(sample.token_ids)
-        shape = f"({tokens}, {seen.manifest.hidden_size})"
+        shape = f"({tokens}, {_widths(seen)})"
         text = _shortened(decoder.text(sample))
-        rows.append((str(sample.sample_idx), _visible(sample.task_id), str(tokens), shape, text))
+        rows.append((str(sample.sample_idx), _visible(sample.words.task_id), str(tokens), shape, text))
     yield table(rows, left=(1, 4))
     yield f"text: {decoder.remark}"
 
@@ -76,7 +83,7 @@ def _norms(seen: ShardSeen) -> Iterator[str]:
     first, special = (int(((flags & bit) > 0).sum()) for bit in (FIRST, SPECIAL))
     yield (
         f"{len(flags)} tokens: {first} first of a sample, {special} special;"
-        f" a sink's norm is over {SINK_FACTOR:g} times the shard's median"
+        f" a sink's norm is over {SINK_FACTOR:g} times the usual norm"
     )
 
 

@@ -1,25 +1,24 @@
-"""What `inspect` reads of a shard: what is told of its samples, and norm and flags of each token at each tap.
+"""What `inspect` reads of a shard: the facts about its samples, and norm and flags of each token at
+each tap.
 
-Files are read whole and checked against the manifest, one in memory at a time. Activations are let go of as soon as
-their norms are known, so a shard takes its largest file's memory (twice that for pickles). A file that is not what it
-should be ends it with the first finding; `verify` is what collects them all.
+Norms are those that are stored, so no activation of safetensors is read; pickles are read whole. A
+file that is not what it should be ends it with the first finding; `verify` is what collects them
+all.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
 
 import numpy as np
 from jaxtyping import Int32
 
+from layertap.core.columns import SINK, Norms
 from layertap.core.taps import Site, Tap
 from layertap.errors import DamageError, UsageError
 from layertap.objects.base import ObjectStore
-from layertap.shards.flags import Flags
-from layertap.shards.manifest import FILE_NAME, Manifest, ShardEntry, StoredFile, listed_ranges
-from layertap.shards.reading import ReadLayer, ReadSample, read_layers, wrong_form
-from layertap.shards.statistics import Norms, measure
-from layertap.shards.stored import read_stored
+from layertap.shards.decode import open_shard
+from layertap.shards.manifest import FILE_NAME, Manifest, ShardEntry, listed_ranges
+from layertap.shards.shard import Shard, Words
 
 OnRead = Callable[[int, int], None]
 
@@ -31,9 +30,7 @@ class SampleSeen:
     """A sample, but for its activations."""
 
     sample_idx: int
-    task_id: str
-    text_preview: str
-    origin: Mapping[str, Any]
+    words: Words
     token_ids: Int32[np.ndarray, " tokens"]
 
 
@@ -42,7 +39,7 @@ class TapSeen:
     """Norms and flags at one tap, an array for each sample."""
 
     norms: Sequence[Norms]
-    flags: Sequence[Flags]
+    flags: Sequence[np.ndarray]
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +53,9 @@ class ShardSeen:
 
 
 def choose_shard(manifest: Manifest, shard: int | None, sample: int | None) -> ShardEntry:
-    """The shard with this number, or the one that holds `sample`, or the first; raises UsageError: what there is."""
+    """The shard with this number, or the one that holds `sample`, or the first; raises UsageError:
+    what there is.
+    """
     if not manifest.shards:
         raise UsageError(f"{FILE_NAME} names no shard; look again when the run has committed one")
     holders = [entry for entry in manifest.shards if sample is not None and _holds(entry, sample)]
@@ -73,18 +72,15 @@ def choose_shard(manifest: Manifest, shard: int | None, sample: int | None) -> S
 
 
 def choose_taps(manifest: Manifest, layers: Iterable[int], sites: Iterable[Site]) -> list[Tap]:
-    """Of the stored taps those of these layers and sites, or of all; raises UsageError where one is not stored."""
+    """Of the stored taps those of these layers and sites, or of all; raises UsageError where one is
+    not stored.
+    """
     wanted_layers, wanted_sites = tuple(layers) or manifest.layers, tuple(sites) or manifest.sites
     for flag, wanted, stored in (("layer", wanted_layers, manifest.layers), ("site", wanted_sites, manifest.sites)):
         missing = [str(one) for one in wanted if one not in stored]
         if missing:
             raise UsageError(f"--{flag} {' '.join(missing)}: not stored here; there are {', '.join(map(str, stored))}")
-    return [
-        Tap(layer, cast(Site, site))
-        for site in manifest.sites
-        for layer in manifest.layers
-        if site in wanted_sites and layer in wanted_layers
-    ]
+    return [tap for tap in manifest.taps if tap.site in wanted_sites and tap.layer in wanted_layers]
 
 
 def see_shard(
@@ -92,67 +88,43 @@ def see_shard(
     manifest: Manifest,
     entry: ShardEntry,
     taps: Sequence[Tap],
-    sample: int | None = None,
+    sample: int | None,
     on_read: OnRead = lambda _done, _total: None,
 ) -> ShardSeen:
-    """Read the shard at these taps, or one sample of it; `on_read` is told how many of how many bytes are read.
+    """Read a shard at `taps`, or only its `sample`; `on_read` hears how many of about how many
+    bytes are read.
 
-    Raises DamageError where a file is not as the manifest says, or not as docs/formats.md says.
+    Raises DamageError where a file is not what it should be.
     """
-    files = [file for file in entry.files if any(_is_of(file, tap) for tap in taps)]
-    total, done = sum(file.bytes for file in files), 0
-    samples: list[SampleSeen] = []
-    seen: dict[Tap, TapSeen] = {}
-    for file in files:
-        for layer in _layers(store, manifest, file):
-            tap = Tap(layer.layer, layer.site)
-            if tap in taps:
-                chosen = [one for one in layer.samples if sample in (None, one.sample_idx)]
-                seen[tap] = _measured(manifest, layer.name, chosen)
-                samples = samples or [_told(one) for one in chosen]
-                _require_same(samples, chosen, layer.name)
-        done += file.bytes
-        on_read(done, total)
-    missing = [tap for tap in taps if tap not in seen]
-    if missing or not samples:
-        what = (
-            f"layer {missing[0].layer}, {missing[0].site}" if missing else f"sample {'' if sample is None else sample}"
-        )
-        raise DamageError(f"shard {entry.index}: its files hold no {what}, which they should; {_ADVICE}")
-    return ShardSeen(manifest, entry, samples, {tap: seen[tap] for tap in taps})
+    shard = open_shard(store, manifest, entry)
+    try:
+        offsets, numbers = shard.offsets(taps[0]).tolist(), shard.sample_idx(taps[0]).tolist()
+        chosen = [place for place, number in enumerate(numbers) if sample in (None, number)]
+        if not chosen:
+            raise DamageError(f"shard {entry.index}: its files do not hold sample {sample}, which they should")
+        spans = {place: (offsets[place], offsets[place + 1]) for place in chosen}
+        words = shard.words(taps[0])
+        samples = [
+            SampleSeen(numbers[place], words[place], np.array(shard.column("token_ids", *span, taps[0]), np.int32))
+            for place, span in spans.items()
+        ]
+        size = sum(file.bytes for file in entry.files if file.kind == "activations")
+        seen = {}
+        for read, tap in enumerate(taps, 1):
+            seen[tap] = _see_tap(shard, tap, list(spans.values()))
+            on_read(size * read // len(taps), size)
+    except DamageError as error:
+        raise DamageError(f"{error}; {_ADVICE}") from error
+    return ShardSeen(manifest, entry, samples, seen)
 
 
 def _holds(entry: ShardEntry, sample: int) -> bool:
     return any(first <= sample <= last for first, last in entry.sample_idx)
 
 
-def _is_of(file: StoredFile, tap: Tap) -> bool:
-    return file.kind == "activations" and file.site == tap.site and file.layer in (None, tap.layer)
-
-
-def _layers(store: ObjectStore, manifest: Manifest, file: StoredFile) -> list[ReadLayer]:
-    findings, layers = read_layers(read_stored(store, file), manifest, file)
-    if findings:
-        raise DamageError(f"{findings[0]}; {_ADVICE}")
-    return layers
-
-
-def _measured(manifest: Manifest, name: str, samples: Sequence[ReadSample]) -> TapSeen:
-    for sample in samples:
-        finding = wrong_form(manifest, sample)
-        if finding:
-            raise DamageError(f"{name}: sample {sample.sample_idx}: {finding}; {_ADVICE}")
-    norms = [measure(sample.activation, sample.sample_idx)[1] for sample in samples]
-    return TapSeen(norms, [sample.flags.copy() for sample in samples])  # a copy, for it may be a view of the file
-
-
-def _told(sample: ReadSample) -> SampleSeen:
-    return SampleSeen(
-        sample.sample_idx, sample.task_id, sample.text_preview, sample.origin, np.array(sample.token_ids, np.int32)
-    )
-
-
-def _require_same(samples: Sequence[SampleSeen], others: Sequence[ReadSample], name: str) -> None:
-    told, again = ([(one.sample_idx, one.token_ids.tobytes()) for one in each] for each in (samples, others))
-    if told != again:
-        raise DamageError(f"{name}: holds other samples or tokens than the shard's other layers and sites; {_ADVICE}")
+def _see_tap(shard: Shard, tap: Tap, spans: Sequence[tuple[int, int]]) -> TapSeen:
+    flags = [
+        shard.column("flags", *span, tap) | np.where(shard.sinks(tap, *span), np.uint8(SINK), np.uint8(0))
+        for span in spans
+    ]
+    return TapSeen([shard.norms(tap, *span).copy() for span in spans], flags)

@@ -17,8 +17,10 @@ LIST = Path(__file__).with_name("drawn.jsonl")
 TESTS: Mapping[str, tuple[str, ...]] = {
     "extract.packing": ("extract/test_packing.py", "extract/test_windows.py"),
     "extract.windows": ("extract/test_windows.py",),
-    "shards.writer": ("shards/test_writer.py", "shards/test_manifest.py"),
+    "shards.writer": ("shards/test_writer.py",),
+    "shards.encode": ("shards/test_encode.py", "shards/test_writer.py"),
     "shards.manifest": ("shards/test_manifest.py", "shards/test_writer.py"),
+    "shards.manifest_files": ("shards/test_manifest.py",),
     "fleet.claims": ("fleet/test_claims.py",),
     "prompts.augment": ("prompts/test_augment.py", "prompts/test_samples.py"),
     "prompts.grids": ("prompts/test_grids.py",),

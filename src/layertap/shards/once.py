@@ -1,8 +1,8 @@
 """Values that are read once and kept, when several threads ask for them.
 
-The first thread that asks for a key reads its value, and the others that ask for that key wait for it. Each key has a
-lock of its own: a slow read of one value holds up nobody who wants another. Where a read fails, the next thread that
-asks tries again.
+The first thread that asks for a key reads its value, and the others that ask for that key wait for
+it. Each key has a lock of its own: a slow read of one value holds up nobody who wants another.
+Where a read fails, the next thread that asks tries again.
 """
 
 import threading

@@ -1,0 +1,116 @@
+"""A shard, read as far as you ask, whatever its format and version.
+
+Nothing in a file is taken on trust. Shapes, dtypes, sample numbers and offsets are compared with
+the manifest before anything is handed out. Whether values, norms and flags are the right ones is
+for `verify` to find out.
+
+Version 1 differs in three ways. Its safetensors had a file for each tap. It stored no norms: they
+are computed from the activations. It stored a flag for sinks, by ten times the median norm of the
+shard: another factor is refused.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from layertap.core.columns import SINK, SINK_FACTOR, find_sinks, usual_norms
+from layertap.core.taps import Tap
+from layertap.errors import DamageError, UsageError
+from layertap.objects.base import ObjectStore
+from layertap.shards.manifest import Manifest, ShardEntry, StoredFile
+from layertap.shards.once import Once
+from layertap.shards.statistics import measure
+
+
+@dataclass(frozen=True)
+class Words:
+    """The facts about a sample that are words."""
+
+    task_id: str
+    text_preview: str
+    origin: Mapping[str, Any]
+
+
+class Shard(ABC):
+    """One shard of the output folder `store`. Rows are counted over its tokens, from 0.
+
+    What is the same at all taps is read at `tap`, or where that costs least if you give none. All
+    calls raise DamageError where a file is not right.
+    """
+
+    def __init__(self, store: ObjectStore, manifest: Manifest, entry: ShardEntry) -> None:
+        self._store = store
+        self._manifest = manifest
+        self._entry = entry
+        self._files = {(file.site, file.layer): file for file in entry.files if file.kind == "activations"}
+        self._usual: Once[Tap, np.ndarray] = Once()
+
+    @abstractmethod
+    def offsets(self, tap: Tap | None = None) -> np.ndarray:
+        """Where each sample begins, and the end of the last one; int64 [samples + 1]."""
+
+    @abstractmethod
+    def sample_idx(self, tap: Tap | None = None) -> np.ndarray:
+        """The samples' numbers; int64 [samples]."""
+
+    @abstractmethod
+    def words(self, tap: Tap | None = None) -> list[Words]:
+        """Of each sample; parsed again at each call."""
+
+    @abstractmethod
+    def activations(self, tap: Tap, begin: int, end: int, *, own: bool = False) -> np.ndarray:
+        """[rows, width] in the storage dtype. `own`: you copy them on at once, so nothing is
+        mapped.
+        """
+
+    @abstractmethod
+    def _column(self, name: str, begin: int, end: int, tap: Tap | None) -> np.ndarray:
+        """A column that is stored."""
+
+    @abstractmethod
+    def _norms(self, tap: Tap, begin: int, end: int) -> np.ndarray:
+        """Norms that are stored."""
+
+    def column(self, name: str, begin: int, end: int, tap: Tap | None = None) -> np.ndarray:
+        """A column at these rows; raises UsageError where the run stored no such column."""
+        if name == "positions" and name not in self._manifest.columns:
+            return self._positions(begin, end, tap)
+        if name not in self._manifest.columns:
+            raise UsageError(f"{self._store.url}: has no column {name}; it has {', '.join(self._manifest.columns)}")
+        values = self._column(name, begin, end, tap)
+        return values & ~np.uint8(SINK) if name == "flags" and self._manifest.format_version == 1 else values
+
+    def norms(self, tap: Tap, begin: int, end: int) -> np.ndarray:
+        """The Euclidean norm of each row at a tap; float32."""
+        if self._manifest.format_version == 1:
+            return measure(self.activations(tap, begin, end), 0)[1].astype(np.float32)
+        return self._norms(tap, begin, end)
+
+    def sinks(self, tap: Tap, begin: int, end: int, factor: float = SINK_FACTOR) -> np.ndarray:
+        """Which rows are sinks at a tap; bool. Raises UsageError for another factor than version 1
+        stored.
+        """
+        if self._manifest.format_version == 1:
+            if factor != SINK_FACTOR:
+                raise UsageError(
+                    f"{self._store.url}: is of format version 1, which stored sinks by a factor of {SINK_FACTOR:g} and"
+                    " no norms; leave out the factor, or extract again"
+                )
+            return (self._column("flags", begin, end, tap) & SINK) != 0
+        offsets = self.offsets()
+        usual = self._usual.get(tap, lambda: usual_norms(self.norms(tap, 0, self._entry.tokens), offsets))
+        samples = np.searchsorted(offsets, np.arange(begin, end), side="right") - 1
+        return find_sinks(self.norms(tap, begin, end), usual[samples], factor)
+
+    def _positions(self, begin: int, end: int, tap: Tap | None) -> np.ndarray:
+        offsets, rows = self.offsets(tap), np.arange(begin, end)
+        return (rows - offsets[np.searchsorted(offsets, rows, side="right") - 1]).astype(np.int32)
+
+    def _damage(self, file: StoredFile, what: str) -> DamageError:
+        return DamageError(f"{self._store.url}/{file.path}: {what}")
+
+    def _missing_file(self, what: str) -> DamageError:
+        return DamageError(f"{self._store.url}: its manifest lists no file for {what}, of shard {self._entry.index}")
