@@ -1,9 +1,9 @@
 """Where an activation is read: a tap is one (layer, site).
 
-    site       what it is                                                         Hugging Face module
-    residual   the layer's output, both residual adds done, before the final norm  model.layers.N
-    mlp        the MLP's output, before its residual add                           model.layers.N.mlp
-    attn       the attention's output after o_proj, before its residual add        model.layers.N.self_attn
+    site       what it is                                             Hugging Face module
+    residual   the layer's output, both adds done, before any norm    model.layers.N
+    mlp        the MLP's output, before it is added                   model.layers.N.mlp
+    attn       the attention's output after o_proj, before it is added  model.layers.N.self_attn
 
 Layers are counted from 0. Beware of `hidden_states[N + 1]` as a reference for `residual`: for the
 last layer transformers puts the *final norm's* output there, not the layer's.

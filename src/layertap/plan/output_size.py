@@ -1,4 +1,4 @@
-"""The exact size of a run's output, by letting the run's own formats write into a sink that only counts.
+"""The exact size of a run's output: the run's own formats write into a sink that only counts.
 
 Activations are zeros of the right shape, views of buffers that are never touched. The formats hand
 large buffers on without a copy, so a terabyte is counted in seconds. What compression makes of it
@@ -28,7 +28,7 @@ class OutputSize:
     activations: int = 0
     """Activations alone."""
     shard_files: int = 0
-    """The files that hold them, uncompressed, with headers, token ids, flags and what is told of each sample."""
+    """The files that hold them, uncompressed, with headers, columns and the facts about samples."""
     statistics_files: int = 0
     shards: int = 0
     files: int = 0

@@ -46,7 +46,7 @@ class _Draft:
 
     @property
     def origin(self) -> dict[str, Any]:
-        """Which prompt of its task it is; enough to make the augmentation again and to revert it."""
+        """Which prompt of its task it is; enough to make and revert the augmentation again."""
         augmentation = None if self.augmentation is None else asdict(self.augmentation)
         return {"test_index": self.test_index, "prediction": self.prediction, "augmentation": augmentation}
 

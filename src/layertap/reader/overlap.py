@@ -4,9 +4,9 @@
 folders share numbers, what stands behind the smallest shared one decides, and as little as possible
 is read for it:
 
-    the first shards have the same checksums                           the same samples: a copy, or the same run twice
-    else, one fingerprint and other paths of the dataset               other samples: two streams
-    else the task, its augmentation and the tokens are read            the same, or not
+    the first shards have the same checksums                   the same: a copy, or a run made twice
+    else, one fingerprint and other paths of the dataset       other samples: two streams
+    else the task, its augmentation and the tokens are read    the same, or not
 
 So the same data extracted twice, with other settings or into another format, is found too.
 """

@@ -1,7 +1,7 @@
 """The safetensors format: one file a shard, with the tokens of all samples one after the other.
 
     residual.12       [tokens, width]    BF16, F16 or F32; one for each tap, named by site and layer
-    sample_offsets    [samples + 1]      I64, sample i has the rows sample_offsets[i] : sample_offsets[i + 1]
+    sample_offsets    [samples + 1]      I64, sample i has the rows offsets[i] : offsets[i + 1]
     sample_idx        [samples]          I64
     norms             [taps, tokens]     F32, in the order of the taps (core/columns.py)
     token_ids, ...    [tokens]           the columns (core/columns.py)
