@@ -20,7 +20,7 @@ TESTS: Mapping[str, tuple[str, ...]] = {
     "shards.writer": ("shards/test_writer.py",),
     "shards.encode": ("shards/test_encode.py", "shards/test_writer.py"),
     "shards.manifest": ("shards/test_manifest.py", "shards/test_writer.py"),
-    "shards.manifest_files": ("shards/test_manifest.py",),
+    "shards.manifest_files": ("shards/test_manifest.py", "shards/test_version_1.py"),
     "fleet.claims": ("fleet/test_claims.py",),
     "prompts.augment": ("prompts/test_augment.py", "prompts/test_samples.py"),
     "prompts.grids": ("prompts/test_grids.py",),
