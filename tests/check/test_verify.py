@@ -178,7 +178,7 @@ def test_an_edited_shard_entry_is_found(folder, field, value, finding):
         ("taps", taps(layers=[0, 1]), "holds layers [0, 2], should hold [0, 1]"),
         ("taps", taps(layers=[2, 0]), "holds layers [0, 2], should hold [2, 0]"),
         ("taps", taps(site="mlp"), "shard 1: has files of residual, statistics; should have mlp, statistics"),
-        ("columns", {"token_ids": "int32", "roles": "uint8"}, "roles is missing or not one uint8 a token"),
+        ("columns", {"token_ids": "int32", "flags": "uint8", "roles": "u1"}, "roles is missing or not one u1 a token"),
     ],
 )
 def test_an_edited_header_is_found(folder, field, value, finding):

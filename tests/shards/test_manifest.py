@@ -68,7 +68,9 @@ manifests = st.builds(
         st.lists(counts, min_size=1, max_size=3, unique=True),
     ),
     storage_dtype=any_text,
-    columns=st.dictionaries(any_text, any_text, max_size=3),
+    columns=st.dictionaries(any_text, any_text, max_size=3).map(
+        lambda more: {**more, "token_ids": "int32", "flags": "uint8"}
+    ),
     shards=st.lists(shard_entries, max_size=3).map(tuple),
     certificate=documents,
     progress=documents,
@@ -313,6 +315,7 @@ def test_each_missing_field_and_each_of_another_type_is_named(tmp_path, keys):
         (("taps", 0, "width"), "4"),
         (("taps", 0, "site"), "elsewhere"),
         (("format",), "parquet"),
+        (("columns",), {"flags": "uint8"}),
     ],
 )
 def test_a_garbled_value_inside_is_refused(tmp_path, keys, value):

@@ -9,6 +9,7 @@ from typing import Any
 
 import google_crc32c
 import numpy as np
+import pytest
 import shards
 
 from layertap.check.verify import verify
@@ -87,6 +88,21 @@ def write(folder: Path, contents: Sequence[Sequence[Sample]], form: ShardFormat)
     writer = ShardWriter(open_store(str(folder)), manifest(form), form, lambda _: None)
     for number, samples in enumerate(contents, 1):
         writer.commit(samples, {"record": number}, complete=number == len(contents))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A sound output folder of three shards and one site."""
+    write(tmp_path, three_shards(), shard_format())
+    return tmp_path
+
+
+@pytest.fixture
+def two_sites(tmp_path: Path) -> Path:
+    """A sound output folder of three shards and two sites."""
+    sites = ("residual", "mlp")
+    write(tmp_path, three_shards(sites), shard_format(sites))
+    return tmp_path
 
 
 def findings(folder: Path) -> list[str]:

@@ -1,7 +1,7 @@
 """Checking one shard: its files against the manifest, their content against each other and its
 statistics.
 
-A file is read once, whole, and one is in memory at a time; on this machine it is mapped instead.
+A file is read once, whole, and one is in memory at a time: of safetensors that is a shard.
 Facts about samples (numbers, task ids, columns) are kept from every tap as checksums, so that they
 can be compared with each other.
 """

@@ -24,11 +24,10 @@ from layertap.core.sample import Sample
 from layertap.errors import InputError
 from layertap.extract.background import read_ahead
 from layertap.extract.hosts import Agreed, agree_on_steps
-from layertap.extract.packing import Step, batch_arrays, step_shapes
+from layertap.extract.packing import Placement, Step, batch_arrays, step_shapes
 from layertap.extract.progress import Progress
 from layertap.extract.session import OpenedModel, Session
-from layertap.extract.step import Outputs, StepProgram
-from layertap.extract.stored import stored_sample
+from layertap.extract.step import HostOutputs, Outputs, StepProgram
 from layertap.extract.windows import Position, Window, WindowRules
 from layertap.model.qwen2 import Qwen2
 
@@ -134,6 +133,14 @@ def _land(
         return
     for emitted, place in enumerate(flight.step.placements, flight.before + 1):
         if emitted > window.start.emitted:
-            sample = stored_sample(window, place, arrays)
+            sample = _cut_out(window.samples[place.sample], place, arrays)
             progress.add(1, sample.tokens)
             yield window.position(emitted), sample
+
+
+def _cut_out(sample: Sample, place: Placement, arrays: HostOutputs) -> Sample:
+    """The sample with its part of the step's outputs."""
+    span = slice(place.start, place.start + place.length)
+    # Copied: a view would keep the whole step in memory for as long as one of its samples waits to
+    # be written.
+    return sample.with_activations({tap: rows[place.row][span].copy() for tap, rows in arrays.items()})

@@ -93,7 +93,7 @@ def parse_manifest(store: ObjectStore, head: bytes) -> Manifest:
             return _parse(raw, _listed_shards(store, raw))
         taps = [{"site": site, "width": raw["hidden_size"], "layers": raw["layers"]} for site in raw["sites"]]
         return _parse(raw | {"taps": taps, "columns": _columns_of_version_1(raw)}, raw["shards"])
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise DamageError(f"{name}: lacks or garbles a field: {error!r}; {_REMEDY}") from error
 
 
@@ -164,6 +164,8 @@ def _parse(raw: dict[str, Any], shards: list[Any]) -> Manifest:
         raise ValueError(f"totals are {raw['totals']}, but the shards add up to {_totals(manifest)}")
     if not taps or manifest.format not in ("pickle", "safetensors"):
         raise ValueError(f"format is {manifest.format!r}, with {len(taps)} taps")
+    if not {"token_ids", "flags"} <= set(manifest.columns):
+        raise ValueError(f"columns are {manifest.columns}, without token_ids or flags")
     return manifest
 
 

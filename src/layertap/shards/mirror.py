@@ -2,10 +2,10 @@
 
 The local commit comes first, in its own order (writer.py); then `offer` hands the new manifest to
 the mirror, which uploads the files that it names, several at once. A shard counts in the bucket in
-this order: its objects, each verified at the far end; then `metadata.json`, advanced in shard order
-by a write from the version that this process wrote last; then the checkpoint. So the bucket's
-manifest is always one that the run had, and names only what is there. Then, if asked, the local
-files of that shard are deleted.
+this order: its objects, each verified at the far end; then the manifest, its last part and its
+head, advanced in shard order by writes from the versions that this process wrote last; then the
+checkpoint. So the bucket's manifest is always one that the run had, and names only what is there.
+Then, if asked, the local files of that shard are deleted.
 
 Killed anywhere, the next start lists the bucket once and uploads what is missing. On a new machine,
 with nothing on its disk, the run goes on from the bucket's manifest (`reconcile`).

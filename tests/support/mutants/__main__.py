@@ -1,7 +1,7 @@
 """`make mutants`: put small faults into the modules that decide the bytes, one at a time, and see
 whether tests notice.
 
-make mutants MUTANTS="--modules store.writer --out found.jsonl"
+make mutants MUTANTS="--modules shards.writer --out found.jsonl"
 """
 
 import json
