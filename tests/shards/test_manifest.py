@@ -127,6 +127,9 @@ def test_commits_write_the_last_part_alone_and_list_every_shard(tmp_path, count)
     assert load(tmp_path) == manifest
     assert len(list(tmp_path.glob("manifest/*"))) == -(-count // SHARDS_A_PART)
     write(tmp_path / "at_once", manifest)
+    assert {path.name for path in tmp_path.glob("at_once/manifest/*")} == {
+        path.name for path in tmp_path.glob("manifest/*")
+    }
     for path in tmp_path.glob("manifest/*"):
         assert path.read_bytes() == (tmp_path / "at_once/manifest" / path.name).read_bytes()
 
