@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import shards
 from clouds import BUCKET
 from fakes.gcs import FakeGcs
 from fakes.gcs_faults import wait_for

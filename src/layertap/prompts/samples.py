@@ -122,7 +122,7 @@ def _check_unicode(draft: _Draft) -> None:
         raise PromptError(f"task {draft.task_id!r}: its text is not valid Unicode: {error}") from error
 
 
-def _sample(draft: _Draft, token_ids: Int32[np.ndarray, "tokens"], special: Set[int]) -> Sample:
+def _sample(draft: _Draft, token_ids: Int32[np.ndarray, " tokens"], special: Set[int]) -> Sample:
     if token_ids.size == 0:
         raise PromptError(f"task {draft.task_id!r}: its text {draft.text!r} has no tokens; leave it out of the dataset")
     return Sample(

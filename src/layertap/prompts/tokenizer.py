@@ -43,7 +43,7 @@ class PromptTokenizer:
     chat: ChatTemplate
     _tokenizer: Tokenizer
 
-    def encode_batch(self, texts: Sequence[str]) -> list[Int32[np.ndarray, "tokens"]]:
+    def encode_batch(self, texts: Sequence[str]) -> list[Int32[np.ndarray, " tokens"]]:
         """The ids of each text, with nothing added, cut or padded. Texts must be valid Unicode."""
         ids = []
         for start in range(0, len(texts), _TEXTS_AT_ONCE):
