@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from layertap.core.columns import COLUMNS, FIRST, SPECIAL, find_sinks, token_columns, usual_norms
+from layertap.core.columns import COLUMNS, FIRST, NO_LABELS, SPECIAL, find_sinks, token_columns, usual_norms
 from layertap.core.sample import Sample
 
 IDS = np.array([5, 9, 5, 7], np.int32)
@@ -35,11 +35,9 @@ def test_a_sample_without_a_column_or_with_a_shorter_one_is_refused():
 
 def test_a_sample_that_is_cut_keeps_the_first_values_of_every_column():
     cut = Sample(0, "task", "text", token_columns(IDS, {7})).cut(2)
-    assert {name: values.tolist() for name, values in cut.columns.items()} == {
-        "token_ids": [5, 9],
-        "positions": [0, 1],
-        "flags": [FIRST, 0],
-    }
+    held = {"token_ids": [5, 9], "positions": [0, 1], "flags": [FIRST, 0]}
+    plain = {name: [value, value] for name, value in NO_LABELS.items()}
+    assert {name: values.tolist() for name, values in cut.columns.items()} == held | plain
 
 
 @given(st.lists(st.lists(st.floats(0.5, 2.0, width=32), min_size=1, max_size=9), min_size=1, max_size=4), st.randoms())

@@ -287,7 +287,7 @@ def test_mixed_storage_dtypes_need_one_to_be_named(tmp_path: Path) -> None:
         ({"sites": ["attn"]}, "at attn"),
         ({"exclude": {"pad"}}, "exclude: pad is none of first, special, sink"),
         ({"columns": ["flags"]}, "token_ids is one of them"),
-        ({"columns": ["token_ids", "role"]}, "columns: role is none of token_ids"),
+        ({"columns": ["token_ids", "loss"]}, "columns: loss is none of token_ids"),
         ({"sink_factor": 0.0}, "sink_factor must be positive"),
         ({"as_": "tf"}, "as_: tf is none of numpy, torch, jax"),
         ({"dtype": "int8"}, "dtype: int8 is none of"),

@@ -14,7 +14,7 @@ from typing import cast
 import google_crc32c
 import numpy as np
 
-from layertap.core.columns import SINK_FACTOR, Columns, token_columns
+from layertap.core.columns import SINK_FACTOR, Columns, derived_columns
 from layertap.core.taps import Tap
 from layertap.errors import DamageError
 from layertap.objects.base import ObjectStore
@@ -216,7 +216,7 @@ def _checksum(columns: Columns, span: slice) -> int:
 
 def _wrong_columns(columns: Columns, special: Set[int]) -> Iterator[str]:
     """What is wrong with the columns that follow from the tokens."""
-    expected = token_columns(columns["token_ids"], special)
+    expected = derived_columns(columns["token_ids"], special)
     for name, values in columns.items():
         wrong = np.flatnonzero(values != expected.get(name, values))
         if wrong.size:

@@ -9,6 +9,15 @@ before then lacks the column and stays readable.
     token_ids   the tokenizer's number of the token
     positions   the token's place in its sample, from 0
     flags       bits: FIRST, SPECIAL
+    role        who says it, by its number in ROLES
+    example     ARC: the train pair of its grid, as shown, from 0; or TEST; or NONE
+    side        ARC: which grid of the pair, by its number in SIDES
+    row, col    ARC: the place in its grid of the token's first cell, from 0; or NONE
+    colours     ARC: the colours of all its cells, as shown, one decimal digit each, the first
+                cell's the lowest (equal to the colour where there is one cell); or NONE
+    cells       ARC: how many cells the token has characters of
+
+The first three follow from the tokens, the others are labels: they come from the prompt's making.
 
 Norms are no column: there is one for each token and tap. They are float32, Euclidean, of the values
 as stored. A sink is a token whose norm at a tap is more than a factor times the usual norm of its
@@ -27,7 +36,31 @@ COLUMNS: Mapping[str, np.dtype] = {
     "token_ids": np.dtype(np.int32),
     "positions": np.dtype(np.int32),
     "flags": np.dtype(np.uint8),
+    "role": np.dtype(np.uint8),
+    "example": np.dtype(np.int16),
+    "side": np.dtype(np.uint8),
+    "row": np.dtype(np.int8),
+    "col": np.dtype(np.int8),
+    "colours": np.dtype(np.int64),
+    "cells": np.dtype(np.uint8),
 }
+
+ROLES = ("template", "text", "system", "user", "assistant", "tool")
+"""What a token can be part of: words of a template, plain text, or what a role says."""
+SIDES = ("none", "input", "output")
+"""Which grid of a pair; none outside grids."""
+NONE, TEST = -1, -2
+"""Instead of a number: there is none; it is the test pair."""
+NO_LABELS: Mapping[str, int] = {
+    "role": ROLES.index("text"),
+    "example": NONE,
+    "side": SIDES.index("none"),
+    "row": NONE,
+    "col": NONE,
+    "colours": NONE,
+    "cells": 0,
+}
+"""The labels of a token of plain text."""
 
 FIRST, SPECIAL, SINK = 1, 2, 4
 """Bits of flags. Format version 1 stored SINK; now it is found from the norms."""
@@ -38,8 +71,20 @@ Norms = Float32[np.ndarray, " tokens"]
 Columns = Mapping[str, np.ndarray]
 
 
-def token_columns(token_ids: Int32[np.ndarray, " tokens"], special: Set[int]) -> dict[str, np.ndarray]:
-    """The columns of a sample with these tokens, of which those in `special` are special ones."""
+def token_columns(
+    token_ids: Int32[np.ndarray, " tokens"], special: Set[int], labels: Columns | None = None
+) -> dict[str, np.ndarray]:
+    """The columns of a sample with these tokens, of which those in `special` are special ones.
+
+    `labels` has the values of each column of `NO_LABELS`; without it all is plain text.
+    """
+    if labels is None:
+        labels = {name: np.full(len(token_ids), value, COLUMNS[name]) for name, value in NO_LABELS.items()}
+    return {**derived_columns(token_ids, special), **{name: labels[name] for name in NO_LABELS}}
+
+
+def derived_columns(token_ids: Int32[np.ndarray, " tokens"], special: Set[int]) -> dict[str, np.ndarray]:
+    """The columns that follow from the tokens alone."""
     flags = np.where(np.isin(token_ids, sorted(special)), np.uint8(SPECIAL), np.uint8(0))
     flags[:1] |= FIRST
     return {

@@ -5,7 +5,9 @@ These types stand on the ground floor, beside `errors`, so that `dataset` (which
 cells a side, colours 0 to 9.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 Grid = tuple[tuple[int, ...], ...]
 
@@ -36,6 +38,26 @@ class Document:
 
 
 @dataclass(frozen=True)
+class Conversation:
+    """Messages with roles, which the tokenizer's own chat template writes."""
+
+    task_id: str
+    messages: tuple[Mapping[str, Any], ...]
+    """Each has a `role`; also `content`, `reasoning_content`, `tool_calls` and what else the
+    template may read. Plain JSON."""
+    tools: tuple[Mapping[str, Any], ...] = ()
+    """The functions that the assistant may call, as JSON schemas."""
+
+
+@dataclass(frozen=True)
+class TokenList:
+    """Token ids, extracted as they stand."""
+
+    task_id: str
+    token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class BadTask:
     """A record that is not a task: where it stands (file, line, key), its id if it has one, and
     what is wrong.
@@ -50,4 +72,6 @@ class BadTask:
         return f"{self.where}{named}: {self.reason}"
 
 
-Record = Task | Document | BadTask
+GoodRecord = Task | Document | Conversation | TokenList
+Record = GoodRecord | BadTask
+"""What reading a dataset yields."""

@@ -17,7 +17,7 @@ from hashlib import blake2b
 from itertools import islice
 
 from layertap.config.extract import DatasetFormat
-from layertap.core.records import BadTask, Document, Record, Task
+from layertap.core.records import BadTask, GoodRecord, Record
 from layertap.dataset.files import RawRecord, RawRecords, raw_records
 from layertap.dataset.formats import RecordKind
 from layertap.dataset.places import locate
@@ -28,7 +28,7 @@ ID_KEYS = ("task_id", "id", "uid")
 _MADE_ID = re.compile(r"(task|text)_(\d{8,12})", re.ASCII)
 _MADE_KINDS = ("", "task", "text")
 
-_CHECKS: Mapping[RecordKind, Callable[[object, str], Task | Document]] = {
+_CHECKS: Mapping[RecordKind, Callable[[object, str], GoodRecord]] = {
     "task": task_from_splits,
     "problem": task_from_problem,
     "pairs": task_from_pairs,

@@ -20,7 +20,7 @@ import json
 import reprlib
 from typing import Any
 
-from layertap.core.records import Document, Grid, Pair, Task
+from layertap.core.records import Conversation, Document, GoodRecord, Grid, Pair, Task, TokenList
 from layertap.errors import BadTaskError
 
 _MAX_SIDE = 30
@@ -109,10 +109,15 @@ def sound_text(value: object, where: str, wanted: str) -> str:
     return value
 
 
-def as_row(record: Task | Document) -> dict[str, Any]:
+def as_row(record: GoodRecord) -> dict[str, Any]:
     """The JSON object that `read_records` reads as an equal record."""
     if isinstance(record, Document):
         return {"task_id": record.task_id, "text": record.text}
+    if isinstance(record, Conversation):
+        tools = {"tools": list(record.tools)} if record.tools else {}
+        return {"task_id": record.task_id, "messages": list(record.messages), **tools}
+    if isinstance(record, TokenList):
+        return {"task_id": record.task_id, "input_ids": list(record.token_ids)}
     return {"task_id": record.task_id, "train": _raw_pairs(record.train), "test": _raw_pairs(record.test)}
 
 

@@ -26,7 +26,7 @@ from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from typing import Any, Literal
 
-from layertap.core.records import BadTask, Document, Record, Task
+from layertap.core.records import BadTask, GoodRecord, Record
 from layertap.core.sample import Sample
 from layertap.errors import BadTaskError, DamageError, OverlongError, RunMismatchError
 from layertap.extract.packing import Step, pack_window
@@ -170,9 +170,9 @@ class _Tally:
                 " give the same dataset, or another --output_dir"
             )
 
-    def take(self, records: Iterator[Record]) -> list[tuple[int, Task | Document]]:
+    def take(self, records: Iterator[Record]) -> list[tuple[int, GoodRecord]]:
         """The machine's share of the next records, a window's worth, with first sample numbers."""
-        own: list[tuple[int, Task | Document]] = []
+        own: list[tuple[int, GoodRecord]] = []
         samples = 0
         while samples < self._rules.window_samples and (record := next(records, None)) is not None:
             mine, first = self._mine(), self._samples

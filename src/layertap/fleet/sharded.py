@@ -28,7 +28,7 @@ from typing import IO, Any
 import google_crc32c
 
 from layertap.config.fleet import CreateShardsConfig
-from layertap.core.records import Document
+from layertap.core.records import Task
 from layertap.errors import DamageError, RunMismatchError, UsageError
 from layertap.fleet.streams import encode_record, read_sound_records
 from layertap.objects import open_store
@@ -133,7 +133,7 @@ def create_shards(config: CreateShardsConfig) -> tuple[ShardedDataset, bool]:
         counts = array("L")
         for record in read_sound_records(config, skipped):
             spool.write(encode_record(record))
-            counts.append(_DOCUMENT if isinstance(record, Document) else len(record.test))
+            counts.append(len(record.test) if isinstance(record, Task) else _DOCUMENT)
         spool.seek(0)
         shards = []
         for shard, data in _cut(spool, counts, config):

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from layertap.config.fleet import SourceConfig, StreamsConfig
-from layertap.core.records import BadTask, Document, Task
+from layertap.core.records import BadTask, GoodRecord, Task
 from layertap.dataset import as_row, read_hub_records, read_records
 from layertap.errors import BadTaskError, DamageError, RunMismatchError, StorageError, UsageError
 from layertap.objects.files import TEMPORARY, Checksummed, atomic_write, file_crc32c
@@ -42,7 +42,7 @@ class Stream:
     bytes: int = 0
     crc32c: str = ""
 
-    def add(self, record: Task | Document, sink: Checksummed) -> None:
+    def add(self, record: GoodRecord, sink: Checksummed) -> None:
         """Write another record."""
         sink.write(encode_record(record))
         self.records += 1
@@ -100,7 +100,7 @@ def create_streams(config: StreamsConfig) -> FilesSummary:
     return FilesSummary("streams", counts, output, MANIFEST, len(skipped), already_there=there is not None)
 
 
-def read_sound_records(config: SourceConfig, skipped: list[dict[str, Any]]) -> Iterator[Task | Document]:
+def read_sound_records(config: SourceConfig, skipped: list[dict[str, Any]]) -> Iterator[GoodRecord]:
     """The sound records of a dataset, in order; the others are added to `skipped`.
 
     Raises BadTaskError at the first malformed record with `--on_bad_task error`.
@@ -125,12 +125,12 @@ def read_sound_records(config: SourceConfig, skipped: list[dict[str, Any]]) -> I
             skipped.append(asdict(record))
 
 
-def encode_record(record: Task | Document) -> bytes:
+def encode_record(record: GoodRecord) -> bytes:
     """A record as a line of JSONL, in ASCII."""
     return json.dumps(as_row(record), separators=(",", ":")).encode() + b"\n"
 
 
-def _deal(records: Iterable[Task | Document], folder: Path, config: StreamsConfig) -> list[Stream]:
+def _deal(records: Iterable[GoodRecord], folder: Path, config: StreamsConfig) -> list[Stream]:
     streams = [Stream(f"stream_{number:0{config.name_digits}d}.jsonl") for number in range(config.num_streams)]
     with ExitStack() as files:
         sinks = [files.enter_context(atomic_write(folder / stream.path)) for stream in streams]

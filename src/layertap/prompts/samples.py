@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Int32
 
 from layertap.core.columns import token_columns
-from layertap.core.records import Document, Task
+from layertap.core.records import Document, GoodRecord, Task
 from layertap.core.sample import Sample
 from layertap.errors import PromptError
 from layertap.prompts.augment import Augmentation, draw_augmentation
@@ -67,11 +67,11 @@ class PromptMaker:
         if self.predictions_per_task < 1:
             raise PromptError(f"predictions_per_task is {self.predictions_per_task}; it must be at least 1")
 
-    def count(self, record: Task | Document) -> int:
+    def count(self, record: GoodRecord) -> int:
         """How many samples `record` gives."""
         return len(record.test) * self.predictions_per_task if isinstance(record, Task) else 1
 
-    def make(self, records: Sequence[tuple[int, Task | Document]]) -> list[Sample]:
+    def make(self, records: Sequence[tuple[int, GoodRecord]]) -> list[Sample]:
         """The samples of all `records`, each given with the `sample_idx` of its first sample.
 
         Raises PromptError naming the task whose text is not valid Unicode or has no tokens.
@@ -95,7 +95,9 @@ class PromptMaker:
             "random_seed": self.seed,
         }
 
-    def _drafts(self, first: int, record: Task | Document) -> Iterator[_Draft]:
+    def _drafts(self, first: int, record: GoodRecord) -> Iterator[_Draft]:
+        if not isinstance(record, Task | Document):
+            raise PromptError(f"{record.task_id!r}: a {type(record).__name__} makes no prompt yet")
         if isinstance(record, Document):
             yield _Draft(first, record.task_id, None, 0, None, record.text)
             return
