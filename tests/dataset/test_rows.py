@@ -3,7 +3,8 @@
 import pytest
 
 from layertap.core.records import Pair, Task
-from layertap.dataset.rows import document_from_row, parse, task_from_pairs, task_from_problem, task_from_splits
+from layertap.dataset.rows import document_from_row, parse, tokens_from_row
+from layertap.dataset.tasks import task_from_pairs, task_from_problem, task_from_splits
 from layertap.errors import BadTaskError
 
 _PAIR = {"input": [[1]], "output": [[2]]}
@@ -20,7 +21,6 @@ def _reason(check, *arguments) -> str:
     ("grid", "reason"),
     [
         (5, " is a number, not a grid (a list of rows)"),
-        ([], ": the grid is empty"),
         ([[]], ": the grid is empty"),
         ([[1], "1"], ": row 2 is a text, not a list"),
         ([[1, 2], [3, 4], [5]], ": row 3 has 1 cells, row 1 has 2"),
@@ -62,7 +62,7 @@ def test_an_unsound_grid_is_named_with_its_place(grid, reason):
         (task_from_splits, {"train": [_PAIR], "test": [_PAIR, {"output": [[1]]}]}, "test pair 2 lacks 'input'"),
         (
             task_from_splits,
-            {"train": [_PAIR], "test": [{**_PAIR, "output": []}]},
+            {"train": [_PAIR], "test": [{**_PAIR, "output": [[]]}]},
             "test pair 1 output: the grid is empty",
         ),
         (task_from_problem, [], "is a list, not a problem with 'examples'"),
@@ -74,10 +74,25 @@ def test_an_unsound_grid_is_named_with_its_place(grid, reason):
             {"examples": [_PROBLEM]},
             "has 1 examples; at least two are needed, as the last one is the test",
         ),
-        (task_from_problem, {"examples": [_PROBLEM, [[[1]], None]]}, "example 2 has no output"),
+        (task_from_problem, {"examples": [[[[1]], []], _PROBLEM]}, "example 1 has no output"),
         (task_from_pairs, {}, "is an object, not a list of pairs"),
         (task_from_pairs, [_PAIR], "has 1 pairs; at least two are needed, as the last one is the test"),
         (task_from_pairs, [_PAIR, 5], "pair 2 is a number, not an object with 'input' and 'output'"),
+        (tokens_from_row, [], "is a list without 'input_ids'"),
+        (tokens_from_row, {"input_ids": 5}, "'input_ids' is a number, not a list"),
+        (
+            tokens_from_row,
+            {"input_ids": "[1"},
+            "'input_ids' is a text that is not JSON: Expecting ',' delimiter at column 3",
+        ),
+        (tokens_from_row, {"token_ids": []}, "'token_ids' is empty"),
+        (tokens_from_row, {"input_ids": [1, -1]}, "'input_ids': token 2 is -1, not the number of a token (0 or more)"),
+        (
+            tokens_from_row,
+            {"input_ids": [1, 2.0]},
+            "'input_ids': token 2 is 2.0, not the number of a token (0 or more)",
+        ),
+        (tokens_from_row, {"input_ids": [True]}, "'input_ids': token 1 is True, not the number of a token (0 or more)"),
         (document_from_row, [], "is a list without 'text'"),
         (document_from_row, {"id": "a"}, "is an object without 'text'"),
         (document_from_row, {"text": 5}, "'text' is a number, not a text"),
@@ -96,11 +111,13 @@ def test_the_largest_grid_is_a_grid():
     assert task.train[0].input == ((9,) * 30,) * 30
 
 
-@pytest.mark.parametrize("test", [{"input": [[3]]}, {"input": [[3]], "output": None}])
-def test_a_test_output_may_be_unknown(test):
-    task = task_from_splits({"train": [_PAIR], "test": [test]}, "a")
+@pytest.mark.parametrize("test", [{"input": [[3]]}, {"input": [[3]], "output": None}, {"input": [[3]], "output": []}])
+def test_a_test_output_may_be_unknown_in_every_shape(test):
+    expected = Task("a", (Pair(((1,),), ((2,),)),), (Pair(((3,),), None),))
 
-    assert task == Task("a", (Pair(((1,),), ((2,),)),), (Pair(((3,),), None),))
+    assert task_from_splits({"train": [_PAIR], "test": [test]}, "a") == expected
+    assert task_from_pairs([_PAIR, test], "a") == expected
+    assert task_from_problem({"examples": [_PROBLEM, [test["input"], test.get("output")]]}, "a") == expected
 
 
 @pytest.mark.parametrize(

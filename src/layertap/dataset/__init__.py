@@ -1,11 +1,14 @@
-"""ARC tasks in every shape they come in, and plain text, as one stream of checked records.
+"""What people have, in every shape it comes in, as one stream of checked records.
 
-    places    where bytes come from: local or any fsspec URL, gzip or not
-    formats   one JSON value a line or one in the whole file, and which of the known kinds it is
-    files     a file or folder taken apart into single records, Kaggle's with their answers
-    rows      one record checked: a Task or a Document, or what is wrong; and back to JSON
-    records   the whole way, with ids, duplicates and numbering
-    hub       the same from a Hugging Face dataset, whose rows are read like lines
+    places         where bytes come from: local or any fsspec URL, gzip or not
+    formats        one JSON value a line or one in the whole file, and of which known kind it is
+    files          a file or folder taken apart into single records, Kaggle's with their answers
+    columns        which record a row holds: the row itself, or one column of it
+    tasks          ARC tasks checked
+    conversations  messages with roles checked
+    rows           texts and token ids checked, JSON parsed, and a record back to JSON
+    records        the whole way, with ids, duplicates and numbering
+    hub            the same from a Hugging Face dataset, whose rows are read like lines
 
 The content decides what a file holds. Its name counts only where the content cannot tell.
 """

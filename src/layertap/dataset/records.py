@@ -1,9 +1,9 @@
 """From a path to checked records: the whole way, with ids and duplicates.
 
 A record's id is the first of: its file's stem or its key, where one of these names it; its own
-`task_id`, `id` or `uid`; `task_00000012` (`text_00000012`), the number being the record's place in
-the dataset, counted from 0. For a JSONL file that is the row. Malformed records are counted too, so
-leaving them out changes no other record's id.
+`task_id`, `id` or `uid`; `task_00000012` (or `text_`, `chat_`, `tokens_`), the number being the
+record's place in the dataset, counted from 0. For a JSONL file that is the row. Malformed records
+are counted too, so leaving them out changes no other record's id.
 
 Duplicates are found by 8-byte hashes of the ids. As Python keeps them, each costs 60 to 90 bytes of
 memory (82 MB for a million); an id made from a number costs one byte. Two different ids that share
@@ -18,32 +18,38 @@ from itertools import islice
 
 from layertap.config.extract import DatasetFormat
 from layertap.core.records import BadTask, GoodRecord, Record
-from layertap.dataset.files import RawRecord, RawRecords, raw_records
-from layertap.dataset.formats import RecordKind
+from layertap.dataset.columns import ID_KEYS, RawRecord, RawRecords
+from layertap.dataset.conversations import conversation_from_row
+from layertap.dataset.files import raw_records
+from layertap.dataset.formats import RecordKind, refuse_unknown
 from layertap.dataset.places import locate
-from layertap.dataset.rows import document_from_row, sound_text, task_from_pairs, task_from_problem, task_from_splits
+from layertap.dataset.rows import document_from_row, sound_text, tokens_from_row
+from layertap.dataset.tasks import task_from_pairs, task_from_problem, task_from_splits
 from layertap.errors import BadTaskError, DatasetError
 
-ID_KEYS = ("task_id", "id", "uid")
-_MADE_ID = re.compile(r"(task|text)_(\d{8,12})", re.ASCII)
-_MADE_KINDS = ("", "task", "text")
+_MADE_ID = re.compile(r"(task|text|chat|tokens)_(\d{8,12})", re.ASCII)
+_MADE_KINDS = ("", "task", "text", "chat", "tokens")
 
 _CHECKS: Mapping[RecordKind, Callable[[object, str], GoodRecord]] = {
     "task": task_from_splits,
     "problem": task_from_problem,
     "pairs": task_from_pairs,
+    "chat": conversation_from_row,
+    "tokens": tokens_from_row,
     "text": document_from_row,
+    "unknown": refuse_unknown,
 }
 
 
 def read_records(
-    path: str, *, dataset_format: DatasetFormat = "auto", max_tasks: int | None = None
+    path: str, *, dataset_format: DatasetFormat = "auto", column: str | None = None, max_tasks: int | None = None
 ) -> Iterator[Record]:
     """The records of a dataset in dataset order, of which at most the first `max_tasks`, good or
     bad.
 
     `path` is a file or folder, local (`~` allowed) or any URL that fsspec serves; files may be
-    gzip. `DatasetFormat` lists the formats. Nothing is opened before the first record is asked for.
+    gzip. `DatasetFormat` lists the formats. `column` names the column with the records, where they
+    are not the whole rows. Nothing is opened before the first record is asked for.
     JSONL files are read line by line and folders file by file, so they may be larger than memory; a
     file that is a single JSON value is read whole.
 
@@ -51,7 +57,7 @@ def read_records(
     caller's choice. Raises DatasetError where there is no dataset: nothing there, nothing in it,
     not readable, not JSON, or no known shape.
     """
-    yield from check_records(raw_records(locate(path), dataset_format), path, max_tasks)
+    yield from check_records(raw_records(locate(path), dataset_format, column), path, max_tasks)
 
 
 def check_records(raws: RawRecords, shown: str, max_tasks: int | None) -> Iterator[Record]:
@@ -69,7 +75,7 @@ def _check(raw: RawRecord, number: int, ids: "_Ids") -> Record:
     try:
         task_id = _given_id(raw)
         if task_id is None:
-            task_id = ids.made("text" if raw.kind == "text" else "task", number)
+            task_id = ids.made(raw.kind if raw.kind in _MADE_KINDS else "task", number)
         else:
             ids.given(task_id)
         return _CHECKS[raw.kind](raw.value, task_id)

@@ -1,0 +1,130 @@
+"""A row, of a table or of JSON lines, and the record that is in it: the row itself, or one column.
+
+With a column named, the record is that column's value, and the rest of the row gives its id (and,
+beside a conversation, its tools):
+
+    a text                             a document; or one of the others, if the text is its JSON
+    [[input, output], ...]             a BARC problem
+    [{"input", "output"}, ...]         the pairs of one task (RE-ARC)
+    {"train": [...], "test": [...]}    a task
+    [{"role", "content"}, ...]         a conversation; {"from", "value"} are known too
+    [151644, 872, ...]                 token ids
+    an object with a known key         the record that it is (formats.py)
+
+The JSON of a list of numbers stays a text, since texts may look so; only in a column that is called
+`input_ids` or `token_ids` is it a list of ids.
+
+Tables' types are not JSON's: an absent key comes as null, and a list of objects may come as an
+object of lists. `plain` makes JSON's of them.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import date, time
+from typing import Any
+
+from layertap.core.records import BadTask
+from layertap.dataset.formats import RECORD_KEYS, RecordKind, file_kind, record_kind
+from layertap.dataset.rows import kind_name, parse, without_nulls
+from layertap.errors import BadTaskError
+
+ID_KEYS = ("task_id", "id", "uid")
+ROW_KEYS = (*ID_KEYS, *RECORD_KEYS, "tools")
+"""Every key that is looked at where no column is named."""
+
+
+@dataclass(frozen=True)
+class RawRecord:
+    """One record, not yet checked; `task_id` is the id that a file's stem or a key gives it."""
+
+    where: str
+    kind: RecordKind
+    value: object
+    task_id: str | None
+
+
+RawRecords = Iterator[RawRecord | BadTask]
+
+
+def needed_columns(column: str | None) -> tuple[str, ...]:
+    """The columns of a table that can matter."""
+    return ROW_KEYS if column is None else (column, *ID_KEYS, "tools")
+
+
+def record_of_row(where: str, row: object, column: str | None, kind: RecordKind | None = None) -> RawRecord | BadTask:
+    """The record in a row; `kind` is what it has to be, instead of what its keys tell."""
+    row = without_nulls(row)
+    if column is None:
+        return RawRecord(where, kind or record_kind(row), row, None)
+    if not isinstance(row, dict):
+        return BadTask(where, None, f"is {kind_name(row)}, no row with the column {column!r}")
+    if column not in row:
+        found = ", ".join(row) or "nothing"
+        return BadTask(where, None, f"its column {column!r} is null or not there; it has {found}")
+    return _from_column(where, row, column)
+
+
+def plain(value: Any) -> Any:  # noqa: ANN401 - JSON in, JSON out
+    """A value of a table as JSON would have it: no nulls in objects, lists of objects."""
+    if isinstance(value, dict):
+        columns = {key: plain(entry) for key, entry in value.items() if entry is not None}
+        if columns and columns.keys() <= {"input", "output"} and all(map(_is_column, columns.values())):
+            return [dict(zip(columns, pair, strict=True)) for pair in zip(*columns.values(), strict=True)]
+        return columns
+    if isinstance(value, list | tuple):
+        return [plain(entry) for entry in value]
+    return value.isoformat() if isinstance(value, date | time) else value
+
+
+def _from_column(where: str, row: dict[str, Any], column: str) -> RawRecord:
+    """The record in one column, and its id from another."""
+    record = _record_in(row[column], column)
+    beside = {key: row[key] for key in (*ID_KEYS, "tools") if key in row and key != column}
+    if isinstance(record, dict):
+        return RawRecord(where, record_kind(record), {**beside, **record}, None)
+    return RawRecord(where, "pairs", record, next((beside[key] for key in ID_KEYS if key in beside), None))
+
+
+def _record_in(value: object, column: str) -> object:
+    """What a column's value is: an object that is a record, or a list of {input, output}."""
+    if isinstance(value, str):
+        return _record_of_json(value, column) or {"text": value}
+    return _record_of_list(value) if isinstance(value, list) else without_nulls(value)
+
+
+def _record_of_list(value: list[Any]) -> object:
+    kinds = set(map(type, value))
+    if kinds == {int}:
+        return {"input_ids": value}
+    if kinds == {list}:
+        return {"examples": value}
+    return {"messages": value} if file_kind(value) == "messages" else value
+
+
+def _record_of_json(text: str, column: str) -> object | None:
+    """The record whose JSON `text` is; None for plain text, among it JSON that is no record."""
+    if not text.lstrip().startswith(("{", "[")):
+        return None
+    try:
+        value = parse(text.encode("utf-8", "surrogatepass"))
+    except BadTaskError:
+        return None
+    if not isinstance(value, list):
+        return value if file_kind(value) in ("task", "problem", "chat") else None
+    if value and all(isinstance(it, list) and len(it) == 2 for it in value):
+        return {"examples": value}
+    if set(map(type, value)) == {int}:
+        return {"input_ids": value} if RECORD_KEYS.get(column) == "tokens" else None
+    return _record_of_list(value) if file_kind(value) in ("pairs", "messages") else None
+
+
+def _is_column(value: object) -> bool:
+    """Whether a side of pairs is a list of grids, not one grid."""
+    return isinstance(value, list) and _depth(value) >= 3
+
+
+def _depth(value: object) -> int:
+    depth = 0
+    while isinstance(value, list) and value:
+        value, depth = value[0], depth + 1
+    return depth

@@ -1,0 +1,77 @@
+"""Conversations checked: messages with roles, in the two shapes in which they are published.
+
+    {"messages": [{"role": "user", "content": "..."}, ...], "tools": [...]}
+    {"conversations": [{"from": "human", "value": "..."}, ...]}          as ShareGPT has them
+
+Either list may have either kind of messages, and each may stand there as JSON. `tools` are the
+functions that the assistant may call. What a message has beside role and content is kept for the
+tokenizer's chat template (`tool_calls`, `reasoning_content`, `name`), except for nulls: where a
+table has one column for all messages, a null says that this message has no such thing. A content
+is null only where tools are called instead.
+
+What a template does with roles is its own affair, so only the old names (`from`) are translated,
+and refused if they are unknown.
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from layertap.core.records import Conversation
+from layertap.dataset.rows import kind_name, list_in, sound_text
+from layertap.errors import BadTaskError
+
+_ROLE_OF = {"human": "user", "gpt": "assistant", "function": "tool", "observation": "tool", "function_response": "tool"}
+_KEPT = ("system", "user", "assistant", "tool")
+_CALLS = ("tool_calls", "function_call")
+
+
+def conversation_from_row(raw: object, task_id: str) -> Conversation:
+    """The conversation under `messages` or `conversations`; raises BadTaskError."""
+    key = next((key for key in ("messages", "conversations") if isinstance(raw, dict) and key in raw), None)
+    if not isinstance(raw, dict) or key is None:
+        raise BadTaskError(f"is {kind_name(raw)} without 'messages'")
+    messages = list_in(raw, key)
+    if not messages:
+        raise BadTaskError(f"{key!r} is empty")
+    tools = list_in(raw, "tools") if raw.get("tools") else []
+    for number, tool in enumerate(tools, 1):
+        if not isinstance(tool, dict):
+            raise BadTaskError(f"tool {number} is {kind_name(tool)}, not an object that describes a function")
+    checked = tuple(_message(message, f"message {number}") for number, message in enumerate(messages, 1))
+    _require_json(checked, "its messages hold")
+    _require_json(tools, "its tools hold")
+    return Conversation(task_id, checked, tuple(tools))
+
+
+def _message(raw: object, where: str) -> Mapping[str, Any]:
+    if not isinstance(raw, dict):
+        raise BadTaskError(f"{where} is {kind_name(raw)}, not an object with 'role' and 'content'")
+    given = {key: value for key, value in raw.items() if value is not None}
+    if "role" in given:
+        role, content = sound_text(given.pop("role"), f"{where}: 'role'", "a text"), given.pop("content", None)
+    elif "from" in given:
+        role, content = _role_of(given.pop("from"), where), given.pop("value", None)
+    else:
+        raise BadTaskError(f"{where} has neither 'role' nor 'from'")
+    if not isinstance(content, str | list) and not (content is None and any(call in given for call in _CALLS)):
+        raise BadTaskError(f"{where}: the content is {kind_name(content)}, not a text")
+    return {"role": role, "content": content, **given}
+
+
+def _role_of(value: object, where: str) -> str:
+    role = _ROLE_OF.get(value, value) if isinstance(value, str) else value
+    if not isinstance(role, str) or role not in _KEPT:
+        known = ", ".join((*_ROLE_OF, *_KEPT))
+        raise BadTaskError(f"{where}: 'from' is {value!r}; known are {known}")
+    return role
+
+
+def _require_json(value: object, what: str) -> None:
+    """Raise BadTaskError for what JSON or UTF-8 cannot write: tables can hold dates and bytes."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise BadTaskError(f"{what} half a surrogate pair") from error
+    except (TypeError, ValueError) as error:
+        raise BadTaskError(f"{what} something that is not JSON: {error}") from error
