@@ -5,7 +5,6 @@ A room is imported when its command runs, not before: `layertap verify` starts w
 `layertap --help` without numpy too.
 """
 
-import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
@@ -25,6 +24,7 @@ from layertap.config.fleet import (
 from layertap.config.inspect import InspectConfig
 from layertap.config.plan import PlanConfig
 from layertap.config.upload import StatsConfig
+from layertap.core.strict_json import dump_json
 from layertap.errors import InputError, LayertapError
 from layertap.process.supervised import is_child, supervise
 from layertap.tpu.config import TpuConfig
@@ -106,7 +106,7 @@ def verify(config: VerifyConfig) -> int:
 
     with _bar("verify") as show:
         report = verify_at(config, show)
-    print(json.dumps(report.to_json(), indent=2) if config.json else report.describe())
+    print(dump_json(report.to_json(), indent=2) if config.json else report.describe())
     return 0 if report.sound else LayertapError.exit_status
 
 
@@ -142,7 +142,7 @@ def stats(config: StatsConfig) -> int:
 
     with ExitStack() as stack:
         statistics = merge_folders([stack.enter_context(closing(open_store(path))) for path in config.paths])
-    print(json.dumps(statistics_to_json(statistics), indent=2) if config.json else describe_statistics(statistics))
+    print(dump_json(statistics_to_json(statistics), indent=2) if config.json else describe_statistics(statistics))
     return 0
 
 
@@ -151,7 +151,7 @@ def plan(config: PlanConfig) -> int:
     from layertap.plan.command import make_plan
 
     plan = make_plan(config, lambda message: print(f"{message} ...", file=sys.stderr, flush=True))
-    print(json.dumps(plan.to_json(), indent=2) if config.json else plan.describe())
+    print(dump_json(plan.to_json(), indent=2) if config.json else plan.describe())
     return 0
 
 

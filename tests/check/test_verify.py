@@ -224,6 +224,8 @@ def test_the_command_prints_json_and_its_exit_status_tells(folder, capsys):
         "folder": str(folder),
         "sound": True,
         "complete": True,
+        "empty": False,
+        "nonfinite": 0,
         "shards": 3,
         "samples": 6,
         "tokens": 23,

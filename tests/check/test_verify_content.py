@@ -4,6 +4,7 @@ import numpy as np
 import outputs
 import pytest
 
+from layertap.check.verify import verify
 from layertap.core.columns import COLUMNS
 from layertap.core.taps import Tap
 
@@ -45,7 +46,9 @@ def test_another_dtype_is_found(folder):
 def test_a_number_that_is_none_is_found(tmp_path, value, dtype):
     samples = outputs.three_shards()[0]
     samples[1].activations[Tap(2, "residual")][4, 3] = value
-    outputs.write(tmp_path, [samples], outputs.shard_format(dtype=dtype))
+    outputs.write(tmp_path, [samples], outputs.shard_format(dtype=dtype, keep_nonfinite=True))
+    assert outputs.findings(tmp_path) == []
+    outputs.edit_manifest(tmp_path, lambda document: document["shards"][0].pop("nonfinite"))
     assert outputs.the_finding(tmp_path) == f"{FIRST}: layer 2, sample 1: activation has a NaN or an infinity"
 
 
@@ -56,8 +59,20 @@ def test_a_signalling_nan_in_bfloat16_is_found_without_a_warning(tmp_path):
         for tap, activation in sample.activations.items():
             sample.activations[tap] = activation.astype(dtype)
     samples[0].activations[Tap(0, "residual")].view(np.uint16)[0, 0] = 0x7F81
-    outputs.write(tmp_path, [samples], outputs.shard_format(dtype="bfloat16"))
+    outputs.write(tmp_path, [samples], outputs.shard_format(dtype="bfloat16", keep_nonfinite=True))
+    outputs.edit_manifest(tmp_path, lambda document: document["shards"][0].pop("nonfinite"))
     assert outputs.the_finding(tmp_path) == f"{FIRST}: layer 0, sample 0: activation has a NaN or an infinity"
+
+
+def test_another_number_of_kept_nans_than_the_manifest_says_is_found(tmp_path):
+    samples = outputs.three_shards()[0]
+    samples[1].activations[Tap(2, "residual")][2:4] = np.nan
+    outputs.write(tmp_path, [samples], outputs.shard_format(keep_nonfinite=True))
+    assert "; 2 activations have a NaN or an infinity, and were kept" in verify(tmp_path).describe()
+    outputs.rewrite(tmp_path, FIRST, lambda shard: shard[0][0]["activation"].__setitem__(0, np.inf))
+    assert "norm of token 0 is" in outputs.the_finding(tmp_path)
+    outputs.rewrite(tmp_path, FIRST, lambda shard: shard[0][0]["norms"].__setitem__(0, np.inf))
+    assert outputs.the_finding(tmp_path) == "shard 1: 3 activations have a NaN or an infinity, should be 2"
 
 
 def lose_a_token(entry):

@@ -116,9 +116,33 @@ def test_a_value_too_large_for_float16_is_refused_with_its_sample_and_place(give
     sample.activations[Tap(2, "residual")][1, :2] = beside, -1e5
     as_given = replace(sample, activations={tap: it.astype(given) for tap, it in sample.activations.items()})
     with pytest.raises(
-        StorageError, match=r"^sample 41, layer 2, residual: a value is too large for float16 \(65504\)"
+        StorageError, match=r"^task task20, sample 41, layer 2, residual: a value is too large for float16 \(65504\)"
     ):
         encode(1, [outputs.sample(0), as_given], outputs.shard_format(dtype="float16"), ABOUT)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_nan_is_refused_with_its_place_or_kept_and_counted(value, dtype):
+    sample = outputs.sample(41, tokens=300)
+    sample.activations[Tap(2, "residual")][[7, 200], 1] = value
+    with pytest.raises(StorageError) as raised:
+        encode(1, [outputs.sample(0), sample], outputs.shard_format(dtype=dtype), ABOUT)
+    assert str(raised.value).startswith(
+        "task task20, sample 41, layer 2, residual, token 7: the activation has a NaN or an infinity, as have those of"
+        " 2 of its 300 tokens there."
+    )
+    assert "--on_nonfinite keep" in str(raised.value)
+    form = outputs.shard_format(dtype=dtype, keep_nonfinite=True)
+    encoded = encode(1, [outputs.sample(0), sample], form, ABOUT)
+    assert encoded.entry.nonfinite == 2
+    assert b'"nonfinite": 2' in encoded.entry.line
+    assert b"nonfinite" not in encode(1, [outputs.sample(0)], form, ABOUT).entry.line
+    statistics = read_statistics(content(encoded)["statistics/shard_0001.safetensors"], "statistics", form.taps)
+    assert [row.count for row in statistics.values()] == [303, 301]
+    assert all(
+        np.isfinite([*row.mean, *row.m2, row.mean_square_norm, row.max_norm]).all() for row in statistics.values()
+    )
 
 
 def rounded(values: np.ndarray, dtype: str = "float16") -> np.ndarray:

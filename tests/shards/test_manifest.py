@@ -290,7 +290,7 @@ FIELDS = [
     *((field.name,) for field in dataclasses.fields(Manifest) if field.name not in OWN),
     ("taps",),
     ("totals",),
-    *(("shards", 1, field.name) for field in dataclasses.fields(ShardEntry)),
+    *(("shards", 1, field.name) for field in dataclasses.fields(ShardEntry) if field.name != "nonfinite"),
     *(("shards", 1, "files", 0, name) for name in ("path", "kind", "bytes", "crc32c")),
 ]
 
@@ -312,6 +312,8 @@ def test_each_missing_field_and_each_of_another_type_is_named(tmp_path, keys):
         (("shards", 0, "sample_idx"), [[0, 1.5]]),
         (("shards", 0, "sample_idx"), [["0", "1"]]),
         (("shards", 0, "samples"), True),
+        (("shards", 0, "nonfinite"), "1"),
+        (("shards", 0, "nonfinite"), 1),  # the totals say that there is none
         (("shards", 0, "index"), "1"),
         (("taps",), []),
         (("taps", 0, "layers"), ["0"]),

@@ -118,4 +118,22 @@ def test_nothing_merged_with_something_is_that():
 def test_what_is_not_finite_passes_without_a_warning(value):
     found, norms = measure(np.array([[value, 1.0], [1.0, 2.0]], np.float32), 0)
     assert not np.isfinite(norms[0])
-    assert not np.isfinite(found.merge(found).mean_norm)
+    assert found.merge(found).count == 2
+    assert found.mean.tolist() == [1, 2]
+
+
+@given(parts(), st.data())
+def test_tokens_that_are_not_finite_are_left_out(samples, data):
+    """The rest is as if they were not there, but keeps its places."""
+    for index, sample in enumerate(samples):
+        finite = np.array(data.draw(st.lists(st.booleans(), min_size=len(sample), max_size=len(sample))))
+        broken = sample.copy()
+        broken[~finite, data.draw(st.integers(0, HIDDEN - 1))] = data.draw(st.sampled_from([np.nan, np.inf, -np.inf]))
+        statistics, norms = measure(broken, index)
+        assert np.array_equal(np.isfinite(norms), finite)
+        if not finite.any():
+            assert statistics.count == 0
+            continue
+        expected = plain([sample[finite]], [index])
+        expected["max_position"] = np.flatnonzero(finite)[expected["max_position"]]
+        assert_close_to(statistics, expected)

@@ -60,9 +60,13 @@ def three_shards(sites: Sequence[str] = RESIDUAL, widths: dict[Tap, int] | None 
 
 
 def shard_format(
-    sites: Sequence[str] = RESIDUAL, dtype: str = "float32", compress: bool = True, name: str = "pickle"
+    sites: Sequence[str] = RESIDUAL,
+    dtype: str = "float32",
+    compress: bool = True,
+    name: str = "pickle",
+    keep_nonfinite: bool = False,
 ) -> ShardFormat:
-    return ShardFormat(taps(sites), np.dtype(dtype), compress, name)
+    return ShardFormat(taps(sites), np.dtype(dtype), compress, name, keep_nonfinite)
 
 
 def manifest(form: ShardFormat, **changed: Any) -> Manifest:
@@ -129,6 +133,8 @@ def edit_manifest(folder: Path, edit: Callable[[dict[str, Any]], object]) -> Non
     document["totals"] = {"shards": len(listed)} | {
         name: sum(shard[name] for shard in listed) for name in ("samples", "tokens")
     }
+    if nonfinite := sum(shard.get("nonfinite", 0) for shard in listed):
+        document["totals"]["nonfinite"] = nonfinite
     part.write_text("".join(json.dumps(shard) + "\n" for shard in listed))
     document["shards_crc32c"] = f"{google_crc32c.value(part.read_bytes()):08x}"
     path.write_text(json.dumps(document))

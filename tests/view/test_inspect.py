@@ -115,7 +115,7 @@ def test_nan_and_infinity_are_counted_and_do_not_hide_the_rest(tmp_path, capsys)
     first, second = outputs.three_shards()[0]
     first.activations[Tap(2, "residual")][1, 2] = np.nan
     second.activations[Tap(2, "residual")][0, 0] = np.inf
-    outputs.write(tmp_path, [[first, second]], outputs.shard_format())
+    outputs.write(tmp_path, [[first, second]], outputs.shard_format(keep_nonfinite=True))
     told = row(look(capsys, tmp_path), "residual", "2")
     assert told[-1] == "2"
     assert all(re.fullmatch(r"[0-9.]+", number) for number in told[2:5])

@@ -50,6 +50,7 @@ class ShardCheck:
         self._told: list[tuple[str, list[_Told]]] = []
         self._measured: dict[Tap, tuple[TapStatistics, dict[int, np.ndarray]]] = {}
         self._statistics: dict[Tap, TapStatistics] = {}
+        self._nonfinite = 0
 
     def run(self) -> list[str]:
         """Everything that is wrong with the shard."""
@@ -65,6 +66,11 @@ class ShardCheck:
             self._on_read(file.bytes)
         if self._told:
             self._compare_samples()
+        if not self.findings and self._nonfinite != self._entry.nonfinite:
+            self._find(
+                f"shard {self._entry.index}: {self._nonfinite} activations have a NaN or an infinity, should be"
+                f" {self._entry.nonfinite}"
+            )
         if not self.findings:  # what is wrong with activations would be said twice
             self._compare_statistics()
         return self.findings
@@ -109,11 +115,15 @@ class ShardCheck:
         self._measured[tap] = whole, dict(zip(numbers, (own for _, own in parts), strict=True))
 
     def _wrong_norms(self, shard: Shard, tap: Tap, norms: np.ndarray, span: slice) -> Iterator[str]:
-        if not np.isfinite(norms[span]).all():
+        nonfinite = int((~np.isfinite(norms[span])).sum())
+        self._nonfinite += nonfinite
+        if nonfinite and not self._entry.nonfinite:
             yield "activation has a NaN or an infinity"
         elif self._manifest.format_version > 1:
             stored = shard.norms(tap, span.start, span.stop)
-            wrong = np.flatnonzero(~np.isclose(stored, norms[span], rtol=_FLOAT32_ROUNDING))
+            wrong = np.flatnonzero(
+                ~np.isclose(stored, norms[span].astype(np.float32), rtol=_FLOAT32_ROUNDING, equal_nan=True)
+            )
             if wrong.size:
                 at = wrong[0]
                 yield f"norm of token {at} is {stored[at]:g}, should be {norms[span][at]:g}; {wrong.size} are wrong"

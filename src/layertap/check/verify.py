@@ -4,8 +4,9 @@ Checked, for both formats: the manifest in itself; every file is there with its 
 and no shard file is there that the manifest does not name; every shard holds the samples, layers,
 sites, tokens, shapes and dtype that it should, with the same token ids at every layer and site,
 offsets and positions that count them, the flags that follow from them, the statistics of its
-activations, and no NaN or infinity; every sample stands once, and in a complete run that is one
-machine's, of a whole dataset or of one shard of it, none is missing. All findings are collected:
+activations, and no NaN or infinity but as many as the manifest says were kept; every sample stands
+once, and in a complete run that is one machine's, of a whole dataset or of one shard of it, none is
+missing. All findings are collected:
 one damaged shard does not hide the next, and no content, however damaged, ends the check.
 
 Each file is read once, one in memory at a time (twice its size for pickles).
@@ -61,7 +62,10 @@ class VerifyReport:
         if self.empty:
             return f"{self.folder}: complete, and EMPTY: it holds no sample"
         state = "complete" if manifest.complete else "sound so far, the run is not complete"
-        return f"{self.folder}: {state}; {what}, every file read back and checked"
+        kept = (
+            f"; {manifest.nonfinite} activations have a NaN or an infinity, and were kept" if manifest.nonfinite else ""
+        )
+        return f"{self.folder}: {state}; {what}, every file read back and checked{kept}"
 
     def to_json(self) -> Json:
         """The same for a program."""
@@ -70,6 +74,8 @@ class VerifyReport:
             "folder": self.folder,
             "sound": self.sound,
             "complete": manifest.complete,
+            "empty": self.empty,
+            "nonfinite": manifest.nonfinite,
             "shards": len(manifest.shards),
             "samples": manifest.samples,
             "tokens": manifest.tokens,

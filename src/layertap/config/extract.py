@@ -157,6 +157,10 @@ class RunConfig:
     ] = None
     """The number format on disk. A number that float16 cannot hold stops the run."""
 
+    on_nonfinite: Annotated[Literal["error", "keep"], Flag("output")] = "error"
+    """What to do with an activation that has a NaN or an infinity: stop the run and name it, or
+    store it as it is and count it in the manifest."""
+
     shard_size_gb: Annotated[float, Flag("output", "GB")] = 1.0
     """The size of a shard, before compression, in units of 10^9 bytes."""
 

@@ -3,7 +3,8 @@
 The first prompts of the run go through the model twice before the run begins: once with float32
 products, and once as the run computes. Both times they are packed as the run packs, and the second
 time they are rounded as they are stored. For each tap it has the worst and the mean of the cosine
-and of the relative error of each token's activation.
+and of the relative error of each token's activation. Tokens with a NaN or an infinity are refused
+as the run refuses them, or left out and counted.
 
 It is in the manifest from the first commit on. A run that is killed before that certifies again,
 and finds the same numbers; one that is resumed later keeps them. So an interruption makes no
@@ -13,13 +14,12 @@ It costs one more load of the weights, in float32, and on the host four to six b
 of the prompts' activations at all taps.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
 
 from layertap.core.sample import Sample
 from layertap.core.taps import Tap
@@ -29,17 +29,20 @@ from layertap.extract.progress import Progress, Watch
 from layertap.extract.session import OpenedModel, Session
 from layertap.extract.stream import stream_samples
 from layertap.extract.windows import Position, Window, WindowRules
+from layertap.shards.encode import ShardFormat, measure_sample
 from layertap.shards.manifest import index_ranges
 
 _FLOAT32 = np.dtype(np.float32)
 
-Activation = Float[np.ndarray, "_tokens hidden"]
+_MEASURES = ("cosine_min", "cosine_mean", "relative_error_max", "relative_error_mean")
 
 
-def certify(
-    model: OpenedModel, prompts: Prompts, session: Session, count: int, storage_dtype: np.dtype
-) -> dict[str, Any]:
-    """Measure the first `count` prompts; raises what reading them or running the model raises."""
+def certify(model: OpenedModel, prompts: Prompts, session: Session, count: int, form: ShardFormat) -> dict[str, Any]:
+    """Measure the first `count` prompts as `form` stores them.
+
+    Raises what reading them or running the model raises, and StorageError where the run could not
+    store them.
+    """
     window = _first_window(prompts, count)
     exact = replace(model, compute_dtype=_FLOAT32, capture_dtype=_FLOAT32)
     with closing(Session()) as reference:
@@ -52,9 +55,9 @@ def certify(
         "sample_idx": [list(pair) for pair in index_ranges(sample.sample_idx for sample in stored)],
         "reference": "float32",
         "compute_dtype": model.compute_dtype.name,
-        "storage_dtype": storage_dtype.name,
+        "storage_dtype": form.dtype.name,
         "taps": [
-            {"layer": tap.layer, "site": tap.site} | _compare(stored, truth, tap, storage_dtype)
+            {"layer": tap.layer, "site": tap.site} | _compare(stored, truth, tap, form)
             for tap in (model.taps if stored else ())
         ],
     }
@@ -76,24 +79,26 @@ def _compute(window: Window, model: OpenedModel, rules: WindowRules, session: Se
     return [sample for _, sample in stream]
 
 
-def _compare(stored: Sequence[Sample], truth: Sequence[Sample], tap: Tap, dtype: np.dtype) -> dict[str, float]:
-    pairs = [
-        _compare_tokens(ours.activations[tap], exact.activations[tap], dtype)
-        for ours, exact in zip(stored, truth, strict=True)
-    ]
+def _compare(stored: Sequence[Sample], truth: Sequence[Sample], tap: Tap, form: ShardFormat) -> dict[str, Any]:
+    pairs = [_compare_tokens(ours, exact, tap, form) for ours, exact in zip(stored, truth, strict=True)]
     cosines, errors = (np.concatenate(values) for values in zip(*pairs, strict=True))
-    return {
-        "cosine_min": float(cosines.min()),
-        "cosine_mean": float(cosines.mean()),
-        "relative_error_max": float(errors.max()),
-        "relative_error_mean": float(errors.mean()),
-    }
+    found = {"nonfinite": left_out} if (left_out := sum(sample.tokens for sample in stored) - len(cosines)) else {}
+    if not len(cosines):
+        return dict.fromkeys(_MEASURES) | found
+    numbers = (cosines.min(), cosines.mean(), errors.max(), errors.mean())
+    return dict(zip(_MEASURES, map(float, numbers), strict=True)) | found
 
 
-def _compare_tokens(stored: Activation, truth: Activation, dtype: np.dtype) -> Iterator[np.ndarray]:
-    """Cosine and relative error at each token. Zeros alone are compared with a tiny number."""
-    found, expected = stored.astype(dtype).astype(np.float64), truth.astype(np.float64)
+def _compare_tokens(stored: Sample, truth: Sample, tap: Tap, form: ShardFormat) -> tuple[np.ndarray, np.ndarray]:
+    """Cosine and relative error at each token that is finite in both. Zeros alone are compared with
+    a tiny number.
+    """
+    rounded, norms, _ = measure_sample(stored, tap, form)
+    finite = np.isfinite(norms) & np.isfinite(truth.activations[tap]).all(axis=1)
+    found, expected = (values[finite].astype(np.float64) for values in (rounded, truth.activations[tap]))
     sizes = np.linalg.norm(expected, axis=1) + np.finfo(np.float32).tiny
     found_sizes = np.linalg.norm(found, axis=1) + np.finfo(np.float32).tiny
-    yield np.einsum("th,th->t", found, expected) / (sizes * found_sizes)
-    yield np.linalg.norm(found - expected, axis=1) / sizes
+    return (
+        np.einsum("th,th->t", found, expected) / (sizes * found_sizes),
+        np.linalg.norm(found - expected, axis=1) / sizes,
+    )

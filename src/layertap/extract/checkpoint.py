@@ -12,6 +12,7 @@ import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from layertap.core.strict_json import dump_json
 from layertap.errors import DamageError, RunMismatchError, StorageError, UsageError
 from layertap.extract.windows import Position
 from layertap.objects import open_store
@@ -60,7 +61,7 @@ def checkpoint_bytes(output_dir: str, manifest: Manifest) -> bytes:
         complete=manifest.complete,
         progress=dict(manifest.progress),
     )
-    return (json.dumps(asdict(checkpoint), indent=2) + "\n").encode()
+    return (dump_json(asdict(checkpoint), indent=2) + "\n").encode()
 
 
 def read_checkpoint(path: Path) -> Checkpoint | None:

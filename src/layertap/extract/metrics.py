@@ -9,7 +9,6 @@ Why not `prometheus_client`: with it this file was six lines shorter, and every 
 a second longer to import.
 """
 
-import json
 import sys
 import threading
 import time
@@ -19,6 +18,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+from layertap.core.strict_json import dump_json
 from layertap.errors import UsageError
 from layertap.extract.progress import Progress
 
@@ -125,7 +125,7 @@ def _write_lines(metrics: Metrics, path: Path, ended: threading.Event) -> None:
         if metrics.has_begun:
             try:
                 with path.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(metrics.sample()) + "\n")
+                    file.write(dump_json(metrics.sample()) + "\n")
             except OSError as error:  # a full disk stops the run where its output is written, not here
                 print(f"{path}: cannot be written: {error.strerror}", file=sys.stderr)
         if last:

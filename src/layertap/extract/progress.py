@@ -159,6 +159,9 @@ class RunSummary:
             resumed if self.resumed_shards else "",
             f"skipped {tasks}; metadata.json lists them" if tasks else "",
             f"{samples}; metadata.json lists them" if samples else "",
+            f"{_count(manifest.nonfinite, 'activation')} with a NaN or an infinity; the manifest counts them by shard"
+            if manifest.nonfinite
+            else "",
             uploaded,
             self._speed(),
             _describe_certificate(manifest),
@@ -193,7 +196,7 @@ def _count(number: int, thing: str) -> str:
 
 
 def _describe_certificate(manifest: Manifest) -> str:
-    taps = manifest.certificate.get("taps")
+    taps = [tap for tap in manifest.certificate.get("taps", ()) if tap["cosine_min"] is not None]
     if not taps:
         return ""
     worst = min(taps, key=lambda tap: tap["cosine_min"])

@@ -73,7 +73,7 @@ def extract_prepared(setup: Setup, session: Session, watch: Watch) -> RunSummary
                 mirror.reconcile(setup.manifest)
             manifest, start = resume(output, setup.manifest, checkpoint, held=mirror.held if mirror is not None else 0)
             if setup.config.certify and not manifest.certificate:
-                certificate = certify(setup.model, setup.prompts, session, setup.config.certify, setup.storage_dtype)
+                certificate = certify(setup.model, setup.prompts, session, setup.config.certify, setup.shard_format)
                 manifest = replace(manifest, certificate=certificate)
             if mirror is not None:
                 mirror.begin(manifest)

@@ -88,11 +88,6 @@ class Setup:
         """What the output of this worker, or of this host of it, is called."""
         return self.hosts.name(self.config.worker)
 
-    @property
-    def storage_dtype(self) -> np.dtype:
-        """How activations are stored."""
-        return _DTYPES[self.config.stored_as]
-
 
 def prepare(config: ExtractConfig, hosts: Hosts = _ALONE) -> Setup:
     """Resolve `config` for one of `hosts`, each with its own output folder; waits for the others.
@@ -178,6 +173,7 @@ def format_of_shards(config: RunConfig, model: Qwen2Config, taps: tuple[Tap, ...
         dtype=_DTYPES[config.stored_as],
         compress=config.compress_shards,
         name=config.format,
+        keep_nonfinite=config.on_nonfinite == "keep",
     )
 
 

@@ -36,6 +36,7 @@ from dataclasses import asdict, dataclass, field, replace
 from types import TracebackType
 from typing import Any, Literal, get_args
 
+from layertap.core.strict_json import dump_json
 from layertap.errors import DamageError, LayertapError, LeaseLostError
 from layertap.objects.base import ObjectStore, StoredBytes
 
@@ -96,7 +97,7 @@ def shard_of(name: str) -> str:
 
 def encode_claim(claim: Claim) -> bytes:
     """A claim as it is stored."""
-    return json.dumps(asdict(claim), indent=1).encode() + b"\n"
+    return dump_json(asdict(claim), indent=1).encode() + b"\n"
 
 
 def decode_claim(data: bytes, where: str) -> Claim:
@@ -118,7 +119,7 @@ def decode_claim(data: bytes, where: str) -> Claim:
 
 def encode_done(done: Mapping[str, Any]) -> bytes:
     """A done-manifest as it is stored: every worker writes the same bytes."""
-    return json.dumps(done, indent=1, sort_keys=True).encode() + b"\n"
+    return dump_json(done, indent=1, sort_keys=True).encode() + b"\n"
 
 
 class Lease:

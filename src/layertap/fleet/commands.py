@@ -1,9 +1,9 @@
 """What `layertap shards ...` and `layertap fleet ...` do."""
 
-import json
 import time
 
 from layertap.config.fleet import CreateShardsConfig, FleetStatusConfig, ResetShardsConfig, ShardsStatusConfig
+from layertap.core.strict_json import dump_json
 from layertap.errors import LayertapError
 from layertap.fleet.sharded import MANIFEST, create_shards, open_claimable, read_dataset
 from layertap.fleet.standing import describe_states, free_shards, shard_states, states_to_json
@@ -23,7 +23,7 @@ def status(config: ShardsStatusConfig) -> int:
     """`layertap shards status`."""
     with open_claimable(config.dataset) as store:
         states = shard_states(store, read_dataset(store))
-    print(json.dumps(states_to_json(states), indent=1) if config.json else describe_states(states))
+    print(dump_json(states_to_json(states), indent=1) if config.json else describe_states(states))
     return 0
 
 

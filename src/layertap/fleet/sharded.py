@@ -29,6 +29,7 @@ import google_crc32c
 
 from layertap.config.fleet import CreateShardsConfig
 from layertap.core.records import Task
+from layertap.core.strict_json import dump_json
 from layertap.errors import DamageError, RunMismatchError, UsageError
 from layertap.fleet.streams import encode_record, read_sound_records
 from layertap.objects import open_store
@@ -205,8 +206,8 @@ def _encode(dataset: ShardedDataset) -> bytes:
         },
         "skipped": {"count": len(dataset.skipped), "list": list(dataset.skipped)},
     }
-    lines = ",\n".join("  " + json.dumps(asdict(shard)) for shard in dataset.shards)
-    return f'{json.dumps(header, indent=1)[:-2]},\n "shards": [\n{lines}\n ]\n}}\n'.encode()
+    lines = ",\n".join("  " + dump_json(asdict(shard)) for shard in dataset.shards)
+    return f'{dump_json(header, indent=1)[:-2]},\n "shards": [\n{lines}\n ]\n}}\n'.encode()
 
 
 def _parse(data: bytes, where: str) -> ShardedDataset:

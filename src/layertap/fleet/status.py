@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from layertap.core.strict_json import dump_json
 from layertap.errors import DamageError
 from layertap.fleet.sharded import RUN, ShardedDataset
 from layertap.fleet.standing import Condition, ShardState, describe_conditions, read_all_done, shard_states
@@ -59,7 +60,7 @@ class FleetStatus:
 
     def to_json(self) -> str:
         """Everything, for a program."""
-        return json.dumps(asdict(self), indent=1)
+        return dump_json(asdict(self), indent=1)
 
 
 class FleetWatch:

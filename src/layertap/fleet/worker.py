@@ -32,6 +32,7 @@ from typing import Any
 from uuid import uuid4
 
 from layertap.config.extract import ExtractConfig
+from layertap.core.strict_json import dump_json
 from layertap.errors import (
     DamageError,
     DatasetError,
@@ -119,7 +120,7 @@ def _agree(store: ObjectStore, setup: Setup) -> str:
     Raises RunMismatchError if other workers extract something else.
     """
     identity = {name: value for name, value in setup.manifest.identity.items() if name not in ("backend", "dataset")}
-    data = json.dumps(identity, indent=1, sort_keys=True).encode() + b"\n"
+    data = dump_json(identity, indent=1, sort_keys=True).encode() + b"\n"
     there = None
     while there is None:  # it may be reset between the two calls
         if (version := store.create(RUN, data)) is not None:

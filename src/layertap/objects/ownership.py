@@ -28,6 +28,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from uuid import uuid4
 
+from layertap.core.strict_json import dump_json
 from layertap.errors import LayertapError, StorageError, UsageError
 from layertap.objects.base import OWNED, ObjectStore, StoredBytes
 from layertap.objects.content import MemoryContent
@@ -137,7 +138,7 @@ class Owner:
         self._store = store
         self._expiry = expiry
         self._beat = beat
-        self._claim = json.dumps(asdict(_own_claim()), indent=2).encode()
+        self._claim = dump_json(asdict(_own_claim()), indent=2).encode()
         self._version = ""
         self._failure: LayertapError | None = None
         self._closing = threading.Event()

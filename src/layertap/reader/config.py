@@ -10,7 +10,7 @@ from layertap.core.columns import COLUMNS, FIRST, SINK_FACTOR, SPECIAL
 from layertap.core.taps import Tap
 from layertap.errors import UsageError
 
-Flag = Literal["first", "special", "sink"]
+Flag = Literal["first", "special", "sink", "nonfinite"]
 Framework = Literal["numpy", "torch", "jax"]
 Dtype = Literal["bfloat16", "float16", "float32"]
 
@@ -41,7 +41,7 @@ class BatchConfig:
 
     exclude: frozenset[Flag] = frozenset()
     """Tokens with any of these flags are left out; with "sink", those that are one at any of the
-    taps."""
+    taps, and with "nonfinite", those with a NaN or an infinity at any of them."""
 
     columns: tuple[str, ...] = ("token_ids",)
     """The columns that each token brings beside its activations."""
@@ -90,7 +90,7 @@ class BatchConfig:
     @property
     def excluded_bits(self) -> int:
         """The flags of tokens that are left out."""
-        return sum(_BITS[flag] for flag in self.exclude if flag != "sink")
+        return sum(_BITS.get(flag, 0) for flag in self.exclude)
 
     def order(self) -> dict[str, Any]:
         """Everything but the dataset that decides which token comes when, for all ranks alike; as

@@ -136,6 +136,9 @@ def _kept(content: Shard, config: BatchConfig, begin: int, end: int) -> np.ndarr
     if "sink" in config.exclude:
         for tap in config.taps:
             kept &= ~content.sinks(tap, begin, end, config.sink_factor)
+    if "nonfinite" in config.exclude:
+        for tap in config.taps:
+            kept &= np.isfinite(content.norms(tap, begin, end))
     return kept
 
 

@@ -44,6 +44,9 @@ class ShardFormat:
     compress: bool
     """Whether pickles are gzipped; safetensors never are."""
     name: Literal["pickle", "safetensors"] = "pickle"
+    keep_nonfinite: bool = False
+    """Whether activations with a NaN or an infinity are stored and counted; else they are
+    refused."""
 
     @property
     def bytes_per_token(self) -> int:
@@ -86,7 +89,8 @@ def encode(index: int, samples: Sequence[Sample], form: ShardFormat, about: Mapp
     """Shard `index` of these samples, of which there is at least one; `about` the run goes into
     safetensors.
 
-    Raises StorageError where a finite value does not fit into float16.
+    Raises StorageError where a finite value does not fit into float16, and for a NaN or an infinity
+    that is not to be kept.
     """
     values = _measure_taps(samples, form)
     contents = {path: _encode_file(site, samples, values, form, about) for path, site in form.files(index).items()}
@@ -103,6 +107,7 @@ def encode(index: int, samples: Sequence[Sample], form: ShardFormat, about: Mapp
         tokens=sum(sample.tokens for sample in samples),
         sample_idx=index_ranges(sample.sample_idx for sample in samples),
         files=tuple(files),
+        nonfinite=sum(sum(map(len, it.norms)) - it.statistics.count for it in values.values()),
     )
     return EncodedShard(entry, contents)
 
@@ -120,14 +125,21 @@ class _TapValues:
 def _measure_taps(samples: Sequence[Sample], form: ShardFormat) -> dict[Tap, _TapValues]:
     with ThreadPoolExecutor(_THREADS) as pool:  # results come in the samples' order
         return {
-            tap: _collect(pool.map(lambda sample, tap=tap: _measure_sample(sample, tap, form.dtype), samples), width)
+            tap: _collect(pool.map(lambda sample, tap=tap: measure_sample(sample, tap, form), samples), width)
             for tap, width in form.taps.items()
         }
 
 
-def _measure_sample(sample: Sample, tap: Tap, dtype: np.dtype) -> tuple[Activation, Norms, TapStatistics]:
-    rounded = round_activation(sample, tap, dtype)
+def measure_sample(sample: Sample, tap: Tap, form: ShardFormat) -> tuple[Activation, Norms, TapStatistics]:
+    """What is stored of a sample at a tap: the values, their norms and their statistics.
+
+    Raises StorageError where a finite value does not fit into float16, and for a NaN or an infinity
+    that is not to be kept.
+    """
+    rounded = round_activation(sample, tap, form.dtype)
     statistics, norms = measure(rounded, sample.sample_idx)
+    if statistics.count < len(norms) and not form.keep_nonfinite:
+        raise _nonfinite(sample, tap, np.flatnonzero(~np.isfinite(norms)))
     return rounded, norms.astype(np.float32), statistics
 
 
@@ -149,10 +161,22 @@ def round_activation(sample: Sample, tap: Tap, dtype: np.dtype) -> Activation:
         too_large = dtype == np.float16 and (np.isinf(rounded) & np.isfinite(activation)).any()
     if too_large:
         raise StorageError(
-            f"sample {sample.sample_idx}, layer {tap.layer}, {tap.site}: a value is too large for float16"
-            " (65504); use --storage_dtype float32 or bfloat16"
+            f"{_place(sample, tap)}: a value is too large for float16 (65504); use --storage_dtype float32 or bfloat16"
         )
     return rounded
+
+
+def _nonfinite(sample: Sample, tap: Tap, tokens: np.ndarray) -> StorageError:
+    """For these tokens, which have a NaN or an infinity."""
+    return StorageError(
+        f"{_place(sample, tap)}, token {tokens[0]}: the activation has a NaN or an infinity, as have those of"
+        f" {len(tokens)} of its {sample.tokens} tokens there. A sound model gives none: look for it in the weights."
+        " To store such activations as they are, and have them counted, pass --on_nonfinite keep"
+    )
+
+
+def _place(sample: Sample, tap: Tap) -> str:
+    return f"task {sample.task_id}, sample {sample.sample_idx}, layer {tap.layer}, {tap.site}"
 
 
 def _encode_file(

@@ -23,6 +23,7 @@ from functools import cached_property
 from typing import Any
 
 from layertap.core.columns import COLUMNS
+from layertap.core.strict_json import dump_json
 from layertap.core.taps import Site, Tap
 from layertap.errors import RunMismatchError
 
@@ -59,6 +60,9 @@ class ShardEntry:
     tokens: int
     sample_idx: tuple[tuple[int, int], ...]
     files: tuple[StoredFile, ...]
+    nonfinite: int = 0
+    """Activations, each of a token at a tap, with a NaN or an infinity, which the run was to
+    keep."""
 
     @cached_property
     def line(self) -> bytes:
@@ -66,7 +70,9 @@ class ShardEntry:
         raw = dataclasses.asdict(self)
         for file in raw["files"]:
             del file["layer"]
-        return json.dumps(raw).encode() + b"\n"
+        if not self.nonfinite:
+            del raw["nonfinite"]
+        return dump_json(raw).encode() + b"\n"
 
 
 @dataclass(frozen=True)
@@ -119,6 +125,11 @@ class Manifest:
     def tokens(self) -> int:
         """Tokens in committed shards."""
         return sum(shard.tokens for shard in self.shards)
+
+    @property
+    def nonfinite(self) -> int:
+        """Activations with a NaN or an infinity in committed shards."""
+        return sum(shard.nonfinite for shard in self.shards)
 
     def with_shard(self, shard: ShardEntry | None, progress: Json, *, complete: bool) -> "Manifest":
         """The manifest after one more commit."""

@@ -11,6 +11,7 @@ from typing import Any
 
 import google_crc32c
 
+from layertap.core.strict_json import dump_json
 from layertap.core.taps import SITES, Tap
 from layertap.errors import DamageError, UsageError
 from layertap.objects.base import OWNED, ObjectStore
@@ -39,7 +40,7 @@ def count_parts(shards: int) -> int:
 def head_bytes(manifest: Manifest) -> bytes:
     """What `metadata.json` holds."""
     # Escaped to ASCII: a path or a task id may hold half a surrogate pair, which UTF-8 cannot.
-    return (json.dumps(_head(manifest), indent=2) + "\n").encode()
+    return (dump_json(_head(manifest), indent=2) + "\n").encode()
 
 
 def commit_manifest(store: ObjectStore, manifest: Manifest) -> None:
@@ -112,7 +113,8 @@ def _head(manifest: Manifest) -> dict[str, Any]:
 
 
 def _totals(manifest: Manifest) -> dict[str, int]:
-    return {"shards": len(manifest.shards), "samples": manifest.samples, "tokens": manifest.tokens}
+    totals = {"shards": len(manifest.shards), "samples": manifest.samples, "tokens": manifest.tokens}
+    return totals | ({"nonfinite": manifest.nonfinite} if manifest.nonfinite else {})
 
 
 def _checksum(lines: Iterator[bytes]) -> str:
@@ -181,7 +183,7 @@ def _parse_shard(raw: Json) -> ShardEntry:
     values = _typed(raw, {"index": int, "samples": int, "tokens": int, "sample_idx": list, "files": list})
     values["sample_idx"] = tuple((exact_int(first), exact_int(last)) for first, last in values["sample_idx"])
     values["files"] = tuple(map(_parse_file, values["files"]))
-    return ShardEntry(**values)
+    return ShardEntry(**values, nonfinite=exact_int(raw.get("nonfinite", 0)))
 
 
 def _parse_file(raw: Json) -> StoredFile:

@@ -17,13 +17,13 @@ Version 1 had a file for each tap. With 80 layers that was 81 files and as many 
 gives too.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from layertap.core.columns import Norms
 from layertap.core.sample import Activation, Sample
+from layertap.core.strict_json import dump_json
 from layertap.core.taps import Tap
 from layertap.shards.tensors import Sink, TensorStream, write_tensors
 
@@ -65,7 +65,7 @@ def write_safetensors(
 
 def _metadata(samples: Sequence[Sample], about: Mapping[str, str]) -> dict[str, str]:
     words = [{name: _plain(getattr(sample, name)) for name in TOLD} for sample in samples]
-    return {"format": FORMAT, "format_version": FORMAT_VERSION, **about, "samples": json.dumps(words)}
+    return {"format": FORMAT, "format_version": FORMAT_VERSION, **about, "samples": dump_json(words)}
 
 
 def _plain(value: object) -> object:

@@ -7,7 +7,8 @@ from something as large, so channels whose mean is ten thousand times their stan
 which these models have, keep theirs. Everything is in float64. The merge is commutative, and
 associative up to rounding: shards and workers may be merged in any order.
 
-All tokens count, sinks and special ones included. The values are those that are stored, after
+All tokens count, sinks and special ones included, but for those whose activation has a NaN or an
+infinity: one of them would make every number one. The values are those that are stored, after
 rounding. It costs one pass over a shard, about 2 ns a value of one core, by blocks that stay in its
 cache. Where storing only widens values, they are measured as they are: that gives the same numbers
 without a conversion.
@@ -30,7 +31,7 @@ _BLOCK = 128  # tokens
 
 @dataclass(frozen=True, eq=False)
 class TapStatistics:
-    """Of all tokens at one tap; norms are Euclidean, over the channels of a token."""
+    """Of all finite tokens at one tap; norms are Euclidean, over the channels of a token."""
 
     count: int
     mean: Channels
@@ -50,7 +51,7 @@ class TapStatistics:
         """Of each channel, the standard deviation of the population (the divisor is `count`)."""
         return np.sqrt(self.m2 / max(self.count, 1))
 
-    @np.errstate(invalid="ignore", over="ignore")  # NaN and infinity are for `verify` to find
+    @np.errstate(invalid="ignore", over="ignore")  # versions before may have stored NaN
     def merge(self, other: "TapStatistics") -> "TapStatistics":
         """Those of the tokens of both."""
         count = self.count + other.count
@@ -94,20 +95,29 @@ def _measure_blocks(activation: Activation, sample_idx: int) -> Iterator[tuple[T
     for begin in range(0, len(activation), _BLOCK):
         block = activation[begin : begin + _BLOCK].astype(np.float64)
         squares = np.einsum("th,th->t", block, block)
-        norms = np.sqrt(squares)
-        mean = block.mean(axis=0)
-        block -= mean
-        top = int(np.argmax(norms))
-        yield (
-            TapStatistics(
-                count=len(block),
-                mean=mean,
-                m2=np.einsum("th,th->h", block, block),
-                mean_norm=float(norms.mean()),
-                mean_square_norm=float(squares.mean()),
-                max_norm=float(norms[top]),
-                max_sample_idx=sample_idx,
-                max_position=begin + top,
-            ),
-            norms,
-        )
+        tokens = np.arange(begin, begin + len(block))
+        finite = np.isfinite(squares)
+        if finite.all():
+            yield _of_finite(block, squares, sample_idx, tokens), np.sqrt(squares)
+        else:
+            yield _of_finite(block[finite], squares[finite], sample_idx, tokens[finite]), np.sqrt(squares)
+
+
+def _of_finite(block: np.ndarray, squares: np.ndarray, sample_idx: int, tokens: np.ndarray) -> TapStatistics:
+    """The statistics of these tokens of a sample; `block` is overwritten."""
+    if not len(tokens):
+        return no_statistics(block.shape[1])
+    norms = np.sqrt(squares)
+    mean = block.mean(axis=0)
+    block -= mean
+    top = int(np.argmax(norms))
+    return TapStatistics(
+        count=len(block),
+        mean=mean,
+        m2=np.einsum("th,th->h", block, block),
+        mean_norm=float(norms.mean()),
+        mean_square_norm=float(squares.mean()),
+        max_norm=float(norms[top]),
+        max_sample_idx=sample_idx,
+        max_position=int(tokens[top]),
+    )

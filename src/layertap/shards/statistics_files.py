@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from layertap.core.strict_json import dump_json
 from layertap.core.table import table
 from layertap.core.taps import SITES, Tap
 from layertap.errors import DamageError, UsageError
@@ -54,7 +55,7 @@ def write_statistics(sink: Sink, statistics: Mapping[Tap, TapStatistics], finger
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
         "fingerprint": fingerprint,
-        "taps": json.dumps([[*tap, len(row.mean)] for tap, row in statistics.items()]),
+        "taps": dump_json([[*tap, len(row.mean)] for tap, row in statistics.items()]),
     }
     write_tensors(sink, tensors, metadata)
 

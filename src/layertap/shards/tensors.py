@@ -20,6 +20,7 @@ from typing import Any, Protocol
 import ml_dtypes
 import numpy as np
 
+from layertap.core.strict_json import dump_json
 from layertap.errors import DamageError, StorageError
 
 ALIGNMENT = 64
@@ -91,7 +92,7 @@ def _header(tensors: Mapping[str, TensorStream], metadata: Mapping[str, str]) ->
         begin, end = end, end + tensor.bytes
         shape = list(tensor.shape)
         described[name] = {"dtype": _NAMES[tensor.dtype], "shape": shape, "data_offsets": [begin, end]}
-    text = json.dumps(described).encode("ascii")
+    text = dump_json(described).encode("ascii")
     text += b" " * (-(_LENGTH_BYTES + len(text)) % ALIGNMENT)
     if len(text) > MAX_HEADER_BYTES:
         raise StorageError(
