@@ -3,12 +3,17 @@ import json
 import pytest
 
 from layertap.errors import PromptError
-from layertap.prompts.chat import Conversation, Turn, load_chat_template
+from layertap.prompts.chat import Chat, load_chat_template
+
+
+def _turn(role, content):
+    return {"role": role, "content": content}
+
 
 _ASKED = "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nU<|im_end|>\n<|im_start|>assistant\n"
-_TURNS = Turn("system", "S"), Turn("user", "U")
-_WITH_ANSWER = Conversation((*_TURNS, Turn("assistant", "### Output\n1")))
-_WITHOUT_ANSWER = Conversation(_TURNS, opening="### Output\n")
+_TURNS = _turn("system", "S"), _turn("user", "U")
+_WITH_ANSWER = Chat((*_TURNS, _turn("assistant", "### Output\n1")))
+_WITHOUT_ANSWER = Chat(_TURNS, opening="### Output\n")
 _SOURCE = "{% for m in messages %}[{{ m.role }}:{{ m.content }}]{% endfor %}{% if add_generation_prompt %}[{% endif %}"
 
 
@@ -16,7 +21,7 @@ def test_chatml_where_there_is_no_template(tmp_path):
     chat = load_chat_template(tmp_path, {})
     assert chat.render(_WITH_ANSWER) == _ASKED + "### Output\n1<|im_end|>\n"
     assert chat.render(_WITHOUT_ANSWER) == _ASKED + "### Output\n"
-    assert chat.render(Conversation(_TURNS, opening="")) == _ASKED
+    assert chat.render(Chat(_TURNS, opening="")) == _ASKED
 
 
 def test_chatml_is_what_the_qwen_template_writes(tmp_path, qwen_folder):

@@ -2,7 +2,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from layertap.errors import PromptError
-from layertap.prompts.chat import Conversation, Turn
+from layertap.prompts.chat import Chat
 from layertap.prompts.grids import MinimalGridEncoder, parse_grid_encoder
 from layertap.prompts.templates import PROMPT_VERSIONS, load_template
 
@@ -62,12 +62,12 @@ def test_a_prompt_shows_the_examples_the_test_input_and_its_output_where_that_is
     template = load_template(version)
     asked = template.render(two_tests, 0, _DEFAULT_ENCODER, include_answer=False)
     answered = template.render(two_tests, 0, _DEFAULT_ENCODER, include_answer=True)
-    system, user = asked.turns
-    assert system == Turn("system", "You are a helpful assistant.")
-    assert user.content[user.content.index("## Example 1") :] == _SHOWN
+    system, user = asked.messages
+    assert system == {"role": "system", "content": "You are a helpful assistant."}
+    assert user["content"][user["content"].index("## Example 1") :] == _SHOWN
     assert asked.opening == "### Output\n"
-    output = Turn("assistant", "### Output\n```grid shape: 2x1\n1 8\n2 7\n```")
-    assert answered == Conversation((system, user, output))
+    output = {"role": "assistant", "content": "### Output\n```grid shape: 2x1\n1 8\n2 7\n```"}
+    assert answered == Chat((system, user, output))
 
 
 def test_an_unknown_answer_is_left_out(two_tests):
@@ -78,22 +78,26 @@ def test_an_unknown_answer_is_left_out(two_tests):
 
 @pytest.mark.parametrize(("version", "fewest", "most"), [(PROMPT_VERSIONS[0], 250, 300), (PROMPT_VERSIONS[1], 70, 90)])
 def test_length_of_the_instruction(version, fewest, most, two_tests, qwen_folder):
-    user = load_template(version).render(two_tests, 0, _DEFAULT_ENCODER, include_answer=False).turns[1].content
+    user = load_template(version).render(two_tests, 0, _DEFAULT_ENCODER, include_answer=False).messages[1]["content"]
     tokenizer = Tokenizer.from_file(str(qwen_folder / "tokenizer.json"))
     assert fewest <= len(tokenizer.encode(user[: user.index("## Example 1")]).ids) <= most
 
 
 def test_a_folder_of_ones_own(write_folder, two_tests):
     template = load_template(folder=write_folder())
-    turns = Turn("system", "be brief"), Turn("user", "01\n23>7\n8"), Turn("assistant", "=8\n7")
-    assert template.render(two_tests, 0, MinimalGridEncoder(), include_answer=True) == Conversation(turns)
+    turns = (
+        {"role": "system", "content": "be brief"},
+        {"role": "user", "content": "01\n23>7\n8"},
+        {"role": "assistant", "content": "=8\n7"},
+    )
+    assert template.render(two_tests, 0, MinimalGridEncoder(), include_answer=True) == Chat(turns)
     assert template.version == "custom"
 
 
 def test_the_system_message_may_be_empty_and_text_after_the_answer_is_no_part_of_the_opening(write_folder, two_tests):
     template = load_template(folder=write_folder(system="", assistant="<{{ answer }}>done"))
     conversation = template.render(two_tests, 0, MinimalGridEncoder(), include_answer=False)
-    assert conversation.turns[0] == Turn("system", "")
+    assert conversation.messages[0] == {"role": "system", "content": ""}
     assert conversation.opening == "<"
 
 

@@ -8,7 +8,7 @@ from tokenizers import AddedToken, models
 
 from layertap.errors import PromptError
 from layertap.prompts import PromptMaker, load_template, load_tokenizer, parse_grid_encoder
-from layertap.prompts.chat import Conversation, Turn
+from layertap.prompts.chat import Chat
 
 _ODD_TEXTS = [
     "Hello world",
@@ -76,7 +76,7 @@ def test_chat_text_is_that_of_transformers(qwen, reference, opening):
     turns = [("system", "Be brief."), ("user", " two\nlines "), ("assistant", "one"), ("user", "and?")]
     messages = [{"role": role, "content": content} for role, content in turns]
     expected = reference.apply_chat_template(messages, tokenize=False, add_generation_prompt=opening is not None)
-    conversation = Conversation(tuple(Turn(*turn) for turn in turns), opening)
+    conversation = Chat(tuple(messages), opening)
     assert qwen.chat.render(conversation) == expected + (opening or "")
 
 
@@ -154,7 +154,7 @@ def test_digest_follows_ids_and_chat_text(byte_folder, byte_tokenizer):
     digests = [load_tokenizer(byte_folder).digest]
     _write_config(byte_folder, chat_template="{{ messages[0].content }}!")
     digests.append(load_tokenizer(byte_folder).digest)
-    assert load_tokenizer(byte_folder).chat.render(Conversation((Turn("user", "u"),))) == "u!"
+    assert load_tokenizer(byte_folder).chat.render(Chat(({"role": "user", "content": "u"},))) == "u!"
     byte_tokenizer.add_tokens([AddedToken("<tool_call>")])
     byte_tokenizer.save(str(byte_folder / "tokenizer.json"))
     digests.append(load_tokenizer(byte_folder).digest)

@@ -15,7 +15,7 @@ it in place.
 import hashlib
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 
 from layertap.core.records import Grid, Pair, Task
@@ -61,6 +61,12 @@ class Augmentation:
         """The augmented task; PromptError if `train_order` is for another number of train pairs."""
         train = self._in_order(task, self.train_order)
         return Task(task.task_id, _map_pairs(self.apply_grid, train), _map_pairs(self.apply_grid, task.test))
+
+    def apply_some(self, task: Task, most: int) -> Task:
+        """The augmented task with the first `most` of its train pairs, as they come in order."""
+        order = self.train_order[:most]
+        some = Task(task.task_id, tuple(task.train[place] for place in order), task.test)
+        return replace(self, train_order=tuple(range(len(order)))).apply(some)
 
     def revert(self, task: Task) -> Task:
         """The task that `apply` turned into `task`."""

@@ -6,6 +6,10 @@ named ones of which "default" counts. A checkpoint without any gets ChatML, whic
 2.5 template writes. The system message is always given: Qwen's templates put in their own, another
 one in each release, where it is left out.
 
+What a message says is marked with its role before the template gets it (marked.py), so the roles of
+tokens come from the template's own output: a template may strip, cut or move what is said, and put
+the system's words into the user's turn.
+
 A prompt without its answer has to end inside the assistant's turn, after the first words of that
 turn. So it is rendered up to the generation prompt and the opening is appended. Rendering an
 unfinished assistant message instead would close the turn.
@@ -13,12 +17,15 @@ unfinished assistant message instead would close the turn.
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from layertap.core.columns import ROLES
 from layertap.errors import PromptError
+from layertap.prompts.labels import role_bits, roles_in
+from layertap.prompts.marked import Marked, concat
 from layertap.prompts.sandbox import SandboxedTemplate, chat_environment, compile_template
 
 _CHATML = """\
@@ -32,40 +39,68 @@ _CHATML = """\
 _TOKEN_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
+# What a message's role counts as, where it is not one of ROLES by its name.
+_ROLE_NAMES = {
+    "developer": "system",
+    "model": "assistant",
+    "function": "tool",
+    "ipython": "tool",
+    "observation": "tool",
+}
+
+Message = Mapping[str, Any]
+
+
 @dataclass(frozen=True)
-class Turn:
-    """What one role says."""
+class Chat:
+    """What is said in one prompt."""
 
-    role: str
-    content: str
-
-
-@dataclass(frozen=True)
-class Conversation:
-    """The turns of one prompt; `opening` begins one more, the assistant's, and leaves it open."""
-
-    turns: tuple[Turn, ...]
+    messages: tuple[Message, ...]
+    """Each has a `role`, and `content` or what else the template reads. Texts in it may be marked
+    already, as grids are."""
     opening: str | None = None
+    """The beginning of one more message, the assistant's, which is left open."""
+    tools: tuple[Mapping[str, Any], ...] = ()
+    """What the assistant may call, as JSON schemas."""
 
 
 @dataclass(frozen=True, eq=False)
 class ChatTemplate:
-    """How a tokenizer writes a conversation."""
+    """How a tokenizer writes a chat."""
 
     template: SandboxedTemplate
     tokens: Mapping[str, str]
     """The named tokens, such as `eos_token`, that the template may use."""
 
-    def render(self, conversation: Conversation) -> str:
-        """The chat text, which ends after the last turn, or after the opening if there is one.
+    def render(self, chat: Chat) -> Marked:
+        """The chat text, which ends after the last message, or after the opening if there is one.
 
-        Raises PromptError naming file and line where the template fails or refuses the
-        conversation.
+        Each character is marked with the role that says it. Raises PromptError naming file and line
+        where the template fails or refuses the chat, or loses the marks of all that a role says.
         """
-        opens = conversation.opening is not None
-        messages = [asdict(turn) for turn in conversation.turns]
-        text = self.template.render(**self.tokens, messages=messages, add_generation_prompt=opens)
-        return text + (conversation.opening or "")
+        text = self.template.render(
+            **self.tokens,
+            messages=[_marked_message(message) for message in chat.messages],
+            tools=_marked(list(chat.tools), role_bits("system")) if chat.tools else None,
+            documents=None,
+            add_generation_prompt=chat.opening is not None,
+        )
+        marked = concat((text, Marked(chat.opening or "").with_bits(role_bits("assistant"))))
+        self._require_marks(chat, marked)
+        return marked
+
+    def _require_marks(self, chat: Chat, text: Marked) -> None:
+        """Refuse a template that writes what a message says in a way that loses its marks."""
+        found = roles_in(text)
+        for message in chat.messages:
+            content = message.get("content")
+            if _role(message) in found or not isinstance(content, str) or not content.strip():
+                continue
+            if content.strip() in text:
+                raise PromptError(
+                    f"{self.template.filename}: writes what the {message['role']} says, but in a way that Layertap"
+                    " cannot follow, so tokens would have no roles; write the content with Jinja's own filters"
+                )
 
     @property
     def digest(self) -> str:
@@ -82,6 +117,29 @@ def load_chat_template(folder: Path, config: Mapping[str, Any]) -> ChatTemplate:
     """
     source, filename = _find_source(folder, config)
     return ChatTemplate(compile_template(chat_environment(), source, filename), _named_tokens(config))
+
+
+def _role(message: Message) -> str:
+    name = str(message.get("role"))
+    name = _ROLE_NAMES.get(name, name)
+    return name if name in ROLES else "text"
+
+
+def _marked_message(message: Message) -> dict[str, Any]:
+    bits = role_bits(_role(message))
+    return {key: value if key == "role" else _marked(value, bits) for key, value in message.items()}
+
+
+def _marked(value: Any, bits: int) -> Any:  # noqa: ANN401 - JSON in, JSON out
+    """The same value, with every text in it marked, keys of objects among them."""
+    match value:
+        case str():
+            return value.with_bits(bits) if isinstance(value, Marked) else Marked(value, bits)
+        case Mapping():
+            return {_marked(key, bits): _marked(entry, bits) for key, entry in value.items()}
+        case list() | tuple():
+            return [_marked(entry, bits) for entry in value]
+    return value
 
 
 def _find_source(folder: Path, config: Mapping[str, Any]) -> tuple[str, str]:

@@ -27,6 +27,8 @@ from typing import ClassVar
 
 from layertap.core.records import Grid
 from layertap.errors import PromptError
+from layertap.prompts.labels import cell_marks
+from layertap.prompts.marked import Marked, concat, join, marks_of
 
 _DIGITS = "0123456789"
 # Phonetic letters, U+0250 to U+0259: rare, unchanged by Unicode normalisation, and in the Qwen
@@ -45,8 +47,8 @@ class GridEncoder(ABC):
     """An encoder may hold only encoders of a lower rank."""
 
     @abstractmethod
-    def encode(self, grid: Grid) -> str:
-        """The text of `grid`, with no line break at its end."""
+    def encode(self, grid: Grid) -> Marked:
+        """The text of `grid`, with no line break at its end, its cells marked (labels.py)."""
 
     def __str__(self) -> str:
         """The canonical expression, such as `GridCodeBlockEncoder(RepeatNumberEncoder(3))`."""
@@ -59,8 +61,9 @@ class GridEncoder(ABC):
 class MinimalGridEncoder(GridEncoder):
     """Digits with nothing between them, one line a row."""
 
-    def encode(self, grid: Grid) -> str:
-        return "\n".join(["".join([_DIGITS[cell] for cell in row]) for row in grid])
+    def encode(self, grid: Grid) -> Marked:
+        text = "\n".join(["".join([_DIGITS[cell] for cell in row]) for row in grid])
+        return Marked(text, cell_marks(grid))
 
 
 @dataclass(frozen=True)
@@ -79,8 +82,9 @@ class GridWithSeparationEncoder(GridEncoder):
         if not self.separator.replace("\t", " ").isprintable():
             raise PromptError(f"{self}: a separator must be printable characters or tabs; line breaks end the rows")
 
-    def encode(self, grid: Grid) -> str:
-        return "\n".join([self.separator.join([_DIGITS[cell] for cell in row]) for row in grid])
+    def encode(self, grid: Grid) -> Marked:
+        text = "\n".join([self.separator.join([_DIGITS[cell] for cell in row]) for row in grid])
+        return Marked(text, cell_marks(grid, between=len(self.separator)))
 
 
 @dataclass(frozen=True)
@@ -94,8 +98,9 @@ class RepeatNumberEncoder(GridEncoder):
         if self.n < 2:
             raise PromptError(f"{self}: n must be 2 or more; for every digit once use MinimalGridEncoder()")
 
-    def encode(self, grid: Grid) -> str:
-        return "\n".join(["".join([_DIGITS[cell] * self.n for cell in row]) for row in grid])
+    def encode(self, grid: Grid) -> Marked:
+        text = "\n".join(["".join([_DIGITS[cell] * self.n for cell in row]) for row in grid])
+        return Marked(text, cell_marks(grid, characters=self.n))
 
 
 @dataclass(frozen=True)
@@ -129,8 +134,9 @@ class ReplaceNumberEncoder(_Wrapper):
         if isinstance(self.inner, GridWithSeparationEncoder) and not set(_SYMBOLS).isdisjoint(self.inner.separator):
             raise PromptError(f"{self}: the separator has one of {_SYMBOLS} in it, which are the cells here")
 
-    def encode(self, grid: Grid) -> str:
-        return self.inner.encode(grid).translate(_TO_SYMBOLS)
+    def encode(self, grid: Grid) -> Marked:
+        text = self.inner.encode(grid)
+        return Marked(text.translate(_TO_SYMBOLS), marks_of(text))
 
 
 @dataclass(frozen=True)
@@ -140,9 +146,9 @@ class RowNumberEncoder(_Wrapper):
     rank: ClassVar[int] = 2
     otherwise: ClassVar[str] = "it would number lines that are no bare rows of cells"
 
-    def encode(self, grid: Grid) -> str:
+    def encode(self, grid: Grid) -> Marked:
         rows = self.inner.encode(grid).split("\n")
-        return "\n".join([f"{number} {row}" for number, row in enumerate(rows, start=1)])
+        return join("\n", [f"{number} " + row for number, row in enumerate(rows, start=1)])
 
 
 @dataclass(frozen=True)
@@ -152,8 +158,8 @@ class GridCodeBlockEncoder(_Wrapper):
     rank: ClassVar[int] = 3
     otherwise: ClassVar[str] = "fences inside fences would end the block too early"
 
-    def encode(self, grid: Grid) -> str:
-        return f"{self._opening(grid)}\n{self.inner.encode(grid)}\n{_FENCE}"
+    def encode(self, grid: Grid) -> Marked:
+        return concat((f"{self._opening(grid)}\n", self.inner.encode(grid), f"\n{_FENCE}"))
 
     def _opening(self, grid: Grid) -> str:
         return f"{_FENCE}grid"

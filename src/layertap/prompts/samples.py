@@ -6,29 +6,52 @@ resumed, and many workers can share a dataset, with the same bytes in the end. Y
 may call `make` with any cut of the records: larger ones only give the tokenizer more at once.
 
 A task with T test inputs gives T x `predictions_per_task` samples, test input by test input;
-prediction i of every test input has the same augmentation. A document gives one sample of its text
-unchanged. Where an answer is asked for but not known, as in a competition's test set, the sample
-is made without it and ends where the answer would begin.
+prediction i of every test input has the same augmentation. Of a task with more than
+`max_train_pairs` train pairs, each prediction shows the first so many of its own order. Where an
+answer is asked for but not known, as in a competition's test set, the sample is made without it and
+ends where the answer would begin.
+
+A document, a conversation and a list of tokens give one sample each. With `split`, they are cut
+into contexts of so many tokens instead, each a sample of its own that knows where it begins. A
+context repeats the last `overlap` tokens of the one before it, and the tokenizer's opening tokens
+(BOS) where the whole begins with them. How many contexts a text has is known only when it is
+tokenised, so with `split` each such record has `MOST_PARTS` sample numbers and uses the first.
 """
 
 import itertools
-from collections.abc import Iterator, Sequence, Set
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int32
 
-from layertap.core.columns import token_columns
-from layertap.core.records import Document, GoodRecord, Task
+from layertap.core.columns import NO_LABELS, Columns, token_columns
+from layertap.core.records import Conversation, Document, GoodRecord, Task, TokenList
 from layertap.core.sample import Sample
 from layertap.errors import PromptError
 from layertap.prompts.augment import Augmentation, draw_augmentation
+from layertap.prompts.chat import Chat
 from layertap.prompts.grids import GridEncoder
+from layertap.prompts.labels import roles_decided, token_labels
+from layertap.prompts.marked import Marked, marks_of
 from layertap.prompts.templates import PromptTemplate
 from layertap.prompts.tokenizer import PromptTokenizer
 
+MOST_PARTS = 1 << 20
+"""How many sample numbers a record has that may be split."""
 _PREVIEW_CHARACTERS = 200
+_PLAIN_ORIGIN: dict[str, Any] = {"test_index": None, "prediction": 0, "augmentation": None}
+
+
+@dataclass(frozen=True)
+class SplitRules:
+    """How long texts become contexts."""
+
+    length: int
+    """Tokens of a context, the opening tokens among them."""
+    overlap: int = 0
+    """How many tokens of a context are the last ones of the context before it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,19 +59,12 @@ class _Draft:
     sample_idx: int
     """Its place among all samples of the dataset, from 0."""
     task_id: str
-    test_index: int | None
-    """Which test input of the task; None for a document."""
-    prediction: int
-    """Which of the augmented versions; 0 for a document."""
-    augmentation: Augmentation | None
-    """None for a document."""
     text: str
-
-    @property
-    def origin(self) -> dict[str, Any]:
-        """Which prompt of its task it is; enough to make and revert the augmentation again."""
-        augmentation = None if self.augmentation is None else asdict(self.augmentation)
-        return {"test_index": self.test_index, "prediction": self.prediction, "augmentation": augmentation}
+    """Marked, unless it is a document."""
+    token_ids: Int32[np.ndarray, " tokens"] | None = None
+    """Where the text is made of them, and not the other way round."""
+    origin: dict[str, Any] = field(default_factory=lambda: dict(_PLAIN_ORIGIN))
+    """Which prompt of its task it is; enough to make and revert the augmentation again."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +77,12 @@ class PromptMaker:
     predictions_per_task: int
     include_answer: bool
     seed: int
+    add_generation_prompt: bool = False
+    """Whether a conversation ends where the assistant would go on."""
+    max_train_pairs: int | None = None
+    split: SplitRules | None = None
+    vocabulary: int | None = None
+    """How many rows the model's embedding has; None: as many as the tokenizer has tokens."""
 
     def __post_init__(self) -> None:
         """Refuse to make nothing."""
@@ -68,8 +90,25 @@ class PromptMaker:
             raise PromptError(f"predictions_per_task is {self.predictions_per_task}; it must be at least 1")
 
     def count(self, record: GoodRecord) -> int:
-        """How many samples `record` gives."""
-        return len(record.test) * self.predictions_per_task if isinstance(record, Task) else 1
+        """How many sample numbers `record` has."""
+        if isinstance(record, Task):
+            return len(record.test) * self.predictions_per_task
+        return 1 if self.split is None else MOST_PARTS
+
+    def expected(self, record: GoodRecord) -> int:
+        """About how many samples `record` gives, without tokenising it."""
+        return self.count(record) if isinstance(record, Task) else 1
+
+    def refusal(self, record: GoodRecord) -> str | None:
+        """Why no sample can be made of `record`, such as what its chat template says; or None."""
+        try:
+            if isinstance(record, Conversation):
+                _check_unicode(record.task_id, self._chat_text(record))
+            elif isinstance(record, TokenList):
+                self._token_ids(record)
+        except PromptError as error:
+            return str(error)
+        return None
 
     def make(self, records: Sequence[tuple[int, GoodRecord]]) -> list[Sample]:
         """The samples of all `records`, each given with the `sample_idx` of its first sample.
@@ -78,13 +117,27 @@ class PromptMaker:
         """
         drafts = [draft for first, record in records for draft in self._drafts(first, record)]
         for draft in drafts:
-            _check_unicode(draft)
-        token_ids = self.tokenizer.encode_batch([draft.text for draft in drafts])
-        special = self.tokenizer.special_ids
-        return [_sample(draft, ids, special) for draft, ids in zip(drafts, token_ids, strict=True)]
+            _check_unicode(draft.task_id, draft.text)
+        marked = iter(self.tokenizer.encode_marked([draft.text for draft in drafts if isinstance(draft.text, Marked)]))
+        plain = iter(self.tokenizer.encode_batch([draft.text for draft in drafts if _is_document(draft)]))
+        samples: list[Sample] = []
+        for draft in drafts:
+            labels: Columns | None = None
+            if draft.token_ids is not None:
+                token_ids = draft.token_ids
+            elif _is_document(draft):
+                token_ids = np.concatenate([np.array(self.tokenizer.opening_ids, np.int32), next(plain)])
+            else:
+                token_ids, offsets = next(marked)
+                labels = token_labels(roles_decided(marks_of(draft.text)), offsets)
+            samples += self._samples(draft, token_ids, labels)
+        return samples
 
-    def identity(self) -> dict[str, str | int | bool]:
-        """Everything here that decides the tokens of a given record, for the run fingerprint."""
+    def identity(self) -> dict[str, str | int | bool | None]:
+        """Everything here that decides the tokens of a given record, for the run fingerprint.
+
+        What was added later is in it only where it is not the default, so that older runs go on.
+        """
         return {
             "tokenizer": self.tokenizer.digest,
             "prompt_version": self.template.version,
@@ -93,44 +146,102 @@ class PromptMaker:
             "predictions_per_task": self.predictions_per_task,
             "include_answer": self.include_answer,
             "random_seed": self.seed,
+            **({"add_generation_prompt": True} if self.add_generation_prompt else {}),
+            **({"max_train_pairs": self.max_train_pairs} if self.max_train_pairs is not None else {}),
+            **({f"split_{name}": value for name, value in asdict(self.split).items()} if self.split else {}),
         }
 
     def _drafts(self, first: int, record: GoodRecord) -> Iterator[_Draft]:
-        if not isinstance(record, Task | Document):
-            raise PromptError(f"{record.task_id!r}: a {type(record).__name__} makes no prompt yet")
-        if isinstance(record, Document):
-            yield _Draft(first, record.task_id, None, 0, None, record.text)
-            return
+        match record:
+            case Task():
+                yield from self._task_drafts(first, record)
+            case Document():
+                yield _Draft(first, record.task_id, record.text)
+            case Conversation():
+                yield _Draft(first, record.task_id, self._chat_text(record))
+            case TokenList():
+                ids = self._token_ids(record)
+                preview = self.tokenizer.decode(ids[:_PREVIEW_CHARACTERS])
+                yield _Draft(first, record.task_id, preview, ids)
+
+    def _task_drafts(self, first: int, task: Task) -> Iterator[_Draft]:
         places = itertools.count(first)
-        augmented = [self._augmented(record, prediction) for prediction in range(self.predictions_per_task)]
-        for test_index in range(len(record.test)):
-            for prediction, (augmentation, task) in enumerate(augmented):
-                text = self._text(task, test_index)
-                yield _Draft(next(places), task.task_id, test_index, prediction, augmentation, text)
+        shown = [self._shown(task, prediction) for prediction in range(self.predictions_per_task)]
+        for test_index in range(len(task.test)):
+            for prediction, (augmentation, augmented) in enumerate(shown):
+                chat = self.template.render(augmented, test_index, self.encoder, self.include_answer)
+                text = self.tokenizer.chat.render(chat)
+                order = augmentation.train_order[: self.max_train_pairs]
+                drawn = asdict(augmentation) | {"train_order": order}
+                origin = {"test_index": test_index, "prediction": prediction, "augmentation": drawn}
+                yield _Draft(next(places), task.task_id, text, origin=origin)
 
-    def _augmented(self, task: Task, prediction: int) -> tuple[Augmentation, Task]:
+    def _shown(self, task: Task, prediction: int) -> tuple[Augmentation, Task]:
         augmentation = draw_augmentation(self.seed, task.task_id, prediction, len(task.train))
-        return augmentation, augmentation.apply(task)
+        if self.max_train_pairs is None:
+            return augmentation, augmentation.apply(task)
+        return augmentation, augmentation.apply_some(task, self.max_train_pairs)
 
-    def _text(self, task: Task, test_index: int) -> str:
-        conversation = self.template.render(task, test_index, self.encoder, self.include_answer)
-        return self.tokenizer.chat.render(conversation)
+    def _chat_text(self, conversation: Conversation) -> str:
+        opening = "" if self.add_generation_prompt else None
+        try:
+            return self.tokenizer.chat.render(Chat(conversation.messages, opening, conversation.tools))
+        except PromptError as error:
+            raise PromptError(f"conversation {conversation.task_id!r}: {error}") from error
+
+    def _token_ids(self, record: TokenList) -> Int32[np.ndarray, " tokens"]:
+        most = self.vocabulary or self.tokenizer.vocab_size
+        wrong = next((token for token in record.token_ids if not 0 <= token < most), None)
+        if wrong is not None:
+            raise PromptError(f"{record.task_id!r}: token {wrong} is not in the model's vocabulary of {most}")
+        return np.array(record.token_ids, np.int32)
+
+    def _samples(self, draft: _Draft, token_ids: Int32[np.ndarray, " tokens"], labels: Columns | None) -> list[Sample]:
+        """The sample of a draft, or those of its contexts."""
+        if token_ids.size == 0:
+            raise PromptError(
+                f"task {draft.task_id!r}: its text {draft.text!r} has no tokens; leave it out of the dataset"
+            )
+        columns = token_columns(token_ids, self.tokenizer.special_ids, labels)
+        whole = Sample(draft.sample_idx, draft.task_id, draft.text[:_PREVIEW_CHARACTERS], columns, draft.origin)
+        is_puzzle = draft.origin["augmentation"] is not None
+        return [whole] if self.split is None or is_puzzle else list(self._contexts(whole, self.split))
+
+    def _contexts(self, whole: Sample, rules: SplitRules) -> Iterator[Sample]:
+        opening = len(self.tokenizer.opening_ids)
+        if tuple(whole.token_ids[:opening].tolist()) != self.tokenizer.opening_ids:
+            opening = 0
+        room = rules.length - opening
+        step = room - rules.overlap
+        if step < 1:
+            raise PromptError(f"contexts of {rules.length} tokens have no room for {rules.overlap} repeated ones")
+        body = whole.tokens - opening
+        parts = max(1, -(-(body - rules.overlap) // step))
+        if parts > MOST_PARTS:
+            raise PromptError(
+                f"{whole.task_id!r}: has {parts} contexts of {rules.length} tokens, more than {MOST_PARTS}"
+            )
+        for part in range(parts):
+            begin = opening + part * step
+            taken = np.r_[:opening, begin : min(begin + room, whole.tokens)]
+            ids = whole.token_ids[taken]
+            labels = {name: whole.columns[name][taken] for name in NO_LABELS}
+            preview = whole.text_preview if part == 0 else self.tokenizer.decode(ids[:_PREVIEW_CHARACTERS])
+            yield replace(
+                whole,
+                sample_idx=whole.sample_idx + part,
+                text_preview=preview[:_PREVIEW_CHARACTERS],
+                columns=token_columns(ids, self.tokenizer.special_ids, labels),
+                origin={**whole.origin, "part": part, "parts": parts, "start": begin if part else 0},
+            )
 
 
-def _check_unicode(draft: _Draft) -> None:
+def _is_document(draft: _Draft) -> bool:
+    return draft.token_ids is None and not isinstance(draft.text, Marked)
+
+
+def _check_unicode(task_id: str, text: str) -> None:
     try:
-        draft.text.encode("utf-8")
+        text.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise PromptError(f"task {draft.task_id!r}: its text is not valid Unicode: {error}") from error
-
-
-def _sample(draft: _Draft, token_ids: Int32[np.ndarray, " tokens"], special: Set[int]) -> Sample:
-    if token_ids.size == 0:
-        raise PromptError(f"task {draft.task_id!r}: its text {draft.text!r} has no tokens; leave it out of the dataset")
-    return Sample(
-        sample_idx=draft.sample_idx,
-        task_id=draft.task_id,
-        text_preview=draft.text[:_PREVIEW_CHARACTERS],
-        columns=token_columns(token_ids, special),
-        origin=draft.origin,
-    )
+        raise PromptError(f"task {task_id!r}: its text is not valid Unicode: {error}") from error

@@ -5,20 +5,27 @@ checkpoint. Neither is trusted: both run in Jinja's immutable sandbox. Both must
 text in every worker and after every restart, so what could make two renderings differ (`random`,
 `lipsum`, today's date) does not exist in these environments; a template that needs it fails with
 its line instead of writing another prompt each time.
+
+Text keeps its marks on the way through (marked.py).
 """
 
 import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from traceback import walk_tb
+from typing import Any
 
 import jinja2
 from jinja2 import nodes
+from jinja2.compiler import CodeGenerator, Frame
 from jinja2.ext import Extension, loopcontrols
 from jinja2.meta import find_undeclared_variables
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from layertap.errors import PromptError
+from layertap.prompts.labels import GENERATED
+from layertap.prompts.marked import Marked, concat, join, marks_of
 
 # What an expression inside a template can raise; anything else is a defect of ours and must not be
 # blamed on the file.
@@ -62,46 +69,101 @@ def compile_template(environment: jinja2.Environment, source: str, filename: str
 
 def prompt_environment() -> jinja2.Environment:
     """For prompt templates: an unknown name is an error, and block tags leave no blank lines."""
-    environment = ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = _Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     return _repeatable(environment)
 
 
 def chat_environment() -> jinja2.Environment:
     """For chat templates: what `transformers` gives them, less today's date."""
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, loopcontrols]
-    )
-    environment.filters["tojson"] = _to_json
+    environment = _Environment(trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, loopcontrols])
+    environment.filters["tojson"] = to_marked_json
     environment.globals["raise_exception"] = _raise_exception
     return _repeatable(environment)
 
 
+class _MarkingCode(CodeGenerator):
+    """Writes `~` so that it keeps marks."""
+
+    def visit_Concat(self, node: nodes.Concat, frame: Frame) -> None:
+        """Put the parts together by the environment's own `concat`."""
+        self.write("environment.concat(map(str, (")
+        for part in node.nodes:
+            self.visit(part, frame)
+            self.write(", ")
+        self.write(")))")
+
+
+class _Environment(ImmutableSandboxedEnvironment):
+    """A sandbox in which text keeps its marks (marked.py)."""
+
+    code_generator_class = _MarkingCode
+    concat = staticmethod(concat)
+
+
 def _repeatable(environment: jinja2.Environment) -> jinja2.Environment:
+    environment.filters["join"] = _join
     del environment.filters["random"]
     del environment.globals["lipsum"]
     return environment
 
 
 class _GenerationTag(Extension):
-    """`{% generation %}` marks what an assistant wrote, for training; its content stays."""
+    """`{% generation %}` marks what an assistant writes, as for training.
+
+    Like transformers', it is a call block: a name that is set inside is not known behind it.
+    """
 
     tags = {"generation"}  # noqa: RUF012  # Jinja's own declaration is a plain set
 
-    def parse(self, parser: Parser) -> list[nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+    def parse(self, parser: Parser) -> nodes.Node:
+        """The block, whose text `_mark_generated` gets."""
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.CallBlock(self.call_method("_mark_generated"), [], [], body).set_lineno(line)
+
+    @jinja2.pass_eval_context
+    def _mark_generated(self, _context: nodes.EvalContext, caller: Callable[[], str]) -> Marked:
+        return concat((caller(),)).with_bits(GENERATED)
+
+
+def _join(value: Iterable[object], separator: str = "", attribute: str | int | None = None) -> Marked:
+    """Jinja's `join` filter, which would make plain text of marked."""
+    parts = value if attribute is None else [_attribute(part, attribute) for part in value]
+    return join(separator, map(str, parts))
+
+
+def _attribute(part: Any, name: str | int) -> object:  # noqa: ANN401 - any value of a template
+    return part[name] if isinstance(name, int) or isinstance(part, Mapping) else getattr(part, name)
 
 
 def _raise_exception(message: str) -> None:
     raise jinja2.TemplateError(message)
 
 
-def _to_json(
+def to_marked_json(
     value: object,
     ensure_ascii: bool = False,
     indent: int | None = None,
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    # Jinja's own filter escapes for HTML.
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+    """As transformers' templates write JSON: Jinja's own filter escapes for HTML.
+
+    All of it has the marks of the first text in `value` that has any.
+    """
+    text = json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+    return Marked(text, next((int(marks_of(part)[0]) for part in _texts(value) if marks_of(part).any()), 0))
+
+
+def _texts(value: object) -> Iterator[str]:
+    """All texts in a JSON value, keys among them."""
+    match value:
+        case str() as text:
+            yield text
+        case Mapping():
+            for key, entry in value.items():
+                yield from _texts(key)
+                yield from _texts(entry)
+        case list() | tuple():
+            for entry in value:
+                yield from _texts(entry)

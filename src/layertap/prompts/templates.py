@@ -19,10 +19,13 @@ from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
 
+from layertap.core.columns import TEST
 from layertap.core.records import Grid, Task
 from layertap.errors import PromptError
-from layertap.prompts.chat import Conversation, Turn
+from layertap.prompts.chat import Chat, Message
 from layertap.prompts.grids import GridEncoder
+from layertap.prompts.labels import grid_bits
+from layertap.prompts.marked import Marked
 from layertap.prompts.sandbox import SandboxedTemplate, compile_template, prompt_environment
 
 PROMPT_VERSIONS = ("output-from-examples-v0", "output-from-examples-v1")
@@ -44,19 +47,21 @@ class PromptTemplate:
         if "answer" not in self.assistant.variables:
             raise PromptError(f"{self.assistant.filename}: never uses {{{{ answer }}}}, the text of the output grid")
 
-    def render(self, task: Task, test_index: int, encoder: GridEncoder, include_answer: bool) -> Conversation:
-        """The conversation about test pair `test_index` of `task`.
+    def render(self, task: Task, test_index: int, encoder: GridEncoder, include_answer: bool) -> Chat:
+        """The chat about test pair `test_index` of `task`.
 
         It has the answer only where `include_answer` is set and the test output is known. Raises
         PromptError naming file and line where a template fails.
         """
         test = task.test[test_index]
-        shown = {"examples": _examples(task, encoder), "test_input": encoder.encode(test.input)}
-        asked = Turn("system", self.system.render(**shown)), Turn("user", self.user.render(**shown))
+        asked_about = encoder.encode(test.input).with_bits(grid_bits(TEST, "input"))
+        shown = {"examples": _examples(task, encoder), "test_input": asked_about}
+        asked = _message("system", self.system.render(**shown)), _message("user", self.user.render(**shown))
         if not include_answer or test.output is None:
-            return Conversation(asked, opening=self._opening(shown))
-        answer = self.assistant.render(**shown, answer=encoder.encode(test.output))
-        return Conversation((*asked, Turn("assistant", answer)))
+            return Chat(asked, opening=self._opening(shown))
+        output = encoder.encode(test.output).with_bits(grid_bits(TEST, "output"))
+        answer = self.assistant.render(**shown, answer=output)
+        return Chat((*asked, _message("assistant", answer)))
 
     @property
     def digest(self) -> str:
@@ -111,10 +116,17 @@ def _read(path: Traversable, shown_as: str) -> str:
         raise PromptError(f"{shown_as}: cannot be read: {error}") from error
 
 
-def _examples(task: Task, encoder: GridEncoder) -> list[dict[str, str]]:
+def _message(role: str, content: str) -> Message:
+    return {"role": role, "content": content}
+
+
+def _examples(task: Task, encoder: GridEncoder) -> list[dict[str, Marked]]:
     return [
-        {"input": encoder.encode(pair.input), "output": encoder.encode(_known(pair.output, task))}
-        for pair in task.train
+        {
+            "input": encoder.encode(pair.input).with_bits(grid_bits(number, "input")),
+            "output": encoder.encode(_known(pair.output, task)).with_bits(grid_bits(number, "output")),
+        }
+        for number, pair in enumerate(task.train)
     ]
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int32
+from jaxtyping import Int32, Int64
 from tokenizers import Tokenizer
 
 from layertap.errors import PromptError
@@ -40,6 +40,8 @@ class PromptTokenizer:
     """One more than the largest id; models may have more embedding rows than that."""
     special_ids: frozenset[int]
     """Ids of tokens such as `<|im_start|>`, which mean structure and not text."""
+    opening_ids: tuple[int, ...]
+    """What the tokenizer puts before every text, such as Llama's BOS; none for Qwen."""
     chat: ChatTemplate
     _tokenizer: Tokenizer
 
@@ -51,6 +53,18 @@ class PromptTokenizer:
             encodings = self._tokenizer.encode_batch_fast(piece, add_special_tokens=False)
             ids += [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
         return ids
+
+    def encode_marked(
+        self, texts: Sequence[str]
+    ) -> list[tuple[Int32[np.ndarray, " tokens"], Int64[np.ndarray, "tokens 2"]]]:
+        """The same ids, and for each token which characters it is of: from, and up to."""
+        found = []
+        for start in range(0, len(texts), _TEXTS_AT_ONCE):
+            piece = [str.__str__(text) for text in texts[start : start + _TEXTS_AT_ONCE]]
+            for encoding in self._tokenizer.encode_batch(piece, add_special_tokens=False):
+                offsets = np.array(encoding.offsets, np.int64).reshape(-1, 2)
+                found.append((np.array(encoding.ids, dtype=np.int32), offsets))
+        return found
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of these ids, special tokens included."""
@@ -72,6 +86,7 @@ def load_tokenizer(folder: Path) -> PromptTokenizer:
         digest=sha256(sha256(serialized).digest() + chat.digest.encode("ascii")).hexdigest(),
         vocab_size=1 + max(tokenizer.get_vocab(with_added_tokens=True).values()),
         special_ids=frozenset(id_ for id_, token in tokenizer.get_added_tokens_decoder().items() if token.special),
+        opening_ids=_opening_ids(tokenizer),
         chat=chat,
         _tokenizer=tokenizer,
     )
@@ -98,6 +113,14 @@ def _parse(serialized: bytes, path: Path) -> Tokenizer:
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
+
+
+def _opening_ids(tokenizer: Tokenizer) -> tuple[int, ...]:
+    """The special tokens that come before a text, where the tokenizer adds any."""
+    plain = tokenizer.encode("a", add_special_tokens=False).ids
+    added = tokenizer.encode("a").ids
+    places = [at for at in range(len(added)) if added[at : at + len(plain)] == plain]
+    return tuple(added[: places[0]]) if places else ()
 
 
 def _read_config(path: Path) -> Mapping[str, Any]:

@@ -1,0 +1,141 @@
+"""What marks mean, and how characters' marks become tokens' labels.
+
+A mark (marked.py) has these fields, all 0 where nothing is known:
+
+    role         3 bits   who says it: its number in ROLES
+    generated    1 bit    between the template's `{% generation %}` tags
+    side         2 bits   which grid of a pair: its number in SIDES
+    example     16 bits   which pair: its number + 3, so that TEST is 1 and the first pair is 3
+    row, col     5 bits each
+    colour       4 bits   the colour + 1, so that 0 is no cell
+
+A token has the characters that the tokenizer's offsets give it. Its role and its grid are those of
+its first character that has any, so a token that begins with a template's line break and goes on
+with what the user says is the user's. Its cells are all cells that it has a character of. A
+tokenizer that merges digits makes tokens of several cells; one that splits a symbol into bytes
+makes several tokens of one cell, and each has that cell.
+
+Where a template marks what an assistant generates, as for training, these marks decide what the
+assistant's role is, in place of the message's content: the same tokens as
+`apply_chat_template(return_assistant_tokens_mask=True)` gives.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+from jaxtyping import Bool, Int64
+
+from layertap.core.columns import COLUMNS, NONE, ROLES, SIDES, TEST
+from layertap.core.records import Grid
+from layertap.prompts.marked import Marks, marks_of
+
+_ROLE, _GENERATED, _SIDE, _EXAMPLE, _ROW, _COL, _COLOUR = 0, 3, 4, 6, 22, 27, 32
+_BITS = {_ROLE: 3, _SIDE: 2, _EXAMPLE: 16, _ROW: 5, _COL: 5, _COLOUR: 4}
+_EXAMPLE_FROM = 3
+_MOST_COLOURS = 18  # decimal digits of an int64
+GENERATED = 1 << _GENERATED
+
+
+def role_bits(role: str) -> int:
+    """The bits of a role."""
+    return ROLES.index(role) << _ROLE
+
+
+def grid_bits(example: int, side: str) -> int:
+    """The bits of a grid: `example` counts train pairs from 0, or is TEST; `side` is in SIDES."""
+    return (example + _EXAMPLE_FROM) << _EXAMPLE | SIDES.index(side) << _SIDE
+
+
+def cell_marks(grid: Grid, characters: int = 1, between: int = 0) -> Marks:
+    """The marks of a grid's text: so many characters a cell, `between` cells, and line breaks."""
+    cells = np.array(grid, np.int64)
+    height, width = cells.shape
+    marks = (cells + 1) << _COLOUR | np.arange(height)[:, None] << _ROW | np.arange(width) << _COL
+    spread = np.zeros((height, width, characters + between), np.int64)
+    spread[:, :, :characters] = marks[:, :, None]
+    lines = spread.reshape(height, -1)[:, : width * (characters + between) - between]
+    return np.pad(lines, ((0, 0), (0, 1))).ravel()[:-1]
+
+
+def roles_in(text: str) -> set[str]:
+    """The roles that some character of the text has."""
+    return {ROLES[number] for number in np.unique(_field(marks_of(text), _ROLE))}
+
+
+def roles_decided(marks: Marks) -> Marks:
+    """The marks, with the assistant's role taken from generation tags where there are any."""
+    generated = marks & GENERATED != 0
+    if not generated.any():
+        return marks
+    assistant = role_bits("assistant")
+    bare = np.where(_field(marks, _ROLE) == assistant, marks & ~_mask(_ROLE), marks)
+    return np.where(generated, bare & ~_mask(_ROLE) | assistant, bare)
+
+
+def token_labels(marks: Marks, offsets: Int64[np.ndarray, "tokens 2"]) -> Mapping[str, np.ndarray]:
+    """The label columns of tokens with the characters `offsets[i, 0]` to `offsets[i, 1]`.
+
+    A token without characters has the labels of the character before it.
+    """
+    begin, end = offsets[:, 0].copy(), offsets[:, 1]
+    begin[begin == end] -= 1  # at the very beginning: -1, and so none
+    padded = np.append(marks, 0)
+    role = padded[_first(_field(marks, _ROLE) != 0, begin, end)]
+    is_cell = _field(marks, _COLOUR) != 0
+    cell_at = _first(is_cell, begin, end)
+    cell = padded[cell_at]
+    has_cell = cell != 0
+    grid = np.where(has_cell, cell, padded[_first(_field(marks, _SIDE) != 0, begin, end)])
+    count, colours = _cells(marks, is_cell, cell_at, end, has_cell)
+    columns = {
+        "role": _field(role, _ROLE),
+        "example": _numbered(_field(grid, _EXAMPLE)),
+        "side": _field(grid, _SIDE),
+        "row": np.where(has_cell, _field(cell, _ROW), NONE),
+        "col": np.where(has_cell, _field(cell, _COL), NONE),
+        "colours": colours,
+        "cells": count,
+    }
+    return {name: values.astype(COLUMNS[name]) for name, values in columns.items()}
+
+
+def _mask(field: int) -> int:
+    return ((1 << _BITS[field]) - 1) << field
+
+
+def _field(marks: Marks, field: int) -> Marks:
+    return marks >> field & ((1 << _BITS[field]) - 1)
+
+
+def _numbered(example: Marks) -> Marks:
+    numbers = example - _EXAMPLE_FROM
+    return np.where(example == 0, NONE, np.where(numbers < 0, TEST, numbers))
+
+
+def _first(
+    wanted: Bool[np.ndarray, " characters"], begin: Int64[np.ndarray, " tokens"], end: Int64[np.ndarray, " tokens"]
+) -> Int64[np.ndarray, " tokens"]:
+    """The first wanted character of each token; where it has none, one past the last character."""
+    places = np.where(wanted, np.arange(len(wanted)), len(wanted))
+    following = np.append(np.minimum.accumulate(places[::-1])[::-1], len(wanted))
+    found = following[np.clip(begin, 0, len(wanted))]
+    return np.where((found < end) & (begin >= 0), found, len(wanted))
+
+
+def _cells(
+    marks: Marks,
+    is_cell: Bool[np.ndarray, " characters"],
+    cell_at: Int64[np.ndarray, " tokens"],
+    end: Int64[np.ndarray, " tokens"],
+    has_cell: Bool[np.ndarray, " tokens"],
+) -> tuple[Int64[np.ndarray, " tokens"], Int64[np.ndarray, " tokens"]]:
+    """How many cells each token has characters of, and their colours."""
+    begins = is_cell & (marks != np.append(0, marks[:-1]))
+    begun = np.append(0, np.cumsum(begins))
+    before = begun[np.minimum(cell_at + 1, len(marks))] - 1
+    count = np.where(has_cell, begun[end] - before, 0)
+    each = np.append(_field(marks[begins], _COLOUR) - 1, np.zeros(_MOST_COLOURS, np.int64))
+    colours = np.where(has_cell, 0, NONE)
+    for place in range(min(int(count.max(initial=0)), _MOST_COLOURS)):
+        colours += np.where(place < count, each[before + place] * 10**place, 0)
+    return count, colours
