@@ -149,3 +149,9 @@ def test_tokens_of_a_real_task_never_change(maker, qwen_folder, arc_tasks):
         "a0bb7a71b744049d",
         "27a446eca4ffbe4c",
     ]
+
+
+def test_what_is_stored_of_a_text_is_a_plain_str(maker):
+    """A pickle would name any other class, and no reader would take it."""
+    (sample,) = maker.make([(0, _ONE_TEST)])[:1]
+    assert type(sample.text_preview) is str

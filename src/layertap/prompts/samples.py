@@ -203,7 +203,8 @@ class PromptMaker:
                 f"task {draft.task_id!r}: its text {draft.text!r} has no tokens; leave it out of the dataset"
             )
         columns = token_columns(token_ids, self.tokenizer.special_ids, labels)
-        whole = Sample(draft.sample_idx, draft.task_id, draft.text[:_PREVIEW_CHARACTERS], columns, draft.origin)
+        preview = str.__str__(draft.text)[:_PREVIEW_CHARACTERS]  # a plain str: a pickle would name another class
+        whole = Sample(draft.sample_idx, draft.task_id, preview, columns, draft.origin)
         is_puzzle = draft.origin["augmentation"] is not None
         return [whole] if self.split is None or is_puzzle else list(self._contexts(whole, self.split))
 
