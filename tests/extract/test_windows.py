@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 
 from layertap.config.extract import ExtractConfig
-from layertap.core.records import BadTask, Document, Record
+from layertap.core.columns import SIDES, TEST
+from layertap.core.records import BadTask, Document, Record, TokenList
 from layertap.dataset import read_records
 from layertap.errors import BadTaskError, DamageError, OverlongError, RunMismatchError
 from layertap.extract.hosts import Hosts
 from layertap.extract.inputs import window_rules
 from layertap.extract.packing import row_ladder
 from layertap.extract.windows import Position, Window, WindowRules, read_windows
-from layertap.prompts import PromptMaker, load_template, load_tokenizer, parse_grid_encoder
+from layertap.prompts import MOST_PARTS, PromptMaker, SplitRules, load_template, load_tokenizer, parse_grid_encoder
 
 RULES = WindowRules(
     window_samples=6,
@@ -219,3 +220,51 @@ def test_nearly_all_computed_tokens_are_real_at_default_settings(shared_data: Pa
     assert found[-1].end.sample_idx == sum(len(step.placements) for step in steps) == 3328
     assert real >= 0.97 * sum(step.computed_tokens for step in steps)
     assert len({(step.rows, step.length) for step in steps}) <= 4
+
+
+def test_a_record_that_the_model_refuses_is_skipped_and_keeps_its_number(maker: PromptMaker) -> None:
+    records = [TokenList("good", (1, 2)), TokenList("far", (1, 10**6)), Document("text", "one two")]
+    with pytest.raises(BadTaskError, match=r"record 2, task 'far': .*token 1000000 is not in the model's vocabulary"):
+        read(maker, records)
+    (window,) = read(maker, records, on_bad_task="skip")
+    assert [(sample.sample_idx, sample.task_id) for sample in window.samples] == [(0, "good"), (2, "text")]
+    assert [entry["where"] for entry in window.end.skipped_tasks] == ["record 2"]
+
+
+@pytest.mark.parametrize("answer", [True, False])
+def test_the_question_of_an_arc_prompt_is_never_cut(maker: PromptMaker, demo_tasks: Path, answer: bool) -> None:
+    asking = replace(maker, include_answer=answer, predictions_per_task=1)
+    (task, *_) = [record for record in read_records(str(demo_tasks)) if not isinstance(record, BadTask)]
+    (sample,) = asking.make([(0, task)])[:1]
+    is_answer = (sample.columns["example"] == TEST) & (sample.columns["side"] == SIDES.index("output"))
+    begins = int(np.flatnonzero(is_answer)[0]) if answer else sample.tokens
+    for longest in (begins - 1, sample.tokens - 1):
+        if answer and longest >= begins:
+            (window,) = read(asking, [task], longest=longest, overlong="truncate")
+            assert window.samples[0].tokens == longest
+        else:
+            with pytest.raises(OverlongError, match="would cut its question off; raise --max_seq_length, show fewer"):
+                read(asking, [task], longest=longest, overlong="truncate")
+    with pytest.raises(OverlongError, match="an ARC prompt is not split"):
+        read(replace(asking, split=SplitRules(50)), [task], longest=50, overlong="split")
+
+
+def test_long_texts_are_split_into_contexts_that_go_on_where_the_one_before_ended(maker: PromptMaker) -> None:
+    text = "one two three four five " * 40
+    (whole,) = maker.make([(0, Document("a", text))])
+    for length, overlap in ((16, 0), (16, 5), (64, 63), (10**4, 0)):
+        splitting = replace(maker, split=SplitRules(length, overlap))
+        records = [Document("a", text), TokenList("b", tuple(whole.token_ids.tolist()))]
+        (window,) = read(splitting, records, longest=length, overlong="split", window_samples=10**6)
+        for number, record in enumerate(records):
+            parts = [sample for sample in window.samples if sample.task_id == record.task_id]
+            assert [part.sample_idx for part in parts] == [number * MOST_PARTS + at for at in range(len(parts))]
+            assert max(part.tokens for part in parts) <= length
+            joined = [token for part in parts for token in part.token_ids[overlap if part.origin["part"] else 0 :]]
+            assert joined == whole.token_ids.tolist()
+            starts = [part.origin["start"] for part in parts]
+            assert all(
+                part.token_ids.tolist() == whole.token_ids[start : start + part.tokens].tolist()
+                for part, start in zip(parts, starts, strict=True)
+            )
+            assert {part.origin["parts"] for part in parts} == {len(parts)}

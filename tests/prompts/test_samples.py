@@ -4,7 +4,7 @@ from hashlib import sha256
 
 import pytest
 
-from layertap.core.records import Document, Pair, Task
+from layertap.core.records import Conversation, Document, Pair, Task, TokenList
 from layertap.core.sample import Sample
 from layertap.errors import PromptError
 from layertap.prompts import PromptMaker, load_template, load_tokenizer, parse_grid_encoder
@@ -151,7 +151,9 @@ def test_tokens_of_a_real_task_never_change(maker, qwen_folder, arc_tasks):
     ]
 
 
-def test_what_is_stored_of_a_text_is_a_plain_str(maker):
-    """A pickle would name any other class, and no reader would take it."""
-    (sample,) = maker.make([(0, _ONE_TEST)])[:1]
-    assert type(sample.text_preview) is str
+def test_what_is_stored_is_plain_text(maker, two_tests):
+    """Marks must not reach a pickle."""
+    records = [two_tests, _DOCUMENT, Conversation("c", ({"role": "user", "content": "hi"},)), TokenList("l", (5, 6))]
+    for sample in maker.make(list(enumerate(records))):
+        assert type(sample.text_preview) is str
+        assert type(sample.task_id) is str

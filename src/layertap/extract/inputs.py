@@ -16,7 +16,7 @@ from layertap.extract.hosts import Hosts
 from layertap.extract.packing import row_ladder
 from layertap.extract.windows import Position, Window, WindowRules, read_windows
 from layertap.model.checkpoint import Checkpoint
-from layertap.prompts import PromptMaker, load_template, load_tokenizer, parse_grid_encoder
+from layertap.prompts import PromptMaker, SplitRules, load_template, load_tokenizer, parse_grid_encoder
 
 _BEGINNING = Position()
 
@@ -58,6 +58,10 @@ def prompt_maker(config: RunConfig, checkpoint: Checkpoint) -> PromptMaker:
         predictions_per_task=config.predictions_per_task,
         include_answer=config.include_answer,
         seed=config.random_seed,
+        add_generation_prompt=config.add_generation_prompt,
+        max_train_pairs=config.max_train_pairs,
+        split=SplitRules(config.max_seq_length, config.split_overlap) if config.overlong == "split" else None,
+        vocabulary=checkpoint.config.vocab_size,
     )
 
 

@@ -26,6 +26,10 @@ from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from typing import Any, Literal
 
+import numpy as np
+
+from layertap.config.extract import Overlong
+from layertap.core.columns import SIDES, TEST
 from layertap.core.records import BadTask, GoodRecord, Record
 from layertap.core.sample import Sample
 from layertap.errors import BadTaskError, DamageError, OverlongError, RunMismatchError
@@ -102,7 +106,7 @@ class WindowRules:
     ladder: tuple[int, ...]
     batch_size: int
     longest: int
-    overlong: Literal["error", "skip", "truncate"]
+    overlong: Overlong
     on_bad_task: Literal["error", "skip"]
     machine_id: int
     total_machines: int
@@ -122,7 +126,7 @@ def read_windows(
     """
     tally = _Tally(maker, rules)
     for record in islice(records, start.record):
-        tally.count(record)
+        tally.count(record, tally.checked(record))
     tally.require(start.record, start.digest)
     tally.overlong = list(start.overlong_samples[: start.overlong_before])
     emitted = start.emitted
@@ -138,6 +142,13 @@ def read_windows(
         steps = pack_window(lengths, rules.ladder, rules.batch_size, rules.devices)
         yield Window(begin, samples, steps, tally.position())
         emitted = 0
+
+
+def _told(sample: Sample, rules: WindowRules) -> str:
+    return (
+        f"task {sample.task_id}, sample {sample.sample_idx}: {sample.tokens} tokens, but --max_seq_length is"
+        f" {rules.longest}"
+    )
 
 
 class _Tally:
@@ -174,20 +185,29 @@ class _Tally:
         """The machine's share of the next records, a window's worth, with first sample numbers."""
         own: list[tuple[int, GoodRecord]] = []
         samples = 0
-        while samples < self._rules.window_samples and (record := next(records, None)) is not None:
-            mine, first = self._mine(), self._samples
+        while samples < self._rules.window_samples and (found := next(records, None)) is not None:
+            record, mine, first = self.checked(found), self._mine(), self._samples
             if isinstance(record, BadTask):
                 self._refuse(record)
             elif mine:
                 own.append((first, record))
-            self.count(record)
-            samples += self._samples - first if mine else 0
+                samples += self._maker.expected(record)
+            self.count(found, record)
         return own
 
-    def count(self, record: Record) -> None:
-        """Let a record go by."""
+    def checked(self, record: Record) -> Record:
+        """The record, or what is wrong with it where the model or its chat template refuses it."""
+        reason = None if isinstance(record, BadTask) else self._maker.refusal(record)
+        return record if reason is None else BadTask(f"record {self.records + 1}", record.task_id, reason)
+
+    def count(self, found: Record, record: Record) -> None:
+        """Let a record go by, as it was found and as it was checked.
+
+        One that only this model refuses has its sample numbers all the same.
+        """
+        if not isinstance(found, BadTask):
+            self._samples += self._maker.count(found)
         if not isinstance(record, BadTask):
-            self._samples += self._maker.count(record)
             self._hash.update(json.dumps(asdict(record), separators=(",", ":")).encode())
         elif self._mine():
             self._skipped.append({"where": record.where, "task_id": record.task_id, "reason": record.reason})
@@ -202,6 +222,7 @@ class _Tally:
                 continue
             self._list_overlong(sample)
             if self._rules.overlong == "truncate":
+                self._require_question(sample)
                 kept.append(sample.cut(self._rules.longest))
         return kept
 
@@ -212,13 +233,24 @@ class _Tally:
         if self._rules.on_bad_task == "error":
             raise BadTaskError(f"{record}. Repair it and run the same command again, or pass --on_bad_task skip")
 
-    def _list_overlong(self, sample: Sample) -> None:
-        tokens, rules = len(sample.token_ids), self._rules
-        if rules.overlong == "error":
+    def _require_question(self, sample: Sample) -> None:
+        """Refuse to cut an ARC prompt before its answer begins."""
+        answer = np.flatnonzero((sample.columns["example"] == TEST) & (sample.columns["side"] == SIDES.index("output")))
+        if sample.origin.get("augmentation") is not None and not 0 < answer[:1].sum() <= self._rules.longest:
             raise OverlongError(
-                f"task {sample.task_id}, sample {sample.sample_idx}: {tokens} tokens, but --max_seq_length is"
-                f" {rules.longest}; raise it, or pass --overlong skip or truncate"
+                f"{_told(sample, self._rules)}: --overlong truncate would cut its question off; raise"
+                " --max_seq_length, show fewer pairs with --max_train_pairs, or pass --overlong skip"
+            )
+
+    def _list_overlong(self, sample: Sample) -> None:
+        rules = self._rules
+        if rules.overlong == "error":
+            raise OverlongError(f"{_told(sample, rules)}; raise it, or pass --overlong skip, truncate or split")
+        if rules.overlong == "split":
+            raise OverlongError(
+                f"{_told(sample, rules)}: an ARC prompt is not split; raise --max_seq_length, or show fewer pairs with"
+                " --max_train_pairs"
             )
         action = {"skip": "skipped", "truncate": "truncated"}[rules.overlong]
-        entry = {"sample_idx": sample.sample_idx, "task_id": sample.task_id, "tokens": tokens, "action": action}
+        entry = {"sample_idx": sample.sample_idx, "task_id": sample.task_id, "tokens": sample.tokens, "action": action}
         self.overlong.append(entry)

@@ -107,10 +107,11 @@ class Attempts:
 
     def _part(self, shard: DatasetShard, attempt: str) -> Part:
         below, url = f"{shard.name}/{attempt}", self.setup.upload_url
+        maker = self.setup.prompts.maker
         return Part(
             name=shard.name,
             dataset_path=str(self.folder / shard.name / "tasks.jsonl"),
-            first_sample_idx=shard.first_sample(self.setup.config.predictions_per_task),
+            first_sample_idx=shard.first_sample(maker.predictions_per_task, maker.numbers_per_text),
             output_dir=self.folder / below,
             upload_url=None if url is None else f"{url}/{below}",
         )

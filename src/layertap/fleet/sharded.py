@@ -63,13 +63,15 @@ class DatasetShard:
         """What its claim, its done-manifest and its output folder are called."""
         return shard_name(self.id)
 
-    def first_sample(self, predictions_per_task: int) -> int:
-        """The number of its first sample, counted over the whole dataset."""
-        return self.test_inputs_before * predictions_per_task + self.documents_before
+    def first_sample(self, predictions_per_task: int, per_text: int = 1) -> int:
+        """The number of its first sample, counted over the whole dataset, where a text has so many
+        numbers.
+        """
+        return self.test_inputs_before * predictions_per_task + self.documents_before * per_text
 
-    def samples(self, predictions_per_task: int) -> int:
-        """How many samples it has."""
-        return self.test_inputs * predictions_per_task + self.documents
+    def samples(self, predictions_per_task: int, per_text: int = 1) -> int:
+        """How many sample numbers it has."""
+        return self.test_inputs * predictions_per_task + self.documents * per_text
 
 
 @dataclass(frozen=True)

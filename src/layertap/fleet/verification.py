@@ -103,7 +103,9 @@ def _differences(report: VerifyReport, expected: _Expected) -> Iterator[str]:
         yield f"is of {dataset.get('part') or 'no shard'}, not of {shard.name}"
         return
     predictions = manifest.identity["prompts"]["predictions_per_task"]
-    first, last = shard.first_sample(predictions), shard.first_sample(predictions) + shard.samples(predictions)
+    per_text = manifest.identity["prompts"].get("numbers_per_text", 1)
+    first = shard.first_sample(predictions, per_text)
+    last = first + shard.samples(predictions, per_text)
     span = dataset.get("first_sample_idx"), manifest.progress.get("sample_idx")
     if manifest.complete and span != (first, last):
         yield f"goes from sample {span[0]} up to {span[1]}, but {shard.name} is from {first} up to {last}"

@@ -146,6 +146,11 @@ def marks_of(text: str) -> Marks:
     return text._marks if isinstance(text, Marked) else np.zeros(len(text), np.int64)
 
 
+def plain(text: str) -> str:
+    """The text without its marks, as what is stored has to be."""
+    return str.__str__(text)
+
+
 def concat(parts: Iterable[str]) -> Marked:
     """All parts, one after the other."""
     held = list(parts)

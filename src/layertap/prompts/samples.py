@@ -34,7 +34,7 @@ from layertap.prompts.augment import Augmentation, draw_augmentation
 from layertap.prompts.chat import Chat
 from layertap.prompts.grids import GridEncoder
 from layertap.prompts.labels import roles_decided, token_labels
-from layertap.prompts.marked import Marked, marks_of
+from layertap.prompts.marked import Marked, marks_of, plain
 from layertap.prompts.templates import PromptTemplate
 from layertap.prompts.tokenizer import PromptTokenizer
 
@@ -91,8 +91,11 @@ class PromptMaker:
 
     def count(self, record: GoodRecord) -> int:
         """How many sample numbers `record` has."""
-        if isinstance(record, Task):
-            return len(record.test) * self.predictions_per_task
+        return len(record.test) * self.predictions_per_task if isinstance(record, Task) else self.numbers_per_text
+
+    @property
+    def numbers_per_text(self) -> int:
+        """How many sample numbers a document, a conversation or a list of tokens has."""
         return 1 if self.split is None else MOST_PARTS
 
     def expected(self, record: GoodRecord) -> int:
@@ -119,14 +122,14 @@ class PromptMaker:
         for draft in drafts:
             _check_unicode(draft.task_id, draft.text)
         marked = iter(self.tokenizer.encode_marked([draft.text for draft in drafts if isinstance(draft.text, Marked)]))
-        plain = iter(self.tokenizer.encode_batch([draft.text for draft in drafts if _is_document(draft)]))
+        documents = iter(self.tokenizer.encode_batch([draft.text for draft in drafts if _is_document(draft)]))
         samples: list[Sample] = []
         for draft in drafts:
             labels: Columns | None = None
             if draft.token_ids is not None:
                 token_ids = draft.token_ids
             elif _is_document(draft):
-                token_ids = np.concatenate([np.array(self.tokenizer.opening_ids, np.int32), next(plain)])
+                token_ids = np.concatenate([np.array(self.tokenizer.opening_ids, np.int32), next(documents)])
             else:
                 token_ids, offsets = next(marked)
                 labels = token_labels(roles_decided(marks_of(draft.text)), offsets)
@@ -149,6 +152,7 @@ class PromptMaker:
             **({"add_generation_prompt": True} if self.add_generation_prompt else {}),
             **({"max_train_pairs": self.max_train_pairs} if self.max_train_pairs is not None else {}),
             **({f"split_{name}": value for name, value in asdict(self.split).items()} if self.split else {}),
+            **({"numbers_per_text": self.numbers_per_text} if self.split else {}),
         }
 
     def _drafts(self, first: int, record: GoodRecord) -> Iterator[_Draft]:
@@ -203,8 +207,7 @@ class PromptMaker:
                 f"task {draft.task_id!r}: its text {draft.text!r} has no tokens; leave it out of the dataset"
             )
         columns = token_columns(token_ids, self.tokenizer.special_ids, labels)
-        preview = str.__str__(draft.text)[:_PREVIEW_CHARACTERS]  # a plain str: a pickle would name another class
-        whole = Sample(draft.sample_idx, draft.task_id, preview, columns, draft.origin)
+        whole = Sample(draft.sample_idx, draft.task_id, plain(draft.text[:_PREVIEW_CHARACTERS]), columns, draft.origin)
         is_puzzle = draft.origin["augmentation"] is not None
         return [whole] if self.split is None or is_puzzle else list(self._contexts(whole, self.split))
 

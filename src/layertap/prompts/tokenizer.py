@@ -26,6 +26,7 @@ from tokenizers import Tokenizer
 
 from layertap.errors import PromptError
 from layertap.prompts.chat import ChatTemplate, load_chat_template
+from layertap.prompts.marked import plain
 
 _TEXTS_AT_ONCE = 128
 
@@ -60,7 +61,7 @@ class PromptTokenizer:
         """The same ids, and for each token which characters it is of: from, and up to."""
         found = []
         for start in range(0, len(texts), _TEXTS_AT_ONCE):
-            piece = [str.__str__(text) for text in texts[start : start + _TEXTS_AT_ONCE]]
+            piece = [plain(text) for text in texts[start : start + _TEXTS_AT_ONCE]]
             for encoding in self._tokenizer.encode_batch(piece, add_special_tokens=False):
                 offsets = np.array(encoding.offsets, np.int64).reshape(-1, 2)
                 found.append((np.array(encoding.ids, dtype=np.int32), offsets))
