@@ -1,15 +1,19 @@
 """Hugging Face datasets, made on the spot: rows as lines, columns as records."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from runs import changed, extract_some, small_run
 
+from layertap.config.extract import ExtractConfig
 from layertap.core.records import BadTask, Document, Pair, Task
-from layertap.dataset import read_hub_records, read_records
+from layertap.dataset import open_records, read_hub_records, read_records
 from layertap.demo.tasks import make_tasks, write_tasks
-from layertap.errors import DatasetError, UsageError
+from layertap.errors import DatasetError, RunMismatchError, UsageError
+from layertap.extract.run import extract
 
 datasets = pytest.importorskip("datasets")
 
@@ -112,3 +116,42 @@ def test_a_dataset_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     with pytest.raises(DatasetError, match=r"nobody/nothing split train: cannot be read"):
         read("nobody/nothing")
+
+
+def test_a_run_takes_a_dataset_by_name_and_writes_what_it_would_of_the_same_lines(
+    tmp_path: Path, tiny_model: Path, few_tasks: Path
+) -> None:
+    name = folder(tmp_path, [{"what": line, "text": "no"} for line in few_tasks.read_text().splitlines()])
+    by_path = changed(small_run(few_tasks, tiny_model, tmp_path / "path"), layers_to_extract=(1,))
+    by_name = changed(
+        small_run(few_tasks, tiny_model, tmp_path / "name"),
+        layers_to_extract=(1,),
+        dataset_path=None,
+        dataset_name=name,
+        column_name="what",
+    )
+    written = [extract(config).manifest for config in (by_path, by_name)]
+    assert written[0].shards == written[1].shards
+
+
+def test_a_run_by_name_goes_on_where_it_was_stopped(tmp_path: Path, tiny_model: Path) -> None:
+    name = folder(tmp_path, [{"text": f"Text number {number}."} for number in range(40)])
+    config = changed(
+        small_run(tmp_path, tiny_model, tmp_path), dataset_path=None, dataset_name=name, shard_size_gb=1e-5
+    )
+    begun = extract_some(config, 2)
+    (tmp_path / "other").mkdir()
+    other = folder(tmp_path / "other", [{"text": f"Another text {number}."} for number in range(40)])
+    with pytest.raises(RunMismatchError, match="are not those that were extracted here"):
+        extract(changed(config, dataset_name=other))
+    whole = extract(config).manifest
+    assert (whole.samples, len(begun["shards"])) == (40, 2)
+    assert (
+        whole.shards == extract(changed(config, output_dir=str(tmp_path / "anew"), checkpointing=False)).manifest.shards
+    )
+
+
+def test_a_run_says_how_to_get_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(UsageError, match=r"--dataset_name needs the datasets library: .* -m pip install .*datasets"):
+        next(open_records(ExtractConfig(dataset_name="nobody/nothing")))

@@ -145,7 +145,7 @@ SHARED = "--dataset_path t.jsonl --machine_id {worker} --total_machines "
         ("--dataset_path t.jsonl --laeyrs 3", "are not flags of `layertap extract`"),
         ("--help", "are not flags of `layertap extract`"),
         ("--dataset_path 't.jsonl", "No closing quotation"),
-        ("--machine_id {worker} --total_machines 8", "give --dataset_path, or --sharded_dataset_dir"),
+        ("--machine_id {worker} --total_machines 8", "give --dataset_path, or --dataset_name"),
         ("--dataset_path t.jsonl --gcs_bucket b --upload_to_gcs", "every worker would do the same work"),
         ("--dataset_path t.jsonl --output_dir out_{worker}", "every worker would do the same work"),
         (f"{SHARED} 4", "for worker 7: --machine_id 7 is not one of 4 machines"),

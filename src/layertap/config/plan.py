@@ -20,8 +20,6 @@ class PlanConfig(RunConfig):
     """Say what a run would need: tokens, bytes, memory, time and money."""
 
     dataset_path: Annotated[str | None, Flag(metavar="PATH", needed="required, or --tokens")] = None
-    """ARC tasks or plain text: a JSONL or JSON file, or a folder of JSON files. A local path, or a
-    URL such as gs://bucket/tasks.jsonl."""
 
     model_path: Annotated[str, tyro.conf.arg(aliases=["--model"]), Flag(metavar="MODEL")] = "Qwen/Qwen2.5-0.5B"
     """A model of the Hugging Face Hub, a folder with its checkpoint, or a published size such as
@@ -75,6 +73,6 @@ class PlanConfig(RunConfig):
             "to plan, give the dataset as it was before it was cut into shards, by --dataset_path",
         )
         require(
-            (self.dataset_path is None) != (self.tokens is None),
-            "give either --dataset_path, to count its tokens, or --tokens",
+            (self.dataset is None) != (self.tokens is None),
+            "give either --dataset_path (or --dataset_name), to count its tokens, or --tokens",
         )

@@ -9,6 +9,7 @@
     rows           texts and token ids checked, JSON parsed, and a record back to JSON
     records        the whole way, with ids, duplicates and numbering
     hub            the same from a Hugging Face dataset, whose rows are read like lines
+    source         either of them, as the settings say
 
 The content decides what a file holds. Its name counts only where the content cannot tell.
 """
@@ -16,5 +17,6 @@ The content decides what a file holds. Its name counts only where the content ca
 from layertap.dataset.hub import read_hub_records
 from layertap.dataset.records import read_records
 from layertap.dataset.rows import as_row
+from layertap.dataset.source import open_records
 
-__all__ = ["as_row", "read_hub_records", "read_records"]
+__all__ = ["as_row", "open_records", "read_hub_records", "read_records"]

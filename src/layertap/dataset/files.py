@@ -19,7 +19,7 @@ file of another release would go unnoticed otherwise.
 
 from collections.abc import Iterator, Mapping
 
-from layertap.config.extract import DatasetFormat
+from layertap.config.source import DatasetFormat
 from layertap.core.records import BadTask
 from layertap.dataset.columns import RawRecord, RawRecords, record_of_row
 from layertap.dataset.formats import (

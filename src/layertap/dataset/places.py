@@ -13,10 +13,11 @@ import gzip
 import io
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import PurePosixPath
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from layertap.core.extras import needed_for
@@ -94,8 +95,11 @@ class Place:
             yield from gzip.GzipFile(fileobj=buffered) if packed else buffered
 
 
-def locate(path: str) -> Place:
-    """The place that `path` names, not opened yet; DatasetError if fsspec has no such protocol."""
+def locate(path: str, options: Mapping[str, object] = MappingProxyType({})) -> Place:
+    """The place that `path` names, not opened yet; `options` are those of fsspec's file system.
+
+    Raises DatasetError if fsspec has no such protocol.
+    """
     # gcsfs would ask for the bucket's type first, over gRPC: a minute where that is not allowed.
     os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
     from fsspec.core import url_to_fs
@@ -103,7 +107,7 @@ def locate(path: str) -> Place:
     if not path:
         raise DatasetError("the dataset path is empty; give a file or folder as --dataset_path")
     try:
-        filesystem, inner = url_to_fs(path)
+        filesystem, inner = url_to_fs(path, **options)
     except ImportError as error:
         raise DatasetError(f"{path}: {error}; it needs {needed_for(path)}") from error
     except (ValueError, OSError) as error:

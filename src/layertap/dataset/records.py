@@ -15,8 +15,9 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from hashlib import blake2b
 from itertools import islice
+from types import MappingProxyType
 
-from layertap.config.extract import DatasetFormat
+from layertap.config.source import DatasetFormat
 from layertap.core.records import BadTask, GoodRecord, Record
 from layertap.dataset.columns import ID_KEYS, RawRecord, RawRecords
 from layertap.dataset.conversations import conversation_from_row
@@ -42,22 +43,27 @@ _CHECKS: Mapping[RecordKind, Callable[[object, str], GoodRecord]] = {
 
 
 def read_records(
-    path: str, *, dataset_format: DatasetFormat = "auto", column: str | None = None, max_tasks: int | None = None
+    path: str,
+    *,
+    dataset_format: DatasetFormat = "auto",
+    column: str | None = None,
+    max_tasks: int | None = None,
+    options: Mapping[str, object] = MappingProxyType({}),
 ) -> Iterator[Record]:
     """The records of a dataset in dataset order, of which at most the first `max_tasks`, good or
     bad.
 
     `path` is a file or folder, local (`~` allowed) or any URL that fsspec serves; files may be
     gzip. `DatasetFormat` lists the formats. `column` names the column with the records, where they
-    are not the whole rows. Nothing is opened before the first record is asked for.
-    JSONL files are read line by line and folders file by file, so they may be larger than memory; a
-    file that is a single JSON value is read whole.
+    are not the whole rows; `options` are fsspec's. Nothing is opened before the first record is
+    asked for. JSONL files are read line by line and folders file by file, so they may be larger
+    than memory; a file that is a single JSON value is read whole.
 
     A malformed record comes as `BadTask`, and reading goes on after it: whether to stop is the
     caller's choice. Raises DatasetError where there is no dataset: nothing there, nothing in it,
     not readable, not JSON, or no known shape.
     """
-    yield from check_records(raw_records(locate(path), dataset_format, column), path, max_tasks)
+    yield from check_records(raw_records(locate(path, options), dataset_format, column), path, max_tasks)
 
 
 def check_records(raws: RawRecords, shown: str, max_tasks: int | None) -> Iterator[Record]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from layertap.config.extract import RunConfig, local_path
 from layertap.core.records import Record
-from layertap.dataset import read_records
+from layertap.dataset import open_records
 from layertap.errors import ModelError, UsageError
 from layertap.extract import backend
 from layertap.extract.hosts import Hosts
@@ -37,9 +37,9 @@ class Prompts:
 
 def read_dataset(config: RunConfig) -> Iterator[Record]:
     """The dataset of a run, from its beginning; raises UsageError where it has none of its own."""
-    if config.dataset_path is None:
+    if config.dataset is None:
         raise UsageError("no --dataset_path: a sharded dataset is extracted shard by shard")
-    return read_records(config.dataset_path, dataset_format=config.dataset_format, max_tasks=config.max_tasks)
+    return open_records(config, config.max_tasks)
 
 
 def prompt_maker(config: RunConfig, checkpoint: Checkpoint) -> PromptMaker:

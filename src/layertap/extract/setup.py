@@ -34,7 +34,7 @@ import layertap
 from layertap.config.extract import ExtractConfig, RunConfig
 from layertap.config.sharded import ShardedConfig
 from layertap.core.taps import Tap
-from layertap.dataset import read_records
+from layertap.dataset import open_records
 from layertap.errors import ModelError, UsageError
 from layertap.extract import backend
 from layertap.extract.hosts import Hosts
@@ -244,8 +244,8 @@ def require_writable(flag: str, folder: Path) -> None:
 
 def _require_far_ends(config: ExtractConfig, url: str | None) -> None:
     """Raise an InputError where there is no dataset, or the output cannot go to `url`."""
-    if config.dataset_path is not None:
-        next(read_records(config.dataset_path, dataset_format=config.dataset_format, max_tasks=1))
+    if config.dataset is not None:
+        next(open_records(config, 1))
     if url is not None:
         with closing(open_store(url, Retry(config.upload.upload_retry_seconds))) as store:
             store.stat(FILE_NAME)

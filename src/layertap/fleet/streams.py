@@ -22,9 +22,9 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-from layertap.config.fleet import SourceConfig, StreamsConfig
+from layertap.config.fleet import DealtConfig, StreamsConfig
 from layertap.core.records import BadTask, GoodRecord, Task
-from layertap.dataset import as_row, read_hub_records, read_records
+from layertap.dataset import as_row, open_records
 from layertap.errors import BadTaskError, DamageError, RunMismatchError, StorageError, UsageError
 from layertap.objects.files import TEMPORARY, Checksummed, atomic_write, file_crc32c
 from layertap.objects.ownership import exclusive
@@ -100,23 +100,12 @@ def create_streams(config: StreamsConfig) -> FilesSummary:
     return FilesSummary("streams", counts, output, MANIFEST, len(skipped), already_there=there is not None)
 
 
-def read_sound_records(config: SourceConfig, skipped: list[dict[str, Any]]) -> Iterator[GoodRecord]:
+def read_sound_records(config: DealtConfig, skipped: list[dict[str, Any]]) -> Iterator[GoodRecord]:
     """The sound records of a dataset, in order; the others are added to `skipped`.
 
     Raises BadTaskError at the first malformed record with `--on_bad_task error`.
     """
-    if config.dataset_path is not None:
-        records = read_records(config.dataset_path, dataset_format=config.dataset_format, max_tasks=config.max_samples)
-    else:
-        assert config.dataset_name is not None
-        records = read_hub_records(
-            config.dataset_name,
-            config=config.dataset_config,
-            split=config.dataset_split,
-            column=config.column_name,
-            max_tasks=config.max_samples,
-        )
-    for record in records:
+    for record in open_records(config, config.max_samples):
         if not isinstance(record, BadTask):
             yield record
         elif config.on_bad_task == "error":

@@ -153,7 +153,7 @@ def _workload(run: PlannedRun, accelerator: Accelerator, note: Callable[[str], N
     if run.config.tokens is not None:
         return usual_workload(run.config, run.form, devices=devices, hosts=accelerator.hosts)
     checkpoint = run.checkpoint()
-    note(f"counting {run.config.dataset_path}")
+    note(f"counting {run.config.dataset}")
     return count_dataset(run.config, checkpoint, run.form, devices=devices, hosts=accelerator.hosts)
 
 

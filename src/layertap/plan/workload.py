@@ -19,9 +19,8 @@ import numpy as np
 
 from layertap.config.plan import PlanConfig
 from layertap.core.columns import COLUMNS
-from layertap.dataset import read_records
 from layertap.extract.hosts import Hosts
-from layertap.extract.inputs import prompt_maker, window_rules
+from layertap.extract.inputs import prompt_maker, read_dataset, window_rules
 from layertap.extract.packing import Step, pack_window
 from layertap.extract.step import Shape
 from layertap.extract.windows import Position, WindowRules, read_windows
@@ -77,20 +76,18 @@ class Workload:
 def count_dataset(
     config: PlanConfig, checkpoint: Checkpoint, form: ShardFormat, *, devices: int, hosts: int = 1
 ) -> Workload:
-    """Count `config.dataset_path` exactly, for `hosts` of so many devices each; raises an
+    """Count the dataset exactly, for `hosts` of so many devices each; raises an
     InputError as the run would.
 
     Each host takes its share of the tasks and writes its own shards; in each window all run as many
     steps of a shape as the one that needs most (extract/hosts.py).
     """
-    assert config.dataset_path is not None
     maker = prompt_maker(config, checkpoint)
     tallies, outputs = [], []
     wall, cpu = 0.0, 0.0
     for index in range(hosts):
         rules = window_rules(config, Hosts(index, hosts), devices)
-        records = read_records(config.dataset_path, dataset_format=config.dataset_format, max_tasks=config.max_tasks)
-        windows = read_windows(records, maker, rules, Position())
+        windows = read_windows(read_dataset(config), maker, rules, Position())
         manifest = blank_manifest(config, form, maker.tokenizer.special_ids)
         output, tally = OutputCounter(form, manifest, config.shard_bytes, rules.longest), _Tally()
         while True:

@@ -1,0 +1,44 @@
+"""The records of a dataset, wherever the settings say that it is."""
+
+from collections.abc import Iterator, Mapping
+
+from layertap.config.source import SourceConfig
+from layertap.core.records import Record
+from layertap.dataset.hub import read_hub_records
+from layertap.dataset.records import read_records
+from layertap.errors import UsageError
+
+
+def open_records(config: SourceConfig, most: int | None = None) -> Iterator[Record]:
+    """The records from the beginning, of which at most the first `most`, good or bad.
+
+    Each call reads them anew, in the same order. Raises UsageError where no dataset is named, or
+    one that needs a library that is missing, DatasetError where it cannot be read.
+    """
+    if config.dataset_name is not None:
+        return read_hub_records(
+            config.dataset_name,
+            config=config.dataset_config,
+            split=config.dataset_split,
+            column=config.column_name,
+            max_tasks=most,
+        )
+    if config.dataset_path is None:
+        raise UsageError("no dataset is named; give --dataset_path or --dataset_name")
+    return read_records(
+        config.dataset_path,
+        dataset_format=config.dataset_format,
+        column=config.column_name,
+        max_tasks=most,
+        options=_options(config),
+    )
+
+
+def _options(config: SourceConfig) -> Mapping[str, object]:
+    """What fsspec has to know of who reads and who pays."""
+    at_google = (config.dataset_path or "").partition("://")[0] in ("gs", "gcs")
+    if config.anonymous:
+        return {"token": "anon"} if at_google else {"anon": True}
+    if config.billing_project is not None:
+        return {"requester_pays": config.billing_project if at_google else True}
+    return {}
