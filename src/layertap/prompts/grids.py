@@ -25,10 +25,12 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields
 from typing import ClassVar
 
+import numpy as np
+
 from layertap.core.records import Grid
 from layertap.errors import PromptError
 from layertap.prompts.labels import cell_marks
-from layertap.prompts.marked import Marked, concat, join, marks_of
+from layertap.prompts.marked import Marked, concat, marks_of, plain
 
 _DIGITS = "0123456789"
 # Phonetic letters, U+0250 to U+0259: rare, unchanged by Unicode normalisation, and in the Qwen
@@ -147,8 +149,12 @@ class RowNumberEncoder(_Wrapper):
     otherwise: ClassVar[str] = "it would number lines that are no bare rows of cells"
 
     def encode(self, grid: Grid) -> Marked:
-        rows = self.inner.encode(grid).split("\n")
-        return join("\n", [f"{number} " + row for number, row in enumerate(rows, start=1)])
+        inner = self.inner.encode(grid)
+        rows = plain(inner).split("\n")
+        numbers = [f"{number} " for number in range(1, len(rows) + 1)]
+        text = "\n".join([number + row for number, row in zip(numbers, rows, strict=True)])
+        begins = np.cumsum([0, *(len(row) + 1 for row in rows[:-1])])
+        return Marked(text, np.insert(marks_of(inner), np.repeat(begins, list(map(len, numbers))), 0))
 
 
 @dataclass(frozen=True)

@@ -51,10 +51,11 @@ def cell_marks(grid: Grid, characters: int = 1, between: int = 0) -> Marks:
     cells = np.array(grid, np.int64)
     height, width = cells.shape
     marks = (cells + 1) << _COLOUR | np.arange(height)[:, None] << _ROW | np.arange(width) << _COL
-    spread = np.zeros((height, width, characters + between), np.int64)
-    spread[:, :, :characters] = marks[:, :, None]
-    lines = spread.reshape(height, -1)[:, : width * (characters + between) - between]
-    return np.pad(lines, ((0, 0), (0, 1))).ravel()[:-1]
+    step = characters + between
+    lines = np.zeros((height, width * step - between + 1), np.int64)
+    for character in range(characters):
+        lines[:, character:-1:step] = marks
+    return lines.ravel()[:-1]
 
 
 def roles_in(text: str) -> set[str]:
