@@ -1,39 +1,22 @@
-"""The table of TPU configurations in docs/tpu.md, as the TPU compiler gives it, and what chips send
-each other in them.
+"""The table of TPU configurations in docs/tpu.md, as the TPU compiler gives it.
 
 `python -m benchmarks.tpu_table docs/tpu.md` compiles every step that the table names (half an hour
 on two cores), and puts the table between the page's two markers. The slow tests compile the same
 steps and compare.
-
-Collectives are read from the text of the compiled program (XLA's HLO), where an instruction is
-written as `name = result operation(operands)`. The compiler may merge several of a kind into one,
-whose result is a tuple, and may split one into a start and an end; all of them are found, each
-shape by itself.
 """
 
-import json
-import re
 import sys
-from collections import Counter
-from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
+from benchmarks.tpu_compile import CompiledStep, TpuStep, compile_step
 from layertap.plan.accelerators import parse_accelerator
 from layertap.plan.planned import model_config
-from layertap.plan.tpu_compile import CompiledStep, TpuStep, ask_compiler, compile_here, compile_step
 
 BEGIN = "<!-- made by python -m benchmarks.tpu_table docs/tpu.md -->"
 END = "<!-- end of what was made -->"
 
 _ROW_LENGTH = 4096
-_INSTRUCTION = re.compile(
-    r"= (\(.*?\)|\S+) (all-gather|all-to-all|all-reduce|reduce-scatter|collective-permute)(-start)?\("
-)
-_SHAPE = re.compile(r"\w+\[[\d,]*\]")
-
-# The result of their start is the operands, then what the end will give, and perhaps scalars.
-_STARTED_WITH_OPERANDS = frozenset({"all-gather", "collective-permute"})
 
 
 class Documented(NamedTuple):
@@ -101,30 +84,8 @@ def _line(documented: Documented, taps: str, often: CompiledStep, rare: Compiled
     return f"| {' | '.join(map(str, cells))} |"
 
 
-def compile_with_collectives(step: TpuStep) -> tuple[CompiledStep, dict[str, int]]:
-    """Have `step` compiled in its own process, and read its program; raises as that does."""
-    told = ask_compiler(step, "benchmarks.tpu_table")
-    return CompiledStep(**told["compiled"]), told["collectives"]
-
-
-def collectives(program: str) -> dict[str, int]:
-    """What goes over the interconnect: `operation shape` -> how often the program has it."""
-    found: Counter[str] = Counter()
-    for result, operation, start in _INSTRUCTION.findall(program):
-        shapes = _SHAPE.findall(result)
-        if start and operation in _STARTED_WITH_OPERANDS:
-            shapes = [shape for shape in shapes if not shape.endswith("[]")]
-            shapes = shapes[len(shapes) // 2 :]
-        found.update(f"{operation} {shape}" for shape in shapes)
-    return dict(found)
-
-
 def main() -> None:
-    """Replace the table of the page that is named; or compile the step that is given as JSON."""
-    if sys.argv[1].startswith("{"):
-        compiled, program = compile_here(sys.argv[1])
-        print(json.dumps({"compiled": asdict(compiled), "collectives": collectives(program.as_text() or "")}))
-        return
+    """Replace the table of the page that is named."""
     page = Path(sys.argv[1])
     before, _, rest = page.read_text().partition(BEGIN)
     _, _, after = rest.partition(END)

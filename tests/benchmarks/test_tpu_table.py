@@ -11,12 +11,12 @@ from collections.abc import Mapping
 import commands
 import pytest
 
-from benchmarks.tpu_table import DOCUMENTED, TAPS, Documented, collectives, compile_with_collectives
+from benchmarks.tpu_compile import COMPILER_ENVIRONMENT, TpuStep, collectives, compile_step
+from benchmarks.tpu_table import DOCUMENTED, TAPS, Documented
 from layertap.errors import DeviceError
 from layertap.model.mesh import parse_mesh
 from layertap.plan.accelerators import parse_accelerator
 from layertap.plan.planned import model_config
-from layertap.plan.tpu_compile import COMPILER_ENVIRONMENT, TpuStep, compile_step
 
 pytestmark = pytest.mark.timeout(1800)  # a busy machine takes minutes for one
 
@@ -37,8 +37,8 @@ def eagerly(layer, mesh, after):
 qwen2.whole = eagerly
 from dataclasses import asdict
 import json, sys
-from layertap.plan.tpu_compile import compile_here
-print(json.dumps(asdict(compile_here(sys.argv[1])[0])))
+from benchmarks.tpu_compile import compile_here
+print(json.dumps(asdict(compile_here(sys.argv[1]))))
 """
 
 KERNEL, PART = "bf16[896,1152]{1,0:T(8,128)(2,1)}", "bf16[224,1152]{1,0:T(8,128)(2,1)S(1)}"
@@ -107,7 +107,7 @@ CONFIGURATIONS = [
 @pytest.mark.parametrize(("documented", "taps"), CONFIGURATIONS)
 def test_a_documented_configuration_fits_as_the_page_says(documented: Documented, taps: str) -> None:
     step = documented.step(taps)
-    compiled, sent = compile_with_collectives(step)
+    compiled = compile_step(step)
     memory = parse_accelerator(documented.topology).memory_bytes
     # What the host has not fetched yet is in its own memory: the chip holds one step's outputs.
     assert compiled.arguments + compiled.temporaries <= memory
@@ -120,7 +120,7 @@ def test_a_documented_configuration_fits_as_the_page_says(documented: Documented
     )
 
     fsdp = parse_mesh(compiled.mesh).fsdp
-    assert bool(gathered_kernels(sent, documented.model, fsdp)) == (fsdp > 1)
+    assert bool(gathered_kernels(compiled.collectives, documented.model, fsdp)) == (fsdp > 1)
 
 
 # Elsewhere a step of the longest rows has no more tokens than the step above.

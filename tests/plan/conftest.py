@@ -15,6 +15,6 @@ def planned(tiny_model: Path, few_tasks: Path, tmp_path: Path) -> Callable[..., 
 
     def config(**changes: Any) -> PlanConfig:
         dataset = None if "tokens" in changes else run["dataset_path"]
-        return PlanConfig(**(run | {"dataset_path": dataset} | changes))
+        return PlanConfig(**(run | {"dataset_path": dataset, "accelerator": "a100x1"} | changes))
 
     return config

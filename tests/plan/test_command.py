@@ -31,25 +31,17 @@ def test_in_words_and_as_json(capsys: Captured) -> None:
     assert plan(*flags, "--json") == 0
     document = json.loads(capsys.readouterr().out)
     assert document["work"]["output"]["activations"] == 10**6 * 28 * 7168
-    assert document["fit"]["memory"]["compiled"] is False
+    assert document["fit"]["memory"] > document["weight_bytes"]
     slow, fast = document["times"]["slow"], document["times"]["fast"]
     assert slow == fast > 0, "one writer is the bottleneck, whatever the device does"
     assert all(assumption["source"] for assumption in document["assumptions"])
 
 
-@pytest.mark.parametrize(
-    "with_compiler", [False, pytest.param(True, marks=[pytest.mark.proof, pytest.mark.timeout(1200)])]
-)
-def test_the_plan_of_the_guide_is_as_printed(capsys: Captured, with_compiler: bool) -> None:
-    """Without the compiler, all but the lines of memory."""
-
-    def lines(text: str) -> list[str]:
-        return [line.strip() for line in text.splitlines() if with_compiler or " of 16 GB (" not in line]
-
+def test_the_plan_of_the_guide_is_as_printed(capsys: Captured) -> None:
     assert PRINTED is not None
-    arguments = shlex.split(PRINTED[1].replace("\\\n", " "))[1:]
-    assert main([*arguments, *([] if with_compiler else ["--no_compiler"])]) == 0
-    assert lines(capsys.readouterr().out) == lines(PRINTED[2])
+    assert main(shlex.split(PRINTED[1].replace("\\\n", " "))[1:]) == 0
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    assert lines == [line.strip() for line in PRINTED[2].splitlines()]
 
 
 @pytest.mark.parametrize(
@@ -63,30 +55,13 @@ def test_the_plan_of_the_guide_is_as_printed(capsys: Captured, with_compiler: bo
 def test_a_batch_size_is_recommended_and_a_given_one_kept(
     given: list[str], says: str, planned: int, capsys: Captured
 ) -> None:
-    flags = ("--model", "7b", "--accelerator", "v5litepod-64", "--tokens", "10000000", "--no_compiler", *given)
+    flags = ("--model", "7b", "--accelerator", "v5litepod-64", "--tokens", "10000000", *given)
     assert plan(*flags) == 0
     assert says in capsys.readouterr().out
     assert plan(*flags, "--json") == 0
     document = json.loads(capsys.readouterr().out)
     assert (document["batch_size"], document["fits"]) == (planned, planned != 16)
     assert max(step["rows"] for step in document["work"]["steps"]) == 64 * planned
-
-
-def test_on_cpu_the_machine_is_measured(tiny_model: Path, few_tasks: Path, capsys: Captured) -> None:
-    assert plan("--model", tiny_model, "--dataset_path", few_tasks, "--predictions_per_task", "1", "--json") == 0
-    document = json.loads(capsys.readouterr().out)
-    assert document["work"]["counted"] is True
-    assert document["stored_bytes_exact"] is False
-    assert document["measured"]["ratio"] > 1.5
-    assert document["times"]["fast"] < document["times"]["expected"] < document["times"]["slow"]
-    assert document["stored_bytes"] < document["work"]["uncompressed_bytes"]
-
-
-def test_on_cpu_no_other_device_is_asked(tiny_model: Path, few_tasks: Path, tmp_path: Path) -> None:
-    flags = ["--model", tiny_model, "--dataset_path", few_tasks, "--max_tasks", "2"]
-    done = commands.run(["-m", "layertap", "plan", *flags], tmp_path, {"JAX_PLATFORMS": "abacus"})
-    assert done.returncode == 0, done.stderr
-    assert "bottleneck: " in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -100,7 +75,8 @@ def test_on_cpu_no_other_device_is_asked(tiny_model: Path, few_tasks: Path, tmp_
         ("--tokens 5 --workers 0", "--workers must not be 0"),
         ("--tokens 5 --price_per_hour -1", "--price_per_hour must not be -1"),
         ("--tokens 5 --disk_gb_per_second 0", "--disk_gb_per_second must be more than 0"),
-        ("--tokens 5 --layers_to_extract 28", "has layers 0 to 27"),
+        ("--tokens 5", "give --accelerator"),
+        ("--tokens 5 --accelerator h100x1 --layers_to_extract 28", "has layers 0 to 27"),
         ("--dataset_path x --accelerator h200x1", "give --tokenizer FOLDER"),
     ],
 )

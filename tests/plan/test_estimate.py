@@ -7,10 +7,8 @@ import pytest
 
 from layertap.config.plan import PlanConfig
 from layertap.plan.accelerators import parse_accelerator
-from layertap.plan.calibrate import Speed, Spent
-from layertap.plan.estimate import Stage, costs, measured_times, pipelined, stages_on
-from layertap.plan.memory import mesh_shape
-from layertap.plan.planned import PlannedRun, causal_pairs, forward_flops, planned_run
+from layertap.plan.estimate import Stage, costs, pipelined, stages_on
+from layertap.plan.planned import PlannedRun, causal_pairs, forward_flops, mesh_shape, planned_run
 from layertap.plan.workload import Workload, usual_workload
 
 SEVEN = {"model_path": "7b", "tokens": 10**8, "row_length": 4096, "layers_to_extract": ()}
@@ -61,17 +59,3 @@ def test_workers_share_time_and_add_up_in_money(planned: Callable[..., PlanConfi
     assert (paid.compute_slow, paid.compute_fast, paid.storage_per_month) == (4.0, 3.0, 10.0)
     free = costs(replace(run, config=replace(config, price_per_hour=None, price_per_gb_month=None)), times, 1.0)
     assert (free.compute_slow, free.storage_per_month) == (None, None)
-
-
-def test_here_stages_share_the_cores(planned: Callable[..., PlanConfig]) -> None:
-    config = planned(tokens=10**6)
-    run = planned_run(config)
-    work = usual_workload(config, run.form, devices=1)
-    units = work.computed_tokens * run.num_layers
-    size = work.output.activations
-    speed = Speed(1, Spent(100 / units, 200 / units), Spent(0, 0), Spent(50 / size, 50 / size), 1.0, 1.0, 1.0)
-    times = measured_times(run, work, speed)
-    assert times.expected == pytest.approx(125)  # 250 s of two cores
-    assert times.bottleneck == "compute"
-    alone = replace(speed, byte=Spent(50 / size, 0.0))
-    assert measured_times(run, work, alone).expected == pytest.approx(100)

@@ -25,9 +25,9 @@ class PlanConfig(RunConfig):
     """A model of the Hugging Face Hub, a folder with its checkpoint, or a published size such as
     7b. No weight is read."""
 
-    accelerator: Annotated[str, Flag("plan", "NAME")] = "cpu"
-    """What the run would use: a TPU such as v5litepod-64, v4-32 or v6e-8; GPUs of one host, such as
-    h200x1, h100x8 or a100x1; or cpu, this machine, which is then measured for some seconds."""
+    accelerator: Annotated[str, Flag("plan", "NAME", needed="required")] = ""
+    """What the run would use: a TPU such as v5litepod-64, v4-32 or v6e-8, or GPUs of one host, such
+    as h200x1, h100x8 or a100x1."""
 
     workers: Annotated[int, Flag("plan")] = 1
     """How many of these accelerators share the work evenly."""
@@ -44,17 +44,11 @@ class PlanConfig(RunConfig):
     price_per_gb_month: Annotated[float | None, Flag("plan", "PRICE")] = None
     """What it costs to store 10^9 bytes for a month."""
 
-    disk_gb_per_second: Annotated[
-        float | None, Flag("plan", "GB", "the usual one of the accelerator; on cpu the measured one")
-    ] = None
+    disk_gb_per_second: Annotated[float | None, Flag("plan", "GB", "the usual one of the accelerator")] = None
     """How fast the disk of one host writes."""
 
     network_gb_per_second: Annotated[float | None, Flag("plan", "GB", "a cautious figure")] = None
     """How fast one host uploads, where --gcs_bucket or --upload_to is given."""
-
-    compiler: Annotated[bool, Flag("plan")] = True
-    """Ask the TPU compiler how much memory a step needs, which takes a minute or more. With
-    --no_compiler, memory is estimated."""
 
     json: Annotated[bool, Flag("plan")] = False
     """Print the plan as JSON."""
@@ -76,3 +70,4 @@ class PlanConfig(RunConfig):
             (self.dataset is None) != (self.tokens is None),
             "give either --dataset_path (or --dataset_name), to count its tokens, or --tokens",
         )
+        require(self.accelerator != "", "give --accelerator, as v5litepod-8 or h100x1: what the run would use")

@@ -1,11 +1,11 @@
-"""What can be rented, by name, with the figures that decide how fast it can be.
+"""What can be rented, by name, with the figures that decide how fast it can be; and what a plan
+takes for granted beside them, each figure with its source. A plan prints those that it used.
 
     accelerator type        chips                      topology, as the TPU compiler names it
     v5litepod-N             N (v5e; 16 GB each)        v5e:XxY
     v6e-N                   N (32 GB each)             v6e:XxY
     v4-N, v5p-N             N / 2 (32 GB, 95 GB each)  v4:XxYxZ, v5p:XxYxZ; N counts cores
     a100xN, h100xN, h200xN  N, 1 to 8: SXM modules of one host
-    cpu                    this machine
 
 Sources: for TPUs cloud.google.com/tpu/docs/v4, v5e, v5p and v6e, and the scaling book (tpus); for
 GPUs NVIDIA's data sheets (dense bfloat16 peak, memory, NVLink in one direction, PCIe 4 or 5 x16
@@ -14,13 +14,76 @@ the binary figure (15.75 GiB on v5e), so a step that fits in the decimal one fit
 """
 
 import math
-import os
 import re
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from layertap.errors import UsageError
-from layertap.plan.assumptions import GPU_DISK, TPU_DISK, Assumption
+
+
+class Assumption(NamedTuple):
+    """A figure that was not measured on the machine that is planned for."""
+
+    what: str
+    value: float
+    unit: str
+    source: str
+
+    def __str__(self) -> str:
+        figure = f"{self.value:g} {self.unit}".strip()
+        return f"{self.what}: {figure} ({self.source})"
+
+
+SLOW_SHARE_OF_PEAK = Assumption(
+    "matrix products reach, at worst",
+    0.2,
+    "of the peak",
+    "a guess: half of what the scaling book assumes for prefill; small models have small products",
+)
+FAST_SHARE_OF_PEAK = Assumption(
+    "matrix products reach, at best",
+    0.5,
+    "of the peak",
+    "MaxText's published training runs: 39 to 50 % on v6e, 51 % on H100; nothing of ours ran on either yet",
+)
+TYPICAL_MEDIAN = Assumption("median prompt", 1110, "tokens", "ARC-AGI-1 training, 8 predictions, Qwen 2.5's tokenizer")
+TYPICAL_MEAN = Assumption("mean prompt", 1617, "tokens", "the same 3,328 prompts; lengths taken as log-normal")
+TYPICAL_TEXT_BYTES = Assumption(
+    "a sample's task id, origin and preview",
+    600,
+    "bytes, in each file",
+    "a guess: 200 characters of preview, an augmentation",
+)
+STATISTICS_SECONDS_A_VALUE = Assumption(
+    "statistics and flags", 2e-9, "s a value, of one core", "shards/statistics.py, measured on two cores"
+)
+GZIP_BYTES_A_SECOND = {
+    "float32": Assumption(
+        "gzip of float32 that was bfloat16", 388e6, "B/s, one thread", "isal level 2, synthetic data"
+    ),
+    "bfloat16": Assumption("gzip of bfloat16", 511e6, "B/s, one thread", "isal level 2, synthetic data"),
+    "float16": Assumption("gzip of float16", 511e6, "B/s, one thread", "taken to be as bfloat16"),
+    "exact": Assumption("gzip of float32 products", 1068e6, "B/s, one thread", "isal level 1, synthetic data"),
+}
+GZIP_RATIO = {
+    "float32": Assumption("gzip divides float32 that was bfloat16 by", 2.10, "", "isal level 2, synthetic data"),
+    "bfloat16": Assumption("gzip divides bfloat16 by", 1.27, "", "isal level 2, synthetic data"),
+    "float16": Assumption("gzip divides float16 by", 1.1, "", "a guess between bfloat16's and float32's"),
+    "exact": Assumption("gzip divides float32 products by", 1.075, "", "isal level 1, synthetic data"),
+}
+PLAIN_BYTES_A_SECOND = Assumption(
+    "writing without gzip", 1.2e9, "B/s, one thread", "a guess: CRC-32C and a copy to the page cache"
+)
+TPU_DISK = Assumption(
+    "a TPU VM's disk writes",
+    0.168e9,
+    "B/s a host",
+    "Google's limits for the 100 GB boot disk, a balanced persistent disk",
+)
+TPU_DISK_BYTES = Assumption("a TPU VM's disk holds", 100e9, "bytes", "the boot disk that Google makes, unless told")
+GPU_DISK = Assumption("the disk writes", 2e9, "B/s a host", "a guess: one NVMe drive")
+NETWORK = Assumption("uploads", 0.5e9, "B/s a host", "a guess: 4 streams to a bucket of the region")
+TPU_HOST_THREADS = Assumption("threads for statistics", 16, "a host", "what Layertap uses at most; TPU VMs have more")
 
 # float32 products are six bfloat16 ones on TPU (jax.lax.Precision.HIGHEST).
 _TPU_FLOAT32_PASSES = 6
@@ -33,22 +96,21 @@ class Accelerator:
     """One thing that is rented as a whole; rates are of one chip, where nothing else is said."""
 
     name: str
-    platform: Literal["tpu", "gpu", "cpu"]
+    platform: Literal["tpu", "gpu"]
     chips: int
     hosts: int
     memory_bytes: int
-    """Of one chip; on cpu, of the machine."""
-    bf16_flops: float = 0.0
-    """Peak; 0 on cpu, where it is measured."""
-    float32_flops: float = 0.0
-    memory_bandwidth: float = 0.0
+    bf16_flops: float
+    """Peak."""
+    float32_flops: float
+    memory_bandwidth: float
     """Bytes a second between the chip and its own memory."""
-    host_bandwidth: float = 0.0
+    host_bandwidth: float
     """Bytes a second from the chip to its host."""
-    link_bandwidth: float = 0.0
+    link_bandwidth: float
     """Bytes a second that a chip gathers from its neighbours; on TPU both ways along one axis."""
-    disk: Assumption | None = None
-    """What the disk of a host writes; None: to be measured."""
+    disk: Assumption
+    """What the disk of a host writes."""
     topology: str | None = None
     """As the TPU compiler names it."""
 
@@ -84,9 +146,6 @@ _TPUS = {
 
 def parse_accelerator(name: str) -> Accelerator:
     """The accelerator of that name; raises UsageError, naming what is known."""
-    if name == "cpu":
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        return Accelerator(name, "cpu", chips=1, hosts=1, memory_bytes=memory)
     if (match := re.fullmatch(r"([a-z]\d+)x([1248])", name)) and match[1] in _GPUS:
         return replace(_GPUS[match[1]], name=name, chips=int(match[2]))
     if match := re.fullmatch(r"(v4|v5e|v5p|v6e):(\d+(?:x\d+){1,2})", name):
@@ -100,8 +159,8 @@ def parse_accelerator(name: str) -> Accelerator:
             return _tpu(name, generation, _even_grid(chips, _TPUS[generation].dimensions))
     raise UsageError(
         f"--accelerator {name}: not known. Known are TPUs, by Google's types (v4-32, v5litepod-64, v5p-8, v6e-8) or"
-        f" topologies (v5e:8x8), GPUs of one host ({', '.join(f'{gpu}x1' for gpu in _GPUS)}, also x2, x4, x8), and"
-        " cpu, which is this machine"
+        f" topologies (v5e:8x8), and GPUs of one host ({', '.join(f'{gpu}x1' for gpu in _GPUS)}, also x2, x4, x8)."
+        " For this machine, run `layertap extract` with --max_tasks, and see"
     )
 
 

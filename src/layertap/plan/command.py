@@ -1,25 +1,21 @@
 """`layertap plan`: everything that is known before a run, in one piece, as JSON and in words."""
 
-import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from layertap.config.plan import PlanConfig
-from layertap.extract import backend
-from layertap.plan.accelerators import Accelerator, parse_accelerator
-from layertap.plan.assumptions import (
-    MEASURED_SPREAD,
+from layertap.plan.accelerators import (
     TPU_DISK_BYTES,
     TYPICAL_MEAN,
     TYPICAL_MEDIAN,
     TYPICAL_TEXT_BYTES,
+    Accelerator,
     Assumption,
+    parse_accelerator,
 )
-from layertap.plan.calibrate import Speed, measure_speed
-from layertap.plan.estimate import Costs, Times, costs, measured_times, pipelined, stages_on, stored_bytes_of
-from layertap.plan.memory import ChipMemory, Fit, fit_on, mesh_shape, run_weight_bytes
-from layertap.plan.planned import PlannedRun, planned_run
+from layertap.plan.estimate import Costs, Times, costs, pipelined, stages_on, stored_bytes_of
+from layertap.plan.planned import Fit, PlannedRun, fit_on, mesh_shape, planned_run, run_weight_bytes
 from layertap.plan.workload import Workload, count_dataset, usual_workload
 
 
@@ -43,15 +39,12 @@ class Plan:
     costs: Costs
     disk_bytes: float | None
     """What the disk of one host has room for; None: not known."""
-    speed: Speed | None
-    """What was measured, on cpu."""
     assumptions: tuple[Assumption, ...]
 
     def to_json(self) -> dict[str, Any]:
         """All of it as plain values."""
         run, form, counted = self.run, self.run.form, self.work
-        work = asdict(replace(counted, example=None, steps={}))
-        del work["example"]
+        work = asdict(replace(counted, steps={}))
         work["steps"] = [{"rows": rows, "length": length, "count": n} for (rows, length), n in counted.steps.items()]
         work |= {"computed_tokens": counted.computed_tokens, "uncompressed_bytes": counted.output.uncompressed}
         ends = {"slow": self.times.slow, "fast": self.times.fast}
@@ -76,7 +69,6 @@ class Plan:
             "times": asdict(self.times),
             "tokens_per_second": {end: counted.tokens / max(seconds, 1e-9) for end, seconds in ends.items()},
             "costs": asdict(self.costs),
-            "measured": None if self.speed is None else asdict(self.speed),
             "assumptions": [assumption._asdict() for assumption in self.assumptions],
         }
 
@@ -103,25 +95,13 @@ def make_plan(config: PlanConfig, note: Callable[[str], None]) -> Plan:
     """
     accelerator = parse_accelerator(config.accelerator)
     run = planned_run(config)
+    fit = fit_on(run, accelerator)
+    run = replace(run, config=replace(config, batch_size=config.batch_size or fit.rows))
     mesh = mesh_shape(run, accelerator)
-    fit = fit_on(run, accelerator, note)
-    # On cpu the step is run, and must fit.
-    rows = fit.rows if accelerator.platform == "cpu" else config.batch_size or fit.rows
-    run = replace(run, config=replace(config, batch_size=rows))
     work = _workload(run, accelerator, note)
     stored, assumed = stored_bytes_of(run, work)
-    speed = None
-    if accelerator.platform == "cpu":
-        note("measuring this machine")
-        backend.compute_on_cpu()
-        speed = measure_speed(run, work)
-        times = measured_times(run, work, speed)
-        stored = work.output.activations / speed.ratio if run.is_compressed else stored
-        assumed = [MEASURED_SPREAD]
-    else:
-        stages, assumed_of_stages = stages_on(run, accelerator, mesh, work, stored)
-        times = pipelined(stages, config.workers)
-        assumed = [*assumed, *assumed_of_stages]
+    stages, assumed_of_stages = stages_on(run, accelerator, mesh, work, stored)
+    times = pipelined(stages, config.workers)
     usual = [] if work.counted else [TYPICAL_MEDIAN, TYPICAL_MEAN, TYPICAL_TEXT_BYTES]
     return Plan(
         run=run,
@@ -135,17 +115,9 @@ def make_plan(config: PlanConfig, note: Callable[[str], None]) -> Plan:
         exact=work.counted and not run.is_compressed and config.workers == 1,
         times=times,
         costs=costs(run, times, stored),
-        disk_bytes=_disk_bytes(run, accelerator),
-        speed=speed,
-        assumptions=tuple(dict.fromkeys([*usual, *assumed])),
+        disk_bytes=TPU_DISK_BYTES.value if accelerator.platform == "tpu" else None,
+        assumptions=tuple(dict.fromkeys([*usual, *assumed, *assumed_of_stages])),
     )
-
-
-def _disk_bytes(run: PlannedRun, accelerator: Accelerator) -> float | None:
-    if accelerator.platform != "cpu":
-        return TPU_DISK_BYTES.value if accelerator.platform == "tpu" else None
-    folder = run.config.output_folder.absolute()
-    return shutil.disk_usage(next(parent for parent in (folder, *folder.parents) if parent.exists())).free
 
 
 def _workload(run: PlannedRun, accelerator: Accelerator, note: Callable[[str], None]) -> Workload:
@@ -183,8 +155,7 @@ def _output(plan: Plan) -> list[str]:
         + (" (exact)" if exact else ""),
     ]
     if run.is_compressed:
-        source = "as measured on random weights" if plan.speed is not None else "an estimate"
-        lines.append(f"gzip makes about {_size(plan.stored_bytes)} of it ({source})")
+        lines.append(f"gzip makes about {_size(plan.stored_bytes)} of it (an estimate)")
     share = plan.stored_bytes / (plan.accelerator.hosts * run.config.workers)
     if plan.disk_bytes is not None and share > plan.disk_bytes and not run.config.upload.delete_local_after_upload:
         lines.append(
@@ -208,21 +179,15 @@ def _memory(plan: Plan) -> list[str]:
     return lines
 
 
-def _of(memory: ChipMemory, capacity: int) -> str:
-    source = "TPU compiler" if memory.compiled else "estimated"
-    return f"{memory.peak / 1e9:.1f} of {capacity / 1e9:.0f} GB ({source})"
+def _of(memory: int, capacity: int) -> str:
+    return f"{memory / 1e9:.1f} of {capacity / 1e9:.0f} GB (estimated)"
 
 
 def _time(plan: Plan) -> list[str]:
     times, tokens = plan.times, plan.work.tokens
     rates = (f"{tokens / max(seconds, 1e-9):,.0f}" for seconds in (times.slow, times.fast))
     lines = [f"{_span(*rates)} tokens/s: {_span(_duration(times.fast), _duration(times.slow))}"]
-    if times.expected is not None and times.start_up is not None:
-        lines.append(
-            f"expected {_duration(times.expected)}, and up to {_duration(times.start_up)} of compiling the first time"
-        )
-    else:
-        lines.append("loading weights and compiling come on top: some minutes")
+    lines.append("loading weights and compiling come on top: some minutes")
     for stage in times.stages:
         if stage.slow > 0:
             lines.append(f"  {stage.name}: {_span(_duration(stage.fast), _duration(stage.slow))}")

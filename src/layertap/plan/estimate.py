@@ -6,32 +6,26 @@ bottleneck. Each stage is estimated at a slow and at a fast end; the ends differ
 know how well the device will be used.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from layertap.extract.step import transfer_dtype
 from layertap.model.mesh import MeshShape
-from layertap.plan.accelerators import Accelerator
-from layertap.plan.assumptions import (
+from layertap.plan.accelerators import (
     FAST_SHARE_OF_PEAK,
     GZIP_BYTES_A_SECOND,
     GZIP_RATIO,
-    MEASURED_SPREAD,
     NETWORK,
     PLAIN_BYTES_A_SECOND,
     SLOW_SHARE_OF_PEAK,
     STATISTICS_SECONDS_A_VALUE,
     TPU_HOST_THREADS,
+    Accelerator,
     Assumption,
 )
-from layertap.plan.calibrate import Speed, Spent
 from layertap.plan.planned import PlannedRun, forward_flops, layer_products
 from layertap.plan.workload import Workload
-
-# Programs that compile at the same time (extract/step.py).
-_COMPILERS = 2
 
 StageName = Literal["compute", "interconnect", "device to host", "input", "encoding", "disk", "network"]
 
@@ -55,10 +49,6 @@ class Times:
     bottleneck: StageName
     """At the slow end."""
     fast_bottleneck: StageName
-    expected: float | None = None
-    """Where it was measured."""
-    start_up: float | None = None
-    """Compiling, the first time; where it was measured."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +63,7 @@ class Costs:
 def stages_on(
     run: PlannedRun, accelerator: Accelerator, mesh: MeshShape, work: Workload, stored_bytes: float
 ) -> tuple[list[Stage], list[Assumption]]:
-    """The stages on an accelerator that is not here, and what is assumed of it."""
+    """The stages on an accelerator, and what is assumed of it."""
     transfer = transfer_dtype(run.compute_dtype, run.form.dtype).itemsize
     moved = work.computed_tokens * run.values_per_token * transfer
     # At every step each chip reads all kernels, and receives all but its own part of them.
@@ -109,16 +99,13 @@ def _on_hosts(
     stages = [_even("encoding", (work.output.uncompressed / encoder.value + statistics) / accelerator.hosts)]
     assumed = [encoder, STATISTICS_SECONDS_A_VALUE, TPU_HOST_THREADS]
     config = run.config
-    rates: list[tuple[StageName, float | None, Assumption | None]] = [
-        ("disk", config.disk_gb_per_second, accelerator.disk)
-    ]
+    rates: list[tuple[StageName, float | None, Assumption]] = [("disk", config.disk_gb_per_second, accelerator.disk)]
     if config.upload.url(config.worker) is not None:
         rates.append(("network", config.network_gb_per_second, NETWORK))
     for name, given, usual in rates:
         if given is not None:
             rate = given * 1e9
         else:
-            assert usual is not None  # only this machine's disk has no usual rate, and it is measured
             assumed.append(usual)
             rate = usual.value
         stages.append(_even(name, stored_bytes / (accelerator.hosts * rate)))
@@ -149,26 +136,6 @@ def pipelined(stages: Sequence[Stage], accelerators: int) -> Times:
     slowest = max(shared, key=lambda stage: stage.slow)
     fastest = max(shared, key=lambda stage: stage.fast)
     return Times(shared, slowest.slow, fastest.fast, slowest.name, fastest.name)
-
-
-def measured_times(run: PlannedRun, work: Workload, speed: Speed) -> Times:
-    """On this machine: stages overlap, but share the cores, as many as the step had."""
-    layers = run.num_layers
-    compute = speed.token.times(work.computed_tokens * layers) + speed.pair.times(work.visited_pairs * layers)
-    encoding = speed.byte.times(work.output.activations)
-    reading = Spent(work.seconds, work.cpu_seconds)
-    spent: dict[StageName, Spent] = {"compute": compute, "input": reading, "encoding": encoding}
-    if run.config.disk_gb_per_second is not None:
-        written = work.output.uncompressed / (speed.ratio if run.is_compressed else 1.0)
-        spent["disk"] = Spent(written / (run.config.disk_gb_per_second * 1e9), 0.0)
-    cores = max(stage.cpu / stage.wall for stage in (compute, encoding))
-    sharing = sum(stage.cpu for stage in spent.values()) / cores
-    bottleneck = max(spent, key=lambda name: spent[name].wall)
-    expected = max(sharing, spent[bottleneck].wall) / run.config.workers
-    start_up = speed.compile_seconds * layers * math.ceil(len(work.steps) / _COMPILERS)
-    stages = tuple(_even(name, stage.wall / run.config.workers) for name, stage in spent.items())
-    slow, fast = expected * MEASURED_SPREAD.value, expected / MEASURED_SPREAD.value
-    return Times(stages, slow, fast, bottleneck, bottleneck, expected, start_up)
 
 
 def costs(run: PlannedRun, times: Times, stored_bytes: float) -> Costs:

@@ -1,12 +1,21 @@
 """The run that is being thought of: its model's shape, its taps and its files. No weight of it is
 read.
 
-Also how many operations its forward pass is: products and causal attention; norms and the like are
-less than a percent.
+Also how many operations its forward pass is (products and causal attention; norms and the like are
+less than a percent), and what a step takes of a chip's memory: an estimate from shapes, within 10 %
+of the TPU compiler's own figures for every configuration in docs/tpu.md. It is good enough to
+choose a number of rows, not to go to the limit: a step may take `_USABLE` of a chip's memory, since
+frameworks keep some for themselves.
+
+Without a number of rows, the plan recommends the largest power of two that fits, `_MOST_ROWS` at
+most: more rows make products no faster, and more of a window is left over for steps of one row.
 """
 
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from math import gcd
 from pathlib import Path
 
 import ml_dtypes  # noqa: F401  # numpy knows bfloat16 from here on
@@ -15,14 +24,32 @@ import numpy as np
 from layertap.config.extract import local_path
 from layertap.config.plan import PlanConfig
 from layertap.core.taps import Tap
-from layertap.errors import UsageError
+from layertap.errors import DoesNotFitError, UsageError
+from layertap.extract.packing import row_ladder
 from layertap.extract.setup import format_of_shards, resolve_run_taps
+from layertap.extract.step import transfer_dtype
+from layertap.model import weights
 from layertap.model.checkpoint import Checkpoint, open_checkpoint
 from layertap.model.config import Qwen2Config, published_config, read_config
+from layertap.model.mesh import MeshShape, auto_shape, parse_mesh, weight_bytes
+from layertap.plan.accelerators import Accelerator
 from layertap.shards.encode import ShardFormat
 
 # "7b", "Qwen/Qwen2.5-7B", "Qwen2.5-Coder-7B-Instruct": every release of one size has one shape.
 _PUBLISHED = re.compile(r"(?:(?:Qwen/)?Qwen2\.5-(?:(?:Coder|Math)-)?)?(\d+(?:\.\d+)?b)(?:-Instruct)?", re.IGNORECASE)
+_USABLE = 0.9
+_MOST_ROWS = 16
+# Float32 values of the stream's width that a token takes at once: the stream, queries, keys,
+# temporaries; and the share of all activations that is on a TPU, on its way to the host. Fitted to
+# the compiler's figures (docs/LOG.md).
+_STREAMS = 6
+_ON_THEIR_WAY = 0.7
+# Float32 values of the MLP's width, for the tokens that go through it together.
+_MLP_VALUES = 3
+_TOKEN_BLOCK = 2048
+_FLOAT32 = 4
+_GATHERED = 2  # layers (model/mesh.py)
+_IN_FLIGHT = 2  # steps whose outputs are on a GPU
 
 
 @dataclass(frozen=True)
@@ -101,3 +128,76 @@ def forward_flops(config: Qwen2Config, layers: int, tokens: float, attended: flo
 def causal_pairs(tokens: float) -> float:
     """(query, key) pairs of a sample of so many tokens: each sees itself and those before it."""
     return tokens * (tokens + 1) / 2
+
+
+@dataclass(frozen=True)
+class Fit:
+    """The steps that fit, and the bytes that they take of one chip at the worst moment."""
+
+    rows: int
+    """Rows of the first rung on each chip: those asked for, where they fit; else recommended."""
+    memory: int
+    longest_row: int
+    """The longest row, of which there is one on each chip."""
+    longest_memory: int
+
+
+def mesh_shape(run: PlannedRun, accelerator: Accelerator) -> MeshShape:
+    """How the accelerator's chips share rows and weights: the run's own rule."""
+    if run.config.mesh != "auto":
+        return parse_mesh(run.config.mesh)
+    return auto_shape(accelerator.chips, run_weight_bytes(run), accelerator.memory_bytes)
+
+
+def run_weight_bytes(run: PlannedRun) -> int:
+    """Bytes of what is loaded: the embedding and the layers up to the last tap."""
+    return _bytes_of(run.model, run.num_layers, run.compute_dtype)
+
+
+@cache
+def _bytes_of(model: Qwen2Config, layers: int, dtype: np.dtype) -> int:
+    """Kept: the shapes of a large model take a second, and each number of rows is asked about."""
+    return weight_bytes(weights.abstract_model(model, layers, dtype))
+
+
+def fit_on(run: PlannedRun, accelerator: Accelerator) -> Fit:
+    """The most rows of the first rung (those asked for, halved and halved again), and the longest
+    row, that fit.
+
+    Raises DoesNotFitError where one row of the first rung is too much.
+    """
+    ladder = row_ladder(run.config.row_length, run.config.max_seq_length)
+    most = run.config.batch_size or _MOST_ROWS
+    rows, _, memory = _first_that_fits(run, accelerator, [(most >> by, ladder[0]) for by in range(most.bit_length())])
+    _, longest, longest_memory = _first_that_fits(run, accelerator, [(1, length) for length in reversed(ladder)])
+    return Fit(rows, memory, longest, longest_memory)
+
+
+def _first_that_fits(
+    run: PlannedRun, accelerator: Accelerator, shapes: Sequence[tuple[int, int]]
+) -> tuple[int, int, int]:
+    """Rows, their length, and the bytes of a chip that they take."""
+    mesh = mesh_shape(run, accelerator)
+    for rows, length in shapes:
+        memory = estimate_memory(run, accelerator, mesh, rows * length)
+        if memory <= _USABLE * accelerator.memory_bytes:
+            return rows, length, memory
+    raise DoesNotFitError(
+        f"{run.config.model_path} on {accelerator.name}, {rows} rows of {length} tokens a chip: would take"
+        f" {memory / 1e9:.1f} GB of {accelerator.memory_bytes / 1e9:.0f} GB, by estimate; take shorter rows, more"
+        " chips, or fewer layers"
+    )
+
+
+def estimate_memory(run: PlannedRun, accelerator: Accelerator, mesh: MeshShape, tokens: int) -> int:
+    """Bytes of one chip that a step of so many tokens a chip takes at its worst moment."""
+    model, width = run.model, run.model.hidden_size
+    one_layer = _bytes_of(replace(model, vocab_size=1), 1, run.compute_dtype)
+    held = run_weight_bytes(run) // mesh.fsdp + (_GATHERED * one_layer if mesh.fsdp > 1 else 0)
+    block = gcd(_TOKEN_BLOCK, tokens)
+    passing = tokens * width * _STREAMS * _FLOAT32 + block * model.intermediate_size * _MLP_VALUES * _FLOAT32
+    captured = tokens * run.values_per_token * transfer_dtype(run.compute_dtype, run.form.dtype).itemsize
+    # A TPU program hands activations to the host as it goes on; others hold all of them until the
+    # step has ended.
+    outputs = captured * (_ON_THEIR_WAY if accelerator.platform == "tpu" else _IN_FLIGHT)
+    return round(held + passing + outputs)

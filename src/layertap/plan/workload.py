@@ -2,40 +2,64 @@
 that come out.
 
 With a dataset, the run's own code reads it, makes its prompts, tokenises and packs them: what is
-counted is exact. For a number of tokens alone, windows of prompts of the usual lengths stand in
-(log-normal, as ARC-AGI-1's are), and are packed by the same code; nothing is exact then but the
-activations' bytes.
+counted is exact. Its formats write into a sink that only counts: activations are zeros of the right
+shape, views of buffers that are never touched, and large buffers are handed on without a copy, so a
+terabyte is counted in seconds. What compression makes of it depends on the values.
+
+For a number of tokens alone, windows of prompts of the usual lengths stand in (log-normal, as
+ARC-AGI-1's are), and are packed by the same code; nothing is exact then but the activations' bytes.
 """
 
 import math
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import astuple, dataclass, replace
 from itertools import zip_longest
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 
 from layertap.config.plan import PlanConfig
 from layertap.core.columns import COLUMNS
+from layertap.core.sample import Sample
 from layertap.extract.hosts import Hosts
 from layertap.extract.inputs import prompt_maker, read_dataset, window_rules
 from layertap.extract.packing import Step, pack_window
 from layertap.extract.step import Shape
-from layertap.extract.windows import Position, WindowRules, read_windows
-from layertap.model.attention import BLOCK
+from layertap.extract.windows import Position, Window, WindowRules, read_windows
 from layertap.model.checkpoint import Checkpoint
 from layertap.model.config import MODEL_TYPE
-from layertap.plan.assumptions import TYPICAL_MEAN, TYPICAL_MEDIAN, TYPICAL_TEXT_BYTES
-from layertap.plan.output_size import OutputCounter, OutputSize, sum_of
+from layertap.plan.accelerators import TYPICAL_MEAN, TYPICAL_MEDIAN, TYPICAL_TEXT_BYTES
 from layertap.plan.planned import causal_pairs
-from layertap.shards.encode import ShardFormat
+from layertap.shards.encode import ShardFormat, write_samples
 from layertap.shards.manifest import Manifest
+from layertap.shards.statistics import no_statistics
+from layertap.shards.statistics_files import write_statistics
+from layertap.shards.writer import ShardBuffer
 
 _COLUMN_BYTES = sum(dtype.itemsize for dtype in COLUMNS.values())
 _NORM_BYTES = 4
 _STATISTICS_BYTES_A_VALUE = 16
+
+
+@dataclass(frozen=True)
+class OutputSize:
+    """Bytes of a run's output; the manifest comes on top."""
+
+    activations: int = 0
+    """Activations alone."""
+    shard_files: int = 0
+    """The files that hold them, uncompressed, with headers, columns and the facts about samples."""
+    statistics_files: int = 0
+    shards: int = 0
+    files: int = 0
+
+    @property
+    def uncompressed(self) -> int:
+        """All files."""
+        return self.shard_files + self.statistics_files
 
 
 @dataclass(frozen=True)
@@ -48,19 +72,13 @@ class Workload:
     """How many steps there are of each shape (rows on all devices, tokens a row)."""
     own_pairs: float
     """(query, key) pairs within samples, in one layer and head."""
-    visited_pairs: float
-    """The same in the blocks that the kernel of CPUs and GPUs visits, padding included."""
     longest: int
     """The longest sample."""
     output: OutputSize
     counted: bool
     """Whether a dataset was counted; else it is what is usual."""
-    example: Step | None
-    """A step of the shape that takes most of the run."""
     seconds: float = 0.0
     """How long one host takes for reading, prompts and tokens, if it is like this machine."""
-    cpu_seconds: float = 0.0
-    """How much of the processor's time that took, of all hosts."""
 
     @property
     def computed_tokens(self) -> float:
@@ -83,24 +101,80 @@ def count_dataset(
     steps of a shape as the one that needs most (extract/hosts.py).
     """
     maker = prompt_maker(config, checkpoint)
-    tallies, outputs = [], []
-    wall, cpu = 0.0, 0.0
+    tallies, outputs, seconds = [], [], 0.0
     for index in range(hosts):
         rules = window_rules(config, Hosts(index, hosts), devices)
         windows = read_windows(read_dataset(config), maker, rules, Position())
         manifest = blank_manifest(config, form, maker.tokenizer.special_ids)
         output, tally = OutputCounter(form, manifest, config.shard_bytes, rules.longest), _Tally()
-        while True:
-            wall, cpu = wall - time.monotonic(), cpu - time.process_time()
-            window = next(windows, None)
-            wall, cpu = wall + time.monotonic(), cpu + time.process_time()
-            if window is None:
-                break
+        begun = time.monotonic()
+        while (window := next(windows, None)) is not None:
+            seconds += time.monotonic() - begun
             output.add(window)
             tally.add([len(sample.token_ids) for sample in window.samples], window.steps)
+            begun = time.monotonic()
         tallies.append(tally)
         outputs.append(output.finish())
-    return replace(_workload(tallies), output=sum_of(outputs), counted=True, seconds=wall / hosts, cpu_seconds=cpu)
+    whole = OutputSize(*map(sum, zip(*map(astuple, outputs), strict=True)))
+    return replace(_workload(tallies), output=whole, counted=True, seconds=seconds / hosts)
+
+
+class OutputCounter:
+    """Counts shard by shard, as samples come in the order in which the run emits them."""
+
+    def __init__(self, form: ShardFormat, manifest: Manifest, shard_bytes: int, longest: int) -> None:
+        self._form = replace(form, compress=False)
+        self._about = {name: getattr(manifest, name) for name in ("model_path", "model_type", "fingerprint")}
+        self._buffer = ShardBuffer(form, shard_bytes)
+        self._zeros = {width: np.zeros((longest, width), form.dtype) for width in set(form.taps.values())}
+        self._norms = np.zeros(longest, np.float32)
+        self._bytes: Counter[str] = Counter()
+        self._shards = 0
+
+    def add(self, window: Window) -> None:
+        """Count a window's samples."""
+        for step in window.steps:
+            for place in step.placements:
+                sample = window.samples[place.sample]
+                if not self._buffer.has_room(sample):
+                    self._close()
+                self._buffer.add(sample)
+
+    def finish(self) -> OutputSize:
+        """The sum, with the last shard."""
+        if len(self._buffer):
+            self._close()
+        counted = self._bytes
+        return OutputSize(
+            counted["activations"], counted["shards"], counted["statistics"], self._shards, counted["files"]
+        )
+
+    def _close(self) -> None:
+        samples = self._buffer.take()
+        self._shards += 1
+        values = {tap: self._values(samples, width) for tap, width in self._form.taps.items()}
+        for site in self._form.files(self._shards).values():
+            sink = _CountingSink()
+            write_samples(sink, site, samples, values, self._form, self._about)
+            self._bytes.update(shards=sink.size, files=1)
+        sink = _CountingSink()
+        statistics = {tap: no_statistics(width) for tap, width in self._form.taps.items()}
+        write_statistics(sink, statistics, self._about["fingerprint"])
+        tokens = sum(sample.tokens for sample in samples)
+        self._bytes.update(statistics=sink.size, files=1, activations=tokens * self._form.bytes_per_token)
+
+    def _values(self, samples: Iterable[Sample], width: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """Activations and norms of the samples at a tap of this width."""
+        lengths = [sample.tokens for sample in samples]
+        return [self._zeros[width][:length] for length in lengths], [self._norms[:length] for length in lengths]
+
+
+class _CountingSink:
+    def __init__(self) -> None:
+        self.size = 0
+
+    def write(self, data: Any) -> None:  # noqa: ANN401 - any buffer
+        self.size += memoryview(data).nbytes
 
 
 class _Tally:
@@ -109,15 +183,10 @@ class _Tally:
     def __init__(self) -> None:
         self.lengths: Counter[int] = Counter()
         self.windows: list[Counter[Shape]] = []
-        self.examples: dict[Shape, Step] = {}
-        self.visited = 0
 
     def add(self, lengths: Sequence[int], steps: Sequence[Step]) -> None:
         self.lengths.update(lengths)
         self.windows.append(Counter((step.rows, step.length) for step in steps))
-        for step in steps:
-            self.examples.setdefault((step.rows, step.length), step)
-            self.visited += visited_pairs(step)
 
 
 def _workload(hosts: Sequence[_Tally], part: float = 1.0) -> Workload:
@@ -129,30 +198,15 @@ def _workload(hosts: Sequence[_Tally], part: float = 1.0) -> Workload:
             most |= of_host
         steps.update(most)
     lengths = sum((host.lengths for host in hosts), Counter[int]())
-    longest_taking = max(steps, key=lambda shape: steps[shape] * math.prod(shape), default=None)
-    examples = [host.examples[longest_taking] for host in hosts if longest_taking in host.examples]
     return Workload(
         samples=part * lengths.total(),
         tokens=part * sum(length * count for length, count in lengths.items()),
         steps={(len(hosts) * rows, length): part * count for (rows, length), count in steps.items()},
         own_pairs=part * sum(causal_pairs(length) * count for length, count in lengths.items()),
-        visited_pairs=part * sum(host.visited for host in hosts),
         longest=max(lengths, default=0),
         output=OutputSize(),
         counted=False,
-        example=examples[0] if examples else None,
     )
-
-
-def visited_pairs(step: Step) -> int:
-    """(query, key) pairs in the blocks that `attend_flash` visits; on GPU about as many."""
-    firsts = np.arange(0, step.length, BLOCK)
-    needed = np.tile(firsts, (step.rows, 1))  # the first key that each block of queries needs; padding needs itself
-    for place in step.placements:
-        blocks = slice(-(-place.start // BLOCK), -(-(place.start + place.length) // BLOCK))
-        needed[place.row, blocks] = place.start
-    keys = firsts + BLOCK - needed // BLOCK * BLOCK
-    return int(keys.sum()) * BLOCK
 
 
 def blank_manifest(config: PlanConfig, form: ShardFormat, special_ids: frozenset[int]) -> Manifest:

@@ -5,7 +5,12 @@ libtpu (extra `tpu`) compiles for a described topology. The step that is compile
 compiler refuses what does not fit, and says how much it would use.
 
 libtpu reads its settings when JAX starts, so the compilation is a process of its own:
-`python -m layertap.plan.tpu_compile JSON`. It takes some 10 s (0.5B) to a minute (72B).
+`python -m benchmarks.tpu_compile JSON`. It takes some 10 s (0.5B) to a minute (72B).
+
+What chips send each other is read from the text of the compiled program (XLA's HLO), where an
+instruction is written as `name = result operation(operands)`. The compiler may merge several of a
+kind into one, whose result is a tuple, and may split one into a start and an end; all of them are
+found, each shape by itself.
 """
 
 import json
@@ -13,8 +18,9 @@ import os
 import re
 import subprocess
 import sys
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
 
 import ml_dtypes
 import numpy as np
@@ -25,8 +31,13 @@ from layertap.errors import DeviceError, DoesNotFitError, UsageError
 from layertap.plan.accelerators import parse_accelerator
 from layertap.plan.planned import model_config
 
-if TYPE_CHECKING:
-    from jax.stages import Compiled
+_INSTRUCTION = re.compile(
+    r"= (\(.*?\)|\S+) (all-gather|all-to-all|all-reduce|reduce-scatter|collective-permute)(-start)?\("
+)
+_SHAPE = re.compile(r"\w+\[[\d,]*\]")
+
+# The result of their start is the operands, then what the end will give, and perhaps scalars.
+_STARTED_WITH_OPERANDS = frozenset({"all-gather", "collective-permute"})
 
 # libtpu asks the cloud it expects around it, and takes a lock against a second process: neither
 # makes sense here.
@@ -65,28 +76,25 @@ class CompiledStep:
     """Activations, in the host's memory."""
     peak: int
     """All that stands in the chip's memory at the worst moment."""
+    collectives: Mapping[str, int]
+    """What goes over the interconnect: `operation shape` -> how often the program has it."""
 
 
 def compile_step(step: TpuStep) -> CompiledStep:
-    """Have `step` compiled in a process of its own; raises as `ask_compiler` does."""
-    return CompiledStep(**ask_compiler(step, "layertap.plan.tpu_compile"))
-
-
-def ask_compiler(step: TpuStep, module: str) -> dict[str, Any]:
-    """What the process `python -m module STEP` prints of a step that it has compiled.
+    """Have `step` compiled in a process of its own.
 
     Raises UsageError where libtpu is missing, DoesNotFitError, with the compiler's own figure,
     where it does not fit, and DeviceError where it fails otherwise.
     """
     done = subprocess.run(
-        [sys.executable, "-m", module, json.dumps(asdict(step))],
+        [sys.executable, "-m", "benchmarks.tpu_compile", json.dumps(asdict(step))],
         env={**os.environ, **COMPILER_ENVIRONMENT},
         capture_output=True,
         text=True,
         check=False,
     )
     if done.returncode == 0:
-        return dict(json.loads(done.stdout.splitlines()[-1]))
+        return CompiledStep(**json.loads(done.stdout.splitlines()[-1]))
     if "No module named 'libtpu'" in done.stderr or ("libtpu.so" in done.stderr and "cannot open" in done.stderr):
         raise UsageError(f"the TPU compiler is not installed: {install_command('tpu')}")
     if refused := re.search(r"Ran out of memory in memory space hbm\. (Used \S+ of \S+ hbm)", done.stderr):
@@ -97,7 +105,7 @@ def ask_compiler(step: TpuStep, module: str) -> dict[str, Any]:
     raise DeviceError(f"the TPU compiler failed on {step}:\n{done.stderr[-2000:]}")
 
 
-def compile_here(text: str) -> "tuple[CompiledStep, Compiled]":
+def compile_here(text: str) -> CompiledStep:
     """Compile the step that `text` is as JSON, in a process with `COMPILER_ENVIRONMENT`."""
     import layertap.extract  # noqa: F401, I001 - quietens XLA, which must come before jax
     from jax.experimental import topologies
@@ -126,8 +134,21 @@ def compile_here(text: str) -> "tuple[CompiledStep, Compiled]":
     # What the compiler counts as temporary, and as the peak, has what it writes to the host in it.
     to_host = memory.host_output_size_in_bytes
     temporaries, peak = memory.temp_size_in_bytes - to_host, memory.peak_memory_in_bytes - to_host
-    return CompiledStep(str(shape), memory.argument_size_in_bytes, temporaries, to_host, peak), compiled
+    sent = collectives(compiled.as_text() or "")
+    return CompiledStep(str(shape), memory.argument_size_in_bytes, temporaries, to_host, peak, sent)
+
+
+def collectives(program: str) -> dict[str, int]:
+    """What goes over the interconnect: `operation shape` -> how often the program has it."""
+    found: Counter[str] = Counter()
+    for result, operation, start in _INSTRUCTION.findall(program):
+        shapes = _SHAPE.findall(result)
+        if start and operation in _STARTED_WITH_OPERANDS:
+            shapes = [shape for shape in shapes if not shape.endswith("[]")]
+            shapes = shapes[len(shapes) // 2 :]
+        found.update(f"{operation} {shape}" for shape in shapes)
+    return dict(found)
 
 
 if __name__ == "__main__":
-    print(json.dumps(asdict(compile_here(sys.argv[1])[0])))
+    print(json.dumps(asdict(compile_here(sys.argv[1]))))
