@@ -18,7 +18,6 @@ from layertap.config.demo import DemoConfig
 from layertap.config.extract import ExtractConfig
 from layertap.config.fleet import (
     CreateShardsConfig,
-    FleetStatusConfig,
     ResetShardsConfig,
     ShardsStatusConfig,
     StreamsConfig,
@@ -123,15 +122,6 @@ _TPU_COMMANDS = {
     "list": _Command(ListConfig, commands.tpu("list_members"), "list every TPU of the fleet", "--name_prefix tpu"),
 }
 
-_FLEET_COMMANDS = {
-    "status": _Command(
-        FleetStatusConfig,
-        commands.fleet("fleet_status"),
-        "who works on what, how fast, and for how long",
-        f"{_DATASET} --watch",
-    ),
-}
-
 _SHARDS_COMMANDS = {
     "create": _Command(
         CreateShardsConfig,
@@ -140,7 +130,10 @@ _SHARDS_COMMANDS = {
         "--dataset_path t.jsonl --output dataset --num_shards 8",
     ),
     "status": _Command(
-        ShardsStatusConfig, commands.fleet("status"), "which shards are done, claimed, failed and free", _DATASET
+        ShardsStatusConfig,
+        commands.fleet("status"),
+        "which shards are done, who works on what, how fast, and for how long",
+        f"{_DATASET} --watch",
     ),
     "reset": _Command(ResetShardsConfig, commands.fleet("reset_shards"), "make shards free again", f"{_DATASET} 3 7"),
 }
@@ -158,7 +151,6 @@ _COMMANDS: Mapping[str, _Command | _Group] = {
         "share a dataset out to workers, one JSONL file each",
         "--dataset_path tasks.jsonl --num_streams 8",
     ),
-    "fleet": _Group(_FLEET_COMMANDS, "see what the workers of a sharded dataset do"),
     "shards": _Group(_SHARDS_COMMANDS, "make a sharded dataset for many workers, and look after it"),
     "verify": _Command(VerifyConfig, commands.verify, "read output back and check every byte of it", "./activations"),
     "inspect": _Command(

@@ -15,7 +15,6 @@ from layertap.config.demo import DemoConfig
 from layertap.config.extract import ExtractConfig
 from layertap.config.fleet import (
     CreateShardsConfig,
-    FleetStatusConfig,
     ResetShardsConfig,
     ShardsStatusConfig,
     StreamsConfig,
@@ -86,7 +85,7 @@ def streams(config: StreamsConfig) -> int:
 def fleet(command: str) -> Callable[[Any], int]:
     """The function of that name in `fleet/commands.py`, imported when it runs."""
 
-    def run(config: CreateShardsConfig | ShardsStatusConfig | ResetShardsConfig | FleetStatusConfig) -> int:
+    def run(config: CreateShardsConfig | ShardsStatusConfig | ResetShardsConfig) -> int:
         return getattr(import_module("layertap.fleet.commands"), command)(config)
 
     return run

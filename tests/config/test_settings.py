@@ -62,8 +62,6 @@ REFUSED: tuple[tuple[type, dict[str, Any], str], ...] = (
     (ShardedConfig, {"engine": "ray", "num_workers": 2}, "--engine ray needs --sharded_dataset_dir"),
     (ShardedConfig, SHARDED | {"ray_address": "auto"}, "--ray_address belongs to --engine ray"),
     (ShardedConfig, LOCAL | {"resources_per_worker": "{}"}, "--resources_per_worker belongs to --engine ray"),
-    (ShardedConfig, RAY | {"ray_address": " "}, "give auto, or the HOST:PORT"),
-    (ShardedConfig, RAY | {"ray_address": "ray://head:10001"}, "give auto, or the HOST:PORT"),
     (ShardedConfig, RAY | {"resources_per_worker": "TPU=4"}, "--resources_per_worker TPU=4: is not JSON"),
     (ShardedConfig, RAY | {"resources_per_worker": "[4]"}, "give names with amounts above 0"),
     (ShardedConfig, RAY | {"resources_per_worker": '{"TPU": 0}'}, "give names with amounts above 0"),

@@ -274,25 +274,6 @@ def test_an_interruption_gives_the_shards_of_ray_workers_back(
     assert not list(store.list("claims/")), log.read_text()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("flag", "value", "words"),
-    [
-        ("--resources_per_worker", '{"TPU": 4}', ("this machine has not", "node:127.0.0.1")),
-        ("--ray_address", "127.0.0.1:1", ("error: --ray_address 127.0.0.1:1",)),
-    ],
-    ids=["no place", "no answer"],
-)
-def test_a_ray_that_cannot_run_workers_is_refused(
-    small: ExtractConfig, dataset: str, log: Path, flag: str, value: str, words: tuple[str, ...]
-) -> None:
-    cut(small.dataset_path, dataset, 2)
-    with engine(worker_of(small, dataset), log, "ray", 1, flag, value) as process:
-        assert process.wait(240) == 2, log.read_text()
-    assert all(word in log.read_text() for word in words)
-    assert "Traceback" not in log.read_text()
-
-
 @pytest.mark.usefixtures("_own_variables")
 def test_ray_that_is_not_installed(small: ExtractConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)

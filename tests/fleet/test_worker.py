@@ -175,7 +175,7 @@ def test_a_commit_that_nobody_settled_is_settled_without_waiting_for_the_lease(
         patch.setattr("layertap.fleet.claims.settle", lambda *_: None)
         dead.commit({"shard": "shard_00001", "worker": 7})
     assert main(["shards", "status", place]) == 0
-    assert "ago; it has committed" in capsys.readouterr().out
+    assert "shard 1: it is committed, and the next worker" in capsys.readouterr().out
     assert work(worker_of(fleet, place, lease_seconds=1.0)).shards == COUNT - 1
     assert [manifest["worker"] for manifest in done(store)] == [0, 7, 0]
     assert not list(store.list("claims/"))

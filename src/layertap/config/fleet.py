@@ -1,6 +1,5 @@
 """The flags of the commands that deal datasets out: one field, one flag, one sentence of help."""
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -41,7 +40,7 @@ class StreamsConfig(DealtConfig):
     """How many files to write."""
 
     output_dir: Annotated[str, Flag(metavar="FOLDER")] = "data/streams"
-    """Where to write them: a new folder, or one that holds the same streams already."""
+    """Where to write them: a new folder, or an empty one."""
 
     name_digits: int = 3
     """How many digits the number in a file's name has: 3 makes stream_000.jsonl, 1 makes
@@ -98,28 +97,13 @@ class _OfDataset:
 
 @dataclass(frozen=True)
 class ShardsStatusConfig(_OfDataset):
-    """List how many shards of a dataset are done, claimed, failed and free."""
-
-    json: bool = False
-    """Print every shard, as JSON."""
-
-
-@dataclass(frozen=True)
-class FleetStatusConfig(_OfDataset):
-    """Show what the workers of a sharded dataset do, and when they will be done."""
+    """Show how many shards are done, what the workers do, and when they will be done."""
 
     watch: bool = False
-    """Show it again and again, until every shard is done or has failed."""
-
-    poll_seconds: Annotated[float, Flag(metavar="SECONDS")] = 10.0
-    """How long to wait between two looks."""
+    """Show it again each 10 seconds, until every shard is done or has failed."""
 
     json: bool = False
     """Print JSON: one object for each look."""
-
-    def __post_init__(self) -> None:
-        """Refuse to look without a pause; raises UsageError."""
-        require(0 < self.poll_seconds < math.inf, f"--poll_seconds must be positive, not {self.poll_seconds}")
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,14 @@
-"""What `layertap shards ...` and `layertap fleet ...` do."""
+"""What `layertap shards ...` does."""
 
 import time
 
-from layertap.config.fleet import CreateShardsConfig, FleetStatusConfig, ResetShardsConfig, ShardsStatusConfig
-from layertap.core.strict_json import dump_json
+from layertap.config.fleet import CreateShardsConfig, ResetShardsConfig, ShardsStatusConfig
 from layertap.errors import LayertapError
 from layertap.fleet.sharded import MANIFEST, create_shards, open_claimable, read_dataset
-from layertap.fleet.standing import describe_states, free_shards, shard_states, states_to_json
-from layertap.fleet.status import FleetWatch, describe_fleet
+from layertap.fleet.status import FleetWatch, describe_fleet, free_shards
 from layertap.fleet.streams import FilesSummary
+
+_POLL_SECONDS = 10.0
 
 
 def create(config: CreateShardsConfig) -> int:
@@ -16,14 +16,6 @@ def create(config: CreateShardsConfig) -> int:
     dataset, there = create_shards(config)
     counts = [shard.records for shard in dataset.shards]
     print(FilesSummary("shards", counts, config.output, MANIFEST, len(dataset.skipped), there).describe())
-    return 0
-
-
-def status(config: ShardsStatusConfig) -> int:
-    """`layertap shards status`."""
-    with open_claimable(config.dataset) as store:
-        states = shard_states(store, read_dataset(store))
-    print(dump_json(states_to_json(states), indent=1) if config.json else describe_states(states))
     return 0
 
 
@@ -37,8 +29,8 @@ def reset_shards(config: ResetShardsConfig) -> int:
     return 0
 
 
-def fleet_status(config: FleetStatusConfig) -> int:
-    """`layertap fleet status`; with `--watch`, 1 if shards failed."""
+def status(config: ShardsStatusConfig) -> int:
+    """`layertap shards status`; with `--watch`, 1 if shards failed."""
     with open_claimable(config.dataset) as store:
         watch = FleetWatch(store, read_dataset(store))
         while True:
@@ -48,6 +40,6 @@ def fleet_status(config: FleetStatusConfig) -> int:
                 return 0
             if seen.ended:
                 return LayertapError.exit_status if seen.failures else 0
-            time.sleep(config.poll_seconds)
+            time.sleep(_POLL_SECONDS)
             if not config.json:
                 print()

@@ -1,4 +1,5 @@
-"""`layertap fleet status`: who works on what, how fast, and when it will be done.
+"""How far the shards of a dataset are, who works on what, how fast, and when it will be done; and
+how to free some shards.
 
 All of it comes from the sharded dataset: from claims, which heartbeats keep current, and from
 done-manifests. No worker is asked and no service has to run, so it works from any machine that may
@@ -6,16 +7,85 @@ read the bucket. A done-manifest never changes, so `--watch` reads each once.
 """
 
 import json
-from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from typing import Any
+from functools import partial
+from typing import Any, Literal, get_args
 
 from layertap.core.strict_json import dump_json
-from layertap.errors import DamageError
-from layertap.fleet.sharded import RUN, ShardedDataset
-from layertap.fleet.standing import Condition, ShardState, describe_conditions, read_all_done, shard_states
+from layertap.errors import DamageError, UsageError
+from layertap.fleet.claims import CLAIMS, DONE, Claim, claim_name, done_name, has_run_out, read_claim, shard_of
+from layertap.fleet.sharded import RUN, DatasetShard, ShardedDataset
 from layertap.objects.base import ObjectStore
+
+Condition = Literal["done", "claimed", "lost", "failed", "free"]
+
+_READERS = 16
+
+
+@dataclass(frozen=True)
+class ShardState:
+    """One shard at one moment."""
+
+    shard: DatasetShard
+    condition: Condition
+    """lost: the holder was silent for the length of its lease; the next worker takes it over."""
+    claim: Claim | None = None
+    heard: float | None = None
+    """Seconds since the claim was last written."""
+
+    def metric(self, name: str) -> float:
+        """What the holder said with its last heartbeat; 0 if it said nothing of it."""
+        return self.claim.metrics.get(name, 0) if self.claim else 0
+
+
+def shard_states(store: ObjectStore, dataset: ShardedDataset) -> list[ShardState]:
+    """The state of every shard; costs two listings, and a read for each claimed shard."""
+    # Claims first: a shard that is committed in between is then in both lists, not in none.
+    claimed = {shard_of(info.name) for info in store.list(CLAIMS)}
+    done = {shard_of(info.name) for info in store.list(DONE)}
+    open_ones = [shard for shard in dataset.shards if shard.name in claimed - done]
+    with ThreadPoolExecutor(_READERS) as pool:
+        states = {state.shard.id: state for state in pool.map(partial(_read_state, store), open_ones)}
+    return [
+        ShardState(shard, "done") if shard.name in done else states.get(shard.id, ShardState(shard, "free"))
+        for shard in dataset.shards
+    ]
+
+
+def _read_state(store: ObjectStore, shard: DatasetShard) -> ShardState:
+    found = read_claim(store, shard.name)
+    if found is None:
+        return ShardState(shard, "free")
+    seen, claim = found
+    heard = max(0.0, store.server_time() - seen.updated)
+    if claim.state == "failed":
+        return ShardState(shard, "failed", claim, heard)
+    return ShardState(shard, "lost" if has_run_out(store, seen, claim) else "claimed", claim, heard)
+
+
+def read_done(store: ObjectStore, shard: str) -> Mapping[str, Any] | None:
+    """The done-manifest of a shard; raises DamageError if it is garbled."""
+    found = store.read(done_name(shard))
+    if found is None:
+        return None
+    try:
+        done = json.loads(found.data)
+        if done["shard"] != shard:
+            raise ValueError(f"is of {done['shard']}")
+    except (ValueError, KeyError, TypeError) as error:
+        raise DamageError(
+            f"{store.url}/{done_name(shard)}: is no done-manifest ({error!r}); reset the shard"
+        ) from error
+    return done
+
+
+def read_all_done(store: ObjectStore, shards: Sequence[str]) -> dict[str, Mapping[str, Any]]:
+    """The done-manifests of these shards, without those that were deleted meanwhile."""
+    with ThreadPoolExecutor(_READERS) as pool:
+        found = pool.map(partial(read_done, store), shards)
+        return {shard: done for shard, done in zip(shards, found, strict=True) if done is not None}
 
 
 @dataclass(frozen=True)
@@ -40,7 +110,10 @@ class WorkerStatus:
 class FleetStatus:
     """The fleet at one moment."""
 
-    shards: Mapping[Condition, int]
+    shards: Mapping[Condition, tuple[int, ...]]
+    """Which dataset shards are in which condition."""
+    unsettled: tuple[int, ...]
+    """Of the claimed and lost ones: those that are committed, without a done-manifest yet."""
     samples_left: int | None
     """None before any worker has begun: only workers know how many prompts a task gives."""
     tokens_per_second: float
@@ -56,7 +129,7 @@ class FleetStatus:
     @property
     def ended(self) -> bool:
         """Whether every shard is done or failed."""
-        return set(self.shards) <= {"done", "failed"}
+        return all(condition in ("done", "failed") or not shards for condition, shards in self.shards.items())
 
     def to_json(self) -> str:
         """Everything, for a program."""
@@ -80,13 +153,17 @@ class FleetWatch:
         rate = sum(state.metric("tokens_per_second") for state in busy)
         left = self._samples_left(states)
         return FleetStatus(
-            shards=dict(Counter(state.condition for state in states)),  # asdict would take a Counter apart
+            shards={
+                condition: tuple(state.shard.id for state in states if state.condition == condition)
+                for condition in get_args(Condition)
+            },
+            unsettled=tuple(shard for shard, claim in claims if claim.state == "committed"),
             samples_left=left,
             tokens_per_second=rate,
             seconds_left=self._seconds_left(left, rate, busy),
             takeovers=sum(len(done["lost_by"]) for done in self._done.values())
             + sum(len(claim.lost_by) for _, claim in claims),
-            failures={shard: claim.error for shard, claim in claims if claim.error},
+            failures={shard: f"{claim.error} (worker {claim.holder})" for shard, claim in claims if claim.error},
             workers=self._workers(states),
         )
 
@@ -142,9 +219,10 @@ def _worker_status(number: int, holding: ShardState | None, done: list[Mapping[s
 
 def describe_fleet(status: FleetStatus) -> str:
     """Lines for a person."""
+    counts = ", ".join(f"{len(shards)} {condition}" for condition, shards in status.shards.items())
     left = "?" if status.seconds_left is None else _describe_seconds(status.seconds_left)
     lines = [
-        describe_conditions(status.shards),
+        f"{sum(map(len, status.shards.values()))} shards: {counts}",
         f"{status.tokens_per_second:.0f} tokens/s, time left: {left}, takeovers: {status.takeovers}",
         f"{'worker':>6}  {'host':<20} {'shard':>6} {'state':<8}"
         f" {'tokens/s':>9} {'heard':>7} {'done':>5} {'tokens':>12}",
@@ -156,6 +234,9 @@ def describe_fleet(status: FleetStatus) -> str:
             f"{worker.worker:>6}  {worker.host[:20]:<20} {shard:>6} {worker.condition or 'idle':<8}"
             f" {worker.tokens_per_second:>9.0f} {heard:>7} {worker.shards_done:>5} {worker.tokens_done:>12}"
         )
+    lines += [
+        f"shard {shard}: it is committed, and the next worker that looks writes that down" for shard in status.unsettled
+    ]
     lines += [f"shard {shard} failed: {error}" for shard, error in status.failures.items()]
     return "\n".join(lines)
 
@@ -164,3 +245,45 @@ def _describe_seconds(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
+
+
+def free_shards(store: ObjectStore, shards: Iterable[DatasetShard], *, force: bool) -> int:
+    """Make these shards free; how many were not.
+
+    Once nothing is claimed or done, what workers agreed to extract is forgotten too. Raises
+    UsageError at a shard that a worker is busy with, unless `force`.
+    """
+    freed = sum(_free(store, shard.name, force=force) for shard in shards)
+    run = store.read(RUN)
+    if run is not None and not _in_use(store) and store.delete_if(RUN, run.version) and _in_use(store):
+        store.create(RUN, run.data)  # a worker that had agreed on it has claimed a shard meanwhile
+    return freed
+
+
+def _in_use(store: ObjectStore) -> bool:
+    return any(True for prefix in (CLAIMS, DONE) for _ in store.list(prefix))
+
+
+def _free(store: ObjectStore, shard: str, *, force: bool) -> bool:
+    seen = store.read(claim_name(shard))
+    if seen is not None and not force:
+        _require_idle(store, shard)
+    done = store.read(done_name(shard))
+    # The done-manifest first: a worker that sees neither may then take the shard.
+    if done is not None:
+        store.delete_if(done_name(shard), done.version)
+    if seen is not None and not store.delete_if(claim_name(shard), seen.version):
+        raise UsageError(f"dataset shard {shard}: its worker was heard of just now; try again")
+    return seen is not None or done is not None
+
+
+def _require_idle(store: ObjectStore, shard: str) -> None:
+    try:
+        found = read_claim(store, shard)
+    except DamageError:
+        return  # garbled: nobody can hold it
+    if found is not None and found[1].state != "failed" and not has_run_out(store, *found):
+        raise UsageError(
+            f"dataset shard {shard}: worker {found[1].holder} is busy with it; stop that worker and wait for"
+            f" {found[1].seconds:.0f} s, or pass --force"
+        )

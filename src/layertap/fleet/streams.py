@@ -8,8 +8,7 @@ in each stream.
 
 The streams are written into a hidden folder beside the output folder. Their manifest is written
 last, and then the folder is renamed: the output folder holds everything, or does not exist. A
-folder that holds streams already is never written to: the dataset is dealt out again and compared.
-Memory holds one record at a time.
+folder that holds anything is never written to. Memory holds one record at a time.
 """
 
 import json
@@ -25,8 +24,8 @@ from typing import Any
 from layertap.config.fleet import DealtConfig, StreamsConfig
 from layertap.core.records import BadTask, GoodRecord, Task
 from layertap.dataset import as_row, open_records
-from layertap.errors import BadTaskError, DamageError, RunMismatchError, StorageError, UsageError
-from layertap.objects.files import TEMPORARY, Checksummed, atomic_write, file_crc32c
+from layertap.errors import BadTaskError, StorageError, UsageError
+from layertap.objects.files import TEMPORARY, Checksummed, atomic_write
 from layertap.objects.ownership import exclusive
 
 MANIFEST = "manifest.json"
@@ -60,7 +59,7 @@ class FilesSummary:
     place: object
     manifest: str
     skipped: int
-    already_there: bool
+    already_there: bool = False
 
     def describe(self) -> str:
         """Lines for a person."""
@@ -75,13 +74,13 @@ class FilesSummary:
 def create_streams(config: StreamsConfig) -> FilesSummary:
     """Deal the dataset out into `config.output_folder`.
 
-    Raises an InputError if the dataset cannot be dealt out, RunMismatchError if the folder holds
-    other streams, DamageError if a stream there was changed, StorageError if writing fails.
+    Raises an InputError if the dataset cannot be dealt out, or the folder holds something already,
+    and StorageError if writing fails.
     """
     output = config.output_folder
     output = output.resolve() if output.is_symlink() else output
     hidden = output.with_name(f".{output.name}{TEMPORARY}")
-    there = _read_manifest(output)
+    _require_new(output)
     skipped: list[dict[str, Any]] = []
     with exclusive(hidden):
         try:
@@ -89,15 +88,11 @@ def create_streams(config: StreamsConfig) -> FilesSummary:
                 if left.name != ".lock":
                     left.unlink()
             streams = _deal(read_sound_records(config, skipped), hidden, config)
-            manifest = _make_manifest(streams, skipped)
-            if there is None:
-                _publish(hidden, output, manifest)
-            else:
-                _require_same(output, there, manifest)
+            _publish(hidden, output, _make_manifest(streams, skipped))
         finally:
             shutil.rmtree(hidden, ignore_errors=True)
     counts = [stream.records for stream in streams]
-    return FilesSummary("streams", counts, output, MANIFEST, len(skipped), already_there=there is not None)
+    return FilesSummary("streams", counts, output, MANIFEST, len(skipped))
 
 
 def read_sound_records(config: DealtConfig, skipped: list[dict[str, Any]]) -> Iterator[GoodRecord]:
@@ -152,35 +147,10 @@ def _publish(hidden: Path, output: Path, manifest: dict[str, Any]) -> None:
         raise StorageError(f"{output}: cannot be made: {error.strerror or error}") from error
 
 
-def _read_manifest(output: Path) -> dict[str, Any] | None:
-    """The manifest of the streams in a folder; None if it is empty or does not exist."""
-    advice = "give a new folder as --output_dir"
+def _require_new(output: Path) -> None:
     try:
-        if not output.exists() or not any(output.iterdir()):
-            return None
-        manifest = json.loads((output / MANIFEST).read_bytes())
-    except FileNotFoundError as error:
-        raise UsageError(f"{output}: holds files that are no streams; {advice}") from error
-    except NotADirectoryError as error:
-        raise UsageError(f"{output}: is a file; give a folder as --output_dir") from error
+        taken = output.exists() and not (output.is_dir() and not any(output.iterdir()))
     except OSError as error:
         raise StorageError(f"{output}: cannot be read: {error.strerror or error}") from error
-    except ValueError as error:
-        raise DamageError(f"{output / MANIFEST}: is not JSON; {advice}") from error
-    if not isinstance(manifest, dict):
-        raise DamageError(f"{output / MANIFEST}: is no manifest of streams; {advice}")
-    return manifest
-
-
-def _require_same(output: Path, there: dict[str, Any], now: dict[str, Any]) -> None:
-    """Raise RunMismatchError if the manifests differ, DamageError if a file is not as they say."""
-    for name, value in now.items():
-        if there.get(name) != value:
-            shown = name if isinstance(value, list | dict) else f"{name}: {there.get(name)} there, {value} now"
-            raise RunMismatchError(
-                f"{output} holds other streams ({shown} differ); give another --output_dir, or remove that folder"
-            )
-    for stream in now["streams"]:
-        path = output / stream["path"]
-        if not path.is_file() or file_crc32c(path) != stream["crc32c"]:
-            raise DamageError(f"{path}: is gone or was changed; remove {output} and run the same command again")
+    if taken:
+        raise UsageError(f"{output}: is there already; give a new folder as --output_dir, or remove that one")

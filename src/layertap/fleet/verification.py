@@ -20,7 +20,7 @@ from layertap.errors import DamageError
 from layertap.fleet.claims import done_name
 from layertap.fleet.sharded import MANIFEST as DATASET
 from layertap.fleet.sharded import DatasetShard, read_dataset
-from layertap.fleet.standing import read_done
+from layertap.fleet.status import read_done
 from layertap.objects import open_store
 from layertap.objects.base import ObjectStore
 from layertap.shards.manifest import FILE_NAME

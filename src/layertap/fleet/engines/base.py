@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from layertap.config.extract import ExtractConfig
 from layertap.errors import InputError, UsageError, WorkersFailedError
 from layertap.fleet.sharded import open_claimable, read_dataset
-from layertap.fleet.standing import shard_states
+from layertap.fleet.status import shard_states
 from layertap.objects.base import ObjectStore
 
 _MOST_DEATHS = 5

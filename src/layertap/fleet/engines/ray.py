@@ -16,7 +16,6 @@ through Ray.
 
 import os
 import signal
-import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -30,7 +29,6 @@ from layertap.fleet.engines.base import RunningWorker, run_workers, say
 from layertap.process.ending import guarded
 
 _GRACE_SECONDS = 12.0  # less than the grace after a SIGTERM
-_ANSWER_SECONDS = 10.0
 _DIED = 1
 
 # Every worker's lines, also where two say the same.
@@ -50,7 +48,6 @@ def run_ray(config: ExtractConfig) -> str:
     """Run workers as Ray tasks until the dataset is done; raises UsageError if Ray is missing."""
     needs = config.sharded.worker_resources
     with _connected(config.sharded.ray_address) as ray:
-        _require_place(ray, needs, config)
         return run_workers(config, partial(_WorkerTask, ray, needs), _GRACE_SECONDS)
 
 
@@ -62,7 +59,6 @@ def _connected(address: str | None) -> Iterator[ModuleType]:
     ray = _imported(_ANYWHERE if address else _ANYWHERE | _HERE)
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        _require_answer(address)
         ray.init(**({"address": address} if address else _SMALL), logging_level="warning")
     except (OSError, RuntimeError, ValueError) as error:  # ConnectionError is an OSError
         if address is None:
@@ -87,30 +83,9 @@ def _imported(environment: Mapping[str, str]) -> ModuleType:
     return ray
 
 
-def _require_answer(address: str | None) -> None:
-    """Raise OSError if nobody listens at HOST:PORT: Ray itself would try for minutes."""
-    if address not in (None, "auto"):
-        host, _, port = str(address).rpartition(":")
-        socket.create_connection((host.strip("[]"), int(port)), _ANSWER_SECONDS).close()
-
-
-def _require_place(ray: ModuleType, needs: Mapping[str, float], config: ExtractConfig) -> None:
-    """Say how many workers find a place; raises UsageError if this machine will never have one."""
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    places = sum(min(int(node.get(name, 0) / amount) for name, amount in needs.items()) for node in nodes)
-    wanted = config.sharded.num_workers or 0
-    if places == 0 and config.sharded.ray_address is None:
-        raise UsageError(
-            f"--resources_per_worker: this machine has not {dict(needs)} for a worker, but {nodes[0]}; ask for less,"
-            " or give the --ray_address of a cluster"
-        )
-    if places < wanted:
-        say(f"Ray has places for {places} of {wanted} workers now; the others wait\n")
-
-
 class _WorkerTask(RunningWorker):
     def __init__(self, ray: ModuleType, needs: Mapping[str, float], config: ExtractConfig) -> None:
-        """Hand the worker to Ray; raises UsageError if Ray has no such resources, 1.5 GPUs say."""
+        """Hand the worker to Ray; raises UsageError if it does not take 1.5 GPUs, say."""
         self._ray = ray
         self._worker = config.worker
         options: dict[str, Any] = {"num_cpus": needs.get("CPU", 0), "num_gpus": needs.get("GPU", 0)}
