@@ -108,11 +108,9 @@ def test_a_quota_is_told_apart_from_a_stockout_and_other_zones_get_theirs(
     ("trouble", "flags", "says"),
     [
         ({"denied": True}, "--zones us-central1-a", "roles/tpu.admin"),
-        ({"disabled": True}, "--zones us-central1-a", "gcloud services enable tpu.googleapis.com"),
         ({}, "--zones us-central9-q", "check their names"),
         ({}, "--zones us-central1-a --tpu_type v5litepod-7", "accelerator-types list"),
         ({}, "--zones us-central1-a --tpu_type tpu9-8", "--runtime_version"),
-        ({}, "--zones us-central1-a --name_prefix Bad", "--name_prefix 'Bad'"),
         ({}, "--zones us-central1-a,us-central1-a", "names a zone twice"),
         ({}, "", "--zones is missing"),
         ({}, "--zones us-central1-a --workers_per_zone 0", "--workers_per_zone must be at least 1"),

@@ -16,7 +16,7 @@ from layertap.config.arguments import Flag, parse
 from layertap.config.checks import require, require_counts
 from layertap.config.extract import ExtractConfig, local_path
 from layertap.errors import UsageError
-from layertap.tpu.fleet import Wanted, check_name
+from layertap.tpu.fleet import Wanted
 
 
 @dataclass(frozen=True)
@@ -44,10 +44,7 @@ class TpuConfig:
     capacity."""
 
     def __post_init__(self) -> None:
-        """Refuse names that Google would refuse; raises UsageError."""
-        check_name(self.name_prefix, "--name_prefix")
-        for zone in self.zone_list:
-            check_name(zone, "--zones")
+        """Refuse a zone that is named twice, and no pause; raises UsageError."""
         require(len(set(self.zone_list)) == len(self.zone_list), f"--zones {self.zones}: names a zone twice")
         require(0 < self.poll_seconds < math.inf, f"--poll_seconds must be positive, not {self.poll_seconds}")
 
@@ -139,13 +136,12 @@ class FleetConfig(TpuConfig):
         require_counts(self, "workers_per_zone")
         require(not (self.watch and self.dry_run), "--watch and --dry_run contradict each other")
         require(self.startup is None or self.startup_path.is_file(), f"--startup {self.startup}: no such file")
-        _ = self.wanted
         if self.extract_flags is not None:
             _check_worker_flags(self.extract_flags, len(self.zone_list) * self.workers_per_zone)
 
     @property
     def wanted(self) -> Wanted:
-        """The fleet as it should be; raises UsageError where its names would be refused."""
+        """The fleet as it should be."""
         return Wanted(self.name_prefix, self.zone_list, self.workers_per_zone)
 
     @property

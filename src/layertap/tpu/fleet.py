@@ -12,23 +12,17 @@ worker that lives there, and two calls at the same time ask for the same names, 
 grants each once.
 """
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
-from layertap.errors import UsageError
-
 FLEET_LABEL = "layertap-fleet"
 WORKER_LABEL = "layertap-worker"
 HOME_LABEL = "layertap-home"
 WORKER_METADATA = "layertap-worker-id"
 
-# A TPU's name is also its host name, and a label's value; both end at 63 characters.
-_LONGEST_NAME = 63
-_NAME = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 _QUEUED = "queued"
 
 
@@ -120,13 +114,6 @@ class Wanted:
     zones: tuple[str, ...]
     workers_per_zone: int
 
-    def __post_init__(self) -> None:
-        """Refuse names that are too long for Google; raises UsageError."""
-        for zone in self.zones:
-            longest = worker_name(self.prefix, zone, 9999)
-            if len(longest) > _LONGEST_NAME:
-                raise UsageError(f"--name_prefix {self.prefix} is too long: {longest} exceeds {_LONGEST_NAME} letters")
-
 
 def worker_name(prefix: str, zone: str, worker: int) -> str:
     """The name of a worker's TPU, and of its queued resource, in a zone."""
@@ -144,12 +131,6 @@ def read_identity(labels: Mapping[str, str], prefix: str, zone: str) -> tuple[in
     if labels.get(FLEET_LABEL) != prefix or not (worker.isascii() and worker.isdecimal()):
         return None
     return int(worker), labels.get(HOME_LABEL, zone)
-
-
-def check_name(name: str, flag: str) -> None:
-    """Raise UsageError unless `name` is made as Google wants names."""
-    if not _NAME.fullmatch(name):
-        raise UsageError(f"{flag} {name!r}: use small letters, digits and hyphens, beginning with a letter")
 
 
 def members_table(members: Iterable[Member]) -> str:

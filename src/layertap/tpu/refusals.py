@@ -58,8 +58,14 @@ def _refusal(error: exceptions.GoogleAPICallError, what: str) -> LayertapError:
     match error:
         case exceptions.TooManyRequests():
             return _exhausted(error, what, says)
-        case exceptions.Unauthorized() | exceptions.Forbidden():
-            return _not_allowed(error, what, says)
+        case exceptions.Unauthorized():
+            return AccessError(f"{what}: Google does not accept your credentials ({says}). Run: {LOGIN}")
+        case exceptions.Forbidden():
+            return AccessError(
+                f"{what}: not allowed ({says}). You need the Cloud TPU API enabled, the role roles/tpu.admin in this"
+                " project, and to act as the workers' service account. Google gives the same answer for a zone or"
+                " project that does not exist: check their names"
+            )
         case exceptions.ServerError():
             return UnreachableError(f"{what}: Cloud TPU failed ({says})")
         case exceptions.BadRequest() | exceptions.NotFound():
@@ -93,19 +99,6 @@ def _exhausted(error: exceptions.GoogleAPICallError, what: str, says: str) -> La
             " or for fewer workers, or name other zones. Spot and on-demand TPUs have quotas of their own"
         )
     return NoCapacityError(f"{what}: no free TPU of this type there now ({says})")
-
-
-def _not_allowed(error: exceptions.GoogleAPICallError, what: str, says: str) -> LayertapError:
-    if error.reason == "SERVICE_DISABLED" or "has not been used" in says:
-        return AccessError(
-            f"{what}: the project has not enabled the API. Run: gcloud services enable tpu.googleapis.com"
-        )
-    if isinstance(error, exceptions.Unauthorized):
-        return AccessError(f"{what}: Google does not accept your credentials ({says}). Run: {LOGIN}")
-    return AccessError(
-        f"{what}: not allowed ({says}). You need the role roles/tpu.admin in this project, and to act as the workers'"
-        " service account. Google gives the same answer for a zone or project that does not exist: check their names"
-    )
 
 
 def _first_line(error: Exception) -> str:

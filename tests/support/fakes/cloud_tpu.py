@@ -68,7 +68,6 @@ class FakeCloudTpu(Loopback):
     refusing: set[str] = field(default_factory=set)
     """Zones that do not have what is asked for, whatever it is."""
     denied: bool = False
-    disabled: bool = False
     outage: bool = False
     unreachable: set[str] = field(default_factory=set)
     """Zones whose lists are incomplete, and say so."""
@@ -136,10 +135,6 @@ class FakeCloudTpu(Loopback):
     def _refuse_all(self) -> None:
         if self.outage:
             raise Refusal(503, "The service is currently unavailable.")
-        if self.disabled:
-            raise Refusal(
-                403, "Cloud TPU API has not been used in project 1 before or it is disabled.", "SERVICE_DISABLED"
-            )
         if self.denied:
             raise Refusal(403, "Permission 'tpu.nodes.list' denied on resource (or it may not exist).")
 
