@@ -28,7 +28,7 @@ soak: $(TESTS)/.installed
 	PYTHONPATH=tests/support $(BIN)/python -m soak $(SOAK)
 
 mutants: $(TESTS)/.installed
-	PYTHONPATH=tests/support $(BIN)/python -m mutants $(MUTANTS)
+	$(BIN)/python -m benchmarks.mutants $(MUTANTS)
 
 check: lint test
 

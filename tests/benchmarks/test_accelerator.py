@@ -11,15 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import commands
-import numpy as np
 import pytest
 
 from benchmarks.accelerator import records, runner
 from benchmarks.accelerator.__main__ import is_bad, kernel_failed, main, printer
 from benchmarks.accelerator.config import Limits
-from benchmarks.accelerator.kernel import packed_starts
-from benchmarks.accelerator.where_time_goes import kind_of
-from benchmarks.carry import PACKAGES, CarryConfig, pip_command
 
 ENVIRONMENT = {"PYTHONPATH": f"{commands.ROOT / 'src'}:{commands.ROOT}"}
 
@@ -150,35 +146,6 @@ def test_a_dtype_in_which_the_kernel_fails_is_computed_by_the_loop_from_then_on(
     assert kernel_failed([right, _record("kernel", "packed 7b float32", "failed")]) == {"float32"}
     assert kernel_failed([_record("kernel", "packed 7b bfloat16", exact=False)]) == {"bfloat16"}
     assert kernel_failed([_record("kernel", "one sample a row 7b bfloat16", "failed")]) == set()
-
-
-def test_packed_rows_are_uneven_samples_and_padding() -> None:
-    starts = packed_starts(4, 512)
-    index = np.arange(512)
-    assert (starts <= index).all()
-    assert (np.diff(starts) >= 0).all()
-    assert all(starts[row, first] == first for row in range(4) for first in np.unique(starts[row]))
-    samples = [len(np.unique(starts[row])) for row in range(4)]
-    assert samples == [4 + 31, 1 + 8, 27, 1]
-
-
-@pytest.mark.parametrize(
-    ("name", "kind"),
-    [
-        ("attend_packed", "attention"),
-        ("gemm_fusion_dot_general_12", "products"),
-        ("nvjet_hsh_128x256_64x4", "products"),
-        ("MemcpyD2H", "copies"),
-        ("loop_multiply_fusion", "other"),
-    ],
-)
-def test_kernels_are_told_apart_by_name(name: str, kind: str) -> None:
-    assert kind_of(name) == kind
-
-
-def test_what_is_carried_is_for_the_image_and_not_for_this_machine() -> None:
-    command = pip_command(CarryConfig("folder", python="3.12"))
-    assert {"--no-deps", "--only-binary=:all:", "manylinux2014_x86_64", "3.12", *PACKAGES} <= set(command)
 
 
 def test_parts_leave_results_and_a_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

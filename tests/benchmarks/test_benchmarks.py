@@ -40,12 +40,6 @@ def test_memory_is_measured_for_four_times_as_many_tasks_and_held_to_its_bound(
     assert float(allowed[1]) == pytest.approx(weights + 3 * 2 + 1073.7, abs=1)
 
 
-def test_the_output_of_both_formats_is_timed(tmp_path: Path, tiny_model: Path) -> None:
-    config = replace(_tiny(tmp_path, tiny_model), dtypes=("bfloat16",))
-    said = measures.output(config, lambda one: {"seconds": {"pickle": 11.0, "safetensors": 10.0}[one.format]})
-    assert said == "bfloat16: as gzipped pickle 11.0 s, as safetensors 10.0 s: 1.10 apart"
-
-
 def test_stages_keeps_a_few_shards_and_times_the_writing_of_all(
     tmp_path: Path, tiny_model: Path, demo_tasks: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,9 +5,7 @@ right.
 import json
 import subprocess
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
-from unittest.mock import MagicMock
 
 import commands
 import numpy as np
@@ -15,12 +13,11 @@ import pytest
 
 from benchmarks import __main__ as comparison
 from benchmarks import report
-from benchmarks.baselines import Copies, by_length, hidden_states, load, pad, timed
+from benchmarks.baselines import by_length, hidden_states, load, pad
 from benchmarks.ceiling import Products, jax_gflops, torch_gflops
 from benchmarks.config import BenchmarkConfig, ContenderConfig, resolved
 from benchmarks.contenders import CONTENDERS
 from benchmarks.device import environment
-from benchmarks.machine import flags, processor, versions
 from benchmarks.workload import Figures, baseline_ids
 from layertap.model.config import published_config
 from layertap.shards.writer import ShardWriter
@@ -51,15 +48,6 @@ def test_transformers_is_credited_with_all_layers_where_layertap_ends_early() ->
     assert report.gflop_per_token(config, (), lengths)["layertap"] == gflop["best"]
 
 
-def test_the_table_compares_medians() -> None:
-    runs = {"padded": _runs(10), "best": _runs(20, 30, 90), "layertap": _runs(60), "ceiling": _CEILING}
-    text = report.table("0.5b float32", runs, dict.fromkeys(("padded", "best", "layertap"), 0.5), "cpu")
-    assert text.splitlines()[0] == "| 0.5b float32 | tokens/s | Layertap is faster by | of 1,000 GFLOP/s |"
-    assert "| 10 | 6.00 | 0% |" in text.replace("1%", "0%")
-    assert "| 30 | 2.00 |" in text
-    assert "| 60 |  | 3% |" in text
-
-
 def test_on_gpu_the_run_that_writes_nothing_has_a_row_and_a_fraction_of_its_own() -> None:
     runs = {"padded": _runs(10), "best": _runs(30), "forward": _runs(120), "layertap": _runs(60), "ceiling": _CEILING}
     gflop = {"padded": 1.0, "best": 1.0, "forward": 4.0, "layertap": 4.0}
@@ -72,27 +60,6 @@ def test_on_gpu_the_run_that_writes_nothing_has_a_row_and_a_fraction_of_its_own(
     assert found["medians"]["best"]["tokens_per_second"] == 30
     assert found["of_disk"] == pytest.approx(0.2)
     assert found["runs"] == runs
-
-
-def test_what_was_written_is_put_beside_the_disk() -> None:
-    runs = {"layertap": [{"written_mb": 100.0, "seconds": 4.0}], "ceiling": [{"disk_mb": 500.0}]}
-    assert report.written(runs) == "It wrote 100 MB at 25.0 MB/s: 5.0% of 500 MB/s, sequential and synced."
-
-
-def test_a_gpu_is_given_three_sizes_in_bfloat16_unless_others_are_asked_for() -> None:
-    gpu = resolved(BenchmarkConfig(device="gpu"))
-    assert (gpu.size, gpu.dtypes) == (("0.5b", "1.5b", "7b"), ("bfloat16",))
-    cpu = resolved(BenchmarkConfig())
-    assert (cpu.size, cpu.dtypes) == (("0.5b",), ("bfloat16", "float32"))
-    assert (gpu.baseline_batches, cpu.baseline_batches) == (None, 4)
-    asked = BenchmarkConfig(device="gpu", size=("3b",), dtypes=("float32",))
-    assert resolved(asked) == asked
-
-
-@pytest.mark.parametrize("batches", [0, -1])
-def test_a_comparison_with_nothing_is_refused(batches: int) -> None:
-    with pytest.raises(SystemExit, match="--baseline_batches must be at least 1"):
-        resolved(BenchmarkConfig(baseline_batches=batches))
 
 
 @pytest.mark.parametrize(
@@ -154,24 +121,6 @@ def test_hidden_states_of_a_padded_batch_without_a_mask_are_those_of_each_prompt
         torch.testing.assert_close(both[1, :12], one[0], rtol=1e-4, atol=1e-5)
 
 
-def test_copies_wait_for_the_computation_and_are_one_batch_behind_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    stream, state = MagicMock(), MagicMock()
-    events = [MagicMock(), MagicMock()]
-    stream.record_event.side_effect = events
-    monkeypatch.setattr("torch.cuda", MagicMock(Stream=lambda: stream, current_stream=lambda: "computing"))
-    copies = Copies()
-    copies.start([state])
-    stream.wait_stream.assert_called_once_with("computing")
-    state.to.assert_called_once_with("cpu", non_blocking=True)
-    state.record_stream.assert_called_once_with(stream)
-    events[0].synchronize.assert_not_called()
-    copies.start([state])
-    events[0].synchronize.assert_called_once_with()
-    events[1].synchronize.assert_not_called()
-    copies.wait()
-    events[1].synchronize.assert_called_once_with()
-
-
 @pytest.mark.parametrize(
     ("wanted", "given"), [(None, range(10)), (9, range(10)), (1, range(4, 8)), (2, [*range(4), *range(8, 10)])]
 )
@@ -181,13 +130,6 @@ def test_transformers_is_given_whole_batches_from_all_parts(
     monkeypatch.setattr("benchmarks.workload.prompt_ids", lambda config: [np.array([each]) for each in range(10)])
     batches = baseline_ids(ContenderConfig(baseline_batches=wanted))
     assert [int(ids[0]) for ids in batches] == list(given)
-
-
-def test_one_prompt_warms_up_before_the_clock_starts() -> None:
-    ran: list[int] = []
-    figures = timed(lambda prompts: ran.append(len(prompts)), [np.arange(3), np.arange(4)], "cpu")
-    assert ran == [1, 2]
-    assert figures["tokens"] == 7
 
 
 @pytest.mark.parametrize("contender", ["padded", "best", "layertap"])
@@ -222,14 +164,6 @@ def test_a_product_is_counted_as_often_as_it_is_run(dtype: str, monkeypatch: pyt
     assert torch_gflops(products, dtype, "cpu") == jax_gflops(products, dtype) == pytest.approx(2 * 100**3 * 4 / 2e9)
 
 
-def test_the_machine_is_described_by_what_decides_its_products() -> None:
-    core = "model name\t: Some CPU\nflags\t\t: fpu avx2 avx512f avx512_bf16 amx_bf16 amx_tile\n"
-    assert processor(core + core) == "2 x Some CPU"
-    assert flags(core + core) == ["avx2", "avx512f", "avx512_bf16", "amx_bf16"]
-    assert flags("") == []
-    assert versions(("numpy", "no-wheel-here")) == {"numpy": np.__version__, "no-wheel-here": None}
-
-
 def test_one_failure_loses_neither_its_own_runs_nor_the_rest(
     tmp_path: Path, demo_tasks: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -249,16 +183,6 @@ def test_one_failure_loses_neither_its_own_runs_nor_the_rest(
     assert document["machine"] == {"ram_gb": 5.0}
     assert (tmp_path / "results.png").stat().st_size > 1000
     assert "| tiny float32 |" in capsys.readouterr().out
-
-
-def test_on_gpu_the_forward_pass_takes_turns_and_fills_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
-    ran: list[str] = []
-    monkeypatch.setattr(comparison, "run_alone", lambda one: ran.append(one.contender) or {})
-    config = ContenderConfig(repeats=1)
-    comparison.take_turns(replace(config, device="gpu"), {})
-    comparison.take_turns(config, {})
-    assert ran[:6] == ["forward", "ceiling", "padded", "best", "forward", "layertap"]
-    assert ran[6:] == ["layertap", "ceiling", "padded", "best", "layertap"]
 
 
 @pytest.mark.slow

@@ -103,20 +103,6 @@ def test_large_weights_are_split_under_an_index(tiny, tmp_path):
     assert any(len(held) > 1 for held in sizes)
 
 
-def test_weights_are_split_only_where_they_do_not_fit(tiny, tmp_path):
-    total = sum(array.nbytes for array in stored(tiny)["model.safetensors"].values())
-    for name, limit in (("fits", total), ("split", total - 1)):
-        write_checkpoint(tmp_path / name, dtype="float32", max_file_bytes=limit)
-    assert [path.name for path in (tmp_path / "fits").glob("model*")] == ["model.safetensors"]
-    assert len(stored(tmp_path / "split")) == 2
-
-
-def test_layers_can_be_cut_from_a_published_size(tmp_path):
-    shape = dataclasses.replace(published_config("0.5b"), vocab_size=1024)
-    assert write_checkpoint(tmp_path, shape, layers=1) == dataclasses.replace(shape, num_hidden_layers=1)
-    assert read_config(tmp_path).num_hidden_layers == 1
-
-
 @pytest.mark.parametrize(
     ("wrong", "error", "complaint"),
     [
@@ -132,9 +118,7 @@ def test_what_makes_no_checkpoint_is_refused(tmp_path, wrong, error, complaint):
     assert not (tmp_path / "config.json").exists()
 
 
-@pytest.mark.parametrize(
-    "name", ["config.json", "model.safetensors", "model-00001-of-00002.safetensors", "model.safetensors.index.json"]
-)
+@pytest.mark.parametrize("name", ["config.json", "model-00001-of-00002.safetensors", "model.safetensors.index.json"])
 def test_a_folder_that_holds_a_checkpoint_is_left_alone(tmp_path, name):
     (tmp_path / name).write_text("mine")
     with pytest.raises(ModelError, match=f"already holds {name}"):
@@ -151,11 +135,6 @@ def test_a_tokenizer_is_copied_as_it_is_also_onto_itself(tiny, tmp_path):
             (tmp_path / name).unlink()
 
 
-def test_the_real_tokenizer_makes_a_tiny_model_with_a_large_vocabulary(tmp_path, shared_data):
-    config = write_checkpoint(tmp_path, tokenizer=shared_data / "qwen2.5-tokenizer")
-    assert config.vocab_size == 151_680  # 151,665 ids, rounded up
-
-
 def test_a_folder_without_a_sound_tokenizer_is_refused(tmp_path):
     with pytest.raises(PromptError, match=r"tokenizer\.json: no such file"):
         write_checkpoint(tmp_path / "new", tokenizer=tmp_path)
@@ -166,18 +145,17 @@ def test_a_folder_without_a_sound_tokenizer_is_refused(tmp_path):
 
 @pytest.mark.parametrize(
     "shape",
-    [*map(published_config, PARAMETERS), dataclasses.replace(SMALL, head_dim=128, rope_theta=1e4)],
-    ids=[*PARAMETERS, "heads of unusual width"],
+    [published_config("7b"), dataclasses.replace(SMALL, head_dim=128, rope_theta=1e4)],
+    ids=["7b", "heads of unusual width"],
 )
 def test_a_config_survives_being_written_and_read(tmp_path, shape):
     (tmp_path / "config.json").write_text(json.dumps(config_json(shape, "bfloat16")))
     assert read_config(tmp_path) == shape
 
 
-@pytest.mark.parametrize("size", ["0.5b", "72b"])
-def test_the_config_is_read_as_the_one_transformers_would_make(tmp_path, size):
-    shape = dataclasses.asdict(published_config(size))
-    (tmp_path / "config.json").write_text(json.dumps(config_json(published_config(size), "bfloat16")))
+def test_the_config_is_read_as_the_one_transformers_would_make(tmp_path):
+    shape = dataclasses.asdict(published_config("72b"))
+    (tmp_path / "config.json").write_text(json.dumps(config_json(published_config("72b"), "bfloat16")))
     theta, _ = shape.pop("rope_theta"), shape.pop("head_dim")
     own = transformers.Qwen2Config(
         **shape,
@@ -189,8 +167,7 @@ def test_the_config_is_read_as_the_one_transformers_would_make(tmp_path, size):
     assert transformers.AutoConfig.from_pretrained(tmp_path).to_diff_dict() == own.to_diff_dict()
 
 
-@pytest.mark.parametrize("max_file_bytes", [None, 100_000])
-@pytest.mark.parametrize(("dtype", "tied"), [("bfloat16", True), ("float32", False)])
+@pytest.mark.parametrize(("dtype", "tied", "max_file_bytes"), [("bfloat16", True, None), ("float32", False, 100_000)])
 def test_it_loads_with_nothing_missing_and_nothing_left_over(tmp_path, max_file_bytes, dtype, tied):
     shape = dataclasses.replace(SMALL, tie_word_embeddings=tied)
     write_checkpoint(tmp_path, shape, dtype=dtype, max_file_bytes=max_file_bytes)
@@ -231,13 +208,6 @@ def test_a_published_size_has_its_published_number_of_parameters(size, billions)
     assert total / 1e9 == pytest.approx(billions, rel=0.01)
 
 
-def test_a_tensor_depends_on_its_name_and_seed_alone():
-    one, other = (WeightTensor(name, (3, 5), 0.0, 1.0) for name in "ab")
-    assert np.array_equal(numbers(one), numbers(one))
-    assert not np.array_equal(numbers(one), numbers(one, seed=1))
-    assert not np.array_equal(numbers(one), numbers(other))
-
-
 def test_chunks_are_bounded_and_different_and_bfloat16_is_the_rounded_float32():
     tensor = WeightTensor("big", (3, 1 << 20), 0.0, 1.0)
     wide, narrow = (list(tensor.chunks(0, dtype)) for dtype in ("float32", "bfloat16"))
@@ -245,25 +215,6 @@ def test_chunks_are_bounded_and_different_and_bfloat16_is_the_rounded_float32():
     assert not np.array_equal(wide[0], wide[1])
     assert narrow[1].dtype == ml_dtypes.bfloat16
     assert np.array_equal(wide[1].astype(ml_dtypes.bfloat16), narrow[1])
-
-
-@pytest.mark.parametrize(
-    ("name", "mean", "spread"),
-    [
-        ("model.embed_tokens.weight", 0, 1),
-        ("model.layers.0.input_layernorm.weight", 1, 0.2),
-        ("model.layers.1.self_attn.q_proj.weight", 0, 64**-0.5),
-        ("model.layers.1.self_attn.k_proj.bias", 0, 0.5),
-        ("model.layers.1.self_attn.o_proj.weight", 0, (64 * 2 * 3) ** -0.5),
-        ("model.layers.2.mlp.down_proj.weight", 0, (160 * 2 * 3) ** -0.5),
-        ("model.norm.weight", 1, 0.2),
-    ],
-)
-def test_numbers_are_spread_as_the_tensor_says(name, mean, spread):
-    tensor = next(tensor for tensor in weight_tensors(SMALL) if tensor.name == name)
-    drawn = np.concatenate([numbers(tensor, seed) for seed in range(20 if tensor.size > 1000 else 100)])
-    assert drawn.mean() == pytest.approx(mean, abs=spread / 10)
-    assert drawn.std() == pytest.approx(spread, rel=0.1)
 
 
 def test_the_demo_imports_no_framework():
@@ -279,10 +230,3 @@ def test_the_command_line_says_what_is_wrong_and_exits_with_its_status(tmp_path)
     ended = run(tmp_path / "new", "--size", "9b")
     assert (ended.returncode, (tmp_path / "new").exists()) == (2, False)
     assert ended.stderr.startswith("error: no Qwen 2.5 of size '9b'")
-
-
-def test_the_help_page_names_no_types_of_python():
-    page = run("--help").stdout
-    assert "--layers N " in page
-    assert "--tokenizer FOLDER" in page
-    assert "None" not in page

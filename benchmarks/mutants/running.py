@@ -28,7 +28,7 @@ import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import pytest
 from hypothesis import Phase, settings
@@ -162,7 +162,7 @@ class ModuleTests:
         source = str(self._folder / "src")
         os.chdir(self._root)
         os.environ["PYTHONPATH"] = source
-        sys.path[:] = [source, *(path for path in sys.path if not Path(path, "mutants").is_dir())]
+        sys.path[:] = [source, *(path for path in sys.path if not Path(path, "benchmarks", "mutants").is_dir())]
         sys.dont_write_bytecode = not writes
         sys.pycache_prefix = str(self._folder / "compiled")
 
@@ -217,7 +217,7 @@ class _Measuring(_Repeatable):
         self._kept = kept
         self._durations: dict[str, float] = {}
 
-    def pytest_runtest_logreport(self, report: Any) -> None:
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         self._durations[report.nodeid] = self._durations.get(report.nodeid, 0.0) + report.duration
 
     def pytest_sessionfinish(self) -> None:
@@ -230,6 +230,6 @@ class _Ordered(_Repeatable):
     def __init__(self, usual: Usual) -> None:
         self._durations = usual.durations
 
-    def pytest_collection_modifyitems(self, items: list[Any]) -> None:
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         files = list(dict.fromkeys(item.path for item in items))
         items.sort(key=lambda item: (files.index(item.path), self._durations.get(item.nodeid, 0.0)))

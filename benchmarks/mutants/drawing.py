@@ -10,7 +10,7 @@ import random
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from mutants.making import Mutant, make_mutants
+from benchmarks.mutants.making import Mutant, make_mutants
 
 LIST = Path(__file__).with_name("drawn.jsonl")
 

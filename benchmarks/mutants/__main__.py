@@ -15,9 +15,9 @@ from typing import Any
 
 import tyro
 
-from mutants.drawing import LIST, TESTS, draw, read_list, source_of, write_list
-from mutants.making import Mutant, make_mutants
-from mutants.running import ModuleTests, preload
+from benchmarks.mutants.drawing import LIST, TESTS, draw, read_list, source_of, write_list
+from benchmarks.mutants.making import Mutant, make_mutants
+from benchmarks.mutants.running import ModuleTests, preload
 
 WANTED = 0.85
 
@@ -26,7 +26,7 @@ WANTED = 0.85
 class MutantsConfig:
     """Mutate modules and run their tests."""
 
-    root: Path = Path(__file__).resolve().parents[3]
+    root: Path = Path(__file__).resolve().parents[2]
     """The checkout whose modules and tests are run; another one, to compare with."""
     modules: tuple[str, ...] = tuple(TESTS)
     """Which modules, as room.name."""
@@ -44,7 +44,7 @@ class MutantsConfig:
     def __post_init__(self) -> None:
         """Refuse modules that have no tests listed."""
         if unknown := set(self.modules) - set(TESTS):
-            raise ValueError(f"no tests are listed for {', '.join(sorted(unknown))} in mutants/drawing.py")
+            raise ValueError(f"no tests are listed for {', '.join(sorted(unknown))} in benchmarks/mutants/drawing.py")
 
 
 def main() -> None:
