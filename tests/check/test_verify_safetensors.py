@@ -234,6 +234,28 @@ def test_samples_that_a_complete_run_lacks_are_found(folder, samples, skipped, f
     assert outputs.findings(folder) == findings
 
 
+@pytest.mark.parametrize(
+    ("numbers", "end", "findings"),
+    [
+        ([0, 1, 10, 20], 30, []),  # three texts of two contexts and one, and one
+        ([0, 1, 20], 30, ["samples 2 to 19 stand in no shard"]),
+        ([0, 1, 10, 22], 32, ["samples 11 to 21 stand in no shard"]),
+        ([0, 1, 2, 12], 22, []),  # two tasks come before the first text
+        ([0, 10], 30, ["samples 11 to 29 stand in no shard"]),
+        ([1, 11], 21, ["samples 0 to 0 stand in no shard"]),
+    ],
+)
+def test_texts_that_may_be_split_have_gaps_only_behind_their_contexts(tmp_path, numbers, end, findings):
+    outputs.write(tmp_path, [[outputs.sample(number) for number in numbers]], outputs.shard_format())
+
+    def of_texts(document):
+        document["identity"]["prompts"] = {"numbers_per_text": 10}
+        whole_run(document, end)
+
+    outputs.edit_manifest(tmp_path, of_texts)
+    assert outputs.findings(tmp_path) == findings
+
+
 def test_a_last_shard_taken_out_with_its_files_is_found(folder):
     outputs.edit_manifest(folder, lambda document: (whole_run(document, 6), document["shards"].pop()))
     for path in folder.rglob("shard_0003*"):

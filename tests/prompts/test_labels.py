@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
+from layertap.core.cells import read_grids
 from layertap.core.columns import NO_LABELS, NONE, ROLES, TEST
 from layertap.core.records import Document, Grid, Pair, Task
 from layertap.core.sample import Sample
@@ -66,21 +67,10 @@ def _maker(tokenizer: PromptTokenizer, expression: str, answer: bool = True, **s
 
 def require_grids(sample: Sample, task: Task, answer: bool) -> None:
     """Reading the labelled cells back, from the columns alone, gives the grids that are shown."""
-    columns = {name: sample.columns[name].tolist() for name in NO_LABELS}
-    shown = _shown_grids(task, answer)
-    read = {key: [[None] * len(grid[0]) for _ in grid] for key, grid in shown.items()}
-    for token, count in enumerate(columns["cells"]):
-        example, side, row, col, colours = (
-            columns[name][token] for name in ("example", "side", "row", "col", "colours")
-        )
-        if count == 0:
-            assert (row, col, colours) == (NONE, NONE, NONE)
-            continue
-        grid = read[example, side]
-        for place in range(count):  # cells follow each other in rows, and rows in the grid
-            down, right = divmod(col + place, len(grid[0]))
-            grid[row + down][right] = colours // 10**place % 10
-    assert read == {key: [list(row) for row in grid] for key, grid in shown.items()}
+    assert read_grids(sample.columns) == _shown_grids(task, answer)
+    outside = sample.columns["cells"] == 0
+    for name in ("row", "col", "colours"):
+        assert set(sample.columns[name][outside].tolist()) <= {NONE}
 
 
 def _shown_grids(task: Task, answer: bool) -> dict[tuple[int, int], Grid]:

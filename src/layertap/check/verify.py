@@ -153,7 +153,11 @@ def _repeated_samples(manifest: Manifest) -> Iterator[str]:
 def _missing_samples(manifest: Manifest) -> Iterator[str]:
     """Gaps in the numbers of a complete run; several machines that share a dataset have gaps by
     nature.
+
+    A text that may be split has many numbers and uses the first of them. So behind numbers without
+    a gap the next text may begin as far on as that.
     """
+    per_text = manifest.identity.get("prompts", {}).get("numbers_per_text", 1)
     dataset = manifest.identity.get("dataset", {})
     alone = dataset.get("total_machines", 1 if "part" in dataset else None) == 1
     if not (manifest.complete and alone):
@@ -164,8 +168,10 @@ def _missing_samples(manifest: Manifest) -> Iterator[str]:
         if entry["action"] == "skipped"
     ]
     ranges = sorted([*(pair for shard in manifest.shards for pair in shard.sample_idx), *skipped])
-    expected = dataset.get("first_sample_idx", 0)
+    begin = expected = dataset.get("first_sample_idx", 0)
     for first, last in [*ranges, (manifest.progress["sample_idx"],) * 2]:
         if first > expected:
-            yield f"samples {expected} to {first - 1} stand in no shard"
+            if not begin + per_text <= first < expected + per_text:
+                yield f"samples {expected} to {first - 1} stand in no shard"
+            begin = first
         expected = max(expected, last + 1)
