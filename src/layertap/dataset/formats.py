@@ -123,6 +123,16 @@ def content_of(lines: Iterator[bytes], *, named_jsonl: bool, column: str | None 
     raise BadTaskError(f"has one JSON value a line, but the first is {describe(rows[0])}, no record; {missing}")
 
 
+def begins_with_row(lines: Iterator[bytes], column: str | None) -> tuple[bool, Iterator[bytes]]:
+    """Whether the first line that is not blank is a record in JSON; and all lines again."""
+    head: list[bytes] = []
+    for line in lines:
+        head.append(line)
+        if line.strip():
+            return _is_row(_value_or_error(line), column), chain(head, lines)
+    return False, iter(head)
+
+
 def whole(lines: Iterable[bytes]) -> object:
     """The one JSON value that all lines together are; raises BadTaskError."""
     data = b"".join(lines)

@@ -14,6 +14,7 @@ from layertap.core.extras import install_command
 from layertap.core.records import Record
 from layertap.dataset.columns import RawRecords, plain, record_of_row
 from layertap.dataset.records import check_records
+from layertap.dataset.tables import choose_columns
 from layertap.errors import DatasetError, UsageError
 
 _SAVED = ("state.json", "dataset_dict.json")  # what `save_to_disk` leaves
@@ -28,10 +29,10 @@ def read_hub_records(
     DatasetError where the dataset cannot be opened or read.
     """
     shown = f"{name} split {split}" if config is None else f"{name} ({config}) split {split}"
-    return check_records(_raw(_rows(name, config, split, shown), column, shown), shown, max_tasks)
+    return check_records(_raw(_rows(name, config, split, column, shown), column, shown), shown, max_tasks)
 
 
-def _rows(name: str, config: str | None, split: str, shown: str) -> Iterator[dict[str, Any]]:
+def _rows(name: str, config: str | None, split: str, column: str | None, shown: str) -> Iterator[dict[str, Any]]:
     try:
         import datasets
         from huggingface_hub.errors import HfHubHTTPError
@@ -54,7 +55,10 @@ def _rows(name: str, config: str | None, split: str, shown: str) -> Iterator[dic
                 _require_no_other(split, found.split, shown)
                 yield from found
         else:
-            yield from datasets.load_dataset(name, config, split=split, streaming=True)
+            streamed = datasets.load_dataset(name, config, split=split, streaming=True)
+            if streamed.column_names is not None:  # others might be images, which take long to unpack
+                streamed = streamed.select_columns(choose_columns(streamed.column_names, column, shown))
+            yield from streamed
     except failures as error:
         raise DatasetError(f"{shown}: cannot be read: {error}") from error
 

@@ -5,28 +5,25 @@ Everything that touches a disk or a network goes through `Place`, by way of fssp
 of this package, so it is imported when the first place is looked up, not before.
 
 Lines are bytes, not text, so that one line that is not UTF-8 is one bad record and not the end of
-the reading. gzip is known by its first two bytes: object stores may unpack a `.gz` on the way, and
-not every packed file is named so.
+the reading. `packing.py` says what files may be packed in.
 """
 
-import gzip
-import io
 import os
-import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from layertap.core.extras import needed_for
-from layertap.errors import DatasetError
+from layertap.dataset.names import unpacked_name
+from layertap.dataset.packing import PARQUET, Stored, Unpacked, damage_named, unpack
+from layertap.errors import BadTaskError, DatasetError
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
-_GZIP_MAGIC = b"\x1f\x8b"
 _SHOWN_NAMES = 5
 
 
@@ -43,8 +40,8 @@ class Place:
 
     @property
     def name(self) -> str:
-        """The last part of the path, without `.gz`."""
-        return PurePosixPath(self.path).name.removesuffix(".gz")
+        """The last part of the path, without the ending of a packing."""
+        return unpacked_name(self.path)
 
     @property
     def stem(self) -> str:
@@ -87,12 +84,48 @@ class Place:
         shown, path = self.shown.rstrip("/"), self.path.rstrip("/")
         return [Place(f"{shown}/{name}", f"{path}/{name}", self.filesystem) for name in names]
 
+    @contextmanager
+    def open(self) -> Iterator["Opened"]:
+        """The file's content, unpacked; BadTaskError, without its name, if that cannot be done."""
+        with _translated(self), ExitStack() as closing:
+            stored = closing.enter_context(self.filesystem.open(self.path, "rb"))
+            yield Opened(self, unpack(Stored(stored, lambda: _translated(self)), self.path, str(self), closing))
+
     def lines(self) -> Iterator[bytes]:
-        """The file's lines with their ends, unpacked if it is gzip; one in memory at a time."""
-        with _translated(self), self.filesystem.open(self.path, "rb") as stored:
-            buffered = io.BufferedReader(stored)
-            packed = buffered.peek(len(_GZIP_MAGIC)).startswith(_GZIP_MAGIC)
-            yield from gzip.GzipFile(fileobj=buffered) if packed else buffered
+        """The lines of the file's content, as `Opened.lines`; raises DatasetError."""
+        try:
+            with self.open() as opened:
+                yield from opened.lines()
+        except BadTaskError as error:
+            raise DatasetError(f"{self}: {error}") from error
+
+
+@dataclass(frozen=True)
+class Opened:
+    """The content of a file while it is open."""
+
+    place: Place
+    content: Unpacked
+
+    @property
+    def name(self) -> str:
+        """What it is called without its packing; in a zip, by the zip."""
+        return self.content.name.lower()
+
+    @property
+    def stem(self) -> str:
+        """The name without its last suffix."""
+        return PurePosixPath(self.content.name).stem
+
+    @property
+    def is_table(self) -> bool:
+        """Whether it is a Parquet table."""
+        return self.content.file.peek(len(PARQUET)).startswith(PARQUET)
+
+    def lines(self) -> Iterator[bytes]:
+        """The lines with their ends; one in memory at a time. Raises DatasetError for damage."""
+        with damage_named(self.content.packing, str(self.place)):
+            yield from self.content.file
 
 
 def locate(path: str, options: Mapping[str, object] = MappingProxyType({})) -> Place:
@@ -123,8 +156,6 @@ def _translated(place: Place) -> Iterator[None]:
         raise DatasetError(f"{place}: no such file or folder; check --dataset_path") from error
     except PermissionError as error:
         raise DatasetError(f"{place}: may not be read; check its rights and your credentials ({error})") from error
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise DatasetError(f"{place}: its gzip data is damaged; copy the file again ({error})") from error
     except OSError as error:
         raise DatasetError(f"{place}: cannot be read: {error}") from error
 

@@ -34,10 +34,9 @@ _KIND_NAMES: Mapping[type, str] = {
 
 def parse(data: bytes) -> object:
     """The one JSON value in `data`, which is UTF-8 with or without byte-order mark."""
+    text = decode(data)
     try:
-        return json.loads(data.decode("utf-8-sig"), object_pairs_hook=_object)
-    except UnicodeDecodeError as error:
-        raise BadTaskError(f"is not UTF-8 text: {error.reason} at byte {error.start + 1}") from error
+        return json.loads(text, object_pairs_hook=_object)
     except json.JSONDecodeError as error:
         line = f"line {error.lineno} " if b"\n" in data.strip() else ""
         raise BadTaskError(f"is not JSON: {error.msg} at {line}column {error.colno}") from error
@@ -45,6 +44,14 @@ def parse(data: bytes) -> object:
         raise BadTaskError(f"holds a number that cannot be read: {error}") from error
     except RecursionError as error:
         raise BadTaskError("is not a task: its lists are nested too deeply") from error
+
+
+def decode(data: bytes) -> str:
+    """The text in `data`, which is UTF-8 with or without byte-order mark; raises BadTaskError."""
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise BadTaskError(f"is not UTF-8 text: {error.reason} at byte {error.start + 1}") from error
 
 
 def kind_name(value: object) -> str:
