@@ -94,3 +94,11 @@ def test_a_size_can_be_counted_with_a_tokenizer_from_elsewhere(
     assert "(exact)" in capsys.readouterr().out
     assert plan(*flags, "--workers", "3") == 0
     assert "exact" not in capsys.readouterr().out, "three workers close three last shards"
+
+
+def test_a_number_of_tokens_to_stop_at_is_for_one_host(tiny_model: Path, few_tasks: Path, capsys: Captured) -> None:
+    flags = ("--model", tiny_model, "--max_tokens_total", "5000")
+    assert plan(*flags, "--dataset_path", few_tasks, "--accelerator", "v5litepod-16") == 2
+    assert "--max_tokens_total does not go with the 4 hosts of v5litepod-16" in capsys.readouterr().err
+    assert plan(*flags, "--tokens", "5000") == 2
+    assert "--max_tokens_total and --tokens" in capsys.readouterr().err

@@ -26,8 +26,9 @@ def the_run(config: PlanConfig) -> ExtractConfig:
         {"format": "safetensors", "activation_type": ("attn", "residual"), "layers_to_extract": ()},
         {"format": "safetensors", "storage_dtype": "float16", "overlong": "skip", "max_seq_length": 1200},
         {"format": "safetensors", "machine_id": 1, "total_machines": 3},
+        {"format": "safetensors", "max_tokens_total": 9000, "window_samples": 4},
     ],
-    ids=["pickle", "pickles of two sites", "safetensors", "safetensors, some left out", "a share"],
+    ids=["pickle", "pickles of two sites", "safetensors", "safetensors, some left out", "a share", "so many tokens"],
 )
 def test_the_count_is_what_the_run_writes(planned: Callable[..., PlanConfig], changes: dict[str, Any]) -> None:
     config = planned(**changes)

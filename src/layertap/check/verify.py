@@ -61,7 +61,9 @@ class VerifyReport:
             return "\n".join((f"{self.folder}: DAMAGED; {len(self.findings)} findings in {what}:", *self.findings))
         if self.empty:
             return f"{self.folder}: complete, and EMPTY: it holds no sample"
-        state = "complete" if manifest.complete else "sound so far, the run is not complete"
+        stopped = f"complete, as it stopped at --max_tokens_total {manifest.stopped_at}"
+        state = "sound so far, the run is not complete" if not manifest.complete else "complete"
+        state = state if manifest.stopped_at is None else stopped
         kept = (
             f"; {manifest.nonfinite} activations have a NaN or an infinity, and were kept" if manifest.nonfinite else ""
         )
@@ -151,8 +153,8 @@ def _repeated_samples(manifest: Manifest) -> Iterator[str]:
 
 
 def _missing_samples(manifest: Manifest) -> Iterator[str]:
-    """Gaps in the numbers of a complete run; several machines that share a dataset have gaps by
-    nature.
+    """Gaps in the numbers of a complete run, where it stopped inside a window in those before it;
+    several machines that share a dataset have gaps by nature.
 
     A text that may be split has many numbers and uses the first of them. So behind numbers without
     a gap the next text may begin as far on as that.
@@ -169,7 +171,10 @@ def _missing_samples(manifest: Manifest) -> Iterator[str]:
     ]
     ranges = sorted([*(pair for shard in manifest.shards for pair in shard.sample_idx), *skipped])
     begin = expected = dataset.get("first_sample_idx", 0)
-    for first, last in [*ranges, (manifest.progress["sample_idx"],) * 2]:
+    end = manifest.progress["sample_idx"]
+    if manifest.stopped_at is not None:
+        ranges = [pair for pair in ranges if pair[0] < end]
+    for first, last in [*ranges, (end, end)]:
         if first > expected:
             if not begin + per_text <= first < expected + per_text:
                 yield f"samples {expected} to {first - 1} stand in no shard"

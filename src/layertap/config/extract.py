@@ -34,6 +34,7 @@ _OF_ITS_OWN_DATASET: Mapping[str, object] = {
     "dataset_format": "auto",
     "column_name": None,
     "max_tasks": None,
+    "max_tokens_total": None,
     "total_machines": 1,
     "checkpointing": True,
 }
@@ -85,6 +86,10 @@ class RunConfig(SourceConfig):
 
     max_tasks: Annotated[int | None, Flag("input", default="all tasks")] = None
     """Stop after this many tasks of the dataset."""
+
+    max_tokens_total: Annotated[int | None, Flag("input", "TOKENS", "all tokens")] = None
+    """Stop when so many tokens are stored, at the end of a sample. The same command with more
+    tokens, or without this flag, goes on from there."""
 
     on_bad_task: Annotated[Literal["error", "skip"], Flag("input")] = "error"
     """What to do with a malformed task: stop the run, or skip the task and list it in
@@ -217,7 +222,7 @@ class RunConfig(SourceConfig):
         """Refuse values that contradict each other; raises UsageError."""
         super().__post_init__()
         require_counts(self, "total_machines", "predictions_per_task", "batch_size", "max_tasks")
-        require_counts(self, "max_train_pairs")
+        require_counts(self, "max_train_pairs", "max_tokens_total")
         require(
             self.overlong == "split" or self.split_overlap == 0,
             "--split_overlap belongs to --overlong split",
@@ -235,6 +240,11 @@ class RunConfig(SourceConfig):
         require(
             self.row_length % _ROW_MULTIPLE == 0,
             f"--row_length {self.row_length} must be a multiple of {_ROW_MULTIPLE}",
+        )
+        require(
+            self.max_tokens_total is None or not self.hosts.multihost,
+            "--max_tokens_total does not go with --multihost: hosts run the same steps, and would stop at different"
+            " ones; take fewer tasks by --max_tasks",
         )
         require(
             not (self.certify and self.hosts.multihost),

@@ -67,6 +67,10 @@ class PlanConfig(RunConfig):
             "to plan, give the dataset as it was before it was cut into shards, by --dataset_path",
         )
         require(
+            self.max_tokens_total is None or self.tokens is None,
+            "--max_tokens_total and --tokens both say how many tokens there are; give one of them",
+        )
+        require(
             (self.dataset is None) != (self.tokens is None),
             "give either --dataset_path (or --dataset_name), to count its tokens, or --tokens",
         )

@@ -156,6 +156,9 @@ class RunSummary:
         tasks, samples = _left_out(manifest)
         lines = [
             f"{manifest.samples} samples, {manifest.tokens} tokens, {written}",
+            f"stopped at --max_tokens_total {manifest.stopped_at}; with more tokens, the same command goes on"
+            if manifest.stopped_at is not None
+            else "",
             resumed if self.resumed_shards else "",
             f"skipped {tasks}; metadata.json lists them" if tasks else "",
             f"{samples}; metadata.json lists them" if samples else "",

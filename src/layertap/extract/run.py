@@ -8,11 +8,16 @@
 one shard fills, one is written, and one may wait. A position becomes progress only by the commit of
 the shard that ends there.
 
+With `--max_tokens_total` the run ends at the sample that brings it there. The manifest is then
+complete, with a position inside a window, and says where it stopped. A start that may store more
+takes it for one that is not complete.
+
 Whatever stops the run (a bad task, a full disk, Ctrl-C, SIGKILL), committed shards stay, the shard
 that was filling is dropped, and the same command continues with the first sample that is not
 committed.
 """
 
+import sys
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -20,6 +25,7 @@ from functools import partial
 from pathlib import Path
 
 from layertap.config.extract import ExtractConfig
+from layertap.core.sample import Sample
 from layertap.errors import RunMismatchError
 from layertap.extract import backend
 from layertap.extract.background import BackgroundQueue
@@ -35,7 +41,7 @@ from layertap.extract.windows import Position, Window
 from layertap.objects import open_store
 from layertap.objects.files import remove_leftovers
 from layertap.objects.ownership import exclusive
-from layertap.shards.manifest import Manifest
+from layertap.shards.manifest import STOPPED_AT, Manifest
 from layertap.shards.mirror import Checkpoint, Mirror, open_mirror
 from layertap.shards.writer import ShardBuffer, ShardWriter
 
@@ -79,7 +85,7 @@ def extract_prepared(setup: Setup, session: Session, watch: Watch) -> RunSummary
                 mirror.begin(manifest)
             writer = ShardWriter(
                 open_store(str(output)),
-                manifest,
+                _reopened(manifest, setup.config.max_tokens_total),
                 setup.shard_format,
                 partial(_follow_commit, output, checkpoint, mirror),
             )
@@ -105,6 +111,8 @@ class _Run:
         self._start = start
         self._mirror = mirror
         self._end = start  # the position behind the last window that was read
+        self._limit = setup.config.max_tokens_total
+        self._left = sys.maxsize if self._limit is None else self._limit - writer.manifest.tokens
         self._resumed_shards = len(writer.manifest.shards)
         self._progress = Progress(samples=writer.manifest.samples, tokens=writer.manifest.tokens)
 
@@ -112,7 +120,8 @@ class _Run:
         self._watch.begins(self._progress)
         with closing(Display(self._progress)) as display:
             if self._setup.hosts.gather([self._writer.manifest.complete]).all():
-                next(self._windows(), None)
+                if STOPPED_AT not in self._writer.manifest.progress:
+                    next(self._windows(), None)
             else:
                 self._announce(display)
                 self._extract()
@@ -128,15 +137,21 @@ class _Run:
             self._session, setup.model, setup.prompts.rules, self._windows(), self._progress, self._watch.proceed
         )
         with BackgroundQueue(gentle=setup.model.platform == "cpu") as queue, closing(stream):
-            for position, sample in stream:
+            for position, sample in self._up_to_limit(stream):
                 if not buffer.has_room(sample):
                     self._commit(queue, buffer, reached, complete=False)
                 buffer.add(sample)
                 reached = position
             if not self._writer.manifest.complete:
-                self._commit(queue, buffer, self._end, complete=True)
+                self._commit(queue, buffer, self._end if self._left > 0 else reached, complete=True)
             with self._progress.waiting_for("writing"):
                 queue.finish()
+
+    def _up_to_limit(self, stream: Iterator[tuple[Position, Sample]]) -> Iterator[tuple[Position, Sample]]:
+        """The same, up to the sample that brings the run to its limit of tokens."""
+        while self._left > 0 and (found := next(stream, None)) is not None:
+            self._left -= found[1].tokens
+            yield found
 
     def _windows(self) -> Iterator[Window]:
         """What is left to do; raises RunMismatchError for anything that is left of a complete run.
@@ -155,9 +170,11 @@ class _Run:
 
     def _commit(self, queue: BackgroundQueue, buffer: ShardBuffer, position: Position, *, complete: bool) -> None:
         self._watch.proceed()
-        samples = buffer.take()
+        samples, progress = buffer.take(), position.to_json()
+        if complete and self._left <= 0:
+            progress[STOPPED_AT] = self._limit
         with self._progress.waiting_for("writing"):
-            queue.submit(partial(self._writer.commit, samples, position.to_json(), complete=complete))
+            queue.submit(partial(self._writer.commit, samples, progress, complete=complete))
 
     def _announce(self, display: Display) -> None:
         setup, manifest = self._setup, self._writer.manifest
@@ -179,6 +196,12 @@ class _Run:
             seconds=progress.seconds,
             waited=dict(progress.waited),
         )
+
+
+def _reopened(manifest: Manifest, limit: int | None) -> Manifest:
+    """The manifest, not complete any more where a limit ended the run that is higher now."""
+    may_go_on = STOPPED_AT in manifest.progress and (limit is None or manifest.tokens < limit)
+    return replace(manifest, complete=manifest.complete and not may_go_on)
 
 
 def _checkpoint_path(setup: Setup) -> Path | None:

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from layertap.config.plan import PlanConfig
+from layertap.errors import UsageError
 from layertap.plan.accelerators import (
     TPU_DISK_BYTES,
     TYPICAL_MEAN,
@@ -122,6 +123,8 @@ def make_plan(config: PlanConfig, note: Callable[[str], None]) -> Plan:
 
 def _workload(run: PlannedRun, accelerator: Accelerator, note: Callable[[str], None]) -> Workload:
     devices = accelerator.chips // accelerator.hosts
+    if run.config.max_tokens_total is not None and accelerator.hosts > 1:
+        raise UsageError(f"--max_tokens_total does not go with the {accelerator.hosts} hosts of {accelerator.name}")
     if run.config.tokens is not None:
         return usual_workload(run.config, run.form, devices=devices, hosts=accelerator.hosts)
     checkpoint = run.checkpoint()

@@ -11,9 +11,10 @@ ARC-AGI-1's are), and are packed by the same code; nothing is exact then but the
 """
 
 import math
+import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
 from itertools import zip_longest
 from statistics import NormalDist
@@ -28,7 +29,7 @@ from layertap.extract.hosts import Hosts
 from layertap.extract.inputs import prompt_maker, read_dataset, window_rules
 from layertap.extract.packing import Step, pack_window
 from layertap.extract.step import Shape
-from layertap.extract.windows import Position, Window, WindowRules, read_windows
+from layertap.extract.windows import Position, WindowRules, read_windows
 from layertap.model.checkpoint import Checkpoint
 from layertap.model.config import MODEL_TYPE
 from layertap.plan.accelerators import TYPICAL_MEAN, TYPICAL_MEDIAN, TYPICAL_TEXT_BYTES
@@ -107,11 +108,12 @@ def count_dataset(
         windows = read_windows(read_dataset(config), maker, rules, Position())
         manifest = blank_manifest(config, form, maker.tokenizer.special_ids)
         output, tally = OutputCounter(form, manifest, config.shard_bytes, rules.longest), _Tally()
-        begun = time.monotonic()
-        while (window := next(windows, None)) is not None:
+        begun, left = time.monotonic(), config.max_tokens_total or sys.maxsize
+        while left > 0 and (window := next(windows, None)) is not None:
             seconds += time.monotonic() - begun
-            output.add(window)
-            tally.add([len(sample.token_ids) for sample in window.samples], window.steps)
+            steps = list(_up_to(left, window.steps, window.samples))
+            left -= output.add(window.samples, steps)
+            tally.add([place.length for step in steps for place in step.placements], steps)
             begun = time.monotonic()
         tallies.append(tally)
         outputs.append(output.finish())
@@ -131,14 +133,14 @@ class OutputCounter:
         self._bytes: Counter[str] = Counter()
         self._shards = 0
 
-    def add(self, window: Window) -> None:
-        """Count a window's samples."""
-        for step in window.steps:
-            for place in step.placements:
-                sample = window.samples[place.sample]
-                if not self._buffer.has_room(sample):
-                    self._close()
-                self._buffer.add(sample)
+    def add(self, samples: Sequence[Sample], steps: Sequence[Step]) -> int:
+        """Count the samples of a window that these steps hold; how many tokens they have."""
+        placed = [samples[place.sample] for step in steps for place in step.placements]
+        for sample in placed:
+            if not self._buffer.has_room(sample):
+                self._close()
+            self._buffer.add(sample)
+        return sum(sample.tokens for sample in placed)
 
     def finish(self) -> OutputSize:
         """The sum, with the last shard."""
@@ -175,6 +177,19 @@ class _CountingSink:
 
     def write(self, data: Any) -> None:  # noqa: ANN401 - any buffer
         self.size += memoryview(data).nbytes
+
+
+def _up_to(tokens: int, steps: Sequence[Step], samples: Sequence[Sample]) -> Iterator[Step]:
+    """The steps that a run takes until it has stored so many tokens, without what it leaves."""
+    for step in steps:
+        if tokens <= 0:
+            return
+        taken = []
+        for place in step.placements:
+            if tokens > 0:
+                taken.append(place)
+                tokens -= samples[place.sample].tokens
+        yield replace(step, placements=tuple(taken))
 
 
 class _Tally:

@@ -30,6 +30,8 @@ from layertap.errors import RunMismatchError
 FILE_NAME = "metadata.json"
 FORMAT_VERSION = 2
 SHARDS_A_PART = 100
+STOPPED_AT = "max_tokens_total"
+"""In `progress` of a run that is complete because so many tokens were asked for."""
 
 Json = Mapping[str, Any]
 
@@ -125,6 +127,13 @@ class Manifest:
     def tokens(self) -> int:
         """Tokens in committed shards."""
         return sum(shard.tokens for shard in self.shards)
+
+    @property
+    def stopped_at(self) -> int | None:
+        """The number of tokens at which the run was to stop, if that came before the dataset's
+        end.
+        """
+        return self.progress.get(STOPPED_AT) if self.complete else None
 
     @property
     def nonfinite(self) -> int:
