@@ -14,7 +14,7 @@ import commands
 import pytest
 
 from benchmarks.accelerator import records, runner
-from benchmarks.accelerator.__main__ import is_bad, kernel_failed, main, printer
+from benchmarks.accelerator.__main__ import is_bad, main, printer
 from benchmarks.accelerator.config import Limits
 
 ENVIRONMENT = {"PYTHONPATH": f"{commands.ROOT / 'src'}:{commands.ROOT}"}
@@ -90,16 +90,6 @@ def test_what_a_part_has_no_time_for_is_named(tmp_path: Path) -> None:
     assert all(map(is_bad, found))
 
 
-def test_a_part_that_cannot_start_is_tried_once(tmp_path: Path) -> None:
-    def command(_skip: Sequence[str]) -> list[str]:
-        return [sys.executable, "-c", "raise SystemExit('no card')"]
-
-    runner.run_part(tmp_path, "kernel", command, os.environ, Limits(60, 60), lambda: None)
-    [found] = records.read(tmp_path)
-    assert (found["case"], found["what"]) == ("start", "failed")
-    assert "no card" in found["printed"]
-
-
 def test_half_a_line_of_a_process_that_was_killed_is_left_out(tmp_path: Path) -> None:
     records.append(tmp_path, {"part": "kernel", "what": "begun", "case": "one"})
     with (tmp_path / records.RESULTS).open("a") as file:
@@ -138,14 +128,6 @@ def test_the_report_has_figures_failures_and_the_part_of_the_ceiling(
     printed = capsys.readouterr().out.splitlines()
     assert len(printed) == 5
     assert printed[1] == "kernel, packed 7b float32: FAILED, it died: last words"
-
-
-def test_a_dtype_in_which_the_kernel_fails_is_computed_by_the_loop_from_then_on() -> None:
-    right = _record("kernel", "packed 0.5b bfloat16", exact=True)
-    assert kernel_failed([right]) == set()
-    assert kernel_failed([right, _record("kernel", "packed 7b float32", "failed")]) == {"float32"}
-    assert kernel_failed([_record("kernel", "packed 7b bfloat16", exact=False)]) == {"bfloat16"}
-    assert kernel_failed([_record("kernel", "one sample a row 7b bfloat16", "failed")]) == set()
 
 
 def test_parts_leave_results_and_a_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

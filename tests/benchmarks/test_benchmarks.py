@@ -2,20 +2,16 @@
 
 import json
 import re
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import commands
 import pytest
 from fakes.gcs import FakeGcs
 
-from benchmarks import measures, writing
+from benchmarks import measures
 from benchmarks.config import ContenderConfig
 from benchmarks.workload import Figures
-from layertap.core.sample import Sample
-from layertap.shards.writer import ShardWriter
 
 
 def _tiny(tmp_path: Path, tiny_model: Path) -> ContenderConfig:
@@ -38,26 +34,6 @@ def test_memory_is_measured_for_four_times_as_many_tasks_and_held_to_its_bound(
     allowed = re.search(r"are (\d+) MB", said)
     assert allowed is not None
     assert float(allowed[1]) == pytest.approx(weights + 3 * 2 + 1073.7, abs=1)
-
-
-def test_stages_keeps_a_few_shards_and_times_the_writing_of_all(
-    tmp_path: Path, tiny_model: Path, demo_tasks: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = replace(_tiny(tmp_path, tiny_model), dataset_path=str(demo_tasks), tasks=6, shard_size_gb=0.001)
-    written: list[int] = []
-    commit = ShardWriter.commit
-
-    def counting(writer: ShardWriter, samples: Sequence[Sample], *given: Any, **named: Any) -> None:
-        written.append(sum(sample.tokens for sample in samples))
-        commit(writer, samples, *given, **named)
-
-    monkeypatch.setattr(ShardWriter, "commit", counting)
-    clock = iter(range(1000))
-    monkeypatch.setattr(writing, "seconds_of", lambda call: (call(), next(clock) + 1)[1])
-    figures = writing.stages(config)
-    assert len(written) == 4
-    assert sum(written) < figures["tokens"]
-    assert figures["writing"] == pytest.approx(figures["tokens"] / sum(written))
 
 
 # One in `make test-slow`, every one in `make proof`.

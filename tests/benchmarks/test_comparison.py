@@ -14,13 +14,11 @@ import pytest
 from benchmarks import __main__ as comparison
 from benchmarks import report
 from benchmarks.baselines import by_length, hidden_states, load, pad
-from benchmarks.ceiling import Products, jax_gflops, torch_gflops
 from benchmarks.config import BenchmarkConfig, ContenderConfig, resolved
 from benchmarks.contenders import CONTENDERS
 from benchmarks.device import environment
 from benchmarks.workload import Figures, baseline_ids
 from layertap.model.config import published_config
-from layertap.shards.writer import ShardWriter
 
 _PATHS = {"PYTHONPATH": f"{commands.ROOT / 'src'}:{commands.ROOT}"}
 
@@ -48,20 +46,6 @@ def test_transformers_is_credited_with_all_layers_where_layertap_ends_early() ->
     assert report.gflop_per_token(config, (), lengths)["layertap"] == gflop["best"]
 
 
-def test_on_gpu_the_run_that_writes_nothing_has_a_row_and_a_fraction_of_its_own() -> None:
-    runs = {"padded": _runs(10), "best": _runs(30), "forward": _runs(120), "layertap": _runs(60), "ceiling": _CEILING}
-    gflop = {"padded": 1.0, "best": 1.0, "forward": 4.0, "layertap": 4.0}
-    rows = report.table("7b bfloat16", runs, gflop, "gpu").splitlines()
-    assert rows[3].endswith("| 30 | 4.00 | 2.00 | 3% |")
-    assert rows[4].startswith("| (c) Layertap, the same run, nothing written | 120 |  |  | 48% |")
-    assert rows[5].endswith("| 60 |  |  | 24% |")
-    found = report.result(runs, gflop)
-    assert found["of_ceiling"]["forward"] == pytest.approx(0.48)
-    assert found["medians"]["best"]["tokens_per_second"] == 30
-    assert found["of_disk"] == pytest.approx(0.2)
-    assert found["runs"] == runs
-
-
 @pytest.mark.parametrize(
     ("given", "seen"), [(None, "0"), ("2", "2"), ("3, 1", "3"), ("GPU-8f1,GPU-9", "GPU-8f1"), ("", "")]
 )
@@ -84,14 +68,6 @@ def test_jax_that_sees_no_card_is_refused(tmp_path: Path, platforms: str, said: 
     assert done.returncode == 1
     assert said in done.stderr
     assert "Traceback" not in done.stderr
-
-
-def test_without_a_card_nothing_is_made_and_nothing_measured(tmp_path: Path) -> None:
-    done = commands.run(["-m", "benchmarks", "--device", "gpu"], tmp_path, {**_PATHS, "CUDA_VISIBLE_DEVICES": ""})
-    assert done.returncode == 1
-    assert "sees no GPU" in done.stderr
-    assert "Traceback" not in done.stderr
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_prompts_are_batched_by_length() -> None:
@@ -144,24 +120,6 @@ def test_a_contender_counts_the_tokens_of_the_same_prompts(
     assert figures["tokens"] == sum(len(ids) for ids in comparison.prompt_ids(config))
     assert figures["seconds"] > 0
     assert [path.name for path in tmp_path.iterdir()] == ["model-tiny"]
-
-
-def test_the_forward_run_commits_no_shard(
-    tmp_path: Path, tiny_model: Path, demo_tasks: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "model-tiny").symlink_to(tiny_model)
-    monkeypatch.setattr(ShardWriter, "commit", lambda *given, **named: pytest.fail("a shard was written"))
-    config = ContenderConfig(dataset_path=str(demo_tasks), size="tiny", tasks=2, output_dir=str(tmp_path))
-    figures = CONTENDERS["forward"][0](config)
-    assert figures["computed_tokens"] >= figures["tokens"] > 0
-    assert "written_mb" not in figures
-
-
-@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-def test_a_product_is_counted_as_often_as_it_is_run(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("benchmarks.ceiling.seconds_of", lambda run: (run(), 2.0)[1])
-    products = Products(square=100, count=4)
-    assert torch_gflops(products, dtype, "cpu") == jax_gflops(products, dtype) == pytest.approx(2 * 100**3 * 4 / 2e9)
 
 
 def test_one_failure_loses_neither_its_own_runs_nor_the_rest(

@@ -121,15 +121,6 @@ def test_a_folder_that_holds_a_checkpoint_is_left_alone(tmp_path, name):
     assert [path.read_text() for path in tmp_path.iterdir()] == ["mine"]
 
 
-def test_a_tokenizer_is_copied_as_it_is_also_onto_itself(tiny, tmp_path):
-    for _ in range(2):
-        write_checkpoint(tmp_path, tokenizer=tmp_path if (tmp_path / "tokenizer.json").exists() else tiny)
-        for name in ("tokenizer.json", "tokenizer_config.json"):
-            assert (tmp_path / name).read_bytes() == (tiny / name).read_bytes()
-        for name in ("config.json", "model.safetensors"):
-            (tmp_path / name).unlink()
-
-
 def test_a_folder_without_a_sound_tokenizer_is_refused(tmp_path):
     with pytest.raises(PromptError, match=r"tokenizer\.json: no such file"):
         write_checkpoint(tmp_path / "new", tokenizer=tmp_path)

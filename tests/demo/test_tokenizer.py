@@ -1,6 +1,4 @@
 import json
-import subprocess
-import sys
 
 import pytest
 import transformers
@@ -38,10 +36,6 @@ def test_the_size_returned_is_the_number_of_ids(tmp_path):
     assert sorted(tokenizer.get_vocab().values()) == list(range(600))
 
 
-def test_poor_texts_make_a_smaller_vocabulary(tmp_path):
-    assert write_tokenizer(tmp_path, ["aa"], vocab_size=600) == 256 + 1 + 22
-
-
 def test_a_vocabulary_too_small_for_bytes_and_added_tokens_is_refused(tmp_path):
     with pytest.raises(PromptError, match=r"vocab_size 277 is too small.* 278"):
         write_tokenizer(tmp_path, demo_texts(), vocab_size=277)
@@ -70,12 +64,6 @@ def test_text_is_cut_as_in_qwen(tokenizer, text, tokens):
 
 
 @given(text=ANY_TEXT)
-def test_decoding_gives_the_normalised_text_back(tokenizer, text):
-    decoded = tokenizer.decode(tokenizer.encode(text).ids, skip_special_tokens=False)
-    assert decoded == tokenizer.normalizer.normalize_str(text)
-
-
-@given(text=ANY_TEXT)
 def test_transformers_gives_the_same_ids(tokenizer, transformers_tokenizer, text):
     assert transformers_tokenizer(text).input_ids == tokenizer.encode(text).ids
 
@@ -87,11 +75,3 @@ def test_the_chat_template_is_chatml_and_adds_nothing_unasked(transformers_token
     opened = transformers_tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
     assert alone == "<|im_start|>user\n012\n345\n<|im_end|>\n"
     assert opened == f"<|im_start|>system\nBe brief.<|im_end|>\n{alone}<|im_start|>assistant\n"
-
-
-def test_another_process_trains_the_same_bytes(folder, tmp_path):
-    script = "import sys, pathlib; from layertap.demo.tokenizer import *; "
-    script += "write_tokenizer(pathlib.Path(sys.argv[1]), demo_texts())"
-    subprocess.run([sys.executable, "-c", script, tmp_path], check=True)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        assert (tmp_path / name).read_bytes() == (folder / name).read_bytes()
