@@ -76,7 +76,7 @@ def test_a_folder_without_tasks_is_refused_with_what_it_holds(tmp_path):
         list(read_records(str(tmp_path)))
     (tmp_path / "training").mkdir()
     (tmp_path / "evaluation").mkdir()
-    with pytest.raises(DatasetError, match=r"it holds evaluation, training; give one of its files or folders"):
+    with pytest.raises(DatasetError, match=r"a folder without files of data \(.*\); it holds evaluation, training"):
         list(read_records(str(tmp_path)))
 
 

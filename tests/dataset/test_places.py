@@ -10,6 +10,7 @@ import fsspec
 import pytest
 from clouds import BUCKET
 
+from layertap.dataset.folders import list_files
 from layertap.dataset.places import Place, locate
 from layertap.errors import DatasetError
 
@@ -51,9 +52,11 @@ def test_files_of_a_url_are_told_as_urls():
     fsspec.filesystem("memory").pipe("/listed/b.json", b"1")
     fsspec.filesystem("memory").pipe("/listed/a.json", b"2")
 
-    files = locate("memory://listed/").json_files()
-    assert [str(file) for file in files] == ["memory://listed/a.json", "memory://listed/b.json"]
-    assert list(files[0].lines()) == [b"2"]
+    for place in (locate("memory://listed/"), locate("memory://listed/*.json")):
+        listing = list_files(place, "auto")
+        assert listing is not None
+        assert [str(file) for file in listing.files] == ["memory://listed/a.json", "memory://listed/b.json"]
+        assert list(listing.files[0].lines()) == [b"2"]
 
 
 @pytest.mark.parametrize("path", ["/nowhere/at/all.jsonl", "memory://nowhere/at/all.jsonl"])

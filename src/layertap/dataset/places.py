@@ -24,7 +24,8 @@ from layertap.errors import BadTaskError, DatasetError
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
-_SHOWN_NAMES = 5
+
+_MAGIC = "*?["
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,8 @@ class Place:
     shown: str
     path: str
     filesystem: "AbstractFileSystem"
+    below: str = ""
+    """The path from the folder that was given to this file of it."""
 
     def __str__(self) -> str:
         return self.shown
@@ -51,7 +54,7 @@ class Place:
     def is_folder(self) -> bool:
         """Whether this is a folder; False where nothing is there."""
         with _translated(self):
-            return bool(self.filesystem.isdir(self.path))
+            return self._has_folders and bool(self.filesystem.isdir(self.path))
 
     def is_there(self) -> bool:
         """Whether there is a file or folder; DatasetError where the answer is refused or lost."""
@@ -70,19 +73,43 @@ class Place:
             folder, slash, name = path.rpartition("/")
             return folder + slash + name.replace(old, new)
 
-        return Place(renamed(self.shown), renamed(self.path), self.filesystem)
+        return Place(renamed(self.shown), renamed(self.path), self.filesystem, renamed(self.below))
 
-    def json_files(self) -> list["Place"]:
-        """The `*.json` files of this folder by name, less hidden ones; DatasetError if none is."""
+    def is_pattern(self) -> bool:
+        """Whether this stands for several files; a file may have such a name itself."""
+        return self._has_folders and any(sign in self.path for sign in _MAGIC) and not self.is_there()
+
+    def matches(self) -> list["Place"]:
+        """The files and folders that this pattern matches."""
         with _translated(self):
-            entries = self.filesystem.ls(self.path, detail=True)
-        kinds = {PurePosixPath(entry["name"]).name: entry["type"] for entry in entries}
-        files = [name for name in sorted(kinds) if kinds[name] != "directory" and not name.startswith(".")]
-        names = [name for name in files if name.endswith(".json")]
-        if not names:
-            raise DatasetError(f"{self}: a folder without *.json files, {_holding(sorted(kinds))}")
-        shown, path = self.shown.rstrip("/"), self.path.rstrip("/")
-        return [Place(f"{shown}/{name}", f"{path}/{name}", self.filesystem) for name in names]
+            found = self.filesystem.glob(self.path)
+        first = min(self.path.find(sign) for sign in _MAGIC if sign in self.path)
+        base = self.path[: self.path.rfind("/", 0, first) + 1]
+        shown = self.shown[: len(self.shown) - len(self.path) + len(base)]
+        return [self._inner(shown, base, str(path).removeprefix(base)) for path in found]
+
+    def all_files(self) -> list["Place"]:
+        """The files below this folder, at any depth."""
+        with _translated(self):
+            found = self.filesystem.find(self.path)
+        base = self.path.rstrip("/") + "/"
+        names = [str(path).removeprefix(base) for path in found]
+        return [self._inner(self.shown.rstrip("/") + "/", base, name) for name in names if not name.endswith("/")]
+
+    def names(self) -> list[str]:
+        """What lies directly in this folder."""
+        with _translated(self):
+            return [PurePosixPath(str(path)).name for path in self.filesystem.ls(self.path, detail=False)]
+
+    def _inner(self, shown: str, base: str, name: str) -> "Place":
+        below = f"{self.below}/{name}" if self.below else name
+        return Place(shown + name, base + name, self.filesystem, below)
+
+    @property
+    def _has_folders(self) -> bool:
+        """Whether there can be folders: a web page would be read whole to find that out."""
+        protocol = self.filesystem.protocol
+        return not {"http", "https"} & {*((protocol,) if isinstance(protocol, str) else protocol)}
 
     @contextmanager
     def open(self) -> Iterator["Opened"]:
@@ -158,10 +185,3 @@ def _translated(place: Place) -> Iterator[None]:
         raise DatasetError(f"{place}: may not be read; check its rights and your credentials ({error})") from error
     except OSError as error:
         raise DatasetError(f"{place}: cannot be read: {error}") from error
-
-
-def _holding(names: list[str]) -> str:
-    if not names:
-        return "it is empty"
-    more = ", ..." if len(names) > _SHOWN_NAMES else ""
-    return f"it holds {', '.join(names[:_SHOWN_NAMES])}{more}; give one of its files or folders"

@@ -4,7 +4,10 @@ from collections.abc import Iterator, Mapping
 
 from layertap.config.source import SourceConfig
 from layertap.core.records import Record
+from layertap.dataset.folders import list_files
 from layertap.dataset.hub import read_hub_records
+from layertap.dataset.names import is_named_text
+from layertap.dataset.places import locate
 from layertap.dataset.records import read_records
 from layertap.errors import UsageError
 
@@ -32,6 +35,23 @@ def open_records(config: SourceConfig, most: int | None = None) -> Iterator[Reco
         max_tasks=most,
         options=_options(config),
     )
+
+
+def opening_lines(config: SourceConfig) -> list[str]:
+    """What a person should know of a dataset before it is read: what is left out, and how texts
+    are cut.
+
+    Raises DatasetError as `open_records` does.
+    """
+    if config.dataset_path is None:
+        return []
+    place = locate(config.dataset_path, _options(config))
+    listing = list_files(place, config.dataset_format)
+    files = (place,) if listing is None else listing.files
+    lines = [] if listing is None else listing.describe()
+    if config.dataset_format == "auto" and is_named_text(files[0].path):
+        lines.append(f"{place}: each .txt file is one document; --dataset_format txt_lines makes one of each line")
+    return lines
 
 
 def _options(config: SourceConfig) -> Mapping[str, object]:

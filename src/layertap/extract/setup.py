@@ -34,7 +34,7 @@ import layertap
 from layertap.config.extract import ExtractConfig, RunConfig
 from layertap.config.sharded import ShardedConfig
 from layertap.core.taps import Tap
-from layertap.dataset import open_records
+from layertap.dataset import open_records, opening_lines
 from layertap.errors import ModelError, UsageError
 from layertap.extract import backend
 from layertap.extract.hosts import Hosts
@@ -95,7 +95,7 @@ def prepare(config: ExtractConfig, hosts: Hosts = _ALONE) -> Setup:
     Raises an InputError where model, tokenizer, template or flags do not fit together, or hosts do
     not.
     """
-    for line in backend.opening_lines(hosts.index, hosts.count):
+    for line in (*backend.opening_lines(hosts.index, hosts.count), *opening_lines(config)):
         print(line, file=sys.stderr, flush=True)
     if hosts.count > 1:
         config = replace(config, output_dir=str(config.output_folder / f"tpu_{hosts.name(config.worker)}"))

@@ -14,6 +14,7 @@ folder that holds anything is never written to. Memory holds one record at a tim
 import json
 import os
 import shutil
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -23,7 +24,7 @@ from typing import Any
 
 from layertap.config.fleet import DealtConfig, StreamsConfig
 from layertap.core.records import BadTask, GoodRecord, Task
-from layertap.dataset import as_row, open_records
+from layertap.dataset import as_row, open_records, opening_lines
 from layertap.errors import BadTaskError, StorageError, UsageError
 from layertap.objects.files import TEMPORARY, Checksummed, atomic_write
 from layertap.objects.ownership import exclusive
@@ -100,6 +101,8 @@ def read_sound_records(config: DealtConfig, skipped: list[dict[str, Any]]) -> It
 
     Raises BadTaskError at the first malformed record with `--on_bad_task error`.
     """
+    for line in opening_lines(config):
+        print(line, file=sys.stderr, flush=True)
     for record in open_records(config, config.max_samples):
         if not isinstance(record, BadTask):
             yield record

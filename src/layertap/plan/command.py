@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from layertap.config.plan import PlanConfig
+from layertap.dataset import opening_lines
 from layertap.errors import UsageError
 from layertap.plan.accelerators import (
     TPU_DISK_BYTES,
@@ -128,7 +129,8 @@ def _workload(run: PlannedRun, accelerator: Accelerator, note: Callable[[str], N
     if run.config.tokens is not None:
         return usual_workload(run.config, run.form, devices=devices, hosts=accelerator.hosts)
     checkpoint = run.checkpoint()
-    note(f"counting {run.config.dataset}")
+    for line in (*opening_lines(run.config), f"counting {run.config.dataset}"):
+        note(line)
     return count_dataset(run.config, checkpoint, run.form, devices=devices, hosts=accelerator.hosts)
 
 
