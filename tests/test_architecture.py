@@ -22,7 +22,7 @@ _MAY_KNOW = {
     "prompts": set(),
     "model": set(),
     "shards": {"config", "objects"},
-    "check": {"shards", "objects"},
+    "check": {"prompts", "shards", "objects"},
     "reader": {"shards", "objects"},
     "view": {"config", "prompts", "shards", "objects"},
     "extract": {"config", "process", "dataset", "prompts", "model", "shards", "objects"},

@@ -229,6 +229,7 @@ def test_the_command_prints_json_and_its_exit_status_tells(folder, capsys):
         "shards": 3,
         "samples": 6,
         "tokens": 23,
+        "relabelled": 0,
         "findings": [],
     }
     (folder / FIRST).unlink()

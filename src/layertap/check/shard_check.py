@@ -14,6 +14,7 @@ from typing import cast
 import google_crc32c
 import numpy as np
 
+from layertap.check.relabel import Relabelling
 from layertap.core.columns import SINK_FACTOR, Columns, derived_columns
 from layertap.core.taps import Tap
 from layertap.errors import DamageError
@@ -39,13 +40,19 @@ class ShardCheck:
     """One shard under examination; `findings` fills as `run` goes on."""
 
     def __init__(
-        self, store: ObjectStore, manifest: Manifest, entry: ShardEntry, on_read: Callable[[int], None]
+        self,
+        store: ObjectStore,
+        manifest: Manifest,
+        entry: ShardEntry,
+        on_read: Callable[[int], None],
+        labels: Relabelling,
     ) -> None:
         self.findings: list[str] = []
         self._store = _WholeFiles(store, entry)
         self._manifest = manifest
         self._entry = entry
         self._on_read = on_read
+        self._labels = labels
         self._special = frozenset(manifest.special_ids)
         self._told: list[tuple[str, list[_Told]]] = []
         self._measured: dict[Tap, tuple[TapStatistics, dict[int, np.ndarray]]] = {}
@@ -109,6 +116,10 @@ class ShardCheck:
             own = {name: values[span] for name, values in columns.items()}
             for finding in (*_wrong_columns(own, self._special), *self._wrong_norms(shard, tap, norms, span)):
                 self._find(f"{path}: {name}, sample {number}: {finding}")
+        if len(self._told) == 1:  # labels are the same at all taps
+            for place in sorted({0, len(spans) - 1} & set(range(len(spans)))):
+                wrong = self._labels.finding({name: values[spans[place]] for name, values in columns.items()})
+                self.findings += [] if wrong is None else [f"{path}: {name}, sample {numbers[place]}: {wrong}"]
         for finding in self._wrong_sinks(shard, tap, norms):
             self._find(f"{path}: {name}: {finding}")
         whole = merge_all((part for part, _ in parts), self._manifest.taps[tap])

@@ -9,6 +9,8 @@ once, and in a complete run that is one machine's, of a whole dataset or of one 
 missing. All findings are collected:
 one damaged shard does not hide the next, and no content, however damaged, ends the check.
 
+The labels of two samples of each shard are made again (relabel.py), where that can be done.
+
 Each file is read once, one in memory at a time (twice its size for pickles).
 
 What a killed run leaves is no damage: temporary files, and, in a run that is not complete, files of
@@ -21,6 +23,7 @@ from pathlib import Path, PurePosixPath
 
 import google_crc32c
 
+from layertap.check.relabel import relabelling
 from layertap.check.shard_check import ShardCheck
 from layertap.objects import open_store
 from layertap.objects.base import ObjectStore
@@ -40,6 +43,8 @@ class VerifyReport:
     head_crc32c: str
     """Of `metadata.json`, eight hexadecimal digits."""
     findings: tuple[str, ...]
+    relabelled: int = 0
+    """How many samples' labels were made again and compared (relabel.py)."""
 
     @property
     def sound(self) -> bool:
@@ -67,7 +72,8 @@ class VerifyReport:
         kept = (
             f"; {manifest.nonfinite} activations have a NaN or an infinity, and were kept" if manifest.nonfinite else ""
         )
-        return f"{self.folder}: {state}; {what}, every file read back and checked{kept}"
+        again = f", the labels of {self.relabelled} samples made again" if self.relabelled else ""
+        return f"{self.folder}: {state}; {what}, every file read back and checked{again}{kept}"
 
     def to_json(self) -> Json:
         """The same for a program."""
@@ -81,6 +87,7 @@ class VerifyReport:
             "shards": len(manifest.shards),
             "samples": manifest.samples,
             "tokens": manifest.tokens,
+            "relabelled": self.relabelled,
             "findings": list(self.findings),
         }
 
@@ -112,9 +119,10 @@ def verify_folder(store: ObjectStore, on_read: OnRead = lambda _done, _total: No
         done += size
         on_read(done, total)
 
+    labels = relabelling(manifest)
     for shard in manifest.shards:
-        findings += ShardCheck(store, manifest, shard, count).run()
-    return VerifyReport(store.url, manifest, f"{google_crc32c.value(head):08x}", tuple(findings))
+        findings += ShardCheck(store, manifest, shard, count, labels).run()
+    return VerifyReport(store.url, manifest, f"{google_crc32c.value(head):08x}", tuple(findings), labels.compared)
 
 
 def _wrong_fingerprint(manifest: Manifest) -> Iterator[str]:

@@ -5,7 +5,7 @@ may have several tokens. How wide a grid is, no column says. It is a width for w
 a rectangle, and if possible one for which no token goes on in the next row.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -17,7 +17,7 @@ _Cells = Sequence[tuple[int, int, list[int]]]
 """For each token its first cell's row and column, and the colours of its cells."""
 
 
-def read_grids(columns: Columns) -> Mapping[tuple[int, int], Grid | None]:
+def read_grids(columns: Columns) -> dict[tuple[int, int], Grid | None]:
     """By `example` and `side` (core/columns.py), the grid as the prompt shows it.
 
     None where cells are missing, as where a prompt was cut or not every token was stored.

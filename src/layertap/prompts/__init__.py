@@ -6,4 +6,5 @@ from layertap.prompts.samples import PromptMaker as PromptMaker
 from layertap.prompts.samples import SplitRules as SplitRules
 from layertap.prompts.templates import load_template as load_template
 from layertap.prompts.tokenizer import PromptTokenizer as PromptTokenizer
+from layertap.prompts.tokenizer import find_tokenizer as find_tokenizer
 from layertap.prompts.tokenizer import load_tokenizer as load_tokenizer

@@ -24,7 +24,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int32
+from jaxtyping import Int32, Int64
 
 from layertap.core.columns import NO_LABELS, Columns, token_columns
 from layertap.core.records import Conversation, Document, GoodRecord, Task, TokenList
@@ -132,9 +132,15 @@ class PromptMaker:
                 token_ids = np.concatenate([np.array(self.tokenizer.opening_ids, np.int32), next(documents)])
             else:
                 token_ids, offsets = next(marked)
-                labels = token_labels(roles_decided(marks_of(draft.text)), offsets)
+                labels = _labels_of(draft.text, offsets)
             samples += self._samples(draft, token_ids, labels)
         return samples
+
+    def shown(self, task: Task, *, with_answer: bool) -> Columns:
+        """The columns of the prompt that shows this task as it is, about its first test input."""
+        text = self.tokenizer.chat.render(self.template.render(task, 0, self.encoder, with_answer))
+        ((token_ids, offsets),) = self.tokenizer.encode_marked([text])
+        return token_columns(token_ids, self.tokenizer.special_ids, _labels_of(text, offsets))
 
     def identity(self) -> dict[str, str | int | bool | None]:
         """Everything here that decides the tokens of a given record, for the run fingerprint.
@@ -238,6 +244,10 @@ class PromptMaker:
                 columns=token_columns(ids, self.tokenizer.special_ids, labels),
                 origin={**whole.origin, "part": part, "parts": parts, "start": begin if part else 0},
             )
+
+
+def _labels_of(text: str, offsets: Int64[np.ndarray, "tokens 2"]) -> Columns:
+    return token_labels(roles_decided(marks_of(text)), offsets)
 
 
 def _is_document(draft: _Draft) -> bool:

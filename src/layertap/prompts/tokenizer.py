@@ -29,11 +29,12 @@ import numpy as np
 from jaxtyping import Int32, Int64
 from tokenizers import Tokenizer, decoders
 
-from layertap.errors import PromptError
+from layertap.errors import PromptError, UsageError
 from layertap.prompts.chat import ChatTemplate, load_chat_template
 from layertap.prompts.marked import plain
 
 _TEXTS_AT_ONCE = 128
+_FILE_NAME = "tokenizer.json"
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +95,7 @@ def load_tokenizer(folder: Path) -> PromptTokenizer:
 
     Raises PromptError naming the file that is missing, malformed or at odds with another one.
     """
-    path = folder / "tokenizer.json"
+    path = folder / _FILE_NAME
     serialized = _read_bytes(path)
     tokenizer = _parse(serialized, path)
     config = _read_config(folder / "tokenizer_config.json")
@@ -108,6 +109,26 @@ def load_tokenizer(folder: Path) -> PromptTokenizer:
         chat=chat,
         _tokenizer=tokenizer,
     )
+
+
+def find_tokenizer(model_path: str) -> PromptTokenizer:
+    """The tokenizer of a folder, or of a Hub id that this machine has in its cache.
+
+    Nothing is downloaded. Raises UsageError where this machine has none, PromptError where it is
+    not sound.
+    """
+    from huggingface_hub import try_to_load_from_cache  # a fifth of a second
+
+    try:
+        folder = Path(model_path).expanduser()
+        if folder.is_dir():
+            return load_tokenizer(folder)
+        cached = try_to_load_from_cache(model_path, _FILE_NAME)
+    except (OSError, ValueError, RuntimeError):  # no permission; no Hub id; `~` stands for nobody
+        cached = None
+    if not isinstance(cached, str):
+        raise UsageError(f"{model_path} is neither a folder nor a Hub id whose {_FILE_NAME} is in this machine's cache")
+    return load_tokenizer(Path(cached).parent)
 
 
 def _read_bytes(path: Path) -> bytes:

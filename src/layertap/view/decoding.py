@@ -8,16 +8,11 @@ one is told apart, and named.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
-
-from huggingface_hub import try_to_load_from_cache
 
 from layertap.errors import PromptError, UsageError
-from layertap.prompts.tokenizer import PromptTokenizer, load_tokenizer
+from layertap.prompts.tokenizer import PromptTokenizer, find_tokenizer
 from layertap.shards.manifest import Manifest
 from layertap.view.shard import SampleSeen
-
-_FILE = "tokenizer.json"
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +43,7 @@ def find_decoder(manifest: Manifest, model_path: str | None) -> Decoder:
     Raises UsageError or PromptError where there is no tokenizer in what the user names.
     """
     try:
-        tokenizer = load_tokenizer(_folder(manifest.model_path if model_path is None else model_path))
+        tokenizer = find_tokenizer(manifest.model_path if model_path is None else model_path)
     except (UsageError, PromptError) as error:
         if model_path is not None:
             raise
@@ -61,17 +56,3 @@ def find_decoder(manifest: Manifest, model_path: str | None) -> Decoder:
     if tokenizer.digest != manifest.identity.get("prompts", {}).get("tokenizer"):
         place += ", whose files are not those that the run had: the text may not be what the model read"
     return Decoder(place, tokenizer)
-
-
-def _folder(model_path: str) -> Path:
-    """The folder of the checkpoint; raises UsageError where this machine has none."""
-    try:
-        folder = Path(model_path).expanduser()
-        if folder.is_dir():
-            return folder
-        cached = try_to_load_from_cache(model_path, _FILE)
-    except (OSError, ValueError, RuntimeError):  # no permission; no Hub id; `~` stands for nobody
-        cached = None
-    if not isinstance(cached, str):
-        raise UsageError(f"{model_path} is neither a folder nor a Hub id whose {_FILE} is in this machine's cache")
-    return Path(cached).parent
