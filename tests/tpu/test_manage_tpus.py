@@ -4,7 +4,6 @@ What only Ctrl-C or two commands beside each other show needs processes. `make t
 of each such kind.
 """
 
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,8 +15,6 @@ import pytest
 from fakes.cloud_tpu import FakeCloudTpu
 from manage_tpus import Process, interrupt, wait_for
 from manage_tpus import running as running_script
-
-from layertap.tpu.config import CreateConfig
 
 Tpu = Callable[..., int]
 Running = Callable[[FakeCloudTpu, str], AbstractContextManager[Process]]
@@ -170,20 +167,6 @@ def test_ctrl_c_between_deleting_and_creating(cloud: FakeCloudTpu, tpu: Tpu) -> 
         _, errors = process.communicate(timeout=60)
         assert process.returncode == 0, errors
     assert cloud.workers() == {w: f"tpu-us-central1-{z}-{w}" for w, z in enumerate("aabb")}
-
-
-def test_help_needs_no_extra_and_names_every_flag() -> None:
-    done = subprocess.run(
-        [sys.executable, "-X", "importtime", "-m", "layertap", "tpu", "create", "--help"],
-        env={**os.environ, "PYTHONPATH": str(commands.ROOT / "src")},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert done.returncode == 0
-    for flag in CreateConfig.__dataclass_fields__:
-        assert f"--{flag}" in done.stdout
-    assert "google.cloud" not in done.stderr
 
 
 def test_the_scripts_pass_shellcheck() -> None:
