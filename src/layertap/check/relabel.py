@@ -5,12 +5,13 @@ template, encoder and tokenizer make the prompt again: its token ids and its lab
 stored ones, so a label that is wrong anywhere in the prompt is found. That is worth a few
 milliseconds a sample, so two samples of each shard are made again, and not all.
 
-It needs the tokenizer, in the folder that the run names or in this machine's cache of the Hub, and
-a prompt template that comes with Layertap. Where these are not at hand, or the prompt is no ARC
-prompt, nothing is compared: `verify` says how many were.
+It needs the libraries of a run, the tokenizer, in the folder that the run names or in this
+machine's cache of the Hub, and a prompt template that comes with Layertap. Where these are not at
+hand, or the prompt is no ARC prompt, nothing is compared: `verify` says how many were.
 """
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,8 +19,10 @@ from layertap.core.cells import read_grids
 from layertap.core.columns import NO_LABELS, NONE, SIDES, TEST, Columns
 from layertap.core.records import Grid, Pair, Task
 from layertap.errors import PromptError, UsageError
-from layertap.prompts import PromptMaker, find_tokenizer, load_template, parse_grid_encoder
 from layertap.shards.manifest import Manifest
+
+if TYPE_CHECKING:
+    from layertap.prompts import PromptMaker
 
 _INPUT, _OUTPUT = SIDES.index("input"), SIDES.index("output")
 
@@ -28,7 +31,7 @@ _INPUT, _OUTPUT = SIDES.index("input"), SIDES.index("output")
 class Relabelling:
     """Makes labels again, where that can be done."""
 
-    _maker: PromptMaker | None
+    _maker: "PromptMaker | None"
     compared: int = field(default=0, init=False)
     """How many samples' labels were made again."""
 
@@ -58,6 +61,10 @@ class Relabelling:
 
 def relabelling(manifest: Manifest) -> Relabelling:
     """What makes the labels of this run again; one that compares nothing where that cannot be."""
+    try:
+        from layertap.prompts import PromptMaker, find_tokenizer, load_template, parse_grid_encoder
+    except ModuleNotFoundError:  # where outputs are only read (docs/reading.md)
+        return Relabelling(None)
     prompts = manifest.identity.get("prompts", {})
     try:
         tokenizer = find_tokenizer(manifest.model_path)
