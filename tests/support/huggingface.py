@@ -21,16 +21,28 @@ def activations(folder: Path, token_ids: Sequence[int], dtype: str = "float32") 
     model = AutoModel.from_pretrained(folder, dtype=TORCH_DTYPES[dtype]).eval()
     captured: dict[Tap, np.ndarray] = {}
 
-    def keep(tap: Tap):
-        def hook(_module, _inputs, output):
-            value = output[0] if isinstance(output, tuple) else output
-            captured[tap] = value.detach().reshape(len(token_ids), -1).to(kept).numpy()
+    def keep(tap: Tap, value: torch.Tensor) -> None:
+        captured[tap] = value.detach().reshape(len(token_ids), -1).to(kept).numpy()
 
-        return hook
+    def output(tap: Tap):
+        return lambda _module, _inputs, value: keep(tap, value[0] if isinstance(value, tuple) else value)
+
+    def given(tap: Tap):
+        return lambda _module, inputs: keep(tap, inputs[0])
 
     for index, layer in enumerate(model.layers):
-        for site, module in (("residual", layer), ("mlp", layer.mlp), ("attn", layer.self_attn)):
-            module.register_forward_hook(keep(Tap(index, site)))
+        outputs = {"residual": layer, "mlp": layer.mlp, "attn": layer.self_attn, "attn_in": layer.input_layernorm}
+        inputs = {
+            "residual_in": layer,
+            "residual_mid": layer.post_attention_layernorm,
+            "heads": layer.self_attn.o_proj,
+            "mlp_in": layer.mlp,
+            "neurons": layer.mlp.down_proj,
+        }
+        for site, module in outputs.items():
+            module.register_forward_hook(output(Tap(index, site)))
+        for site, module in inputs.items():
+            module.register_forward_pre_hook(given(Tap(index, site)))
     with torch.no_grad(), float64_throughout() if dtype == "float64" else nullcontext():
         model(torch.tensor([list(token_ids)]))
     return captured

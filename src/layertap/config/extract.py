@@ -22,7 +22,7 @@ from layertap.config.checks import require, require_counts
 from layertap.config.sharded import ShardedConfig
 from layertap.config.source import SourceConfig
 from layertap.config.upload import UploadConfig
-from layertap.core.taps import Site
+from layertap.core.taps import SITES, Site
 from layertap.errors import UsageError
 
 Overlong = Literal["error", "skip", "truncate", "split"]
@@ -133,8 +133,10 @@ class RunConfig(SourceConfig):
     these are neither loaded nor run."""
 
     activation_type: Annotated[tuple[Site, ...], Flag("tap")] = ("residual",)
-    """What to save of each layer. residual: the output of the layer. mlp, attn: the output of that
-    block before it is added to the residual stream. Several of them take one forward pass."""
+    """What to save of each layer. residual, residual_in, residual_mid: the residual stream behind
+    the layer, before it, and between its blocks. attn, mlp: what that block adds to it. attn_in,
+    mlp_in: what the block reads. heads, neurons: what goes into the block's last product. Several
+    of them take one forward pass."""
 
     batch_size: Annotated[int | None, Flag("model", "ROWS", "4, and 1 on a CPU")] = None
     """How many rows of tokens each device computes in a step."""
@@ -265,7 +267,7 @@ class RunConfig(SourceConfig):
         port = self.metrics_port
         require(port is None or 0 <= port <= 65535, f"--metrics_port must be 0 to 65535, not {port}")
         require(min(self.layers_to_extract, default=0) >= 0, "--layers_to_extract counts layers from 0")
-        require(len(self.activation_type) > 0, "--activation_type needs at least one of residual, mlp, attn")
+        require(len(self.activation_type) > 0, f"--activation_type needs at least one of {', '.join(SITES)}")
         require(self.worker >= 0, f"--worker_id must not be negative, but is {self.worker}")
 
     def _require_other_place(self, upload_to: str | None) -> None:

@@ -1,22 +1,29 @@
 """Where an activation is read: a tap is one (layer, site).
 
-    site       what it is                                             Hugging Face module
-    residual   the layer's output, both adds done, before any norm    model.layers.N
-    mlp        the MLP's output, before it is added                   model.layers.N.mlp
-    attn       the attention's output after o_proj, before it is added  model.layers.N.self_attn
+    site          what it is                                            Hugging Face module
+    residual      the layer's output, both adds done, before any norm   output of model.layers.N
+    residual_in   the layer's input; of layer 0 the embeddings          input of model.layers.N
+    residual_mid  the stream between attention and MLP
+    attn          what attention adds to the stream                     output of self_attn
+    attn_in       the output of the norm before attention               output of input_layernorm
+    heads         the heads' results side by side                       input of self_attn.o_proj
+    mlp           what the MLP adds to the stream                       output of mlp
+    mlp_in        the output of the norm before the MLP                 input of mlp
+    neurons       what the MLP's activation and gate leave              input of mlp.down_proj
 
-Layers are counted from 0. Beware of `hidden_states[N + 1]` as a reference for `residual`: for the
-last layer transformers puts the *final norm's* output there, not the layer's.
+docs/sites.md draws them. Layers are counted from 0. Beware of `hidden_states[N + 1]` as a reference
+for `residual`: for the last layer transformers puts the *final norm's* output there, not the
+layer's.
 """
 
 import re
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 from layertap.errors import UsageError
 
-Site = Literal["residual", "mlp", "attn"]
-SITES: tuple[Site, ...] = ("residual", "mlp", "attn")
+Site = Literal["residual", "mlp", "attn", "residual_in", "residual_mid", "attn_in", "heads", "mlp_in", "neurons"]
+SITES: tuple[Site, ...] = get_args(Site)
 
 
 class Tap(NamedTuple):
@@ -24,6 +31,11 @@ class Tap(NamedTuple):
 
     layer: int
     site: Site
+
+
+def layers_to_run(taps: Sequence[Tap]) -> int:
+    """How many layers have to run for these taps; a layer's input needs only those before it."""
+    return max(tap.layer + (tap.site != "residual_in") for tap in taps)
 
 
 _LAYERS = re.compile(r"(\d{1,4})(?:-(\d{1,4}))?", re.ASCII)

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from layertap.core.taps import Tap
+from layertap.core.taps import Tap, layers_to_run
 from layertap.extract import backend
 from layertap.extract.hosts import Hosts
 from layertap.extract.step import StepProgram, plan_for, transfer_dtype
@@ -48,7 +48,7 @@ class OpenedModel:
     @property
     def num_layers(self) -> int:
         """How many layers are loaded and run."""
-        return self.taps[-1].layer + 1
+        return layers_to_run(self.taps)
 
     @property
     def devices(self) -> int:
@@ -70,7 +70,7 @@ def open_model(
     """
     devices = jax.devices()
     if mesh == "auto":
-        abstract = weights.abstract_model(checkpoint.config, taps[-1].layer + 1, compute_dtype)
+        abstract = weights.abstract_model(checkpoint.config, layers_to_run(taps), compute_dtype)
         shape = auto_shape(len(devices), weight_bytes(abstract), backend.device_bytes())
     else:
         shape = parse_mesh(mesh)

@@ -56,7 +56,11 @@ class Qwen2Config:
     def width(self, site: Site) -> int:
         """How many numbers a token has at `site`. Nothing else in Layertap knows this."""
         match site:
-            case "residual" | "mlp" | "attn":
+            case "heads":
+                return self.num_attention_heads * self.head_dim
+            case "neurons":
+                return self.intermediate_size
+            case _:
                 return self.hidden_size
 
 

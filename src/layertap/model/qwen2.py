@@ -36,6 +36,21 @@ from layertap.model.mesh import look_up, whole
 Hidden = Float[Array, "B T H"]
 Captured = Float[Array, "B T _"]  # as wide as its site
 
+Read = dict[Site, Captured]
+
+# How far into a layer a site is.
+_DEPTH: dict[Site, int] = {
+    "residual_in": 0,
+    "attn_in": 0,
+    "heads": 1,
+    "attn": 2,
+    "residual_mid": 2,
+    "mlp_in": 3,
+    "neurons": 4,
+    "mlp": 5,
+    "residual": 5,
+}
+
 # Products that are not summed by parts: wider ones, since their partial sums would fall out of the
 # caches (gate and up: 8 % of a layer's time in 0.5B, a third in 1.5B), and those whose partial sums
 # would take more than 1 MiB a token.
@@ -113,10 +128,10 @@ class Attention(nnx.Module):
         query = query.reshape(rows, tokens, self.kv_heads, self.group, self.head_dim)
         return query, rotate(key, angles).astype(dtype), value.astype(dtype)
 
-    def merge(self, mixed: Queries, terms: int | None) -> Hidden:
-        """The heads' results put side by side and through the output projection."""
+    def side_by_side(self, mixed: Queries) -> Captured:
+        """The heads' results in the order of the query heads."""
         rows, tokens, *_ = mixed.shape
-        return self.out(mixed.reshape(rows, tokens, self.kv_heads * self.group * self.head_dim), terms)
+        return mixed.reshape(rows, tokens, self.kv_heads * self.group * self.head_dim)
 
 
 class MLP(nnx.Module):
@@ -126,10 +141,10 @@ class MLP(nnx.Module):
         self.gate_up = Projection(config.hidden_size, 2 * config.intermediate_size, dtype)
         self.down = Projection(config.intermediate_size, config.hidden_size, dtype)
 
-    def __call__(self, x: Hidden, terms: int | None) -> Hidden:
-        """Transform each token by itself."""
+    def neurons(self, x: Hidden, terms: int | None) -> Captured:
+        """What goes into the last product: the gated neurons."""
         gate, up = jnp.split(self.gate_up(x, terms), 2, axis=-1)
-        return self.down(jax.nn.silu(gate) * up, terms)
+        return jax.nn.silu(gate) * up
 
 
 class DecoderLayer(nnx.Module):
@@ -142,25 +157,57 @@ class DecoderLayer(nnx.Module):
         self.mlp = MLP(config, dtype)
 
     def __call__(
-        self, x: Hidden, angles: "Rotation", seg_start: Int[Array, "B T"], plan: ForwardPlan, sites: tuple[Site, ...]
-    ) -> tuple[Hidden, dict[Site, Captured]]:
+        self,
+        x: Hidden,
+        angles: "Rotation",
+        seg_start: Int[Array, "B T"],
+        plan: ForwardPlan,
+        sites: tuple[Site, ...],
+        *,
+        last: bool,
+    ) -> tuple[Hidden, Read]:
         """Run the layer on the residual stream; returns the new stream, and what is read at
         `sites`.
+
+        Of the `last` layer no more is run than its sites need, and the stream is of no use then.
         """
+        depth = max((_DEPTH[site] for site in sites), default=0) if last else _DEPTH["residual"]
 
-        def before(x: Hidden, cosine: Half, sine: Half) -> tuple[Queries, Keys, Keys]:
-            return self.attention.project(self.attention_norm(x), (cosine, sine), plan.terms)
+        def kept(read: Read) -> Read:
+            return {site: value.astype(plan.capture_dtype) for site, value in read.items() if site in sites}
 
-        def after(x: Hidden, mixed: Queries) -> tuple[Hidden, dict[Site, Captured]]:
-            attended = self.attention.merge(mixed, plan.terms)
-            x = x + attended
-            transformed = self.mlp(self.mlp_norm(x), plan.terms)
-            x = x + transformed
-            read: dict[Site, Captured] = {"residual": x, "mlp": transformed, "attn": attended}
-            return x, {site: read[site].astype(plan.capture_dtype) for site in sites}
+        def before(x: Hidden, cosine: Half, sine: Half) -> tuple[tuple[Array, ...], Read]:
+            normed = self.attention_norm(x)
+            read = kept({"residual_in": x, "attn_in": normed})
+            if depth < _DEPTH["heads"]:
+                return (), read
+            return self.attention.project(normed, (cosine, sine), plan.terms), read
 
-        query, key, value = in_blocks(before, plan.token_block, x, *angles)
-        return in_blocks(after, plan.token_block, x, plan.attend(query, key, value, seg_start))
+        def after(x: Hidden, mixed: Queries) -> tuple[Hidden, Read]:
+            heads = self.attention.side_by_side(mixed)
+            read: Read = {"heads": heads}
+            if depth >= _DEPTH["attn"]:
+                attended = self.attention.out(heads, plan.terms)
+                x = x + attended
+                read |= {"attn": attended, "residual_mid": x}
+            if depth >= _DEPTH["mlp_in"]:
+                normed = self.mlp_norm(x)
+                read["mlp_in"] = normed
+            if depth >= _DEPTH["neurons"]:
+                neurons = self.mlp.neurons(normed, plan.terms)
+                read["neurons"] = neurons
+            if depth >= _DEPTH["mlp"]:
+                transformed = self.mlp.down(neurons, plan.terms)
+                x = x + transformed
+                read |= {"mlp": transformed, "residual": x}
+            return x, kept(read)
+
+        projected, read = in_blocks(before, plan.token_block, x, *angles)
+        if not projected:
+            return x, read
+        query, key, value = projected
+        x, read_after = in_blocks(after, plan.token_block, x, plan.attend(query, key, value, seg_start))
+        return x, read | read_after
 
 
 class Qwen2(nnx.Module):
@@ -188,18 +235,28 @@ class Qwen2(nnx.Module):
         angles = rotation(positions, self.head_dim, self.rope_theta)
         captured: dict[tuple[int, Site], Captured] = {}
         before = x
+        beyond = (len(self.layers), "residual_in")  # the input of a layer that is not run
         for index, layer in enumerate(self.layers):
             sites = tuple(tap.site for tap in taps if tap.layer == index)
             gathered = whole(layer, plan.mesh, after=before)
             before = x
             wide = widened(gathered, after=x) if plan.widen else gathered
-            x, read = wide(x, angles, seg_start, plan, sites)
-            if plan.outputs == "offloaded":
-                # Read now, or the compiler keeps every layer's stream to read them all at the end.
-                x, read = lax.optimization_barrier((x, read))  # type: ignore[no-untyped-call]
-                read = jax.device_put(read, jax.memory.Space.Host)
+            x, read = wide(x, angles, seg_start, plan, sites, last=index == len(self.layers) - 1 and beyond not in taps)
+            x, read = _handed_over(x, read, plan)
             captured |= {(index, site): value for site, value in read.items()}
+        if beyond in taps:
+            _, read = _handed_over(x, {"residual_in": x.astype(plan.capture_dtype)}, plan)
+            captured |= {(len(self.layers), site): value for site, value in read.items()}
         return tuple(captured[tap.layer, tap.site] for tap in taps)
+
+
+def _handed_over(x: Hidden, read: Read, plan: ForwardPlan) -> tuple[Hidden, Read]:
+    """The stream, and what was read, on its way to the host where the plan says so."""
+    if plan.outputs == "offloaded" and read:
+        # Read now, or the compiler keeps every layer's stream to read them all at the end.
+        x, read = lax.optimization_barrier((x, read))  # type: ignore[no-untyped-call]
+        read = jax.device_put(read, jax.memory.Space.Host)
+    return x, read
 
 
 def multiply(x: Float[Array, "B T I"], kernel: Float[Array, "I O"], terms: int | None) -> Float[Array, "B T O"]:

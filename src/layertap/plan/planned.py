@@ -23,7 +23,7 @@ import numpy as np
 
 from layertap.config.extract import local_path
 from layertap.config.plan import PlanConfig
-from layertap.core.taps import Tap
+from layertap.core.taps import Tap, layers_to_run
 from layertap.errors import DoesNotFitError, UsageError
 from layertap.extract.packing import row_ladder
 from layertap.extract.setup import format_of_shards, resolve_run_taps
@@ -64,7 +64,7 @@ class PlannedRun:
     @property
     def num_layers(self) -> int:
         """How many layers are loaded and run."""
-        return self.taps[-1].layer + 1
+        return layers_to_run(self.taps)
 
     @property
     def compute_dtype(self) -> np.dtype:
