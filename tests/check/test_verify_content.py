@@ -7,6 +7,9 @@ import pytest
 from layertap.check.verify import verify
 from layertap.core.columns import COLUMNS
 from layertap.core.taps import Tap
+from layertap.objects import open_store
+from layertap.shards.manifest import fingerprint_of
+from layertap.shards.writer import ShardWriter
 
 FIRST, SECOND, THIRD = (f"shard_000{number}.pkl.gz" for number in (1, 2, 3))
 
@@ -185,3 +188,44 @@ def test_norms_that_are_not_those_of_the_activations_are_found(folder, edit):
 def test_norms_of_another_type_or_length_are_found(folder):
     outputs.rewrite(folder, SECOND, lambda shard: shard[2][1].update(norms=shard[2][1]["norms"][1:]))
     assert outputs.the_finding(folder) == f"{SECOND}: layer 2, sample 3: norms are missing or not one float32 a token"
+
+
+@pytest.fixture
+def kept(tmp_path):
+    """A run that was to keep cells: of six tokens a sample the second, third and fifth, and of one
+    also the first."""
+    samples = []
+    for index, rows in enumerate(([1, 2, 4], [0, 1, 2, 4])):
+        sample = outputs.sample(index, tokens=6)
+        sample.columns["cells"][[0, 1, 2, 4]] = 1
+        chosen = np.isin(np.arange(6), rows)
+        samples.append(
+            sample.only(chosen).with_activations({tap: it[chosen] for tap, it in sample.activations.items()})
+        )
+    form = outputs.shard_format()
+    identity = {"layers": [0, 2], "storage": {"keep_tokens": ["cells"]}}
+    manifest = outputs.manifest(form, identity=identity, fingerprint=fingerprint_of(identity))
+    ShardWriter(open_store(str(tmp_path)), manifest, form, lambda _: None).commit(samples, {"record": 1}, complete=True)
+    return tmp_path
+
+
+def test_tokens_that_were_kept_are_sound_with_gaps_in_their_positions(kept):
+    assert outputs.findings(kept) == []
+
+
+@pytest.mark.parametrize(
+    ("column", "row", "value", "complaint"),
+    [
+        ("positions", 2, 2, "positions do not rise"),
+        ("positions", 0, -1, "positions do not rise"),
+        ("flags", 0, 1, "flags of token 0 are 1, should be 0"),
+        ("cells", 1, 0, "the token at position 2 is none of cells, which alone are kept"),
+    ],
+)
+def test_what_was_not_to_be_kept_or_does_not_fit_is_found(kept, column, row, value, complaint):
+    def edit(shard):
+        for entry in each(shard, 0):
+            entry[column][row] = value
+
+    outputs.rewrite(kept, FIRST, edit)
+    assert any(f"sample 0: {complaint}" in finding for finding in outputs.findings(kept))

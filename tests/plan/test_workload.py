@@ -27,8 +27,17 @@ def the_run(config: PlanConfig) -> ExtractConfig:
         {"format": "safetensors", "storage_dtype": "float16", "overlong": "skip", "max_seq_length": 1200},
         {"format": "safetensors", "machine_id": 1, "total_machines": 3},
         {"format": "safetensors", "max_tokens_total": 9000, "window_samples": 4},
+        {"format": "safetensors", "keep_tokens": ("cells",), "activation_type": ("residual", "mlp")},
     ],
-    ids=["pickle", "pickles of two sites", "safetensors", "safetensors, some left out", "a share", "so many tokens"],
+    ids=[
+        "pickle",
+        "pickles of two sites",
+        "safetensors",
+        "safetensors, some left out",
+        "a share",
+        "so many tokens",
+        "cells",
+    ],
 )
 def test_the_count_is_what_the_run_writes(planned: Callable[..., PlanConfig], changes: dict[str, Any]) -> None:
     config = planned(**changes)

@@ -6,7 +6,7 @@ Facts about samples (numbers, task ids, columns) are kept from every tap as chec
 can be compared with each other.
 """
 
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Callable, Iterator, Sequence, Set
 from io import BytesIO
 from itertools import pairwise
 from typing import cast
@@ -15,7 +15,8 @@ import google_crc32c
 import numpy as np
 
 from layertap.check.relabel import Relabelling
-from layertap.core.columns import SINK_FACTOR, Columns, derived_columns
+from layertap.core.columns import FIRST, SINK_FACTOR, Columns, derived_columns, selected
+from layertap.core.selection import ALL, NO_PREFIX
 from layertap.core.taps import Tap
 from layertap.errors import DamageError
 from layertap.objects.base import ObjectStore
@@ -29,6 +30,9 @@ from layertap.shards.stored import read_stored
 # One sample as its shard describes it at one tap: (sample_idx, task_id, text_preview, checksum of
 # its columns).
 _Told = tuple[int, str, str, int]
+
+# The positions and norms of each sample's tokens at one tap.
+_Norms = dict[int, tuple[np.ndarray, np.ndarray]]
 
 _ROUNDING = 1e-9
 """How far, relative to their size, sums may differ that another processor made in another order."""
@@ -55,7 +59,7 @@ class ShardCheck:
         self._labels = labels
         self._special = frozenset(manifest.special_ids)
         self._told: list[tuple[str, list[_Told]]] = []
-        self._measured: dict[Tap, tuple[TapStatistics, dict[int, np.ndarray]]] = {}
+        self._measured: dict[Tap, tuple[TapStatistics, _Norms]] = {}
         self._statistics: dict[Tap, TapStatistics] = {}
         self._nonfinite = 0
 
@@ -114,7 +118,8 @@ class ShardCheck:
         norms = np.concatenate([np.empty(0), *(norms for _, norms in parts)])
         for number, span in zip(numbers, spans, strict=True):
             own = {name: values[span] for name, values in columns.items()}
-            for finding in (*_wrong_columns(own, self._special), *self._wrong_norms(shard, tap, norms, span)):
+            unfit = _wrong_columns(own, self._special, self._manifest.keep_tokens)
+            for finding in (*unfit, *self._wrong_norms(shard, tap, norms, span)):
                 self._find(f"{path}: {name}, sample {number}: {finding}")
         if len(self._told) == 1:  # labels are the same at all taps
             for place in sorted({0, len(spans) - 1} & set(range(len(spans)))):
@@ -123,7 +128,11 @@ class ShardCheck:
         for finding in self._wrong_sinks(shard, tap, norms):
             self._find(f"{path}: {name}: {finding}")
         whole = merge_all((part for part, _ in parts), self._manifest.taps[tap])
-        self._measured[tap] = whole, dict(zip(numbers, (own for _, own in parts), strict=True))
+        places = shard.column("positions", 0, offsets[-1], tap)
+        self._measured[tap] = (
+            whole,
+            {number: (places[span], norms[span]) for number, span in zip(numbers, spans, strict=True)},
+        )
 
     def _wrong_norms(self, shard: Shard, tap: Tap, norms: np.ndarray, span: slice) -> Iterator[str]:
         nonfinite = int((~np.isfinite(norms[span])).sum())
@@ -235,9 +244,17 @@ def _checksum(columns: Columns, span: slice) -> int:
     return crc
 
 
-def _wrong_columns(columns: Columns, special: Set[int]) -> Iterator[str]:
-    """What is wrong with the columns that follow from the tokens."""
+def _wrong_columns(columns: Columns, special: Set[int], kept: Sequence[str]) -> Iterator[str]:
+    """What is wrong with the columns that follow from the tokens, and from which are kept."""
     expected = derived_columns(columns["token_ids"], special)
+    if ALL not in kept:
+        positions = columns["positions"]
+        if positions[0] < 0 or (np.diff(positions) <= 0).any():
+            yield "positions do not rise from 0 or more"
+        expected["positions"] = positions
+        expected["flags"][:1] &= np.uint8(0xFF if positions[0] == 0 else ~FIRST & 0xFF)
+        if NO_PREFIX not in kept and not (chosen := selected(columns, kept)).all():
+            yield f"the token at position {positions[~chosen][0]} is none of {', '.join(kept)}, which alone are kept"
     for name, values in columns.items():
         wrong = np.flatnonzero(values != expected.get(name, values))
         if wrong.size:
@@ -245,14 +262,15 @@ def _wrong_columns(columns: Columns, special: Set[int]) -> Iterator[str]:
             yield f"{name} of token {at} are {values[at]}, should be {expected[name][at]}; {wrong.size} are wrong"
 
 
-def _wrong_statistics(stored: TapStatistics, measured: TapStatistics, norms_of: dict[int, np.ndarray]) -> str | None:
+def _wrong_statistics(stored: TapStatistics, measured: TapStatistics, norms_of: _Norms) -> str | None:
     scale = np.sqrt(measured.mean_square_norm)
     sizes = {"mean": scale, "m2": measured.count * scale**2, "mean_norm": scale, "mean_square_norm": scale**2}
     for name, size in {"count": 0.0, **sizes, "max_norm": measured.max_norm}.items():
         there, here = getattr(stored, name), getattr(measured, name)
         if not np.allclose(there, here, rtol=_ROUNDING, atol=_ROUNDING * size):
             return f"{name} is not that of the activations"
-    place = norms_of.get(stored.max_sample_idx, np.empty(0))[stored.max_position : stored.max_position + 1]
+    positions, norms = norms_of.get(stored.max_sample_idx, (np.empty(0), np.empty(0)))
+    place = norms[positions == stored.max_position]
     if not np.allclose(place, stored.max_norm, rtol=_ROUNDING) or place.size != min(measured.count, 1):
         return f"the largest norm is not at token {stored.max_position} of sample {stored.max_sample_idx}"
     return None

@@ -28,7 +28,7 @@ from layertap.check.shard_check import ShardCheck
 from layertap.objects import open_store
 from layertap.objects.base import ObjectStore
 from layertap.objects.files import TEMPORARY
-from layertap.shards.manifest import FILE_NAME, Json, Manifest, fingerprint_of
+from layertap.shards.manifest import FILE_NAME, Json, Manifest, fingerprint_of, index_ranges
 from layertap.shards.manifest_files import parse_manifest, read_head
 
 OnRead = Callable[[int, int], None]
@@ -177,7 +177,8 @@ def _missing_samples(manifest: Manifest) -> Iterator[str]:
         for entry in manifest.progress["overlong_samples"]["list"]
         if entry["action"] == "skipped"
     ]
-    ranges = sorted([*(pair for shard in manifest.shards for pair in shard.sample_idx), *skipped])
+    unkept = index_ranges(manifest.unkept_samples)
+    ranges = sorted([*(pair for shard in manifest.shards for pair in shard.sample_idx), *skipped, *unkept])
     begin = expected = dataset.get("first_sample_idx", 0)
     end = manifest.progress["sample_idx"]
     if manifest.stopped_at is not None:

@@ -33,6 +33,7 @@ from tyro.constructors import (
     StructTypeInfo,
 )
 
+from layertap.core.selection import parse_selection
 from layertap.core.taps import parse_layers
 from layertap.errors import UsageError
 
@@ -54,6 +55,15 @@ LAYERS = PrimitiveConstructorSpec[tuple[int, ...]](
     str_from_instance=lambda layers: list(map(str, layers)),
 )
 """In the annotation of a field: layers as `parse_layers` takes them."""
+
+SELECTION = PrimitiveConstructorSpec[tuple[str, ...]](
+    nargs="*",
+    metavar="WHICH ...",
+    instance_from_str=parse_selection,
+    is_instance=lambda value: isinstance(value, tuple),
+    str_from_instance=list,
+)
+"""In the annotation of a field: tokens as `parse_selection` takes them."""
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,12 @@ from typing import Annotated, Literal
 
 import tyro
 
-from layertap.config.arguments import LAYERS, Flag
+from layertap.config.arguments import LAYERS, SELECTION, Flag
 from layertap.config.checks import require, require_counts
 from layertap.config.sharded import ShardedConfig
 from layertap.config.source import SourceConfig
 from layertap.config.upload import UploadConfig
+from layertap.core.selection import ALL, parse_selection
 from layertap.core.taps import SITES, Site
 from layertap.errors import UsageError
 
@@ -179,6 +180,11 @@ class RunConfig(SourceConfig):
     ] = None
     """The number format on disk. A number that float16 cannot hold stops the run."""
 
+    keep_tokens: Annotated[tuple[str, ...], SELECTION, Flag("output", default="all")] = (ALL,)
+    """Which tokens to store, of those that are computed: all; cells (of grids), answer, role:NAME
+    (system, user, assistant, tool, template or text); no_prefix: all but what every prompt begins
+    with. Several mean the tokens of each."""
+
     on_nonfinite: Annotated[Literal["error", "keep"], Flag("output")] = "error"
     """What to do with an activation that has a NaN or an infinity: stop the run and name it, or
     store it as it is and count it in the manifest."""
@@ -234,6 +240,7 @@ class RunConfig(SourceConfig):
             f"--split_overlap {self.split_overlap} must be less than --max_seq_length ({self.max_seq_length})",
         )
         require_counts(self, "row_length", "max_seq_length", "window_samples")
+        parse_selection(self.keep_tokens)
         require(
             0 <= self.machine_id < self.total_machines,
             f"--machine_id {self.machine_id} is not one of {self.total_machines} machines"

@@ -13,6 +13,7 @@ import tyro
 from layertap.config.arguments import Flag
 from layertap.config.checks import require
 from layertap.config.extract import RunConfig
+from layertap.core.selection import ALL
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,10 @@ class PlanConfig(RunConfig):
         require(
             self.sharded.sharded_dataset_dir is None,
             "to plan, give the dataset as it was before it was cut into shards, by --dataset_path",
+        )
+        require(
+            ALL in self.keep_tokens or self.tokens is None,
+            "--keep_tokens is counted in a dataset; give one instead of --tokens",
         )
         require(
             self.max_tokens_total is None or self.tokens is None,

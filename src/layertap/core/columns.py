@@ -26,11 +26,13 @@ So a sink depends on its sample alone, not on where a shard ends, and you choose
 read.
 """
 
-from collections.abc import Mapping, Set
+from collections.abc import Iterable, Mapping, Set
 from itertools import pairwise
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int32, Int64
+
+from layertap.core.selection import ANSWER, CELLS, ROLE_NAMES
 
 COLUMNS: Mapping[str, np.dtype] = {
     "token_ids": np.dtype(np.int32),
@@ -45,10 +47,11 @@ COLUMNS: Mapping[str, np.dtype] = {
     "cells": np.dtype(np.uint8),
 }
 
-ROLES = ("template", "text", "system", "user", "assistant", "tool")
-"""What a token can be part of: words of a template, plain text, or what a role says."""
+ROLES = ROLE_NAMES
+"""What a token can be part of."""
 SIDES = ("none", "input", "output")
 """Which grid of a pair; none outside grids."""
+_BY_ROLE = {f"role:{name}": number for number, name in enumerate(ROLES)} | {ANSWER: ROLES.index("assistant")}
 NONE, TEST = -1, -2
 """Instead of a number: there is none; it is the test pair."""
 NO_LABELS: Mapping[str, int] = {
@@ -92,6 +95,16 @@ def derived_columns(token_ids: Int32[np.ndarray, " tokens"], special: Set[int]) 
         "positions": np.arange(len(token_ids), dtype=np.int32),
         "flags": flags,
     }
+
+
+def selected(columns: Columns, names: Iterable[str]) -> Bool[np.ndarray, " tokens"]:
+    """Which tokens the labels say are meant by names of `core.selection`, but for `all` and
+    `no_prefix`, of which labels do not tell.
+    """
+    chosen = np.zeros(len(columns["role"]), bool)
+    for name in names:
+        chosen |= columns["cells"] > 0 if name == CELLS else columns["role"] == _BY_ROLE[name]
+    return chosen
 
 
 def usual_norms(norms: Norms, offsets: Int64[np.ndarray, " samples_and_end"]) -> Float32[np.ndarray, " samples"]:

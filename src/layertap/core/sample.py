@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int32
+from jaxtyping import Bool, Float, Int32
 
 from layertap.core.columns import COLUMNS, Columns
 from layertap.core.taps import Tap
@@ -54,6 +54,10 @@ class Sample:
     def cut(self, tokens: int) -> "Sample":
         """The sample with its first `tokens` tokens; for samples that have no activations yet."""
         return replace(self, columns={name: values[:tokens] for name, values in self.columns.items()})
+
+    def only(self, rows: Bool[np.ndarray, " tokens"]) -> "Sample":
+        """The sample with these tokens of it, which keep their positions; likewise."""
+        return replace(self, columns={name: values[rows] for name, values in self.columns.items()})
 
     def with_activations(self, activations: Mapping[Tap, Activation]) -> "Sample":
         """The sample as the model left it."""

@@ -13,6 +13,7 @@ from layertap.dataset import open_records
 from layertap.errors import ModelError, UsageError
 from layertap.extract import backend
 from layertap.extract.hosts import Hosts
+from layertap.extract.kept import KeptTokens
 from layertap.extract.packing import row_ladder
 from layertap.extract.windows import Position, Window, WindowRules, read_windows
 from layertap.model.checkpoint import Checkpoint
@@ -23,12 +24,15 @@ _BEGINNING = Position()
 
 @dataclass(frozen=True)
 class Prompts:
-    """Records, what makes prompts of them, and the rules by which those are packed."""
+    """Records, what makes prompts of them, the rules by which those are packed, and which tokens
+    are stored.
+    """
 
     records: Callable[[], Iterator[Record]]
     """Opens the dataset at its beginning."""
     maker: PromptMaker
     rules: WindowRules
+    kept: KeptTokens = KeptTokens()  # noqa: RUF009 - it is frozen
 
     def windows(self, start: Position = _BEGINNING) -> Iterator[Window]:
         """The windows from `start` on; raises as `read_windows` does."""

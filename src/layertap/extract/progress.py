@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from layertap.core.bar import Bar
-from layertap.shards.manifest import Manifest
+from layertap.shards.manifest import UNKEPT, Manifest
 
 _SECONDS_BETWEEN_LINES = 10.0
 _SECONDS_BETWEEN_DRAWINGS = 0.2
@@ -153,7 +153,7 @@ class RunSummary:
             lines = [f"already complete: {manifest.samples} samples in {written}", uploaded]
             return "\n".join(filter(None, lines))
         resumed = f"resumed after {self.resumed_shards} shards that earlier starts had committed"
-        tasks, samples = _left_out(manifest)
+        tasks, samples, unkept = _left_out(manifest)
         lines = [
             f"{manifest.samples} samples, {manifest.tokens} tokens, {written}",
             f"stopped at --max_tokens_total {manifest.stopped_at}; with more tokens, the same command goes on"
@@ -162,6 +162,7 @@ class RunSummary:
             resumed if self.resumed_shards else "",
             f"skipped {tasks}; metadata.json lists them" if tasks else "",
             f"{samples}; metadata.json lists them" if samples else "",
+            f"{unkept}; metadata.json lists them" if unkept else "",
             f"{_count(manifest.nonfinite, 'activation')} with a NaN or an infinity; the manifest counts them by shard"
             if manifest.nonfinite
             else "",
@@ -187,11 +188,18 @@ class RunSummary:
         )
 
 
-def _left_out(manifest: Manifest) -> tuple[str, str]:
-    """How many tasks, and how many samples, were left out or cut; empty where none were."""
+def _left_out(manifest: Manifest) -> tuple[str, str, str]:
+    """How many tasks and samples were left out or cut, and how many samples have no token that is
+    kept; empty where none were.
+    """
     tasks, samples = (manifest.progress[name]["count"] for name in ("skipped_tasks", "overlong_samples"))
     longer = "longer than --max_seq_length"
-    return _count(tasks, "malformed task"), f"{_count(samples, 'sample')} {longer}" if samples else ""
+    unkept = _count(manifest.progress.get(UNKEPT, {}).get("count", 0), "sample")
+    return (
+        _count(tasks, "malformed task"),
+        f"{_count(samples, 'sample')} {longer}" if samples else "",
+        f"{unkept} without a token that --keep_tokens keeps" if unkept else "",
+    )
 
 
 def _count(number: int, thing: str) -> str:

@@ -41,7 +41,7 @@ from layertap.extract.windows import Position, Window
 from layertap.objects import open_store
 from layertap.objects.files import remove_leftovers
 from layertap.objects.ownership import exclusive
-from layertap.shards.manifest import STOPPED_AT, Manifest
+from layertap.shards.manifest import STOPPED_AT, UNKEPT, Manifest, index_ranges
 from layertap.shards.mirror import Checkpoint, Mirror, open_mirror
 from layertap.shards.writer import ShardBuffer, ShardWriter
 
@@ -112,6 +112,7 @@ class _Run:
         self._mirror = mirror
         self._end = start  # the position behind the last window that was read
         self._limit = setup.config.max_tokens_total
+        self._unkept = list(writer.manifest.unkept_samples)
         self._left = sys.maxsize if self._limit is None else self._limit - writer.manifest.tokens
         self._resumed_shards = len(writer.manifest.shards)
         self._progress = Progress(samples=writer.manifest.samples, tokens=writer.manifest.tokens)
@@ -134,13 +135,22 @@ class _Run:
         setup, reached = self._setup, self._start
         buffer = ShardBuffer(setup.shard_format, setup.config.shard_bytes)
         stream = stream_samples(
-            self._session, setup.model, setup.prompts.rules, self._windows(), self._progress, self._watch.proceed
+            self._session,
+            setup.model,
+            setup.prompts.rules,
+            self._windows(),
+            self._progress,
+            self._watch.proceed,
+            setup.prompts.kept,
         )
         with BackgroundQueue(gentle=setup.model.platform == "cpu") as queue, closing(stream):
             for position, sample in self._up_to_limit(stream):
-                if not buffer.has_room(sample):
+                if sample.tokens and not buffer.has_room(sample):
                     self._commit(queue, buffer, reached, complete=False)
-                buffer.add(sample)
+                if sample.tokens:
+                    buffer.add(sample)
+                else:
+                    self._unkept.append(sample.sample_idx)
                 reached = position
             if not self._writer.manifest.complete:
                 self._commit(queue, buffer, self._end if self._left > 0 else reached, complete=True)
@@ -173,6 +183,8 @@ class _Run:
         samples, progress = buffer.take(), position.to_json()
         if complete and self._left <= 0:
             progress[STOPPED_AT] = self._limit
+        if self._unkept:
+            progress[UNKEPT] = {"count": len(self._unkept), "sample_idx": index_ranges(self._unkept)}
         with self._progress.waiting_for("writing"):
             queue.submit(partial(self._writer.commit, samples, progress, complete=complete))
 

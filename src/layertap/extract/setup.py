@@ -33,12 +33,14 @@ import numpy as np
 import layertap
 from layertap.config.extract import ExtractConfig, RunConfig
 from layertap.config.sharded import ShardedConfig
+from layertap.core.selection import ALL, parse_selection
 from layertap.core.taps import Tap
 from layertap.dataset import open_records, opening_lines
 from layertap.errors import ModelError, UsageError
 from layertap.extract import backend
 from layertap.extract.hosts import Hosts
 from layertap.extract.inputs import Prompts, prompt_maker, read_dataset, window_rules
+from layertap.extract.kept import kept_tokens
 from layertap.extract.session import OpenedModel, open_model
 from layertap.extract.step import resolve_taps
 from layertap.model import weights
@@ -108,7 +110,8 @@ def prepare(config: ExtractConfig, hosts: Hosts = _ALONE) -> Setup:
     maker = prompt_maker(config, checkpoint)
     dtypes = _DTYPES[config.compute_dtype], _DTYPES[config.stored_as]
     model = open_model(checkpoint, taps, *dtypes, config.mesh, hosts)
-    prompts = Prompts(partial(read_dataset, config), maker, window_rules(config, hosts, model.devices))
+    rules, kept = window_rules(config, hosts, model.devices), kept_tokens(config.keep_tokens, maker)
+    prompts = Prompts(partial(read_dataset, config), maker, rules, kept)
     config = replace(config, batch_size=prompts.rules.batch_size)
     shard_format = format_of_shards(config, checkpoint.config, taps)
     identity = _identity(config, model, prompts, shard_format)
@@ -202,6 +205,7 @@ def _identity(config: ExtractConfig, model: OpenedModel, prompts: Prompts, shard
             "format": config.format,
             "dtype": config.stored_as,
             "shard_bytes": config.shard_bytes,
+            **({} if ALL in config.keep_tokens else {"keep_tokens": list(parse_selection(config.keep_tokens))}),
             "codec": codec(compress=config.compress_shards and config.format == "pickle"),
         },
     }

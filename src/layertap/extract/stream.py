@@ -24,6 +24,7 @@ from layertap.core.sample import Sample
 from layertap.errors import InputError
 from layertap.extract.background import read_ahead
 from layertap.extract.hosts import Agreed, agree_on_steps
+from layertap.extract.kept import KeptTokens
 from layertap.extract.packing import Placement, Step, batch_arrays, step_shapes
 from layertap.extract.progress import Progress
 from layertap.extract.session import OpenedModel, Session
@@ -32,6 +33,7 @@ from layertap.extract.windows import Position, Window, WindowRules
 from layertap.model.qwen2 import Qwen2
 
 _POLL_SECONDS = 0.005
+_ALL_TOKENS = KeptTokens()
 
 
 def stream_samples(
@@ -41,8 +43,10 @@ def stream_samples(
     windows: Iterator[Window],
     progress: Progress,
     proceed: Callable[[], None],
+    kept: KeptTokens = _ALL_TOKENS,
 ) -> Generator[tuple[Position, Sample], None, None]:
-    """Yield the samples of `windows`, packed by `rules`, each with the position behind it.
+    """Yield the samples of `windows`, packed by `rules`, each with the position behind it and with
+    the tokens that are `kept`, which may be none.
 
     It counts in `progress`, and calls `proceed` often while it waits for the device. Raises what
     reading the windows raises (an InputError comes after the samples of the steps before it),
@@ -58,7 +62,7 @@ def stream_samples(
                 weights = loading.result()
         progress.begin()
         for flight in _one_behind(_dispatch(chain([first] if first else [], agreements), program, weights, progress)):
-            yield from _land(flight, program, progress, proceed)
+            yield from _land(flight, program, progress, proceed, kept)
             del flight  # or its outputs would live until the step after the next one has been dispatched
 
 
@@ -118,7 +122,7 @@ def _one_behind(flights: Iterator[_Flight]) -> Iterator[_Flight]:
 
 
 def _land(
-    flight: _Flight, program: StepProgram, progress: Progress, proceed: Callable[[], None]
+    flight: _Flight, program: StepProgram, progress: Progress, proceed: Callable[[], None], kept: KeptTokens
 ) -> Iterator[tuple[Position, Sample]]:
     """Wait for a step, and cut out the samples that are not committed yet."""
     with progress.waiting_for("device"):
@@ -133,14 +137,18 @@ def _land(
         return
     for emitted, place in enumerate(flight.step.placements, flight.before + 1):
         if emitted > window.start.emitted:
-            sample = _cut_out(window.samples[place.sample], place, arrays)
-            progress.add(1, sample.tokens)
+            sample = _cut_out(window.samples[place.sample], place, arrays, kept)
+            progress.add(1, place.length)
             yield window.position(emitted), sample
 
 
-def _cut_out(sample: Sample, place: Placement, arrays: HostOutputs) -> Sample:
-    """The sample with its part of the step's outputs."""
+def _cut_out(sample: Sample, place: Placement, arrays: HostOutputs, kept: KeptTokens) -> Sample:
+    """What is kept of the sample, with its part of the step's outputs."""
+    chosen = kept.rows(sample)
     span = slice(place.start, place.start + place.length)
     # Copied: a view would keep the whole step in memory for as long as one of its samples waits to
     # be written.
-    return sample.with_activations({tap: rows[place.row][span].copy() for tap, rows in arrays.items()})
+    if chosen is None:
+        return sample.with_activations({tap: rows[place.row][span].copy() for tap, rows in arrays.items()})
+    own = {tap: rows[place.row][span][chosen] for tap, rows in arrays.items()}
+    return sample.only(chosen).with_activations(own)

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from layertap.config.plan import PlanConfig
+from layertap.core.selection import ALL
 from layertap.dataset import opening_lines
 from layertap.errors import UsageError
 from layertap.plan.accelerators import (
@@ -43,6 +44,11 @@ class Plan:
     """What the disk of one host has room for; None: not known."""
     assumptions: tuple[Assumption, ...]
 
+    @property
+    def kept_tokens(self) -> float:
+        """How many tokens are stored, of those that are computed."""
+        return self.work.output.activations / self.run.form.bytes_per_token
+
     def to_json(self) -> dict[str, Any]:
         """All of it as plain values."""
         run, form, counted = self.run, self.run.form, self.work
@@ -65,6 +71,7 @@ class Plan:
             "fit": asdict(self.fit),
             "work": work,
             "bytes_per_token": form.bytes_per_token,
+            "kept_tokens": self.kept_tokens,
             "stored_bytes": self.stored_bytes,
             "stored_bytes_exact": self.exact,
             "disk_bytes_of_a_host": self.disk_bytes,
@@ -152,9 +159,12 @@ def _output(plan: Plan) -> list[str]:
     # Each of several workers closes a last shard of its own, with headers of its own.
     exact = plan.work.counted and run.config.workers == 1
     whole = f"{output.uncompressed:,} bytes" if exact else f"about {_size(output.uncompressed)}"
+    kept = ""
+    if ALL not in run.config.keep_tokens:
+        kept = f", of {plan.kept_tokens:,.0f} tokens ({', '.join(run.config.keep_tokens)})"
     lines = [
         f"{run.form.bytes_per_token:,} bytes of activations a token, {run.form.dtype.name},"
-        f" {_size(output.activations)} in all",
+        f" {_size(output.activations)} in all" + kept,
         f"{run.form.name}: {whole} in {output.shards:,} shards, {output.files:,} files"
         + (", before compression" if run.is_compressed else "")
         + (" (exact)" if exact else ""),

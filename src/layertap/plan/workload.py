@@ -27,6 +27,7 @@ from layertap.core.columns import COLUMNS
 from layertap.core.sample import Sample
 from layertap.extract.hosts import Hosts
 from layertap.extract.inputs import prompt_maker, read_dataset, window_rules
+from layertap.extract.kept import kept_tokens
 from layertap.extract.packing import Step, pack_window
 from layertap.extract.step import Shape
 from layertap.extract.windows import Position, WindowRules, read_windows
@@ -102,6 +103,7 @@ def count_dataset(
     steps of a shape as the one that needs most (extract/hosts.py).
     """
     maker = prompt_maker(config, checkpoint)
+    kept = kept_tokens(config.keep_tokens, maker)
     tallies, outputs, seconds = [], [], 0.0
     for index in range(hosts):
         rules = window_rules(config, Hosts(index, hosts), devices)
@@ -111,8 +113,9 @@ def count_dataset(
         begun, left = time.monotonic(), config.max_tokens_total or sys.maxsize
         while left > 0 and (window := next(windows, None)) is not None:
             seconds += time.monotonic() - begun
-            steps = list(_up_to(left, window.steps, window.samples))
-            left -= output.add(window.samples, steps)
+            stored = [kept.of(sample) for sample in window.samples]
+            steps = list(_up_to(left, window.steps, stored))
+            left -= output.add(stored, steps)
             tally.add([place.length for step in steps for place in step.placements], steps)
             begun = time.monotonic()
         tallies.append(tally)
@@ -137,6 +140,8 @@ class OutputCounter:
         """Count the samples of a window that these steps hold; how many tokens they have."""
         placed = [samples[place.sample] for step in steps for place in step.placements]
         for sample in placed:
+            if not sample.tokens:
+                continue
             if not self._buffer.has_room(sample):
                 self._close()
             self._buffer.add(sample)

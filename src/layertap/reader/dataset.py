@@ -18,7 +18,7 @@ from layertap.errors import DamageError, UsageError
 from layertap.objects import open_store
 from layertap.reader.batches import Batches
 from layertap.reader.config import BatchConfig, Dtype, Flag, Framework
-from layertap.reader.overlap import described, require_each_once
+from layertap.reader.overlap import Described, described, require_each_once
 from layertap.reader.sample import ActivationSample
 from layertap.reader.shards import Shards
 from layertap.reader.sources import find_sources
@@ -193,7 +193,7 @@ class ActivationDataset(Sequence[ActivationSample]):
     def _sample(self, shard: int, number: int) -> ActivationSample:
         return ActivationSample(self._content(shard), number, self._shards[shard][0].name, self._tap)
 
-    def _describe(self, source: int, sample_idx: int) -> tuple[str, str, bytes]:
+    def _describe(self, source: int, sample_idx: int) -> Described:
         chosen = self._shards.sources[source]
         shard = next(
             number
@@ -204,4 +204,4 @@ class ActivationDataset(Sequence[ActivationSample]):
         if sample_idx not in held:
             raise DamageError(f"{self.path}/{chosen.name}: sample {sample_idx} is not where the manifest says")
         sample = self._sample(shard, held.index(sample_idx))
-        return described(sample.task_id, sample.origin, sample.token_ids.tobytes())
+        return described(sample.task_id, sample.origin, sample.positions, sample.token_ids)

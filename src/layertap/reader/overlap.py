@@ -8,17 +8,21 @@ is read for it:
     else, one fingerprint and other paths of the dataset       other samples: two streams
     else the task, its augmentation and the tokens are read    the same, or not
 
-So the same data extracted twice, with other settings or into another format, is found too.
+So the same data extracted twice, with other settings or into another format, is found too. Two
+folders that keep other tokens of one sample are the same where they share a position.
 """
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import numpy as np
 
 from layertap.errors import DamageError, UsageError
 from layertap.reader.sources import Source
 
-_Described = tuple[str, str, bytes]
-Describe = Callable[[int, int], _Described]
+Described = tuple[str, str, Mapping[int, int]]
+"""A sample: its task, its origin, and its tokens' ids by their positions."""
+Describe = Callable[[int, int], Described]
 """What is told of a sample in a source, from the number of the source and the sample's
 `sample_idx`."""
 
@@ -83,9 +87,16 @@ def _same(sources: Sequence[Source], one: int, other: int, shared: int, describe
         return True
     if a.fingerprint == b.fingerprint and a.config.get("dataset_path") != b.config.get("dataset_path"):
         return False
-    return describe(one, shared) == describe(other, shared)
+    return _same_sample(describe(one, shared), describe(other, shared))
 
 
-def described(task_id: str, origin: object, token_ids: bytes) -> _Described:
+def _same_sample(one: Described, other: Described) -> bool:
+    """Whether both hold a token of one sample; two runs may keep other tokens of the same one."""
+    shared = one[2].keys() & other[2].keys()
+    return one[:2] == other[:2] and bool(shared) and all(one[2][place] == other[2][place] for place in shared)
+
+
+def described(task_id: str, origin: object, positions: np.ndarray, token_ids: np.ndarray) -> Described:
     """What two samples are compared by, whichever format they were read from."""
-    return task_id, json.dumps(origin, sort_keys=True), token_ids
+    ids = dict(zip(positions.tolist(), token_ids.tolist(), strict=True))
+    return task_id, json.dumps(origin, sort_keys=True), ids

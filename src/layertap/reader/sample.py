@@ -53,8 +53,10 @@ class ActivationSample:
 
     @property
     def positions(self) -> np.ndarray:
-        """The place of each token in the prompt: 0, 1, 2, ...; int32 [tokens]."""
-        return np.arange(len(self), dtype=np.int32)
+        """The place of each token in the prompt: 0, 1, 2, ..., but for tokens that were not kept;
+        int32 [tokens].
+        """
+        return self.column("positions")
 
     def column(self, name: str) -> np.ndarray:
         """A column of the prompt's tokens, by its name; raises UsageError where the run stored

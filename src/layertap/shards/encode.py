@@ -13,7 +13,7 @@ Widening loses nothing and is left to the moment of writing.
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -138,8 +138,11 @@ def measure_sample(sample: Sample, tap: Tap, form: ShardFormat) -> tuple[Activat
     """
     rounded = round_activation(sample, tap, form.dtype)
     statistics, norms = measure(rounded, sample.sample_idx)
+    positions = sample.columns["positions"]
     if statistics.count < len(norms) and not form.keep_nonfinite:
-        raise _nonfinite(sample, tap, np.flatnonzero(~np.isfinite(norms)))
+        raise _nonfinite(sample, tap, positions[~np.isfinite(norms)])
+    if statistics.count:
+        statistics = replace(statistics, max_position=int(positions[statistics.max_position]))
     return rounded, norms.astype(np.float32), statistics
 
 
@@ -167,7 +170,7 @@ def round_activation(sample: Sample, tap: Tap, dtype: np.dtype) -> Activation:
 
 
 def _nonfinite(sample: Sample, tap: Tap, tokens: np.ndarray) -> StorageError:
-    """For these tokens, which have a NaN or an infinity."""
+    """For the tokens at these positions, which have a NaN or an infinity."""
     return StorageError(
         f"{_place(sample, tap)}, token {tokens[0]}: the activation has a NaN or an infinity, as have those of"
         f" {len(tokens)} of its {sample.tokens} tokens there. A sound model gives none: look for it in the weights."

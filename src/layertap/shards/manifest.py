@@ -17,12 +17,13 @@ Manifests of format version 1 listed the shards in `metadata.json`. They are sti
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 from layertap.core.columns import COLUMNS
+from layertap.core.selection import ALL
 from layertap.core.strict_json import dump_json
 from layertap.core.taps import Site, Tap
 from layertap.errors import RunMismatchError
@@ -32,6 +33,8 @@ FORMAT_VERSION = 2
 SHARDS_A_PART = 100
 STOPPED_AT = "max_tokens_total"
 """In `progress` of a run that is complete because so many tokens were asked for."""
+UNKEPT = "unkept_samples"
+"""In `progress`: samples that have none of the tokens that the run keeps."""
 
 Json = Mapping[str, Any]
 
@@ -134,6 +137,17 @@ class Manifest:
         end.
         """
         return self.progress.get(STOPPED_AT) if self.complete else None
+
+    @property
+    def keep_tokens(self) -> tuple[str, ...]:
+        """Which tokens the run stores (`core.selection`)."""
+        return tuple(self.identity.get("storage", {}).get("keep_tokens", (ALL,)))
+
+    @property
+    def unkept_samples(self) -> Iterator[int]:
+        """Samples that were computed, and have no token that is kept."""
+        ranges = self.progress.get(UNKEPT, {}).get("sample_idx", ())
+        return (index for first, last in ranges for index in range(first, last + 1))
 
     @property
     def nonfinite(self) -> int:

@@ -11,6 +11,7 @@ from math import ceil
 import numpy as np
 
 from layertap.core.columns import FIRST, SINK, SINK_FACTOR, SPECIAL
+from layertap.core.selection import ALL
 from layertap.core.table import table
 from layertap.core.taps import Tap
 from layertap.shards.manifest import listed_ranges
@@ -59,6 +60,8 @@ def _head(seen: ShardSeen) -> Iterator[str]:
         f"{manifest.format}, {manifest.storage_dtype} [tokens, {_widths(seen)}], layers"
         f" {', '.join(map(str, manifest.layers))}, sites {', '.join(manifest.sites)}, of {manifest.model_path}"
     )
+    if ALL not in manifest.keep_tokens:
+        yield f"only these tokens were kept, at their positions in the prompt: {', '.join(manifest.keep_tokens)}"
 
 
 def _widths(seen: ShardSeen) -> str:
@@ -97,7 +100,7 @@ def _norm_row(tap: Tap, seen: TapSeen, samples: Sequence[SampleSeen]) -> tuple[s
     begins = np.cumsum([0, *map(len, seen.norms)])
     holder = next(number for number, (begin, end) in enumerate(pairwise(begins)) if begin <= top < end)
     numbers = (float(found(norms[finite])) for found in (np.min, np.median, np.max))
-    place = (str(samples[holder].sample_idx), str(top - begins[holder]))
+    place = (str(samples[holder].sample_idx), str(samples[holder].positions[top - begins[holder]]))
     return tap.site, str(tap.layer), *(f"{number:.5g}" for number in numbers), *place, sinks, strange
 
 
@@ -128,7 +131,7 @@ def _token_row(
     flags = int(seen.taps[taps[0]].flags[0][token])
     named = [name for name, bit in (("first", FIRST), ("special", SPECIAL)) if flags & bit]
     return (
-        str(token),
+        str(sample.positions[token]),
         str(token_id),
         "" if text is None else repr(text),
         " ".join(named),

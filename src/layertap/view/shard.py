@@ -32,6 +32,7 @@ class SampleSeen:
     sample_idx: int
     words: Words
     token_ids: Int32[np.ndarray, " tokens"]
+    positions: Int32[np.ndarray, " tokens"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,7 +106,12 @@ def see_shard(
         spans = {place: (offsets[place], offsets[place + 1]) for place in chosen}
         words = shard.words(taps[0])
         samples = [
-            SampleSeen(numbers[place], words[place], np.array(shard.column("token_ids", *span, taps[0]), np.int32))
+            SampleSeen(
+                numbers[place],
+                words[place],
+                np.array(shard.column("token_ids", *span, taps[0]), np.int32),
+                np.array(shard.column("positions", *span, taps[0]), np.int32),
+            )
             for place, span in spans.items()
         ]
         size = sum(file.bytes for file in entry.files if file.kind == "activations")
