@@ -18,7 +18,7 @@ from layertap.config.extract import ExtractConfig
 from layertap.config.fleet import StreamsConfig
 from layertap.dataset import read_records
 from layertap.demo.tasks import make_tasks, write_tasks
-from layertap.errors import BadTaskError, UsageError
+from layertap.errors import BadTaskError, DamageError, LayertapError, RunMismatchError, UsageError
 from layertap.extract.run import extract
 from layertap.fleet.streams import create_streams
 from layertap.objects.files import file_crc32c
@@ -85,14 +85,63 @@ def test_a_repeated_id_is_refused_or_left_out(tmp_path: Path) -> None:
     assert summary.skipped == 2
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert [entry["task_id"] for entry in manifest["skipped"]["list"]] == ["a", "b"]
+    assert create_streams(changed(config, on_bad_task="skip")).already_there
 
 
-def test_a_folder_that_holds_something_is_left_alone(streams: StreamsConfig) -> None:
-    create_streams(streams)
+def test_again_changes_nothing_and_another_split_is_refused(streams: StreamsConfig) -> None:
+    made = create_streams(streams)
     before = shards.contents(streams.output_folder)
-    with pytest.raises(UsageError, match="is there already; give a new folder"):
-        create_streams(changed(streams, num_streams=2))
+    again = create_streams(streams)
+    assert again.describe() == f"already there: {made.describe()}"
+    for other, said in (
+        ({"num_streams": 2}, "num_streams: 3 there, 2 now"),
+        ({"max_samples": 6}, "records: 10 there, 6 now"),
+        ({"name_digits": 1}, 'path: "stream_000.jsonl" there, "stream_0.jsonl" now'),
+    ):
+        with pytest.raises(RunMismatchError, match=rf"holds other streams \({said}\); give another --output_dir"):
+            create_streams(changed(streams, **other))
     assert shards.contents(streams.output_folder) == before
+    assert [path.name for path in streams.output_folder.parent.iterdir()] == ["streams"]
+
+
+def test_other_records_of_the_same_size_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "texts.jsonl"
+    config = StreamsConfig(dataset_path=str(path), num_streams=2, output_dir=str(tmp_path / "out"))
+    for words in ("abcd", "abcx"):
+        path.write_text("".join(json.dumps({"text": word}) + "\n" for word in words))
+        if words == "abcd":
+            create_streams(config)
+    with pytest.raises(RunMismatchError, match=r'crc32c: "\w{8}" there, "\w{8}" now'):
+        create_streams(config)
+
+
+@pytest.mark.parametrize("damage", ["change", "remove"])
+def test_streams_that_were_changed_are_named(streams: StreamsConfig, damage: str) -> None:
+    create_streams(streams)
+    path = streams.output_folder / "stream_001.jsonl"
+    if damage == "change":
+        path.write_bytes(path.read_bytes().replace(b"1", b"2", 1))
+    else:
+        path.unlink()
+    with pytest.raises(DamageError, match=r"stream_001\.jsonl: is gone or was changed"):
+        create_streams(streams)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("notes.txt", "mine", "holds files that are no streams"),
+        ("manifest.json", "{", "is no manifest of streams"),
+        ("manifest.json", "null", "is no manifest of streams"),
+        ("manifest.json", '{"format_version": 1, "streams": 7}', "num_streams: null there, 3 now"),
+    ],
+)
+def test_a_folder_with_other_files_is_left_alone(streams: StreamsConfig, name: str, text: str, said: str) -> None:
+    streams.output_folder.mkdir(parents=True)
+    (streams.output_folder / name).write_text(text)
+    with pytest.raises(LayertapError, match=said):
+        create_streams(streams)
+    assert [path.read_text() for path in streams.output_folder.iterdir()] == [text]
 
 
 def test_a_link_to_an_empty_folder_is_filled(streams: StreamsConfig, tmp_path: Path) -> None:
@@ -101,6 +150,7 @@ def test_a_link_to_an_empty_folder_is_filled(streams: StreamsConfig, tmp_path: P
     streams.output_folder.symlink_to(tmp_path / "disk")
     create_streams(streams)
     assert (tmp_path / "disk" / "manifest.json").exists()
+    assert create_streams(streams).already_there
     assert streams.output_folder.is_symlink()
 
 

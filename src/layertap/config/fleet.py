@@ -40,7 +40,7 @@ class StreamsConfig(DealtConfig):
     """How many files to write."""
 
     output_dir: Annotated[str, Flag(metavar="FOLDER")] = "data/streams"
-    """Where to write them: a new folder, or an empty one."""
+    """Where to write them: a new folder, or one that holds the same streams already."""
 
     name_digits: int = 3
     """How many digits the number in a file's name has: 3 makes stream_000.jsonl, 1 makes

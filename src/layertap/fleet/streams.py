@@ -8,7 +8,8 @@ in each stream.
 
 The streams are written into a hidden folder beside the output folder. Their manifest is written
 last, and then the folder is renamed: the output folder holds everything, or does not exist. A
-folder that holds anything is never written to. Memory holds one record at a time.
+folder that holds streams already is never written to: the dataset is dealt out again and compared.
+Memory holds one record at a time.
 """
 
 import json
@@ -25,8 +26,8 @@ from typing import Any
 from layertap.config.fleet import DealtConfig, StreamsConfig
 from layertap.core.records import BadTask, GoodRecord, Task
 from layertap.dataset import as_row, open_records, opening_lines
-from layertap.errors import BadTaskError, StorageError, UsageError
-from layertap.objects.files import TEMPORARY, Checksummed, atomic_write
+from layertap.errors import BadTaskError, DamageError, RunMismatchError, StorageError, UsageError
+from layertap.objects.files import TEMPORARY, Checksummed, atomic_write, file_crc32c
 from layertap.objects.ownership import exclusive
 
 MANIFEST = "manifest.json"
@@ -60,7 +61,7 @@ class FilesSummary:
     place: object
     manifest: str
     skipped: int
-    already_there: bool = False
+    already_there: bool
 
     def describe(self) -> str:
         """Lines for a person."""
@@ -75,13 +76,13 @@ class FilesSummary:
 def create_streams(config: StreamsConfig) -> FilesSummary:
     """Deal the dataset out into `config.output_folder`.
 
-    Raises an InputError if the dataset cannot be dealt out, or the folder holds something already,
-    and StorageError if writing fails.
+    Raises an InputError if the dataset cannot be dealt out, RunMismatchError if the folder holds
+    other streams, DamageError if a stream there was changed, StorageError if writing fails.
     """
     output = config.output_folder
     output = output.resolve() if output.is_symlink() else output
     hidden = output.with_name(f".{output.name}{TEMPORARY}")
-    _require_new(output)
+    there = _read_manifest(output)
     skipped: list[dict[str, Any]] = []
     with exclusive(hidden):
         try:
@@ -89,11 +90,15 @@ def create_streams(config: StreamsConfig) -> FilesSummary:
                 if left.name != ".lock":
                     left.unlink()
             streams = _deal(read_sound_records(config, skipped), hidden, config)
-            _publish(hidden, output, _make_manifest(streams, skipped))
+            manifest = _make_manifest(streams, skipped)
+            if there is None:
+                _publish(hidden, output, manifest)
+            else:
+                _require_same(output, there, manifest)
         finally:
             shutil.rmtree(hidden, ignore_errors=True)
     counts = [stream.records for stream in streams]
-    return FilesSummary("streams", counts, output, MANIFEST, len(skipped))
+    return FilesSummary("streams", counts, output, MANIFEST, len(skipped), already_there=there is not None)
 
 
 def read_sound_records(config: DealtConfig, skipped: list[dict[str, Any]]) -> Iterator[GoodRecord]:
@@ -150,10 +155,45 @@ def _publish(hidden: Path, output: Path, manifest: dict[str, Any]) -> None:
         raise StorageError(f"{output}: cannot be made: {error.strerror or error}") from error
 
 
-def _require_new(output: Path) -> None:
+def _read_manifest(output: Path) -> dict[str, Any] | None:
+    """The manifest of the streams in a folder; None if it is empty or does not exist."""
+    advice = "give a new folder as --output_dir"
     try:
-        taken = output.exists() and not (output.is_dir() and not any(output.iterdir()))
+        if not output.exists() or not any(output.iterdir()):
+            return None
+        manifest = json.loads((output / MANIFEST).read_bytes())
+        if not isinstance(manifest, dict):
+            raise ValueError("no object")
+        return manifest
+    except FileNotFoundError as error:
+        raise UsageError(f"{output}: holds files that are no streams; {advice}") from error
+    except NotADirectoryError as error:
+        raise UsageError(f"{output}: is a file; {advice}") from error
     except OSError as error:
         raise StorageError(f"{output}: cannot be read: {error.strerror or error}") from error
-    if taken:
-        raise UsageError(f"{output}: is there already; give a new folder as --output_dir, or remove that one")
+    except ValueError as error:
+        raise DamageError(f"{output / MANIFEST}: is no manifest of streams; {advice}, or remove that one") from error
+
+
+def _require_same(output: Path, there: dict[str, Any], now: dict[str, Any]) -> None:
+    """Raise RunMismatchError if the manifests differ, DamageError if a file is not as they say."""
+    if there != now:
+        raise RunMismatchError(
+            f"{output} holds other streams ({_difference(MANIFEST, there, now)}); give another --output_dir, or"
+            " remove that folder"
+        )
+    for stream in now["streams"]:
+        path = output / stream["path"]
+        if not path.is_file() or file_crc32c(path) != stream["crc32c"]:
+            raise DamageError(f"{path}: is gone or was changed; remove {output} and run the same command again")
+
+
+def _difference(name: str, there: object, now: object) -> str:
+    """The first value that differs, as deep as both have the same shape."""
+    if isinstance(there, dict) and isinstance(now, dict):
+        pairs = {key: (there.get(key), now.get(key)) for key in now | there}
+    elif isinstance(there, list) and isinstance(now, list) and len(there) == len(now):
+        pairs = {f"{name}[{number}]": pair for number, pair in enumerate(zip(there, now, strict=True))}
+    else:
+        return f"{name}: {json.dumps(there)} there, {json.dumps(now)} now"
+    return next(_difference(key, *pair) for key, pair in pairs.items() if pair[0] != pair[1])
