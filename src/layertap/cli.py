@@ -151,6 +151,7 @@ _COMMANDS: Mapping[str, _Command | _Group] = {
         "share a dataset out to workers, one JSONL file each",
         "--dataset_path tasks.jsonl --num_streams 8",
     ),
+    "fleet": _Group({"status": _SHARDS_COMMANDS["status"]}, "see what workers do: another name for shards status"),
     "shards": _Group(_SHARDS_COMMANDS, "make a sharded dataset for many workers, and look after it"),
     "verify": _Command(VerifyConfig, commands.verify, "read output back and check every byte of it", "./activations"),
     "inspect": _Command(

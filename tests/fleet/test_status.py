@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from claiming import claim
@@ -10,6 +11,7 @@ from fleets import cut, worker_of
 
 from layertap.cli import main
 from layertap.config.extract import ExtractConfig
+from layertap.errors import LayertapError
 from layertap.extract.metrics import Metrics
 from layertap.extract.progress import Progress
 from layertap.fleet.claims import take
@@ -100,14 +102,34 @@ def test_the_command_watches_until_all_is_done(
     summary = work(worker_of(config, place))
     capsys.readouterr()
     assert main(["shards", "status", place, "--watch"]) == 0
-    assert "2 shards: 2 done" in capsys.readouterr().out
-    assert main(["shards", "status", place, "--json"]) == 0
+    said = capsys.readouterr().out
+    assert "2 shards: 2 done" in said
+    assert main(["fleet", "status", place, "--watch", "--poll_seconds", "5"]) == 0
+    assert capsys.readouterr().out == said
+    assert main(["fleet", "status", place, "--json"]) == 0
     status = json.loads(capsys.readouterr().out)
     assert status["seconds_left"] == 0.0
     assert status["workers"][0]["tokens_done"] == summary.tokens
     lines = (Path(config.output_dir) / "tpu_0" / "metrics.jsonl").read_text().splitlines()
     last = json.loads(lines[-1])
     assert (last["dataset_shards"], last["tokens"]) == (2, summary.tokens)
+    assert main(["shards", "status", place, "--poll_seconds", "0"]) == 2
+
+
+def test_the_pause_between_two_looks_is_as_asked(
+    bucket_set: ObjectStore, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pauses = []
+
+    def pause(seconds: float) -> None:
+        pauses.append(seconds)
+        if len(pauses) == 2:
+            raise LayertapError("enough")
+
+    monkeypatch.setattr("layertap.fleet.commands.time", SimpleNamespace(sleep=pause))
+    assert main(["fleet", "status", bucket_set.url, "--watch", "--poll_seconds", "0.25"]) == 1
+    assert pauses == [0.25, 0.25]
+    assert capsys.readouterr().out.count("5 shards:") == 2
 
 
 def test_watching_ends_with_failures_told(bucket_set: ObjectStore, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,5 +1,6 @@
 """The flags of the commands that deal datasets out: one field, one flag, one sentence of help."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -100,10 +101,17 @@ class ShardsStatusConfig(_OfDataset):
     """Show how many shards are done, what the workers do, and when they will be done."""
 
     watch: bool = False
-    """Show it again each 10 seconds, until every shard is done or has failed."""
+    """Show it again and again, until every shard is done or has failed."""
+
+    poll_seconds: Annotated[float, Flag(metavar="SECONDS")] = 10.0
+    """How long --watch waits between two looks."""
 
     json: bool = False
     """Print JSON: one object for each look."""
+
+    def __post_init__(self) -> None:
+        """Refuse to look without a pause; raises UsageError."""
+        require(0 < self.poll_seconds < math.inf, f"--poll_seconds must be positive, not {self.poll_seconds}")
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What `layertap shards ...` does."""
+"""What `layertap shards ...` does, and `layertap fleet status`, which is `shards status`."""
 
 import time
 
@@ -7,8 +7,6 @@ from layertap.errors import LayertapError
 from layertap.fleet.sharded import MANIFEST, create_shards, open_claimable, read_dataset
 from layertap.fleet.status import FleetWatch, describe_fleet, free_shards
 from layertap.fleet.streams import FilesSummary
-
-_POLL_SECONDS = 10.0
 
 
 def create(config: CreateShardsConfig) -> int:
@@ -40,6 +38,6 @@ def status(config: ShardsStatusConfig) -> int:
                 return 0
             if seen.ended:
                 return LayertapError.exit_status if seen.failures else 0
-            time.sleep(_POLL_SECONDS)
+            time.sleep(config.poll_seconds)
             if not config.json:
                 print()
