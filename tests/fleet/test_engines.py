@@ -7,12 +7,14 @@ import os
 import pickle
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import commands
 import pytest
@@ -279,6 +281,27 @@ def test_ray_that_is_not_installed(small: ExtractConfig, monkeypatch: pytest.Mon
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(UsageError, match=r" -m pip install .*\[ray\]"):
         run_ray(worker_of(small, "x", engine="ray", num_workers=1))
+
+
+@pytest.mark.usefixtures("_own_variables")
+@pytest.mark.parametrize("listens", [False, True])
+def test_an_address_is_tried_before_ray_waits_for_it(
+    small: ExtractConfig, monkeypatch: pytest.MonkeyPatch, listens: bool
+) -> None:
+    asked = []
+
+    def init(*, address: str, **_: object) -> None:
+        asked.append(address)
+        raise ConnectionError("no Ray")
+
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(init=init))
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        if not listens:
+            server.close()
+        with pytest.raises(UsageError, match=f"--ray_address {address}: {'no Ray' if listens else 'does not answer'}"):
+            run_ray(worker_of(small, "x", engine="ray", num_workers=1, ray_address=address))
+    assert asked == ([address] if listens else [])
 
 
 @pytest.mark.usefixtures("_own_variables")

@@ -57,6 +57,11 @@ class ShardedConfig:
         require(self.engine != "none" or self.num_workers is None, "--num_workers needs an --engine")
         for name in ("ray_address", "resources_per_worker"):
             require(getattr(self, name) is None or self.engine == "ray", f"--{name} belongs to --engine ray")
+        host, _, port = (self.ray_address or "localhost:1").rpartition(":")
+        require(
+            self.ray_address == "auto" or (host != "" and "/" not in host and _is_port(port)),
+            f"--ray_address {self.ray_address}: give auto, or the HOST:PORT that `ray start --head` named",
+        )
         _ = self.worker_resources
         require(1 <= self.lease_seconds < math.inf, f"--lease_seconds must be at least 1, not {self.lease_seconds}")
 
@@ -74,3 +79,7 @@ class ShardedConfig:
             f"{given}: give names with amounts above 0, such as '{{\"TPU\": 4}}'",
         )
         return {"CPU": 1, **found}
+
+
+def _is_port(text: str) -> bool:
+    return text.isdecimal() and 0 < int(text) < 1 << 16

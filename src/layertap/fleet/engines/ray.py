@@ -16,6 +16,7 @@ through Ray.
 
 import os
 import signal
+import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -29,6 +30,7 @@ from layertap.fleet.engines.base import RunningWorker, run_workers, say
 from layertap.process.ending import guarded
 
 _GRACE_SECONDS = 12.0  # less than the grace after a SIGTERM
+_ANSWER_SECONDS = 10.0
 _DIED = 1
 
 # Every worker's lines, also where two say the same.
@@ -58,6 +60,8 @@ def _connected(address: str | None) -> Iterator[ModuleType]:
     """
     ray = _imported(_ANYWHERE if address else _ANYWHERE | _HERE)
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    if address not in (None, "auto"):
+        _require_answer(address)
     try:
         ray.init(**({"address": address} if address else _SMALL), logging_level="warning")
     except (OSError, RuntimeError, ValueError) as error:  # ConnectionError is an OSError
@@ -81,6 +85,18 @@ def _imported(environment: Mapping[str, str]) -> ModuleType:
     except ModuleNotFoundError as error:
         raise UsageError(f"no module {error.name}: --engine ray needs {install_command('ray')}") from error
     return ray
+
+
+def _require_answer(address: str) -> None:
+    """Raise UsageError if nobody listens at HOST:PORT: Ray itself would try for minutes."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _ANSWER_SECONDS).close()
+    except OSError as error:
+        raise UsageError(
+            f"--ray_address {address}: does not answer ({error.strerror or error}); give the address that `ray start"
+            " --head` named, and see that its machine can be reached from here"
+        ) from error
 
 
 class _WorkerTask(RunningWorker):
