@@ -197,7 +197,8 @@ def kept(tmp_path):
     samples = []
     for index, rows in enumerate(([1, 2, 4], [0, 1, 2, 4])):
         sample = outputs.sample(index, tokens=6)
-        sample.columns["cells"][[0, 1, 2, 4]] = 1
+        for name, value in {"example": 0, "side": 1, "row": 2, "col": 3, "colours": 5, "cells": 1}.items():
+            sample.columns[name][[0, 1, 2, 4]] = value
         chosen = np.isin(np.arange(6), rows)
         samples.append(
             sample.only(chosen).with_activations({tap: it[chosen] for tap, it in sample.activations.items()})

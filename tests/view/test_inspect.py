@@ -1,6 +1,7 @@
 """`layertap inspect`, as a person sees it."""
 
 import dataclasses
+import json
 import re
 from pathlib import Path
 
@@ -293,3 +294,60 @@ def test_a_shard_in_a_bucket_is_shown_as_in_a_folder(output: Path, gcs: FakeGcs,
 def test_it_starts_without_jax(folder, tmp_path):
     program = "import sys; from layertap.cli import main; sys.exit(main(sys.argv[1:]) or 'jax' in sys.modules)"
     assert commands.run(["-c", program, "inspect", folder], tmp_path).returncode == 0
+
+
+@pytest.fixture
+def labelled(output: Path) -> Path:
+    """The same, where sample 3 is labelled: a template, and of a grid its opening and two cells."""
+    contents = outputs.three_shards(SITES)
+    columns = contents[1][1].columns
+    columns["role"][:] = [0, 3, 3, 3]
+    columns["example"][1:], columns["side"][1:] = (-2, 0, 0), (2, 1, 1)
+    columns["row"][2:], columns["col"][2:], columns["colours"][2:], columns["cells"][2:] = (
+        (4, 4),
+        (0, 1),
+        (7, 21),
+        (1, 2),
+    )
+    place = output.parent / "labelled"
+    outputs.write(place, contents, outputs.shard_format(SITES))
+    return place
+
+
+def test_labels_are_shown_where_there_are_any(labelled: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = look(capsys, labelled, "--sample", "3")
+    for told in ("template", "user  test output", "user  train 0 input 4,0: 7", "user  train 0 input 4,1: 1 2"):
+        assert told in re.sub(r" {2,}", "  ", text)
+    plain = look(capsys, labelled, "--sample", "0")
+    assert " role " not in plain
+    assert " cell " not in plain
+
+
+def test_as_json_every_token_is_told(labelled: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    whole = json.loads(look(capsys, labelled, "--json", "--shard", "2"))
+    assert [sample["tokens"] for sample in whole["samples"]] == [3, 4]
+    assert [(tap["site"], tap["layer"]) for tap in whole["taps"]] == [
+        (site, layer) for site in SITES for layer in (0, 2)
+    ]
+    assert (whole["shard"], whole["shards"], whole["complete"], whole["keep_tokens"]) == (2, 3, True, ["all"])
+    (sample,) = json.loads(look(capsys, labelled, "--json", "--sample", "3"))["samples"]
+    assert [token["position"] for token in sample["tokens"]] == [0, 1, 2, 3]
+    assert sample["tokens"][0]["flags"][0] == "first"
+    assert sample["tokens"][3]["labels"] == {
+        "role": "user", "example": 0, "side": "input", "row": 4, "col": 1, "colours": [1, 2],
+    }  # fmt: skip
+    assert sample["tokens"][1]["labels"]["example"] == "test"
+    assert sample["tokens"][1]["labels"]["row"] is None
+    assert [tap["norm"] > 0 for tap in sample["tokens"][0]["taps"]] == [True] * 4
+
+
+def test_as_json_a_nan_is_null(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    samples = outputs.three_shards()[0]
+    samples[0].activations[Tap(2, "residual")][:] = np.nan
+    samples[1].activations[Tap(2, "residual")][:] = np.nan
+    outputs.write(tmp_path, [samples], outputs.shard_format(keep_nonfinite=True))
+    text = look(capsys, tmp_path, "--json", "--sample", "0")
+    assert "NaN" not in text
+    told = json.loads(text)
+    assert told["samples"][0]["tokens"][0]["taps"][1]["norm"] is None
+    assert (told["taps"][1]["largest"], told["taps"][1]["nonfinite"]) == (None, 3)

@@ -14,6 +14,7 @@ from typing import cast
 import google_crc32c
 import numpy as np
 
+from layertap.check.labels import wrong_labels
 from layertap.check.relabel import Relabelling
 from layertap.core.columns import FIRST, SINK_FACTOR, Columns, derived_columns, selected
 from layertap.core.selection import ALL, NO_PREFIX
@@ -122,6 +123,10 @@ class ShardCheck:
             for finding in (*unfit, *self._wrong_norms(shard, tap, norms, span)):
                 self._find(f"{path}: {name}, sample {number}: {finding}")
         if len(self._told) == 1:  # labels are the same at all taps
+            for row, impossible in wrong_labels(columns):
+                place = int(np.searchsorted(offsets, row, side="right")) - 1
+                token = f"sample {numbers[place]}: token {row - offsets[place]} {impossible}"
+                self._find(f"{path}: {name}, {token}")
             for place in sorted({0, len(spans) - 1} & set(range(len(spans)))):
                 wrong = self._labels.finding({name: values[spans[place]] for name, values in columns.items()})
                 self.findings += [] if wrong is None else [f"{path}: {name}, sample {numbers[place]}: {wrong}"]

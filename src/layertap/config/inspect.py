@@ -36,6 +36,9 @@ class InspectConfig:
     max_tokens: int = 40
     """With --sample: how many tokens to list, half of them from the end. 0 lists all."""
 
+    json: bool = False
+    """Print all of it as JSON, with --sample every token."""
+
     def __post_init__(self) -> None:
         """Refuse a negative number of tokens; raises UsageError."""
         require(self.max_tokens >= 0, f"--max_tokens must not be negative, but is {self.max_tokens}; 0 lists all")

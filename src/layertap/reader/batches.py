@@ -1,16 +1,16 @@
 """Tokens as batches to train from: seeded, dealt out to ranks, and resumable.
 
-Each token that is not excluded comes exactly once an epoch, on one rank. How that is done is told
-where it is done: pieces and shares of ranks in pieces.py, the mixing in blocks.py. A thread fills
-the next pool while the present one is used, so two are in memory, and the pieces that are under
-way.
+Each token that is wanted (included, and not excluded) comes exactly once an epoch, on one rank. How
+that is done is told where it is done: pieces and shares of ranks in pieces.py, the mixing in
+blocks.py. A thread fills the next pool while the present one is used, so two are in memory, and the
+pieces that are under way.
 
 An iterator may be left at any batch and in any way, also by Python's exit (workers.py). Reading
 then ends with the pieces that are under way. For this the generators here have no clean-up of their
 own: a generator that is destroyed late at exit would find modules that are empty already.
 
 A position is two numbers, the epoch and the batches of it that were handed out: where these stand
-follows from the configuration and the manifests (and, where tokens are excluded, from their flags).
+follows from the configuration and the manifests (and, where tokens are chosen, from their columns).
 So a state is small, is good for every rank, and goes with the dataset when that is moved. What
 comes after it is byte for byte what would have come.
 """
@@ -112,11 +112,11 @@ class Batches:
             raise UsageError(f"the state is of version {state.get('version')}, this is {_STATE_VERSION}")
         if state["dataset"] != self._shards.digest:
             raise UsageError("the state is of another dataset, or of this one when it had other shards; start anew")
-        order = self._config.order()
+        there, now = state["order"], self._config.order()
         differing = [
-            f"{name}: {state['order'].get(name)} there, {order[name]} now"
-            for name in order
-            if state["order"].get(name) != order[name]
+            f"{name}: {there.get(name)} there, {now.get(name)} now"
+            for name in dict.fromkeys((*now, *there))
+            if there.get(name) != now.get(name)
         ]
         if differing:
             raise UsageError(

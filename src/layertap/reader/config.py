@@ -7,6 +7,7 @@ from types import MappingProxyType
 from typing import Any, Literal, get_args
 
 from layertap.core.columns import COLUMNS, FIRST, SINK_FACTOR, SPECIAL
+from layertap.core.selection import ANSWER, CELLS, ROLE_NAMES
 from layertap.core.taps import Tap
 from layertap.errors import UsageError
 
@@ -43,6 +44,12 @@ class BatchConfig:
     """Tokens with any of these flags are left out; with "sink", those that are one at any of the
     taps, and with "nonfinite", those with a NaN or an infinity at any of them."""
 
+    include: frozenset[str] = frozenset()
+    """Only tokens that are one of these: cells, answer, or the name of a role. Empty: all."""
+
+    role: frozenset[str] = frozenset()
+    """Only tokens of these roles. With `include`, those that are of both."""
+
     columns: tuple[str, ...] = ("token_ids",)
     """The columns that each token brings beside its activations."""
 
@@ -78,6 +85,8 @@ class BatchConfig:
         _require(bool(self.taps), "give at least one layer and one site")
         _require(len(set(self.taps)) == len(self.taps), "a layer or site is given twice")
         _require_one_of("exclude", self.exclude, get_args(Flag))
+        _require_one_of("include", self.include, (CELLS, ANSWER, *ROLE_NAMES))
+        _require_one_of("role", self.role, ROLE_NAMES)
         _require_one_of("columns", self.columns, list(COLUMNS))
         _require_one_of("as_", [self.as_], get_args(Framework))
         _require_one_of("dtype", [] if self.dtype is None else [self.dtype], get_args(Dtype))
@@ -92,6 +101,20 @@ class BatchConfig:
         """The flags of tokens that are left out."""
         return sum(_BITS.get(flag, 0) for flag in self.exclude)
 
+    @property
+    def selections(self) -> tuple[tuple[str, ...], ...]:
+        """What each token must be one of, by names of `core.selection`; one tuple after the other
+        narrows it.
+        """
+        asked = [[name if name in (CELLS, ANSWER) else f"role:{name}" for name in self.include]]
+        asked.append([f"role:{name}" for name in self.role])
+        return tuple(tuple(sorted(names)) for names in asked if names)
+
+    @property
+    def leaves_out(self) -> bool:
+        """Whether some tokens may not come."""
+        return bool(self.exclude or self.selections)
+
     def order(self) -> dict[str, Any]:
         """Everything but the dataset that decides which token comes when, for all ranks alike; as
         JSON.
@@ -100,6 +123,7 @@ class BatchConfig:
         own = {name: getattr(self, name) for name in names}
         if "sink" in self.exclude and self.sink_factor != SINK_FACTOR:
             own["sink_factor"] = self.sink_factor
+        own |= {name: sorted(getattr(self, name)) for name in ("include", "role") if getattr(self, name)}
         return own | {"taps": [list(tap) for tap in self.taps], "exclude": sorted(self.exclude)}
 
 

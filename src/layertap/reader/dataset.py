@@ -6,7 +6,7 @@ and batches.py (training).
 """
 
 from bisect import bisect_right
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence, Set
 from functools import lru_cache
 from operator import index as exact_int
 from pathlib import Path
@@ -129,6 +129,8 @@ class ActivationDataset(Sequence[ActivationSample]):
         rank: int = 0,
         world_size: int = 1,
         exclude: Collection[Flag] = (),
+        include: Collection[str] = (),
+        role: str | Collection[str] = (),
         sink_factor: float = SINK_FACTOR,
         columns: Collection[str] = ("token_ids",),
         drop_last: bool = False,
@@ -152,6 +154,8 @@ class ActivationDataset(Sequence[ActivationSample]):
             rank=rank,
             world_size=world_size,
             exclude=frozenset(exclude),
+            include=frozenset(include),
+            role=frozenset({role} if isinstance(role, str) else role),
             sink_factor=sink_factor,
             columns=tuple(columns),
             drop_last=drop_last,
@@ -160,6 +164,7 @@ class ActivationDataset(Sequence[ActivationSample]):
             pool_tokens=pool_tokens,
             piece_tokens=piece_tokens,
         )
+        self._require_columns({*config.columns, *(("role", "cells") if config.selections else ())})
         if dtype is None and len(self.storage_dtypes) > 1:
             raise UsageError(f"{self.path}: is stored as {' and '.join(self.storage_dtypes)}; give dtype=")
         widths = tuple(self._widths[tap] for tap in config.taps)
@@ -185,6 +190,16 @@ class ActivationDataset(Sequence[ActivationSample]):
                 f" not layer {layer} at {tap.site}"
             )
         return tap
+
+    def _require_columns(self, names: Set[str]) -> None:
+        """Refuse to ask for columns that a run did not store; positions are known without it."""
+        for source in self._shards.sources:
+            missing = sorted(names - source.manifest.columns.keys() - {"positions"})
+            if missing:
+                raise UsageError(
+                    f"{self.path}/{source.name}: has no column {', '.join(missing)}: it was extracted by a version"
+                    " without; extract it again, or ask for other columns, and no include or role"
+                )
 
     def _content(self, shard: int) -> Shard:
         """A shard for looking at samples; the last one of pickles is kept."""

@@ -17,6 +17,7 @@ from functools import cached_property, partial
 
 import numpy as np
 
+from layertap.core.columns import selected
 from layertap.reader.config import BatchConfig
 from layertap.reader.shards import Shards
 from layertap.reader.workers import Workers
@@ -85,7 +86,7 @@ class Pieces:
         """How many tokens of each piece are not excluded; reads what decides it where there is
         something to exclude.
         """
-        if not self._config.exclude:
+        if not self._config.leaves_out:
             return self._spans[:, 2] - self._spans[:, 1]
         with ThreadPoolExecutor(self.readers) as pool:
             parts = list(pool.map(self._count, range(len(self._shards))))
@@ -107,7 +108,7 @@ class Pieces:
         samples = np.searchsorted(offsets, rows, side="right") - 1
         columns["positions"] = content.column("positions", begin, end)
         read = Rows(activations, columns, samples + self._shards.first_samples[shard])
-        return read[np.flatnonzero(_kept(content, config, begin, end))] if config.exclude else read
+        return read[np.flatnonzero(_kept(content, config, begin, end))] if config.leaves_out else read
 
     def _count(self, shard: int) -> np.ndarray:
         content = self._shards.content(shard)
@@ -129,8 +130,12 @@ def _spans(number: int, shards: Shards, config: BatchConfig) -> np.ndarray:
 
 
 def _kept(content: Shard, config: BatchConfig, begin: int, end: int) -> np.ndarray:
-    """Which rows are not excluded."""
+    """Which rows are included and not excluded."""
     kept = np.ones(end - begin, bool)
+    if config.selections:
+        labels = {name: content.column(name, begin, end) for name in ("role", "cells")}
+        for names in config.selections:
+            kept &= selected(labels, names)
     if config.excluded_bits:
         kept &= (content.column("flags", begin, end) & config.excluded_bits) == 0
     if "sink" in config.exclude:

@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from layertap.core.columns import SINK
+from layertap.core.columns import NO_LABELS, SINK
 from layertap.core.taps import Site, Tap
+from layertap.reader.labels import Labels
 from layertap.shards.shard import Shard, Words
 
 
@@ -57,6 +58,13 @@ class ActivationSample:
         int32 [tokens].
         """
         return self.column("positions")
+
+    @cached_property
+    def labels(self) -> Labels:
+        """Who says each token, and which cell of which grid it is; raises UsageError where the run
+        was stored without labels.
+        """
+        return Labels(**{name: self.column(name) for name in NO_LABELS})
 
     def column(self, name: str) -> np.ndarray:
         """A column of the prompt's tokens, by its name; raises UsageError where the run stored

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from layertap.core.columns import SINK, SINK_FACTOR, find_sinks, usual_norms
+from layertap.core.columns import NO_LABELS, SINK, SINK_FACTOR, find_sinks, usual_norms
 from layertap.core.taps import Tap
 from layertap.errors import DamageError, UsageError
 from layertap.objects.base import ObjectStore
@@ -79,7 +79,9 @@ class Shard(ABC):
         if name == "positions" and name not in self._manifest.columns:
             return self._positions(begin, end, tap)
         if name not in self._manifest.columns:
-            raise UsageError(f"{self._store.url}: has no column {name}; it has {', '.join(self._manifest.columns)}")
+            advice = "; it was extracted by a version without labels, extract it again" if name in NO_LABELS else ""
+            held = ", ".join(self._manifest.columns)
+            raise UsageError(f"{self._store.url}: has no column {name}; it has {held}{advice}")
         values = self._column(name, begin, end, tap)
         return values & ~np.uint8(SINK) if name == "flags" and self._manifest.format_version == 1 else values
 

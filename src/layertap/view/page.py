@@ -4,8 +4,7 @@ Text from a dataset is shown with its unprintable characters escaped: what is lo
 the cursor.
 """
 
-from collections.abc import Iterator, Sequence
-from itertools import pairwise
+from collections.abc import Iterator
 from math import ceil
 
 import numpy as np
@@ -16,6 +15,7 @@ from layertap.core.table import table
 from layertap.core.taps import Tap
 from layertap.shards.manifest import listed_ranges
 from layertap.view.decoding import Decoder
+from layertap.view.facts import NormFacts, flag_names, norm_facts, token_labels
 from layertap.view.shard import SampleSeen, ShardSeen, TapSeen
 
 _TEXT_WIDTH = 64
@@ -81,7 +81,7 @@ def _samples(seen: ShardSeen, decoder: Decoder) -> Iterator[str]:
 
 
 def _norms(seen: ShardSeen) -> Iterator[str]:
-    yield table([_NORMS, *(_norm_row(tap, at_tap, seen.samples) for tap, at_tap in seen.taps.items())])
+    yield table([_NORMS, *(_norm_row(tap, norm_facts(at_tap, seen)) for tap, at_tap in seen.taps.items())])
     flags = np.concatenate(next(iter(seen.taps.values())).flags)
     first, special = (int(((flags & bit) > 0).sum()) for bit in (FIRST, SPECIAL))
     yield (
@@ -90,18 +90,10 @@ def _norms(seen: ShardSeen) -> Iterator[str]:
     )
 
 
-def _norm_row(tap: Tap, seen: TapSeen, samples: Sequence[SampleSeen]) -> tuple[str, ...]:
-    norms, flags = np.concatenate(seen.norms), np.concatenate(seen.flags)
-    finite = np.isfinite(norms)
-    sinks, strange = (str(int(found.sum())) for found in ((flags & SINK) > 0, ~finite))
-    if not finite.any():
-        return tap.site, str(tap.layer), *("-" for _ in range(5)), sinks, strange
-    top = int(np.argmax(np.where(finite, norms, -1)))
-    begins = np.cumsum([0, *map(len, seen.norms)])
-    holder = next(number for number, (begin, end) in enumerate(pairwise(begins)) if begin <= top < end)
-    numbers = (float(found(norms[finite])) for found in (np.min, np.median, np.max))
-    place = (str(samples[holder].sample_idx), str(samples[holder].positions[top - begins[holder]]))
-    return tap.site, str(tap.layer), *(f"{number:.5g}" for number in numbers), *place, sinks, strange
+def _norm_row(tap: Tap, facts: NormFacts) -> tuple[str, ...]:
+    numbers = ("-" if number is None else f"{number:.5g}" for number in (facts.smallest, facts.median, facts.largest))
+    places = ("-" if place is None else str(place) for place in (facts.sample_idx, facts.position))
+    return tap.site, str(tap.layer), *numbers, *places, str(facts.sinks), str(facts.nonfinite)
 
 
 def _tokens(seen: ShardSeen, sample: SampleSeen, decoder: Decoder, max_tokens: int) -> Iterator[str]:
@@ -109,10 +101,16 @@ def _tokens(seen: ShardSeen, sample: SampleSeen, decoder: Decoder, max_tokens: i
     count = len(sample.token_ids)
     taps = list(seen.taps)[:: ceil(len(seen.taps) / _MOST_COLUMNS)]
     shown = list(range(count)) if max_tokens == 0 or max_tokens >= count else _ends(count, max_tokens)
-    rows = [("token", "id", "text", "flags", *(f"{tap.site} {tap.layer}" for tap in taps))]
-    rows += [_token_row(seen, sample, decoder, taps, token) for token in shown]
-    yield table(rows, left=(2, 3))
+    labels = _labels(sample)
+    named = ("token", "id", "text", "flags", *labels)
+    rows = [(*named, *(f"{tap.site} {tap.layer}" for tap in taps))]
+    for token in shown:
+        own = (values[token] for values in labels.values())
+        rows.append((*_token(seen, sample, decoder, token), *own, *(_norm(seen.taps[tap], token) for tap in taps)))
+    yield table(rows, left=tuple(range(2, len(named))))
     yield "norms of each token; * marks a sink"
+    if "cell" in labels:
+        yield "cell: the pair, its grid, and row, column and colours of the token's cells"
     if len(shown) < count:
         yield f"{count - len(shown)} tokens in the middle are left out; --max_tokens 0 lists all"
     if len(taps) < len(seen.taps):
@@ -123,20 +121,18 @@ def _ends(count: int, most: int) -> list[int]:
     return [*range(most - most // 2), *range(count - most // 2, count)]
 
 
-def _token_row(
-    seen: ShardSeen, sample: SampleSeen, decoder: Decoder, taps: Sequence[Tap], token: int
-) -> tuple[str, ...]:
+def _labels(sample: SampleSeen) -> dict[str, list[str]]:
+    """The columns of labels in which there is something to show."""
+    labels = [token_labels(sample, token) for token in range(len(sample.token_ids))]
+    columns = {"role": [it.role if it else "" for it in labels], "cell": [str(it or "") for it in labels]}
+    return {name: values for name, values in columns.items() if set(values) - {"", "text"}}
+
+
+def _token(seen: ShardSeen, sample: SampleSeen, decoder: Decoder, token: int) -> tuple[str, ...]:
     token_id = int(sample.token_ids[token])
     text = decoder.token(token_id)
-    flags = int(seen.taps[taps[0]].flags[0][token])
-    named = [name for name, bit in (("first", FIRST), ("special", SPECIAL)) if flags & bit]
-    return (
-        str(sample.positions[token]),
-        str(token_id),
-        "" if text is None else repr(text),
-        " ".join(named),
-        *(_norm(seen.taps[tap], token) for tap in taps),
-    )
+    flags = int(next(iter(seen.taps.values())).flags[0][token])
+    return str(sample.positions[token]), str(token_id), "" if text is None else repr(text), " ".join(flag_names(flags))
 
 
 def _norm(seen: TapSeen, token: int) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Int32
 
-from layertap.core.columns import SINK, Norms
+from layertap.core.columns import NO_LABELS, SINK, Columns, Norms
 from layertap.core.taps import Site, Tap
 from layertap.errors import DamageError, UsageError
 from layertap.objects.base import ObjectStore
@@ -33,6 +33,8 @@ class SampleSeen:
     words: Words
     token_ids: Int32[np.ndarray, " tokens"]
     positions: Int32[np.ndarray, " tokens"]
+    labels: Columns
+    """The label columns; empty where the run stored none."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,6 +113,7 @@ def see_shard(
                 words[place],
                 np.array(shard.column("token_ids", *span, taps[0]), np.int32),
                 np.array(shard.column("positions", *span, taps[0]), np.int32),
+                {name: shard.column(name, *span, taps[0]).copy() for name in NO_LABELS if name in manifest.columns},
             )
             for place, span in spans.items()
         ]
