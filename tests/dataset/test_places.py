@@ -61,7 +61,7 @@ def test_files_of_a_url_are_told_as_urls():
 
 @pytest.mark.parametrize("path", ["/nowhere/at/all.jsonl", "memory://nowhere/at/all.jsonl"])
 def test_nothing_there_is_said(path):
-    with pytest.raises(DatasetError, match=f"^{path}: no such file or folder"):
+    with pytest.raises(DatasetError, match=f"^{path}: no such file"):
         list(locate(path).lines())
 
 
@@ -111,14 +111,14 @@ class _Refusing:
 def test_a_refusal_of_rights_is_said():
     locked = Place("gs://b/a.json", "b/a.json", _Refusing(PermissionError(13, "Permission denied")))
 
-    with pytest.raises(DatasetError, match=r"^gs://b/a\.json: may not be read; check its rights and your credentials"):
+    with pytest.raises(DatasetError, match=r"^gs://b/a\.json: not allowed \(.*\); ask its owner"):
         list(locked.lines())
 
 
 def test_a_lost_connection_is_not_an_absence():
     lost = Place("gs://b/a.json", "b/a.json", _Refusing(ConnectionResetError("reset by peer")))
 
-    with pytest.raises(DatasetError, match="cannot be read: reset by peer"):
+    with pytest.raises(DatasetError, match=r"no connection \(reset by peer\)"):
         lost.is_there()
 
 

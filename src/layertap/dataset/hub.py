@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from layertap.core.extras import install_command
+from layertap.core.far import explain
 from layertap.core.records import Record
 from layertap.dataset.columns import RawRecords, plain, record_of_row
 from layertap.dataset.records import check_records
@@ -60,7 +61,9 @@ def _rows(name: str, config: str | None, split: str, column: str | None, shown: 
                 streamed = streamed.select_columns(choose_columns(streamed.column_names, column, shown))
             yield from streamed
     except failures as error:
-        raise DatasetError(f"{shown}: cannot be read: {error}") from error
+        refusal = None if local.exists() else explain(f"hf://{name}", error)
+        reason = " ".join(str(error).split()) if refusal is None or refusal.kind == "absent" else refusal.reason
+        raise DatasetError(f"{shown}: cannot be read: {reason}") from error
 
 
 def _require_no_other(wanted: str, split: object, shown: str) -> None:

@@ -8,15 +8,19 @@ Lines are bytes, not text, so that one line that is not UTF-8 is one bad record 
 the reading. `packing.py` says what files may be packed in.
 """
 
+import logging
 import os
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import PurePosixPath
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from layertap.core.extras import needed_for
+from layertap.core.far import explain, failures, is_absence
 from layertap.dataset.names import unpacked_name
 from layertap.dataset.packing import PARQUET, Stored, Unpacked, damage_named, unpack
 from layertap.errors import BadTaskError, DatasetError
@@ -25,7 +29,20 @@ if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
 
+T = TypeVar("T")
+
 _MAGIC = "*?["
+_FLAGS: Mapping[str, str] = {
+    "payer": " by --billing_project",
+    "credentials": "; --anonymous reads a public bucket",
+    "denied": "; --anonymous reads a public bucket, --billing_project one that bills its readers",
+}
+"""Flags that may help, by the kind of a refusal."""
+_PAUSES = (1.0, 2.0)
+_CONNECT_SECONDS, _READ_SECONDS = 10, 20
+_TRIES_OF_S3 = 3
+_PATIENT = ("gs", "gcs", "s3", "s3a")
+"""What has libraries that try again by themselves."""
 
 
 @dataclass(frozen=True)
@@ -53,18 +70,13 @@ class Place:
 
     def is_folder(self) -> bool:
         """Whether this is a folder; False where nothing is there."""
-        with _translated(self):
-            return self._has_folders and bool(self.filesystem.isdir(self.path))
+        # fsspec's own `isdir` answers False to any failure, also to a refusal.
+        return self._has_folders and self._ask(self._kind) == "directory"
 
     def is_there(self) -> bool:
         """Whether there is a file or folder; DatasetError where the answer is refused or lost."""
         # fsspec's own `exists` answers False to any failure, also to a lost connection.
-        with _translated(self):
-            try:
-                self.filesystem.info(self.path)
-            except FileNotFoundError:
-                return False
-            return True
+        return self._ask(self._kind) is not None
 
     def beside(self, old: str, new: str) -> "Place":
         """The place whose last path part has `new` wherever this one's has `old`."""
@@ -81,8 +93,7 @@ class Place:
 
     def matches(self) -> list["Place"]:
         """The files and folders that this pattern matches."""
-        with _translated(self):
-            found = self.filesystem.glob(self.path)
+        found = self._ask(lambda: self.filesystem.glob(self.path))
         first = min(self.path.find(sign) for sign in _MAGIC if sign in self.path)
         base = self.path[: self.path.rfind("/", 0, first) + 1]
         shown = self.shown[: len(self.shown) - len(self.path) + len(base)]
@@ -90,16 +101,41 @@ class Place:
 
     def all_files(self) -> list["Place"]:
         """The files below this folder, at any depth."""
-        with _translated(self):
-            found = self.filesystem.find(self.path)
+        found = self._ask(lambda: self.filesystem.find(self.path))
         base = self.path.rstrip("/") + "/"
         names = [str(path).removeprefix(base) for path in found]
         return [self._inner(self.shown.rstrip("/") + "/", base, name) for name in names if not name.endswith("/")]
 
     def names(self) -> list[str]:
         """What lies directly in this folder."""
+        found = self._ask(lambda: self.filesystem.ls(self.path, detail=False))
+        return [PurePosixPath(str(path)).name for path in found]
+
+    def _kind(self) -> str | None:
+        try:
+            return str(self.filesystem.info(self.path)["type"])
+        except FileNotFoundError as error:
+            if is_absence(self.shown, error):
+                return None
+            raise
+
+    def _ask(self, question: Callable[[], T]) -> T:
+        """The far end's answer, which is asked again for what may pass; raises DatasetError."""
+        for pause in () if self.in_bucket else _PAUSES:
+            try:
+                return question()
+            except failures() as error:
+                refusal = explain(self.shown, error)
+                if refusal is None or not refusal.passing:
+                    raise _refusal(self, error) from error
+                time.sleep(pause)
         with _translated(self):
-            return [PurePosixPath(str(path)).name for path in self.filesystem.ls(self.path, detail=False)]
+            return question()
+
+    @property
+    def in_bucket(self) -> bool:
+        """Whether this is in a bucket, whose library tries again by itself."""
+        return self.shown.partition("://")[0] in _PATIENT
 
     def _inner(self, shown: str, base: str, name: str) -> "Place":
         below = f"{self.below}/{name}" if self.below else name
@@ -115,7 +151,7 @@ class Place:
     def open(self) -> Iterator["Opened"]:
         """The file's content, unpacked; BadTaskError, without its name, if that cannot be done."""
         with _translated(self), ExitStack() as closing:
-            stored = closing.enter_context(self.filesystem.open(self.path, "rb"))
+            stored = closing.enter_context(self._ask(lambda: self.filesystem.open(self.path, "rb")))
             yield Opened(self, unpack(Stored(stored, lambda: _translated(self)), self.path, str(self), closing))
 
     def lines(self) -> Iterator[bytes]:
@@ -167,7 +203,10 @@ def locate(path: str, options: Mapping[str, object] = MappingProxyType({})) -> P
     if not path:
         raise DatasetError("the dataset path is empty; give a file or folder as --dataset_path")
     try:
-        filesystem, inner = url_to_fs(path, **options)
+        filesystem, inner = url_to_fs(path, **_patience(path.partition("://")[0]), **options)
+        _keep_quiet()
+        if path.startswith(("s3://", "s3a://")):
+            filesystem.retries = _TRIES_OF_S3
     except ImportError as error:
         raise DatasetError(f"{path}: {error}; it needs {needed_for(path)}") from error
     except (ValueError, OSError) as error:
@@ -175,13 +214,40 @@ def locate(path: str, options: Mapping[str, object] = MappingProxyType({})) -> P
     return Place(path, inner, filesystem)
 
 
+@cache
+def _keep_quiet() -> None:
+    """Keep gcsfs from printing the traceback of what Layertap says in a sentence."""
+    logging.getLogger("gcsfs").addHandler(logging.NullHandler())
+
+
+def _patience(scheme: str) -> Mapping[str, object]:
+    """How long fsspec's library of a scheme waits, and how often it tries: their own is minutes."""
+    if scheme in ("s3", "s3a"):
+        limits = {"connect_timeout": _CONNECT_SECONDS, "read_timeout": _READ_SECONDS}
+        return {"config_kwargs": {**limits, "retries": {"mode": "standard", "max_attempts": 2}}}
+    if scheme not in ("http", "https", "gs", "gcs"):
+        return {}
+    from aiohttp import ClientTimeout
+
+    limit = ClientTimeout(total=None, sock_connect=_CONNECT_SECONDS, sock_read=_READ_SECONDS)
+    return {"client_kwargs": {"timeout": limit}} if scheme.startswith("http") else {"requests_timeout": limit}
+
+
 @contextmanager
 def _translated(place: Place) -> Iterator[None]:
     try:
         yield
-    except FileNotFoundError as error:
-        raise DatasetError(f"{place}: no such file or folder; check --dataset_path") from error
-    except PermissionError as error:
-        raise DatasetError(f"{place}: may not be read; check its rights and your credentials ({error})") from error
-    except OSError as error:
-        raise DatasetError(f"{place}: cannot be read: {error}") from error
+    except failures() as error:
+        raise _refusal(place, error) from error
+
+
+def _refusal(place: Place, error: BaseException) -> BaseException:
+    """What to say of an error; itself where nothing is known of it."""
+    refusal = explain(place.shown, error)
+    if refusal is not None:
+        return DatasetError(f"{place}: {refusal.reason}{_FLAGS.get(refusal.kind, '') if place.in_bucket else ''}")
+    if isinstance(error, FileNotFoundError):
+        return DatasetError(f"{place}: no such file or folder; check --dataset_path")
+    if isinstance(error, PermissionError):
+        return DatasetError(f"{place}: may not be read; check its rights ({error})")
+    return DatasetError(f"{place}: cannot be read: {error}") if isinstance(error, OSError) else error

@@ -12,6 +12,7 @@ from datetime import datetime
 from typing import Any, NoReturn, TypeVar
 
 from layertap.core.extras import needed_for
+from layertap.core.far import explain, failures, is_absence
 from layertap.errors import AccessError, DamageError, StorageError, UsageError
 from layertap.objects.base import ObjectInfo, StoredBytes, checked_name
 from layertap.objects.content import Content, FileContent, require_intact
@@ -85,8 +86,10 @@ class FsspecStore(RemoteStore):
     def stat(self, name: str) -> ObjectInfo | None:
         try:
             raw = self._fs.info(self._path(name))
-        except FileNotFoundError:
-            return None
+        except FileNotFoundError as error:
+            if is_absence(self.url, error):
+                return None
+            raise
         return self._info(name, raw) if raw["type"] == "file" else None
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
@@ -122,8 +125,10 @@ class FsspecStore(RemoteStore):
         self._fs.invalidate_cache()
         try:
             return self._fs.find(self._prefix, detail=True)
-        except FileNotFoundError:
-            return {}
+        except FileNotFoundError as error:
+            if is_absence(self.url, error):
+                return {}
+            raise
 
     def _write(self, name: str, content: Content) -> None:
         if not self._flat:
@@ -154,16 +159,18 @@ class FsspecStore(RemoteStore):
     def _try(self, name: str, attempt: Callable[[bool], T]) -> T:
         what = f"{self.url}/{name}"
         with _translated(what):
-            return self._retry(what, lambda again: _marked(attempt, again))
+            return self._retry(what, lambda again: _marked(what, attempt, again))
 
 
-def _marked(attempt: Callable[[bool], T], again: bool) -> T:
+def _marked(what: str, attempt: Callable[[bool], T], again: bool) -> T:
     """What `attempt` returns; raises TransientError for what is worth another one."""
     try:
         return attempt(again)
-    except _LASTING:
-        raise
-    except _passing() as error:
+    except failures() as error:
+        refusal = explain(what, error)
+        lasting = isinstance(error, (*_LASTING, ValueError)) if refusal is None else not refusal.passing
+        if lasting:
+            raise
         raise TransientError(str(error)) from error
 
 
@@ -174,16 +181,21 @@ def _passing() -> _Exceptions:
 
 @contextmanager
 def _translated(what: str) -> Iterator[None]:
-    denials: _Exceptions = (PermissionError, *_botocore("NoCredentialsError", "PartialCredentialsError"))
-    failures: _Exceptions = (OSError, *_botocore("BotoCoreError"))
     try:
         yield
-    except denials as error:
-        raise AccessError(f"{what}: not allowed ({error}); check credentials and the bucket's policy") from error
-    except FileNotFoundError as error:
-        raise UsageError(f"{what}: there is no such bucket or folder ({error}); make it, or name another") from error
-    except failures as error:
-        raise StorageError(f"{what}: {error}") from error
+    except failures() as error:
+        raise _refusal(what, error) from error
+
+
+def _refusal(what: str, error: BaseException) -> BaseException:
+    """What to say of an error; itself where nothing is known of it."""
+    refusal = explain(what, error)
+    if refusal is None:
+        return StorageError(f"{what}: {error}") if isinstance(error, OSError) else error
+    if refusal.kind == "absent":
+        return UsageError(f"{what}: there is no such bucket or folder ({error}); make it, or name another")
+    kind = AccessError if refusal.kind in ("credentials", "denied", "payer") else StorageError
+    return kind(f"{what}: {refusal.reason}")
 
 
 def _botocore(*names: str) -> _Exceptions:

@@ -1,0 +1,147 @@
+"""What went wrong at a far end, in one sentence: which of a few kinds it is, and what helps.
+
+Each library below fsspec has errors of its own, and wraps those of the others: a refusal by HTTP
+status 403 may arrive as PermissionError, OSError, FileNotFoundError or as no OSError at all. So the
+chain of an error is searched for a status, and then for names of classes that say the same in every
+library. No library is imported for it: one that is not loaded has raised nothing.
+"""
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+Kind = Literal["absent", "payer", "refused", "credentials", "denied", "busy", "unreachable", "slow"]
+
+_LOGIN = {
+    "gs": "run: gcloud auth application-default login",
+    "gcs": "run: gcloud auth application-default login",
+    "s3": "run: aws configure, or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+    "s3a": "run: aws configure, or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+    "hf": "run: hf auth login, or set HF_TOKEN, and accept the dataset's conditions where it has some",
+}
+_UNLOCKED = {
+    "NoCredentialsError",
+    "PartialCredentialsError",
+    "DefaultCredentialsError",
+    "RefreshError",
+    "ProfileNotFound",
+    "LocalTokenNotFoundError",
+}
+_SLOW = {"TimeoutError", "TimeoutException", "Timeout", "ConnectTimeoutError", "ReadTimeoutError"}
+_UNREACHABLE = {
+    "ConnectionError",
+    "ClientConnectionError",
+    "ConnectError",
+    "NetworkError",
+    "EndpointConnectionError",
+    "HTTPClientError",
+    "gaierror",
+    "OfflineModeIsEnabled",
+}
+_LIBRARIES = (
+    ("aiohttp", "ClientError"),
+    ("gcsfs.retry", "HttpError"),
+    ("google.auth.exceptions", "GoogleAuthError"),
+    ("botocore.exceptions", "BotoCoreError"),
+    ("botocore.exceptions", "ClientError"),
+    ("httpx", "HTTPError"),
+    ("httpx2", "HTTPError"),
+    ("azure.core.exceptions", "AzureError"),
+)
+_WORDS = 120
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a far end did not give or take something."""
+
+    kind: Kind
+    reason: str
+    """A sentence without its subject, such as "not allowed (403); run: ..."."""
+
+    @property
+    def passing(self) -> bool:
+        """Whether it may be better soon."""
+        return self.kind in ("busy", "unreachable", "slow")
+
+
+def failures() -> tuple[type[BaseException], ...]:
+    """What the libraries that are loaded raise at a far end."""
+    modules = ((sys.modules.get(module), name) for module, name in _LIBRARIES)
+    found = (getattr(module, name, None) for module, name in modules if module is not None)
+    return (OSError, ValueError, *(kind for kind in found if kind is not None))
+
+
+def explain(url: str, error: BaseException) -> Refusal | None:
+    """What `error` says of the far end at `url`; None where it is nothing of these."""
+    scheme, separator, _ = url.partition("://")
+    if not separator or scheme == "file":
+        return None
+    chain = list(_chain(error))
+    login = _LOGIN.get(scheme, "give an address that lets you in")
+    said = _said(chain, url)
+    status = next(filter(None, map(_status, chain)), None)
+    if status is not None:
+        return _of_status(status, said, login)
+    names = {kind.__name__ for one in chain for kind in type(one).__mro__}
+    if names & _UNLOCKED:
+        return Refusal("credentials", f"no credentials are found, or they have expired ({said}); {login}")
+    if names & _SLOW:
+        return Refusal("slow", f"no answer in time ({said or 'timeout'}); check the network, or try again later")
+    if names & _UNREACHABLE:
+        return Refusal("unreachable", f"no connection ({said}); check the network and the address")
+    if "PermissionError" in names:
+        return Refusal("denied", f"not allowed{f' ({said})' if said else ''}; ask its owner for access, or {login}")
+    return (
+        Refusal("absent", "no such file, folder or bucket; check the address") if "FileNotFoundError" in names else None
+    )
+
+
+def is_absence(url: str, error: FileNotFoundError) -> bool:
+    """Whether nothing is there: fsspec says FileNotFoundError of some other answers too."""
+    refusal = explain(url, error)
+    return refusal is None or refusal.kind == "absent"
+
+
+def _of_status(status: int, said: str, login: str) -> Refusal:
+    shown = f"{status}: {said}" if said else f"{status}"
+    if status == 400 and "requester pays" in said.lower():
+        return Refusal("payer", "the bucket bills its readers (400); name a project that pays")
+    if status == 401:
+        return Refusal("credentials", f"no credentials, or none that are accepted ({shown}); {login}")
+    if status == 403:
+        return Refusal("denied", f"not allowed ({shown}); ask its owner for access, or {login}")
+    if status in (404, 410):
+        return Refusal("absent", "no such file, folder or bucket (404); check the address")
+    if status == 429 or status >= 500:
+        return Refusal("busy", f"the server does not serve it now ({shown}), also when asked again; try later")
+    return Refusal("refused", f"the server refuses the request ({shown}); check the address")
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """An error and what led to it, the nearest first."""
+    seen: set[int] = set()
+    one: BaseException | None = error
+    while one is not None and id(one) not in seen:
+        seen.add(id(one))
+        yield one
+        one = one.__cause__ or one.__context__
+
+
+def _status(error: BaseException) -> int | None:
+    """The HTTP status in an error, wherever its library keeps it."""
+    response = getattr(error, "response", None)
+    found = [getattr(error, "status", None), getattr(error, "code", None), getattr(response, "status_code", None)]
+    if isinstance(response, dict):
+        found.append(response.get("ResponseMetadata", {}).get("HTTPStatusCode"))
+    if str(error).startswith("Forbidden:"):  # gcsfs
+        found.append(403)
+    return next((int(it) for it in found if isinstance(it, int) and 400 <= it < 600), None)
+
+
+def _said(chain: list[BaseException], url: str) -> str:
+    """The first words of an error that says more than what was asked for, in one line."""
+    texts = [" ".join(str(one).partition("For more information")[0].split()) for one in chain]
+    text = next((text for text in texts if text and not url.endswith(text)), "")
+    return text if len(text) <= _WORDS else text[:_WORDS] + "..."
