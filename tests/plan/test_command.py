@@ -37,6 +37,43 @@ def test_in_words_and_as_json(capsys: Captured) -> None:
     assert all(assumption["source"] for assumption in document["assumptions"])
 
 
+def test_without_an_accelerator_what_depends_on_no_machine_is_told(
+    tiny_model: Path, few_tasks: Path, capsys: Captured
+) -> None:
+    flags = ("--model", tiny_model, "--dataset_path", few_tasks, "--format", "safetensors", "--price_per_gb_month", "2")
+    assert plan(*flags) == 0
+    text = capsys.readouterr().out
+    names = [line.split(" ", 1)[0] for line in text.splitlines() if not line.startswith(" ")]
+    assert names == ["run", "output", "cost", "more"]
+    assert "(exact)" in text
+    assert text.endswith("more     --accelerator NAME, as v5litepod-8 or h100x1, adds memory, time and cost\n")
+    assert plan(*flags, "--accelerator", "cpu") == 0
+    assert capsys.readouterr().out == text + " " * 9 + "how fast this machine is, a run with --max_tasks 10 tells\n"
+
+    assert plan(*flags, "--json") == 0
+    without = json.loads(capsys.readouterr().out)
+    assert plan(*flags, "--json", "--accelerator", "h100x1") == 0
+    on_one_gpu = json.loads(capsys.readouterr().out)
+    unknown = {"accelerator", "mesh", "batch_size", "fits", "fit", "disk_bytes_of_a_host", "times", "tokens_per_second"}
+    assert {name for name, value in without.items() if value is None} == unknown
+    assert without["costs"] == {"compute_slow": None, "compute_fast": None} | {
+        "storage_per_month": on_one_gpu["costs"]["storage_per_month"]
+    }
+    for document in (without, on_one_gpu):
+        for name in ("steps", "computed_tokens", "seconds"):
+            document["work"].pop(name)
+    same = without.keys() - unknown - {"costs", "assumptions"}
+    assert {name: without[name] for name in same} == {name: on_one_gpu[name] for name in same}
+
+
+@pytest.mark.parametrize("flags", [(), ("--price_per_hour", "2")])
+def test_usual_prompts_without_an_accelerator(flags: tuple[str, ...], capsys: Captured) -> None:
+    assert plan("--model", "7b", "--tokens", "1000000", *flags) == 0
+    text = capsys.readouterr().out
+    assert "\ncost" not in text
+    assert "\nassumed  median prompt" in text
+
+
 def test_the_plan_of_the_guide_is_as_printed(capsys: Captured) -> None:
     assert PRINTED is not None
     assert main(shlex.split(PRINTED[1].replace("\\\n", " "))[1:]) == 0
@@ -75,7 +112,6 @@ def test_a_batch_size_is_recommended_and_a_given_one_kept(
         ("--tokens 5 --workers 0", "--workers must not be 0"),
         ("--tokens 5 --price_per_hour -1", "--price_per_hour must not be -1"),
         ("--tokens 5 --disk_gb_per_second 0", "--disk_gb_per_second must be more than 0"),
-        ("--tokens 5", "give --accelerator"),
         ("--tokens 5 --accelerator h100x1 --layers_to_extract 28", "has layers 0 to 27"),
         ("--dataset_path x --accelerator h200x1", "give --tokenizer FOLDER"),
     ],

@@ -26,9 +26,9 @@ class PlanConfig(RunConfig):
     """A model of the Hugging Face Hub, a folder with its checkpoint, or a published size such as
     7b. No weight is read."""
 
-    accelerator: Annotated[str, Flag("plan", "NAME", needed="required")] = ""
+    accelerator: Annotated[str | None, Flag("plan", "NAME", "none: no memory, time and cost")] = None
     """What the run would use: a TPU such as v5litepod-64, v4-32 or v6e-8, or GPUs of one host, such
-    as h200x1, h100x8 or a100x1."""
+    as h200x1, h100x8 or a100x1. cpu is this machine, of which a plan knows no speed."""
 
     workers: Annotated[int, Flag("plan")] = 1
     """How many of these accelerators share the work evenly."""
@@ -79,4 +79,3 @@ class PlanConfig(RunConfig):
             (self.dataset is None) != (self.tokens is None),
             "give either --dataset_path (or --dataset_name), to count its tokens, or --tokens",
         )
-        require(self.accelerator != "", "give --accelerator, as v5litepod-8 or h100x1: what the run would use")

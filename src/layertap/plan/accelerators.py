@@ -160,7 +160,7 @@ def parse_accelerator(name: str) -> Accelerator:
     raise UsageError(
         f"--accelerator {name}: not known. Known are TPUs, by Google's types (v4-32, v5litepod-64, v5p-8, v6e-8) or"
         f" topologies (v5e:8x8), and GPUs of one host ({', '.join(f'{gpu}x1' for gpu in _GPUS)}, also x2, x4, x8)."
-        " For this machine, run `layertap extract` with --max_tasks, and see"
+        " With cpu, or none, a plan has no speed; a run of `layertap extract` with --max_tasks tells it"
     )
 
 

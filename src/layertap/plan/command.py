@@ -1,4 +1,8 @@
-"""`layertap plan`: everything that is known before a run, in one piece, as JSON and in words."""
+"""`layertap plan`: everything that is known before a run, in one piece, as JSON and in words.
+
+Without an accelerator that is what no machine changes: samples, tokens, bytes, shards and files, as
+one device writes them with any number of rows a step. Of this machine no more is planned than that.
+"""
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -21,16 +25,30 @@ from layertap.plan.estimate import Costs, Times, costs, pipelined, stages_on, st
 from layertap.plan.planned import Fit, PlannedRun, fit_on, mesh_shape, planned_run, run_weight_bytes
 from layertap.plan.workload import Workload, count_dataset, usual_workload
 
+_THIS_MACHINE = "cpu"
+
+
+@dataclass(frozen=True)
+class OnAccelerator:
+    """What an accelerator decides of a run."""
+
+    accelerator: Accelerator
+    mesh: str
+    fit: Fit
+    times: Times
+    disk_bytes: float | None
+    """What the disk of one host has room for; None: not known."""
+    assumptions: tuple[Assumption, ...]
+
 
 @dataclass(frozen=True)
 class Plan:
     """What a run would be."""
 
     run: PlannedRun
-    accelerator: Accelerator
-    mesh: str
+    placed: OnAccelerator | None
+    """None where no accelerator was named, or cpu."""
     weight_bytes: int
-    fit: Fit
     asked_rows: int | None
     """`--batch_size`, where it was given."""
     work: Workload
@@ -38,10 +56,7 @@ class Plan:
     """What lies on disks in the end, without manifests."""
     exact: bool
     """Whether `stored_bytes` is exact."""
-    times: Times
     costs: Costs
-    disk_bytes: float | None
-    """What the disk of one host has room for; None: not known."""
     assumptions: tuple[Assumption, ...]
 
     @property
@@ -50,46 +65,49 @@ class Plan:
         return self.work.output.activations / self.run.form.bytes_per_token
 
     def to_json(self) -> dict[str, Any]:
-        """All of it as plain values."""
-        run, form, counted = self.run, self.run.form, self.work
+        """All of it as plain values; None is what only an accelerator decides."""
+        run, form, counted, placed = self.run, self.run.form, self.work, self.placed
         work = asdict(replace(counted, steps={}))
-        work["steps"] = [{"rows": rows, "length": length, "count": n} for (rows, length), n in counted.steps.items()]
-        work |= {"computed_tokens": counted.computed_tokens, "uncompressed_bytes": counted.output.uncompressed}
-        ends = {"slow": self.times.slow, "fast": self.times.fast}
+        steps = [{"rows": rows, "length": length, "count": n} for (rows, length), n in counted.steps.items()]
+        work |= {"steps": placed and steps, "computed_tokens": placed and counted.computed_tokens}
+        work["uncompressed_bytes"] = counted.output.uncompressed
+        ends = placed and {"slow": placed.times.slow, "fast": placed.times.fast}
         return {
             "model": run.config.model_path,
             "layers": list(form.layers),
             "sites": list(form.sites),
             "format": form.name,
             "storage_dtype": form.dtype.name,
-            "accelerator": asdict(self.accelerator),
+            "accelerator": placed and asdict(placed.accelerator),
             "workers": run.config.workers,
-            "mesh": self.mesh,
+            "mesh": placed and placed.mesh,
             "weight_bytes": self.weight_bytes,
-            "batch_size": run.config.batch_size,
-            "fits": self.asked_rows in (None, self.fit.rows),
-            "fit": asdict(self.fit),
+            "batch_size": run.config.batch_size if placed else self.asked_rows,
+            "fits": placed and self.asked_rows in (None, placed.fit.rows),
+            "fit": placed and asdict(placed.fit),
             "work": work,
             "bytes_per_token": form.bytes_per_token,
             "kept_tokens": self.kept_tokens,
             "stored_bytes": self.stored_bytes,
             "stored_bytes_exact": self.exact,
-            "disk_bytes_of_a_host": self.disk_bytes,
-            "times": asdict(self.times),
-            "tokens_per_second": {end: counted.tokens / max(seconds, 1e-9) for end, seconds in ends.items()},
+            "disk_bytes_of_a_host": placed and placed.disk_bytes,
+            "times": placed and asdict(placed.times),
+            "tokens_per_second": ends and {end: counted.tokens / max(time, 1e-9) for end, time in ends.items()},
             "costs": asdict(self.costs),
             "assumptions": [assumption._asdict() for assumption in self.assumptions],
         }
 
     def describe(self) -> str:
         """Lines for a person; `to_json` has every figure."""
+        placed = self.placed
         sections = {
             "run": _run(self),
             "output": _output(self),
-            "memory": _memory(self),
-            "time": _time(self),
-            "cost": _cost(self.costs),
+            "memory": [] if placed is None else _memory(self, placed),
+            "time": [] if placed is None else _time(placed.times, self.work.tokens),
+            "cost": _cost(self),
             "assumed": map(str, self.assumptions),
+            "more": [] if placed is not None else _more(self.run.config.accelerator),
         }
         width = max(map(len, sections)) + 2
         numbered = [(name, number, line) for name, said in sections.items() for number, line in enumerate(said)]
@@ -102,56 +120,61 @@ def make_plan(config: PlanConfig, note: Callable[[str], None]) -> Plan:
     Raises an InputError as the run would, UsageError for an unknown accelerator, DoesNotFitError
     where not even one row fits.
     """
-    accelerator = parse_accelerator(config.accelerator)
+    name = config.accelerator
+    accelerator = None if name is None or name == _THIS_MACHINE else parse_accelerator(name)
     run = planned_run(config)
-    fit = fit_on(run, accelerator)
-    run = replace(run, config=replace(config, batch_size=config.batch_size or fit.rows))
-    mesh = mesh_shape(run, accelerator)
+    fit = None if accelerator is None else fit_on(run, accelerator)
+    run = replace(run, config=replace(config, batch_size=config.batch_size or (1 if fit is None else fit.rows)))
     work = _workload(run, accelerator, note)
     stored, assumed = stored_bytes_of(run, work)
-    stages, assumed_of_stages = stages_on(run, accelerator, mesh, work, stored)
-    times = pipelined(stages, config.workers)
+    placed = None if accelerator is None or fit is None else _placed(run, accelerator, fit, work, stored)
     usual = [] if work.counted else [TYPICAL_MEDIAN, TYPICAL_MEAN, TYPICAL_TEXT_BYTES]
     return Plan(
         run=run,
-        accelerator=accelerator,
-        mesh=str(mesh),
+        placed=placed,
         weight_bytes=run_weight_bytes(run),
-        fit=fit,
         asked_rows=config.batch_size,
         work=work,
         stored_bytes=stored,
         exact=work.counted and not run.is_compressed and config.workers == 1,
-        times=times,
-        costs=costs(run, times, stored),
-        disk_bytes=TPU_DISK_BYTES.value if accelerator.platform == "tpu" else None,
-        assumptions=tuple(dict.fromkeys([*usual, *assumed, *assumed_of_stages])),
+        costs=costs(run, placed.times if placed else None, stored),
+        assumptions=tuple(dict.fromkeys([*usual, *assumed, *(placed.assumptions if placed else ())])),
     )
 
 
-def _workload(run: PlannedRun, accelerator: Accelerator, note: Callable[[str], None]) -> Workload:
-    devices = accelerator.chips // accelerator.hosts
-    if run.config.max_tokens_total is not None and accelerator.hosts > 1:
-        raise UsageError(f"--max_tokens_total does not go with the {accelerator.hosts} hosts of {accelerator.name}")
+def _placed(run: PlannedRun, accelerator: Accelerator, fit: Fit, work: Workload, stored: float) -> OnAccelerator:
+    mesh = mesh_shape(run, accelerator)
+    stages, assumed = stages_on(run, accelerator, mesh, work, stored)
+    disk_bytes = TPU_DISK_BYTES.value if accelerator.platform == "tpu" else None
+    times = pipelined(stages, run.config.workers)
+    return OnAccelerator(accelerator, str(mesh), fit, times, disk_bytes, tuple(assumed))
+
+
+def _workload(run: PlannedRun, accelerator: Accelerator | None, note: Callable[[str], None]) -> Workload:
+    hosts, chips = (1, 1) if accelerator is None else (accelerator.hosts, accelerator.chips)
+    if run.config.max_tokens_total is not None and accelerator is not None and hosts > 1:
+        raise UsageError(f"--max_tokens_total does not go with the {hosts} hosts of {accelerator.name}")
     if run.config.tokens is not None:
-        return usual_workload(run.config, run.form, devices=devices, hosts=accelerator.hosts)
+        return usual_workload(run.config, run.form, devices=chips // hosts, hosts=hosts)
     checkpoint = run.checkpoint()
     for line in (*opening_lines(run.config), f"counting {run.config.dataset}"):
         note(line)
-    return count_dataset(run.config, checkpoint, run.form, devices=devices, hosts=accelerator.hosts)
+    return count_dataset(run.config, checkpoint, run.form, devices=chips // hosts, hosts=hosts)
 
 
 def _run(plan: Plan) -> list[str]:
-    run, work, accelerator = plan.run, plan.work, plan.accelerator
+    run, work = plan.run, plan.work
     layers, sites = len(run.form.layers), " ".join(run.form.sites)
-    many = f"{run.config.workers} times " if run.config.workers > 1 else ""
     counted = "counted" if work.counted else "ARC prompts of the usual lengths"
-    return [
+    lines = [
         f"{run.config.model_path}, {sites} of {layers} layers ({run.num_layers} run), {run.config.compute_dtype}",
-        f"on {many}{accelerator.name}: {_number(accelerator.chips, 'chip')}, {_number(accelerator.hosts, 'host')}",
         f"{work.samples:,.0f} samples, {work.tokens:,.0f} tokens ({counted}); the longest sample has {work.longest:,}",
-        f"{work.tokens / max(work.computed_tokens, 1):.1%} of computed tokens are real",
     ]
+    if plan.placed is not None:
+        on, many = plan.placed.accelerator, f"{run.config.workers} times " if run.config.workers > 1 else ""
+        lines.insert(1, f"on {many}{on.name}: {_number(on.chips, 'chip')}, {_number(on.hosts, 'host')}")
+        lines.append(f"{work.tokens / max(work.computed_tokens, 1):.1%} of computed tokens are real")
+    return lines
 
 
 def _output(plan: Plan) -> list[str]:
@@ -171,23 +194,25 @@ def _output(plan: Plan) -> list[str]:
     ]
     if run.is_compressed:
         lines.append(f"gzip makes about {_size(plan.stored_bytes)} of it (an estimate)")
-    share = plan.stored_bytes / (plan.accelerator.hosts * run.config.workers)
-    if plan.disk_bytes is not None and share > plan.disk_bytes and not run.config.upload.delete_local_after_upload:
+    if plan.placed is None or plan.placed.disk_bytes is None or run.config.upload.delete_local_after_upload:
+        return lines
+    share, disk = plan.stored_bytes / (plan.placed.accelerator.hosts * run.config.workers), plan.placed.disk_bytes
+    if share > disk:
         lines.append(
-            f"a host's share, {_size(share)}, does not fit onto its disk ({_size(plan.disk_bytes)}):"
+            f"a host's share, {_size(share)}, does not fit onto its disk ({_size(disk)}):"
             " upload, with --delete_local_after_upload, or take fewer layers"
         )
     return lines
 
 
-def _memory(plan: Plan) -> list[str]:
-    fit, capacity, asked = plan.fit, plan.accelerator.memory_bytes, plan.asked_rows
+def _memory(plan: Plan, placed: OnAccelerator) -> list[str]:
+    fit, capacity, asked = placed.fit, placed.accelerator.memory_bytes, plan.asked_rows
     refused = f"--batch_size {asked} does not fit; " if asked not in (None, fit.rows) else ""
     rows = f"{refused}{'' if asked == fit.rows else 'recommended '}--batch_size {fit.rows}"
     lines = [
         f"{rows}, rows of {plan.run.config.row_length:,} tokens a chip: {_of(fit.memory, capacity)}",
         f"the longest row, {fit.longest_row:,} tokens: {_of(fit.longest_memory, capacity)}",
-        f"--mesh {plan.mesh}, weights {_size(plan.weight_bytes)}",
+        f"--mesh {placed.mesh}, weights {_size(plan.weight_bytes)}",
     ]
     if plan.work.longest > fit.longest_row:
         lines.append(f"some samples are longer than {fit.longest_row:,} tokens, and would not fit")
@@ -198,8 +223,7 @@ def _of(memory: int, capacity: int) -> str:
     return f"{memory / 1e9:.1f} of {capacity / 1e9:.0f} GB (estimated)"
 
 
-def _time(plan: Plan) -> list[str]:
-    times, tokens = plan.times, plan.work.tokens
+def _time(times: Times, tokens: float) -> list[str]:
     rates = (f"{tokens / max(seconds, 1e-9):,.0f}" for seconds in (times.slow, times.fast))
     lines = [f"{_span(*rates)} tokens/s: {_span(_duration(times.fast), _duration(times.slow))}"]
     lines.append("loading weights and compiling come on top: some minutes")
@@ -211,13 +235,22 @@ def _time(plan: Plan) -> list[str]:
     return lines
 
 
-def _cost(costs: Costs) -> list[str]:
-    lines = []
+def _cost(plan: Plan) -> list[str]:
+    lines, costs = [], plan.costs
     if costs.compute_slow is not None and costs.compute_fast is not None:
         lines.append(f"{costs.compute_fast:,.2f} to {costs.compute_slow:,.2f} for computing")
     if costs.storage_per_month is not None:
         lines.append(f"{costs.storage_per_month:,.2f} a month for storage")
-    return lines or ["give --price_per_hour and --price_per_gb_month"]
+    if not lines and plan.placed is not None:
+        lines.append("give --price_per_hour and --price_per_gb_month")
+    return lines
+
+
+def _more(accelerator: str | None) -> list[str]:
+    lines = ["--accelerator NAME, as v5litepod-8 or h100x1, adds memory, time and cost"]
+    if accelerator == _THIS_MACHINE:
+        lines.append("how fast this machine is, a run with --max_tasks 10 tells")
+    return lines
 
 
 def _span(first: str, last: str) -> str:

@@ -53,7 +53,7 @@ class Times:
 
 @dataclass(frozen=True)
 class Costs:
-    """Money, in the currency of the prices; None where no price was given."""
+    """Money, in the currency of the prices; None where no price was given, or no accelerator."""
 
     compute_slow: float | None
     compute_fast: float | None
@@ -138,12 +138,12 @@ def pipelined(stages: Sequence[Stage], accelerators: int) -> Times:
     return Times(shared, slowest.slow, fastest.fast, slowest.name, fastest.name)
 
 
-def costs(run: PlannedRun, times: Times, stored_bytes: float) -> Costs:
-    """What it costs by the prices that were given."""
+def costs(run: PlannedRun, times: Times | None, stored_bytes: float) -> Costs:
+    """What it costs by the prices that were given, as far as the times are known."""
     hourly, monthly = run.config.price_per_hour, run.config.price_per_gb_month
     rate = None if hourly is None else hourly * run.config.workers / 3600
     return Costs(
-        compute_slow=None if rate is None else rate * times.slow,
-        compute_fast=None if rate is None else rate * times.fast,
+        compute_slow=None if rate is None or times is None else rate * times.slow,
+        compute_fast=None if rate is None or times is None else rate * times.fast,
         storage_per_month=None if monthly is None else monthly * stored_bytes / 1e9,
     )
