@@ -74,7 +74,7 @@ def _prefix(maker: PromptMaker, records: Sequence[Task | Conversation]) -> Int32
     sound = [record for record in records if maker.refusal(record) is None]
     try:
         made = [sample.token_ids for sample in maker.make([(number, record) for number, record in enumerate(sound)])]
-    except PromptError:  # a template of the user's own that takes no such puzzle
+    except PromptError:  # no prompt of this kind can be made, as the run will say where it has one
         made = []
     return made[0][: _common(made)] if made else np.empty(0, np.int32)
 
@@ -92,7 +92,7 @@ def _puzzles() -> Iterator[Task]:
         shapes = [(1 + (number * step) % 30, 1 + (number * step + step) % 30) for step in (1, 7, 11, 13)]
         first, *others = (_grid(*shape, first=number + place) for place, shape in enumerate(shapes))
         train = tuple(Pair(first, grid) for grid in others[: 1 + number % 3])
-        yield Task(f"made up {number}", train, (Pair(others[-1], None),))
+        yield Task(f"made up {number}", train, (Pair(others[-1], first),))
 
 
 def _grid(height: int, width: int, first: int) -> Grid:
