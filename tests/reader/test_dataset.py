@@ -131,9 +131,10 @@ def test_workers_are_read_together_in_order_of_their_names(tmp_path: Path, publi
     assert [sample.source for sample in dataset[::4]] == ["tpu_0", "tpu_1"]
 
 
-def test_streams_may_count_alike(tmp_path: Path, form: str) -> None:
+@pytest.mark.parametrize("name", ["dataset_path", "dataset_name", "dataset_split", "column_name"])
+def test_streams_may_count_alike(tmp_path: Path, form: str, name: str) -> None:
     for worker, stream in enumerate(("a", "b")):
-        config = {"dataset_path": f"stream_{worker}.jsonl"}
+        config = {name: f"stream_{worker}.jsonl"}
         write_run(tmp_path / f"tpu_{worker}", of_stream(stream), form, worker_id=worker, config=config)
     assert len(layertap.ActivationDataset(tmp_path)) == 8
 

@@ -5,7 +5,7 @@ folders share numbers, what stands behind the smallest shared one decides, and a
 is read for it:
 
     the first shards have the same checksums                   the same: a copy, or a run made twice
-    else, one fingerprint and other paths of the dataset       other samples: two streams
+    else, one fingerprint and other names of the dataset       other samples: two streams
     else the task, its augmentation and the tokens are read    the same, or not
 
 So the same data extracted twice, with other settings or into another format, is found too. Two
@@ -20,6 +20,7 @@ import numpy as np
 from layertap.errors import DamageError, UsageError
 from layertap.reader.sources import Source
 
+_DATASET = ("dataset_path", "dataset_name", "dataset_config", "dataset_split", "column_name")
 Described = tuple[str, str, Mapping[int, int]]
 """A sample: its task, its origin, and its tokens' ids by their positions."""
 Describe = Callable[[int, int], Described]
@@ -85,7 +86,7 @@ def _same(sources: Sequence[Source], one: int, other: int, shared: int, describe
     a, b = sources[one].manifest, sources[other].manifest
     if [file.crc32c for file in a.shards[0].files] == [file.crc32c for file in b.shards[0].files]:
         return True
-    if a.fingerprint == b.fingerprint and a.config.get("dataset_path") != b.config.get("dataset_path"):
+    if a.fingerprint == b.fingerprint and any(a.config.get(name) != b.config.get(name) for name in _DATASET):
         return False
     return _same_sample(describe(one, shared), describe(other, shared))
 
