@@ -230,3 +230,13 @@ def test_what_was_not_to_be_kept_or_does_not_fit_is_found(kept, column, row, val
 
     outputs.rewrite(kept, FIRST, edit)
     assert any(f"sample 0: {complaint}" in finding for finding in outputs.findings(kept))
+
+
+@pytest.mark.parametrize("names", [["nothing known"], ["cells", "no_prefix"]])
+def test_a_choice_that_labels_do_not_tell_ends_no_check(kept, names):
+    def edit(document):
+        document["identity"]["storage"]["keep_tokens"] = names
+        document["fingerprint"] = fingerprint_of(document["identity"])
+
+    outputs.edit_manifest(kept, edit)
+    assert outputs.findings(kept) == []

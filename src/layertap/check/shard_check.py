@@ -17,7 +17,7 @@ import numpy as np
 from layertap.check.labels import wrong_labels
 from layertap.check.relabel import Relabelling
 from layertap.core.columns import FIRST, SINK_FACTOR, Columns, derived_columns, selected
-from layertap.core.selection import ALL, NO_PREFIX
+from layertap.core.selection import ALL, NAMES, NO_PREFIX
 from layertap.core.taps import Tap
 from layertap.errors import DamageError
 from layertap.objects.base import ObjectStore
@@ -34,6 +34,9 @@ _Told = tuple[int, str, str, int]
 
 # The positions and norms of each sample's tokens at one tap.
 _Norms = dict[int, tuple[np.ndarray, np.ndarray]]
+
+_BY_LABELS = frozenset(NAMES) - {ALL, NO_PREFIX}
+"""What labels alone tell to be kept."""
 
 _ROUNDING = 1e-9
 """How far, relative to their size, sums may differ that another processor made in another order."""
@@ -254,11 +257,11 @@ def _wrong_columns(columns: Columns, special: Set[int], kept: Sequence[str]) -> 
     expected = derived_columns(columns["token_ids"], special)
     if ALL not in kept:
         positions = columns["positions"]
-        if positions[0] < 0 or (np.diff(positions) <= 0).any():
+        if (positions[:1] < 0).any() or (np.diff(positions) <= 0).any():
             yield "positions do not rise from 0 or more"
         expected["positions"] = positions
-        expected["flags"][:1] &= np.uint8(0xFF if positions[0] == 0 else ~FIRST & 0xFF)
-        if NO_PREFIX not in kept and not (chosen := selected(columns, kept)).all():
+        expected["flags"][:1] &= np.where(positions[:1] == 0, np.uint8(0xFF), np.uint8(0xFF & ~FIRST))
+        if _BY_LABELS.issuperset(kept) and not (chosen := selected(columns, kept)).all():
             yield f"the token at position {positions[~chosen][0]} is none of {', '.join(kept)}, which alone are kept"
     for name, values in columns.items():
         wrong = np.flatnonzero(values != expected.get(name, values))

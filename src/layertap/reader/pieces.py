@@ -106,7 +106,7 @@ class Pieces:
         columns = {name: content.column(name, begin, end) for name in config.columns}
         offsets, rows = content.offsets(), np.arange(begin, end)
         samples = np.searchsorted(offsets, rows, side="right") - 1
-        columns["positions"] = content.column("positions", begin, end)
+        columns["positions"] = content.positions(begin, end)
         read = Rows(activations, columns, samples + self._shards.first_samples[shard])
         return read[np.flatnonzero(_kept(content, config, begin, end))] if config.leaves_out else read
 

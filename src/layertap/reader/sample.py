@@ -57,7 +57,7 @@ class ActivationSample:
         """The place of each token in the prompt: 0, 1, 2, ..., but for tokens that were not kept;
         int32 [tokens].
         """
-        return self.column("positions")
+        return self._content.positions(*self._rows)
 
     @cached_property
     def labels(self) -> Labels:

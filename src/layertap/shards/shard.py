@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from layertap.core.columns import NO_LABELS, SINK, SINK_FACTOR, find_sinks, usual_norms
+from layertap.core.selection import ALL
 from layertap.core.taps import Tap
 from layertap.errors import DamageError, UsageError
 from layertap.objects.base import ObjectStore
@@ -77,13 +78,18 @@ class Shard(ABC):
     def column(self, name: str, begin: int, end: int, tap: Tap | None = None) -> np.ndarray:
         """A column at these rows; raises UsageError where the run stored no such column."""
         if name == "positions" and name not in self._manifest.columns:
-            return self._positions(begin, end, tap)
+            return self._counted(begin, end, tap)
         if name not in self._manifest.columns:
             advice = "; it was extracted by a version without labels, extract it again" if name in NO_LABELS else ""
             held = ", ".join(self._manifest.columns)
             raise UsageError(f"{self._store.url}: has no column {name}; it has {held}{advice}")
         values = self._column(name, begin, end, tap)
         return values & ~np.uint8(SINK) if name == "flags" and self._manifest.format_version == 1 else values
+
+    def positions(self, begin: int, end: int) -> np.ndarray:
+        """Where in its prompt each row's token stands; read only where not all tokens were kept."""
+        kept_all = ALL in self._manifest.keep_tokens
+        return self._counted(begin, end, None) if kept_all else self.column("positions", begin, end)
 
     def norms(self, tap: Tap, begin: int, end: int) -> np.ndarray:
         """The Euclidean norm of each row at a tap; float32."""
@@ -107,7 +113,8 @@ class Shard(ABC):
         samples = np.searchsorted(offsets, np.arange(begin, end), side="right") - 1
         return find_sinks(self.norms(tap, begin, end), usual[samples], factor)
 
-    def _positions(self, begin: int, end: int, tap: Tap | None) -> np.ndarray:
+    def _counted(self, begin: int, end: int, tap: Tap | None) -> np.ndarray:
+        """The positions of whole samples."""
         offsets, rows = self.offsets(tap), np.arange(begin, end)
         return (rows - offsets[np.searchsorted(offsets, rows, side="right") - 1]).astype(np.int32)
 
