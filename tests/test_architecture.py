@@ -95,3 +95,15 @@ def _hands_over(path: Path) -> bool:
 def test_bars_are_drawn_by_the_one_class_that_starts_no_thread() -> None:
     assert [path.name for path in FILES if "tqdm" in {name.split(".")[0] for name in _imports(path)}] == ["bar.py"]
     assert Bar.monitor_interval == 0
+
+
+# Files that make JSON of which a hash is taken, or that other processes of the same run read.
+_NOT_WRITTEN = {"extract/windows.py", "extract/hosts.py", "extract/setup.py", "shards/manifest.py"}
+_WRITE_OUTPUT = {"shards", "objects", "check", "view", "extract", "plan", "commands"}
+
+
+@pytest.mark.parametrize("room", sorted(_WRITE_OUTPUT))
+def test_output_is_written_as_strict_json(room: str) -> None:
+    files = [path for path in FILES if _room(path) == room]
+    plain = {path.relative_to(_PACKAGE).as_posix() for path in files if "json.dump" in path.read_text()}
+    assert plain <= _NOT_WRITTEN, "use core.strict_json.dump_json"

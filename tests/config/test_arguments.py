@@ -201,3 +201,24 @@ def test_no_layers_are_not_all_layers(word: str, capsys: pytest.CaptureFixture[s
 def test_a_range_beyond_any_model_is_refused_before_it_is_written_out(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["extract", "--dataset_path", "x", "--layers_to_extract", "0-1000000000"]) == 2
     assert "layer '0-1000000000': is not a layer" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--keep_tokens", "cells", "answer"],
+        ["--keep-tokens", "answer,cells"],
+        ["--keep_tokens", "answer", "--max_tasks", "3", "--keep-tokens=cells", "answer"],
+        ["--keep_tokens=cells", "--keep_tokens=answer", "--max_tasks", "3"],
+    ],
+)
+def test_a_choice_of_tokens_is_the_sum_of_all_that_are_given(words: list[str]) -> None:
+    config = parse(ExtractConfig, ["--dataset_path", "x", *words], prog="extract")
+    assert config.keep_tokens == ("answer", "cells")
+    assert config.max_tasks == (3 if "3" in words else None)
+
+
+@pytest.mark.parametrize(("words", "said"), [(["cell"], "'cell' does not"), ([], "nothing does not")])
+def test_what_names_no_tokens_is_refused_with_what_does(words: list[str], said: str) -> None:
+    with pytest.raises(UsageError, match=f"{said} say which tokens; give one or several of all, cells, answer"):
+        parse(ExtractConfig, ["--dataset_path", "x", "--keep_tokens", *words], prog="extract")

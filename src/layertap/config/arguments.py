@@ -88,11 +88,33 @@ def parse(config_type: type[T], words: Sequence[str], *, prog: str, example: str
     registry = ConstructorRegistry()
     registry.struct_rule(_rule)
     try:
-        return tyro.cli(config_type, prog=prog, args=words, use_underscores=True, registry=registry)
+        return tyro.cli(
+            config_type, prog=prog, args=_gathered(config_type, words), use_underscores=True, registry=registry
+        )
     except SystemExit:
         if example and not {*_HELP}.isdisjoint(words):
             print(f"example:\n  {example}")
         raise
+
+
+def _gathered(config_type: type, words: Sequence[str]) -> Sequence[str]:
+    """The words, where a choice of tokens that is given several times is given once, with all of
+    it; of other flags the last one counts.
+    """
+    for name in (it.name for it in _all_fields(config_type) if SELECTION in _extras(it.annotation)):
+        values, rest, place, within = [], list[str](), None, False
+        for word in words:
+            flag, _, value = word.partition("=")
+            if flag.replace("-", "_") == f"__{name}":
+                within, place = True, len(rest) if place is None else place
+                values += [value] if value else []
+            elif within and not word.startswith("-"):
+                values.append(word)
+            else:
+                within = False
+                rest.append(word)
+        words = words if place is None else [*rest[:place], f"--{name}", *values, *rest[place:]]
+    return words
 
 
 @dataclass(frozen=True)
