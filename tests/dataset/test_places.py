@@ -134,3 +134,18 @@ def test_a_dataset_is_read_from_a_bucket_without_a_question_about_the_bucket(gcs
     gcs.put(BUCKET, "data/tasks.jsonl", demo_tasks.read_bytes())
     read = commands.run(["-c", code], tmp_path)
     assert (read.stdout, read.stderr) == ("10\n", "")
+
+
+def test_a_folder_and_a_pattern_of_a_bucket(gcs, demo_tasks, tmp_path):
+    lines = demo_tasks.read_bytes().splitlines(keepends=True)
+    gcs.put(BUCKET, "data/more/", b"")  # what consoles make of a folder
+    gcs.put(BUCKET, "data/a.jsonl", b"".join(lines[:3]))
+    gcs.put(BUCKET, "data/more/b.jsonl.gz", gzip.compress(b"".join(lines[3:])))
+    gcs.put(BUCKET, "data/notes.md", b"x")
+    code = (
+        "from layertap.dataset import read_records\n"
+        "for url in ('gs://bucket/data', 'gs://bucket/data/*.jsonl', 'gs://bucket/d*'):\n"
+        "    print(len([*read_records(url)]))"
+    )
+    read = commands.run(["-c", code], tmp_path)
+    assert (read.stdout.split(), read.stderr) == (["10", "3", "10"], "")

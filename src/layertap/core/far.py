@@ -105,7 +105,8 @@ def is_absence(url: str, error: FileNotFoundError) -> bool:
 
 
 def _of_status(status: int, said: str, login: str) -> Refusal:
-    shown = f"{status}: {said}" if said else f"{status}"
+    words = said.removesuffix(f", {status}").removeprefix(f"{status} ")
+    shown = f"{status}: {words}" if words else f"{status}"
     if status == 400 and "requester pays" in said.lower():
         return Refusal("payer", "the bucket bills its readers (400); name a project that pays")
     if status == 401:
@@ -142,6 +143,11 @@ def _status(error: BaseException) -> int | None:
 
 def _said(chain: list[BaseException], url: str) -> str:
     """The first words of an error that says more than what was asked for, in one line."""
-    texts = [" ".join(str(one).partition("For more information")[0].split()) for one in chain]
+    texts = [" ".join(_words(one).partition("For more information")[0].split()) for one in chain]
     text = next((text for text in texts if text and not url.endswith(text)), "")
     return text if len(text) <= _WORDS else text[:_WORDS] + "..."
+
+
+def _words(error: BaseException) -> str:
+    message = getattr(error, "message", None)  # aiohttp's own text repeats the URL
+    return message if isinstance(message, str) and message else str(error)

@@ -16,7 +16,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import PurePosixPath
-from types import MappingProxyType
+from types import MappingProxyType, MethodType
 from typing import TYPE_CHECKING, TypeVar
 
 from layertap.core.extras import needed_for
@@ -40,7 +40,7 @@ _FLAGS: Mapping[str, str] = {
 """Flags that may help, by the kind of a refusal."""
 _PAUSES = (1.0, 2.0)
 _CONNECT_SECONDS, _READ_SECONDS = 10, 20
-_TRIES_OF_S3 = 3
+_TRIES = 3
 _PATIENT = ("gs", "gcs", "s3", "s3a")
 """What has libraries that try again by themselves."""
 
@@ -130,7 +130,9 @@ class Place:
                     raise _refusal(self, error) from error
                 time.sleep(pause)
         with _translated(self):
-            return question()
+            answer = question()
+        vars(self.filesystem).pop("_request", None)  # see _limit_tries
+        return answer
 
     @property
     def in_bucket(self) -> bool:
@@ -205,13 +207,27 @@ def locate(path: str, options: Mapping[str, object] = MappingProxyType({})) -> P
     try:
         filesystem, inner = url_to_fs(path, **_patience(path.partition("://")[0]), **options)
         _keep_quiet()
-        if path.startswith(("s3://", "s3a://")):
-            filesystem.retries = _TRIES_OF_S3
+        _limit_tries(filesystem, path.partition("://")[0])
     except ImportError as error:
         raise DatasetError(f"{path}: {error}; it needs {needed_for(path)}") from error
     except (ValueError, OSError) as error:
         raise DatasetError(f"{path}: {error}; give a local path or a URL that an installed fsspec serves") from error
     return Place(path, inner, filesystem)
+
+
+def _limit_tries(filesystem: "AbstractFileSystem", scheme: str) -> None:
+    """Let the library of a bucket try a few times.
+
+    Google's tries six times, which takes half a minute: as long as Google has not answered once,
+    something else is wrong. When it has, `Place._ask` takes the limit away.
+    """
+    if scheme in ("s3", "s3a"):
+        filesystem.retries = _TRIES
+    request = getattr(getattr(type(filesystem), "_request", None), "__wrapped__", None)
+    if scheme in ("gs", "gcs") and request is not None:
+        from gcsfs.retry import retry_request
+
+        filesystem._request = MethodType(retry_request(retries=_TRIES)(request), filesystem)
 
 
 @cache
