@@ -9,7 +9,7 @@ import pytest
 from runs import changed, extract_some, small_run
 
 from layertap.config.extract import ExtractConfig
-from layertap.core.records import BadTask, Document, Pair, Task
+from layertap.core.records import BadTask, Conversation, Document, Pair, Task, TokenList
 from layertap.dataset import open_records, read_hub_records, read_records
 from layertap.demo.tasks import make_tasks, write_tasks
 from layertap.errors import DatasetError, RunMismatchError, UsageError
@@ -110,6 +110,25 @@ def test_a_column_that_is_not_there(tmp_path: Path) -> None:
     name = folder(tmp_path, [{"text": "x", "label": 1}])
     with pytest.raises(UsageError, match=r"--column_name examples: .* has the columns text, label"):
         read(name, column="examples")
+
+
+def test_a_dataset_without_a_known_column_says_which_it_has(tmp_path: Path) -> None:
+    name = folder(tmp_path, [{"id": 1, "content": "x"}])
+    with pytest.raises(
+        DatasetError, match=r"set split train: has the columns id, content, and none of .*--column_name"
+    ):
+        read(name)
+    assert read(name, column="content") == [Document("1", "x")]
+
+
+def test_conversations_and_tokens_of_a_table_are_those_of_lines(tmp_path: Path) -> None:
+    call = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
+    chat = [{"role": "user", "content": "1+1?"}, {"role": "assistant", "content": None, "tool_calls": [call]}]
+    rows = [{"id": "a", "messages": chat, "input_ids": None}, {"id": "b", "messages": None, "input_ids": [1, 2]}]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    records = read(folder(tmp_path, rows))
+    assert records == list(read_records(str(tmp_path / "rows.jsonl")))
+    assert records == [Conversation("a", tuple(chat)), TokenList("b", (1, 2))]
 
 
 def test_a_dataset_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from layertap.core.records import Record
 from layertap.dataset.columns import RawRecords, plain, record_of_row
 from layertap.dataset.records import check_records
 from layertap.dataset.tables import choose_columns
-from layertap.errors import DatasetError, UsageError
+from layertap.errors import BadTaskError, DatasetError, UsageError
 
 _SAVED = ("state.json", "dataset_dict.json")  # what `save_to_disk` leaves
 
@@ -60,6 +60,8 @@ def _rows(name: str, config: str | None, split: str, column: str | None, shown: 
             if streamed.column_names is not None:  # others might be images, which take long to unpack
                 streamed = streamed.select_columns(choose_columns(streamed.column_names, column, shown))
             yield from streamed
+    except BadTaskError as error:
+        raise DatasetError(f"{shown}: {error}") from error
     except failures as error:
         refusal = None if local.exists() else explain(f"hf://{name}", error)
         reason = " ".join(str(error).split()) if refusal is None or refusal.kind == "absent" else refusal.reason
