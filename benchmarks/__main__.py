@@ -23,7 +23,7 @@ from benchmarks.measures import MEASURES
 from benchmarks.workload import Figures, baseline_ids, model_folder, prompt_ids
 from layertap.demo.checkpoint import write_checkpoint
 from layertap.demo.tasks import make_tasks, write_tasks
-from layertap.model.config import read_config
+from layertap.model.families import read_config
 
 Runs = dict[str, list[Figures]]
 

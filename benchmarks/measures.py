@@ -10,7 +10,7 @@ from os import environ
 
 from benchmarks.config import ContenderConfig
 from benchmarks.workload import Figures, extraction, model_folder
-from layertap.model.config import read_config
+from layertap.model.families import read_config
 
 Run = Callable[[ContenderConfig], Figures]
 

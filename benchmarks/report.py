@@ -10,7 +10,7 @@ from typing import Any
 
 from benchmarks.config import BenchmarkConfig, Device
 from benchmarks.machine import versions
-from layertap.model.config import Qwen2Config
+from layertap.model.config import DecoderConfig
 from layertap.plan.planned import causal_pairs, forward_flops
 
 Figures = Mapping[str, float]
@@ -41,14 +41,16 @@ def tokens_per_second(runs: Sequence[Figures]) -> float:
     return statistics.median(run["tokens"] / run["seconds"] for run in runs)
 
 
-def model_gflop(config: Qwen2Config, layers: int, lengths: Sequence[int]) -> float:
+def model_gflop(config: DecoderConfig, layers: int, lengths: Sequence[int]) -> float:
     """What a forward pass over prompts of these lengths must compute at least, in GFLOP: products
     and causal attention.
     """
     return forward_flops(config, layers, sum(lengths), sum(map(causal_pairs, lengths))) / 1e9
 
 
-def gflop_per_token(config: Qwen2Config, kept: Sequence[int], lengths: Mapping[str, Sequence[int]]) -> dict[str, float]:
+def gflop_per_token(
+    config: DecoderConfig, kept: Sequence[int], lengths: Mapping[str, Sequence[int]]
+) -> dict[str, float]:
     """What each contender computes a token, by the lengths of its prompts: Layertap ends at the
     last layer that is kept (none stand for all), transformers never does.
     """

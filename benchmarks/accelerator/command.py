@@ -21,7 +21,7 @@ from benchmarks.accelerator.part import Cases, Figures
 from benchmarks.accelerator.sizes import contender, sizes_of, tasks_file
 from benchmarks.config import ContenderConfig
 from benchmarks.workload import model_folder, seconds_of
-from layertap.model.config import read_config
+from layertap.model.families import read_config
 
 FIRST: Literal["safetensors"] = "safetensors"
 _STEM = "activations-command"

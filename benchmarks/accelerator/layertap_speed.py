@@ -24,8 +24,8 @@ from benchmarks.report import model_gflop
 from benchmarks.workload import seconds_of
 from layertap.extract.step import StepProgram, plan_for, resolve_taps
 from layertap.model.attention import attend_flash
-from layertap.model.config import Qwen2Config
-from layertap.model.qwen2 import ForwardPlan, Qwen2
+from layertap.model.config import DecoderConfig
+from layertap.model.decoder import Decoder, ForwardPlan
 from layertap.model.weights import abstract_model
 
 _BFLOAT16 = np.dtype(jnp.bfloat16)
@@ -49,14 +49,14 @@ def plan_of(config: PartConfig, compute: Dtype, capture_dtype: np.dtype = _BFLOA
     return replace(plan, attend=attend_flash) if compute in config.loop else plan
 
 
-def random_model(shape: Qwen2Config, layers: int) -> Qwen2:
+def random_model(shape: DecoderConfig, layers: int) -> Decoder:
     """A model whose stream neither vanishes nor explodes, made where it is used; one small program
     for each shape.
     """
     leaves, tree = jax.tree.flatten(abstract_model(shape, layers, _BFLOAT16))
     seeds = jax.random.split(jax.random.key(0), len(leaves))
     drawn = [_drawn(seed, leaf.shape, leaf.dtype, layers) for seed, leaf in zip(seeds, leaves, strict=True)]
-    made: Qwen2 = jax.tree.unflatten(tree, drawn)
+    made: Decoder = jax.tree.unflatten(tree, drawn)
     return made
 
 
@@ -67,13 +67,13 @@ def _drawn(seed: jax.Array, shape: tuple[int, ...], dtype: np.dtype, layers: int
     return jax.random.normal(seed, shape, dtype) * jnp.asarray((shape[0] * 2 * layers) ** -0.5, dtype)
 
 
-def tokens_and_gflop(config: PartConfig, shape: Qwen2Config) -> tuple[int, float]:
+def tokens_and_gflop(config: PartConfig, shape: DecoderConfig) -> tuple[int, float]:
     """Real tokens of all steps, and the operations that they need at least."""
     lengths = [len(ids) for _, own in full_steps(config) for ids in own]
     return sum(lengths), model_gflop(shape, shape.num_hidden_layers, lengths)
 
 
-def _speed(config: PartConfig, shape: Qwen2Config, way: str) -> Figures:
+def _speed(config: PartConfig, shape: DecoderConfig, way: str) -> Figures:
     last, plan = shape.num_hidden_layers - 1, plan_of(config, "bfloat16")
     taps = resolve_taps((last,) if way == "last layer" else (), ("residual",), last + 1)
     plan = replace(plan, token_block=None) if way == ALL_TOKENS else plan
@@ -98,7 +98,7 @@ def _speed(config: PartConfig, shape: Qwen2Config, way: str) -> Figures:
     }
 
 
-def run_steps(program: StepProgram, model: Qwen2, given: Sequence[tuple[np.ndarray, np.ndarray]]) -> None:
+def run_steps(program: StepProgram, model: Decoder, given: Sequence[tuple[np.ndarray, np.ndarray]]) -> None:
     """One step computes while the host waits for the one before, as in a run."""
     before = None
     for ids, starts in given:

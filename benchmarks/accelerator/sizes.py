@@ -10,7 +10,7 @@ from benchmarks.accelerator.config import PartConfig
 from benchmarks.config import ContenderConfig, Device
 from benchmarks.workload import prompt_ids
 from layertap.extract.packing import Step, batch_arrays, pack_window
-from layertap.model.config import Qwen2Config, published_config
+from layertap.model.config import DecoderConfig, published_config
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def sizes_of(config: PartConfig) -> Sizes:
     return SIZES[config.platform]
 
 
-def speed_shapes(config: PartConfig) -> dict[str, Qwen2Config]:
+def speed_shapes(config: PartConfig) -> dict[str, DecoderConfig]:
     """The models whose speed is measured, on weights that are drawn on the device."""
     shapes = {size: published_config(size) for size in ("0.5b", "7b")}
     if config.platform == "gpu":
@@ -55,7 +55,7 @@ def speed_shapes(config: PartConfig) -> dict[str, Qwen2Config]:
     return {size: _tiny(shape) for size, shape in shapes.items()}
 
 
-def _tiny(shape: Qwen2Config) -> Qwen2Config:
+def _tiny(shape: DecoderConfig) -> DecoderConfig:
     """Two layers, one key-value head with its group of two, of the same head size; every prompt's
     token is known.
     """

@@ -16,7 +16,7 @@ from benchmarks.accelerator.sizes import full_steps, sizes_of, speed_shapes
 from benchmarks.baselines import Model, Prompts, best_of, last_of, padded_batches, timed
 from benchmarks.device import TORCH_DEVICES
 from layertap.demo.checkpoint import config_json
-from layertap.model.config import Qwen2Config
+from layertap.model.config import DecoderConfig
 
 _WAYS: dict[str, tuple[str, Callable[[Model, Prompts, str], None]]] = {
     "at its best, all layers": ("AutoModel", best_of),
@@ -34,7 +34,7 @@ def cases(config: PartConfig) -> Cases:
     }
 
 
-def _speed(config: PartConfig, shape: Qwen2Config, way: str) -> Figures:
+def _speed(config: PartConfig, shape: DecoderConfig, way: str) -> Figures:
     kind, run = _WAYS[way]
     device = TORCH_DEVICES[config.platform]
     model = _random_model(kind, shape, device)
@@ -53,7 +53,7 @@ def _speed(config: PartConfig, shape: Qwen2Config, way: str) -> Figures:
     }
 
 
-def _random_model(kind: str, shape: Qwen2Config, device: str) -> Model:
+def _random_model(kind: str, shape: DecoderConfig, device: str) -> Model:
     import torch
     import transformers
 

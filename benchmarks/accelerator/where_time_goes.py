@@ -26,7 +26,7 @@ from benchmarks.accelerator.part import Cases, Figures
 from benchmarks.accelerator.sizes import arrays, full_steps, speed_shapes
 from benchmarks.accelerator.timing import milliseconds
 from layertap.extract.step import StepProgram, resolve_taps
-from layertap.model.config import Qwen2Config
+from layertap.model.config import DecoderConfig
 from layertap.model.weights import abstract_model
 
 _BFLOAT16 = np.dtype(jnp.bfloat16)
@@ -48,14 +48,14 @@ def cases(config: PartConfig) -> Cases:
     return found
 
 
-def _program(config: PartConfig, shape: Qwen2Config) -> tuple[StepProgram, Any, tuple[np.ndarray, np.ndarray]]:
+def _program(config: PartConfig, shape: DecoderConfig) -> tuple[StepProgram, Any, tuple[np.ndarray, np.ndarray]]:
     count = shape.num_hidden_layers
     taps = resolve_taps((), ("residual",), count)
     program = StepProgram(abstract_model(shape, count, _BFLOAT16), taps, plan_of(config, "bfloat16"))
     return program, random_model(shape, count), arrays(config, full_steps(config)[0][0])
 
 
-def _pieces(config: PartConfig, shape: Qwen2Config) -> Figures:
+def _pieces(config: PartConfig, shape: DecoderConfig) -> Figures:
     program, model, (ids, starts) = _program(config, shape)
     compiled = program.lower_and_compile((len(ids), len(ids[0])))
     given = [jax.device_put(array) for array in (ids, starts)]
@@ -81,7 +81,7 @@ def _to_host(outputs: tuple[jax.Array, ...]) -> None:
         np.asarray(output)
 
 
-def _attention(config: PartConfig, shape: Qwen2Config, starts: jax.Array) -> float:
+def _attention(config: PartConfig, shape: DecoderConfig, starts: jax.Array) -> float:
     kv_heads, size = shape.num_key_value_heads, shape.head_dim
     group = shape.num_attention_heads // kv_heads
     seeds = jax.random.split(jax.random.key(0), 3)
@@ -91,7 +91,7 @@ def _attention(config: PartConfig, shape: Qwen2Config, starts: jax.Array) -> flo
     return milliseconds(lambda: attend(queries, keys, values, starts))
 
 
-def _products(shape: Qwen2Config, tokens: int) -> float:
+def _products(shape: DecoderConfig, tokens: int) -> float:
     """The four products of a layer, of all tokens at once."""
     heads = shape.num_attention_heads * shape.head_dim
     kernels = (
@@ -110,7 +110,7 @@ def _product(tokens: int, inputs: int, outputs: int) -> float:
     return milliseconds(lambda: product(left, right))
 
 
-def _kernels(config: PartConfig, shape: Qwen2Config) -> Figures:
+def _kernels(config: PartConfig, shape: DecoderConfig) -> Figures:
     program, model, given = _program(config, shape)
     program.harvest(program.dispatch(model, *given))
     with tempfile.TemporaryDirectory(dir=config.work) as folder:

@@ -14,7 +14,8 @@ from safetensors import safe_open
 
 from layertap.demo.checkpoint import WeightTensor, config_json, weight_tensors, write_checkpoint
 from layertap.errors import ModelError, PromptError, UsageError
-from layertap.model.config import published_config, read_config
+from layertap.model.config import published_config
+from layertap.model.families import read_config
 
 SMALL = dataclasses.replace(
     published_config("0.5b"),

@@ -22,7 +22,7 @@ FLOAT32 = np.dtype(np.float32)
 
 
 @pytest.fixture(scope="module")
-def model(tiny_model: Path) -> weights.Qwen2:
+def model(tiny_model: Path) -> weights.Decoder:
     return weights.load(open_checkpoint(str(tiny_model)), 2, jnp.float32)
 
 
@@ -33,7 +33,7 @@ def _arrays() -> tuple[np.ndarray, np.ndarray]:
     return tokens, seg_start
 
 
-def test_what_is_moved_to_pinned_memory_is_the_same(model: weights.Qwen2) -> None:
+def test_what_is_moved_to_pinned_memory_is_the_same(model: weights.Decoder) -> None:
     """As on GPU. tests/plan compiles what TPU programs offload by themselves; no CPU runs it."""
     plan = plan_for("cpu", FLOAT32)
     taps = resolve_taps((), SITES, 2)
@@ -47,7 +47,7 @@ def test_what_is_moved_to_pinned_memory_is_the_same(model: weights.Qwen2) -> Non
             np.testing.assert_array_equal(found[tap][row], expected[tap][row])
 
 
-def test_a_program_is_compiled_once_and_ahead(model: weights.Qwen2) -> None:
+def test_a_program_is_compiled_once_and_ahead(model: weights.Decoder) -> None:
     program = StepProgram(model, (Tap(0, "residual"),), plan_for("cpu", FLOAT32))
     ahead = program.compile((2, 512))
     program.dispatch(model, *_arrays())
@@ -73,7 +73,7 @@ def test_what_is_moved_is_the_narrower_of_compute_and_storage() -> None:
     assert transfer_dtype(jnp.float32, np.float16) == FLOAT32
 
 
-def test_a_whole_step_lowers_for_a_gpu(model: weights.Qwen2) -> None:
+def test_a_whole_step_lowers_for_a_gpu(model: weights.Decoder) -> None:
     taps, plan = resolve_taps((), SITES, 2), plan_for("gpu", np.dtype(jnp.bfloat16))
     numbers = jax.ShapeDtypeStruct((2, 512), jnp.int32)
     abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), model)
@@ -83,7 +83,7 @@ def test_a_whole_step_lowers_for_a_gpu(model: weights.Qwen2) -> None:
     assert lowered.count("attend_packed") >= 2
 
 
-def test_threads_that_compile_end_when_the_program_is_closed(model: weights.Qwen2, monkeypatch) -> None:
+def test_threads_that_compile_end_when_the_program_is_closed(model: weights.Decoder, monkeypatch) -> None:
     threads: set[threading.Thread] = set()
     monkeypatch.setattr(StepProgram, "lower_and_compile", lambda *_: threads.add(threading.current_thread()))
     program = StepProgram(model, (Tap(0, "residual"),), plan_for("cpu", FLOAT32))

@@ -14,6 +14,7 @@ import safetensors.numpy
 from layertap.demo.checkpoint import write_checkpoint
 from layertap.errors import ModelError
 from layertap.model.checkpoint import Checkpoint, open_checkpoint
+from layertap.model.config import published_config
 from layertap.model.weights import tensor_names
 
 INDEX = "model.safetensors.index.json"
@@ -46,7 +47,7 @@ def weight_map(folder: Path) -> dict[str, str]:
 
 
 def identity(folder: Path, num_layers: int = 2) -> str:
-    return open_checkpoint(str(folder)).identity(tensor_names(num_layers))
+    return open_checkpoint(str(folder)).identity(tensor_names(published_config("0.5b"), num_layers))
 
 
 def flip_bit(path: Path, tensor: str, byte: int) -> None:
@@ -86,20 +87,20 @@ def test_a_file_is_no_checkpoint_though_its_path_could_be_a_hub_id(single, monke
 
 
 def test_every_tensor_of_an_undivided_checkpoint_is_in_its_one_file(single):
-    files = open_checkpoint(str(single)).tensor_files(tensor_names(4))
-    assert files == dict.fromkeys(tensor_names(4), single / "model.safetensors")
+    files = open_checkpoint(str(single)).tensor_files(tensor_names(published_config("0.5b"), 4))
+    assert files == dict.fromkeys(tensor_names(published_config("0.5b"), 4), single / "model.safetensors")
 
 
 def test_the_index_says_which_file_holds_a_tensor(several):
-    files = open_checkpoint(str(several)).tensor_files(tensor_names(4))
-    assert files == {name: several / weight_map(several)[name] for name in tensor_names(4)}
+    files = open_checkpoint(str(several)).tensor_files(tensor_names(published_config("0.5b"), 4))
+    assert files == {name: several / weight_map(several)[name] for name in tensor_names(published_config("0.5b"), 4)}
     assert len(set(files.values())) == 5
 
 
 def test_tensors_that_the_index_lacks_are_counted_and_named(several):
-    absent = [name for name in tensor_names(5) if ".4." in name]
+    absent = [name for name in tensor_names(published_config("0.5b"), 5) if ".4." in name]
     with pytest.raises(ModelError, match=rf"{INDEX}: lacks 12 tensors: {', '.join(absent[:5])}$"):
-        open_checkpoint(str(several)).tensor_files(tensor_names(5))
+        open_checkpoint(str(several)).tensor_files(tensor_names(published_config("0.5b"), 5))
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "model-00003-of-00005.safetensors"])
@@ -107,7 +108,7 @@ def test_a_weight_file_that_is_not_there_is_named(single, several, tmp_path, fil
     own = shutil.copytree(single if (single / file).exists() else several, tmp_path / "own")
     (own / file).rename(own / "pytorch_model.bin")
     with pytest.raises(ModelError, match=rf"own/{file}: no such file; Layertap reads safetensors"):
-        open_checkpoint(str(own)).tensor_files(tensor_names(4))
+        open_checkpoint(str(own)).tensor_files(tensor_names(published_config("0.5b"), 4))
 
 
 @pytest.mark.parametrize(
@@ -164,7 +165,9 @@ def test_what_is_not_whole_safetensors_is_refused(own_single, spoil):
 
 def test_neither_the_place_nor_the_files_nor_the_order_of_names_count(single, own_single, several):
     assert identity(own_single) == identity(several) == identity(single)
-    assert open_checkpoint(str(single)).identity(reversed(tensor_names(2))) == identity(single)
+    assert open_checkpoint(str(single)).identity(reversed(tensor_names(published_config("0.5b"), 2))) == identity(
+        single
+    )
 
 
 def test_more_layers_have_another_identity(single):
@@ -174,7 +177,7 @@ def test_more_layers_have_another_identity(single):
 @pytest.mark.parametrize(
     ("name", "byte", "counts"),
     [
-        *((name, 0, True) for name in tensor_names(2)),
+        *((name, 0, True) for name in tensor_names(published_config("0.5b"), 2)),
         ("model.layers.1.post_attention_layernorm.weight", -1, True),
         ("model.layers.1.self_attn.q_proj.bias", -1, True),
         ("model.layers.2.input_layernorm.weight", 0, False),

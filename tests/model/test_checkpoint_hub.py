@@ -12,6 +12,7 @@ import pytest
 from fakes.hub import TOKEN, FakeHub
 
 from layertap.demo.checkpoint import write_checkpoint
+from layertap.model.config import published_config
 from layertap.model.weights import tensor_names
 
 INDEX = "model.safetensors.index.json"
@@ -25,7 +26,7 @@ import json, sys
 from pathlib import Path
 from layertap.errors import ModelError
 from layertap.model.checkpoint import Checkpoint, open_checkpoint
-from layertap.model.config import read_config
+from layertap.model.families import read_config
 
 place, *tensors = sys.argv[1:]
 try:
@@ -75,11 +76,13 @@ def test_a_hub_id_is_opened_with_its_small_files_alone(hub, tmp_path):
 def test_only_weight_files_that_hold_a_needed_tensor_are_downloaded(hub, tmp_path, several):
     run(hub.environment(tmp_path), "demo/tiny")
     hub.requests.clear()
-    opened = run(hub.environment(tmp_path), "demo/tiny", *tensor_names(1))
-    needed = {weight_map(several)[name] for name in tensor_names(1)}
+    opened = run(hub.environment(tmp_path), "demo/tiny", *tensor_names(published_config("0.5b"), 1))
+    needed = {weight_map(several)[name] for name in tensor_names(published_config("0.5b"), 1)}
     assert sorted(hub.downloads()) == sorted(needed)
     assert 0 < len(needed) < 5
-    assert opened["files"] == {name: f"{opened['folder']}/{weight_map(several)[name]}" for name in tensor_names(1)}
+    assert opened["files"] == {
+        name: f"{opened['folder']}/{weight_map(several)[name]}" for name in tensor_names(published_config("0.5b"), 1)
+    }
 
 
 def test_weights_come_from_the_commit_that_the_config_came_from(hub, tmp_path, several):
@@ -117,9 +120,12 @@ def test_what_the_hub_refuses_is_said_in_our_words(hub, tmp_path, case):
 
 
 def test_offline_the_cache_is_enough(hub, tmp_path):
-    online = run(hub.environment(tmp_path), "demo/tiny", *tensor_names(1))
+    online = run(hub.environment(tmp_path), "demo/tiny", *tensor_names(published_config("0.5b"), 1))
     hub.requests.clear()
-    assert run(hub.environment(tmp_path, HF_HUB_OFFLINE="1"), "demo/tiny", *tensor_names(1)) == online
+    assert (
+        run(hub.environment(tmp_path, HF_HUB_OFFLINE="1"), "demo/tiny", *tensor_names(published_config("0.5b"), 1))
+        == online
+    )
     assert hub.requests == []
 
 

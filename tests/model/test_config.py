@@ -5,7 +5,8 @@ import json
 import pytest
 
 from layertap.errors import ModelError
-from layertap.model.config import published_config, read_config
+from layertap.model.config import published_config
+from layertap.model.families import read_config
 
 # As Qwen/Qwen2.5-0.5B publishes it, less what no reader of activations needs.
 PUBLISHED = {
@@ -103,16 +104,16 @@ def test_null_is_as_good_as_absent(tmp_path, optional):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model_type": "llama"}, r"model_type is 'llama'; Layertap runs 'qwen2'"),
+        ({"model_type": "qwen2_moe"}, r"model_type is 'qwen2_moe'; Layertap runs qwen2, qwen3, llama, "),
         ({"model_type": None}, r"model_type is None"),
         ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, r"weights are quantised \(gptq\)"),
         ({"quantization_config": {"bits": 4}}, r"weights are quantised \(unknown\)"),
-        ({"use_sliding_window": True}, r"sliding-window attention is switched on"),
-        ({"layer_types": ["full_attention", "sliding_attention"]}, r"sliding-window attention is switched on"),
-        ({"hidden_act": "gelu"}, r"hidden_act is 'gelu'; Qwen 2.5 uses 'silu'"),
-        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, r"rope scaling of type 'dynamic'"),
-        ({"rope_parameters": PLAIN_ROPE, "rope_scaling": YARN}, r"rope scaling of type 'yarn'"),
-        ({"rope_parameters": YARN, "rope_scaling": PLAIN_ROPE}, r"rope scaling of type 'yarn'"),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, r"layer_types has 2 entries for 24 layers"),
+        ({"layer_types": ["chunked_attention"] * 24}, r"others than full and sliding attention"),
+        ({"hidden_act": "gelu"}, r"hidden_act is 'gelu'; Layertap has silu"),
+        ({"dual_chunk_attention_config": {"chunk_size": 9}}, "asks for dual chunk attention"),
+        ({"rope_scaling": {"type": "mrope", "factor": 2.0}}, r"rope scaling of type 'mrope'"),
+        ({"rope_scaling": {"type": "yarn", "factor": "4"}}, r"factor is '4', not a positive number"),
         ({"rope_theta": 0}, "rope_theta is 0, not a positive number"),
         ({"rope_theta": 1e6, "rope_parameters": {"rope_theta": 1e4}}, "rope_theta is given twice, and differs"),
         ({"num_attention_heads": 15}, r"15 attention heads cannot share 2 key-value heads evenly"),
@@ -135,6 +136,20 @@ def test_null_is_as_good_as_absent(tmp_path, optional):
 def test_what_layertap_does_not_run_is_refused_by_name(tmp_path, change, message):
     with pytest.raises(ModelError, match=message):
         read(tmp_path, {**PUBLISHED, **change})
+
+
+@pytest.mark.parametrize("places", [{"rope_scaling": YARN}, {"rope_parameters": YARN, "rope_scaling": PLAIN_ROPE}])
+def test_scaling_is_found_in_either_place_and_makes_the_context_longer(tmp_path, places):
+    config = read(tmp_path, {**PUBLISHED, **places})
+    assert (config.rope_of(0).kind, config.rope_of(0).factor, config.rope_of(0).theta) == ("yarn", 4.0, 1e6)
+    assert (config.context, read(tmp_path, PUBLISHED).context) == (131_072, 32_768)
+
+
+def test_the_upper_layers_have_the_window_that_is_switched_on(tmp_path):
+    config = read(tmp_path, {**PUBLISHED, "use_sliding_window": True, "max_window_layers": 20, "sliding_window": 64})
+    assert [config.window(layer) for layer in (0, 19, 20, 23)] == [None, None, 64, 64]
+    listed = ["full_attention", "sliding_attention"] * 12
+    assert read(tmp_path, {**PUBLISHED, "layer_types": listed, "sliding_window": 64}).windows == (None, 64) * 12
 
 
 @pytest.mark.parametrize("layer_types", [None, ["full_attention"] * 24])

@@ -20,7 +20,7 @@ from layertap.core.taps import Tap
 from layertap.demo.checkpoint import write_checkpoint
 from layertap.extract.step import plan_for
 from layertap.model.config import published_config
-from layertap.model.qwen2 import multiply
+from layertap.model.decoder import multiply
 
 _CACHED = Path(__file__).resolve().parents[2] / ".pytest_cache" / "real-model"
 

@@ -10,9 +10,9 @@ import torch
 import transformers
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RotaryEmbedding
 
-from layertap.model.config import Qwen2Config, published_config
+from layertap.model.config import DecoderConfig, Rope, published_config
+from layertap.model.decoder import rotation
 from layertap.model.frequencies import inverse_frequencies
-from layertap.model.qwen2 import rotation
 
 _THETAS = [*(digit * 10.0**power for digit in (1, 2, 2.5, 5, 8) for power in range(3, 9)), *(10.0 ** np.arange(-2, 30))]
 _DRAWN = [float(theta) for theta in 10 ** np.random.default_rng(14).uniform(0, 10, 200)]
@@ -41,7 +41,7 @@ def test_frequencies_have_the_bits_of_transformers(head_dim: int) -> None:
     wrong = [
         theta
         for theta in (*_THETAS, *_DRAWN)
-        if different_bits(inverse_frequencies(head_dim, theta), theirs(head_dim, theta)).any()
+        if different_bits(inverse_frequencies(head_dim, Rope(theta)), theirs(head_dim, theta)).any()
     ]
     assert not wrong
 
@@ -54,15 +54,15 @@ def test_frequencies_that_do_not_fill_vectors(head_dim: int) -> None:
     """
     allowed = 0 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 2
     for theta in (*_THETAS, *_DRAWN):
-        assert different_bits(inverse_frequencies(head_dim, theta), theirs(head_dim, theta)).max() <= allowed
+        assert different_bits(inverse_frequencies(head_dim, Rope(theta)), theirs(head_dim, theta)).max() <= allowed
 
 
 @pytest.mark.parametrize("size", ["0.5b", "7b"])
 @pytest.mark.parametrize("theta", [1e4, 1e6])
 def test_the_compiled_rotation_has_the_angles_of_transformers(size: str, theta: float) -> None:
-    config: Qwen2Config = replace(published_config(size), rope_theta=theta)
+    config: DecoderConfig = replace(published_config(size), rope_theta=theta)
     positions = np.concatenate([np.arange(300), np.arange(8000, 8192)]).astype(np.int32)
-    given = jax.jit(lambda positions: rotation(positions, config.head_dim, config.rope_theta))(
+    given = jax.jit(lambda positions: rotation(positions, config.head_dim, config.rope_of(0)))(
         jnp.asarray(positions[None])
     )
     angles = positions.astype(np.float32)[:, None] * theirs(config.head_dim, config.rope_theta)

@@ -16,7 +16,7 @@ from layertap.model import weights
 from layertap.model.attention import attend_dense
 from layertap.model.checkpoint import open_checkpoint
 from layertap.model.config import published_config
-from layertap.model.qwen2 import ForwardPlan
+from layertap.model.decoder import ForwardPlan
 
 _CONFIG = replace(
     published_config("0.5b"),

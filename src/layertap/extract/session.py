@@ -22,8 +22,8 @@ from layertap.extract.hosts import Hosts
 from layertap.extract.step import StepProgram, plan_for, transfer_dtype
 from layertap.model import weights
 from layertap.model.checkpoint import Checkpoint
+from layertap.model.decoder import Decoder
 from layertap.model.mesh import auto_shape, make_mesh, parse_mesh, weight_bytes
-from layertap.model.qwen2 import Qwen2
 
 _ALONE = Hosts()
 
@@ -92,7 +92,7 @@ class Session:
     def __init__(self) -> None:
         self._opened: OpenedModel | None = None
         self._program: StepProgram | None = None
-        self._weights: Qwen2 | None = None
+        self._weights: Decoder | None = None
 
     def program(self, opened: OpenedModel) -> StepProgram:
         """The programs for `opened`; nothing is compiled yet where they are new."""
@@ -105,7 +105,7 @@ class Session:
         return self._program
 
     @contextmanager
-    def loading(self, opened: OpenedModel) -> Iterator[Future[Qwen2]]:
+    def loading(self, opened: OpenedModel) -> Iterator[Future[Decoder]]:
         """The weights for the last `program`; a thread reads them while the block runs.
 
         A block that ends early (a bad task, Ctrl-C) waits for the tensor that is being read, and
@@ -118,7 +118,7 @@ class Session:
             finally:
                 abandoned.set()
 
-    def _load(self, opened: OpenedModel, abandoned: threading.Event) -> Qwen2:
+    def _load(self, opened: OpenedModel, abandoned: threading.Event) -> Decoder:
         if self._weights is None:
             needs = opened.checkpoint, opened.num_layers, opened.compute_dtype, opened.mesh
             self._weights = weights.load(*needs, abandoned)

@@ -45,7 +45,7 @@ from layertap.extract.session import OpenedModel, open_model
 from layertap.extract.step import resolve_taps
 from layertap.model import weights
 from layertap.model.checkpoint import open_checkpoint
-from layertap.model.config import MODEL_TYPE, Qwen2Config
+from layertap.model.config import DecoderConfig
 from layertap.objects import open_store
 from layertap.objects.retry import Retry
 from layertap.shards.encode import ShardFormat
@@ -110,7 +110,10 @@ def prepare(config: ExtractConfig, hosts: Hosts = _ALONE) -> Setup:
     maker = prompt_maker(config, checkpoint)
     dtypes = _DTYPES[config.compute_dtype], _DTYPES[config.stored_as]
     model = open_model(checkpoint, taps, *dtypes, config.mesh, hosts)
-    rules, kept = window_rules(config, hosts, model.devices), kept_tokens(config.keep_tokens, maker)
+    rules, kept = (
+        window_rules(config, hosts, model.devices, checkpoint.config.context),
+        kept_tokens(config.keep_tokens, maker),
+    )
     prompts = Prompts(partial(read_dataset, config), maker, rules, kept)
     config = replace(config, batch_size=prompts.rules.batch_size)
     shard_format = format_of_shards(config, checkpoint.config, taps)
@@ -122,7 +125,7 @@ def prepare(config: ExtractConfig, hosts: Hosts = _ALONE) -> Setup:
         config=_plain(asdict(config) | {"storage_dtype": config.stored_as}),
         worker_id=config.worker,
         model_path=config.model_path,
-        model_type=MODEL_TYPE,
+        model_type=checkpoint.config.model_type,
         special_ids=tuple(sorted(maker.tokenizer.special_ids)),
         format=config.format,
         taps=shard_format.taps,
@@ -154,7 +157,7 @@ def for_part(setup: Setup, part: Part) -> Setup:
     )
 
 
-def resolve_run_taps(config: RunConfig, model: Qwen2Config) -> tuple[Tap, ...]:
+def resolve_run_taps(config: RunConfig, model: DecoderConfig) -> tuple[Tap, ...]:
     """The taps that `config` asks for; raises ModelError for layers that `model` lacks."""
     num_layers = model.num_hidden_layers
     impossible = [layer for layer in config.layers_to_extract if layer >= num_layers]
@@ -167,7 +170,7 @@ def resolve_run_taps(config: RunConfig, model: Qwen2Config) -> tuple[Tap, ...]:
     return resolve_taps(layers, tuple(dict.fromkeys(config.activation_type)), num_layers)
 
 
-def format_of_shards(config: RunConfig, model: Qwen2Config, taps: tuple[Tap, ...]) -> ShardFormat:
+def format_of_shards(config: RunConfig, model: DecoderConfig, taps: tuple[Tap, ...]) -> ShardFormat:
     """How the run's shards are written."""
     sites = list(dict.fromkeys(config.activation_type))
     by_site = sorted(taps, key=lambda tap: sites.index(tap.site))
@@ -187,7 +190,7 @@ def _identity(config: ExtractConfig, model: OpenedModel, prompts: Prompts, shard
         "layertap": layertap.__version__,
         "backend": backend.description(),
         "model": {
-            "weights": model.checkpoint.identity(weights.tensor_names(model.num_layers)),
+            "weights": model.checkpoint.identity(weights.tensor_names(model.checkpoint.config, model.num_layers)),
             "compute_dtype": config.compute_dtype,
         },
         "layers": list(shard_format.layers),

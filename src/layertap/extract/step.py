@@ -35,8 +35,8 @@ from layertap.errors import DeviceError
 from layertap.extract import backend
 from layertap.model.attention_gpu import attend_triton
 from layertap.model.attention_tpu import attend_splash
+from layertap.model.decoder import Decoder, ForwardPlan
 from layertap.model.mesh import ROWS, partition_model, placed
-from layertap.model.qwen2 import ForwardPlan, Qwen2
 
 # 16,384 tokens of 72B at once would need 4 GB for the MLP's intermediate values alone; 2,048 keep
 # any chip busy.
@@ -49,7 +49,7 @@ HostOutputs = Mapping[Tap, Mapping[int, Float[np.ndarray, "length _"]]]
 
 
 def run_step(
-    model: Qwen2,
+    model: Decoder,
     token_ids: Int[Array, "rows length"],
     seg_start: Int[Array, "rows length"],
     *,
@@ -58,7 +58,7 @@ def run_step(
 ) -> Outputs:
     """The activations at `taps`, [rows, length, width of the site] each in `plan.capture_dtype`."""
 
-    def forward(model: Qwen2, token_ids: Array, seg_start: Array) -> Outputs:
+    def forward(model: Decoder, token_ids: Array, seg_start: Array) -> Outputs:
         return model(token_ids, seg_start, taps=taps, plan=plan)
 
     if plan.mesh is None:
@@ -77,7 +77,7 @@ class StepProgram:
     and its rows are those of all hosts side by side.
     """
 
-    def __init__(self, abstract: Qwen2, taps: tuple[Tap, ...], plan: ForwardPlan) -> None:
+    def __init__(self, abstract: Decoder, taps: tuple[Tap, ...], plan: ForwardPlan) -> None:
         self._abstract = placed(abstract, plan.mesh)
         self._taps = taps
         self._plan = plan
@@ -102,7 +102,7 @@ class StepProgram:
 
     def dispatch(
         self,
-        model: Qwen2,
+        model: Decoder,
         token_ids: Int32[np.ndarray, "rows length"],
         seg_start: Int32[np.ndarray, "rows length"],
     ) -> Outputs:

@@ -30,7 +30,7 @@ from layertap.extract.progress import Progress
 from layertap.extract.session import OpenedModel, Session
 from layertap.extract.step import HostOutputs, Outputs, StepProgram
 from layertap.extract.windows import Position, Window, WindowRules
-from layertap.model.qwen2 import Qwen2
+from layertap.model.decoder import Decoder
 
 _POLL_SECONDS = 0.005
 _ALL_TOKENS = KeptTokens()
@@ -90,7 +90,7 @@ def _compile_ahead(agreements: Iterator[Agreed], program: StepProgram, progress:
 
 
 def _dispatch(
-    agreements: Iterator[Agreed], program: StepProgram, weights: Qwen2, progress: Progress
+    agreements: Iterator[Agreed], program: StepProgram, weights: Decoder, progress: Progress
 ) -> Iterator[_Flight]:
     """Start the steps."""
     for current in agreements:

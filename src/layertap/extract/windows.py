@@ -106,6 +106,7 @@ class WindowRules:
     ladder: tuple[int, ...]
     batch_size: int
     longest: int
+    """How many tokens a sample may have."""
     overlong: Overlong
     on_bad_task: Literal["error", "skip"]
     machine_id: int
@@ -114,6 +115,8 @@ class WindowRules:
     """Devices of this host that share the rows of its steps."""
     first_sample_idx: int = 0
     """Samples of the whole dataset before the first record."""
+    context: int | None = None
+    """How many positions the model knows, where it says so."""
 
 
 def read_windows(
@@ -146,9 +149,17 @@ def read_windows(
 
 def _told(sample: Sample, rules: WindowRules) -> str:
     return (
-        f"task {sample.task_id}, sample {sample.sample_idx}: {sample.tokens} tokens, but --max_seq_length is"
+        f"task {sample.task_id}, sample {sample.sample_idx}: {sample.tokens} tokens, but"
+        f" {'the model knows positions up to' if rules.longest == rules.context else '--max_seq_length is'}"
         f" {rules.longest}"
     )
+
+
+def _way_out(sample: Sample, rules: WindowRules) -> str:
+    raised = [] if rules.longest == rules.context else ["raise it"]
+    if sample.origin.get("augmentation") is not None:
+        return ", ".join([*raised, "show fewer pairs with --max_train_pairs", "or pass --overlong skip"])
+    return ", ".join([*raised, "or pass --overlong skip, truncate or split"]).removeprefix("or ")
 
 
 class _Tally:
@@ -245,7 +256,7 @@ class _Tally:
     def _list_overlong(self, sample: Sample) -> None:
         rules = self._rules
         if rules.overlong == "error":
-            raise OverlongError(f"{_told(sample, rules)}; raise it, or pass --overlong skip, truncate or split")
+            raise OverlongError(f"{_told(sample, rules)}; {_way_out(sample, rules)}")
         if rules.overlong == "split":
             raise OverlongError(
                 f"{_told(sample, rules)}: an ARC prompt is not split; raise --max_seq_length, or show fewer pairs with"

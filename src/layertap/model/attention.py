@@ -1,7 +1,8 @@
 """Causal attention over packed rows.
 
 One int32 array says who sees whom: token q of a row attends to token k where seg_start[q] <= k <=
-q. Padding tokens carry their own index, attend to themselves alone, and so never make a NaN.
+q. It never falls inside a row. A window is such an array too, in which the start moves on with q.
+Padding tokens carry their own index, attend to themselves alone, and so never make a NaN.
 
 Shapes (one legend for the package `model`):
 
@@ -47,9 +48,12 @@ _ONES = 16
 _MASKED = -1e30
 
 
-def attend_dense(queries: Queries, keys: Keys, values: Keys, seg_start: SegStart) -> Float[Array, "B T K G D"]:
+def attend_dense(
+    queries: Queries, keys: Keys, values: Keys, seg_start: SegStart, *, cap: float | None = None
+) -> Float[Array, "B T K G D"]:
     """Attention by its definition. Memory grows with B * heads * T * T."""
     scores = jnp.einsum("bqkgd,bskd->bkgqs", queries, keys, preferred_element_type=jnp.float32, precision=_of(queries))
+    scores = _capped(scores, cap)
     index = jnp.arange(queries.shape[1])
     visible = (index[None, None, :] >= seg_start[:, :, None]) & (index[None, None, :] <= index[None, :, None])
     weights = jax.nn.softmax(jnp.where(visible[:, None, None], scores, _MASKED), axis=-1).astype(values.dtype)
@@ -57,12 +61,14 @@ def attend_dense(queries: Queries, keys: Keys, values: Keys, seg_start: SegStart
     return mixed.astype(values.dtype)
 
 
-def attend_flash(queries: Queries, keys: Keys, values: Keys, seg_start: SegStart) -> Float[Array, "B T K G D"]:
+def attend_flash(
+    queries: Queries, keys: Keys, values: Keys, seg_start: SegStart, *, cap: float | None = None
+) -> Float[Array, "B T K G D"]:
     """The same as `attend_dense`, block by block.
 
     T must be a multiple of `BLOCK`, or no larger than it.
     """
-    return lax.map(lambda row: _attend_row(*row), (queries, keys, values, seg_start))
+    return lax.map(lambda row: _attend_row(*row, cap=cap), (queries, keys, values, seg_start))
 
 
 def _attend_row(
@@ -70,6 +76,8 @@ def _attend_row(
     keys: Float[Array, "T K D"],
     values: Float[Array, "T K D"],
     seg_start: Int[Array, " T"],
+    *,
+    cap: float | None,
 ) -> Float[Array, "T K G D"]:
     tokens, kv_heads, group, size = queries.shape
     block = min(BLOCK, tokens)
@@ -86,7 +94,7 @@ def _attend_row(
         def fold(softmax: _Softmax, first: Int[Array, ""], count: int, *, masked: bool) -> _Softmax:
             k = lax.dynamic_slice_in_dim(by_head_k, first, count, axis=1)
             v = lax.dynamic_slice_in_dim(by_head_v, first, count, axis=1)
-            scores = _heads_product(q, k, contract=2)
+            scores = _capped(_heads_product(q, k, contract=2), cap)
             if masked:
                 columns = first + jnp.arange(count)
                 visible = (columns[None, :] >= starts[:, None]) & (columns[None, :] <= rows[:, None])
@@ -113,6 +121,10 @@ def _attend_row(
 
     blocks = lax.map(query_block, jnp.arange(tokens // block))  # [T/q, K, G, q, D]
     return blocks.transpose(0, 3, 1, 2, 4).reshape(tokens, kv_heads, group, size)
+
+
+def _capped(scores: Array, cap: float | None) -> Array:
+    return scores if cap is None else cap * jnp.tanh(scores / cap)
 
 
 # The running maximum of scores, and the running weighted sum of values and of ones.

@@ -17,7 +17,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,10 +30,16 @@ from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNot
 from safetensors import SafetensorError, safe_open
 
 from layertap.errors import ModelError
-from layertap.model.config import Qwen2Config, read_config
+from layertap.model.config import DecoderConfig
+from layertap.model.families import read_config
 
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
+_PARTS = "model-*-of-*.safetensors"
+_PREFIXES = ("model.", "", "model.language_model.", "language_model.model.", "language_model.")
+_ADAPTER = "adapter_config.json"
+_EMBEDDING = "model.embed_tokens.weight"
+_HEADS = ("lm_head.weight", "language_model.lm_head.weight")
 _SMALL_FILES = ["config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", _INDEX]
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
@@ -75,27 +81,45 @@ class Checkpoint:
 
     folder: Path
     hub_id: str | None
-    config: Qwen2Config
+    config: DecoderConfig
 
     def tensor_files(self, names: Iterable[str]) -> dict[str, Path]:
         """The safetensors file of each tensor, fetched first where the checkpoint is on the Hub.
 
         Raises ModelError if there is none, or if the index lacks tensors; it names the first five.
         """
+        return {name: path for name, (path, _) in self._places(names).items()}
+
+    def _places(self, names: Iterable[str]) -> dict[str, tuple[Path, str]]:
+        """The file of each tensor, and what it is called there."""
         wanted = list(names)
         index = self._weight_map()
         if index is None:
-            index = dict.fromkeys(wanted, _SINGLE)
-        _refuse_missing(self.folder / _INDEX, [name for name in wanted if name not in index])
-        files = sorted({index[name] for name in wanted})
+            self._fetch([_SINGLE])
+            index = dict.fromkeys(_names_in(self.folder / _SINGLE), _SINGLE)
+            stored = {name: _stored_name(name, index, tied=self.config.tie_word_embeddings) or name for name in wanted}
+            return {name: (self.folder / _SINGLE, stored[name]) for name in wanted}
+        found = {name: _stored_name(name, index, tied=self.config.tie_word_embeddings) for name in wanted}
+        _refuse_missing(self.folder / _INDEX, [name for name, stored in found.items() if stored is None])
+        places = {name: (self.folder / index[stored], stored) for name, stored in found.items() if stored is not None}
+        self._fetch(sorted({path.name for path, _ in places.values()}))
+        return places
+
+    def _fetch(self, files: list[str]) -> None:
+        """Make sure that these files are in the folder."""
         if self.hub_id is not None:
             _download(self.hub_id, files, commit=self.folder.name)
         for path in (self.folder / file for file in files):
             if not path.exists():
                 raise ModelError(
                     f"{path}: no such file; Layertap reads safetensors (model.safetensors, or an index of several)"
+                    + self._instead()
                 )
-        return {name: self.folder / index[name] for name in wanted}
+
+    def _instead(self) -> str:
+        """What other weights the folder holds, for a message."""
+        others = sorted(path.name for path in self.folder.glob("pytorch_model*.bin"))
+        return f"; {others[0]} is there: save the model once more with transformers, which writes it" if others else ""
 
     @contextmanager
     def open_tensors(self, names: Iterable[str]) -> Iterator[dict[str, Tensor]]:
@@ -103,14 +127,15 @@ class Checkpoint:
 
         Raises ModelError as `tensor_files` does, and for a file that is not whole safetensors.
         """
-        files = self.tensor_files(names)
+        places = self._places(names)
         with ExitStack() as stack:
-            opened = {path: stack.enter_context(_open_safetensors(path)) for path in sorted(set(files.values()))}
+            paths = sorted({path for path, _ in places.values()})
+            opened = {path: stack.enter_context(_open_safetensors(path)) for path in paths}
             held = {path: set(file.keys()) for path, file in opened.items()}
             yield {
-                name: Tensor(name, path, opened[path].get_slice(name))
-                for name, path in files.items()
-                if name in held[path]
+                name: Tensor(name, path, opened[path].get_slice(stored))
+                for name, (path, stored) in places.items()
+                if stored in held[path]
             }
 
     def identity(self, names: Iterable[str]) -> str:
@@ -128,9 +153,15 @@ class Checkpoint:
         return digest.hexdigest()
 
     def _weight_map(self) -> dict[str, str] | None:
+        """Tensor -> file, or None where one file has all: as in transformers, where it is there, it
+        counts, and not an index beside it.
+        """
         path = self.folder / _INDEX
-        if not path.exists():
+        if (self.folder / _SINGLE).exists():
             return None
+        if not path.exists():
+            parts = sorted(self.folder.glob(_PARTS)) if self.hub_id is None else []
+            return {name: part.name for part in parts for name in _names_in(part)} or None
         try:
             index: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
             misplaced = [file for file in index.values() if Path(file).name != file]
@@ -148,11 +179,21 @@ def open_checkpoint(model_path: str) -> Checkpoint:
     """
     path = os.path.expanduser(model_path)  # os.path says no where pathlib raises: an unknown user, no permission
     if os.path.isdir(path):
+        _refuse_adapter(Path(path))
         return Checkpoint(Path(path), None, read_config(Path(path)))
     if os.path.exists(path) or not _HUB_ID.fullmatch(model_path):
         raise ModelError(f"--model_path {model_path}: neither a folder nor a Hub id such as Qwen/Qwen2.5-0.5B")
     fetched = _download(model_path, _SMALL_FILES)
     return Checkpoint(fetched, model_path, read_config(fetched))
+
+
+def _refuse_adapter(folder: Path) -> None:
+    """Where there is one, transformers applies it, and gives other activations than the model."""
+    if (folder / _ADAPTER).exists():
+        raise ModelError(
+            f"{folder}: has an adapter beside the model ({_ADAPTER}); merge it into the weights with peft's"
+            " `merge_and_unload`, or move it away to read the model without it"
+        )
 
 
 def _download(hub_id: str, files: list[str], commit: str | None = None) -> Path:
@@ -185,6 +226,24 @@ def _open_safetensors(path: Path) -> safe_open:
         raise ModelError(
             f"{path}: is not a whole safetensors file ({error}); fetch it again, with `git lfs pull` if it came by git"
         ) from error
+
+
+def _names_in(path: Path) -> list[str]:
+    with _open_safetensors(path) as file:
+        return list(file.keys())
+
+
+def _stored_name(name: str, stored: Container[str], *, tied: bool) -> str | None:
+    """What a tensor is called in a checkpoint with these names; None where it is not there.
+
+    Checkpoints of the bare decoder leave `model.` out, those of models with images put a part
+    before it, and tied embeddings may be there as the head alone.
+    """
+    inner = name.removeprefix("model.")
+    names = [f"{prefix}{inner}" for prefix in _PREFIXES]
+    if name == _EMBEDDING and tied:
+        names += _HEADS
+    return next((candidate for candidate in names if candidate in stored), None)
 
 
 def _refuse_missing(place: Path, names: list[str]) -> None:

@@ -16,8 +16,12 @@ both; for others we do as AVX512 does.
 Not taken: torch itself, which is no dependency of ours. numpy only, no JAX.
 """
 
+import math
+
 import numpy as np
 from jaxtyping import Float32
+
+from layertap.model.config import Rope
 
 Floats = Float32[np.ndarray, "..."] | np.float32
 Double = tuple[Floats, Floats]  # a value and a correction below its last bit; their sum is what is meant
@@ -34,13 +38,61 @@ _LN2_EXACT = (np.float32(-0.693145751953125), np.float32(-1.428606765330187e-06)
 _LOG2_E = np.float32(1.4426950408889634)
 
 
-def inverse_frequencies(head_dim: int, theta: float) -> Float32[np.ndarray, " half"]:
-    """What one position adds to the angle of each pair of a head's values."""
+def inverse_frequencies(head_dim: int, rope: Rope) -> Float32[np.ndarray, " half"]:
+    """What one position adds to the angle of each pair of a head's values, of which `head_dim` are
+    turned.
+
+    The steps and their rounding are those of `transformers.modeling_rope_utils`.
+    """
+    powers = _powers(head_dim, rope.theta)
+    plain = np.float32(1) / powers
+    match rope.kind:
+        case "default":
+            return plain
+        case "linear":
+            return plain / np.float32(rope.factor)
+        case "longrope":
+            return np.float32(1) / (np.array(rope.factors, np.float32) * powers)
+        case "llama3":
+            return _slowed(plain, rope)
+        case "yarn":
+            kept = 1 - _ramp(head_dim, rope)
+            return np.float32(1) / (np.float32(rope.factor) * powers) * (1 - kept) + plain * kept
+
+
+def _slowed(plain: Float32[np.ndarray, " half"], rope: Rope) -> Float32[np.ndarray, " half"]:
+    """Llama 3.1's: long wavelengths are slowed by the factor, short ones not, some in between."""
+    low, high, factor = (np.float32(it) for it in (rope.low_frequency_factor, rope.high_frequency_factor, rope.factor))
+    context = np.float32(rope.original_context)
+    wavelength = np.float32(2 * math.pi) / plain
+    slowed = np.where(wavelength > context / low, plain / factor, plain)
+    smooth = (context / wavelength - low) / (high - low)
+    passing = (1 - smooth) * slowed / factor + smooth * slowed
+    between = (wavelength >= context / high) & (wavelength <= context / low)
+    return np.where(between, passing, slowed).astype(np.float32)
+
+
+def _ramp(dim: int, rope: Rope) -> Float32[np.ndarray, " half"]:
+    """YaRN's: how much of each pair's frequency is slowed, from 0 for fast ones to 1."""
+
+    def pair_of(turns: float) -> float:
+        return dim * math.log(rope.original_context / (turns * 2 * math.pi)) / (2 * math.log(rope.theta))
+
+    low, high = pair_of(rope.beta_fast), pair_of(rope.beta_slow)
+    if rope.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, dim - 1)
+    high += 0.001 if low == high else 0
+    places = np.arange(dim // 2, dtype=np.float32)
+    return np.clip((places - np.float32(low)) / np.float32(high - low), 0, 1).astype(np.float32)
+
+
+def _powers(head_dim: int, theta: float) -> Float32[np.ndarray, " half"]:
     exponents = np.arange(0, head_dim, 2).astype(np.float32) / np.float32(head_dim)
     filled = len(exponents) // _TOGETHER * _TOGETHER
     base = np.float32(theta)
     rest = [base**exponent for exponent in exponents[filled:]]  # of scalars numpy computes powers by the C library
-    return np.float32(1) / np.concatenate([_power(base, exponents[:filled]), np.array(rest, np.float32)])
+    return np.concatenate([_power(base, exponents[:filled]), np.array(rest, np.float32)])
 
 
 def _power(base: np.float32, exponents: Float32[np.ndarray, " n"]) -> Float32[np.ndarray, " n"]:

@@ -30,7 +30,8 @@ from layertap.extract.setup import format_of_shards, resolve_run_taps
 from layertap.extract.step import transfer_dtype
 from layertap.model import weights
 from layertap.model.checkpoint import Checkpoint, open_checkpoint
-from layertap.model.config import Qwen2Config, published_config, read_config
+from layertap.model.config import DecoderConfig, published_config
+from layertap.model.families import read_config
 from layertap.model.mesh import MeshShape, auto_shape, parse_mesh, weight_bytes
 from layertap.plan.accelerators import Accelerator
 from layertap.shards.encode import ShardFormat
@@ -57,7 +58,7 @@ class PlannedRun:
     """A run, resolved as far as its shapes go."""
 
     config: PlanConfig
-    model: Qwen2Config
+    model: DecoderConfig
     taps: tuple[Tap, ...]
     form: ShardFormat
 
@@ -100,7 +101,7 @@ def planned_run(config: PlanConfig) -> PlannedRun:
     return PlannedRun(config, model, taps, format_of_shards(config, model, taps))
 
 
-def model_config(model: str) -> Qwen2Config:
+def model_config(model: str) -> DecoderConfig:
     """The shape of a checkpoint folder, a Hub id, or a published size, of which no file is needed.
 
     Raises ModelError where there is no such model or it is not a Qwen 2.5.
@@ -112,14 +113,14 @@ def model_config(model: str) -> Qwen2Config:
     return open_checkpoint(model).config
 
 
-def layer_products(config: Qwen2Config) -> int:
+def layer_products(config: DecoderConfig) -> int:
     """Elements of one layer's kernels, each of which is multiplied once for a token."""
     heads = config.num_attention_heads * config.head_dim
     qkv = heads + 2 * config.num_key_value_heads * config.head_dim
     return config.hidden_size * (qkv + heads + 3 * config.intermediate_size)
 
 
-def forward_flops(config: Qwen2Config, layers: int, tokens: float, attended: float) -> float:
+def forward_flops(config: DecoderConfig, layers: int, tokens: float, attended: float) -> float:
     """Operations of `layers` layers on tokens with `attended` (query, key) pairs."""
     heads = config.num_attention_heads * config.head_dim
     return 2.0 * layers * (layer_products(config) * tokens + 2 * heads * attended)
@@ -155,7 +156,7 @@ def run_weight_bytes(run: PlannedRun) -> int:
 
 
 @cache
-def _bytes_of(model: Qwen2Config, layers: int, dtype: np.dtype) -> int:
+def _bytes_of(model: DecoderConfig, layers: int, dtype: np.dtype) -> int:
     """Kept: the shapes of a large model take a second, and each number of rows is asked about."""
     return weight_bytes(weights.abstract_model(model, layers, dtype))
 

@@ -32,7 +32,6 @@ from layertap.extract.packing import Step, pack_window
 from layertap.extract.step import Shape
 from layertap.extract.windows import Position, WindowRules, read_windows
 from layertap.model.checkpoint import Checkpoint
-from layertap.model.config import MODEL_TYPE
 from layertap.plan.accelerators import TYPICAL_MEAN, TYPICAL_MEDIAN, TYPICAL_TEXT_BYTES
 from layertap.plan.planned import causal_pairs
 from layertap.shards.encode import ShardFormat, write_samples
@@ -106,9 +105,9 @@ def count_dataset(
     kept = kept_tokens(config.keep_tokens, maker)
     tallies, outputs, seconds = [], [], 0.0
     for index in range(hosts):
-        rules = window_rules(config, Hosts(index, hosts), devices)
+        rules = window_rules(config, Hosts(index, hosts), devices, checkpoint.config.context)
         windows = read_windows(read_dataset(config), maker, rules, Position())
-        manifest = blank_manifest(config, form, maker.tokenizer.special_ids)
+        manifest = blank_manifest(config, checkpoint.config.model_type, form, maker.tokenizer.special_ids)
         output, tally = OutputCounter(form, manifest, config.shard_bytes, rules.longest), _Tally()
         begun, left = time.monotonic(), config.max_tokens_total or sys.maxsize
         while left > 0 and (window := next(windows, None)) is not None:
@@ -229,7 +228,7 @@ def _workload(hosts: Sequence[_Tally], part: float = 1.0) -> Workload:
     )
 
 
-def blank_manifest(config: PlanConfig, form: ShardFormat, special_ids: frozenset[int]) -> Manifest:
+def blank_manifest(config: PlanConfig, model_type: str, form: ShardFormat, special_ids: frozenset[int]) -> Manifest:
     """The run's manifest as far as shards repeat it; any fingerprint has 64 digits."""
     return Manifest(
         fingerprint="0" * 64,
@@ -237,7 +236,7 @@ def blank_manifest(config: PlanConfig, form: ShardFormat, special_ids: frozenset
         config={},
         worker_id=config.worker,
         model_path=config.model_path,
-        model_type=MODEL_TYPE,
+        model_type=model_type,
         special_ids=tuple(sorted(special_ids)),
         format=form.name,
         taps=form.taps,

@@ -1,6 +1,8 @@
-"""The Qwen 2.5 decoder in Flax NNX, up to the last tap and no further.
+"""A decoder in Flax NNX, up to the last tap and no further: Qwen 2.5, and the families like it.
 
-Source: `transformers.models.qwen2.modeling_qwen2`, layer for layer. What differs, and why:
+Source: `transformers.models.qwen2.modeling_qwen2`, layer for layer; where another family differs, a
+field of `DecoderConfig` says so, and its file in `families/` names the source. What differs from
+transformers, and why:
 
 - No final norm, LM head, key-value cache or layer above the last tap: nothing here generates.
 - Query, key and value are one product, gate and up another: fewer, larger products run faster.
@@ -29,7 +31,7 @@ from jaxtyping import Array, Float, Int
 
 from layertap.core.taps import Site, Tap
 from layertap.model.attention import Attend, Keys, Queries, attend_flash
-from layertap.model.config import Qwen2Config
+from layertap.model.config import DecoderConfig, Rope
 from layertap.model.frequencies import inverse_frequencies
 from layertap.model.mesh import look_up, whole
 
@@ -99,23 +101,29 @@ class RMSNorm(nnx.Module):
         self.scale = nnx.Param(jnp.ones((size,), jnp.float32))
         self.epsilon = epsilon
 
-    def __call__(self, x: Hidden) -> Hidden:
+    def __call__(self, x: Float[Array, "B T ... size"]) -> Float[Array, "B T ... size"]:
         """Normalise the last dimension."""
         mean_square = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
-        return x * lax.rsqrt(mean_square + self.epsilon) * self.scale[...][None, None, :]
+        return x * lax.rsqrt(mean_square + self.epsilon) * jnp.expand_dims(self.scale[...], tuple(range(x.ndim - 1)))
 
 
 class Attention(nnx.Module):
     """Grouped-query attention with rotary positions; `Qwen2Attention`."""
 
-    def __init__(self, config: Qwen2Config, dtype: DTypeLike) -> None:
+    def __init__(self, config: DecoderConfig, layer: int, dtype: DTypeLike) -> None:
         self.kv_heads = config.num_key_value_heads
         self.group = config.num_attention_heads // config.num_key_value_heads
         self.head_dim = config.head_dim
         query_size = config.num_attention_heads * config.head_dim
         outputs = query_size + 2 * self.kv_heads * config.head_dim
-        self.qkv = Projection(config.hidden_size, outputs, dtype, bias=True)
-        self.out = Projection(query_size, config.hidden_size, dtype)
+        self.qkv = Projection(config.hidden_size, outputs, dtype, bias=config.qkv_bias)
+        self.out = Projection(query_size, config.hidden_size, dtype, bias=config.output_bias)
+        self.query_norm, self.key_norm = (
+            RMSNorm(config.head_dim, config.rms_norm_eps) if config.head_norms else None for _ in range(2)
+        )
+        self.query_scale = config.head_dim**-0.5 if config.query_scale is None else config.query_scale
+        self.window = config.window(layer)
+        self.score_cap = config.score_cap
 
     def project(self, x: Hidden, angles: "Rotation", terms: int | None) -> tuple[Queries, Keys, Keys]:
         """Queries (rotated and scaled), keys (rotated) and values, in the kernel's dtype."""
@@ -124,9 +132,20 @@ class Attention(nnx.Module):
         heads = self.kv_heads * self.group
         qkv = self.qkv(x, terms).reshape(rows, tokens, heads + 2 * self.kv_heads, self.head_dim)
         query, key, value = jnp.split(qkv, (heads, heads + self.kv_heads), axis=2)
-        query = (rotate(query, angles) * self.head_dim**-0.5).astype(dtype)
+        if self.query_norm is not None and self.key_norm is not None:
+            query, key = self.query_norm(query), self.key_norm(key)
+        query = (rotate(query, angles) * self.query_scale).astype(dtype)
         query = query.reshape(rows, tokens, self.kv_heads, self.group, self.head_dim)
         return query, rotate(key, angles).astype(dtype), value.astype(dtype)
+
+    def mix(self, query: Queries, key: Keys, value: Keys, seg_start: Int[Array, "B T"], attend: Attend) -> Queries:
+        """What each head gathers; a window moves on where the tokens that a token sees begin."""
+        if self.window is not None:
+            first = jnp.arange(seg_start.shape[1], dtype=seg_start.dtype) - (self.window - 1)
+            seg_start = jnp.maximum(seg_start, first[None, :])
+        if self.score_cap is None:
+            return attend(query, key, value, seg_start)
+        return attend(query, key, value, seg_start, cap=self.score_cap)  # type: ignore[call-arg]
 
     def side_by_side(self, mixed: Queries) -> Captured:
         """The heads' results in the order of the query heads."""
@@ -137,23 +156,29 @@ class Attention(nnx.Module):
 class MLP(nnx.Module):
     """SwiGLU; `Qwen2MLP`."""
 
-    def __init__(self, config: Qwen2Config, dtype: DTypeLike) -> None:
-        self.gate_up = Projection(config.hidden_size, 2 * config.intermediate_size, dtype)
-        self.down = Projection(config.intermediate_size, config.hidden_size, dtype)
+    def __init__(self, config: DecoderConfig, dtype: DTypeLike) -> None:
+        self.gate_up = Projection(config.hidden_size, 2 * config.intermediate_size, dtype, bias=config.mlp_bias)
+        self.down = Projection(config.intermediate_size, config.hidden_size, dtype, bias=config.mlp_bias)
+        self.activation = config.activation
 
     def neurons(self, x: Hidden, terms: int | None) -> Captured:
         """What goes into the last product: the gated neurons."""
         gate, up = jnp.split(self.gate_up(x, terms), 2, axis=-1)
-        return jax.nn.silu(gate) * up
+        return (jax.nn.silu(gate) if self.activation == "silu" else jax.nn.gelu(gate, approximate=True)) * up
 
 
 class DecoderLayer(nnx.Module):
     """One layer; `Qwen2DecoderLayer`."""
 
-    def __init__(self, config: Qwen2Config, dtype: DTypeLike) -> None:
-        self.attention_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.attention = Attention(config, dtype)
-        self.mlp_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+    def __init__(self, config: DecoderConfig, layer: int, dtype: DTypeLike) -> None:
+        def norm() -> RMSNorm:
+            return RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+        self.attention_norm = norm()
+        self.attention = Attention(config, layer, dtype)
+        self.after_attention = norm() if config.norms_after else None
+        self.mlp_norm = norm()
+        self.after_mlp = norm() if config.norms_after else None
         self.mlp = MLP(config, dtype)
 
     def __call__(
@@ -188,6 +213,8 @@ class DecoderLayer(nnx.Module):
             read: Read = {"heads": heads}
             if depth >= _DEPTH["attn"]:
                 attended = self.attention.out(heads, plan.terms)
+                if self.after_attention is not None:
+                    attended = self.after_attention(attended)
                 x = x + attended
                 read |= {"attn": attended, "residual_mid": x}
             if depth >= _DEPTH["mlp_in"]:
@@ -198,6 +225,8 @@ class DecoderLayer(nnx.Module):
                 read["neurons"] = neurons
             if depth >= _DEPTH["mlp"]:
                 transformed = self.mlp.down(neurons, plan.terms)
+                if self.after_mlp is not None:
+                    transformed = self.after_mlp(transformed)
                 x = x + transformed
                 read |= {"mlp": transformed, "residual": x}
             return x, kept(read)
@@ -206,18 +235,21 @@ class DecoderLayer(nnx.Module):
         if not projected:
             return x, read
         query, key, value = projected
-        x, read_after = in_blocks(after, plan.token_block, x, plan.attend(query, key, value, seg_start))
+        x, read_after = in_blocks(
+            after, plan.token_block, x, self.attention.mix(query, key, value, seg_start, plan.attend)
+        )
         return x, read | read_after
 
 
-class Qwen2(nnx.Module):
-    """The first layers of a Qwen 2.5 decoder; zeros until weights are loaded (`weights.load`)."""
+class Decoder(nnx.Module):
+    """The first layers of a decoder; zeros until weights are loaded (`weights.load`)."""
 
-    def __init__(self, config: Qwen2Config, num_layers: int, dtype: DTypeLike) -> None:
-        self.head_dim = config.head_dim
-        self.rope_theta = config.rope_theta
+    def __init__(self, config: DecoderConfig, num_layers: int, dtype: DTypeLike) -> None:
+        self.rotary_dim = config.rotary_dim or config.head_dim
+        self.ropes = tuple(config.rope_of(layer) for layer in range(num_layers))
+        self.embedding_scale = config.embedding_scale
         self.embedding = nnx.Param(jnp.zeros((config.vocab_size, config.hidden_size), dtype))
-        self.layers = nnx.List([DecoderLayer(config, dtype) for _ in range(num_layers)])
+        self.layers = nnx.List([DecoderLayer(config, layer, dtype) for layer in range(num_layers)])
 
     def __call__(
         self, token_ids: Int[Array, "B T"], seg_start: Int[Array, "B T"], *, taps: tuple[Tap, ...], plan: ForwardPlan
@@ -232,7 +264,9 @@ class Qwen2(nnx.Module):
             plan = replace(plan, terms=None)
         x = look_up(self.embedding[...], token_ids, plan.mesh).astype(jnp.float32)
         positions = jnp.arange(seg_start.shape[1], dtype=seg_start.dtype)[None, :] - seg_start
-        angles = rotation(positions, self.head_dim, self.rope_theta)
+        if self.embedding_scale != 1:
+            x = x * self.embedding_scale
+        angles = {rope: rotation(positions, self.rotary_dim, rope) for rope in dict.fromkeys(self.ropes)}
         captured: dict[tuple[int, Site], Captured] = {}
         before = x
         beyond = (len(self.layers), "residual_in")  # the input of a layer that is not run
@@ -241,7 +275,14 @@ class Qwen2(nnx.Module):
             gathered = whole(layer, plan.mesh, after=before)
             before = x
             wide = widened(gathered, after=x) if plan.widen else gathered
-            x, read = wide(x, angles, seg_start, plan, sites, last=index == len(self.layers) - 1 and beyond not in taps)
+            x, read = wide(
+                x,
+                angles[self.ropes[index]],
+                seg_start,
+                plan,
+                sites,
+                last=index == len(self.layers) - 1 and beyond not in taps,
+            )
             x, read = _handed_over(x, read, plan)
             captured |= {(index, site): value for site, value in read.items()}
         if beyond in taps:
@@ -328,18 +369,25 @@ Half = Float[Array, "B T half"]
 Rotation = tuple[Half, Half]
 
 
-def rotation(positions: Int[Array, "B T"], head_dim: int, theta: float) -> Rotation:
+def rotation(positions: Int[Array, "B T"], rotary_dim: int, rope: Rope) -> Rotation:
     """Cosines and sines of the rotary angles (Su et al. 2021); `Qwen2RotaryEmbedding`.
 
     float32 because bfloat16 cannot tell position 257 from 256.
     """
-    frequencies = inverse_frequencies(head_dim, theta)  # on the host: the device's powers have other last bits
+    frequencies = inverse_frequencies(rotary_dim, rope)  # on the host: the device's powers have other last bits
     angles = positions.astype(jnp.float32)[:, :, None] * frequencies[None, None, :]
-    return jnp.cos(angles), jnp.sin(angles)
+    if rope.attention_factor == 1:
+        return jnp.cos(angles), jnp.sin(angles)
+    return jnp.cos(angles) * rope.attention_factor, jnp.sin(angles) * rope.attention_factor
 
 
 def rotate(x: Float[Array, "B T N D"], angles: Rotation) -> Float[Array, "B T N D"]:
-    """Turn each head's pairs (x[i], x[i + D/2]) by the token's angles; `apply_rotary_pos_emb`."""
+    """Turn each head's pairs (x[i], x[i + D/2]) by the token's angles; `apply_rotary_pos_emb`.
+
+    Where there are fewer angles than pairs, the last values of a head stay as they are.
+    """
     cosine, sine = (part[:, :, None, :] for part in angles)
-    first, second = jnp.split(x, 2, axis=-1)
-    return jnp.concatenate([first * cosine - second * sine, second * cosine + first * sine], axis=-1)
+    half = cosine.shape[-1]
+    first, second, rest = jnp.split(x, (half, 2 * half), axis=-1)
+    turned = [first * cosine - second * sine, second * cosine + first * sine]
+    return jnp.concatenate([*turned, rest] if rest.shape[-1] else turned, axis=-1)

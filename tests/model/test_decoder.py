@@ -20,7 +20,7 @@ from layertap.model import weights
 from layertap.model.attention import Attend, attend_dense, attend_flash
 from layertap.model.checkpoint import open_checkpoint
 from layertap.model.config import published_config
-from layertap.model.qwen2 import ForwardPlan
+from layertap.model.decoder import ForwardPlan
 
 _LIKE_0_5B = replace(published_config("0.5b"), intermediate_size=1216, num_hidden_layers=3, vocab_size=1024)
 _LIKE_7B = replace(published_config("7b"), intermediate_size=2368, num_hidden_layers=2, vocab_size=1024)

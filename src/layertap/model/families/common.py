@@ -1,0 +1,24 @@
+"""What the files of several families read alike."""
+
+from collections.abc import Sequence
+
+from layertap.model.config import Activation
+from layertap.model.config_file import ConfigFile
+
+_ACTIVATIONS: dict[str, Activation] = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh"}
+
+
+def require_activation(file: ConfigFile, usual: str, key: str = "hidden_act") -> Activation:
+    """The MLP's activation; raises ModelError where it is none that Layertap has."""
+    named = file.raw.get(key) or usual
+    if named not in _ACTIVATIONS:
+        file.refuse(f"{key} is {named!r}; Layertap has {', '.join(_ACTIVATIONS)}")
+    return _ACTIVATIONS[str(named)]
+
+
+def windows_by_type(file: ConfigFile, windowed: Sequence[bool], usual: int = 4096) -> tuple[int | None, ...]:
+    """The window of each layer, by `layer_types` where the file has them, else by `windowed`."""
+    types = file.layer_types()
+    has = [kind == "sliding_attention" for kind in types] if types else list(windowed)
+    size = file.whole("sliding_window") or usual
+    return tuple(size if own else None for own in has) if any(has) else ()

@@ -1,0 +1,69 @@
+"""Gemma 2, and the text part of Gemma 3.
+
+Source: `transformers.models.gemma2` and `gemma3`. Embeddings are multiplied by the square root of
+their width, norms store their scale less 1 and come behind attention and MLP too, and layers with a
+window take turns with layers without. Gemma 2 caps the scores of attention (what it caps behind the
+last layer no tap reads). Gemma 3 has norms on each head's queries and keys, and rotary positions of
+another base in the layers with a window.
+"""
+
+import math
+
+from layertap.model.config import DecoderConfig, Rope
+from layertap.model.config_file import ConfigFile
+from layertap.model.families.common import require_activation, windows_by_type
+
+
+def read_gemma2(file: ConfigFile) -> DecoderConfig:
+    """The shape that a `config.json` of model_type gemma2 says."""
+    layers = file.sizes()["num_hidden_layers"]
+    rope = file.rope()
+    cap = file.raw.get("attn_logit_softcapping", 50.0)
+    windows = windows_by_type(file, [layer % 2 == 0 for layer in range(layers)])
+    return _read(file, "gemma2", rope, windows, score_cap=None if cap is None else float(cap))
+
+
+def read_gemma3(file: ConfigFile) -> DecoderConfig:
+    """The same of model_type gemma3_text."""
+    every = file.raw.get("sliding_window_pattern") or file.raw.get("_sliding_window_pattern") or 6
+    layers = file.sizes()["num_hidden_layers"]
+    windows = windows_by_type(file, [(layer + 1) % every != 0 for layer in range(layers)])
+    by_type = file.mapping("rope_parameters")
+    if "full_attention" in by_type:  # as transformers 5 writes it
+        rope, local = (
+            ConfigFile(
+                file.path, {**file.raw, "rope_theta": None, "rope_scaling": None, "rope_parameters": by_type.get(kind)}
+            ).rope(usual)
+            for kind, usual in (("full_attention", 1e6), ("sliding_attention", 1e4))
+        )
+    else:
+        rope, local = file.rope(1e6), Rope(file.number("rope_local_base_freq", 1e4))
+    if file.raw.get("attn_logit_softcapping") is not None:
+        file.refuse("attn_logit_softcapping is set, which no Gemma 3 has")
+    return _read(file, "gemma3_text", rope, windows, local_rope=local, head_norms=True)
+
+
+def _read(
+    file: ConfigFile, model_type: str, rope: Rope, windows: tuple[int | None, ...], **peculiar: object
+) -> DecoderConfig:
+    usual = {"head_dim": 256} | {key: value for key, value in file.raw.items() if value is not None}
+    sizes = ConfigFile(file.path, usual).sizes()
+    if file.flag("use_bidirectional_attention", False):
+        file.refuse("asks for attention to later tokens, which Layertap does not implement")
+    biased = file.flag("attention_bias", False)
+    return DecoderConfig(
+        **sizes,
+        rope_theta=rope.theta,
+        rope=None if rope.kind == "default" else rope,
+        tie_word_embeddings=file.flag("tie_word_embeddings", True),
+        model_type=model_type,
+        qkv_bias=biased,
+        output_bias=biased,
+        offset_norms=True,
+        norms_after=True,
+        activation=require_activation(file, "gelu_pytorch_tanh", "hidden_activation"),
+        embedding_scale=math.sqrt(sizes["hidden_size"]),
+        query_scale=file.number("query_pre_attn_scalar", 256.0) ** -0.5,
+        windows=windows,
+        **peculiar,  # type: ignore[arg-type]
+    )

@@ -1,0 +1,32 @@
+"""Phi-3 and Phi-4 (mini): query, key and value are one tensor, and so are gate and up.
+
+Source: `transformers.models.phi3`. The releases for 128k tokens scale their rotary frequencies by
+`longrope`, with other factors for sequences longer than the original context. Layertap has the
+factors for shorter ones, so longer prompts count as overlong.
+"""
+
+from layertap.model.config import DecoderConfig
+from layertap.model.config_file import ConfigFile
+from layertap.model.families.common import require_activation, windows_by_type
+
+
+def read_phi3(file: ConfigFile) -> DecoderConfig:
+    """The shape that a `config.json` of model_type phi3 says."""
+    sizes, rope = file.sizes(), file.rope()
+    share = max(
+        [float(file.mapping(key).get("partial_rotary_factor", 0)) for key in ("rope_parameters", "rope_scaling")]
+        + [float(file.raw.get("partial_rotary_factor") or 0)]
+    )
+    has_window = file.raw.get("sliding_window") is not None
+    return DecoderConfig(
+        **sizes,
+        rope_theta=rope.theta,
+        rope=None if rope.kind == "default" else rope,
+        rotary_dim=int(sizes["head_dim"] * share) if 0 < share < 1 else None,
+        tie_word_embeddings=file.flag("tie_word_embeddings", False),
+        model_type="phi3",
+        qkv_bias=False,
+        fused=True,
+        activation=require_activation(file, "silu"),
+        windows=windows_by_type(file, [has_window] * sizes["num_hidden_layers"]),
+    )

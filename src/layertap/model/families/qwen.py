@@ -1,0 +1,48 @@
+"""Qwen 2 and 2.5 (also Coder, Math, QwQ and R1-Distill-Qwen), and dense Qwen 3.
+
+Source: `transformers.models.qwen2` and `qwen3`. Qwen 2 has biases on query, key and value. Qwen 3
+has none, but a norm on each head's queries and keys. Both may give the upper layers a window
+(`use_sliding_window`), which no release has switched on. The 1M releases come with dual chunk
+attention, which transformers does not have either: refused by name.
+"""
+
+from layertap.model.config import DecoderConfig
+from layertap.model.config_file import ConfigFile
+from layertap.model.families.common import require_activation, windows_by_type
+
+
+def read_qwen2(file: ConfigFile) -> DecoderConfig:
+    """The shape that a `config.json` of model_type qwen2 says."""
+    return _read(file, "qwen2", qkv_bias=True, output_bias=False)
+
+
+def read_qwen3(file: ConfigFile) -> DecoderConfig:
+    """The same of model_type qwen3."""
+    biased = file.flag("attention_bias", False)
+    file = ConfigFile(
+        file.path, {"head_dim": 128} | {key: value for key, value in file.raw.items() if value is not None}
+    )
+    return _read(file, "qwen3", qkv_bias=biased, output_bias=biased, head_norms=True)
+
+
+def _read(file: ConfigFile, model_type: str, **peculiar: bool) -> DecoderConfig:
+    if file.mapping("dual_chunk_attention_config"):
+        file.refuse("asks for dual chunk attention, which Layertap does not implement; give a release without it")
+    rope = file.rope()
+    return DecoderConfig(
+        **file.sizes(),
+        rope_theta=rope.theta,
+        rope=None if rope.kind == "default" else rope,
+        tie_word_embeddings=file.flag("tie_word_embeddings", False),
+        model_type=model_type,
+        activation=require_activation(file, "silu"),
+        windows=windows_by_type(file, _windowed(file)),
+        **peculiar,  # type: ignore[arg-type]
+    )
+
+
+def _windowed(file: ConfigFile) -> list[bool]:
+    """Which layers have the window, where the file does not list them."""
+    first = file.raw.get("max_window_layers", 28) if file.flag("use_sliding_window", False) else None
+    layers = range(file.sizes()["num_hidden_layers"])
+    return [first is not None and layer >= first for layer in layers]
