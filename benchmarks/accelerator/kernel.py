@@ -94,12 +94,12 @@ def _compare(config: PartConfig, size: str, dtype: str, attend: Attend) -> Figur
     return _measured(_inputs(config, size, dtype, packed_starts), dtype, attend)
 
 
-def _whole_rows(config: PartConfig, size: str, attend: Attend) -> Figures:
+def _whole_rows(config: PartConfig, size: str, attend: Callable[..., jax.Array]) -> Figures:
     inputs = _inputs(config, size, "bfloat16", lambda rows, tokens: np.zeros((rows, tokens), np.int32))
     return _measured(inputs, "bfloat16", attend)
 
 
-def _measured(inputs: Inputs, dtype: str, attend: Attend) -> Figures:
+def _measured(inputs: Inputs, dtype: str, attend: Callable[..., jax.Array]) -> Figures:
     compiled: list[Any] = []
     compiling = seconds_of(lambda: compiled.append(jax.jit(attend).lower(*inputs).compile()))
     mixed = compiled[0](*inputs)

@@ -14,7 +14,7 @@ from safetensors import safe_open
 
 from layertap.demo.checkpoint import WeightTensor, config_json, weight_tensors, write_checkpoint
 from layertap.errors import ModelError, PromptError, UsageError
-from layertap.model.config import published_config
+from layertap.model.config import DecoderConfig, published_config
 from layertap.model.families import read_config
 
 SMALL = dataclasses.replace(
@@ -141,9 +141,11 @@ def test_a_config_survives_being_written_and_read(tmp_path, shape):
 
 
 def test_the_config_is_read_as_the_one_transformers_would_make(tmp_path):
-    shape = dataclasses.asdict(published_config("72b"))
-    (tmp_path / "config.json").write_text(json.dumps(config_json(published_config("72b"), "bfloat16")))
-    theta, _ = shape.pop("rope_theta"), shape.pop("head_dim")
+    written = config_json(published_config("72b"), "bfloat16")
+    (tmp_path / "config.json").write_text(json.dumps(written))
+    names = {field.name for field in dataclasses.fields(DecoderConfig)} & written.keys() - {"model_type"}
+    shape = {name: written[name] for name in names}
+    theta = shape.pop("rope_theta")
     own = transformers.Qwen2Config(
         **shape,
         architectures=["Qwen2ForCausalLM"],

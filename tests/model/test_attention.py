@@ -3,6 +3,8 @@
 That they compile for TPUs is shown in tests/plan; for GPUs they are lowered to Triton here.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -111,6 +113,23 @@ def test_kernels_equal_dense_in_rows_of_several_of_the_largest_blocks(attend: At
     np.testing.assert_allclose(mixed, attend_dense(*inputs, starts), rtol=1e-5, atol=2e-6)
 
 
+@pytest.mark.parametrize("attend", [attend_flash, attend_splash, attend_triton])
+@pytest.mark.parametrize(("window", "cap"), [(1, None), (100, None), (300, 2.0), (None, 2.0)])
+def test_kernels_have_windows_and_caps(attend: Attend, window: int | None, cap: float | None) -> None:
+    inputs, starts = _inputs(512, 2, 2, 64, jnp.float32), _packed(512)
+    more = {} if attend is attend_flash else {"interpret": True}
+    mixed = attend(*inputs, starts, window=window, cap=cap, **more)
+    expected = attend_dense(*inputs, starts, window=window, cap=cap)
+    np.testing.assert_allclose(mixed, expected, rtol=1e-5, atol=2e-6)
+    assert not np.allclose(expected, attend_dense(*inputs, starts), atol=1e-3)
+
+
+def test_a_window_is_so_many_tokens_with_the_token_itself() -> None:
+    query, key, value = _inputs(128, 1, 1, 64, jnp.float32)
+    mixed = attend_dense(query, key, value, jnp.zeros((2, 128), jnp.int32), window=1)
+    np.testing.assert_allclose(mixed[:, :, 0, 0], value[:, :, 0], rtol=1e-6)
+
+
 @both
 def test_kernels_equal_dense_in_bfloat16(attend: Attend) -> None:
     inputs, starts = _inputs(512, 2, 7, 64, jnp.bfloat16), _packed(512)
@@ -155,6 +174,8 @@ def test_the_gpu_kernel_lowers_to_triton(size: str, tokens: int, dtype: jnp.dtyp
     starts = jax.ShapeDtypeStruct((4, tokens), jnp.int32)
     lowered = lowered_for_gpu(attend_triton, queries, keys, keys, starts)
     assert "attend_packed" in lowered
+    capped = lowered_for_gpu(partial(attend_triton, window=1000, cap=50.0), queries, keys, keys, starts)
+    assert "attend_packed" in capped
     assert "triton" in lowered
 
 

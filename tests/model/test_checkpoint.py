@@ -115,10 +115,11 @@ def test_a_weight_file_that_is_not_there_is_named(single, several, tmp_path, fil
     "index",
     ["{", "[]", "{}", '{"weight_map": []}', '{"weight_map": {"a": 5}}', '{"weight_map": {"a": "../a.safetensors"}}'],
 )
-def test_a_malformed_index_is_refused(own_single, index):
-    (own_single / INDEX).write_text(index)
+def test_a_malformed_index_is_refused(several, tmp_path, index):
+    own = shutil.copytree(several, tmp_path / "own")
+    (own / INDEX).write_text(index)
     with pytest.raises(ModelError, match=rf"own/{INDEX}: .*(is not a safetensors index|is not the name of a file)"):
-        open_checkpoint(str(own_single)).tensor_files([EMBEDDING])
+        open_checkpoint(str(own)).tensor_files([EMBEDDING])
 
 
 # --- tensors

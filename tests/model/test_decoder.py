@@ -97,7 +97,7 @@ def test_widened_bfloat16_weights_give_what_float32_gives(tmp_path: Path) -> Non
     truth = forward.activations(tmp_path, ids, plan())
     widened = forward.activations(tmp_path, ids, plan(widen=True), "bfloat16")
     rounded = forward.activations(tmp_path, ids, plan(), "bfloat16")
-    for tap in truth.keys() - {Tap(0, "residual_in")}:  # embeddings are not computed
+    for tap in truth.keys() - {Tap(0, "residual_in"), Tap(0, "attn_in")}:  # no product comes before these
         assert huggingface.relative_errors(widened[tap], truth[tap]).max() < 1e-5
         assert huggingface.relative_errors(rounded[tap], truth[tap]).max() > 1e-4
 

@@ -19,10 +19,15 @@ from layertap.model.attention import attend_dense, attend_flash
 from layertap.model.checkpoint import open_checkpoint
 from layertap.model.decoder import ForwardPlan
 
+# In these each peculiarity is found once; all of them in `make test-slow`.
+_QUICK = ("qwen3", "llama-3.1", "gemma2", "phi3-partial")
 _TOKENS = 700  # longer than every window, and than the context of before scaling
 
 
-@pytest.fixture(scope="module", params=list(families.FAMILIES))
+@pytest.fixture(
+    scope="module",
+    params=[name if name in _QUICK else pytest.param(name, marks=pytest.mark.slow) for name in families.FAMILIES],
+)
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp(request.param)
     families.write_family(path, request.param)
@@ -42,7 +47,7 @@ def _plan(attend=attend_flash) -> ForwardPlan:
     return ForwardPlan(np.dtype(np.float32), attend)
 
 
-@pytest.mark.parametrize("attend", [attend_flash, attend_dense])
+@pytest.mark.parametrize("attend", [attend_flash, pytest.param(attend_dense, marks=pytest.mark.slow)])
 def test_float32_is_within_1e_4_of_transformers(folder: Path, attend) -> None:
     truth, values = truth_of(folder), forward.activations(folder, _ids(_TOKENS), _plan(attend))
     assert set(values) == set(truth)
@@ -54,6 +59,7 @@ def test_float32_is_within_1e_4_of_transformers(folder: Path, attend) -> None:
     assert max(it.max() for it in errors.values()) <= 1e-4
 
 
+@pytest.mark.slow
 def test_bfloat16_is_no_further_from_float32_than_transformers_in_bfloat16(folder: Path) -> None:
     truth, theirs = truth_of(folder), truth_of(folder, "bfloat16")
     values = forward.activations(folder, _ids(_TOKENS), _plan(), "bfloat16")

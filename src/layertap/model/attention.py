@@ -21,7 +21,7 @@ Queries arrive scaled by D ** -0.5. Products take the operands' dtype and sum in
 is float32; the result has the operands' dtype, which is what the output projection takes.
 """
 
-from collections.abc import Callable
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +31,27 @@ from jaxtyping import Array, Float, Int
 Queries = Float[Array, "B T K G D"]
 Keys = Float[Array, "B T K D"]
 SegStart = Int[Array, "B T"]
-Attend = Callable[[Queries, Keys, Keys, SegStart], Float[Array, "B T K G D"]]
+
+
+@runtime_checkable
+class Attend(Protocol):
+    """What every kernel is: with a `window` a token sees so many tokens, itself included; with a
+    `cap` scores s become cap * tanh(s / cap).
+    """
+
+    def __call__(
+        self,
+        queries: Queries,
+        keys: Keys,
+        values: Keys,
+        seg_start: SegStart,
+        *,
+        window: int | None = None,
+        cap: float | None = None,
+    ) -> Float[Array, "B T K G D"]:
+        """What each head gathers."""
+        ...
+
 
 # Queries at a time, and keys at a time where some query does not see all of them. Measured on two
 # CPU cores with 14/2 heads of 64 (docs/LOG.md), as is what follows.
@@ -49,11 +69,18 @@ _MASKED = -1e30
 
 
 def attend_dense(
-    queries: Queries, keys: Keys, values: Keys, seg_start: SegStart, *, cap: float | None = None
+    queries: Queries,
+    keys: Keys,
+    values: Keys,
+    seg_start: SegStart,
+    *,
+    window: int | None = None,
+    cap: float | None = None,
 ) -> Float[Array, "B T K G D"]:
     """Attention by its definition. Memory grows with B * heads * T * T."""
+    seg_start = within(seg_start, window)
     scores = jnp.einsum("bqkgd,bskd->bkgqs", queries, keys, preferred_element_type=jnp.float32, precision=_of(queries))
-    scores = _capped(scores, cap)
+    scores = capped(scores, cap)
     index = jnp.arange(queries.shape[1])
     visible = (index[None, None, :] >= seg_start[:, :, None]) & (index[None, None, :] <= index[None, :, None])
     weights = jax.nn.softmax(jnp.where(visible[:, None, None], scores, _MASKED), axis=-1).astype(values.dtype)
@@ -62,13 +89,28 @@ def attend_dense(
 
 
 def attend_flash(
-    queries: Queries, keys: Keys, values: Keys, seg_start: SegStart, *, cap: float | None = None
+    queries: Queries,
+    keys: Keys,
+    values: Keys,
+    seg_start: SegStart,
+    *,
+    window: int | None = None,
+    cap: float | None = None,
 ) -> Float[Array, "B T K G D"]:
     """The same as `attend_dense`, block by block.
 
     T must be a multiple of `BLOCK`, or no larger than it.
     """
+    seg_start = within(seg_start, window)
     return lax.map(lambda row: _attend_row(*row, cap=cap), (queries, keys, values, seg_start))
+
+
+def within(seg_start: SegStart, window: int | None) -> SegStart:
+    """Where the tokens begin that each token sees, if it sees at most `window` of them."""
+    if window is None:
+        return seg_start
+    first = jnp.arange(seg_start.shape[1], dtype=seg_start.dtype) - (window - 1)
+    return jnp.maximum(seg_start, first[None, :])
 
 
 def _attend_row(
@@ -94,7 +136,7 @@ def _attend_row(
         def fold(softmax: _Softmax, first: Int[Array, ""], count: int, *, masked: bool) -> _Softmax:
             k = lax.dynamic_slice_in_dim(by_head_k, first, count, axis=1)
             v = lax.dynamic_slice_in_dim(by_head_v, first, count, axis=1)
-            scores = _capped(_heads_product(q, k, contract=2), cap)
+            scores = capped(_heads_product(q, k, contract=2), cap)
             if masked:
                 columns = first + jnp.arange(count)
                 visible = (columns[None, :] >= starts[:, None]) & (columns[None, :] <= rows[:, None])
@@ -123,7 +165,8 @@ def _attend_row(
     return blocks.transpose(0, 3, 1, 2, 4).reshape(tokens, kv_heads, group, size)
 
 
-def _capped(scores: Array, cap: float | None) -> Array:
+def capped(scores: Array, cap: float | None) -> Array:
+    """Scores that come no closer to `cap` than tanh lets them; None: as they are."""
     return scores if cap is None else cap * jnp.tanh(scores / cap)
 
 

@@ -25,7 +25,7 @@ from jax.experimental.pallas import triton
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from layertap.model.attention import Keys, Queries, SegStart
+from layertap.model.attention import Keys, Queries, SegStart, capped, within
 
 _ROW_MULTIPLE = 128
 _MASKED = -1e30
@@ -52,9 +52,17 @@ def blocks_for(dtype: DTypeLike, size: int) -> Blocks:
 
 
 def attend_triton(
-    queries: Queries, keys: Keys, values: Keys, seg_start: SegStart, *, interpret: bool = False
+    queries: Queries,
+    keys: Keys,
+    values: Keys,
+    seg_start: SegStart,
+    *,
+    window: int | None = None,
+    cap: float | None = None,
+    interpret: bool = False,
 ) -> Float[Array, "B T K G D"]:
     """Attention; T must be a multiple of 128, D a power of two. `interpret` needs no GPU."""
+    seg_start = within(seg_start, window)
     rows, tokens, kv_heads, group, size = queries.shape
     if tokens % _ROW_MULTIPLE:
         raise ValueError(f"rows of {tokens} tokens are not a multiple of {_ROW_MULTIPLE}")
@@ -62,7 +70,7 @@ def attend_triton(
     query_block = pl.BlockSpec((None, blocks.queries, None, size), lambda row, head, block: (row, block, head, 0))
     all_keys = pl.BlockSpec((None, tokens, None, size), lambda row, head, _block: (row, 0, head // group, 0))
     kernel = pl.pallas_call(
-        partial(_attend_block, blocks),
+        partial(_attend_block, blocks, cap),
         grid=(rows, kv_heads * group, tokens // blocks.queries),
         in_specs=[
             query_block,
@@ -80,7 +88,7 @@ def attend_triton(
     return mixed.reshape(queries.shape)
 
 
-def _attend_block(blocks: Blocks, query_ref, key_ref, value_ref, start_ref, mixed_ref) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001
+def _attend_block(blocks: Blocks, cap: float | None, query_ref, key_ref, value_ref, start_ref, mixed_ref) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001
     """Attention of query block [q, D] of one head over keys and values [T, D]."""
     query, starts = query_ref[...], start_ref[...]
     first = pl.program_id(2) * blocks.queries
@@ -91,7 +99,7 @@ def _attend_block(blocks: Blocks, query_ref, key_ref, value_ref, start_ref, mixe
         span = pl.ds(j * blocks.keys, blocks.keys)
         columns = j * blocks.keys + jnp.arange(blocks.keys)
         visible = (columns[None, :] >= starts[:, None]) & (columns[None, :] <= rows[:, None])
-        scores = jnp.where(visible, _product(query, key_ref[span, :], contract=1), _MASKED)
+        scores = jnp.where(visible, capped(_product(query, key_ref[span, :], contract=1), cap), _MASKED)
         new_maximum = jnp.maximum(maximum, jnp.max(scores, axis=1))
         # A query that sees no key here has met none yet: its maximum is the mask, and exp(0) is 1.
         weights = jnp.where(visible, jnp.exp(scores - new_maximum[:, None]), 0.0)

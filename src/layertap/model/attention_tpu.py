@@ -33,11 +33,18 @@ _SMALLEST_BLOCK = 128  # of the kernel
 
 
 def attend_splash(
-    queries: Queries, keys: Keys, values: Keys, seg_start: SegStart, *, interpret: bool = False
+    queries: Queries,
+    keys: Keys,
+    values: Keys,
+    seg_start: SegStart,
+    *,
+    window: int | None = None,
+    cap: float | None = None,
+    interpret: bool = False,
 ) -> Float[Array, "B T K G D"]:
     """Attention; T must be a multiple of 128. `interpret` needs no TPU."""
     tokens, group = queries.shape[1], queries.shape[3]
-    kernel = _kernel(tokens, group, interpret)
+    kernel = _kernel(tokens, group, window, cap, interpret)
 
     def one_head(query: Array, key: Array, value: Array, start: Array) -> Array:
         return cast(Array, kernel(query, key, value, segment_ids=splash.SegmentIds(start, start)))
@@ -51,13 +58,19 @@ def attend_splash(
 
 
 @cache
-def _kernel(tokens: int, group: int, interpret: bool) -> splash.SplashAttentionKernel:
-    mask = masks.MultiHeadMask([masks.CausalMask((tokens, tokens)) for _ in range(group)])
+def _kernel(
+    tokens: int, group: int, window: int | None, cap: float | None, interpret: bool
+) -> splash.SplashAttentionKernel:
+    square = (tokens, tokens)
+    one = masks.CausalMask(square) if window is None else masks.LocalMask(square, (window - 1, 0), 0)
+    mask = masks.MultiHeadMask([one for _ in range(group)])
     block = _block(tokens, _LARGEST_BLOCK)
     sizes = splash.BlockSizes(block_q=block, block_kv=block, block_kv_compute=_block(block, _LARGEST_COMPUTE_BLOCK))
     # Made outside of any trace: the kernel keeps arrays that tell which blocks to visit.
     with jax.ensure_compile_time_eval():
-        return splash.make_splash_mqa(mask, block_sizes=sizes, head_shards=1, q_seq_shards=1, interpret=interpret)
+        return splash.make_splash_mqa(
+            mask, block_sizes=sizes, attn_logits_soft_cap=cap, head_shards=1, q_seq_shards=1, interpret=interpret
+        )
 
 
 def _block(tokens: int, largest: int) -> int:

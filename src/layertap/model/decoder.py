@@ -139,13 +139,8 @@ class Attention(nnx.Module):
         return query, rotate(key, angles).astype(dtype), value.astype(dtype)
 
     def mix(self, query: Queries, key: Keys, value: Keys, seg_start: Int[Array, "B T"], attend: Attend) -> Queries:
-        """What each head gathers; a window moves on where the tokens that a token sees begin."""
-        if self.window is not None:
-            first = jnp.arange(seg_start.shape[1], dtype=seg_start.dtype) - (self.window - 1)
-            seg_start = jnp.maximum(seg_start, first[None, :])
-        if self.score_cap is None:
-            return attend(query, key, value, seg_start)
-        return attend(query, key, value, seg_start, cap=self.score_cap)  # type: ignore[call-arg]
+        """What each head gathers."""
+        return attend(query, key, value, seg_start, window=self.window, cap=self.score_cap)
 
     def side_by_side(self, mixed: Queries) -> Captured:
         """The heads' results in the order of the query heads."""
