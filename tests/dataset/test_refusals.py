@@ -146,6 +146,16 @@ def test_every_command_says_it_in_one_line(command: str, refusing: Refusing, tmp
     assert ": not allowed (403" in lines[0]
 
 
+def test_a_dataset_of_the_hub_is_refused_in_one_line(refusing: Refusing, tmp_path: Path) -> None:
+    pytest.importorskip("datasets")
+    here = {"HF_ENDPOINT": refusing.endpoint, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path)}
+    words = ["streams", "--num_streams", "1", "--dataset_name", "someone/s403"]
+    done = commands.run(["-m", "layertap", *words], tmp_path, here)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: someone/s403 split train: cannot be read: not allowed (403: ")
+    assert len(done.stderr.splitlines()) == 1
+
+
 def _raised(name: str, words: str = "because") -> Exception:
     return type(name, (Exception,), {})(words)
 

@@ -80,10 +80,10 @@ def explain(url: str, error: BaseException) -> Refusal | None:
         return None
     chain = list(_chain(error))
     login = _LOGIN.get(scheme, "give an address that lets you in")
-    said = _said(chain, url)
-    status = next(filter(None, map(_status, chain)), None)
-    if status is not None:
-        return _of_status(status, said, login)
+    telling = next((one for one in chain if _status(one) is not None), None)
+    said = _said(chain if telling is None else [telling, *chain], url)
+    if telling is not None:
+        return _of_status(_status(telling) or 0, said, login)
     names = {kind.__name__ for one in chain for kind in type(one).__mro__}
     if names & _UNLOCKED:
         return Refusal("credentials", f"no credentials are found, or they have expired ({said}); {login}")
