@@ -114,7 +114,7 @@ def test_the_page_lists_the_tensors_of_the_statistics_in_their_order(tmp_path):
 
 
 def test_the_page_tells_the_flags_as_they_are():
-    table = PAGE[PAGE.index("Nothing is left out of a shard") :].split("| --- |", 1)[1].split("\n\n", 1)[0]
+    table = PAGE[PAGE.index("You filter by flags") :].split("| --- |", 1)[1].split("\n\n", 1)[0]
     values = [int(line.split("|")[2]) for line in table.splitlines()[1:]]
     assert values == [FIRST, SPECIAL]
     assert f"`sink_factor` ({SINK_FACTOR:.0f})" in PAGE
