@@ -172,8 +172,8 @@ class RunConfig(SourceConfig):
     """Where to write the shards and metadata.json."""
 
     format: Annotated[FormatName, Flag("output")] = "pickle"
-    """pickle: gzipped pickles, which need nothing but numpy. safetensors: a file for each layer and
-    activation type, which is faster to train from."""
+    """pickle: gzipped pickles, which need nothing but numpy. safetensors: one file a shard, which
+    is memory-mapped and faster to train from."""
 
     storage_dtype: Annotated[
         StorageDtype | None, Flag("output", default="float32 in pickles, bfloat16 in safetensors")
@@ -318,7 +318,7 @@ class RunConfig(SourceConfig):
 
 @dataclass(frozen=True)
 class ExtractConfig(RunConfig):
-    """Run a Qwen 2.5 model over ARC tasks or plain text, and save its activations."""
+    """Run a language model over tasks, conversations or texts, and save activations."""
 
     def __post_init__(self) -> None:
         """Refuse no dataset and two, and values that contradict each other; raises UsageError."""
