@@ -2,7 +2,9 @@
 apart.
 """
 
+import errno
 import json
+import os
 import shutil
 import struct
 from pathlib import Path
@@ -84,6 +86,32 @@ def test_a_file_is_no_checkpoint_though_its_path_could_be_a_hub_id(single, monke
     monkeypatch.chdir(single.parent)
     with pytest.raises(ModelError, match=r"--model_path single/config\.json: neither a folder nor a Hub id"):
         open_checkpoint("single/config.json")
+
+
+def test_a_folder_has_no_revisions(single):
+    with pytest.raises(ModelError, match=r"--revision v1: --model_path .* is a folder, which has no revisions"):
+        open_checkpoint(str(single), "v1")
+
+
+@pytest.mark.parametrize("name", ["access", "stat"])
+def test_a_folder_that_may_not_be_read_is_named(single, monkeypatch, name):
+    def forbid(path: object, mode: int = 0) -> bool:
+        if name == "access":
+            return False
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, name, forbid)
+        with pytest.raises(ModelError) as refused:
+            open_checkpoint("sub/model" if name == "stat" else str(single))
+    assert "this user may not read that folder; change its permissions" in str(refused.value)
+
+
+def test_weights_that_may_not_be_read_are_named(own_single, monkeypatch):
+    (own_single / "model.safetensors").write_bytes(b"")
+    monkeypatch.setattr(os, "access", lambda _, mode: mode != os.R_OK)
+    with pytest.raises(ModelError, match=r"model\.safetensors: this user may not read that file"):
+        open_checkpoint(str(own_single)).tensor_files([EMBEDDING])
 
 
 def test_every_tensor_of_an_undivided_checkpoint_is_in_its_one_file(single):

@@ -20,6 +20,7 @@ SMALL_FILES = {"config.json", "tokenizer.json", "tokenizer_config.json", INDEX}
 EMBEDDING = "model.embed_tokens.weight"
 
 OPEN = "open_checkpoint(place)"
+OPEN_TAG = "open_checkpoint(place, 'v1')"
 REOPEN = "Checkpoint(Path(place), 'demo/tiny', read_config(Path(place)))"
 _PROGRAM = """
 import json, sys
@@ -92,6 +93,53 @@ def test_weights_come_from_the_commit_that_the_config_came_from(hub, tmp_path, s
     hub.publish("demo/tiny", tmp_path / "newer")
     (path,) = run(environment, opened["folder"], EMBEDDING, opening=REOPEN)["files"].values()
     assert Path(path).read_bytes() == (several / weight_map(several)[EMBEDDING]).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("place", "opening"), [("demo/tiny@v1", OPEN), ("demo/tiny", OPEN_TAG), ("demo/tiny@v1", OPEN_TAG)]
+)
+def test_a_revision_is_the_commit_that_is_read(hub, tmp_path, several, place, opening):
+    first = hub.tags["v1"] = hub.publish("demo/tiny", several)
+    write_checkpoint(tmp_path / "newer", seed=1, max_file_bytes=100_000)
+    newer = hub.publish("demo/tiny", tmp_path / "newer")
+    environment = hub.environment(tmp_path / "home")
+    opened = run(environment, place, EMBEDDING, opening=opening)
+    assert Path(opened["folder"]).name == first != newer
+    (path,) = opened["files"].values()
+    assert Path(path).read_bytes() == (several / weight_map(several)[EMBEDDING]).read_bytes()
+    hub.requests.clear()
+    assert run({**environment, "HF_HUB_OFFLINE": "1"}, place, EMBEDDING, opening=opening) == opened
+
+
+def test_a_commit_can_be_given_and_an_unknown_revision_is_named(hub, tmp_path, several):
+    environment = hub.environment(tmp_path / "home")
+    commit = hub.publish("demo/tiny", several)
+    assert Path(run(environment, f"demo/tiny@{commit}")["folder"]).name == commit
+    error = run(environment, "demo/tiny@no-such")["error"]
+    assert error == "--model_path demo/tiny@no-such: the model has no branch, tag or commit of this name on the Hub"
+    error = run(environment, "demo/tiny@other", opening=OPEN_TAG)["error"]
+    assert error == "--model_path demo/tiny@other and --revision v1 contradict each other; give one of the two"
+
+
+def test_the_cache_folder_of_a_repository_is_the_commit_that_its_refs_say(hub, tmp_path, several):
+    hub.tags["v1"] = hub.publish("demo/tiny", several)
+    environment = hub.environment(tmp_path / "home")
+    opened = run(environment, "demo/tiny@v1", EMBEDDING)
+    root = Path(opened["folder"]).parents[1]
+    assert root.name == "models--demo--tiny"
+    assert [path.name for path in (root / "refs").iterdir()] == ["v1"]
+    hub.requests.clear()
+    assert run(environment, str(root), EMBEDDING) == opened  # the only one
+    assert run(environment, str(root), EMBEDDING, opening=OPEN_TAG) == opened
+    write_checkpoint(tmp_path / "newer", seed=1, max_file_bytes=100_000)
+    commit = hub.publish("demo/tiny", tmp_path / "newer")
+    newest = run(environment, "demo/tiny", EMBEDDING)
+    assert Path(newest["folder"]).name == commit
+    assert run(environment, str(root), EMBEDDING) == newest
+    assert run(environment, str(root), EMBEDDING, opening=OPEN_TAG) == opened
+    (root / "refs" / "main").unlink()
+    error = run(environment, str(root))["error"]
+    assert f"{root}: this cache of a Hub repository does not hold main; it has" in error
 
 
 ERRORS = {

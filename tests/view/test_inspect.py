@@ -211,15 +211,17 @@ def test_the_runs_own_tokenizer_needs_no_remark(output, capsys):
 
 
 @pytest.mark.parametrize("output", ["pickle"], indirect=True)
-def test_a_tokenizer_in_the_hubs_cache_is_found(output, tmp_path, tiny_model):
+@pytest.mark.parametrize("revision", ["main", "v1"])
+def test_a_tokenizer_in_the_hubs_cache_is_found(output, tmp_path, tiny_model, revision):
     snapshot = tmp_path / "hub" / "models--someone--tiny" / "snapshots" / "abc"
     snapshot.mkdir(parents=True)
     (refs := snapshot.parents[1] / "refs").mkdir()
-    (refs / "main").write_text("abc")
+    (refs / revision).write_text("abc")
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (snapshot / name).write_bytes((tiny_model / name).read_bytes())
     environment = {"HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
-    arguments = ["-m", "layertap", "inspect", output, "--shard", "2", "--model_path", "someone/tiny"]
+    model = "someone/tiny" if revision == "main" else f"someone/tiny@{revision}"
+    arguments = ["-m", "layertap", "inspect", output, "--shard", "2", "--model_path", model]
     done = commands.run(arguments, tmp_path, environment)
     assert done.returncode == 0, done.stderr
     assert repr(TEXT) in done.stdout

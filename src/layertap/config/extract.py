@@ -125,6 +125,9 @@ class RunConfig(SourceConfig):
     model_path: Annotated[str, Flag(metavar="MODEL")] = "Qwen/Qwen2.5-0.5B"
     """A model of the Hugging Face Hub, or a local folder with its checkpoint."""
 
+    revision: Annotated[str | None, Flag("model", "REVISION", "the newest commit")] = None
+    """The branch, tag or commit of a model of the Hub. --model_path NAME@REVISION says the same."""
+
     compute_dtype: Annotated[Literal["bfloat16", "float32"], Flag("model")] = "bfloat16"
     """The number format of matrix products. Sums, norms, softmax and the residual stream are always
     float32."""

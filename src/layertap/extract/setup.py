@@ -31,7 +31,7 @@ import ml_dtypes
 import numpy as np
 
 import layertap
-from layertap.config.extract import ExtractConfig, RunConfig
+from layertap.config.extract import ExtractConfig, RunConfig, local_path
 from layertap.config.sharded import ShardedConfig
 from layertap.core.selection import ALL, parse_selection
 from layertap.core.taps import Tap
@@ -44,7 +44,7 @@ from layertap.extract.kept import kept_tokens
 from layertap.extract.session import OpenedModel, open_model
 from layertap.extract.step import resolve_taps
 from layertap.model import weights
-from layertap.model.checkpoint import open_checkpoint
+from layertap.model.checkpoint import Checkpoint, open_checkpoint
 from layertap.model.config import DecoderConfig
 from layertap.objects import open_store
 from layertap.objects.retry import Retry
@@ -102,7 +102,7 @@ def prepare(config: ExtractConfig, hosts: Hosts = _ALONE) -> Setup:
     if hosts.count > 1:
         config = replace(config, output_dir=str(config.output_folder / f"tpu_{hosts.name(config.worker)}"))
     _require_folders(config)
-    checkpoint = open_checkpoint(config.model_path)
+    checkpoint = open_checkpoint(config.model_path, config.revision)
     url = config.upload.url(hosts.name(config.worker))
     if checkpoint.hub_id is not None:
         _require_far_ends(config, url)
@@ -124,7 +124,7 @@ def prepare(config: ExtractConfig, hosts: Hosts = _ALONE) -> Setup:
         identity=identity,
         config=_plain(asdict(config) | {"storage_dtype": config.stored_as}),
         worker_id=config.worker,
-        model_path=config.model_path,
+        model_path=_place_of(config, checkpoint),
         model_type=checkpoint.config.model_type,
         special_ids=tuple(sorted(maker.tokenizer.special_ids)),
         format=config.format,
@@ -168,6 +168,13 @@ def resolve_run_taps(config: RunConfig, model: DecoderConfig) -> tuple[Tap, ...]
         )
     layers = sorted(set(config.layers_to_extract))
     return resolve_taps(layers, tuple(dict.fromkeys(config.activation_type)), num_layers)
+
+
+def _place_of(config: RunConfig, checkpoint: Checkpoint) -> str:
+    """Where the tokenizer may be found later: --model_path, with what else says which commit."""
+    if checkpoint.hub_id is not None:
+        return config.model_path if config.revision is None else f"{checkpoint.hub_id}@{config.revision}"
+    return config.model_path if local_path(config.model_path) == checkpoint.folder else str(checkpoint.folder)
 
 
 def format_of_shards(config: RunConfig, model: DecoderConfig, taps: tuple[Tap, ...]) -> ShardFormat:

@@ -16,7 +16,6 @@ rows too. What `identity` cannot see is a matrix that was edited by hand further
 import hashlib
 import json
 import os
-import re
 from collections.abc import Container, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -25,14 +24,14 @@ from typing import Any
 
 import ml_dtypes  # noqa: F401  # numpy knows bfloat16 from here on
 import numpy as np
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
 from safetensors import SafetensorError, safe_open
 
 from layertap.errors import ModelError
+from layertap.model import hub
 from layertap.model.config import DecoderConfig
 from layertap.model.families import read_config
 
+_FLAG = "--model_path"
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _PARTS = "model-*-of-*.safetensors"
@@ -41,10 +40,6 @@ _ADAPTER = "adapter_config.json"
 _EMBEDDING = "model.embed_tokens.weight"
 _HEADS = ("lm_head.weight", "language_model.lm_head.weight")
 _SMALL_FILES = ["config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", _INDEX]
-_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
-
-# Connection errors belong to the HTTP library under huggingface_hub, which changes over time.
-_HTTP_ERROR: type[Exception] = HfHubHTTPError.__bases__[0]
 
 
 @dataclass(frozen=True)
@@ -108,7 +103,7 @@ class Checkpoint:
     def _fetch(self, files: list[str]) -> None:
         """Make sure that these files are in the folder."""
         if self.hub_id is not None:
-            _download(self.hub_id, files, commit=self.folder.name)
+            hub.download(_FLAG, self.hub_id, files, revision=self.folder.name)
         for path in (self.folder / file for file in files):
             if not path.exists():
                 raise ModelError(
@@ -172,19 +167,15 @@ class Checkpoint:
         return index
 
 
-def open_checkpoint(model_path: str) -> Checkpoint:
+def open_checkpoint(model_path: str, revision: str | None = None) -> Checkpoint:
     """Open the checkpoint in a folder, or fetch the small files of one on the Hub.
 
-    Raises ModelError for a missing folder, an unknown id, no network, or another kind of model.
+    Raises ModelError for a missing folder, an unknown id or revision, no network, or another kind
+    of model.
     """
-    path = os.path.expanduser(model_path)  # os.path says no where pathlib raises: an unknown user, no permission
-    if os.path.isdir(path):
-        _refuse_adapter(Path(path))
-        return Checkpoint(Path(path), None, read_config(Path(path)))
-    if os.path.exists(path) or not _HUB_ID.fullmatch(model_path):
-        raise ModelError(f"--model_path {model_path}: neither a folder nor a Hub id such as Qwen/Qwen2.5-0.5B")
-    fetched = _download(model_path, _SMALL_FILES)
-    return Checkpoint(fetched, model_path, read_config(fetched))
+    place = hub.find(_FLAG, model_path, _SMALL_FILES, revision)
+    _refuse_adapter(place.folder)
+    return Checkpoint(place.folder, place.hub_id, read_config(place.folder))
 
 
 def _refuse_adapter(folder: Path) -> None:
@@ -196,33 +187,12 @@ def _refuse_adapter(folder: Path) -> None:
         )
 
 
-def _download(hub_id: str, files: list[str], commit: str | None = None) -> Path:
-    """The cached folder of one commit (by default the latest), with those of these files that
-    exist.
-    """
-    try:
-        return Path(snapshot_download(hub_id, revision=commit, allow_patterns=files))
-    except GatedRepoError as error:
-        raise ModelError(
-            f"--model_path {hub_id}: its owner wants to be asked: accept the terms on the model's page of the Hugging"
-            " Face Hub, then log in with `hf auth login`"
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise ModelError(
-            f"--model_path {hub_id}: no such folder here, and the Hugging Face Hub has no such model"
-            " (or it is private: log in with `hf auth login`)"
-        ) from error
-    except (OSError, ValueError, RuntimeError, _HTTP_ERROR) as error:  # hf_xet's broken transfers are RuntimeErrors
-        raise ModelError(
-            f"--model_path {hub_id}: no such folder here, and {', '.join(files)} could not be fetched from the Hugging"
-            f" Face Hub. Without a network, give the folder of a checkpoint downloaded elsewhere. The cause: {error}"
-        ) from error
-
-
 def _open_safetensors(path: Path) -> safe_open:
     try:
         return safe_open(path, framework="numpy")
     except (SafetensorError, OSError) as error:
+        if path.exists() and not os.access(path, os.R_OK):
+            raise ModelError(f"{path}: this user may not read that file; change its permissions") from error
         raise ModelError(
             f"{path}: is not a whole safetensors file ({error}); fetch it again, with `git lfs pull` if it came by git"
         ) from error

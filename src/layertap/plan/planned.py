@@ -11,6 +11,7 @@ Without a number of rows, the plan recommends the largest power of two that fits
 most: more rows make products no faster, and more of a window is left over for steps of one row.
 """
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -31,7 +32,6 @@ from layertap.extract.step import transfer_dtype
 from layertap.model import weights
 from layertap.model.checkpoint import Checkpoint, open_checkpoint
 from layertap.model.config import DecoderConfig, published_config
-from layertap.model.families import read_config
 from layertap.model.mesh import MeshShape, auto_shape, parse_mesh, weight_bytes
 from layertap.plan.accelerators import Accelerator
 from layertap.shards.encode import ShardFormat
@@ -91,26 +91,25 @@ class PlannedRun:
                 f"--model {self.config.model_path} is a size, which has no tokenizer: give --tokenizer FOLDER to count"
                 " the dataset, or --tokens"
             )
-        return open_checkpoint(self.config.model_path)
+        return open_checkpoint(self.config.model_path, self.config.revision)
 
 
 def planned_run(config: PlanConfig) -> PlannedRun:
     """Resolve `config`; raises ModelError where there is no such model, or it lacks a layer."""
-    model = model_config(config.model_path)
+    model = model_config(config.model_path, config.revision)
     taps = resolve_run_taps(config, model)
     return PlannedRun(config, model, taps, format_of_shards(config, model, taps))
 
 
-def model_config(model: str) -> DecoderConfig:
+def model_config(model: str, revision: str | None = None) -> DecoderConfig:
     """The shape of a checkpoint folder, a Hub id, or a published size, of which no file is needed.
 
-    Raises ModelError where there is no such model or it is not a Qwen 2.5.
+    Raises ModelError where there is no such model, or it is one that Layertap does not run.
     """
-    if (folder := Path(model).expanduser()).is_dir():
-        return read_config(folder)
-    if match := _PUBLISHED.fullmatch(model):
+    match = _PUBLISHED.fullmatch(model)
+    if match and revision is None and not os.path.isdir(os.path.expanduser(model)):
         return published_config(match[1].lower())
-    return open_checkpoint(model).config
+    return open_checkpoint(model, revision).config
 
 
 def layer_products(config: DecoderConfig) -> int:

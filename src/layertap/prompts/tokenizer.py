@@ -112,7 +112,7 @@ def load_tokenizer(folder: Path) -> PromptTokenizer:
 
 
 def find_tokenizer(model_path: str) -> PromptTokenizer:
-    """The tokenizer of a folder, or of a Hub id that this machine has in its cache.
+    """The tokenizer of a folder, or of a Hub id or id@revision that is in this machine's cache.
 
     Nothing is downloaded. Raises UsageError where this machine has none, PromptError where it is
     not sound.
@@ -123,7 +123,8 @@ def find_tokenizer(model_path: str) -> PromptTokenizer:
         folder = Path(model_path).expanduser()
         if folder.is_dir():
             return load_tokenizer(folder)
-        cached = try_to_load_from_cache(model_path, _FILE_NAME)
+        hub_id, _, revision = model_path.partition("@")
+        cached = try_to_load_from_cache(hub_id, _FILE_NAME, revision=revision or None)
     except (OSError, ValueError, RuntimeError):  # no permission; no Hub id; `~` stands for nobody
         cached = None
     if not isinstance(cached, str):

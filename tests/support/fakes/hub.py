@@ -7,7 +7,8 @@ The client reads its settings once, on import. So code under test runs in a proc
     GET        /api/models/{id}/tree/{revision}         files with their sizes
     HEAD, GET  /{id}/resolve/{revision}/{file}          a file, or the part that a Range asks for
 
-Every commit that was ever published can be asked for by its hash, the latest one also as `main`.
+Every commit that was ever published can be asked for by its hash, the latest one also as `main`,
+and some by a tag.
 What the real Hub adds and this one does not have: redirects to another host for large files, the
 Xet protocol, pages of long listings.
 """
@@ -56,6 +57,8 @@ class FakeHub(Loopback):
         """File name -> after how many bytes its next download ends; used up by that download."""
         self.commits: dict[str, dict[str, Files]] = {}
         """Model -> hash -> files, the latest commit last."""
+        self.tags: dict[str, str] = {}
+        """Name -> hash, of any model."""
         self.endpoint = self._serve(_Handler, hub=self)
 
     def publish(self, repo_id: str, folder: Path) -> str:
@@ -110,7 +113,7 @@ class _Handler(BaseHTTPRequestHandler):
             # The code goes with 401 too: the client guesses it from the status for https addresses
             # only.
             return self._refuse(404 if credentials else 401, "RepoNotFound", "Invalid username or password.")
-        commit = [*commits][-1] if revision in (None, "main") else revision
+        commit = [*commits][-1] if revision in (None, "main") else self.hub.tags.get(revision, revision)
         if commit not in commits:
             return self._refuse(404, "RevisionNotFound", f"Invalid rev id: {revision}")
         files = commits[commit]
