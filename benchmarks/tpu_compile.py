@@ -26,7 +26,7 @@ import ml_dtypes
 import numpy as np
 
 from layertap.core.extras import install_command
-from layertap.core.taps import Site
+from layertap.core.taps import Site, layers_to_run
 from layertap.errors import DeviceError, DoesNotFitError, UsageError
 from layertap.plan.accelerators import parse_accelerator
 from layertap.plan.planned import model_config
@@ -122,7 +122,7 @@ def compile_here(text: str) -> CompiledStep:
     one_device = {"chip_config_name": "megacore"} if step.topology.startswith(("v4", "v5p")) else {}
     described = topologies.get_topology_desc(platform="tpu", topology_name=tpu.topology, **one_device)
     taps = resolve_taps(step.layers, step.sites, config.num_hidden_layers)
-    model = weights.abstract_model(config, taps[-1].layer + 1, ml_dtypes.bfloat16)
+    model = weights.abstract_model(config, layers_to_run(taps), ml_dtypes.bfloat16)
     asked = None if step.mesh == "auto" else parse_mesh(step.mesh)
     shape = asked or auto_shape(tpu.chips, weight_bytes(model), tpu.memory_bytes)
     mesh = make_mesh(shape, described.devices)

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 from collections.abc import Mapping
 
 import commands
@@ -159,3 +160,33 @@ def test_what_does_not_fit_is_refused_with_the_compilers_figure() -> None:
         DeviceError, match=r"72b on v5e:2x2, 4 rows of 4096 tokens a chip: does not fit \(Used \S+G of 15.75G"
     ):
         compile_step(TpuStep("72b", "v5e:2x2", 4, 4096))
+
+
+_FAMILIES = {
+    "Qwen3-8B": {
+        "model_type": "qwen3", "hidden_size": 4096, "intermediate_size": 12288, "num_hidden_layers": 36,
+        "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 151_936,
+        "rope_theta": 1e6,
+    },
+    "Llama-3.1-8B": {
+        "model_type": "llama", "hidden_size": 4096, "intermediate_size": 14_336, "num_hidden_layers": 32,
+        "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128_256, "rope_theta": 5e5,
+        "rope_scaling": {
+            "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192,
+        },
+    },
+    "Gemma-2-9B": {
+        "model_type": "gemma2", "hidden_size": 3584, "intermediate_size": 14_336, "num_hidden_layers": 42,
+        "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 256, "vocab_size": 256_000,
+        "sliding_window": 4096, "query_pre_attn_scalar": 256, "attn_logit_softcapping": 50.0,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", list(_FAMILIES))
+def test_a_step_of_each_family_compiles_for_a_tpu_within_its_memory(name: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(_FAMILIES[name]))
+    compiled = compile_step(TpuStep(str(tmp_path), "v5e:2x4", 1, 4096))
+    assert compiled.peak <= parse_accelerator("v5e:2x4").memory_bytes

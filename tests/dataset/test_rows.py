@@ -141,3 +141,10 @@ def test_an_overlong_number_is_refused():
 
 def test_a_byte_order_mark_is_no_part_of_the_value():
     assert parse(b"\xef\xbb\xbf[1]") == [1]
+
+
+@pytest.mark.parametrize("constant", ["NaN", "Infinity", "-Infinity"])
+def test_numbers_that_json_does_not_have_are_refused(constant):
+    """Python's own reader takes them, and what is dealt out to streams is written as JSON again."""
+    with pytest.raises(BadTaskError, match=f"is not JSON: {constant} is no number there"):
+        parse(f'{{"messages": [{{"role": "user", "content": "a", "score": {constant}}}]}}'.encode())

@@ -36,7 +36,7 @@ def parse(data: bytes) -> object:
     """The one JSON value in `data`, which is UTF-8 with or without byte-order mark."""
     text = decode(data)
     try:
-        return json.loads(text, object_pairs_hook=_object)
+        return json.loads(text, object_pairs_hook=_object, parse_constant=_refuse_constant)
     except json.JSONDecodeError as error:
         line = f"line {error.lineno} " if b"\n" in data.strip() else ""
         raise BadTaskError(f"is not JSON: {error.msg} at {line}column {error.colno}") from error
@@ -44,6 +44,11 @@ def parse(data: bytes) -> object:
         raise BadTaskError(f"holds a number that cannot be read: {error}") from error
     except RecursionError as error:
         raise BadTaskError("is not a task: its lists are nested too deeply") from error
+
+
+def _refuse_constant(name: str) -> object:
+    """Python reads NaN and Infinity, which no JSON has; what is read is written again elsewhere."""
+    raise BadTaskError(f"is not JSON: {name} is no number there")
 
 
 def decode(data: bytes) -> str:

@@ -155,7 +155,7 @@ def _workload(run: PlannedRun, accelerator: Accelerator | None, note: Callable[[
     if run.config.max_tokens_total is not None and accelerator is not None and hosts > 1:
         raise UsageError(f"--max_tokens_total does not go with the {hosts} hosts of {accelerator.name}")
     if run.config.tokens is not None:
-        return usual_workload(run.config, run.form, devices=chips // hosts, hosts=hosts)
+        return usual_workload(run.config, run.form, devices=chips // hosts, hosts=hosts, context=run.model.context)
     checkpoint = run.checkpoint()
     for line in (*opening_lines(run.config), f"counting {run.config.dataset}"):
         note(line)

@@ -244,10 +244,12 @@ def blank_manifest(config: PlanConfig, model_type: str, form: ShardFormat, speci
     )
 
 
-def usual_workload(config: PlanConfig, form: ShardFormat, *, devices: int, hosts: int = 1) -> Workload:
+def usual_workload(
+    config: PlanConfig, form: ShardFormat, *, devices: int, hosts: int = 1, context: int | None = None
+) -> Workload:
     """What `config.tokens` of usual prompts are, for `hosts` of so many devices each."""
     assert config.tokens is not None
-    rules = window_rules(config, Hosts(0, hosts), devices)
+    rules = window_rules(config, Hosts(0, hosts), devices, context)
     lengths = typical_lengths(rules)
     share = config.tokens / hosts
     lengths = lengths[: max(1, round(len(lengths) * share / sum(lengths)))]  # less than a window
