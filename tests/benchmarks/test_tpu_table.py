@@ -6,8 +6,8 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 from collections.abc import Mapping
+from pathlib import Path
 
 import commands
 import pytest

@@ -21,7 +21,7 @@ def _content(data: bytes, *, named_jsonl: bool = False):
 
 
 _VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
     lambda inner: st.lists(inner, min_size=1) | st.dictionaries(st.text(), inner, min_size=1),
     max_leaves=10,
 )
