@@ -218,6 +218,24 @@ def test_a_choice_of_tokens_is_the_sum_of_all_that_are_given(words: list[str]) -
     assert config.max_tasks == (3 if "3" in words else None)
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--adapter", "b", "a", "--max_tasks", "3"],
+        ["--adapter", "b", "--max_tasks=3", "--adapter", "a"],
+        ["--adapter=b", "--max_tasks", "3", "--adapter=a"],
+    ],
+)
+def test_adapters_keep_their_order_however_they_are_given(words: list[str]) -> None:
+    config = parse(ExtractConfig, ["--dataset_path", "x", *words], prog="extract")
+    assert (config.adapter, config.max_tasks) == (("b", "a"), 3)
+
+
+def test_an_adapter_that_is_given_twice_is_refused() -> None:
+    with pytest.raises(UsageError, match="--adapter a: is given twice"):
+        parse(ExtractConfig, ["--dataset_path", "x", "--adapter", "a", "b", "a"], prog="extract")
+
+
 @pytest.mark.parametrize(("words", "said"), [(["cell"], "'cell' does not"), ([], "nothing does not")])
 def test_what_names_no_tokens_is_refused_with_what_does(words: list[str], said: str) -> None:
     with pytest.raises(UsageError, match=f"{said} say which tokens; give one or several of all, cells, answer"):

@@ -3,7 +3,9 @@
 from pathlib import Path
 
 import commands
+import numpy as np
 import pytest
+from peft_adapters import write_adapter
 from runs import Activations, activations, require_close, small_flags
 
 from layertap.errors import DeviceError
@@ -28,9 +30,9 @@ def _flags(model: Path, tasks: Path, output: Path, *more: str) -> list[str]:
     return ["-m", "layertap", "extract", *flags, *more]
 
 
-def _activations(model: Path, tasks: Path, output: Path, devices: int, mesh: str) -> Activations:
+def _activations(model: Path, tasks: Path, output: Path, devices: int, mesh: str, *more: str) -> Activations:
     """What a run over so many CPU devices stores."""
-    command = _flags(model, tasks, output, "--mesh", mesh)
+    command = _flags(model, tasks, output, "--mesh", mesh, *more)
     done = commands.run(command, output.parent, {"JAX_NUM_CPU_DEVICES": str(devices)})
     assert done.returncode == 0, done.stderr
     return activations(output)
@@ -44,6 +46,17 @@ def test_four_devices_give_what_one_gives(tiny_model: Path, demo_tasks: Path, tm
     four = _activations(tiny_model, demo_tasks, tmp_path / "four", 4, mesh)
     assert len({sample for _, sample in one}) >= 16
     require_close(four, one)
+
+
+@pytest.mark.slow
+def test_an_adapter_is_merged_into_each_devices_part(tiny_model: Path, demo_tasks: Path, tmp_path: Path) -> None:
+    settings = {"r": 4, "target_modules": "all-linear", "use_dora": True}
+    adapter = write_adapter(tmp_path / "adapter", tiny_model, **settings)
+    plain = _activations(tiny_model, demo_tasks, tmp_path / "plain", 1, "auto")
+    one = _activations(tiny_model, demo_tasks, tmp_path / "one", 1, "auto", "--adapter", str(adapter))
+    four = _activations(tiny_model, demo_tasks, tmp_path / "four", 4, "data=2,fsdp=2", "--adapter", str(adapter))
+    require_close(four, one)
+    assert not any(np.allclose(one[key], plain[key], atol=0.01) for key in one)
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import shards
+from adapters import write_by_hand
 from runs import changed, extract_some, finished, lines, manifest, out
 
 from layertap.config.extract import ExtractConfig, FormatName
@@ -87,6 +88,28 @@ def test_another_model_is_refused(config: ExtractConfig, tmp_path: Path) -> None
     write_checkpoint(tmp_path / "other", "tiny", seed=1)
     with pytest.raises(RunMismatchError, match=r"model\.weights"):
         extract(changed(config, model_path=str(tmp_path / "other")))
+
+
+def test_an_adapter_is_another_run_and_changes_what_comes_after_it(
+    config: ExtractConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = changed(config, layers_to_extract=(0, 1), max_tasks=2)
+    finished(config)
+    one, two = (write_by_hand(tmp_path / name, lora_alpha=alpha) for name, alpha in (("one", 4), ("two", 5)))
+    with pytest.raises(RunMismatchError, match=r"model\.adapters: None there, \["):
+        extract(changed(config, adapter=(str(one),)))
+    own = changed(config, adapter=(str(one),), output_dir=str(tmp_path / "own"))
+    capsys.readouterr()
+    extract(own)
+    assert f"{config.model_path} with adapter {one}: residual of 2 layers, running 2" in capsys.readouterr().err
+    with pytest.raises(RunMismatchError, match=r"model\.adapters"):
+        extract(changed(own, adapter=(str(two),)))
+    with pytest.raises(RunMismatchError, match=r"model\.adapters"):
+        extract(changed(own, adapter=()))
+    assert extract(changed(own, adapter=(str(shutil.copytree(one, tmp_path / "moved")),))).samples == 0
+    for layer, same in ((0, True), (1, False)):
+        plain, adapted = (shards.samples(folder, layer) for folder in (out(config), out(own)))
+        assert all(np.array_equal(plain[it]["activation"], adapted[it]["activation"]) is same for it in plain)
 
 
 def test_another_dataset_is_refused(config: ExtractConfig, tmp_path: Path) -> None:

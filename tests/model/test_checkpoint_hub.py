@@ -4,11 +4,13 @@ The client is the real one, in a process of its own because it reads its setting
 """
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from adapters import write_by_hand
 from fakes.hub import TOKEN, FakeHub
 
 from layertap.demo.checkpoint import write_checkpoint
@@ -140,6 +142,33 @@ def test_the_cache_folder_of_a_repository_is_the_commit_that_its_refs_say(hub, t
     (root / "refs" / "main").unlink()
     error = run(environment, str(root))["error"]
     assert f"{root}: this cache of a Hub repository does not hold main; it has" in error
+
+
+def test_an_adapter_on_the_hub_is_fetched_like_a_model(hub, tmp_path):
+    hub.tags["v1"] = hub.publish("demo/lora", write_by_hand(tmp_path / "one"))
+    hub.publish("demo/lora", write_by_hand(tmp_path / "two", lora_alpha=8))
+    program = """
+import sys
+from layertap.model.checkpoint import open_checkpoint
+for adapter in open_checkpoint("demo/tiny", None, sys.argv[1:]).adapters:
+    print([update.scale for update in adapter.updates.values()])
+"""
+    command = [sys.executable, "-c", program, "demo/lora", "demo/lora@v1"]
+    done = subprocess.run(command, env=hub.environment(tmp_path / "home"), capture_output=True, text=True)
+    assert done.stdout == "[4.0]\n[2.0]\n", done.stderr
+    opening = "open_checkpoint('demo/tiny', None, [place])"
+    error = run(hub.environment(tmp_path / "home"), "demo/none", opening=opening)["error"]
+    assert error.startswith("--adapter demo/none: no such folder here, and the Hugging Face Hub has no such model")
+
+
+def test_an_adapter_in_a_models_repository_is_applied_or_refused(hub, tmp_path, several):
+    hub.publish("demo/both", write_by_hand(shutil.copytree(several, tmp_path / "both")))
+    hub.publish("demo/lora", write_by_hand(tmp_path / "lora"))
+    environment = hub.environment(tmp_path / "home")
+    assert "give --adapter demo/both too" in run(environment, "demo/both")["error"]
+    assert "folder" in run(environment, "demo/both", opening="open_checkpoint(place, None, [place])")
+    error = run(environment, "demo/lora")["error"]
+    assert "is an adapter without a model; give --model_path someone/base --adapter demo/lora" in error
 
 
 ERRORS = {

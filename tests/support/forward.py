@@ -1,5 +1,6 @@
 """What Layertap's own forward pass gives in tests, for one sequence alone in its row."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -18,10 +19,16 @@ _ROW_MULTIPLE = 256
 
 
 def activations(
-    folder: Path, token_ids: np.ndarray, plan: ForwardPlan, dtype: str = "float32", *, layers: int | None = None
+    folder: Path,
+    token_ids: np.ndarray,
+    plan: ForwardPlan,
+    dtype: str = "float32",
+    *,
+    layers: int | None = None,
+    adapters: Sequence[Path] = (),
 ) -> dict[Tap, np.ndarray]:
     """[tokens, width] at every site of the first `layers` layers, all of them by default."""
-    checkpoint = open_checkpoint(str(folder))
+    checkpoint = open_checkpoint(str(folder), adapters=[str(adapter) for adapter in adapters])
     layers = layers or checkpoint.config.num_hidden_layers
     model = weights.load(checkpoint, layers, jnp.dtype(dtype))
     program = StepProgram(model, resolve_taps((), SITES, layers), plan)

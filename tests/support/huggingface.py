@@ -17,8 +17,13 @@ TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64":
 def activations(folder: Path, token_ids: Sequence[int], dtype: str = "float32") -> dict[Tap, np.ndarray]:
     """[tokens, hidden] of every tap for one sequence, in float32, or in float64 if `dtype` is
     that."""
+    return activations_of(AutoModel.from_pretrained(folder, dtype=TORCH_DTYPES[dtype]), token_ids, dtype)
+
+
+def activations_of(model: torch.nn.Module, token_ids: Sequence[int], dtype: str = "float32") -> dict[Tap, np.ndarray]:
+    """The same of a decoder that is at hand."""
     kept = torch.float64 if dtype == "float64" else torch.float32
-    model = AutoModel.from_pretrained(folder, dtype=TORCH_DTYPES[dtype]).eval()
+    model.eval()
     captured: dict[Tap, np.ndarray] = {}
 
     def keep(tap: Tap, value: torch.Tensor) -> None:

@@ -65,6 +65,15 @@ SELECTION = PrimitiveConstructorSpec[tuple[str, ...]](
 )
 """In the annotation of a field: tokens as `parse_selection` takes them."""
 
+SEVERAL = PrimitiveConstructorSpec[tuple[str, ...]](
+    nargs="*",
+    metavar="TEXT ...",
+    instance_from_str=tuple,
+    is_instance=lambda value: isinstance(value, tuple),
+    str_from_instance=list,
+)
+"""In the annotation of a field: texts, in their order."""
+
 
 @dataclass(frozen=True)
 class Flag:
@@ -98,10 +107,11 @@ def parse(config_type: type[T], words: Sequence[str], *, prog: str, example: str
 
 
 def _gathered(config_type: type, words: Sequence[str]) -> Sequence[str]:
-    """The words, where a choice of tokens that is given several times is given once, with all of
-    it; of other flags the last one counts.
+    """The words, where a flag that takes several, and is given several times, is given once, with
+    all of it; of other flags the last one counts.
     """
-    for name in (it.name for it in _all_fields(config_type) if SELECTION in _extras(it.annotation)):
+    several = (it.name for it in _all_fields(config_type) if {SELECTION, SEVERAL} & {*_extras(it.annotation)})
+    for name in several:
         values, rest, place, within = [], list[str](), None, False
         for word in words:
             flag, _, value = word.partition("=")

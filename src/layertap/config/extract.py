@@ -17,7 +17,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from layertap.config.arguments import LAYERS, SELECTION, Flag
+from layertap.config.arguments import LAYERS, SELECTION, SEVERAL, Flag
 from layertap.config.checks import require, require_counts
 from layertap.config.sharded import ShardedConfig
 from layertap.config.source import SourceConfig
@@ -127,6 +127,10 @@ class RunConfig(SourceConfig):
 
     revision: Annotated[str | None, Flag("model", "REVISION", "the newest commit")] = None
     """The branch, tag or commit of a model of the Hub. --model_path NAME@REVISION says the same."""
+
+    adapter: Annotated[tuple[str, ...], SEVERAL, Flag("model", "FOLDER_OR_ID ...", "none")] = ()
+    """LoRA adapters of PEFT, each a folder or on the Hub, to merge into the model one after the
+    other."""
 
     compute_dtype: Annotated[Literal["bfloat16", "float32"], Flag("model")] = "bfloat16"
     """The number format of matrix products. Sums, norms, softmax and the residual stream are always
@@ -242,6 +246,8 @@ class RunConfig(SourceConfig):
             0 <= self.split_overlap < self.max_seq_length,
             f"--split_overlap {self.split_overlap} must be less than --max_seq_length ({self.max_seq_length})",
         )
+        twice = sorted({name for name in self.adapter if self.adapter.count(name) > 1})
+        require(not twice, f"--adapter {' '.join(twice)}: is given twice; once is enough")
         require_counts(self, "row_length", "max_seq_length", "window_samples")
         parse_selection(self.keep_tokens)
         require(

@@ -191,7 +191,8 @@ class _Run:
     def _announce(self, display: Display) -> None:
         setup, manifest = self._setup, self._writer.manifest
         sites, layers = ", ".join(setup.shard_format.sites), len(setup.shard_format.layers)
-        display.note(f"{setup.manifest.model_path}: {sites} of {layers} layers, running {setup.model.num_layers}")
+        model = " with adapter ".join((setup.manifest.model_path, *setup.config.adapter))
+        display.note(f"{model}: {sites} of {layers} layers, running {setup.model.num_layers}")
         if manifest.shards:
             display.note(f"going on after {len(manifest.shards)} shards, {manifest.samples} samples")
 

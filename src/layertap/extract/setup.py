@@ -43,9 +43,9 @@ from layertap.extract.inputs import Prompts, prompt_maker, read_dataset, window_
 from layertap.extract.kept import kept_tokens
 from layertap.extract.session import OpenedModel, open_model
 from layertap.extract.step import resolve_taps
-from layertap.model import weights
 from layertap.model.checkpoint import Checkpoint, open_checkpoint
 from layertap.model.config import DecoderConfig
+from layertap.model.layout import tensor_names
 from layertap.objects import open_store
 from layertap.objects.retry import Retry
 from layertap.shards.encode import ShardFormat
@@ -102,7 +102,7 @@ def prepare(config: ExtractConfig, hosts: Hosts = _ALONE) -> Setup:
     if hosts.count > 1:
         config = replace(config, output_dir=str(config.output_folder / f"tpu_{hosts.name(config.worker)}"))
     _require_folders(config)
-    checkpoint = open_checkpoint(config.model_path, config.revision)
+    checkpoint = open_checkpoint(config.model_path, config.revision, config.adapter)
     url = config.upload.url(hosts.name(config.worker))
     if checkpoint.hub_id is not None:
         _require_far_ends(config, url)
@@ -191,14 +191,17 @@ def format_of_shards(config: RunConfig, model: DecoderConfig, taps: tuple[Tap, .
 
 
 def _identity(config: ExtractConfig, model: OpenedModel, prompts: Prompts, shard_format: ShardFormat) -> dict[str, Any]:
-    rules = prompts.rules
+    rules, checkpoint = prompts.rules, model.checkpoint
+    needed = tensor_names(checkpoint.config, model.num_layers)
+    merged = [adapter.identity(needed) for adapter in checkpoint.adapters]
     packing = ("row_length", "batch_size", "max_seq_length", "window_samples")
     return {
         "layertap": layertap.__version__,
         "backend": backend.description(),
         "model": {
-            "weights": model.checkpoint.identity(weights.tensor_names(model.checkpoint.config, model.num_layers)),
+            "weights": checkpoint.identity(needed),
             "compute_dtype": config.compute_dtype,
+            **({"adapters": merged} if merged else {}),
         },
         "layers": list(shard_format.layers),
         "sites": list(shard_format.sites),

@@ -10,64 +10,33 @@ two versions.
 the leading numbers of each needed tensor: all of a vector, the first row of a matrix. Tensors above
 the last tap do not count, nor does how tensors are split into files: no activation depends on them.
 Hashing every byte of a 72B checkpoint would take longer than loading it, and training changes first
-rows too. What `identity` cannot see is a matrix that was edited by hand further down.
+rows too. What `identity` cannot see is a matrix that was edited by hand further down. Adapters have
+identities of their own.
 """
 
 import hashlib
 import json
-import os
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import ml_dtypes  # noqa: F401  # numpy knows bfloat16 from here on
-import numpy as np
-from safetensors import SafetensorError, safe_open
 
 from layertap.errors import ModelError
 from layertap.model import hub
+from layertap.model.adapters import ADAPTER_CONFIG, Adapter, open_adapter, read_settings
 from layertap.model.config import DecoderConfig
 from layertap.model.families import read_config
+from layertap.model.layout import PREFIXES
+from layertap.model.tensors import Tensor, names_in, open_safetensors
 
 _FLAG = "--model_path"
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _PARTS = "model-*-of-*.safetensors"
-_PREFIXES = ("model.", "", "model.language_model.", "language_model.model.", "language_model.")
-_ADAPTER = "adapter_config.json"
 _EMBEDDING = "model.embed_tokens.weight"
 _HEADS = ("lm_head.weight", "language_model.lm_head.weight")
-_SMALL_FILES = ["config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", _INDEX]
-
-
-@dataclass(frozen=True)
-class Tensor:
-    """One tensor of an open safetensors file; nothing is read until `read`."""
-
-    name: str
-    path: Path
-    _view: Any
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """As stored: torch keeps matrices [outputs, inputs]."""
-        return tuple(self._view.get_shape())
-
-    @property
-    def dtype(self) -> str:
-        """As safetensors writes it, such as "BF16"."""
-        return str(self._view.get_dtype())
-
-    def read(self, *index: slice) -> np.ndarray:
-        """The part that `index` cuts out, as stored; raises ModelError if there is no such part."""
-        try:
-            return self._view[index]
-        except (SafetensorError, TypeError) as error:
-            raise ModelError(
-                f"{self.path}: {self.name} {self.dtype}{list(self.shape)} cannot be read: {error}"
-            ) from error
+_CONFIG = "config.json"
+_SMALL_FILES = [_CONFIG, "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", _INDEX, ADAPTER_CONFIG]
 
 
 @dataclass(frozen=True)
@@ -77,6 +46,8 @@ class Checkpoint:
     folder: Path
     hub_id: str | None
     config: DecoderConfig
+    adapters: tuple[Adapter, ...] = ()
+    """What is merged into its weights, in this order."""
 
     def tensor_files(self, names: Iterable[str]) -> dict[str, Path]:
         """The safetensors file of each tensor, fetched first where the checkpoint is on the Hub.
@@ -91,7 +62,7 @@ class Checkpoint:
         index = self._weight_map()
         if index is None:
             self._fetch([_SINGLE])
-            index = dict.fromkeys(_names_in(self.folder / _SINGLE), _SINGLE)
+            index = dict.fromkeys(names_in(self.folder / _SINGLE), _SINGLE)
             stored = {name: _stored_name(name, index, tied=self.config.tie_word_embeddings) or name for name in wanted}
             return {name: (self.folder / _SINGLE, stored[name]) for name in wanted}
         found = {name: _stored_name(name, index, tied=self.config.tie_word_embeddings) for name in wanted}
@@ -125,7 +96,7 @@ class Checkpoint:
         places = self._places(names)
         with ExitStack() as stack:
             paths = sorted({path for path, _ in places.values()})
-            opened = {path: stack.enter_context(_open_safetensors(path)) for path in paths}
+            opened = {path: stack.enter_context(open_safetensors(path)) for path in paths}
             held = {path: set(file.keys()) for path, file in opened.items()}
             yield {
                 name: Tensor(name, path, opened[path].get_slice(stored))
@@ -156,7 +127,7 @@ class Checkpoint:
             return None
         if not path.exists():
             parts = sorted(self.folder.glob(_PARTS)) if self.hub_id is None else []
-            return {name: part.name for part in parts for name in _names_in(part)} or None
+            return {name: part.name for part in parts for name in names_in(part)} or None
         try:
             index: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
             misplaced = [file for file in index.values() if Path(file).name != file]
@@ -167,40 +138,35 @@ class Checkpoint:
         return index
 
 
-def open_checkpoint(model_path: str, revision: str | None = None) -> Checkpoint:
-    """Open the checkpoint in a folder, or fetch the small files of one on the Hub.
+def open_checkpoint(model_path: str, revision: str | None = None, adapters: Sequence[str] = ()) -> Checkpoint:
+    """Open the checkpoint in a folder, or fetch the small files of one on the Hub; with adapters,
+    each in a folder or on the Hub.
 
-    Raises ModelError for a missing folder, an unknown id or revision, no network, or another kind
-    of model.
+    Raises ModelError for a missing folder, an unknown id or revision, no network, another kind of
+    model, or an adapter that does not fit it.
     """
     place = hub.find(_FLAG, model_path, _SMALL_FILES, revision)
-    _refuse_adapter(place.folder)
-    return Checkpoint(place.folder, place.hub_id, read_config(place.folder))
+    _refuse_adapter_alone(place.folder, model_path)
+    config = read_config(place.folder)
+    opened = tuple(open_adapter(name, config) for name in adapters)
+    _refuse_adapter_beside(place.folder, model_path, adapters, opened)
+    return Checkpoint(place.folder, place.hub_id, config, opened)
 
 
-def _refuse_adapter(folder: Path) -> None:
+def _refuse_adapter_alone(folder: Path, model_path: str) -> None:
+    if (folder / ADAPTER_CONFIG).exists() and not (folder / _CONFIG).exists():
+        base = read_settings(folder).get("base_model_name_or_path") or "THE_MODEL_IT_WAS_TRAINED_ON"
+        raise ModelError(f"{folder}: is an adapter without a model; give {_FLAG} {base} --adapter {model_path}")
+
+
+def _refuse_adapter_beside(folder: Path, model_path: str, names: Sequence[str], opened: Sequence[Adapter]) -> None:
     """Where there is one, transformers applies it, and gives other activations than the model."""
-    if (folder / _ADAPTER).exists():
+    given = model_path in names or any(adapter.folder.resolve() == folder.resolve() for adapter in opened)
+    if (folder / ADAPTER_CONFIG).exists() and not given:
         raise ModelError(
-            f"{folder}: has an adapter beside the model ({_ADAPTER}); merge it into the weights with peft's"
-            " `merge_and_unload`, or move it away to read the model without it"
+            f"{folder}: has an adapter beside the model ({ADAPTER_CONFIG}); give --adapter {model_path} too, which"
+            " applies it, or move it away to read the model without it"
         )
-
-
-def _open_safetensors(path: Path) -> safe_open:
-    try:
-        return safe_open(path, framework="numpy")
-    except (SafetensorError, OSError) as error:
-        if path.exists() and not os.access(path, os.R_OK):
-            raise ModelError(f"{path}: this user may not read that file; change its permissions") from error
-        raise ModelError(
-            f"{path}: is not a whole safetensors file ({error}); fetch it again, with `git lfs pull` if it came by git"
-        ) from error
-
-
-def _names_in(path: Path) -> list[str]:
-    with _open_safetensors(path) as file:
-        return list(file.keys())
 
 
 def _stored_name(name: str, stored: Container[str], *, tied: bool) -> str | None:
@@ -210,7 +176,7 @@ def _stored_name(name: str, stored: Container[str], *, tied: bool) -> str | None
     before it, and tied embeddings may be there as the head alone.
     """
     inner = name.removeprefix("model.")
-    names = [f"{prefix}{inner}" for prefix in _PREFIXES]
+    names = [f"{prefix}{inner}" for prefix in PREFIXES]
     if name == _EMBEDDING and tied:
         names += _HEADS
     return next((candidate for candidate in names if candidate in stored), None)

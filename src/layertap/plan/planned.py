@@ -91,17 +91,17 @@ class PlannedRun:
                 f"--model {self.config.model_path} is a size, which has no tokenizer: give --tokenizer FOLDER to count"
                 " the dataset, or --tokens"
             )
-        return open_checkpoint(self.config.model_path, self.config.revision)
+        return open_checkpoint(self.config.model_path, self.config.revision, self.config.adapter)
 
 
 def planned_run(config: PlanConfig) -> PlannedRun:
     """Resolve `config`; raises ModelError where there is no such model, or it lacks a layer."""
-    model = model_config(config.model_path, config.revision)
+    model = model_config(config.model_path, config.revision, config.adapter)
     taps = resolve_run_taps(config, model)
     return PlannedRun(config, model, taps, format_of_shards(config, model, taps))
 
 
-def model_config(model: str, revision: str | None = None) -> DecoderConfig:
+def model_config(model: str, revision: str | None = None, adapters: Sequence[str] = ()) -> DecoderConfig:
     """The shape of a checkpoint folder, a Hub id, or a published size, of which no file is needed.
 
     Raises ModelError where there is no such model, or it is one that Layertap does not run.
@@ -109,7 +109,7 @@ def model_config(model: str, revision: str | None = None) -> DecoderConfig:
     match = _PUBLISHED.fullmatch(model)
     if match and revision is None and not os.path.isdir(os.path.expanduser(model)):
         return published_config(match[1].lower())
-    return open_checkpoint(model, revision).config
+    return open_checkpoint(model, revision, adapters).config
 
 
 def layer_products(config: DecoderConfig) -> int:
