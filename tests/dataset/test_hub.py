@@ -174,3 +174,13 @@ def test_a_run_says_how_to_get_the_library(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(UsageError, match=r"--dataset_name needs the datasets library: .* -m pip install .*datasets"):
         next(open_records(ExtractConfig(dataset_name="nobody/nothing")))
+
+
+def test_parquet_is_read_without_the_librarys_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which reads ahead, so that its memory grows with the file."""
+    for part in range(2):
+        rows = [{"id": f"{part}-{row}", "text": f"text {part} {row}"} for row in range(3)]
+        datasets.Dataset.from_list(rows).to_parquet(tmp_path / f"train-0000{part}-of-00002.parquet")
+    monkeypatch.setattr(datasets, "load_dataset", None)
+    found = [record.task_id for record in read_hub_records(str(tmp_path), max_tasks=None)]
+    assert found == ["0-0", "0-1", "0-2", "1-0", "1-1", "1-2"]

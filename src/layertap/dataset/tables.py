@@ -22,7 +22,7 @@ def table_records(opened: Opened, column: str | None) -> RawRecords:
     Raises UsageError where it has no such column, BadTaskError, without the file's name, where none
     of its columns is known, DatasetError where it is damaged.
     """
-    for number, row in enumerate(_rows(opened, column), 1):
+    for number, row in enumerate(table_rows(opened, column), 1):
         yield record_of_row(f"{opened.place} row {number}", plain(row), column)
 
 
@@ -39,7 +39,8 @@ def choose_columns(names: list[str], column: str | None, shown: str) -> list[str
     return chosen
 
 
-def _rows(opened: Opened, column: str | None) -> Iterator[dict[str, object]]:
+def table_rows(opened: Opened, column: str | None) -> Iterator[dict[str, object]]:
+    """The rows of a Parquet file, of the columns that can matter; raises as above."""
     import pyarrow.parquet
 
     with damage_named("Parquet", str(opened.place)):

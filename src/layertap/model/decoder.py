@@ -288,7 +288,7 @@ class Decoder(nnx.Module):
 
 def _handed_over(x: Hidden, read: Read, plan: ForwardPlan) -> tuple[Hidden, Read]:
     """The stream, and what was read, on its way to the host where the plan says so."""
-    if plan.outputs == "offloaded" and read:
+    if plan.outputs == "offloaded":
         # Read now, or the compiler keeps every layer's stream to read them all at the end.
         x, read = lax.optimization_barrier((x, read))  # type: ignore[no-untyped-call]
         read = jax.device_put(read, jax.memory.Space.Host)
