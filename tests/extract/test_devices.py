@@ -1,8 +1,10 @@
 """Several devices in a process of their own, and what a second start compiles."""
 
+import shutil
 from pathlib import Path
 
 import commands
+import families
 import numpy as np
 import pytest
 from peft_adapters import write_adapter
@@ -45,6 +47,19 @@ def test_four_devices_give_what_one_gives(tiny_model: Path, demo_tasks: Path, tm
     one = _activations(tiny_model, demo_tasks, tmp_path / "one", 1, "auto")
     four = _activations(tiny_model, demo_tasks, tmp_path / "four", 4, mesh)
     assert len({sample for _, sample in one}) >= 16
+    require_close(four, one)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["qwen3", "gemma3", "phi3-partial"])
+def test_four_devices_give_what_one_gives_in_other_families(
+    tiny_model: Path, demo_tasks: Path, tmp_path: Path, family: str
+) -> None:
+    families.write_family(tmp_path / "model", family, vocab_size=1024)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(tiny_model / name, tmp_path / "model")
+    one = _activations(tmp_path / "model", demo_tasks, tmp_path / "one", 1, "auto")
+    four = _activations(tmp_path / "model", demo_tasks, tmp_path / "four", 4, "data=2,fsdp=2")
     require_close(four, one)
 
 
