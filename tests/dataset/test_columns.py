@@ -15,11 +15,20 @@ _TASK = {"train": _PAIRS[:1], "test": _PAIRS[1:]}
 _CHAT = [{"role": "user", "content": "Hello"}]
 TASK = Task("a", (Pair(((1,),), ((2,),)),), (Pair(((5,),), ((6,),)),))
 
+_LIKE_TASKS = (
+    "[[1, 2], [3, 4]]",
+    '{"test": [1]}',
+    '{"train": "slow", "test": []}',
+    '{"examples": ["one", "two"]}',
+    '{"train": "slow", "examples": [[[[1]], [[2]]], [[[1]], [[2]]]]}',
+    '[{"input": "a question", "output": "an answer"}, {"input": "b", "output": "c"}]',
+)
 VALUES: list[tuple[Any, Any]] = [
     ("A sentence.", Document("a", "A sentence.")),
     ("[1, 2]", Document("a", "[1, 2]")),
     ('{"a": 1}', Document("a", '{"a": 1}')),
     ("{ broken", Document("a", "{ broken")),
+    *((text, Document("a", text)) for text in _LIKE_TASKS),
     (_TASK, TASK),
     (_PAIRS, TASK),
     ([[pair["input"], pair["output"]] for pair in _PAIRS], TASK),
@@ -57,6 +66,22 @@ def test_tools_stand_beside_a_conversation(tmp_path: Path) -> None:
     tools = [{"type": "function", "function": {"name": "f"}}]
     path = _rows(tmp_path / "r.jsonl", {"id": "a", "talk": _CHAT, "tools": json.dumps(tools)})
     assert list(read_records(path, column="talk")) == [Conversation("a", tuple(_CHAT), tuple(tools))]
+
+
+def test_the_json_of_pairs_has_them_also_where_one_of_them_is_malformed(tmp_path: Path) -> None:
+    path = _rows(tmp_path / "r.jsonl", {"id": "a", "what": json.dumps([_PAIRS[0], {"input": [[11]]}, _PAIRS[1]])})
+    bad, task = read_records(path, column="what")
+    assert task == TASK
+    assert isinstance(bad, BadTask)
+
+
+def test_a_system_text_and_a_mask_stand_beside_a_column(tmp_path: Path) -> None:
+    row = {"id": "a", "talk": _CHAT, "ids": [1, 2, 0], "system": "Be kind.", "attention_mask": [1, 1, 0]}
+    path = _rows(tmp_path / "r.jsonl", row | {"json": json.dumps({"messages": _CHAT, "system": None})})
+    system = {"role": "system", "content": "Be kind."}
+    assert list(read_records(path, column="talk")) == [Conversation("a", (system, *_CHAT))]
+    assert list(read_records(path, column="json")) == [Conversation("a", (system, *_CHAT))]
+    assert list(read_records(path, column="ids")) == [TokenList("a", (1, 2))]
 
 
 def test_a_row_without_the_column_is_named_with_what_it_has(tmp_path: Path) -> None:

@@ -56,6 +56,14 @@ def test_nulls_of_a_table_are_no_part_of_a_message_but_a_call_has_a_null_content
     assert read(messages=[calling]).messages == (calling,)
 
 
+def test_a_system_text_beside_the_messages_is_the_first_of_them() -> None:
+    system, older = {"role": "system", "content": "Be kind."}, [{"from": "human", "value": "Hello there"}]
+    assert read(conversations=older, system="Be kind.").messages == (system, _USER)
+    assert read(messages=[_USER], system="Be kind.") == read(messages=[system, _USER], system="Be kind.")
+    assert read(messages=[system, _USER], system="") == read(messages=[system, _USER], system=None)
+    assert read(messages=[_USER], system="").messages == (_USER,)
+
+
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
@@ -75,6 +83,11 @@ def test_nulls_of_a_table_are_no_part_of_a_message_but_a_call_has_a_null_content
             "its messages hold something that is not JSON: .* date .*",
         ),
         ({"messages": [{"role": "user", "content": "\ud800"}]}, "its messages hold half a surrogate pair"),
+        (
+            {"conversations": [{"from": "system", "value": "Be brief."}], "system": "Be kind."},
+            "'system' says something else than the system message; keep one of them",
+        ),
+        ({"messages": [_USER], "system": 5}, "'system' is a number, not a text"),
         ({"messages": [_USER], "tools": ["x"]}, "tool 1 is a text, not an object that describes a function"),
     ],
 )

@@ -53,7 +53,12 @@ PACKINGS: dict[str, Callable[[bytes], bytes]] = {
     "gzip": gzip.compress,
     "gzip, two members": lambda data: gzip.compress(data[:10]) + gzip.compress(data[10:]),
     "bzip2": bz2.compress,
+    "bzip2, two streams": lambda data: bz2.compress(data[:10]) + bz2.compress(data[10:]),
     "xz": lzma.compress,
+    "xz, three streams": lambda data: b"".join(
+        lzma.compress(part) + bytes(padding)
+        for part, padding in ((data[:10], 4), (b"", 0), (data[10:], 2 * io.DEFAULT_BUFFER_SIZE * 16))
+    ),
     "zstd": _zstd,
     "zstd, two frames": lambda data: _SKIPPED + _zstd(data[:10]) + _SKIPPED + _zstd(data[10:]),
     "zip": _zipped,
@@ -113,6 +118,18 @@ def test_what_is_cut_short_or_changed_says_so(tmp_path: Path, packing: str) -> N
         with pytest.raises(
             DatasetError, match=rf"a\.jsonl: its {named} data is damaged or cut short; copy the file again"
         ):
+            _read(tmp_path / "a.jsonl")
+
+
+@pytest.mark.parametrize("junk", [bytes(10), bytes(3), b"X", b"\0\0\0\0X", b"BZ", b"BZh9", b"\xfd7zXZ"])
+@pytest.mark.parametrize(("packing", "pack"), [("bzip2", bz2.compress), ("xz", lzma.compress)])
+def test_what_follows_a_stream_and_is_none_is_not_passed_over(
+    tmp_path: Path, packing: str, pack: Callable[[bytes], bytes], junk: bytes
+) -> None:
+    """Python's own readers take it for the end, and lose the second row in silence."""
+    for behind in (pack(_TWO_ROWS[16:]), b""):
+        (tmp_path / "a.jsonl").write_bytes(pack(_TWO_ROWS[:16]) + junk + behind)
+        with pytest.raises(DatasetError, match=rf"a\.jsonl: its {packing} data is damaged or cut short"):
             _read(tmp_path / "a.jsonl")
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from layertap.core.records import Pair, Task
+from layertap.core.records import Pair, Task, TokenList
 from layertap.dataset.rows import document_from_row, parse, tokens_from_row
 from layertap.dataset.tasks import task_from_pairs, task_from_problem, task_from_splits
 from layertap.errors import BadTaskError
@@ -93,6 +93,32 @@ def test_an_unsound_grid_is_named_with_its_place(grid, reason):
             "'input_ids': token 2 is 2.0, not the number of a token (0 or more)",
         ),
         (tokens_from_row, {"input_ids": [True]}, "'input_ids': token 1 is True, not the number of a token (0 or more)"),
+        (
+            tokens_from_row,
+            {"input_ids": [0, -1, 2], "attention_mask": [0, 1, 1]},
+            "'input_ids': token 2 is -1, not the number of a token (0 or more)",
+        ),
+        (
+            tokens_from_row,
+            {"input_ids": [1, 2], "attention_mask": [1]},
+            "'attention_mask' has 1 values, and there are 2 tokens",
+        ),
+        (
+            tokens_from_row,
+            {"input_ids": [1, 2], "attention_mask": [1, 2]},
+            "'attention_mask': value 2 is 2, neither 0 nor 1",
+        ),
+        (
+            tokens_from_row,
+            {"input_ids": [1], "attention_mask": [[1]]},
+            "'attention_mask': value 1 is [1], neither 0 nor 1",
+        ),
+        (tokens_from_row, {"input_ids": [1], "attention_mask": [0]}, "'attention_mask' is 0 for every token"),
+        (
+            tokens_from_row,
+            {"input_ids": [1, 2, 3, 4, 5], "attention_mask": [0, 1, 0, 1, 0]},
+            "'attention_mask' is 0 for token 3, in the middle; padding is at the beginning or end",
+        ),
         (document_from_row, [], "is a list without 'text'"),
         (document_from_row, {"id": "a"}, "is an object without 'text'"),
         (document_from_row, {"text": 5}, "'text' is a number, not a text"),
@@ -118,6 +144,22 @@ def test_a_test_output_may_be_unknown_in_every_shape(test):
     assert task_from_splits({"train": [_PAIR], "test": [test]}, "a") == expected
     assert task_from_pairs([_PAIR, test], "a") == expected
     assert task_from_problem({"examples": [_PROBLEM, [test["input"], test.get("output")]]}, "a") == expected
+
+
+@pytest.mark.parametrize("key", ["input_ids", "token_ids"])
+@pytest.mark.parametrize(
+    ("mask", "kept"),
+    [
+        ([1, 1, 1, 1], (7, 8, 9, 0)),
+        ([1, 1, 1, 0], (7, 8, 9)),
+        ([0, 0, 1, 1], (9, 0)),
+        ([0, 1, 0, 0], (8,)),
+        ("[0, 1, 1, 0]", (8, 9)),
+        (None, (7, 8, 9, 0)),
+    ],
+)
+def test_an_attention_mask_leaves_the_padding_out(key, mask, kept):
+    assert tokens_from_row({key: [7, 8, 9, 0], "attention_mask": mask}, "a") == TokenList("a", kept)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from layertap.core.records import BadTask, Conversation, Document, TokenList
+from layertap.core.records import BadTask, Conversation, Document, Pair, Task, TokenList
 from layertap.dataset import read_records
 from layertap.errors import DatasetError, UsageError
 
@@ -44,6 +44,56 @@ def test_tables_and_lines_give_the_same_records(tmp_path: Path) -> None:
 def test_published_tasks_are_the_same_in_a_table(tmp_path: Path, demo_tasks: Path) -> None:
     rows = [json.loads(line) for line in demo_tasks.read_text().splitlines()]
     assert list(read_records(write(tmp_path / "t.parquet", rows))) == list(read_records(str(demo_tasks)))
+
+
+_SIDES = {"input": [[[1]], [[5]]], "output": [[[2]], [[6]]]}
+_TASK = Task("a", (Pair(((1,),), ((2,),)),), (Pair(((5,),), ((6,),)),))
+
+
+@pytest.mark.parametrize(
+    ("row", "column"),
+    [
+        (
+            {"train": {key: side[:1] for key, side in _SIDES.items()}, "test": {"input": [[[5]]], "output": [[[6]]]}},
+            None,
+        ),
+        (
+            {"what": {"train": {"input": [[[1]]], "output": [[[2]]]}, "test": {"input": [[[5]]], "output": [[[6]]]}}},
+            "what",
+        ),
+        ({"what": _SIDES}, "what"),
+    ],
+)
+def test_pairs_may_be_an_object_of_lists(tmp_path: Path, row: dict[str, Any], column: str | None) -> None:
+    assert list(read_records(write(tmp_path / "t.parquet", [{"id": "a", **row}]), column=column)) == [_TASK]
+
+
+@pytest.mark.parametrize("column", [None, "messages"])
+def test_what_a_tool_is_given_is_no_list_of_pairs(tmp_path: Path, column: str | None) -> None:
+    """An object of `input` and `output` had been made a list of pairs wherever it stood."""
+    called = {"function": {"name": "solve", "arguments": _SIDES}}
+    messages = [{"role": "assistant", "content": "Look.", "tool_calls": [called]}]
+    path = write(tmp_path / "t.parquet", [{"id": "a", "messages": messages}])
+    assert list(read_records(path, column=column)) == [Conversation("a", tuple(messages))]
+
+
+def test_sides_of_different_lengths_are_a_bad_record(tmp_path: Path) -> None:
+    path = write(tmp_path / "t.parquet", [{"train": _SIDES, "test": {"input": [[[1]]], "output": [[[1]], [[2]]]}}])
+    (bad,) = read_records(path)
+    assert isinstance(bad, BadTask)
+    assert bad.reason == "'test' is an object, not a list of pairs"
+
+
+@pytest.mark.parametrize("column", [None, "messages", "input_ids"])
+def test_what_belongs_to_a_record_is_read_from_a_table_too(tmp_path: Path, column: str | None) -> None:
+    row = {"id": "a", "system": "Be kind.", "attention_mask": [0, 1, 1]}
+    talk, ids = {"messages": [{"role": "user", "content": "x"}]}, {"input_ids": [9, 1, 2]}
+    path = write(tmp_path / "t.parquet", [row | (ids if column == "input_ids" else talk) | {"other": 1}])
+    (record,) = read_records(path, column=column)
+    if column == "input_ids":
+        assert record == TokenList("a", (1, 2))
+    else:
+        assert record == Conversation("a", ({"role": "system", "content": "Be kind."}, *talk["messages"]))
 
 
 def test_a_column_of_a_table(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """A row, of a table or of JSON lines, and the record that is in it: the row itself, or one column.
 
-With a column named, the record is that column's value, and the rest of the row gives its id (and,
-beside a conversation, its tools):
+With a column named, the record is that column's value, and the rest of the row gives its id and
+what belongs to it: the tools and system text of a conversation, the mask of token ids.
 
     a text                             a document; or one of the others, if the text is its JSON
     [[input, output], ...]             a BARC problem
@@ -12,13 +12,14 @@ beside a conversation, its tools):
     an object with a known key         the record that it is (formats.py)
 
 The JSON of a list of numbers stays a text, since texts may look so; only in a column that is called
-`input_ids` or `token_ids` is it a list of ids.
+`input_ids` or `token_ids` is it a list of ids. Texts may look like tasks as well ("[[1, 2], [3,
+4]]"), so only the JSON of a sound task is one.
 
-Tables' types are not JSON's: an absent key comes as null, and a list of objects may come as an
-object of lists. `plain` makes JSON's of them.
+Tables' types are not JSON's: an absent key comes as null, and a list of pairs may come as an object
+of lists. `plain` makes JSON's of them.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import date, time
 from typing import Any
@@ -26,11 +27,19 @@ from typing import Any
 from layertap.core.records import BadTask
 from layertap.dataset.formats import RECORD_KEYS, RecordKind, file_kind, record_kind
 from layertap.dataset.rows import kind_name, parse, without_nulls
+from layertap.dataset.tasks import sound_pairs, task_from_pairs, task_from_problem, task_from_splits
 from layertap.errors import BadTaskError
 
 ID_KEYS = ("task_id", "id", "uid")
-ROW_KEYS = (*ID_KEYS, *RECORD_KEYS, "tools")
+_BESIDE = (*ID_KEYS, "tools", "system", "attention_mask")
+ROW_KEYS = (*RECORD_KEYS, *_BESIDE)
 """Every key that is looked at where no column is named."""
+_PAIRS_UNDER = ("train", "test", "examples")
+_TASK_CHECKS: Mapping[RecordKind, Callable[[object], object]] = {
+    "task": lambda raw: task_from_splits(raw, ""),
+    "problem": lambda raw: task_from_problem(raw, ""),
+    "pairs": lambda raw: task_from_pairs(sound_pairs(raw)[0], ""),
+}
 
 
 @dataclass(frozen=True)
@@ -48,7 +57,7 @@ RawRecords = Iterator[RawRecord | BadTask]
 
 def needed_columns(column: str | None) -> tuple[str, ...]:
     """The columns of a table that can matter."""
-    return ROW_KEYS if column is None else (column, *ID_KEYS, "tools")
+    return ROW_KEYS if column is None else (column, *_BESIDE)
 
 
 def record_of_row(where: str, row: object, column: str | None, kind: RecordKind | None = None) -> RawRecord | BadTask:
@@ -64,22 +73,47 @@ def record_of_row(where: str, row: object, column: str | None, kind: RecordKind 
     return _from_column(where, row, column)
 
 
-def plain(value: Any) -> Any:  # noqa: ANN401 - JSON in, JSON out
-    """A value of a table as JSON would have it: no nulls in objects, lists of objects."""
-    if isinstance(value, dict):
-        columns = {key: plain(entry) for key, entry in value.items() if entry is not None}
-        if columns and columns.keys() <= {"input", "output"} and all(map(_is_column, columns.values())):
-            return [dict(zip(columns, pair, strict=True)) for pair in zip(*columns.values(), strict=True)]
-        return columns
+def plain(row: Mapping[str, Any], column: str | None) -> dict[str, Any]:
+    """A row of a table as JSON would have it: no nulls in objects, lists of pairs.
+
+    Pairs are looked for only where a task has them: elsewhere, as in the arguments of a tool, an
+    object of `input` and `output` is what it is.
+    """
+    made: dict[str, Any] = _as_json(row)
+    if column is None:
+        return _with_pairs(made)
+    if isinstance(made.get(column), dict):
+        made[column] = _as_pairs(_with_pairs(made[column]))
+    return made
+
+
+def _as_json(value: Any) -> Any:  # noqa: ANN401 - JSON in, JSON out
+    """A value of a table without nulls in objects, and without kinds of values that JSON lacks."""
+    if isinstance(value, Mapping):
+        return {key: _as_json(entry) for key, entry in value.items() if entry is not None}
     if isinstance(value, list | tuple):
-        return [plain(entry) for entry in value]
+        return [_as_json(entry) for entry in value]
     return value.isoformat() if isinstance(value, date | time) else value
 
 
+def _with_pairs(record: dict[str, Any]) -> dict[str, Any]:
+    return {key: _as_pairs(value) if key in _PAIRS_UNDER else value for key, value in record.items()}
+
+
+def _as_pairs(value: object) -> object:
+    """The list of pairs that an object of lists of grids is; anything else as it is."""
+    if not isinstance(value, dict) or not value or not value.keys() <= {"input", "output"}:
+        return value
+    sides = list(value.values())
+    if not all(map(_is_column, sides)) or len(set(map(len, sides))) != 1:
+        return value
+    return [dict(zip(value, pair, strict=True)) for pair in zip(*sides, strict=True)]
+
+
 def _from_column(where: str, row: dict[str, Any], column: str) -> RawRecord:
-    """The record in one column, and its id from another."""
+    """The record in one column, and what belongs to it from others."""
     record = _record_in(row[column], column)
-    beside = {key: row[key] for key in (*ID_KEYS, "tools") if key in row and key != column}
+    beside = {key: row[key] for key in _BESIDE if key in row and key != column}
     if isinstance(record, dict):
         return RawRecord(where, record_kind(record), {**beside, **record}, None)
     return RawRecord(where, "pairs", record, next((beside[key] for key in ID_KEYS if key in beside), None))
@@ -102,7 +136,19 @@ def _record_of_list(value: list[Any]) -> object:
 
 
 def _record_of_json(text: str, column: str) -> object | None:
-    """The record whose JSON `text` is; None for plain text, among it JSON that is no record."""
+    """The record whose JSON `text` is; None for plain text, as JSON of no sound task is too."""
+    record = _parsed_record(text, column)
+    check = _TASK_CHECKS.get(record_kind(record) if isinstance(record, dict) else "pairs")
+    if record is not None and check is not None:
+        try:
+            check(record)
+        except BadTaskError:
+            return None
+    return record
+
+
+def _parsed_record(text: str, column: str) -> object | None:
+    """What record `text` is by its JSON, sound or not; None where it is none."""
     if not text.lstrip().startswith(("{", "[")):
         return None
     try:
@@ -110,7 +156,7 @@ def _record_of_json(text: str, column: str) -> object | None:
     except BadTaskError:
         return None
     if not isinstance(value, list):
-        return value if file_kind(value) in ("task", "problem", "chat") else None
+        return without_nulls(value) if file_kind(value) in ("task", "problem", "chat") else None
     if value and all(isinstance(it, list) and len(it) == 2 for it in value):
         return {"examples": value}
     if set(map(type, value)) == {int}:

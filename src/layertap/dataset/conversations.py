@@ -9,6 +9,9 @@ tokenizer's chat template (`tool_calls`, `reasoning_content`, `name`), except fo
 table has one column for all messages, a null says that this message has no such thing. A content
 is null only where tools are called instead.
 
+ShareGPT's rows may have the system's text beside the list, under `system`: it becomes the first
+message. Where a system message is there too, both have to say the same.
+
 What a template does with roles is its own affair, so only the old names (`from`) are translated,
 and refused if they are unknown.
 """
@@ -39,9 +42,22 @@ def conversation_from_row(raw: object, task_id: str) -> Conversation:
         if not isinstance(tool, dict):
             raise BadTaskError(f"tool {number} is {kind_name(tool)}, not an object that describes a function")
     checked = tuple(_message(message, f"message {number}") for number, message in enumerate(messages, 1))
+    checked = (*_system_beside(raw, checked), *checked)
     _require_json(checked, "its messages hold")
     _require_json(tools, "its tools hold")
     return Conversation(task_id, checked, tuple(tools))
+
+
+def _system_beside(raw: Mapping[str, object], messages: tuple[Mapping[str, Any], ...]) -> list[Mapping[str, Any]]:
+    """The system message that a row has beside its messages, where these do not have it."""
+    beside = raw.get("system")
+    if beside is None or beside == "":
+        return []
+    text = sound_text(beside, "'system'", "a text")
+    said = [message["content"] for message in messages if message["role"] == "system"]
+    if said and text not in said:
+        raise BadTaskError("'system' says something else than the system message; keep one of them")
+    return [] if said else [{"role": "system", "content": text}]
 
 
 def _message(raw: object, where: str) -> Mapping[str, Any]:

@@ -92,4 +92,4 @@ def _raw(rows: Iterable[dict[str, Any]], column: str | None, shown: str) -> RawR
     for number, row in enumerate(rows, 1):
         if column is not None and column not in row:
             raise UsageError(f"--column_name {column}: {shown} has the columns {', '.join(row)}")
-        yield record_of_row(f"{shown} row {number}", plain(row), column)
+        yield record_of_row(f"{shown} row {number}", plain(row, column), column)

@@ -4,6 +4,10 @@ Object stores may unpack a `.gz` on the way, and not every packed file is named 
 undone one after another: a gzip in a zip is read too. What holds several files, or no rows at all,
 is refused by name, with the way out.
 
+A packed file may be several streams, one behind the other, as parallel packers write them. Python's
+own readers of bzip2 and xz take whatever begins no new stream for the end, and everything behind it
+is lost without a word. `_Streams` reads to the end of the file instead.
+
 What the file itself refuses to give (a lost connection) is the business of `Stored`'s reader;
 everything that goes wrong above it is the fault of the packed data.
 """
@@ -19,7 +23,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, Protocol, cast
 
 from layertap.dataset.names import is_hidden, is_named_data, unpacked_name
 from layertap.errors import BadTaskError, DatasetError
@@ -82,6 +86,63 @@ class Stored(io.RawIOBase):
         self._pending = self._pending[len(data) :]
         buffer[: len(data)] = data
         return len(data)
+
+
+class _Unpacker(Protocol):
+    """Unpacks one stream: a `BZ2Decompressor` or an `LZMADecompressor`."""
+
+    @property
+    def eof(self) -> bool: ...
+    @property
+    def needs_input(self) -> bool: ...
+    @property
+    def unused_data(self) -> bytes: ...
+    def decompress(self, data: bytes, max_length: int = -1) -> bytes: ...
+
+
+class _Streams(io.RawIOBase):
+    """The content of all streams of a packed file; what is no stream behind one is an error.
+
+    `padding` is the byte that may stand between streams, four at a time.
+    """
+
+    def __init__(self, file: BinaryIO, begin: Callable[[], _Unpacker], padding: bytes) -> None:
+        self._file = file
+        self._begin = begin
+        self._padding = padding
+        self._stream = begin()
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: "memoryview") -> int:  # type: ignore[override]
+        data = b""
+        while not data:
+            packed = b""
+            if self._stream.eof:
+                packed = self._behind_stream()
+                if not packed:
+                    return 0
+                self._stream = self._begin()
+            elif self._stream.needs_input:
+                packed = self._file.read(_BUFFER_BYTES)
+                if not packed:
+                    raise EOFError("it ends within a packed stream")
+            data = self._stream.decompress(packed, len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def _behind_stream(self) -> bytes:
+        """What follows the stream that ended and its padding; empty at the end of the file."""
+        padded, rest = 0, b""
+        packed = self._stream.unused_data or self._file.read(_BUFFER_BYTES)
+        while packed and not rest:
+            rest = packed.lstrip(self._padding)
+            padded += len(packed) - len(rest)
+            packed = b"" if rest else self._file.read(_BUFFER_BYTES)
+        if padded % 4:
+            raise ValueError(f"{padded} bytes of padding behind a packed stream, no multiple of 4")
+        return rest
 
 
 @dataclass(frozen=True)
@@ -148,11 +209,11 @@ def _open_gzip(file: BinaryIO, name: str) -> tuple[str, Any]:
 
 
 def _open_bz2(file: BinaryIO, name: str) -> tuple[str, Any]:
-    return name, bz2.BZ2File(file)
+    return name, _Streams(file, bz2.BZ2Decompressor, padding=b"")
 
 
 def _open_xz(file: BinaryIO, name: str) -> tuple[str, Any]:
-    return name, lzma.LZMAFile(file)
+    return name, _Streams(file, lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ), padding=b"\0")
 
 
 def _open_zstd(file: BinaryIO, name: str) -> tuple[str, Any]:

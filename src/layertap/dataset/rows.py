@@ -87,17 +87,41 @@ def document_from_row(raw: object, task_id: str) -> Document:
 
 
 def tokens_from_row(raw: object, task_id: str) -> TokenList:
-    """The tokens in `{"input_ids": [...]}` or `{"token_ids": [...]}`; at least one."""
+    """The tokens in `{"input_ids": [...]}` or `{"token_ids": [...]}`; at least one.
+
+    Padding is left out where an `attention_mask` beside them says what is padding.
+    """
     key = next((key for key in ("input_ids", "token_ids") if isinstance(raw, dict) and key in raw), None)
     if not isinstance(raw, dict) or key is None:
         raise BadTaskError(f"is {kind_name(raw)} without 'input_ids'")
     ids = list_in(raw, key)
     if not ids:
         raise BadTaskError(f"{key!r} is empty")
+    first, end = _unmasked(raw, len(ids))
+    ids = ids[first:end]
     if set(map(type, ids)) != {int} or min(ids) < 0:
-        number, wrong = next((n, it) for n, it in enumerate(ids, 1) if type(it) is not int or it < 0)
+        number, wrong = next((n, it) for n, it in enumerate(ids, first + 1) if type(it) is not int or it < 0)
         raise BadTaskError(f"{key!r}: token {number} is {reprlib.repr(wrong)}, not the number of a token (0 or more)")
     return TokenList(task_id, tuple(ids))
+
+
+def _unmasked(raw: Mapping[str, object], count: int) -> tuple[int, int]:
+    """Where the tokens begin and end that are no padding."""
+    if raw.get("attention_mask") is None:
+        return 0, count
+    mask = list_in(raw, "attention_mask")
+    if len(mask) != count:
+        raise BadTaskError(f"'attention_mask' has {len(mask)} values, and there are {count} tokens")
+    wrong = next((number for number, it in enumerate(mask, 1) if type(it) is not int or it not in (0, 1)), None)
+    if wrong is not None:
+        raise BadTaskError(f"'attention_mask': value {wrong} is {reprlib.repr(mask[wrong - 1])}, neither 0 nor 1")
+    if 1 not in mask:
+        raise BadTaskError("'attention_mask' is 0 for every token")
+    first, end = mask.index(1), count - mask[::-1].index(1)
+    if 0 in mask[first:end]:
+        hole = mask.index(0, first) + 1
+        raise BadTaskError(f"'attention_mask' is 0 for token {hole}, in the middle; padding is at the beginning or end")
+    return first, end
 
 
 def sound_text(value: object, where: str, wanted: str) -> str:

@@ -23,7 +23,7 @@ def table_records(opened: Opened, column: str | None) -> RawRecords:
     of its columns is known, DatasetError where it is damaged.
     """
     for number, row in enumerate(table_rows(opened, column), 1):
-        yield record_of_row(f"{opened.place} row {number}", plain(row), column)
+        yield record_of_row(f"{opened.place} row {number}", plain(row, column), column)
 
 
 def choose_columns(names: list[str], column: str | None, shown: str) -> list[str]:
