@@ -13,6 +13,7 @@ from layertap.core.columns import NO_LABELS, NONE, ROLES, TEST
 from layertap.core.records import Document, Grid, Pair, Task
 from layertap.core.sample import Sample
 from layertap.demo.tokenizer import demo_texts, write_tokenizer
+from layertap.errors import PromptError
 from layertap.prompts import PromptMaker, load_template, load_tokenizer, parse_grid_encoder
 from layertap.prompts.augment import Augmentation
 from layertap.prompts.tokenizer import PromptTokenizer
@@ -140,3 +141,27 @@ def test_plain_text_has_no_labels(tokenizers):
     (sample,) = _maker(tokenizers["qwen"], ENCODERS[0]).make([(0, Document("d", "1 2\n3 4"))])
     for name, value in NO_LABELS.items():
         assert np.unique(sample.columns[name]).tolist() == [value]
+
+
+@pytest.mark.parametrize(
+    ("written", "follows"),
+    [
+        ("{{ e.input | indent(2) }} {{ e.output }}", True),
+        ("{{ '\\n'.join([e.input, e.output]) }}", True),
+        ("{{ 'In: %s Out: %s' | format(e.input, e.output) }}", True),
+        ("{{ 'In: {} Out: {}'.format(e.input, e.output) }}", False),
+        ("{{ e.input }} {{ e.output | wordwrap(2) }}", False),
+    ],
+)
+def test_a_template_that_loses_cells_is_refused(tokenizers, tmp_path, written, follows):
+    (tmp_path / "system.j2").write_text("")
+    (tmp_path / "user.j2").write_text("{% for e in examples %}" + written + "{% endfor %}{{ test_input }}")
+    (tmp_path / "assistant.j2").write_text("{{ answer }}")
+    maker = replace(_maker(tokenizers["qwen"], "MinimalGridEncoder()"), template=load_template(folder=str(tmp_path)))
+    task = Task("t", (Pair(((1, 2), (0, 0)), ((3,), (4,))),), (Pair(((5,),), ((6,),)),))
+    if not follows:
+        with pytest.raises(PromptError, match=r"user\.j2: writes grids in a way that Layertap cannot follow"):
+            maker.make([(0, task)])
+        return
+    for sample in maker.make([(0, task)]):
+        require_grids(sample, _augmented(sample, task), answer=True)

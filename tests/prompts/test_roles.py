@@ -2,6 +2,7 @@
 transformers."""
 
 import json
+from pathlib import Path
 
 import chat_templates
 import pytest
@@ -145,11 +146,70 @@ def test_every_character_is_its_messages_or_the_templates(makers, contents):
     assert shown["assistant"] == "".join(contents[1::2])
 
 
-def test_a_template_that_loses_what_a_role_says_is_refused(tmp_path):
-    source = "{% for m in messages %}{{ '%s.' | format(m.content) }}{% endfor %}"
-    chat = load_chat_template(tmp_path, {"chat_template": source})
-    with pytest.raises(PromptError, match="writes what the user says, but in a way that Layertap cannot follow"):
-        chat.render(Chat(({"role": "user", "content": "hello"},)))
+_EACH = "{% for m in messages %}<HERE>{% endfor %}"
+_SHOUTED = Chat(({"role": "user", "content": "One line,\nStraße"}, {"role": "assistant", "content": "yes\nno"}))
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        "{{ '{}.'.format(m.content) }}",
+        "{{ '%s %d' | format(m.content, 3) }}",
+        "{{ m.content | upper }}",  # two letters of one: no telling which is which
+        "{{ m.content if m.role == 'user' else '{}'.format(m.content) }}",
+        "{{ m.content | wordwrap(3) }}",
+        "{{ m.content | title }}",
+        "{{ m.content.replace('', '-') }}",
+    ],
+)
+def test_a_template_that_loses_what_is_said_is_refused(tmp_path, written):
+    chat = load_chat_template(tmp_path, {"chat_template": _EACH.replace("<HERE>", written)})
+    with pytest.raises(PromptError, match="in a way that Layertap cannot follow"):
+        chat.require_followed(_SHOUTED)
+
+
+@pytest.mark.parametrize(
+    ("written", "text"),
+    [
+        ("{{ m.content | indent(2) }}", "One line,\n  Straßeyes\n  no"),
+        ("{% filter indent(1, true) %}{{ m.content }}{% endfilter %}", " One line,\n Straße yes\n no"),
+        ("{{ '%s' | format(m.content) }}", "One line,\nStraßeyes\nno"),
+        ("{{ '-'.join([m.content]) }}", "One line,\nStraßeyes\nno"),
+        ("{{ m.content | safe }}", "One line,\nStraßeyes\nno"),
+        ("{{ m.content.swapcase() if m.role != 'user' }}", "YES\nNO"),
+        ("{% if m.role == 'user' %}{{ m.content | tojson }}{% endif %}", '"One line,\\nStraße"'),
+        ("", ""),  # a role that is left out is no loss
+    ],
+)
+def test_a_template_that_is_followed_is_not(tmp_path, written, text):
+    chat = load_chat_template(tmp_path, {"chat_template": _EACH.replace("<HERE>", written)})
+    chat.require_followed(_SHOUTED)
+    found = chat.render(_SHOUTED)
+    assert found == text
+    assert all(mark or character.isspace() for character, mark in zip(text, marks_of(found), strict=True))
+
+
+def test_null_is_as_good_as_absent_as_in_transformers(makers, reference):
+    turns = [dict(_CALLS[0]), _CALLS[1] | {"content": None}, _CALLS[2]]
+    source = "{% for m in messages %}{{ '\\n' ~ m.content if m.content is defined else '-' }}{% endfor %}"
+    expected = reference.apply_chat_template(turns, chat_template=source, tokenize=False)
+    assert load_chat_template(Path(), {"chat_template": source}).render(Chat(tuple(turns))) == expected
+
+
+@pytest.mark.parametrize("name", ["reasoning", "thinking", "reasoning_content"])
+def test_reasoning_under_its_other_names(makers, reference, name):
+    turns = [{"role": "user", "content": "q"}, {"role": "assistant", name: "because", "content": "a"}]
+    expected = reference.apply_chat_template(turns, chat_template=chat_templates.THINKING, tokenize=False)
+    assert makers["thinking"].tokenizer.chat.render(Chat(tuple(turns))) == expected
+    assert "because" in expected
+
+
+def test_a_template_for_tools_is_taken_where_there_are_tools(tmp_path):
+    found = [{"name": "default", "template": "plain"}, {"name": "tool_use", "template": "{{ tools | tojson }}"}]
+    chat = load_chat_template(tmp_path, {"chat_template": found})
+    assert chat.render(Chat(())) == "plain"
+    assert json.loads(chat.render(Chat((), None, tuple(_TOOLS)))) == _TOOLS
+    assert chat.digest != load_chat_template(tmp_path, {"chat_template": "plain"}).digest
 
 
 def test_a_conversation_that_the_template_refuses_is_refused_with_its_words(makers):

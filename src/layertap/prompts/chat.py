@@ -16,7 +16,7 @@ unfinished assistant message instead would close the turn.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -24,8 +24,8 @@ from typing import Any
 
 from layertap.core.columns import ROLES
 from layertap.errors import PromptError
-from layertap.prompts.labels import role_bits, roles_in
-from layertap.prompts.marked import Marked, concat
+from layertap.prompts.labels import role_bits
+from layertap.prompts.marked import Marked, concat, loses_marks, with_probes
 from layertap.prompts.sandbox import SandboxedTemplate, chat_environment, compile_template
 
 _CHATML = """\
@@ -47,6 +47,12 @@ _ROLE_NAMES = {
     "ipython": "tool",
     "observation": "tool",
 }
+
+_SAID = ("content", "text", "arguments", "reasoning_content", "thinking", "reasoning")
+
+# Under these names a message may have its reasoning; the first that is there counts, as in
+# transformers.
+_REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
 
 Message = Mapping[str, Any]
 
@@ -71,41 +77,51 @@ class ChatTemplate:
     template: SandboxedTemplate
     tokens: Mapping[str, str]
     """The named tokens, such as `eos_token`, that the template may use."""
+    tool_template: SandboxedTemplate | None = None
+    """Another template for chats with tools, where the tokenizer has one."""
 
     def render(self, chat: Chat) -> Marked:
         """The chat text, which ends after the last message, or after the opening if there is one.
 
         Each character is marked with the role that says it. Raises PromptError naming file and line
-        where the template fails or refuses the chat, or loses the marks of all that a role says.
+        where the template fails or refuses the chat.
         """
-        text = self.template.render(
+        opening = Marked(chat.opening or "").with_bits(role_bits("assistant"))
+        return concat((self._render(chat, chat.messages, chat.tools), opening))
+
+    def require_followed(self, chat: Chat) -> None:
+        """Raise PromptError where the template writes what is said in a way that loses its marks.
+
+        That shows when each line of what is said has a character at its end that no text has:
+        wherever the template writes one, it has to be marked. A template that cannot have such a
+        character tells nothing.
+        """
+        try:
+            text = self._render(chat, [_probed(message) for message in chat.messages], chat.tools)
+        except PromptError:
+            return
+        if loses_marks(text):
+            raise PromptError(
+                f"{self.template.filename}: writes what a message says in a way that Layertap cannot follow, so tokens"
+                " would have no roles; write it by +, ~, slices, strip, split, replace, join, indent or tojson"
+            )
+
+    def _render(self, chat: Chat, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> Marked:
+        template = self.tool_template if tools and self.tool_template is not None else self.template
+        text = template.render(
             **self.tokens,
-            messages=[_marked_message(message) for message in chat.messages],
-            tools=_marked(list(chat.tools), role_bits("system")) if chat.tools else None,
+            messages=[_marked_message(message) for message in messages],
+            tools=_marked(list(tools), role_bits("system")) if tools else None,
             documents=None,
             add_generation_prompt=chat.opening is not None,
         )
-        marked = concat((text, Marked(chat.opening or "").with_bits(role_bits("assistant"))))
-        self._require_marks(chat, marked)
-        return marked
-
-    def _require_marks(self, chat: Chat, text: Marked) -> None:
-        """Refuse a template that writes what a message says in a way that loses its marks."""
-        found = roles_in(text)
-        for message in chat.messages:
-            content = message.get("content")
-            if _role(message) in found or not isinstance(content, str) or not content.strip():
-                continue
-            if content.strip() in text:
-                raise PromptError(
-                    f"{self.template.filename}: writes what the {message['role']} says, but in a way that Layertap"
-                    " cannot follow, so tokens would have no roles; write the content with Jinja's own filters"
-                )
+        return concat((text,))
 
     @property
     def digest(self) -> str:
         """SHA-256, in hex, of everything that decides the chat text of given messages."""
-        decisive = json.dumps([self.template.source, dict(self.tokens)], sort_keys=True)
+        more = [] if self.tool_template is None else [self.tool_template.source]
+        decisive = json.dumps([self.template.source, dict(self.tokens), *more], sort_keys=True)
         return sha256(decisive.encode("ascii")).hexdigest()
 
 
@@ -116,7 +132,9 @@ def load_chat_template(folder: Path, config: Mapping[str, Any]) -> ChatTemplate:
     default.
     """
     source, filename = _find_source(folder, config)
-    return ChatTemplate(compile_template(chat_environment(), source, filename), _named_tokens(config))
+    found = _tool_source(folder, config)
+    with_tools = None if found is None else compile_template(chat_environment(), *found)
+    return ChatTemplate(compile_template(chat_environment(), source, filename), _named_tokens(config), with_tools)
 
 
 def _role(message: Message) -> str:
@@ -127,7 +145,28 @@ def _role(message: Message) -> str:
 
 def _marked_message(message: Message) -> dict[str, Any]:
     bits = role_bits(_role(message))
-    return {key: value if key == "role" else _marked(value, bits) for key, value in message.items()}
+    given = {key: value for key, value in message.items() if value is not None}  # as transformers does
+    thoughts = [given[key] for key in _REASONING_KEYS if key in given]
+    if thoughts:
+        given = {"thinking": thoughts[0], **given, "reasoning_content": thoughts[0]}
+    return {key: value if key == "role" else _marked(value, bits) for key, value in given.items()}
+
+
+def _probed(value: Any, *, said: bool = False) -> Any:  # noqa: ANN401 - JSON in, JSON out
+    """The same message with a probe in each text that it says; what a template may ask about, such
+    as a type, stays as it is.
+    """
+    match value:
+        case str():
+            return with_probes(value) if said else value
+        case Mapping():
+            return {
+                key: _probed(entry, said=said or (key in _SAID and not isinstance(entry, list)))
+                for key, entry in value.items()
+            }
+        case list() | tuple():
+            return [_probed(entry, said=said) for entry in value]
+    return value
 
 
 def _marked(value: Any, bits: int) -> Any:  # noqa: ANN401 - JSON in, JSON out
@@ -140,6 +179,19 @@ def _marked(value: Any, bits: int) -> Any:  # noqa: ANN401 - JSON in, JSON out
         case list() | tuple():
             return [_marked(entry, bits) for entry in value]
     return value
+
+
+def _tool_source(folder: Path, config: Mapping[str, Any]) -> tuple[str, str] | None:
+    """The template that transformers takes where there are tools: one named "tool_use"."""
+    path = folder / "additional_chat_templates" / "tool_use.jinja"
+    if path.is_file():
+        return path.read_text(encoding="utf-8"), str(path)
+    entries = config.get("chat_template")
+    for entry in entries if isinstance(entries, list) else []:
+        match entry:
+            case {"name": "tool_use", "template": str() as source}:
+                return source, f"{folder / 'tokenizer_config.json'}: chat_template"
+    return None
 
 
 def _find_source(folder: Path, config: Mapping[str, Any]) -> tuple[str, str]:

@@ -27,13 +27,15 @@ from jaxtyping import Bool, Int64
 
 from layertap.core.columns import COLUMNS, NONE, ROLES, SIDES, TEST
 from layertap.core.records import Grid
-from layertap.prompts.marked import Marks, marks_of
+from layertap.prompts.marked import Marks
 
 _ROLE, _GENERATED, _SIDE, _EXAMPLE, _ROW, _COL, _COLOUR = 0, 3, 4, 6, 22, 27, 32
 _BITS = {_ROLE: 3, _SIDE: 2, _EXAMPLE: 16, _ROW: 5, _COL: 5, _COLOUR: 4}
 _EXAMPLE_FROM = 3
 _MOST_COLOURS = 18  # decimal digits of an int64
 GENERATED = 1 << _GENERATED
+ROLE_MASK = 0b1111
+"""The bits that say who says it."""
 
 
 def role_bits(role: str) -> int:
@@ -56,11 +58,6 @@ def cell_marks(grid: Grid, characters: int = 1, between: int = 0) -> Marks:
     for character in range(characters):
         lines[:, character:-1:step] = marks
     return lines.ravel()[:-1]
-
-
-def roles_in(text: str) -> set[str]:
-    """The roles that some character of the text has."""
-    return {ROLES[number] for number in np.unique(_field(marks_of(text), _ROLE))}
 
 
 def roles_decided(marks: Marks) -> Marks:

@@ -8,9 +8,9 @@ Searching the finished text for what was put in could not tell that: the same wo
 twice, and a template may have changed them.
 
 The ways in which templates build text keep marks: `+`, `~`, output, `set` blocks, macros, slices,
-strip, split, replace, join, case where no length changes, and `tojson`. What is not listed here
-gives plain text, whose marks are 0. `ChatTemplate` refuses a template that loses all that a role
-says in such a way.
+strip, split, replace, join, case where no length changes, `indent`, `format` with `%s`, and
+`tojson`. What is not listed here gives plain text, whose marks are 0. A template that loses marks
+in such a way is refused: it shows in a probe, a marked character at the end of each line.
 
 A mark costs 8 bytes a character while a prompt is made. Nothing of it is stored.
 """
@@ -101,14 +101,18 @@ class Marked(str):
         return join(self, parts)
 
     def replace(self, old: str, new: str, count: SupportsIndex = -1, /) -> str:
-        """What replaces marked text gets its marks, or the first of them where lengths differ."""
+        """Put in `new`, with the marks of what it replaces, or its own where it is marked.
+
+        Where lengths differ, all of it has the first of them.
+        """
         if not old:
             return super().replace(old, new, count)
         first, *others = self.split(old, count)
         pieces, at = [first], len(first)
         for piece in others:
             gone = self._marks[at : at + len(old)]
-            pieces += [Marked(new, gone if len(new) == len(old) else int(gone[0])), piece]
+            own = new if isinstance(new, Marked) else Marked(new, gone if len(new) == len(old) else int(gone[0]))
+            pieces += [own, piece]
             at += len(old) + len(piece)
         return concat(pieces)
 
@@ -123,6 +127,9 @@ class Marked(str):
 
     def title(self) -> str:
         return self._same_length(super().title())
+
+    def swapcase(self) -> str:
+        return self._same_length(super().swapcase())
 
     def translate(self, table: Any, /) -> str:  # noqa: ANN401 - as `str` has it
         return self._same_length(super().translate(table))
@@ -139,6 +146,21 @@ class Marked(str):
             found.append(self[at : at + len(part)])
             at += len(part) + len(sep or "")
         return found
+
+
+_PROBE = "\uf8f6"  # of the private use area: no text has it
+
+
+def with_probes(text: str) -> Marked:
+    """The text with a character at the end of each line that is not blank, marked as the line."""
+    lines = [line + _PROBE if line.strip() else line for line in text.split("\n")]
+    return join("\n", [Marked(plain(line), int(marks_of(line).max(initial=0))) for line in lines])
+
+
+def loses_marks(text: str) -> bool:
+    """Whether what a template wrote has a probe without a mark."""
+    marks = marks_of(text)
+    return any(character == _PROBE and not marks[place] for place, character in enumerate(plain(text)))
 
 
 def marks_of(text: str) -> Marks:

@@ -107,6 +107,7 @@ class PromptMaker:
         try:
             if isinstance(record, Conversation):
                 _check_unicode(record.task_id, self._chat_text(record))
+                self.tokenizer.chat.require_followed(self._chat(record))
             elif isinstance(record, TokenList):
                 self._token_ids(record)
         except PromptError as error:
@@ -118,6 +119,10 @@ class PromptMaker:
 
         Raises PromptError naming the task whose text is not valid Unicode or has no tokens.
         """
+        if (task := next((record for _, record in records if isinstance(record, Task)), None)) is not None:
+            self.template.require_followed(task, self.encoder)
+            chat = self.template.render(task, 0, self.encoder, self.include_answer)
+            self.tokenizer.chat.require_followed(chat)
         drafts = [draft for first, record in records for draft in self._drafts(first, record)]
         for draft in drafts:
             _check_unicode(draft.task_id, draft.text)
@@ -192,10 +197,13 @@ class PromptMaker:
             return augmentation, augmentation.apply(task)
         return augmentation, augmentation.apply_some(task, self.max_train_pairs)
 
-    def _chat_text(self, conversation: Conversation) -> str:
+    def _chat(self, conversation: Conversation) -> Chat:
         opening = "" if self.add_generation_prompt else None
+        return Chat(conversation.messages, opening, conversation.tools)
+
+    def _chat_text(self, conversation: Conversation) -> str:
         try:
-            return self.tokenizer.chat.render(Chat(conversation.messages, opening, conversation.tools))
+            return self.tokenizer.chat.render(self._chat(conversation))
         except PromptError as error:
             raise PromptError(f"conversation {conversation.task_id!r}: {error}") from error
 

@@ -13,6 +13,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from traceback import walk_tb
+from types import BuiltinMethodType
 from typing import Any
 
 import jinja2
@@ -21,11 +22,12 @@ from jinja2.compiler import CodeGenerator, Frame
 from jinja2.ext import Extension, loopcontrols
 from jinja2.meta import find_undeclared_variables
 from jinja2.parser import Parser
+from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from layertap.errors import PromptError
-from layertap.prompts.labels import GENERATED
-from layertap.prompts.marked import Marked, concat, join, marks_of
+from layertap.prompts.labels import GENERATED, ROLE_MASK
+from layertap.prompts.marked import Marked, concat, join, marks_of, plain
 
 # What an expression inside a template can raise; anything else is a defect of ours and must not be
 # blamed on the file.
@@ -81,6 +83,10 @@ def chat_environment() -> jinja2.Environment:
     return _repeatable(environment)
 
 
+_KEEPING = ("join", "replace")
+"""Methods of a plain text whose result may have the marks of what they are given."""
+
+
 class _MarkingCode(CodeGenerator):
     """Writes `~` so that it keeps marks."""
 
@@ -99,9 +105,15 @@ class _Environment(ImmutableSandboxedEnvironment):
     code_generator_class = _MarkingCode
     concat = staticmethod(concat)
 
+    def call(self, context: Context, called: Any, /, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - Jinja's own
+        """Call methods of plain texts as those of marked ones: `", ".join(parts)` is one."""
+        if isinstance(called, BuiltinMethodType) and type(called.__self__) is str and called.__name__ in _KEEPING:
+            called = getattr(Marked(called.__self__), called.__name__)
+        return super().call(context, called, *args, **kwargs)
+
 
 def _repeatable(environment: jinja2.Environment) -> jinja2.Environment:
-    environment.filters["join"] = _join
+    environment.filters |= {"join": _join, "indent": _indent, "format": _format, "safe": lambda value: value}
     del environment.filters["random"]
     del environment.globals["lipsum"]
     return environment
@@ -132,6 +144,24 @@ def _join(value: Iterable[object], separator: str = "", attribute: str | int | N
     return join(separator, map(str, parts))
 
 
+def _indent(text: str, width: int | str = 4, first: bool = False, blank: bool = False) -> Marked:
+    """Jinja's `indent`, by the same rules."""
+    space = " " * width if isinstance(width, int) else width
+    lines = concat((text, "\n")).splitlines()
+    return join("\n", [space + line if ((blank or line) if at else first) else line for at, line in enumerate(lines)])
+
+
+def _format(pattern: str, *args: object, **named: object) -> str:
+    """Jinja's `format`; what `%s` alone puts in keeps its marks."""
+    pieces = Marked(pattern).split("%s")
+    if named or len(pieces) != len(args) + 1 or any("%" in piece for piece in pieces):
+        return str(pattern) % (named or args)
+    parts = [pieces[0]]
+    for arg, piece in zip(args, pieces[1:], strict=True):
+        parts += [str(arg), piece]
+    return concat(parts)
+
+
 def _attribute(part: Any, name: str | int) -> object:  # noqa: ANN401 - any value of a template
     return part[name] if isinstance(name, int) or isinstance(part, Mapping) else getattr(part, name)
 
@@ -149,10 +179,15 @@ def to_marked_json(
 ) -> str:
     """As transformers' templates write JSON: Jinja's own filter escapes for HTML.
 
-    All of it has the marks of the first text in `value` that has any.
+    The characters of a text keep their marks. All of a list or an object has the role of the first
+    text in it that has one.
     """
     text = json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-    return Marked(text, next((int(marks_of(part)[0]) for part in _texts(value) if marks_of(part).any()), 0))
+    role = next((int(marks_of(part).max()) & ROLE_MASK for part in _texts(value) if marks_of(part).any()), 0)
+    if not isinstance(value, Marked):
+        return Marked(text, role)
+    inside = [Marked(json.dumps(plain(it), ensure_ascii=ensure_ascii)[1:-1], int(marks_of(it)[0])) for it in value]
+    return concat((Marked('"', role), *inside, Marked('"', role)))
 
 
 def _texts(value: object) -> Iterator[str]:

@@ -25,7 +25,7 @@ from layertap.errors import PromptError
 from layertap.prompts.chat import Chat, Message
 from layertap.prompts.grids import GridEncoder
 from layertap.prompts.labels import grid_bits
-from layertap.prompts.marked import Marked
+from layertap.prompts.marked import Marked, loses_marks, with_probes
 from layertap.prompts.sandbox import SandboxedTemplate, compile_template, prompt_environment
 
 PROMPT_VERSIONS = ("output-from-examples-v0", "output-from-examples-v1")
@@ -62,6 +62,20 @@ class PromptTemplate:
         output = encoder.encode(test.output).with_bits(grid_bits(TEST, "output"))
         answer = self.assistant.render(**shown, answer=output)
         return Chat((*asked, _message("assistant", answer)))
+
+    def require_followed(self, task: Task, encoder: GridEncoder) -> None:
+        """Raise PromptError where a template writes grids in a way that loses which cell is where.
+
+        As `ChatTemplate.require_followed`, by a character at the end of each row.
+        """
+        asked = with_probes(encoder.encode(task.test[0].input).with_bits(grid_bits(TEST, "input")))
+        examples = [{side: with_probes(text) for side, text in pair.items()} for pair in _examples(task, encoder)]
+        for template, more in ((self.system, {}), (self.user, {}), (self.assistant, {"answer": asked})):
+            if loses_marks(template.render(examples=examples, test_input=asked, **more)):
+                raise PromptError(
+                    f"{template.filename}: writes grids in a way that Layertap cannot follow, so cells would have no"
+                    " labels; write them by +, ~, slices, strip, split, replace, join or indent"
+                )
 
     @property
     def digest(self) -> str:

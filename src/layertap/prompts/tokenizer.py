@@ -159,10 +159,18 @@ def _byte_lengths(tokenizer: Tokenizer) -> Int64[np.ndarray, " vocabulary"]:
     vocabulary = tokenizer.get_vocab(with_added_tokens=True)
     lengths = np.zeros(1 + max(vocabulary.values()), np.int64)
     added = tokenizer.get_added_tokens_decoder()
-    if isinstance(tokenizer.decoder, decoders.ByteLevel):  # each character of a token stands for a byte
+    if _keeps_bytes(tokenizer):  # each character of a token stands for a byte
         for token, number in vocabulary.items():
             lengths[number] = len(added[number].content.encode()) if number in added else len(token)
     return lengths
+
+
+def _keeps_bytes(tokenizer: Tokenizer) -> bool:
+    """Whether the tokens of a text are its bytes, with none added or taken away."""
+    described = json.loads(tokenizer.to_str())
+    adds = '"add_prefix_space": true' in json.dumps(described.get("pre_tokenizer"))
+    takes = any(token.get("lstrip") or token.get("rstrip") for token in described.get("added_tokens") or [])
+    return isinstance(tokenizer.decoder, decoders.ByteLevel) and not adds and not takes
 
 
 def _opening_ids(tokenizer: Tokenizer) -> tuple[int, ...]:
