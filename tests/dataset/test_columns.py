@@ -114,3 +114,19 @@ def test_nulls_are_absent(tmp_path: Path) -> None:
     rows = {"train": None, "test": None, "text": "x"}, {"text": None, "messages": None, "input_ids": [3]}
     path = _rows(tmp_path / "r.jsonl", *rows)
     assert list(read_records(path)) == [Document("text_00000000", "x"), TokenList("tokens_00000001", (3,))]
+
+
+@pytest.mark.parametrize(
+    "task",
+    [
+        {"train": [{"input": [[10]], "output": [[1]]}], "test": [{"input": [[1]], "output": [[1]]}]},
+        {"examples": [[[[10]], [[1]]], [[[1]], [[1]]]]},
+        [{"input": [[10]], "output": [[1]]}, {"input": [[1, 1], [1]], "output": [[1]]}],
+    ],
+)
+def test_a_task_with_a_wrong_cell_is_no_text(tmp_path, task):
+    """It was meant as a task, so it is named, and not read as a text without a word."""
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"id": "a", "what": json.dumps(task)}))
+    (record,) = read_records(str(path), column="what")
+    assert isinstance(record, BadTask)

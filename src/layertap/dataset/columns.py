@@ -13,7 +13,7 @@ what belongs to it: the tools and system text of a conversation, the mask of tok
 
 The JSON of a list of numbers stays a text, since texts may look so; only in a column that is called
 `input_ids` or `token_ids` is it a list of ids. Texts may look like tasks as well ("[[1, 2], [3,
-4]]"), so only the JSON of a sound task is one.
+4]]"), so the JSON of a task is one only where it is sound, or has a grid where a task has one.
 
 Tables' types are not JSON's: an absent key comes as null, and a list of pairs may come as an object
 of lists. `plain` makes JSON's of them.
@@ -139,12 +139,28 @@ def _record_of_json(text: str, column: str) -> object | None:
     """The record whose JSON `text` is; None for plain text, as JSON of no sound task is too."""
     record = _parsed_record(text, column)
     check = _TASK_CHECKS.get(record_kind(record) if isinstance(record, dict) else "pairs")
-    if record is not None and check is not None:
+    if record is not None and check is not None and not _is_meant(record):
         try:
             check(record)
         except BadTaskError:
             return None
     return record
+
+
+def _is_meant(record: object) -> bool:
+    """Whether `record` has a grid where a task has one, so that it is a task, sound or not, and no
+    text.
+    """
+    match record:
+        case {"train": list() as train, "test": list() as test}:
+            return _is_meant([*train, *test])
+        case {"train": _}:
+            return False
+        case {"examples": list() as pairs}:
+            return any(_depth(side) >= 2 for pair in pairs for side in pair)
+        case list():
+            return any(isinstance(pair, dict) and _depth(pair.get("input")) >= 2 for pair in record)
+    return False
 
 
 def _parsed_record(text: str, column: str) -> object | None:
