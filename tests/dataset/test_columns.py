@@ -18,6 +18,7 @@ TASK = Task("a", (Pair(((1,),), ((2,),)),), (Pair(((5,),), ((6,),)),))
 _LIKE_TASKS = (
     "[[1, 2], [3, 4]]",
     '{"test": [1]}',
+    '{"examples": [1, 2]}',
     '{"train": "slow", "test": []}',
     '{"examples": ["one", "two"]}',
     '{"train": "slow", "examples": [[[[1]], [[2]]], [[[1]], [[2]]]]}',

@@ -157,7 +157,7 @@ def _is_meant(record: object) -> bool:
         case {"train": _}:
             return False
         case {"examples": list() as pairs}:
-            return any(_depth(side) >= 2 for pair in pairs for side in pair)
+            return any(_depth(side) >= 2 for pair in pairs if isinstance(pair, list) for side in pair)
         case list():
             return any(isinstance(pair, dict) and _depth(pair.get("input")) >= 2 for pair in record)
     return False
