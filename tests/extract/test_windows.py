@@ -10,13 +10,14 @@ import pytest
 
 from layertap.config.extract import ExtractConfig
 from layertap.core.columns import SIDES, TEST
-from layertap.core.records import BadTask, Document, Record, TokenList
+from layertap.core.records import BadTask, Conversation, Document, Record, TokenList
 from layertap.dataset import read_records
-from layertap.errors import BadTaskError, DamageError, OverlongError, RunMismatchError
+from layertap.errors import BadTaskError, DamageError, ModelError, OverlongError, PromptError, RunMismatchError
 from layertap.extract.hosts import Hosts
-from layertap.extract.inputs import window_rules
+from layertap.extract.inputs import prompt_maker, window_rules
 from layertap.extract.packing import row_ladder
 from layertap.extract.windows import Position, Window, WindowRules, read_windows
+from layertap.model.checkpoint import open_checkpoint
 from layertap.prompts import MOST_PARTS, PromptMaker, SplitRules, load_template, load_tokenizer, parse_grid_encoder
 
 RULES = WindowRules(
@@ -229,6 +230,35 @@ def test_a_record_that_the_model_refuses_is_skipped_and_keeps_its_number(maker: 
     (window,) = read(maker, records, on_bad_task="skip")
     assert [(sample.sample_idx, sample.task_id) for sample in window.samples] == [(0, "good"), (2, "text")]
     assert [entry["where"] for entry in window.end.skipped_tasks] == ["record 2"]
+
+
+def test_a_text_with_a_token_that_the_embedding_lacks_is_a_bad_record(maker: PromptMaker) -> None:
+    """Gemma 3's tokenizer has a token for an image, its smallest model no row for it."""
+    rows = maker.tokenizer.vocab_size - 1
+    assert rows >= maker.tokenizer.ordinary_size
+    (last,) = maker.tokenizer.added_beyond(rows)
+    small = replace(maker, vocabulary=rows)
+    asked = Conversation("asked", ({"role": "user", "content": f"see {last}"},))
+    records = [Document("good", "one"), Document("bad", f"two {last}"), asked, Document("text", "three")]
+    message = rf"record 2, task 'bad': .*token {rows} \('{last}'\) is not in the model's vocabulary of {rows}"
+    with pytest.raises(BadTaskError, match=message):
+        read(small, records)
+    (window,) = read(small, records, on_bad_task="skip")
+    assert [sample.task_id for sample in window.samples] == ["good", "text"]
+    with pytest.raises(PromptError, match=rf"'bad': token {rows}"):
+        small.make([(0, records[1])])
+
+
+def test_a_tokenizer_whose_words_the_embedding_lacks_is_of_another_model(config: ExtractConfig) -> None:
+    checkpoint = open_checkpoint(config.model_path)
+    tokenizer = load_tokenizer(checkpoint.folder)
+
+    def maker_for(rows: int) -> PromptMaker:
+        return prompt_maker(config, replace(checkpoint, config=replace(checkpoint.config, vocab_size=rows)))
+
+    assert maker_for(tokenizer.ordinary_size).vocabulary == tokenizer.ordinary_size < tokenizer.vocab_size
+    with pytest.raises(ModelError, match="belong to different models"):
+        maker_for(tokenizer.ordinary_size - 1)
 
 
 @pytest.mark.parametrize("answer", [True, False])

@@ -178,7 +178,11 @@ ERRORS = {
     "gated": ({"gated": {"demo/tiny"}}, {"HF_TOKEN": TOKEN}, "accept the terms"),
     "invalid token": ({}, {"HF_TOKEN": "hf_expired"}, "Invalid credentials in Authorization header"),
     "down": ({"outage": 503}, {}, "could not be fetched from the Hugging Face Hub"),
-    "hangs up": ({"hangs_up": True}, {}, "no such folder here, and config.json, tokenizer.json, tokenizer_config.json"),
+    "hangs up": (
+        {"hangs_up": True},
+        {},
+        "no such folder here, and config.json, tokenizer.json, tokenizer_config.json, special_tokens_map.json",
+    ),
     "no network": ({}, {"HF_ENDPOINT": "http://127.0.0.1:9"}, "could not be fetched from the Hugging Face Hub"),
     "offline": ({}, {"HF_HUB_OFFLINE": "1"}, "give the folder of a checkpoint downloaded elsewhere"),
 }

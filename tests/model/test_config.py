@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import transformers
 
 from layertap.errors import ModelError
 from layertap.model.config import published_config
@@ -86,16 +87,69 @@ def test_rope_theta_is_found_where_either_version_of_transformers_puts_it(tmp_pa
 
 
 def test_what_may_be_left_out_has_the_meaning_it_has_in_transformers(tmp_path):
-    optional = {"num_key_value_heads", "rms_norm_eps", "tie_word_embeddings", "hidden_act"}
+    optional = {"rms_norm_eps", "tie_word_embeddings", "hidden_act"}
     config = read(tmp_path, {key: value for key, value in PUBLISHED.items() if key not in optional})
-    assert (config.num_key_value_heads, config.rms_norm_eps, config.tie_word_embeddings) == (14, 1e-6, False)
+    assert (config.activation, config.rms_norm_eps, config.tie_word_embeddings) == ("silu", 1e-6, False)
+
+
+_REQUIRED = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 30}
+_SIZES = {"num_attention_heads": 32, "vocab_size": 1000}
+_SWITCHED_ON = {"use_sliding_window": True, "max_window_layers": 20}
+
+
+@pytest.mark.parametrize(
+    ("kind", "given"),
+    [(kind, _SIZES) for kind in ("Qwen2", "Qwen3", "Llama", "Mistral", "Gemma2", "Gemma3Text", "Phi3")]
+    + [("Gemma3Text", {}), ("Gemma3Text", {"rope_scaling": {"factor": 8.0, "rope_type": "linear"}})]
+    + [(kind, _SIZES | _SWITCHED_ON) for kind in ("Qwen2", "Qwen3")]
+    + [(kind, _SIZES | {"use_sliding_window": True}) for kind in ("Qwen2", "Qwen3")]
+    + [(kind, _SIZES | _SWITCHED_ON | {"sliding_window": None}) for kind in ("Qwen2", "Qwen3")]
+    + [(kind, _SIZES | {"sliding_window": None}) for kind in ("Mistral", "Phi3")]
+    + [(kind, _SIZES | {"num_key_value_heads": None}) for kind in ("Qwen2", "Qwen3", "Llama", "Phi3")]
+    + [("Gemma2", _SIZES | {"attn_logit_softcapping": None})]
+    + [
+        ("Phi3", _SIZES | {"rope_scaling": {"type": "longrope", "short_factor": [2.0] * 4, "long_factor": [4.0] * 4}}),
+        ("Mistral", _SIZES | {"layer_types": ["full_attention"] * 30}),
+    ],
+)
+def test_a_file_means_what_transformers_writes_of_it(tmp_path, kind, given):
+    """Every default is the one of the family's class, and null is what null is there."""
+    config_class = getattr(transformers, f"{kind}Config")
+    whole = json.loads(config_class(**_REQUIRED, **given).to_json_string(use_diff=False))
+    left_out = {"model_type": config_class.model_type, **_REQUIRED, **given}
+    ours = read(tmp_path, left_out)
+    assert ours == read(tmp_path, whole)
+    assert ours.num_key_value_heads == whole["num_key_value_heads"]
+    assert (ours.rms_norm_eps, ours.context) == (whole["rms_norm_eps"], whole["max_position_embeddings"])
+    assert ours.tie_word_embeddings == whole["tie_word_embeddings"]
+    window = whole.get("sliding_window")
+    types = whole.get("layer_types") if kind != "Mistral" else None
+    has = [kind_ == "sliding_attention" for kind_ in types] if types else [window is not None] * 30
+    assert [ours.window(layer) for layer in range(30)] == [window if own else None for own in has]
+
+
+def test_the_text_of_gemma_3_with_images_is_read_as_it_was_published(tmp_path):
+    text = {"hidden_size": 2560, "intermediate_size": 10240, "model_type": "gemma3_text", "num_hidden_layers": 34}
+    text |= {"rope_scaling": {"factor": 8.0, "rope_type": "linear"}, "sliding_window": 1024}
+    config = read(tmp_path, {"model_type": "gemma3", "text_config": text, "image_token_index": 262144})
+    assert (config.num_attention_heads, config.num_key_value_heads, config.head_dim) == (8, 4, 256)
+    assert (config.vocab_size, config.context, config.windows[4:6]) == (262_208, 131_072, (1024, None))
+
+
+@pytest.mark.parametrize(
+    "change", [{"use_sliding_window": False}, {"use_sliding_window": True, "sliding_window": None}]
+)
+def test_listed_windows_without_a_size_are_refused_as_transformers_does(tmp_path, change):
+    listed = {"layer_types": ["full_attention", "sliding_attention"] * 12}
+    with pytest.raises(ModelError, match="no sliding_window that is switched on"):
+        read(tmp_path, {**PUBLISHED, **listed, **change})
 
 
 def test_a_head_dim_of_its_own_is_kept(tmp_path):
     assert read(tmp_path, {**PUBLISHED, "head_dim": 128}).head_dim == 128
 
 
-@pytest.mark.parametrize("optional", ["head_dim", "num_key_value_heads"])
+@pytest.mark.parametrize("optional", ["head_dim", "rms_norm_eps", "rope_theta", "max_position_embeddings"])
 def test_null_is_as_good_as_absent(tmp_path, optional):
     absent = {key: value for key, value in PUBLISHED.items() if key != optional}
     assert read(tmp_path, {**PUBLISHED, optional: None}) == read(tmp_path, absent)
@@ -149,7 +203,10 @@ def test_the_upper_layers_have_the_window_that_is_switched_on(tmp_path):
     config = read(tmp_path, {**PUBLISHED, "use_sliding_window": True, "max_window_layers": 20, "sliding_window": 64})
     assert [config.window(layer) for layer in (0, 19, 20, 23)] == [None, None, 64, 64]
     listed = ["full_attention", "sliding_attention"] * 12
-    assert read(tmp_path, {**PUBLISHED, "layer_types": listed, "sliding_window": 64}).windows == (None, 64) * 12
+    assert (
+        read(tmp_path, {**PUBLISHED, "layer_types": listed, "sliding_window": 64, "use_sliding_window": True}).windows
+        == (None, 64) * 12
+    )
 
 
 @pytest.mark.parametrize("layer_types", [None, ["full_attention"] * 24])

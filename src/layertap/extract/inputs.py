@@ -49,9 +49,9 @@ def read_dataset(config: RunConfig) -> Iterator[Record]:
 def prompt_maker(config: RunConfig, checkpoint: Checkpoint) -> PromptMaker:
     """What makes the prompts, with the model's tokenizer; raises an InputError if it cannot."""
     tokenizer = load_tokenizer(checkpoint.folder)
-    if tokenizer.vocab_size > checkpoint.config.vocab_size:
+    if tokenizer.ordinary_size > checkpoint.config.vocab_size:  # of added tokens, a prompt is refused that has one
         raise ModelError(
-            f"{checkpoint.folder}: the tokenizer has {tokenizer.vocab_size} tokens, the model's embedding only"
+            f"{checkpoint.folder}: the tokenizer has {tokenizer.ordinary_size} tokens, the model's embedding only"
             f" {checkpoint.config.vocab_size}; they belong to different models"
         )
     longest = min(config.max_seq_length, checkpoint.config.context or config.max_seq_length)

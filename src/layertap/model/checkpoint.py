@@ -36,7 +36,8 @@ _PARTS = "model-*-of-*.safetensors"
 _EMBEDDING = "model.embed_tokens.weight"
 _HEADS = ("lm_head.weight", "language_model.lm_head.weight")
 _CONFIG = "config.json"
-_SMALL_FILES = [_CONFIG, "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", _INDEX, ADAPTER_CONFIG]
+_TOKENIZER_FILES = ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"]
+_SMALL_FILES = [_CONFIG, *_TOKENIZER_FILES, _INDEX, ADAPTER_CONFIG]
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,9 @@
 """A `config.json`, read key by key: each value checked when it is asked for, by its name.
 
-A null is the same as an absent key, as in transformers. All methods raise ModelError naming the
-file and the key.
+An absent key has the default of its family's config class in transformers (`with_defaults`). A null
+is the same, but for the keys of `_NULL_SAYS`, where it is an answer of its own: null as
+`sliding_window` is no window, while the default of Mistral is one. All methods raise ModelError
+naming the file and the key.
 """
 
 import json
@@ -15,8 +17,9 @@ from layertap.errors import ModelError
 from layertap.model.config import Rope
 
 # Rope settings are in `rope_parameters` since transformers 5, before in `rope_scaling`, or in both.
-_ROPE_KEYS = ("rope_parameters", "rope_scaling")
+ROPE_KEYS = ("rope_parameters", "rope_scaling")
 _SCALED = ("linear", "llama3", "yarn", "longrope", "su")
+_NULL_SAYS = ("sliding_window", "num_key_value_heads", "attn_logit_softcapping")
 _REQUIRED = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
 
 
@@ -40,6 +43,11 @@ class ConfigFile:
         if not isinstance(raw, dict):
             raise ModelError(f"{path}: holds a {type(raw).__name__}, not an object")
         return cls(path, raw)
+
+    def with_defaults(self, **usual: object) -> "ConfigFile":
+        """The same file, with these values where it has none."""
+        given = {key: value for key, value in self.raw.items() if value is not None or key in _NULL_SAYS}
+        return ConfigFile(self.path, usual | given)
 
     def refuse(self, why: str) -> NoReturn:
         """Raise ModelError for this file."""
@@ -108,13 +116,13 @@ class ConfigFile:
     def rope(self, default_theta: float = 10_000.0) -> Rope:
         """Rotary positions, from the places and by the rules of transformers."""
         theta = self._rope_theta(default_theta)
-        scaled = [settings for key in _ROPE_KEYS if (settings := self._scaling(key)) is not None]
+        scaled = [settings for key in ROPE_KEYS if (settings := self._scaling(key)) is not None]
         return self._scaled(theta, scaled[0]) if scaled else Rope(theta)
 
     def _context(self) -> int | None:
         """The longest sequence: as the file says, less where other frequencies begin behind it."""
         context = self.whole("max_position_embeddings")
-        for scaling in filter(None, map(self._scaling, _ROPE_KEYS)):
+        for scaling in filter(None, map(self._scaling, ROPE_KEYS)):
             original = scaling.whole("original_max_position_embeddings")
             original = original or self.whole("original_max_position_embeddings")
             if scaling.kind in ("longrope", "su"):
@@ -186,7 +194,7 @@ class ConfigFile:
         """The base of the rotary frequencies, from the three places that transformers writes it
         to.
         """
-        places = {key: self.mapping(key).get("rope_theta") for key in _ROPE_KEYS}
+        places = {key: self.mapping(key).get("rope_theta") for key in ROPE_KEYS}
         places["rope_theta"] = self.raw.get("rope_theta")
         given = {key: self._positive(value, f"{key}, rope_theta") for key, value in places.items() if value is not None}
         if len(set(given.values())) > 1:

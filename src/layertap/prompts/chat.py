@@ -16,6 +16,7 @@ unfinished assistant message instead would close the turn.
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -36,7 +37,10 @@ _CHATML = """\
 {{ '<|im_start|>assistant\\n' }}
 {%- endif %}
 """
+_TOKENS_MAP = "special_tokens_map.json"
 _TOKEN_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+# What a template is given besides, whatever a token is called.
+_VARIABLES = {"messages", "tools", "documents", "add_generation_prompt"}
 
 
 # What a message's role counts as, where it is not one of ROLES by its name.
@@ -134,7 +138,8 @@ def load_chat_template(folder: Path, config: Mapping[str, Any]) -> ChatTemplate:
     source, filename = _find_source(folder, config)
     found = _tool_source(folder, config)
     with_tools = None if found is None else compile_template(chat_environment(), *found)
-    return ChatTemplate(compile_template(chat_environment(), source, filename), _named_tokens(config), with_tools)
+    tokens = _named_tokens(folder, config, source if found is None else f"{source}\n{found[0]}")
+    return ChatTemplate(compile_template(chat_environment(), source, filename), tokens, with_tools)
 
 
 def _role(message: Message) -> str:
@@ -220,13 +225,46 @@ def _source_in_config(found: object, where: str) -> tuple[str, str]:
             raise PromptError(f"{where}: holds a {type(found).__name__}; a text or a list of named templates is needed")
 
 
-def _named_tokens(config: Mapping[str, Any]) -> dict[str, str]:
-    """Each is written as its text, or as an object that holds the text and how to match it."""
-    tokens = {}
-    for name in _TOKEN_NAMES:
-        match config.get(name):
-            case str() as token:
-                tokens[name] = token
-            case {"content": str() as token}:
-                tokens[name] = token
+def _named_tokens(folder: Path, config: Mapping[str, Any], source: str) -> dict[str, str]:
+    """The usual ones of `config`; and of what transformers names besides, what the template says.
+
+    A name that the template does not say decides nothing, so the digest has to go without it.
+    """
+    usual = {name: text for name in _TOKEN_NAMES if (text := _token_text(config.get(name))) is not None}
+    found = _all_named(config, _read_tokens_map(folder, config))
+    said = set(re.findall(r"\w+", source)) - _VARIABLES
+    kept = {name: text for name, text in usual.items() if name not in said}
+    return kept | {name: text for name, text in found.items() if name in said}
+
+
+def _all_named(config: Mapping[str, Any], tokens_map: Mapping[str, Any]) -> dict[str, str]:
+    """By the rules of transformers: for the usual names the map counts, for others `config`."""
+    usual = {name: value for name, value in {**config, **tokens_map}.items() if name in _TOKEN_NAMES}
+    others = {name: value for name, value in {**tokens_map, **config}.items() if name.endswith("_token")}
+    extra = [file.get("extra_special_tokens") for file in (config, tokens_map)]
+    merged = {**others, **usual}
+    for tokens in (config.get("model_specific_special_tokens"), *extra):
+        merged |= tokens if isinstance(tokens, dict) else {}
+    return {name: text for name, value in merged.items() if (text := _token_text(value)) is not None}
+
+
+def _token_text(value: object) -> str | None:
+    """A token is written as its text, or as an object that holds the text and how to match it."""
+    match value:
+        case (str() as text) | {"content": str() as text}:
+            return text
+    return None
+
+
+def _read_tokens_map(folder: Path, config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """`special_tokens_map.json`, which transformers reads where `config` has no added tokens."""
+    path = folder / _TOKENS_MAP
+    if "added_tokens_decoder" in config or not path.exists():
+        return {}
+    try:
+        tokens = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise PromptError(f"{path}: cannot be read as JSON: {error}") from error
+    if not isinstance(tokens, dict):
+        raise PromptError(f"{path}: holds a {type(tokens).__name__}, not an object")
     return tokens

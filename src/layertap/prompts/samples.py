@@ -21,6 +21,7 @@ tokenised, so with `split` each such record has `MOST_PARTS` sample numbers and 
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -106,8 +107,12 @@ class PromptMaker:
         """Why no sample can be made of `record`, such as what its chat template says; or None."""
         try:
             if isinstance(record, Conversation):
-                _check_unicode(record.task_id, self._chat_text(record))
+                text = self._chat_text(record)
+                _check_unicode(record.task_id, text)
                 self.tokenizer.chat.require_followed(self._chat(record))
+                self._check_rows_of(record.task_id, text)
+            elif isinstance(record, Document):
+                self._check_rows_of(record.task_id, record.text)
             elif isinstance(record, TokenList):
                 self._token_ids(record)
         except PromptError as error:
@@ -117,7 +122,8 @@ class PromptMaker:
     def make(self, records: Sequence[tuple[int, GoodRecord]]) -> list[Sample]:
         """The samples of all `records`, each given with the `sample_idx` of its first sample.
 
-        Raises PromptError naming the task whose text is not valid Unicode or has no tokens.
+        Raises PromptError naming the task whose text is not valid Unicode, has no tokens, or has
+        one that the model's embedding lacks.
         """
         if (task := next((record for _, record in records if isinstance(record, Task)), None)) is not None:
             self.template.require_followed(task, self.encoder)
@@ -214,12 +220,34 @@ class PromptMaker:
             raise PromptError(f"{record.task_id!r}: token {wrong} is not in the model's vocabulary of {most}")
         return np.array(record.token_ids, np.int32)
 
+    @cached_property
+    def _beyond(self) -> list[str]:
+        """Added tokens that the embedding has no rows for, such as Gemma 3's for an image."""
+        return [] if self.vocabulary is None else self.tokenizer.added_beyond(self.vocabulary)
+
+    def _check_rows_of(self, task_id: str, text: str) -> None:
+        """The same as `_check_rows`, of a text; few models and fewer texts need to be tokenised."""
+        if any(token in text for token in self._beyond):
+            _check_unicode(task_id, text)
+            (token_ids,) = self.tokenizer.encode_batch([plain(text)])
+            self._check_rows(task_id, token_ids)
+
+    def _check_rows(self, task_id: str, token_ids: Int32[np.ndarray, " tokens"]) -> None:
+        """Refuse a token that the model's embedding has no row for."""
+        wrong = token_ids[token_ids >= self.vocabulary] if self._beyond else token_ids[:0]
+        if wrong.size:
+            raise PromptError(
+                f"{task_id!r}: token {wrong[0]} ({self.tokenizer.decode(wrong[:1])!r}) is not in the model's"
+                f" vocabulary of {self.vocabulary}; leave it out of the dataset"
+            )
+
     def _samples(self, draft: _Draft, token_ids: Int32[np.ndarray, " tokens"], labels: Columns | None) -> list[Sample]:
         """The sample of a draft, or those of its contexts."""
         if token_ids.size == 0:
             raise PromptError(
                 f"task {draft.task_id!r}: its text {draft.text!r} has no tokens; leave it out of the dataset"
             )
+        self._check_rows(draft.task_id, token_ids)
         columns = token_columns(token_ids, self.tokenizer.special_ids, labels)
         whole = Sample(draft.sample_idx, draft.task_id, plain(draft.text[:_PREVIEW_CHARACTERS]), columns, draft.origin)
         is_puzzle = draft.origin["augmentation"] is not None

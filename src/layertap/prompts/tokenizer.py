@@ -45,6 +45,8 @@ class PromptTokenizer:
     """SHA-256, in hex, of the bytes of `tokenizer.json` and of all that decides chat text."""
     vocab_size: int
     """One more than the largest id; models may have more embedding rows than that."""
+    ordinary_size: int
+    """The same of the ids that are no added tokens."""
     special_ids: frozenset[int]
     """Ids of tokens such as `<|im_start|>`, which mean structure and not text."""
     opening_ids: tuple[int, ...]
@@ -75,6 +77,11 @@ class PromptTokenizer:
                 found.append((ids, self._offsets(text)))
         return found
 
+    def added_beyond(self, rows: int) -> list[str]:
+        """The added tokens whose ids an embedding of so many rows does not have."""
+        added = self._tokenizer.get_added_tokens_decoder()
+        return [token.content for id_, token in added.items() if id_ >= rows]
+
     @cached_property
     def _lengths(self) -> Int64[np.ndarray, " vocabulary"]:
         """How many bytes each token is, where the vocabulary is of bytes; else 0."""
@@ -101,10 +108,13 @@ def load_tokenizer(folder: Path) -> PromptTokenizer:
     config = _read_config(folder / "tokenizer_config.json")
     _check_added_tokens(tokenizer, config, folder)
     chat = load_chat_template(folder, config)
+    added = tokenizer.get_added_tokens_decoder()
+    ids = set(tokenizer.get_vocab(with_added_tokens=True).values())
     return PromptTokenizer(
         digest=sha256(sha256(serialized).digest() + chat.digest.encode("ascii")).hexdigest(),
-        vocab_size=1 + max(tokenizer.get_vocab(with_added_tokens=True).values()),
-        special_ids=frozenset(id_ for id_, token in tokenizer.get_added_tokens_decoder().items() if token.special),
+        vocab_size=1 + max(ids),
+        ordinary_size=1 + max(ids - set(added), default=-1),
+        special_ids=frozenset(id_ for id_, token in added.items() if token.special),
         opening_ids=_opening_ids(tokenizer),
         chat=chat,
         _tokenizer=tokenizer,

@@ -16,9 +16,19 @@ def require_activation(file: ConfigFile, usual: str, key: str = "hidden_act") ->
     return _ACTIVATIONS[str(named)]
 
 
-def windows_by_type(file: ConfigFile, windowed: Sequence[bool], usual: int = 4096) -> tuple[int | None, ...]:
-    """The window of each layer, by `layer_types` where the file has them, else by `windowed`."""
+def windows_by_type(file: ConfigFile, size: int | None, windowed: Sequence[bool]) -> tuple[int | None, ...]:
+    """The window of each layer, by `layer_types` where the file has them, else by `windowed`.
+
+    Raises ModelError where a layer has one and there is no size.
+    """
     types = file.layer_types()
     has = [kind == "sliding_attention" for kind in types] if types else list(windowed)
-    size = file.whole("sliding_window") or usual
+    if any(has) and size is None:
+        file.refuse("has layers with a window (sliding_attention), but no sliding_window that is switched on")
     return tuple(size if own else None for own in has) if any(has) else ()
+
+
+def window_everywhere(file: ConfigFile) -> tuple[int | None, ...]:
+    """The window of each layer in families whose layers are all alike; no `layer_types` count."""
+    size = file.whole("sliding_window")
+    return () if size is None else (size,) * file.sizes()["num_hidden_layers"]

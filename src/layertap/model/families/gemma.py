@@ -8,26 +8,38 @@ another base in the layers with a window.
 """
 
 import math
+from typing import Any
 
 from layertap.model.config import DecoderConfig, Rope
 from layertap.model.config_file import ConfigFile
 from layertap.model.families.common import require_activation, windows_by_type
 
+_USUAL: dict[str, Any] = {"num_key_value_heads": 4, "head_dim": 256, "sliding_window": 4096}
+# The releases with images leave out of their `text_config` what is as in transformers.
+_USUAL_3: dict[str, Any] = {
+    "num_attention_heads": 8,
+    "vocab_size": 262_208,
+    "max_position_embeddings": 131_072,
+    "sliding_window_pattern": 6,
+}
+
 
 def read_gemma2(file: ConfigFile) -> DecoderConfig:
     """The shape that a `config.json` of model_type gemma2 says."""
+    file = file.with_defaults(**_USUAL, max_position_embeddings=8192, attn_logit_softcapping=50.0)
     layers = file.sizes()["num_hidden_layers"]
     rope = file.rope()
-    cap = file.raw.get("attn_logit_softcapping", 50.0)
-    windows = windows_by_type(file, [layer % 2 == 0 for layer in range(layers)])
+    cap = file.raw["attn_logit_softcapping"]
+    windows = windows_by_type(file, file.whole("sliding_window"), [layer % 2 == 0 for layer in range(layers)])
     return _read(file, "gemma2", rope, windows, score_cap=None if cap is None else float(cap))
 
 
 def read_gemma3(file: ConfigFile) -> DecoderConfig:
     """The same of model_type gemma3_text."""
-    every = file.raw.get("sliding_window_pattern") or file.raw.get("_sliding_window_pattern") or 6
+    file = file.with_defaults(**_USUAL, **_USUAL_3)
+    every = file.raw["sliding_window_pattern"]
     layers = file.sizes()["num_hidden_layers"]
-    windows = windows_by_type(file, [(layer + 1) % every != 0 for layer in range(layers)])
+    windows = windows_by_type(file, file.whole("sliding_window"), [(layer + 1) % every != 0 for layer in range(layers)])
     by_type = file.mapping("rope_parameters")
     if "full_attention" in by_type:  # as transformers 5 writes it
         rope, local = (
@@ -46,8 +58,7 @@ def read_gemma3(file: ConfigFile) -> DecoderConfig:
 def _read(
     file: ConfigFile, model_type: str, rope: Rope, windows: tuple[int | None, ...], **peculiar: object
 ) -> DecoderConfig:
-    usual = {"head_dim": 256} | {key: value for key, value in file.raw.items() if value is not None}
-    sizes = ConfigFile(file.path, usual).sizes()
+    sizes = file.sizes()
     if file.flag("use_bidirectional_attention", False):
         file.refuse("asks for attention to later tokens, which Layertap does not implement")
     biased = file.flag("attention_bias", False)

@@ -6,18 +6,22 @@ factors for shorter ones, so longer prompts count as overlong.
 """
 
 from layertap.model.config import DecoderConfig
-from layertap.model.config_file import ConfigFile
-from layertap.model.families.common import require_activation, windows_by_type
+from layertap.model.config_file import ROPE_KEYS, ConfigFile
+from layertap.model.families.common import require_activation, window_everywhere
 
 
 def read_phi3(file: ConfigFile) -> DecoderConfig:
     """The shape that a `config.json` of model_type phi3 says."""
+    file = file.with_defaults(max_position_embeddings=4096, original_max_position_embeddings=4096, rms_norm_eps=1e-5)
+    # As in transformers, the number beside the rope settings counts, not the one among them.
+    original = {"original_max_position_embeddings": file.raw["original_max_position_embeddings"]}
+    scaling = {key: {**file.mapping(key), **original} for key in ROPE_KEYS if file.mapping(key)}
+    file = ConfigFile(file.path, {**file.raw, **scaling})
     sizes, rope = file.sizes(), file.rope()
     share = max(
-        [float(file.mapping(key).get("partial_rotary_factor", 0)) for key in ("rope_parameters", "rope_scaling")]
+        [float(file.mapping(key).get("partial_rotary_factor", 0)) for key in ROPE_KEYS]
         + [float(file.raw.get("partial_rotary_factor") or 0)]
     )
-    has_window = file.raw.get("sliding_window") is not None
     return DecoderConfig(
         **sizes,
         rope_theta=rope.theta,
@@ -28,5 +32,5 @@ def read_phi3(file: ConfigFile) -> DecoderConfig:
         qkv_bias=False,
         fused=True,
         activation=require_activation(file, "silu"),
-        windows=windows_by_type(file, [has_window] * sizes["num_hidden_layers"]),
+        windows=window_everywhere(file),
     )

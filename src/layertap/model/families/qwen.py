@@ -6,22 +6,29 @@ has none, but a norm on each head's queries and keys. Both may give the upper la
 attention, which transformers does not have either: refused by name.
 """
 
+from typing import Any
+
 from layertap.model.config import DecoderConfig
 from layertap.model.config_file import ConfigFile
 from layertap.model.families.common import require_activation, windows_by_type
 
+_USUAL: dict[str, Any] = {
+    "num_key_value_heads": 32,
+    "max_position_embeddings": 32_768,
+    "sliding_window": 4096,
+    "max_window_layers": 28,
+}
+
 
 def read_qwen2(file: ConfigFile) -> DecoderConfig:
     """The shape that a `config.json` of model_type qwen2 says."""
-    return _read(file, "qwen2", qkv_bias=True, output_bias=False)
+    return _read(file.with_defaults(**_USUAL), "qwen2", qkv_bias=True, output_bias=False)
 
 
 def read_qwen3(file: ConfigFile) -> DecoderConfig:
     """The same of model_type qwen3."""
+    file = file.with_defaults(**_USUAL, head_dim=128)
     biased = file.flag("attention_bias", False)
-    file = ConfigFile(
-        file.path, {"head_dim": 128} | {key: value for key, value in file.raw.items() if value is not None}
-    )
     return _read(file, "qwen3", qkv_bias=biased, output_bias=biased, head_norms=True)
 
 
@@ -29,6 +36,7 @@ def _read(file: ConfigFile, model_type: str, **peculiar: bool) -> DecoderConfig:
     if file.mapping("dual_chunk_attention_config"):
         file.refuse("asks for dual chunk attention, which Layertap does not implement; give a release without it")
     rope = file.rope()
+    window = file.whole("sliding_window") if file.flag("use_sliding_window", False) else None
     return DecoderConfig(
         **file.sizes(),
         rope_theta=rope.theta,
@@ -36,13 +44,13 @@ def _read(file: ConfigFile, model_type: str, **peculiar: bool) -> DecoderConfig:
         tie_word_embeddings=file.flag("tie_word_embeddings", False),
         model_type=model_type,
         activation=require_activation(file, "silu"),
-        windows=windows_by_type(file, _windowed(file)),
+        windows=windows_by_type(file, window, _upper_layers(file, window)),
         **peculiar,  # type: ignore[arg-type]
     )
 
 
-def _windowed(file: ConfigFile) -> list[bool]:
+def _upper_layers(file: ConfigFile, window: int | None) -> list[bool]:
     """Which layers have the window, where the file does not list them."""
-    first = file.raw.get("max_window_layers", 28) if file.flag("use_sliding_window", False) else None
+    first = file.raw["max_window_layers"]
     layers = range(file.sizes()["num_hidden_layers"])
-    return [first is not None and layer >= first for layer in layers]
+    return [window is not None and layer >= first for layer in layers]
