@@ -6,7 +6,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 
-from layertap.core.taps import SITES, Tap
+from layertap.core.taps import SITES, Site, Tap
 from layertap.dataset import read_records
 from layertap.extract.packing import Placement, Step, batch_arrays
 from layertap.extract.step import StepProgram, resolve_taps
@@ -26,12 +26,13 @@ def activations(
     *,
     layers: int | None = None,
     adapters: Sequence[Path] = (),
+    sites: Sequence[Site] = SITES,
 ) -> dict[Tap, np.ndarray]:
-    """[tokens, width] at every site of the first `layers` layers, all of them by default."""
+    """[tokens, width] at these sites of the first `layers` layers, all of them by default."""
     checkpoint = open_checkpoint(str(folder), adapters=[str(adapter) for adapter in adapters])
     layers = layers or checkpoint.config.num_hidden_layers
     model = weights.load(checkpoint, layers, jnp.dtype(dtype))
-    program = StepProgram(model, resolve_taps((), SITES, layers), plan)
+    program = StepProgram(model, resolve_taps((), sites, layers), plan)
     length = -(-len(token_ids) // _ROW_MULTIPLE) * _ROW_MULTIPLE
     step = Step(1, length, (Placement(0, 0, 0, len(token_ids)),))
     arrays = program.harvest(program.dispatch(model, *batch_arrays(step, [token_ids])))

@@ -9,18 +9,22 @@ import torch
 from transformers import AutoModel
 
 from benchmarks.float64 import float64_throughout
-from layertap.core.taps import Tap
+from layertap.core.taps import SITES, Site, Tap
 
 TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
 
-def activations(folder: Path, token_ids: Sequence[int], dtype: str = "float32") -> dict[Tap, np.ndarray]:
+def activations(
+    folder: Path, token_ids: Sequence[int], dtype: str = "float32", sites: Sequence[Site] = SITES
+) -> dict[Tap, np.ndarray]:
     """[tokens, hidden] of every tap for one sequence, in float32, or in float64 if `dtype` is
     that."""
-    return activations_of(AutoModel.from_pretrained(folder, dtype=TORCH_DTYPES[dtype]), token_ids, dtype)
+    return activations_of(AutoModel.from_pretrained(folder, dtype=TORCH_DTYPES[dtype]), token_ids, dtype, sites)
 
 
-def activations_of(model: torch.nn.Module, token_ids: Sequence[int], dtype: str = "float32") -> dict[Tap, np.ndarray]:
+def activations_of(
+    model: torch.nn.Module, token_ids: Sequence[int], dtype: str = "float32", sites: Sequence[Site] = SITES
+) -> dict[Tap, np.ndarray]:
     """The same of a decoder that is at hand."""
     kept = torch.float64 if dtype == "float64" else torch.float32
     model.eval()
@@ -51,10 +55,11 @@ def activations_of(model: torch.nn.Module, token_ids: Sequence[int], dtype: str 
             "mlp_in": layer.mlp,
             "neurons": layer.mlp.down_proj,
         }
-        for site, module in outputs.items():
-            module.register_forward_hook(output(Tap(index, site)))
-        for site, module in inputs.items():
-            module.register_forward_pre_hook(given(Tap(index, site)))
+        for site in sites:
+            if site in outputs:
+                outputs[site].register_forward_hook(output(Tap(index, site)))
+            else:
+                inputs[site].register_forward_pre_hook(given(Tap(index, site)))
     with torch.no_grad(), float64_throughout() if dtype == "float64" else nullcontext():
         model(torch.tensor([list(token_ids)]))
     return captured
