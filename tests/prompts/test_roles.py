@@ -210,6 +210,13 @@ def test_a_template_for_tools_is_taken_where_there_are_tools(tmp_path):
     assert chat.render(Chat(())) == "plain"
     assert json.loads(chat.render(Chat((), None, tuple(_TOOLS)))) == _TOOLS
     assert chat.digest != load_chat_template(tmp_path, {"chat_template": "plain"}).digest
+    (tmp_path / "additional_chat_templates").mkdir()
+    (tmp_path / "additional_chat_templates" / "tool_use.jinja").write_text("of a file", encoding="utf-8")
+    of_a_file = load_chat_template(tmp_path, {"chat_template": "plain"})
+    assert of_a_file.render(Chat((), None, tuple(_TOOLS))) == "of a file"
+    (tmp_path / "additional_chat_templates" / "tool_use.jinja").write_bytes(b"\xff")
+    with pytest.raises(PromptError, match=r"tool_use\.jinja: cannot be read"):
+        load_chat_template(tmp_path, {"chat_template": "plain"})
 
 
 def test_a_conversation_that_the_template_refuses_is_refused_with_its_words(makers):

@@ -36,7 +36,13 @@ _PARTS = "model-*-of-*.safetensors"
 _EMBEDDING = "model.embed_tokens.weight"
 _HEADS = ("lm_head.weight", "language_model.lm_head.weight")
 _CONFIG = "config.json"
-_TOKENIZER_FILES = ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"]
+_TOKENIZER_FILES = [
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "additional_chat_templates/tool_use.jinja",
+]
 _SMALL_FILES = [_CONFIG, *_TOKENIZER_FILES, _INDEX, ADAPTER_CONFIG]
 
 

@@ -189,8 +189,11 @@ def _marked(value: Any, bits: int) -> Any:  # noqa: ANN401 - JSON in, JSON out
 def _tool_source(folder: Path, config: Mapping[str, Any]) -> tuple[str, str] | None:
     """The template that transformers takes where there are tools: one named "tool_use"."""
     path = folder / "additional_chat_templates" / "tool_use.jinja"
-    if path.is_file():
+    try:
         return path.read_text(encoding="utf-8"), str(path)
+    except (OSError, UnicodeDecodeError) as error:
+        if path.exists():
+            raise PromptError(f"{path}: cannot be read: {error}") from error
     entries = config.get("chat_template")
     for entry in entries if isinstance(entries, list) else []:
         match entry:
