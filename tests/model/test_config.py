@@ -238,3 +238,10 @@ def test_a_file_that_is_no_json_object_is_refused(tmp_path, content, message):
     (tmp_path / "config.json").write_bytes(content)
     with pytest.raises(ModelError, match=message):
         read_config(tmp_path)
+
+
+def test_yarn_of_a_phi3_is_refused(tmp_path):
+    """transformers reads it as longrope there, and other frequencies would be a silent fault."""
+    sizes = {key: PUBLISHED[key] for key in ("hidden_size", "intermediate_size", "num_hidden_layers", "vocab_size")}
+    with pytest.raises(ModelError, match="'yarn', which is longrope in a phi3"):
+        read(tmp_path, {"model_type": "phi3", "num_attention_heads": 14, **sizes, "rope_scaling": YARN})

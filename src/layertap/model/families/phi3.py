@@ -18,6 +18,8 @@ def read_phi3(file: ConfigFile) -> DecoderConfig:
     scaling = {key: {**file.mapping(key), **original} for key in ROPE_KEYS if file.mapping(key)}
     file = ConfigFile(file.path, {**file.raw, **scaling})
     sizes, rope = file.sizes(), file.rope()
+    if rope.kind == "yarn":  # transformers takes this name for longrope here, an old spelling of it
+        file.refuse("asks for rope scaling of type 'yarn', which is longrope in a phi3; write longrope")
     share = max(
         [float(file.mapping(key).get("partial_rotary_factor", 0)) for key in ROPE_KEYS]
         + [float(file.raw.get("partial_rotary_factor") or 0)]
