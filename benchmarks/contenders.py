@@ -42,7 +42,7 @@ def main() -> None:
 
 def layertap(config: ContenderConfig) -> Figures:
     """The whole run."""
-    from layertap.extract.run import extract
+    from layertap.pipeline.run import extract
 
     run = extraction(config)
     begun = time.perf_counter(), time.process_time()

@@ -81,7 +81,7 @@ def _check_jax(device: Device) -> str:
     import jax
 
     from layertap.errors import DeviceError
-    from layertap.extract import backend
+    from layertap.pipeline import backend
 
     try:
         backend.start()

@@ -112,7 +112,7 @@ def _model_bytes(config: ContenderConfig) -> int:
 
 def _shards(config: ContenderConfig, figures: Figures) -> float:
     """How many shards a run filled: fewer than four say nothing of whether memory stays bounded."""
-    from layertap.extract.setup import format_of_shards, resolve_run_taps
+    from layertap.pipeline.setup import format_of_shards, resolve_run_taps
 
     settings, shape = extraction(config), read_config(model_folder(config))
     form = format_of_shards(settings, shape, resolve_run_taps(settings, shape))

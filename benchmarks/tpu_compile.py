@@ -110,7 +110,7 @@ def compile_here(text: str) -> CompiledStep:
     import layertap.extract  # noqa: F401, I001 - quietens XLA, which must come before jax
     from jax.experimental import topologies
 
-    from layertap.extract.step import StepProgram, plan_for, resolve_taps
+    from layertap.pipeline.step import StepProgram, plan_for, resolve_taps
     from layertap.model import weights
     from layertap.model.mesh import auto_shape, make_mesh, parse_mesh, weight_bytes
 

@@ -15,7 +15,7 @@ from layertap.config.extract import ExtractConfig
 from layertap.core.records import BadTask
 
 if TYPE_CHECKING:  # it brings JAX
-    from layertap.extract.progress import RunSummary
+    from layertap.pipeline.progress import RunSummary
 
 BATCH = 4
 """Prompts in a batch of the script that most would write."""

@@ -30,7 +30,7 @@ _KEPT = 4  # shards; all of a run would not fit into memory
 
 def forward(config: ContenderConfig) -> Figures:
     """The run with a writer that drops shards: all that a run does but encoding and writing."""
-    from layertap.extract.run import extract
+    from layertap.pipeline.run import extract
 
     run = extraction(config)
     try:
@@ -48,7 +48,7 @@ def stages(config: ContenderConfig) -> Figures:
     """The run with a writer that drops shards, and then the writing by itself: of the first few,
     for all tokens.
     """
-    from layertap.extract.run import extract
+    from layertap.pipeline.run import extract
 
     kept: list[list[Sample]] = []
     writers: list[ShardWriter] = []

@@ -23,20 +23,21 @@ _MAY_KNOW = {
     "model": set(),
     "shards": {"config", "objects"},
     "check": {"prompts", "shards", "objects"},
-    "reader": {"shards", "objects"},
+    "reader": {"prompts", "shards", "objects"},
     "view": {"config", "prompts", "shards", "objects"},
-    "extract": {"config", "process", "dataset", "prompts", "model", "shards", "objects"},
-    "plan": {"config", "dataset", "model", "extract", "shards", "objects"},
+    "pipeline": {"config", "process", "dataset", "prompts", "model", "shards", "objects"},
+    "plan": {"config", "dataset", "model", "pipeline", "shards", "objects"},
     "tpu": {"config"},
-    "fleet": {"config", "process", "dataset", "extract", "shards", "objects", "check"},
-    "demo": {"config", "dataset", "prompts", "model", "extract", "shards", "objects", "check"},
-    "commands": {"config", "process", "objects", "shards", "check", "extract"}
+    "fleet": {"config", "process", "dataset", "pipeline", "shards", "objects", "check"},
+    "demo": {"config", "dataset", "prompts", "model", "pipeline", "shards", "objects", "check"},
+    "commands": {"config", "process", "objects", "shards", "check", "pipeline"}
     | {"demo", "plan", "tpu", "fleet", "view"},
     "cli": {"config", "process", "commands", "tpu"},
     "__main__": {"cli"},
-    "__init__": {"reader"},
+    "api": {"config", "dataset", "prompts", "model", "pipeline", "shards", "reader"},
+    "__init__": {"reader", "api"},
 }
-_MAY_KNOW_JAX = {"model", "extract", "plan"}
+_MAY_KNOW_JAX = {"model", "pipeline", "plan"}
 _HANDS_OVER = "reader/blocks.py"
 """Makes arrays of JAX and torch for who asks for them, and imports these when asked."""
 
@@ -98,8 +99,8 @@ def test_bars_are_drawn_by_the_one_class_that_starts_no_thread() -> None:
 
 
 # Files that make JSON of which a hash is taken, or that other processes of the same run read.
-_NOT_WRITTEN = {"extract/windows.py", "extract/hosts.py", "extract/setup.py", "shards/manifest.py"}
-_WRITE_OUTPUT = {"shards", "objects", "check", "view", "extract", "plan", "commands"}
+_NOT_WRITTEN = {"pipeline/windows.py", "pipeline/hosts.py", "pipeline/setup.py", "shards/manifest.py"}
+_WRITE_OUTPUT = {"shards", "objects", "check", "view", "pipeline", "plan", "commands"}
 
 
 @pytest.mark.parametrize("room", sorted(_WRITE_OUTPUT))

@@ -22,11 +22,11 @@ from benchmarks.accelerator.sizes import arrays, full_steps, sizes_of, speed_sha
 from benchmarks.config import Dtype
 from benchmarks.report import model_gflop
 from benchmarks.workload import seconds_of
-from layertap.extract.step import StepProgram, plan_for, resolve_taps
 from layertap.model.attention import attend_flash
 from layertap.model.config import DecoderConfig
 from layertap.model.decoder import Decoder, ForwardPlan
 from layertap.model.weights import abstract_model
+from layertap.pipeline.step import StepProgram, plan_for, resolve_taps
 
 _BFLOAT16 = np.dtype(jnp.bfloat16)
 

@@ -18,10 +18,10 @@ from benchmarks.accelerator.reference import models, prompts_of, states_file
 from benchmarks.accelerator.sizes import sizes_of
 from benchmarks.config import ContenderConfig, Dtype
 from benchmarks.workload import model_folder
-from layertap.extract.packing import batch_arrays, pack_window
-from layertap.extract.step import StepProgram, resolve_taps
 from layertap.model import weights
 from layertap.model.checkpoint import open_checkpoint
+from layertap.pipeline.packing import batch_arrays, pack_window
+from layertap.pipeline.step import StepProgram, resolve_taps
 
 _MEAN: dict[Dtype, float]
 _WORST: dict[Dtype, float]

@@ -9,8 +9,8 @@ import numpy as np
 from benchmarks.accelerator.config import PartConfig
 from benchmarks.config import ContenderConfig, Device
 from benchmarks.workload import prompt_ids
-from layertap.extract.packing import Step, batch_arrays, pack_window
 from layertap.model.config import DecoderConfig, published_config
+from layertap.pipeline.packing import Step, batch_arrays, pack_window
 
 
 @dataclass(frozen=True)

@@ -25,9 +25,9 @@ from benchmarks.accelerator.layertap_speed import plan_of, random_model
 from benchmarks.accelerator.part import Cases, Figures
 from benchmarks.accelerator.sizes import arrays, full_steps, speed_shapes
 from benchmarks.accelerator.timing import milliseconds
-from layertap.extract.step import StepProgram, resolve_taps
 from layertap.model.config import DecoderConfig
 from layertap.model.weights import abstract_model
+from layertap.pipeline.step import StepProgram, resolve_taps
 
 _BFLOAT16 = np.dtype(jnp.bfloat16)
 _SHOWN = 12
@@ -75,7 +75,7 @@ def _pieces(config: PartConfig, shape: DecoderConfig) -> Figures:
 
 
 def _to_host(outputs: tuple[jax.Array, ...]) -> None:
-    """By pinned memory, as a run does (extract/step.py)."""
+    """By pinned memory, as a run does (pipeline/step.py)."""
     moved = [jax.device_put(output, output.sharding.with_memory_kind("pinned_host")) for output in outputs]
     for output in moved:
         np.asarray(output)

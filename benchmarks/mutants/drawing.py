@@ -15,8 +15,8 @@ from benchmarks.mutants.making import Mutant, make_mutants
 LIST = Path(__file__).with_name("drawn.jsonl")
 
 TESTS: Mapping[str, tuple[str, ...]] = {
-    "extract.packing": ("extract/test_packing.py", "extract/test_windows.py"),
-    "extract.windows": ("extract/test_windows.py",),
+    "pipeline.packing": ("pipeline/test_packing.py", "pipeline/test_windows.py"),
+    "pipeline.windows": ("pipeline/test_windows.py",),
     "shards.writer": ("shards/test_writer.py",),
     "shards.encode": ("shards/test_encode.py", "shards/test_writer.py"),
     "shards.manifest": ("shards/test_manifest.py", "shards/test_writer.py"),

@@ -1,20 +1,41 @@
-"""Layertap reads transformer activations out of Qwen 2.5 models and stores them, exactly once, for
-training SAEs.
+"""Layertap reads the activations of language models, stores them exactly once, and hands them to
+whoever trains sparse autoencoders.
+
+    Model               texts, conversations, token ids or ARC tasks in; samples out
+    extract             the command `layertap extract` as a function
+    ActivationDataset   what runs wrote, as samples and as batches to train from
+    ActivationStream    the same batches from memory, while a model runs
+    Sample              one sequence of tokens with its activations
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from layertap.reader import ActivationDataset
+    from layertap.api.extraction import extract
+    from layertap.api.model import Model
+    from layertap.reader.dataset import ActivationDataset
+    from layertap.reader.sample import Sample
 
 __version__ = "0.2.0"
-__all__ = ["ActivationDataset"]
+__all__ = ["ActivationDataset", "Model", "Sample", "extract"]
+
+# Imported when they are asked for: the commands start without them.
+_HOMES = {
+    "ActivationDataset": "layertap.reader.dataset",
+    "Model": "layertap.api.model",
+    "Sample": "layertap.reader.sample",
+    "extract": "layertap.api.extraction",
+}
 
 
 def __getattr__(name: str) -> object:
-    """`ActivationDataset`, imported when it is asked for: the commands start without it."""
-    if name == "ActivationDataset":
-        from layertap.reader import ActivationDataset
+    """What is public, from the room where it lives."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
 
-        return ActivationDataset
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+def __dir__() -> list[str]:
+    """What is public, and the version."""
+    return sorted([*__all__, "__version__"])

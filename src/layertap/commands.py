@@ -46,7 +46,7 @@ def extract(config: ExtractConfig) -> int:
 
 
 def _extract_all(config: ExtractConfig) -> None:
-    from layertap.extract.run import extract
+    from layertap.pipeline.run import extract
 
     summary = extract(config)
     print(summary.describe())

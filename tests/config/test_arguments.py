@@ -10,7 +10,7 @@ import commands
 import pytest
 
 from layertap.cli import _COMMANDS, _Command, main
-from layertap.config.arguments import LAYERS, Flag, _all_fields, parse
+from layertap.config.arguments import LAYERS, Flag, all_fields, parse
 from layertap.config.extract import ExtractConfig
 from layertap.core.taps import parse_layers
 from layertap.errors import UsageError
@@ -133,7 +133,7 @@ def test_every_page_is_clean(
     _usage, *lines = text.splitlines()
     assert max(map(len, lines)) <= 80
     assert text.endswith(f"\nexample:\n  layertap {' '.join(words)} {command.example}\n")
-    for field in _all_fields(command.config):
+    for field in all_fields(command.config):
         assert f"--{field.name}" in text or "Positional" in str(field.annotation), field.name
         assert len(field.sentence.split()) >= 2, field.name
 
@@ -151,7 +151,7 @@ def test_extract_has_every_group_that_was_asked_for_and_the_most_used_flags_firs
     assert titles(text) == ["", "input", "prompt", "model", "tap", "output", "cloud", "worker", "host"]
     first = ["dataset_path", "model_path", "layers_to_extract"]
     assert re.findall(r"(?m)^[│ ]{1,4}--(\w+)", text)[:3] == first
-    assert [field.name for field in _all_fields(ExtractConfig) if not field.flag.group] == first, "give it a group"
+    assert [field.name for field in all_fields(ExtractConfig) if not field.flag.group] == first, "give it a group"
 
 
 @pytest.mark.parametrize(

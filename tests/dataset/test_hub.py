@@ -13,7 +13,7 @@ from layertap.core.records import BadTask, Conversation, Document, Pair, Task, T
 from layertap.dataset import open_records, read_hub_records, read_records
 from layertap.demo.tasks import make_tasks, write_tasks
 from layertap.errors import DatasetError, RunMismatchError, UsageError
-from layertap.extract.run import extract
+from layertap.pipeline.run import extract
 
 datasets = pytest.importorskip("datasets")
 

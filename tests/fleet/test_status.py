@@ -12,13 +12,13 @@ from fleets import cut, worker_of
 from layertap.cli import main
 from layertap.config.extract import ExtractConfig
 from layertap.errors import LayertapError
-from layertap.extract.metrics import Metrics
-from layertap.extract.progress import Progress
 from layertap.fleet.claims import take
 from layertap.fleet.sharded import RUN, read_dataset
 from layertap.fleet.status import FleetWatch, describe_fleet
 from layertap.fleet.worker import work
 from layertap.objects.base import ObjectStore
+from layertap.pipeline.metrics import Metrics
+from layertap.pipeline.progress import Progress
 
 COUNT = 5
 

@@ -19,9 +19,9 @@ from layertap.config.fleet import StreamsConfig
 from layertap.dataset import read_records
 from layertap.demo.tasks import make_tasks, write_tasks
 from layertap.errors import BadTaskError, DamageError, LayertapError, RunMismatchError, UsageError
-from layertap.extract.run import extract
 from layertap.fleet.streams import create_streams
 from layertap.objects.files import file_crc32c
+from layertap.pipeline.run import extract
 
 
 @pytest.fixture

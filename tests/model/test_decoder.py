@@ -14,13 +14,13 @@ from safetensors.numpy import load_file, save_file
 
 from layertap.core.taps import SITES, Tap
 from layertap.demo.checkpoint import write_checkpoint
-from layertap.extract.packing import Placement, Step, batch_arrays
-from layertap.extract.step import StepProgram, resolve_taps, run_step
 from layertap.model import weights
 from layertap.model.attention import Attend, attend_dense, attend_flash
 from layertap.model.checkpoint import open_checkpoint
 from layertap.model.config import published_config
 from layertap.model.decoder import ForwardPlan
+from layertap.pipeline.packing import Placement, Step, batch_arrays
+from layertap.pipeline.step import StepProgram, resolve_taps, run_step
 
 _LIKE_0_5B = replace(published_config("0.5b"), intermediate_size=1216, num_hidden_layers=3, vocab_size=1024)
 _LIKE_7B = replace(published_config("7b"), intermediate_size=2368, num_hidden_layers=2, vocab_size=1024)

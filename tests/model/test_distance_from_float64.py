@@ -18,9 +18,9 @@ from safetensors.numpy import load_file, save_file
 
 from layertap.core.taps import Site, Tap
 from layertap.demo.checkpoint import write_checkpoint
-from layertap.extract.step import plan_for
 from layertap.model.config import published_config
 from layertap.model.decoder import multiply
+from layertap.pipeline.step import plan_for
 
 _CACHED = Path(__file__).resolve().parents[2] / ".pytest_cache" / "real-model"
 

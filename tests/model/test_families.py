@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 
 from layertap.core.taps import SITES, Tap
-from layertap.extract.packing import Placement, Step, batch_arrays
-from layertap.extract.step import StepProgram, resolve_taps
 from layertap.model import weights
 from layertap.model.attention import attend_dense, attend_flash
 from layertap.model.checkpoint import open_checkpoint
 from layertap.model.decoder import ForwardPlan
+from layertap.pipeline.packing import Placement, Step, batch_arrays
+from layertap.pipeline.step import StepProgram, resolve_taps
 
 # In these each peculiarity is found once; all of them in `make test-slow`.
 _QUICK = ("qwen3", "llama-3.1", "gemma2", "phi3-partial")

@@ -1,5 +1,5 @@
 """How a model is cut over devices; that it computes the same is shown in
-tests/extract/test_devices.py.
+tests/pipeline/test_devices.py.
 """
 
 import pytest

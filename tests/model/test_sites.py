@@ -11,12 +11,12 @@ import pytest
 
 from layertap.core.taps import SITES, Site, Tap, layers_to_run
 from layertap.demo.checkpoint import write_checkpoint
-from layertap.extract.step import resolve_taps, run_step
 from layertap.model import weights
 from layertap.model.attention import attend_dense
 from layertap.model.checkpoint import open_checkpoint
 from layertap.model.config import published_config
 from layertap.model.decoder import ForwardPlan
+from layertap.pipeline.step import resolve_taps, run_step
 
 _CONFIG = replace(
     published_config("0.5b"),

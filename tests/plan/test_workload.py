@@ -9,7 +9,7 @@ import pytest
 
 from layertap.config.extract import ExtractConfig
 from layertap.config.plan import PlanConfig
-from layertap.extract.run import extract
+from layertap.pipeline.run import extract
 from layertap.plan.planned import planned_run
 from layertap.plan.workload import count_dataset, typical_lengths, usual_workload
 
@@ -64,8 +64,8 @@ def test_usual_prompts_have_the_tokens_that_are_asked_for(planned: Callable[...,
 
 
 def test_usual_lengths_are_those_of_arc(planned: Callable[..., PlanConfig]) -> None:
-    from layertap.extract.hosts import Hosts
-    from layertap.extract.inputs import window_rules
+    from layertap.pipeline.hosts import Hosts
+    from layertap.pipeline.inputs import window_rules
 
     lengths = typical_lengths(window_rules(planned(window_samples=1024, max_seq_length=16_384), Hosts(), 1))
     assert np.median(lengths) == pytest.approx(1110, rel=0.02)

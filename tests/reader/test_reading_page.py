@@ -6,7 +6,7 @@ from pathlib import Path
 import commands
 
 from layertap.config.extract import ExtractConfig
-from layertap.extract.run import extract
+from layertap.pipeline.run import extract
 
 
 def test_the_autoencoder_of_the_page_learns(tmp_path: Path, tiny_model: Path, demo_tasks: Path) -> None:

@@ -1,4 +1,4 @@
-"""The mirror on its own; what it does for whole runs is in tests/extract/test_upload.py."""
+"""The mirror on its own; what it does for whole runs is in tests/pipeline/test_upload.py."""
 
 import dataclasses
 import threading

@@ -8,11 +8,11 @@ import numpy as np
 
 from layertap.core.taps import SITES, Site, Tap
 from layertap.dataset import read_records
-from layertap.extract.packing import Placement, Step, batch_arrays
-from layertap.extract.step import StepProgram, resolve_taps
 from layertap.model import weights
 from layertap.model.checkpoint import open_checkpoint
 from layertap.model.decoder import ForwardPlan
+from layertap.pipeline.packing import Placement, Step, batch_arrays
+from layertap.pipeline.step import StepProgram, resolve_taps
 from layertap.prompts import PromptMaker, load_template, load_tokenizer, parse_grid_encoder
 
 _ROW_MULTIPLE = 256

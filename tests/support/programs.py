@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import pytest
 
-from layertap.extract.step import StepProgram
+from layertap.pipeline.step import StepProgram
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -18,7 +18,7 @@ import shards
 
 from layertap.config.extract import ExtractConfig
 from layertap.config.upload import UploadConfig
-from layertap.extract.run import extract
+from layertap.pipeline.run import extract
 
 _FOLDERS = ("output_dir", "checkpoint_dir")
 

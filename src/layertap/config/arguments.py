@@ -110,7 +110,7 @@ def _gathered(config_type: type, words: Sequence[str]) -> Sequence[str]:
     """The words, where a flag that takes several, and is given several times, is given once, with
     all of it; of other flags the last one counts.
     """
-    several = (it.name for it in _all_fields(config_type) if {SELECTION, SEVERAL} & {*_extras(it.annotation)})
+    several = (it.name for it in all_fields(config_type) if {SELECTION, SEVERAL} & {*extras_of(it.annotation)})
     for name in several:
         values, rest, place, within = [], list[str](), None, False
         for word in words:
@@ -128,7 +128,7 @@ def _gathered(config_type: type, words: Sequence[str]) -> Sequence[str]:
 
 
 @dataclass(frozen=True)
-class _Field:
+class Field:
     """One flag: a field of the settings, or of one of their parts."""
 
     name: str
@@ -138,9 +138,11 @@ class _Field:
 
     @property
     def flag(self) -> Flag:
-        return next((it for it in _extras(self.annotation) if isinstance(it, Flag)), Flag())
+        """How the field is shown."""
+        return next((it for it in extras_of(self.annotation) if isinstance(it, Flag)), Flag())
 
     def for_tyro(self) -> StructFieldSpec:
+        """The field as tyro takes it."""
         shown = tyro.conf.arg(metavar=self._metavar(), help_behavior_hint=self._hint())
         annotation = _ANNOTATED[self.annotation, shown, tyro.conf.OmitArgPrefixes, *self._reading()]
         default = tyro.MISSING if self.default is MISSING else self.default
@@ -148,7 +150,7 @@ class _Field:
 
     def _reading(self) -> Iterator[PrimitiveConstructorSpec[Any]]:
         """How a number or an optional value is read: tyro's own messages would name types."""
-        kinds = _alternatives(_bare(self.annotation))
+        kinds = alternatives(bare(self.annotation))
         if not self._reads_itself and kinds[0] in _WORDS and (kinds[0] is not str or NoneType in kinds):
             yield PrimitiveConstructorSpec(
                 nargs=1,
@@ -160,10 +162,10 @@ class _Field:
 
     @property
     def _reads_itself(self) -> bool:
-        return any(isinstance(it, PrimitiveConstructorSpec) for it in _extras(self.annotation))
+        return any(isinstance(it, PrimitiveConstructorSpec) for it in extras_of(self.annotation))
 
     def _metavar(self) -> str | None:
-        return self.flag.metavar or (None if self._reads_itself else _word(_bare(self.annotation)))
+        return self.flag.metavar or (None if self._reads_itself else _word(bare(self.annotation)))
 
     def _hint(self) -> str | None:
         """What comes after the sentence; None: tyro's own words, `(default: 4096)`."""
@@ -181,7 +183,7 @@ class _Field:
 class _Box:
     """A group of flags, as tyro sees it; each is a type of its own."""
 
-    flags: tuple[_Field, ...]
+    flags: tuple[Field, ...]
 
 
 def _rule(info: StructTypeInfo) -> StructConstructorSpec | None:
@@ -203,25 +205,25 @@ def _titled(box: type[_Box], title: str) -> Any:  # noqa: ANN401 - an annotation
 
 
 @cache
-def _grouped(config_type: type) -> tuple[tuple[_Field, ...], Mapping[str, type[_Box]]]:
+def _grouped(config_type: type) -> tuple[tuple[Field, ...], Mapping[str, type[_Box]]]:
     """The flags that come first, and the others by groups."""
-    found = list(_all_fields(config_type))
+    found = list(all_fields(config_type))
     by_group = {group: tuple(it for it in found if it.flag.group == group) for group in get_args(Group)}
     first = by_group.pop("")
     boxes = {group: type("_Box", (_Box,), {"flags": it, "__doc__": ""}) for group, it in by_group.items() if it}
     return first, boxes
 
 
-def _all_fields(config_type: type) -> Iterator[_Field]:
+def all_fields(config_type: type) -> Iterator[Field]:
     """The fields of settings, and in the place of parts those of theirs."""
     annotations = get_type_hints(config_type, include_extras=True)
     sentences = _sentences(config_type)
     for field in fields(config_type):
-        kind = _bare(annotations[field.name])
+        kind = bare(annotations[field.name])
         if is_dataclass(kind) and isinstance(kind, type):
-            yield from _all_fields(kind)
+            yield from all_fields(kind)
         else:
-            yield _Field(field.name, annotations[field.name], field.default, sentences.get(field.name, ""))
+            yield Field(field.name, annotations[field.name], field.default, sentences.get(field.name, ""))
 
 
 def _maker(config_type: type[T]) -> Callable[..., T]:
@@ -231,31 +233,36 @@ def _maker(config_type: type[T]) -> Callable[..., T]:
         flat: dict[str, Any] = {}
         for name, value in values.items():
             flat |= value if name.startswith("_") else {name: value}
-        return _made(config_type, flat)
+        return settings_of(config_type, flat)
 
     make.__doc__ = config_type.__doc__  # tyro prints it above the flags
     return make
 
 
-def _made(config_type: type[T], flat: Mapping[str, Any]) -> T:
+def settings_of(config_type: type[T], flat: Mapping[str, Any]) -> T:
+    """The settings with these values of their flags; each has one."""
     annotations = get_type_hints(config_type)
     values = {}
     for field in fields(config_type):  # type: ignore[arg-type]  # it is a dataclass
         kind: Any = annotations[field.name]
-        values[field.name] = _made(kind, flat) if isinstance(kind, type) and is_dataclass(kind) else flat[field.name]
+        values[field.name] = (
+            settings_of(kind, flat) if isinstance(kind, type) and is_dataclass(kind) else flat[field.name]
+        )
     return config_type(**values)
 
 
-def _extras(annotation: Any) -> tuple[Any, ...]:  # noqa: ANN401 - an annotation
+def extras_of(annotation: Any) -> tuple[Any, ...]:  # noqa: ANN401 - an annotation
+    """What is said beside a type in its annotation."""
     return get_args(annotation)[1:] if get_origin(annotation) is Annotated else ()
 
 
-def _bare(annotation: Any) -> Any:  # noqa: ANN401 - an annotation
+def bare(annotation: Any) -> Any:  # noqa: ANN401 - an annotation
     """The type, without what is said beside it."""
     return get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
 
 
-def _alternatives(kind: Any) -> tuple[Any, ...]:  # noqa: ANN401 - a type
+def alternatives(kind: Any) -> tuple[Any, ...]:  # noqa: ANN401 - a type
+    """The types of which a value may be one."""
     return get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
 
 
@@ -272,8 +279,8 @@ def _read(name: str, kinds: tuple[type, ...], words: Sequence[str]) -> Any:  # n
 
 def _word(kind: Any) -> str | None:  # noqa: ANN401 - a type
     """What stands for a value of this type; None for a switch, which has none."""
-    if len(_alternatives(kind)) > 1:
-        return " or ".join(filter(None, (_word(one) for one in _alternatives(kind) if one is not NoneType)))
+    if len(alternatives(kind)) > 1:
+        return " or ".join(filter(None, (_word(one) for one in alternatives(kind) if one is not NoneType)))
     if get_origin(kind) is Literal:
         return f"{{{','.join(map(str, get_args(kind)))}}}"
     if get_origin(kind) is tuple:

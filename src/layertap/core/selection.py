@@ -4,7 +4,7 @@
     cells        tokens with characters of a grid's cells
     answer       what the assistant says: role:assistant
     role:NAME    what a role says, by its name in ROLE_NAMES
-    no_prefix    all but the tokens that every prompt of the run begins with (extract/kept.py)
+    no_prefix    all but the tokens that every prompt of the run begins with (pipeline/kept.py)
 
 Several mean the tokens of each of them. `core.columns.selected` finds them; there is no numpy here,
 because flags are read without it.

@@ -86,19 +86,25 @@ def _check(raw: RawRecord, number: int, ids: "_Ids") -> Iterator[Record]:
     """The record, sound or not; before it, what had to be left out of it."""
     task_id = None
     try:
-        task_id = _given_id(raw)
+        task_id = given_id(raw)
         if task_id is None:
             task_id = ids.made(raw.kind if raw.kind in _MADE_KINDS else "task", number)
         else:
             ids.given(task_id)
         value, reasons = sound_pairs(raw.value) if raw.kind == "pairs" else (raw.value, [])
         yield from (BadTask(raw.where, task_id, reason) for reason in reasons)
-        yield _CHECKS[raw.kind](value, task_id)
+        yield check_value(raw.kind, value, task_id)
     except BadTaskError as error:
         yield BadTask(raw.where, task_id, str(error))
 
 
-def _given_id(raw: RawRecord) -> str | None:
+def check_value(kind: RecordKind, value: object, task_id: str) -> GoodRecord:
+    """The record of a kind that `value` is; raises BadTaskError where it is not sound."""
+    return _CHECKS[kind](value, task_id)
+
+
+def given_id(raw: RawRecord) -> str | None:
+    """The id that a record has of its own; raises BadTaskError where it is none."""
     if raw.task_id is not None:
         return _sound_id(raw.task_id, "its id")
     own = raw.value if isinstance(raw.value, dict) else {}

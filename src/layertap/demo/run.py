@@ -27,7 +27,7 @@ docs/formats.md shows how a shard is read, with nothing but gzip, pickle and num
 
 def demo(config: DemoConfig) -> None:
     """Make, extract, verify, and print what was done; DamageError if the output is not sound."""
-    from layertap.extract.run import extract
+    from layertap.pipeline.run import extract
 
     folder = local_path(config.output_dir)
     model, tasks, output = folder / "model", folder / "tasks.jsonl", folder / "activations"

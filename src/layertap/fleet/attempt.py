@@ -10,7 +10,7 @@ prove nothing. Or it was found damaged when a worker went on in it: the next sta
 
 A worker has one host, or the hosts of a slice. Host 0 leads: it alone claims, beats and commits. It
 tells the others which attempt is next. Each host extracts its share of the shard into its own
-folder (extract/hosts.py) and says what came of it, and the done-manifest names the files of all.
+folder (pipeline/hosts.py) and says what came of it, and the done-manifest names the files of all.
 All fail a shard together if it cannot be extracted as things are. Any other end of a host ends all,
 as in any run over several hosts: the shard is free once its lease has run out, and the same slice,
 started again, goes on in it at once. Hosts wait for the leader's next word in a collective, for as
@@ -25,14 +25,14 @@ from pathlib import Path
 from typing import Any
 
 from layertap.errors import DamageError, HostsStoppedError
-from layertap.extract.progress import RunSummary, Watch
-from layertap.extract.run import extract_prepared
-from layertap.extract.session import Session
-from layertap.extract.setup import Part, Setup, for_part
 from layertap.fleet.sharded import DatasetShard, ShardedDataset, read_shard
 from layertap.objects import open_store
 from layertap.objects.base import ObjectStore
 from layertap.objects.files import atomic_write, file_crc32c
+from layertap.pipeline.progress import RunSummary, Watch
+from layertap.pipeline.run import extract_prepared
+from layertap.pipeline.session import Session
+from layertap.pipeline.setup import Part, Setup, for_part
 from layertap.shards.manifest import FILE_NAME
 from layertap.shards.manifest_files import load_manifest
 

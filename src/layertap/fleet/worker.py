@@ -1,6 +1,6 @@
 """One worker on a sharded dataset: it claims, extracts and commits shards until none is left.
 
-Each shard is a run of its own (extract/run.py), with its own folder, manifest and resume, and with
+Each shard is a run of its own (pipeline/run.py), with its own folder, manifest and resume, and with
 the model and programs of the run before. The folder is
 
     {output_dir}/tpu_{worker_id}/shard_00003/{attempt}/    and the same below the bucket's prefix
@@ -44,12 +44,6 @@ from layertap.errors import (
     UsageError,
     WorkersFailedError,
 )
-from layertap.extract import backend
-from layertap.extract.hosts import join
-from layertap.extract.metrics import Metrics, metered
-from layertap.extract.progress import Watch
-from layertap.extract.session import Session
-from layertap.extract.setup import Setup, prepare
 from layertap.fleet.attempt import Attempts, Outcome
 from layertap.fleet.claiming import Claimer
 from layertap.fleet.claims import Claim, Heartbeat, Lease
@@ -57,6 +51,12 @@ from layertap.fleet.sharded import RUN, DatasetShard, ShardedDataset, open_claim
 from layertap.objects.base import ObjectStore
 from layertap.objects.ownership import exclusive
 from layertap.objects.retry import Retry
+from layertap.pipeline import backend
+from layertap.pipeline.hosts import join
+from layertap.pipeline.metrics import Metrics, metered
+from layertap.pipeline.progress import Watch
+from layertap.pipeline.session import Session
+from layertap.pipeline.setup import Setup, prepare
 from layertap.shards.manifest import differences
 
 _OF_THE_SHARD = (DatasetError, PromptError, HostsStoppedError)  # any worker would meet them

@@ -77,6 +77,16 @@ def abstract_model(config: DecoderConfig, num_layers: int, dtype: DTypeLike) -> 
     return nnx.eval_shape(lambda: Decoder(config, num_layers, dtype))
 
 
+def first_layers(model: Decoder, config: DecoderConfig, num_layers: int) -> Decoder:
+    """The same model with its first layers alone, which costs no memory."""
+    if len(model.layers) == num_layers:
+        return model
+    graph, state = nnx.split(abstract_model(config, num_layers, model.embedding[...].dtype))
+    held = nnx.to_flat_state(nnx.state(model))
+    kept = dict(held)
+    return nnx.merge(graph, nnx.from_flat_state([(path, kept[path]) for path, _ in nnx.to_flat_state(state)]))
+
+
 def _refuse_mismatches(
     checkpoint: Checkpoint,
     parameters: Mapping[str, tuple[int, ...]],

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from layertap.extract.step import transfer_dtype
 from layertap.model.mesh import MeshShape
+from layertap.pipeline.step import transfer_dtype
 from layertap.plan.accelerators import (
     FAST_SHARE_OF_PEAK,
     GZIP_BYTES_A_SECOND,

@@ -26,13 +26,13 @@ from layertap.config.extract import local_path
 from layertap.config.plan import PlanConfig
 from layertap.core.taps import Tap, layers_to_run
 from layertap.errors import DoesNotFitError, UsageError
-from layertap.extract.packing import row_ladder
-from layertap.extract.setup import format_of_shards, resolve_run_taps
-from layertap.extract.step import transfer_dtype
 from layertap.model import weights
 from layertap.model.checkpoint import Checkpoint, open_checkpoint
 from layertap.model.config import DecoderConfig, published_config
 from layertap.model.mesh import MeshShape, auto_shape, parse_mesh, weight_bytes
+from layertap.pipeline.packing import row_ladder
+from layertap.pipeline.setup import format_of_shards, resolve_run_taps
+from layertap.pipeline.step import transfer_dtype
 from layertap.plan.accelerators import Accelerator
 from layertap.shards.encode import ShardFormat
 

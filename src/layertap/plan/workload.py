@@ -25,13 +25,13 @@ import numpy as np
 from layertap.config.plan import PlanConfig
 from layertap.core.columns import COLUMNS
 from layertap.core.sample import Sample
-from layertap.extract.hosts import Hosts
-from layertap.extract.inputs import prompt_maker, read_dataset, window_rules
-from layertap.extract.kept import kept_tokens
-from layertap.extract.packing import Step, pack_window
-from layertap.extract.step import Shape
-from layertap.extract.windows import Position, WindowRules, read_windows
 from layertap.model.checkpoint import Checkpoint
+from layertap.pipeline.hosts import Hosts
+from layertap.pipeline.inputs import prompt_maker, read_dataset, window_rules
+from layertap.pipeline.kept import kept_tokens
+from layertap.pipeline.packing import Step, pack_window
+from layertap.pipeline.step import Shape
+from layertap.pipeline.windows import Position, WindowRules, read_windows
 from layertap.plan.accelerators import TYPICAL_MEAN, TYPICAL_MEDIAN, TYPICAL_TEXT_BYTES
 from layertap.plan.planned import causal_pairs
 from layertap.shards.encode import ShardFormat, write_samples
@@ -99,7 +99,7 @@ def count_dataset(
     InputError as the run would.
 
     Each host takes its share of the tasks and writes its own shards; in each window all run as many
-    steps of a shape as the one that needs most (extract/hosts.py).
+    steps of a shape as the one that needs most (pipeline/hosts.py).
     """
     maker = prompt_maker(config, checkpoint)
     kept = kept_tokens(config.keep_tokens, maker)

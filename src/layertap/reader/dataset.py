@@ -5,27 +5,28 @@ Samples and batches then read what they need; which bytes that is, is told in co
 and batches.py (training).
 """
 
+import html
 from bisect import bisect_right
-from collections.abc import Collection, Mapping, Sequence, Set
-from functools import lru_cache
+from collections.abc import Callable, Collection, Mapping, Sequence, Set
+from functools import cached_property, lru_cache
 from operator import index as exact_int
 from pathlib import Path
 from typing import overload
 
 from layertap.core.columns import SINK_FACTOR
 from layertap.core.taps import SITES, Site, Tap
-from layertap.errors import DamageError, UsageError
+from layertap.errors import DamageError, PromptError, UsageError
 from layertap.objects import open_store
 from layertap.reader.batches import Batches
 from layertap.reader.config import BatchConfig, Dtype, Flag, Framework
 from layertap.reader.overlap import Described, described, require_each_once
-from layertap.reader.sample import ActivationSample
+from layertap.reader.sample import Sample, describe_taps
 from layertap.reader.shards import Shards
 from layertap.reader.sources import find_sources
 from layertap.shards.shard import Shard
 
 
-class ActivationDataset(Sequence[ActivationSample]):
+class ActivationDataset(Sequence[Sample]):
     """The samples below a folder, a `gs://bucket/prefix`, or another URL that fsspec knows, of any
     number of workers.
 
@@ -39,10 +40,14 @@ class ActivationDataset(Sequence[ActivationSample]):
     garbled.
     """
 
-    def __init__(self, path: str | Path, *, sharded_dataset: str | None = None) -> None:
+    def __init__(
+        self, path: str | Path, *, sharded_dataset: str | None = None, tokenizer: str | Path | None = None
+    ) -> None:
         """`sharded_dataset` is where the done-manifests of a claimed dataset lie; they tell which
-        attempts count.
+        attempts count. `tokenizer` is a folder with the model's tokenizer, for `sample.text`, where
+        the run's own `model_path` is not on this machine.
         """
+        self._tokenizer = tokenizer
         self._store = open_store(str(path))
         self.path = self._store.url
         self._shards = Shards(find_sources(self._store, sharded_dataset))
@@ -67,17 +72,18 @@ class ActivationDataset(Sequence[ActivationSample]):
     @property
     def hidden_size(self) -> int:
         """The width of an activation; raises UsageError where sites differ in it."""
-        widths = set(self._widths.values())
+        widths = set(self.taps.values())
         if len(widths) > 1:
             raise UsageError(f"{self.path}: its sites differ in width; ask for width(layer, site)")
         return widths.pop()
 
     def width(self, layer: int, site: Site | None = None) -> int:
         """How many numbers an activation has at this layer and site."""
-        return self._widths[self._tap(layer, site)]
+        return self.taps[self.tap(layer, site)]
 
     @property
-    def _widths(self) -> Mapping[Tap, int]:
+    def taps(self) -> Mapping[Tap, int]:
+        """What was extracted: every (layer, site), with its width."""
         return self._shards.sources[0].manifest.taps
 
     @property
@@ -104,10 +110,10 @@ class ActivationDataset(Sequence[ActivationSample]):
         return self._shards.first_samples[-1]
 
     @overload
-    def __getitem__(self, index: int) -> ActivationSample: ...
+    def __getitem__(self, index: int) -> Sample: ...
     @overload
-    def __getitem__(self, index: slice) -> list[ActivationSample]: ...
-    def __getitem__(self, index: int | slice) -> ActivationSample | list[ActivationSample]:
+    def __getitem__(self, index: slice) -> list[Sample]: ...
+    def __getitem__(self, index: int | slice) -> Sample | list[Sample]:
         """A sample by its place in the dataset, which is not its `sample_idx`; or some of them."""
         if isinstance(index, slice):
             return [self[number] for number in range(*index.indices(len(self)))]
@@ -117,6 +123,27 @@ class ActivationDataset(Sequence[ActivationSample]):
         number %= len(self)
         shard = bisect_right(self._shards.first_samples, number) - 1
         return self._sample(shard, number - self._shards.first_samples[shard])
+
+    def sample(self, sample_idx: int, source: str | None = None) -> Sample:
+        """The sample with this number, which is not its place: `dataset[i]` goes by places.
+
+        `source` is its folder, where several folders have that number. Raises KeyError where there
+        is no such sample, UsageError where there are several.
+        """
+        wanted = exact_int(sample_idx)
+        if source is not None and source not in self.sources:
+            raise UsageError(f"{self.path}: has no folder {source!r}; it has {', '.join(map(repr, self.sources))}")
+        found = [
+            (number, owner)
+            for number, (owner, entry) in enumerate(self._shards)
+            if source in (None, owner.name) and any(first <= wanted <= last for first, last in entry.sample_idx)
+        ]
+        if not found:
+            raise KeyError(f"{self.path}: has no sample_idx {wanted}; dataset[i] takes a sample by its place")
+        if len(found) > 1:
+            names = ", ".join(repr(owner.name) for _, owner in found)
+            raise UsageError(f"{self.path}: sample_idx {wanted} is in several folders; give source=, one of {names}")
+        return self._sample_at(found[0][0], wanted)
 
     def batches(
         self,
@@ -148,7 +175,7 @@ class ActivationDataset(Sequence[ActivationSample]):
         at_layers, at_sites = self.layers if layers is None else layers, self.sites if sites is None else sites
         config = BatchConfig(
             batch_size=batch_size,
-            taps=tuple(self._tap(layer, site) for site in at_sites for layer in at_layers),
+            taps=tuple(self.tap(layer, site) for site in at_sites for layer in at_layers),
             seed=seed,
             shuffle=shuffle,
             rank=rank,
@@ -167,24 +194,57 @@ class ActivationDataset(Sequence[ActivationSample]):
         self._require_columns({*config.columns, *(("role", "cells") if config.selections else ())})
         if dtype is None and len(self.storage_dtypes) > 1:
             raise UsageError(f"{self.path}: is stored as {' and '.join(self.storage_dtypes)}; give dtype=")
-        widths = tuple(self._widths[tap] for tap in config.taps)
+        widths = tuple(self.taps[tap] for tap in config.taps)
         return Batches(self._shards, config, widths, dtype or self.storage_dtypes[0])
 
     def close(self) -> None:
         """Let go of connections; what was handed out stays."""
         self._store.close()
 
-    def __repr__(self) -> str:
-        return (
-            f"ActivationDataset({self.path!r}): {len(self)} samples, {self.tokens} tokens, layers {list(self.layers)},"
-            f" {', '.join(self.sites)}, from {len(self._shards.sources)} folders"
-        )
+    @cached_property
+    def decode(self) -> Callable[[Sequence[int]], str]:
+        """Token ids to text, by the tokenizer of the run.
 
-    def _tap(self, layer: int, site: Site | None) -> Tap:
+        Raises UsageError where it is not on this machine, or is another one now.
+        """
+        from layertap.prompts.tokenizer import find_tokenizer  # reading numbers does not need it
+
+        place = self.model_path if self._tokenizer is None else str(self._tokenizer)
+        try:
+            tokenizer = find_tokenizer(place)
+        except (UsageError, PromptError) as error:
+            raise UsageError(f"{self.path}: no tokenizer for the text: {error}; give tokenizer=FOLDER") from error
+        if tokenizer.digest != self._shards.sources[0].manifest.identity.get("prompts", {}).get("tokenizer"):
+            raise UsageError(
+                f"{self.path}: the tokenizer of {place} is not the one that the run had, so its text may not be what"
+                " the model read; give tokenizer=, a folder with the run's"
+            )
+        return tokenizer.decode
+
+    def __repr__(self) -> str:
+        return "\n".join(self._lines())
+
+    def _repr_html_(self) -> str:
+        """As a notebook shows it: the same facts."""
+        return f"<div>{'<br>'.join(html.escape(line) for line in self._lines())}</div>"
+
+    def _lines(self) -> list[str]:
+        """What a person wants to know, in three lines, from the manifests alone."""
+        state = "complete" if self.complete else "not complete"
+        folders = len(self.sources)
+        return [
+            f"ActivationDataset {self.path}: {len(self)} samples, {self.tokens} tokens, {state}",
+            f"{self.model_path}: {describe_taps(self.taps)}, stored as {' and '.join(self.storage_dtypes)}",
+            f"{'1 folder' if folders == 1 else f'{folders} folders'}; dataset[i] takes a sample by its place,"
+            " dataset.sample(sample_idx) by its number",
+        ]
+
+    def tap(self, layer: int, site: Site | None = None) -> Tap:
+        """The tap of this layer and site; raises UsageError where it was not extracted."""
         if site is None and len(self.sites) > 1:
             raise UsageError(f"{self.path}: has several sites; say which: {', '.join(self.sites)}")
         tap = Tap(layer, self.sites[0] if site is None else site)
-        if tap not in self._widths:
+        if tap not in self.taps:
             raise UsageError(
                 f"{self.path}: holds layers {', '.join(map(str, self.layers))} at {', '.join(self.sites)},"
                 f" not layer {layer} at {tap.site}"
@@ -205,8 +265,8 @@ class ActivationDataset(Sequence[ActivationSample]):
         """A shard for looking at samples; the last one of pickles is kept."""
         return self._shards.content(shard) if self._shards.by_parts[shard] else self._last_pickled(shard)
 
-    def _sample(self, shard: int, number: int) -> ActivationSample:
-        return ActivationSample(self._content(shard), number, self._shards[shard][0].name, self._tap)
+    def _sample(self, shard: int, number: int) -> Sample:
+        return Sample(self._content(shard), number, self._shards[shard][0].name, self)
 
     def _describe(self, source: int, sample_idx: int) -> Described:
         chosen = self._shards.sources[source]
@@ -215,8 +275,12 @@ class ActivationDataset(Sequence[ActivationSample]):
             for number, (owner, entry) in enumerate(self._shards)
             if owner is chosen and any(first <= sample_idx <= last for first, last in entry.sample_idx)
         )
+        sample = self._sample_at(shard, sample_idx)
+        return described(sample.task_id, sample.origin, sample.positions, sample.token_ids)
+
+    def _sample_at(self, shard: int, sample_idx: int) -> Sample:
         held = self._content(shard).sample_idx().tolist()
         if sample_idx not in held:
-            raise DamageError(f"{self.path}/{chosen.name}: sample {sample_idx} is not where the manifest says")
-        sample = self._sample(shard, held.index(sample_idx))
-        return described(sample.task_id, sample.origin, sample.positions, sample.token_ids)
+            name = self._shards[shard][0].name
+            raise DamageError(f"{self.path}/{name}: sample {sample_idx} is not where the manifest says")
+        return self._sample(shard, held.index(sample_idx))

@@ -103,11 +103,11 @@ class Manifest:
     columns: Mapping[str, str] = field(default_factory=lambda: {name: dtype.name for name, dtype in COLUMNS.items()})
     """The dtype of each column that is stored."""
     certificate: Json = field(default_factory=dict)
-    """How far the activations are from float32 (extract/certificate.py); empty unless it was asked
+    """How far the activations are from float32 (pipeline/certificate.py); empty unless it was asked
     for."""
     shards: tuple[ShardEntry, ...] = ()
     progress: Json = field(default_factory=dict)
-    """Where the run goes on, what it skipped, whether it is complete (extract/windows.py)."""
+    """Where the run goes on, what it skipped, whether it is complete (pipeline/windows.py)."""
     complete: bool = False
     format_version: int = FORMAT_VERSION
 

@@ -1,0 +1,5 @@
+"""What a Python program uses: `Model`, `extract`, and streams of activations.
+
+The other rooms do the work. Here are their settings as keywords, and what notebooks need: results
+that show themselves, bars, and objects that live on after Ctrl-C.
+"""

@@ -1,0 +1,32 @@
+"""`layertap.extract`: the command as a function, which returns what it wrote as a dataset."""
+
+from layertap.config.arguments import Group
+from layertap.config.extract import ExtractConfig
+from layertap.config.keywords import from_keywords
+from layertap.errors import InputError
+from layertap.pipeline import run
+from layertap.reader.dataset import ActivationDataset
+
+_GROUPS: tuple[Group, ...] = ("", "input", "prompt", "model", "tap", "output", "cloud")
+_SHARES = frozenset({"worker_id", "machine_id", "total_machines"})
+
+
+def extract(**settings: object) -> ActivationDataset:
+    """Extract activations, from where an earlier call of the same settings stopped.
+
+        dataset = layertap.extract(dataset_path="tasks.jsonl", layers_to_extract=[12])
+
+    `settings` are the flags of `layertap extract` without dashes: `dataset_path`, `model_path`,
+    `layers_to_extract`, `activation_type`, `output_dir`, `format` and all the others, with the same
+    defaults. A list does for several values, and so does a range for layers. Workers that claim
+    shards, and models over several hosts, are started by the command.
+
+    Returns the dataset in `output_dir`. Committed shards are safe whatever happens: call it again
+    and it goes on. Raises what the command prints as an error: an InputError for what you can mend
+    (nothing extracted is one), StorageError where output cannot be written.
+    """
+    config = from_keywords(ExtractConfig, settings, _GROUPS, _SHARES)
+    summary = run.extract(config)
+    if (reason := summary.nothing_extracted) is not None:
+        raise InputError(f"{reason}; {summary.output_dir}/metadata.json lists them")
+    return ActivationDataset(config.output_folder)

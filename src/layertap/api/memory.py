@@ -1,0 +1,79 @@
+"""Samples that a model has just read, shown as those of a dataset are.
+
+Activations stay as the device gave them, bfloat16 in a bfloat16 model, and are widened each time
+that they are asked for: widening changes no number, and half the memory is kept.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from layertap.core import sample as core
+from layertap.core.columns import SINK_FACTOR, find_sinks, usual_norms
+from layertap.core.taps import Site, Tap
+from layertap.errors import UsageError
+from layertap.reader.sample import Sample, describe_taps
+from layertap.shards.shard import Words
+from layertap.shards.statistics import measure
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """What was asked of a model: it resolves layers and sites, and decodes tokens."""
+
+    taps: Mapping[Tap, int]
+    """With widths."""
+    decode: Callable[[Sequence[int]], str]
+    dtype: np.dtype
+    """As what activations are handed out."""
+
+    def tap(self, layer: int, site: Site | None) -> Tap:
+        """The tap that is meant; raises UsageError where it was not read."""
+        sites = tuple(dict.fromkeys(tap.site for tap in self.taps))
+        if site is None and len(sites) > 1:
+            raise UsageError(f"several sites were read; say which: {', '.join(sites)}")
+        tap = Tap(layer, sites[0] if site is None else site)
+        if tap not in self.taps:
+            raise UsageError(f"{describe_taps(self.taps)} was read, not layer {layer} at {tap.site}")
+        return tap
+
+    def sample(self, read: core.Sample) -> Sample:
+        """The sample as a program sees it."""
+        return Sample(_Held(read, self.dtype), 0, "", self)
+
+
+class _Held:
+    """One sample in memory, as `reader.sample.Content`."""
+
+    def __init__(self, sample: core.Sample, dtype: np.dtype) -> None:
+        self._sample = sample
+        self._dtype = dtype
+
+    def offsets(self) -> np.ndarray:
+        return np.array([0, self._sample.tokens], np.int64)
+
+    def sample_idx(self) -> np.ndarray:
+        return np.array([self._sample.sample_idx], np.int64)
+
+    def words(self) -> list[Words]:
+        return [Words(self._sample.task_id, self._sample.text_preview, self._sample.origin)]
+
+    def column(self, name: str, begin: int, end: int) -> np.ndarray:
+        if name not in self._sample.columns:
+            raise UsageError(f"there is no column {name}; there are {', '.join(self._sample.columns)}")
+        return self._sample.columns[name][begin:end]
+
+    def positions(self, begin: int, end: int) -> np.ndarray:
+        return self._sample.columns["positions"][begin:end]
+
+    def activations(self, tap: Tap, begin: int, end: int) -> np.ndarray:
+        return self._sample.activations[tap][begin:end].astype(self._dtype, copy=False)
+
+    def norms(self, tap: Tap, begin: int, end: int) -> np.ndarray:
+        return measure(self.activations(tap, begin, end), 0)[1].astype(np.float32)
+
+    def sinks(self, tap: Tap, begin: int, end: int) -> np.ndarray:
+        norms = self.norms(tap, 0, self._sample.tokens)
+        usual = usual_norms(norms, self.offsets())
+        return find_sinks(norms, np.repeat(usual, len(norms)), SINK_FACTOR)[begin:end]

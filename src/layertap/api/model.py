@@ -1,0 +1,180 @@
+"""`Model`: texts, conversations, token ids and ARC tasks in; samples with activations out.
+
+It is the run without its output. Prompts are made, packed and computed as `layertap extract` does
+it, so the numbers are those of the command. Config and tokenizer are read at once; weights come at
+the first `read`, up to the layer that is asked for, and stay. Each set of taps compiles once for
+each shape of step; the programs are also kept on disk, as the command keeps them.
+
+Samples come in the order of the inputs. Inputs are packed by windows of a few dozen, so a sample
+waits in memory until those before it have come, and a reading of any length needs no more memory
+than a window. Ctrl-C ends a reading and leaves the model as it was.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import replace
+from functools import partial
+from os import PathLike
+from typing import Any, Literal, get_args
+
+from layertap.api.bars import open_bar
+from layertap.api.memory import Reading
+from layertap.config.extract import RunConfig
+from layertap.config.keywords import from_keywords
+from layertap.core import sample as core
+from layertap.core.records import GoodRecord
+from layertap.core.taps import Site
+from layertap.dataset.given import given_records
+from layertap.errors import BadTaskError, UsageError
+from layertap.model.checkpoint import open_checkpoint
+from layertap.pipeline import backend
+from layertap.pipeline.inputs import Prompts
+from layertap.pipeline.progress import Progress, Watch
+from layertap.pipeline.session import OpenedModel, Session, open_model
+from layertap.pipeline.setup import DTYPES, open_run, resolve_run_taps
+from layertap.pipeline.stream import stream_samples
+from layertap.pipeline.windows import Position, Window
+from layertap.prompts import PromptMaker
+from layertap.reader.blocks import numpy_dtype
+from layertap.reader.sample import Sample
+
+_WINDOW = 64
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+
+
+class Model:
+    """A model whose activations you read.
+
+    model = layertap.Model("Qwen/Qwen2.5-0.5B")
+    for sample in model.read(["a text", "another"], layers=[12]):
+        sample.tokens, sample.activation(12)        # list of str, float32 [tokens, width]
+    """
+
+    def __init__(self, model_path: str | PathLike[str] = "Qwen/Qwen2.5-0.5B", **settings: object) -> None:
+        """`model_path` is a folder with a checkpoint, or a model of the Hugging Face Hub.
+
+        `settings` are those of `layertap extract` that concern models and prompts, by the names of
+        the flags: `revision`, `adapter`, `compute_dtype`, `mesh`, `batch_size`, `row_length`,
+        `max_seq_length`, `grid_encoder`, `prompt_version`, `predictions_per_task` and so on. Raises
+        an InputError (ModelError, PromptError, UsageError) where model or settings are not right.
+        """
+        given = {"window_samples": _WINDOW, **settings, "model_path": model_path}
+        self._config = config = from_keywords(RunConfig, given, ("", "prompt", "model"))
+        backend.configure()
+        backend.start()
+        self._checkpoint = open_checkpoint(config.model_path, config.revision, config.adapter)
+        _, self._prompts = open_run(config, self._checkpoint, config.compute_dtype)
+        self._session = Session()
+
+    @property
+    def num_layers(self) -> int:
+        """How many layers it has; they are counted from 0."""
+        return self._checkpoint.config.num_hidden_layers
+
+    @property
+    def hidden_size(self) -> int:
+        """The width of the residual stream."""
+        return self._checkpoint.config.hidden_size
+
+    def width(self, site: Site) -> int:
+        """How many numbers an activation has at this site."""
+        return self._checkpoint.config.width(site)
+
+    def read(
+        self,
+        inputs: object,
+        *,
+        layers: int | str | Sequence[int] | None = None,
+        sites: Site | Sequence[Site] = ("residual",),
+        dtype: Dtype = "float32",
+        add_generation_prompt: bool = False,
+        progress: bool | None = None,
+    ) -> Iterator[Sample]:
+        """The samples of `inputs`, in their order, each when it is ready.
+
+        An input is a text, a conversation (a list of messages with `role` and `content`), a list
+        or an array of token ids, or an ARC task; one alone does, too. A text, a conversation and a
+        list of ids give one sample. An ARC task gives `predictions_per_task` (8) for each of
+        its test inputs, as the command makes them. `inputs` may be a generator: it is read as
+        samples come.
+
+        `layers` are as on the command line (`12`, `[6, 12]`, `"1-3"`; None: all), and so are
+        `sites`. `dtype` is what `sample.activation` gives: float32 holds every number of a bfloat16
+        model. `add_generation_prompt` ends conversations where the assistant would go on.
+        `progress` shows a bar, by default on a terminal and in a notebook.
+
+        Raises BadTaskError for an input that is none, OverlongError for one that is longer than
+        `max_seq_length`, and an InputError for layers that the model lacks. What is wrong with the
+        arguments is raised at once, what is wrong with an input when its window is read.
+        """
+        asked = {} if layers is None else {"layers_to_extract": layers}
+        wanted = from_keywords(RunConfig, {**asked, "model_path": self._config.model_path, "activation_type": sites})
+        taps = resolve_run_taps(wanted, self._checkpoint.config)
+        compute = DTYPES[self._config.compute_dtype]
+        opened = open_model(self._checkpoint, taps, compute, compute, self._config.mesh)
+        maker = replace(self._prompts.maker, add_generation_prompt=add_generation_prompt)
+        records = given_records(inputs)
+        prompts = replace(self._prompts, maker=maker, records=lambda: _sound(records, maker))
+        reading = Reading(
+            {tap: self.width(tap.site) for tap in taps}, maker.tokenizer.decode, numpy_dtype(_known(dtype))
+        )
+        return self._read(opened, prompts, reading, partial(open_bar, "samples", _length(inputs), progress))
+
+    def _read(
+        self, opened: OpenedModel, prompts: Prompts, reading: Reading, bar: Callable[[], Any]
+    ) -> Iterator[Sample]:
+        order: deque[int] = deque()
+        windows = _noting_order(prompts.windows(), order)
+        stream = stream_samples(self._session, opened, prompts.rules, windows, Progress(), Watch().proceed)
+        with closing(stream), bar() as shown:
+            for sample in _in_order(stream, order):
+                shown.update()
+                yield reading.sample(sample)
+
+    def close(self) -> None:
+        """End the threads that compile. The model can be read again, which starts new ones."""
+        self._session.close()
+
+    def __repr__(self) -> str:
+        config = self._checkpoint.config
+        return (
+            f"Model {self._config.model_path}: {config.model_type}, {config.num_hidden_layers} layers,"
+            f" {config.hidden_size} wide, computed in {self._config.compute_dtype} on {backend.computing_on()}"
+        )
+
+
+def _sound(records: Iterator[GoodRecord], maker: PromptMaker) -> Iterator[GoodRecord]:
+    """The records; raises BadTaskError where no prompt can be made of one."""
+    for record in records:
+        if (reason := maker.refusal(record)) is not None:
+            raise BadTaskError(f"{record.task_id}: {reason}")
+        yield record
+
+
+def _noting_order(windows: Iterator[Window], order: deque[int]) -> Iterator[Window]:
+    """The same windows; the numbers of their samples come into `order` before these do."""
+    for window in windows:
+        order.extend(sorted(sample.sample_idx for sample in window.samples))
+        yield window
+
+
+def _in_order(stream: Iterator[tuple[Position, core.Sample]], order: deque[int]) -> Iterator[core.Sample]:
+    """The samples in that order; those that come early wait."""
+    waiting: dict[int, core.Sample] = {}
+    for _, sample in stream:
+        waiting[sample.sample_idx] = sample
+        while order and order[0] in waiting:
+            yield waiting.pop(order.popleft())
+
+
+def _length(inputs: object) -> int | None:
+    """How many samples come, where that is plain to see."""
+    return len(inputs) if isinstance(inputs, list) and all(isinstance(it, str) for it in inputs) else None
+
+
+def _known(dtype: str) -> str:
+    if dtype not in get_args(Dtype):
+        raise UsageError(f"dtype={dtype!r}: give one of {', '.join(get_args(Dtype))}")
+    return dtype

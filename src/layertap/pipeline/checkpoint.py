@@ -1,0 +1,148 @@
+"""Where a run goes on: `checkpoint_worker_{id}.json`, and the manifest that it is checked against.
+
+The manifest beside the shards is the truth, because it is replaced in the same breath as the shards
+appear. The checkpoint repeats its position after each commit, for whoever watches the run, and
+guards against the one loss that the manifest cannot see: its own. A checkpoint that knows of more
+shards than the output folder holds stops the run instead of starting anew in silence.
+"""
+
+import json
+import operator
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from layertap.core.strict_json import dump_json
+from layertap.errors import DamageError, RunMismatchError, StorageError, UsageError
+from layertap.objects import open_store
+from layertap.objects.files import atomic_write
+from layertap.pipeline.windows import Position
+from layertap.shards.manifest import FILE_NAME, Manifest
+from layertap.shards.manifest_files import load_manifest
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What `checkpoint_worker_{id}.json` says."""
+
+    fingerprint: str
+    output_dir: str
+    shards: int
+    samples: int
+    tokens: int
+    complete: bool
+    progress: dict[str, object]
+
+
+def checkpoint_path(folder: Path, worker: str) -> Path:
+    """The checkpoint's file for this worker, or for one of its hosts (`Hosts.name`)."""
+    return folder / checkpoint_name(worker)
+
+
+def checkpoint_name(worker: str) -> str:
+    """The checkpoint's name, in its folder or beside the shards in a bucket."""
+    return f"checkpoint_worker_{worker}.json"
+
+
+def write_checkpoint(path: Path, output_dir: Path, manifest: Manifest) -> None:
+    """Repeat the manifest's position at `path`, atomically."""
+    with atomic_write(path) as file:
+        file.write(checkpoint_bytes(str(output_dir.resolve()), manifest))
+
+
+def checkpoint_bytes(output_dir: str, manifest: Manifest) -> bytes:
+    """A checkpoint of the output in `output_dir`, a folder or a URL."""
+    checkpoint = Checkpoint(
+        fingerprint=manifest.fingerprint,
+        output_dir=output_dir,
+        shards=len(manifest.shards),
+        samples=manifest.samples,
+        tokens=manifest.tokens,
+        complete=manifest.complete,
+        progress=dict(manifest.progress),
+    )
+    return (dump_json(asdict(checkpoint), indent=2) + "\n").encode()
+
+
+def read_checkpoint(path: Path) -> Checkpoint | None:
+    """The checkpoint at `path`, or None; raises DamageError where it is not one."""
+    try:
+        checkpoint = Checkpoint(**json.loads(path.read_text(encoding="utf-8")))
+        operator.index(checkpoint.shards)
+        return checkpoint
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read: {error.strerror or error}; give another --checkpoint_dir") from error
+    except (ValueError, TypeError) as error:
+        raise DamageError(
+            f"{path}: is not a checkpoint ({error}); the output folder alone is enough: remove it"
+        ) from error
+
+
+def resume(output_dir: Path, fresh: Manifest, checkpoint: Path | None, held: int = 0) -> tuple[Manifest, Position]:
+    """The manifest to go on from (`fresh` where the folder holds none) and the position of its next
+    window.
+
+    The files of the first `held` shards lie elsewhere, and need not be here.
+
+    Raises RunMismatchError where the folder holds another run, or a run at all while `checkpoint`
+    is None (`--no_checkpointing`); StorageError where committed shards have gone.
+    """
+    found = load_manifest(open_store(str(output_dir)))
+    if checkpoint is not None:
+        _require_writable(checkpoint.parent)
+        _require_all_shards(output_dir, found, read_checkpoint(checkpoint), checkpoint)
+    if found is None:
+        _require_no_shards(output_dir)
+        return fresh, Position()
+    found.require_same_run(fresh, output_dir)
+    if checkpoint is None and (found.shards or found.complete):
+        raise RunMismatchError(
+            f"{output_dir} already holds {len(found.shards)} shards, and --no_checkpointing neither resumes nor"
+            " overwrites; leave it out to go on, or give another --output_dir"
+        )
+    _require_files(output_dir, found, held)
+    return found, Position.from_json(found.progress) if found.progress else Position()
+
+
+def _require_all_shards(output_dir: Path, found: Manifest | None, known: Checkpoint | None, path: Path) -> None:
+    held = 0 if found is None else len(found.shards)
+    if known is not None and known.output_dir == str(output_dir.resolve()) and known.shards > held:
+        raise StorageError(
+            f"{path} knows of {known.shards} shards in {output_dir}, where {FILE_NAME} names {held};"
+            " restore the folder, or remove that checkpoint to begin again"
+        )
+
+
+def _require_no_shards(output_dir: Path) -> None:
+    """A run killed before its first commit leaves the files of one shard at most; more have lost
+    their manifest.
+    """
+    numbers = {path.name.split(".")[0] for path in output_dir.rglob("shard_*")}
+    if len(numbers) > 1:
+        raise StorageError(
+            f"{output_dir} holds {len(numbers)} shards but no {FILE_NAME}; restore it, or give another --output_dir"
+        )
+
+
+def _require_writable(folder: Path) -> None:
+    """Find out before the first shard is made."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"--checkpoint_dir {folder}: cannot be made: {error.strerror or error}") from error
+    if not os.access(folder, os.W_OK):
+        raise UsageError(f"--checkpoint_dir {folder}: cannot be written to")
+
+
+def _require_files(output_dir: Path, manifest: Manifest, held: int) -> None:
+    for shard in manifest.shards[held:]:
+        for file in shard.files:
+            path = output_dir / file.path
+            size = path.stat().st_size if path.exists() else None
+            if size != file.bytes:
+                state = "is gone" if size is None else f"has {size} bytes"
+                raise DamageError(
+                    f"{path}: {state}, but {FILE_NAME} says {file.bytes}; restore it, or give another --output_dir"
+                )

@@ -1,0 +1,200 @@
+"""The compiled step: packed rows in, activations out.
+
+One program for each shape of step, compiled ahead (`compile`, in threads, while weights load) or
+when the shape first comes. If you compile ahead, call `close` in the end, or those threads wait
+for ever. `dispatch` returns at once, with copies to the host already begun; `harvest`
+gives numpy arrays when they are there. Activations are rounded on the device to the narrower of
+compute and storage dtype, so that a bfloat16 run moves two bytes a value.
+
+Over several devices the step is one `shard_map`: each device computes its own rows, and this host
+harvests the rows of its own devices. No activation crosses a wire.
+
+On TPU the program itself writes activations to pinned host memory, each when its layer has run: all
+layers of one 16,384-token row of 72B (21 GB) would not fit beside each other into the memory of a
+v5e (16 GB). On GPU they are moved there when the step has ended, by the device: a plain copy would
+go through a small staging buffer at a tenth of the speed (jax#21438), and hold device memory until
+the host gets to it.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from typing import cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, SingleDeviceSharding
+from jax.stages import Compiled
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int, Int32
+
+from layertap.core.taps import Site, Tap
+from layertap.errors import DeviceError
+from layertap.model.attention_gpu import attend_triton
+from layertap.model.attention_tpu import attend_splash
+from layertap.model.decoder import Decoder, ForwardPlan
+from layertap.model.mesh import ROWS, partition_model, placed
+from layertap.pipeline import backend
+
+# 16,384 tokens of 72B at once would need 4 GB for the MLP's intermediate values alone; 2,048 keep
+# any chip busy.
+_ACCELERATOR_BLOCK = 2048
+
+Shape = tuple[int, int]
+Outputs = tuple[Float[Array, "rows length _"], ...]  # each as wide as its site
+# tap -> row of this host -> activations.
+HostOutputs = Mapping[Tap, Mapping[int, Float[np.ndarray, "length _"]]]
+
+
+def run_step(
+    model: Decoder,
+    token_ids: Int[Array, "rows length"],
+    seg_start: Int[Array, "rows length"],
+    *,
+    taps: tuple[Tap, ...],
+    plan: ForwardPlan,
+) -> Outputs:
+    """The activations at `taps`, [rows, length, width of the site] each in `plan.capture_dtype`."""
+
+    def forward(model: Decoder, token_ids: Array, seg_start: Array) -> Outputs:
+        return model(token_ids, seg_start, taps=taps, plan=plan)
+
+    if plan.mesh is None:
+        return forward(model, token_ids, seg_start)
+    # check_vma=False: kernels do not say over which axes their results vary.
+    mapped = jax.shard_map(
+        forward, mesh=plan.mesh, in_specs=(partition_model(model), ROWS, ROWS), out_specs=ROWS, check_vma=False
+    )
+    return mapped(model, token_ids, seg_start)
+
+
+class StepProgram:
+    """A model's shapes with the taps to read and the way to run it; weights may follow later.
+
+    Shapes and rows are those of this host: where a mesh spans several, they run each step together,
+    and its rows are those of all hosts side by side.
+    """
+
+    def __init__(self, abstract: Decoder, taps: tuple[Tap, ...], plan: ForwardPlan) -> None:
+        self._abstract = placed(abstract, plan.mesh)
+        self._taps = taps
+        self._plan = plan
+        self._rows = NamedSharding(plan.mesh, ROWS) if plan.mesh else SingleDeviceSharding(jax.devices()[0])
+        self._hosts = len({device.process_index for device in plan.mesh.devices.flat}) if plan.mesh else 1
+        self._pinned = self._rows.with_memory_kind("pinned_host")
+        self._compiled: dict[Shape, Future[Compiled]] = {}
+        self._compilers = ThreadPoolExecutor(max_workers=2, thread_name_prefix="compile")
+
+    def compile(self, shape: Shape) -> Future[Compiled]:
+        """Begin to compile for steps of `rows` x `length`, once. `close` afterwards."""
+        if shape not in self._compiled:
+            self._compiled[shape] = self._compilers.submit(self.lower_and_compile, shape)
+        return self._compiled[shape]
+
+    def lower_and_compile(self, shape: Shape) -> Compiled:
+        """Compile for steps of `rows` x `length` in this thread; needs no weights and no device."""
+        outputs = self._pinned if self._plan.outputs == "offloaded" else self._rows
+        step = jax.jit(partial(run_step, taps=self._taps, plan=self._plan), out_shardings=outputs)
+        numbers = jax.ShapeDtypeStruct(self._global(shape), jnp.int32, sharding=self._rows)  # type: ignore[no-untyped-call]
+        return step.lower(self._abstract, numbers, numbers).compile()
+
+    def dispatch(
+        self,
+        model: Decoder,
+        token_ids: Int32[np.ndarray, "rows length"],
+        seg_start: Int32[np.ndarray, "rows length"],
+    ) -> Outputs:
+        """Start one step; compiles where the shape is new. Raises DeviceError where that fails."""
+        shape = cast(Shape, token_ids.shape)
+        with _device_errors(shape):
+            program = self._program(shape)
+            outputs = program(model, self._to_devices(token_ids), self._to_devices(seg_start))
+            if self._plan.outputs == "moved":
+                outputs = jax.device_put(outputs, self._pinned)
+            for output in outputs:
+                output.copy_to_host_async()
+            return outputs
+
+    def close(self) -> None:
+        """End the threads that compile, after what they began; Ctrl-C does not wait for them."""
+        self._compilers.shutdown(wait=False, cancel_futures=True)
+
+    def _program(self, shape: Shape) -> Compiled:
+        if shape not in self._compiled:
+            made: Future[Compiled] = Future()
+            made.set_result(self.lower_and_compile(shape))
+            self._compiled[shape] = made
+        return self._compiled[shape].result()
+
+    def _global(self, shape: Shape) -> Shape:
+        return self._hosts * shape[0], shape[1]
+
+    def _to_devices(self, values: Int32[np.ndarray, "rows length"]) -> Int32[Array, "global_rows length"]:
+        """Rows of this host on its own devices, in their order."""
+        if self._hosts == 1:
+            return jax.device_put(values, self._rows)
+        shape = self._global(cast(Shape, values.shape))
+        firsts = sorted(map(_first_row, self._rows.addressable_devices_indices_map(shape).values()))
+        parts = dict(zip(firsts, np.split(values, len(firsts)), strict=True))
+        return jax.make_array_from_callback(shape, self._rows, lambda index: parts[_first_row(index)])
+
+    def is_ready(self, outputs: Outputs) -> bool:
+        """Whether the step has ended."""
+        return all(output.is_ready() for output in outputs)  # type: ignore[attr-defined]  # missing in jax.Array
+
+    def harvest(self, outputs: Outputs) -> HostOutputs:
+        """The step's activations on this host as numpy arrays (bfloat16 as `ml_dtypes.bfloat16`),
+        without a copy where the device's memory is the host's.
+
+        Raises DeviceError where the step failed.
+        """
+        with _device_errors(cast(Shape, outputs[0].shape[:2])):
+            return {tap: _rows_here(output) for tap, output in zip(self._taps, outputs, strict=True)}
+
+
+def _first_row(index: tuple[slice, ...] | None) -> int:
+    assert index is not None  # only a scalar has none
+    return index[0].start or 0
+
+
+def _rows_here(output: Array) -> dict[int, Float[np.ndarray, "length _"]]:
+    # Not by `addressable_shards`: on one device these hold the array that holds them, a circle in
+    # which a step's memory stays until the garbage collector comes by, many steps later.
+    places = output.sharding.addressable_devices_indices_map(output.shape).values()
+    parts = {_first_row(place): number for number, place in enumerate(places)}
+    return dict(
+        enumerate(row for _, number in sorted(parts.items()) for row in np.asarray(output.addressable_data(number)))
+    )
+
+
+@contextmanager
+def _device_errors(shape: Shape) -> Iterator[None]:
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        raise DeviceError(
+            f"the device failed on a step of {shape[0]} x {shape[1]} tokens: {error}."
+            " Where memory ran out, lower --batch_size or --row_length"
+        ) from error
+
+
+def plan_for(platform: str, capture_dtype: np.dtype, mesh: Mesh | None = None) -> ForwardPlan:
+    """The way to run the model on devices of a platform ("cpu", "gpu" or "tpu")."""
+    if platform == "cpu":
+        return ForwardPlan(capture_dtype, widen=not backend.multiplies_bfloat16(), mesh=mesh)
+    block = _ACCELERATOR_BLOCK
+    if platform == "tpu":
+        return ForwardPlan(capture_dtype, attend_splash, block, None, outputs="offloaded", mesh=mesh)
+    return ForwardPlan(capture_dtype, attend_triton, block, None, outputs="moved", mesh=mesh)
+
+
+def transfer_dtype(compute: DTypeLike, storage: DTypeLike) -> np.dtype:
+    """bfloat16 where the products or the files are, else float32."""
+    return np.dtype(jnp.bfloat16 if jnp.bfloat16 in (np.dtype(compute), np.dtype(storage)) else jnp.float32)
+
+
+def resolve_taps(layers: Sequence[int], sites: Sequence[Site], num_layers: int) -> tuple[Tap, ...]:
+    """Every (layer, site) asked for, sorted by layer; no layers mean all."""
+    return tuple(Tap(layer, site) for layer in layers or range(num_layers) for site in sites)

@@ -1,0 +1,154 @@
+"""From windows to samples: what the device computes, in the order in which a run stores it.
+
+    read-ahead thread      this thread
+    window             ->  dispatch step i+1, then harvest step i and cut it into samples
+
+Programs compile while weights load. The device always has a step queued while this thread harvests
+the step before; windows are read, rendered and tokenised one ahead. In memory at any time: two
+windows of token ids and the outputs of two steps.
+
+Nothing here knows of files, shards, manifests or commits. A run puts the samples into shards, and
+others may hand them out from memory. Each sample comes with the position behind it: a stream over
+the windows from that position on yields exactly the samples that follow.
+
+You may close the generator at any moment. Steps on the device are then dropped, and a window that
+is being read is finished by its thread and dropped too.
+"""
+
+import time
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
+from itertools import chain
+
+from layertap.core.sample import Sample
+from layertap.errors import InputError
+from layertap.model.decoder import Decoder
+from layertap.pipeline.background import read_ahead
+from layertap.pipeline.hosts import Agreed, agree_on_steps
+from layertap.pipeline.kept import KeptTokens
+from layertap.pipeline.packing import Placement, Step, batch_arrays, step_shapes
+from layertap.pipeline.progress import Progress
+from layertap.pipeline.session import OpenedModel, Session
+from layertap.pipeline.step import HostOutputs, Outputs, StepProgram
+from layertap.pipeline.windows import Position, Window, WindowRules
+
+_POLL_SECONDS = 0.005
+_ALL_TOKENS = KeptTokens()
+
+
+def stream_samples(
+    session: Session,
+    model: OpenedModel,
+    rules: WindowRules,
+    windows: Iterator[Window],
+    progress: Progress,
+    proceed: Callable[[], None],
+    kept: KeptTokens = _ALL_TOKENS,
+) -> Generator[tuple[Position, Sample], None, None]:
+    """Yield the samples of `windows`, packed by `rules`, each with the position behind it and with
+    the tokens that are `kept`, which may be none.
+
+    It counts in `progress`, and calls `proceed` often while it waits for the device. Raises what
+    reading the windows raises (an InputError comes after the samples of the steps before it),
+    HostsStoppedError where another host is in trouble, and DeviceError.
+    """
+    program = session.program(model)
+    shapes = step_shapes(rules.ladder, rules.batch_size, rules.devices)
+    with read_ahead(windows) as ahead:
+        agreements = _compile_ahead(agree_on_steps(ahead, shapes, model.hosts), program, progress)
+        with session.loading(model) as loading:
+            first = next(agreements, None)  # its programs compile while weights load
+            with progress.waiting_for("loading"):
+                weights = loading.result()
+        progress.begin()
+        for flight in _one_behind(_dispatch(chain([first] if first else [], agreements), program, weights, progress)):
+            yield from _land(flight, program, progress, proceed, kept)
+            del flight  # or its outputs would live until the step after the next one has been dispatched
+
+
+@dataclass(frozen=True, eq=False)
+class _Flight:
+    """A step on the device. Without a window it only keeps other hosts company."""
+
+    window: Window | None
+    step: Step
+    before: int
+    """How many samples of the window earlier steps emit."""
+    outputs: Outputs
+
+
+def _compile_ahead(agreements: Iterator[Agreed], program: StepProgram, progress: Progress) -> Iterator[Agreed]:
+    """The same, each when the compilation of its steps has begun."""
+    while True:
+        with progress.waiting_for("input"):
+            current = next(agreements, None)
+        if current is None:
+            return
+        for _, step in current.steps:
+            program.compile((step.rows, step.length))
+        yield current
+
+
+def _dispatch(
+    agreements: Iterator[Agreed], program: StepProgram, weights: Decoder, progress: Progress
+) -> Iterator[_Flight]:
+    """Start the steps."""
+    for current in agreements:
+        window = current.window
+        token_ids = [sample.token_ids for sample in window.samples] if window is not None else []
+        for before, step in current.steps:
+            with progress.waiting_for("device"):
+                outputs = program.dispatch(weights, *batch_arrays(step, token_ids))
+            yield _Flight(window, step, before, outputs)
+
+
+def _one_behind(flights: Iterator[_Flight]) -> Iterator[_Flight]:
+    """The same flights, each held back until the next one has started.
+
+    Where the input ends in an error, the last flight still comes out: it may complete a shard.
+    """
+    previous = None
+    try:
+        for flight in flights:
+            if previous is not None:
+                yield previous
+            previous = flight
+    except InputError:
+        if previous is not None:
+            yield previous
+        raise
+    if previous is not None:
+        yield previous
+
+
+def _land(
+    flight: _Flight, program: StepProgram, progress: Progress, proceed: Callable[[], None], kept: KeptTokens
+) -> Iterator[tuple[Position, Sample]]:
+    """Wait for a step, and cut out the samples that are not committed yet."""
+    with progress.waiting_for("device"):
+        while not program.is_ready(flight.outputs):
+            proceed()
+            time.sleep(_POLL_SECONDS)  # a blocking wait would hold back Ctrl-C until the step ends
+    with progress.waiting_for("transfer"):
+        arrays = program.harvest(flight.outputs)
+    progress.computed_tokens += flight.step.computed_tokens
+    window = flight.window
+    if window is None:
+        return
+    for emitted, place in enumerate(flight.step.placements, flight.before + 1):
+        if emitted > window.start.emitted:
+            sample = _cut_out(window.samples[place.sample], place, arrays, kept)
+            progress.add(1, place.length)
+            yield window.position(emitted), sample
+
+
+def _cut_out(sample: Sample, place: Placement, arrays: HostOutputs, kept: KeptTokens) -> Sample:
+    """What is kept of the sample, with its part of the step's outputs."""
+    chosen = kept.rows(sample)
+    span = slice(place.start, place.start + place.length)
+    # Copied: a view would keep the whole step in memory for as long as one of its samples waits to
+    # be written.
+    if chosen is None:
+        return sample.with_activations({tap: rows[place.row][span].copy() for tap, rows in arrays.items()})
+    own = {tap: rows[place.row][span][chosen] for tap, rows in arrays.items()}
+    return sample.only(chosen).with_activations(own)
