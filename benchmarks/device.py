@@ -77,7 +77,7 @@ def _check_torch(device: Device) -> str:
 
 
 def _check_jax(device: Device) -> str:
-    import layertap.extract  # noqa: F401, I001 - quietens XLA, which must come before jax
+    import layertap.pipeline  # noqa: F401, I001 - quietens XLA, which must come before jax
     import jax
 
     from layertap.errors import DeviceError

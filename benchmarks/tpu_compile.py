@@ -107,7 +107,7 @@ def compile_step(step: TpuStep) -> CompiledStep:
 
 def compile_here(text: str) -> CompiledStep:
     """Compile the step that `text` is as JSON, in a process with `COMPILER_ENVIRONMENT`."""
-    import layertap.extract  # noqa: F401, I001 - quietens XLA, which must come before jax
+    import layertap.pipeline  # noqa: F401, I001 - quietens XLA, which must come before jax
     from jax.experimental import topologies
 
     from layertap.pipeline.step import StepProgram, plan_for, resolve_taps

@@ -11,7 +11,7 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).resolve().
 # look for one.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-import layertap.extract  # noqa: F401, I001 - quietens XLA, which must come before jax
+import layertap.pipeline  # noqa: F401, I001 - quietens XLA, which must come before jax
 import jax
 import pytest
 from hypothesis import settings

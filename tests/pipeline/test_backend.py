@@ -108,7 +108,7 @@ def test_libtpu_without_a_tpu_is_neither_loaded_nor_heard(tmp_path: Path) -> Non
     if backend.shows_accelerator(Path("/dev"), os.environ):
         pytest.skip("this machine shows an accelerator")
     start = (
-        "import layertap.extract; from layertap.pipeline import backend; backend.start()\n"
+        "import layertap.pipeline; from layertap.pipeline import backend; backend.start()\n"
         "print(backend.platform(), 'libtpu.so' in open('/proc/self/maps').read())"
     )
     environment = {name: value for name, value in os.environ.items() if name != "JAX_PLATFORMS"}

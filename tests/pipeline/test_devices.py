@@ -15,7 +15,7 @@ from layertap.errors import DeviceError
 _COMPILED = """
 import sys
 from collections import Counter
-import layertap.extract
+import layertap.pipeline
 import jax
 from layertap.cli import extract_main
 events = Counter()

@@ -1,9 +1,12 @@
 """`layertap.extract`: the command as a function, which returns what it wrote as a dataset."""
 
+from dataclasses import fields
+
 from layertap.config.arguments import Group
 from layertap.config.extract import ExtractConfig
 from layertap.config.keywords import from_keywords
-from layertap.errors import InputError
+from layertap.config.sharded import ShardedConfig
+from layertap.errors import InputError, UsageError
 from layertap.pipeline import run
 from layertap.reader.dataset import ActivationDataset
 
@@ -25,6 +28,9 @@ def extract(**settings: object) -> ActivationDataset:
     and it goes on. Raises what the command prints as an error: an InputError for what you can mend
     (nothing extracted is one), StorageError where output cannot be written.
     """
+    of_workers = [field.name for field in fields(ShardedConfig) if field.name in settings]
+    if of_workers:
+        raise UsageError(f"{', '.join(of_workers)}: workers that claim shards are started by `layertap extract`")
     config = from_keywords(ExtractConfig, settings, _GROUPS, _SHARES)
     summary = run.extract(config)
     if (reason := summary.nothing_extracted) is not None:

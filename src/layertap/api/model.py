@@ -18,11 +18,11 @@ from functools import partial
 from os import PathLike
 from typing import Any, Literal, get_args
 
-from layertap.api.bars import open_bar
 from layertap.api.memory import Reading
 from layertap.config.extract import RunConfig
 from layertap.config.keywords import from_keywords
 from layertap.core import sample as core
+from layertap.core.bar import open_bar
 from layertap.core.records import GoodRecord
 from layertap.core.taps import Site
 from layertap.dataset.given import given_records
