@@ -137,11 +137,20 @@ def _bar(name: str) -> Iterator[Callable[[int, int], None]]:
 def stats(config: StatsConfig) -> int:
     """Print statistics, merged over folders."""
     from layertap.objects import open_store
-    from layertap.shards.statistics_files import describe_statistics, merge_folders, statistics_to_json
+    from layertap.shards.shares import measure_shares, norms_are_quick
+    from layertap.shards.statistics_files import merge_runs, open_runs
+    from layertap.shards.statistics_page import describe_statistics, statistics_to_json
 
     with ExitStack() as stack:
-        statistics = merge_folders([stack.enter_context(closing(open_store(path))) for path in config.paths])
-    print(dump_json(statistics_to_json(statistics), indent=2) if config.json else describe_statistics(statistics))
+        runs = open_runs([stack.enter_context(closing(open_store(path))) for path in config.paths])
+        statistics = merge_runs(runs)
+        quick = all(norms_are_quick(manifest) for _, manifest in runs)
+        wanted = config.norms == "all" or (config.norms == "auto" and quick)
+        shares = measure_shares(runs, stack.enter_context(_bar("stats"))) if wanted else None
+    if config.json:
+        print(dump_json(statistics_to_json(statistics, shares), indent=2))
+    else:
+        print(describe_statistics(statistics, shares))
     return 0
 
 

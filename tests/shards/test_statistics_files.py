@@ -92,18 +92,6 @@ def test_a_folder_that_no_run_wrote_is_refused(tmp_path, capsys):
     assert "is not the output folder of a run" in capsys.readouterr().err
 
 
-def test_the_command_prints_a_line_a_tap(two_sites, capsys):
-    assert main(["stats", str(two_sites)]) == 0
-    header, *lines = capsys.readouterr().out.splitlines()
-    assert header.split()[:3] == ["site", "layer", "tokens"]
-    assert [line.split()[:3] for line in lines] == [
-        ["residual", "0", "23"],
-        ["residual", "2", "23"],
-        ["mlp", "0", "23"],
-        ["mlp", "2", "23"],
-    ]
-
-
 def test_the_command_prints_every_channel_as_json(folder, capsys):
     assert main(["stats", "--json", str(folder), str(folder)]) == 0
     first, second = json.loads(capsys.readouterr().out)

@@ -1,7 +1,7 @@
 """Settings of the upload, a part of `RunConfig`; and the flags of `layertap stats`."""
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -84,6 +84,11 @@ class StatsConfig:
 
     json: bool = False
     """Print them as JSON, with the mean and standard deviation of each channel."""
+
+    norms: Literal["auto", "all", "none"] = "auto"
+    """Which norms to read, for the shares of sinks and of the prefix: those of safetensors, 4 bytes
+    for each token, layer and site (auto); those of pickles too, which are read whole (all);
+    none."""
 
     def __post_init__(self) -> None:
         """Refuse no folder at all; raises UsageError."""

@@ -51,6 +51,14 @@ class TapStatistics:
         """Of each channel, the standard deviation of the population (the divisor is `count`)."""
         return np.sqrt(self.m2 / max(self.count, 1))
 
+    @property
+    def mean_over_std(self) -> float:
+        """The norm of the mean over the root of the summed variances; infinity where nothing
+        varies, and 0 where all is zero.
+        """
+        mean, deviation = float(np.linalg.norm(self.mean)), float(np.linalg.norm(self.std))
+        return mean / deviation if deviation else np.inf if mean else 0.0
+
     @np.errstate(invalid="ignore", over="ignore")  # versions before may have stored NaN
     def merge(self, other: "TapStatistics") -> "TapStatistics":
         """Those of the tokens of both."""

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 
 from layertap.core.strict_json import dump_json
-from layertap.core.table import table
 from layertap.core.taps import SITES, Tap
 from layertap.errors import DamageError, UsageError
 from layertap.objects.base import ObjectStore
@@ -39,7 +38,6 @@ _NUMBERS = {
     "max_sample_idx": np.int64,
     "max_position": np.int64,
 }
-_TABLE = ("site", "layer", "tokens", "mean norm", "E||x||^2", "mean std", "largest norm", "sample", "token")
 
 
 def write_statistics(sink: Sink, statistics: Mapping[Tap, TapStatistics], fingerprint: str) -> None:
@@ -89,45 +87,36 @@ def _row(tensors: Mapping[str, np.ndarray], number: int, bounds: np.ndarray) -> 
 
 
 def merge_folders(stores: Sequence[ObjectStore]) -> dict[Tap, TapStatistics]:
-    """The statistics of everything that is committed in these output folders, by tap, sites and
-    layers in order.
+    """The statistics of everything that is committed in these output folders; raises as `open_runs`
+    and `merge_runs` do.
+    """
+    return merge_runs(open_runs(stores))
 
-    Raises UsageError where a folder holds no run, or the runs are of different models; DamageError
-    where a file is not what the manifest says.
+
+def open_runs(stores: Sequence[ObjectStore]) -> list[tuple[ObjectStore, Manifest]]:
+    """The runs in these output folders.
+
+    Raises UsageError where a folder holds no run, or the runs are of different models.
     """
     manifests = [require_manifest(store) for store in stores]
     _require_one_model(stores, manifests)
+    return list(zip(stores, manifests, strict=True))
+
+
+def merge_runs(runs: Sequence[tuple[ObjectStore, Manifest]]) -> dict[Tap, TapStatistics]:
+    """The statistics of everything that these manifests list, by tap, sites and layers in order.
+
+    Raises DamageError where a file is not what its manifest says.
+    """
     parts: defaultdict[Tap, list[TapStatistics]] = defaultdict(list)
     widths: dict[Tap, int] = {}
-    for store, manifest in zip(stores, manifests, strict=True):
+    for store, manifest in runs:
         widths |= manifest.taps
         for statistics in _committed(store, manifest):
             for tap, row in statistics.items():
                 parts[tap].append(row)
     in_order = sorted(parts, key=lambda tap: (SITES.index(tap.site), tap.layer))
     return {tap: merge_all(parts[tap], widths[tap]) for tap in in_order}
-
-
-def describe_statistics(statistics: Mapping[Tap, TapStatistics]) -> str:
-    """One line a tap; `mean std` is the mean of the channels' standard deviations."""
-    return table([_TABLE, *(_table_row(tap, row) for tap, row in statistics.items())])
-
-
-def statistics_to_json(statistics: Mapping[Tap, TapStatistics]) -> list[dict[str, Any]]:
-    """One object a tap, with the mean and standard deviation of each channel."""
-    return [
-        {
-            "site": tap.site,
-            "layer": tap.layer,
-            "count": row.count,
-            "mean_norm": row.mean_norm,
-            "mean_square_norm": row.mean_square_norm,
-            "max_norm": {"norm": row.max_norm, "sample_idx": row.max_sample_idx, "position": row.max_position},
-            "mean": row.mean.tolist(),
-            "std": row.std.tolist(),
-        }
-        for tap, row in statistics.items()
-    ]
 
 
 def _require_one_model(stores: Sequence[ObjectStore], manifests: Sequence[Manifest]) -> None:
@@ -144,9 +133,3 @@ def _committed(store: ObjectStore, manifest: Manifest) -> Iterator[dict[Tap, Tap
         for file in shard.files:
             if file.kind == KIND:
                 yield read_statistics(read_stored(store, file), f"{store.url}/{file.path}", manifest.taps)
-
-
-def _table_row(tap: Tap, row: TapStatistics) -> tuple[str, ...]:
-    numbers = (row.mean_norm, row.mean_square_norm, float(np.mean(row.std)), row.max_norm)
-    place = (str(row.max_sample_idx), str(row.max_position))
-    return tap.site, str(tap.layer), str(row.count), *(f"{number:.5g}" for number in numbers), *place

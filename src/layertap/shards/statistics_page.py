@@ -1,0 +1,85 @@
+"""What `layertap stats` prints: the statistics of each tap, and what of them predicts trouble for
+an autoencoder.
+
+    |mean|/|std|   the norm of the mean over the root of the summed variances. Over 1, the mean is
+                   most of what there is to explain: centre
+    in sinks       the share of the squared norm that is in sinks: leave these out, or they rule the
+                   scale and the loss
+    in prefix      the share in the tokens that all samples begin with, which an autoencoder sees
+                   again and again
+    largest        channels that stand out, as number:value, by |mean| and by standard deviation
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from layertap.core.columns import SINK_FACTOR
+from layertap.core.table import table
+from layertap.core.taps import Tap
+from layertap.shards.shares import Shares
+from layertap.shards.statistics import TapStatistics
+
+_HEADER = ("site", "layer", "tokens", "mean norm", "E||x||^2", "mean std", "largest norm", "sample", "token")
+_TROUBLE = ("site", "layer", "|mean|/|std|", "in sinks", "in prefix", "largest means", "largest stds")
+_LEFT = (5, 6)
+_NAMED = 3
+
+
+def describe_statistics(statistics: Mapping[Tap, TapStatistics], shares: Shares | None) -> str:
+    """Two tables with one line a tap each; `mean std` is the mean of the channels' standard
+    deviations.
+    """
+    sizes = table([_HEADER, *(_sizes(tap, row) for tap, row in statistics.items())])
+    trouble = table([_TROUBLE, *(_trouble(tap, row, shares) for tap, row in statistics.items())], _LEFT)
+    return f"{sizes}\n\n{trouble}\n\n{_explanation(shares)}"
+
+
+def statistics_to_json(statistics: Mapping[Tap, TapStatistics], shares: Shares | None) -> list[dict[str, Any]]:
+    """One object a tap, with the mean and standard deviation of each channel."""
+    return [
+        {
+            "site": tap.site,
+            "layer": tap.layer,
+            "count": row.count,
+            "mean_norm": row.mean_norm,
+            "mean_square_norm": row.mean_square_norm,
+            "max_norm": {"norm": row.max_norm, "sample_idx": row.max_sample_idx, "position": row.max_position},
+            "mean_over_std": row.mean_over_std,
+            "sink_share": None if shares is None else shares.sinks[tap],
+            "prefix_share": None if shares is None else shares.prefix[tap],
+            "prefix_tokens": None if shares is None else shares.prefix_tokens,
+            "largest_mean_channels": _largest(row.mean),
+            "largest_std_channels": _largest(row.std),
+            "mean": row.mean.tolist(),
+            "std": row.std.tolist(),
+        }
+        for tap, row in statistics.items()
+    ]
+
+
+def _largest(values: np.ndarray) -> list[int]:
+    """The numbers of the channels with the largest values, the largest first."""
+    return np.argsort(-np.abs(values), kind="stable")[:_NAMED].tolist()
+
+
+def _sizes(tap: Tap, row: TapStatistics) -> tuple[str, ...]:
+    numbers = (row.mean_norm, row.mean_square_norm, float(np.mean(row.std)), row.max_norm)
+    place = (str(row.max_sample_idx), str(row.max_position))
+    return tap.site, str(tap.layer), str(row.count), *(f"{number:.5g}" for number in numbers), *place
+
+
+def _trouble(tap: Tap, row: TapStatistics, shares: Shares | None) -> tuple[str, ...]:
+    known = ("-", "-") if shares is None else (f"{shares.sinks[tap]:.1%}", f"{shares.prefix[tap]:.1%}")
+    largest = (" ".join(f"{place}:{values[place]:.3g}" for place in _largest(values)) for values in (row.mean, row.std))
+    return tap.site, str(tap.layer), f"{row.mean_over_std:.3g}", *known, *largest
+
+
+def _explanation(shares: Shares | None) -> str:
+    if shares is None:
+        return "in sinks, in prefix: norms were not read; --norms all reads them"
+    return (
+        f"in sinks, in prefix: shares of the squared norm. A sink has over {SINK_FACTOR:g} times the usual norm of its"
+        f"\nsample; the prefix is {shares.prefix_tokens} tokens, which all samples begin with."
+    )
