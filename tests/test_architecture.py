@@ -38,7 +38,7 @@ _MAY_KNOW = {
     "__init__": {"reader", "api"},
 }
 _MAY_KNOW_JAX = {"model", "pipeline", "plan"}
-_HANDS_OVER = "reader/blocks.py"
+_HANDS_OVER = "reader/handover.py"
 """Makes arrays of JAX and torch for who asks for them, and imports these when asked."""
 
 

@@ -24,7 +24,8 @@ from layertap.core.sample import Sample
 from layertap.core.taps import Tap
 from layertap.errors import DamageError, UsageError
 from layertap.objects import open_store
-from layertap.reader.batches import Batch, Batches
+from layertap.reader.batches import Batches
+from layertap.reader.handover import Batch
 from layertap.shards.encode import ShardFormat
 from layertap.shards.writer import ShardWriter
 
@@ -77,6 +78,20 @@ def datasets(roots: dict[str, Path]) -> dict[str, ActivationDataset]:
 
 def tokens_of(batches: Iterator[Batch] | Batches | Sequence[Batch]) -> list[Token]:
     return [pair for batch in batches for pair in zip(batch.samples.tolist(), batch.positions.tolist(), strict=True)]
+
+
+def runs_of(dataset: ActivationDataset, taps: Sequence[Tap], exclude: Sequence[str], length: int) -> list[list[Token]]:
+    """What the contract says that an epoch of runs holds, from the samples alone."""
+    tokens, runs = wanted(dataset, taps, exclude), list[list[Token]]()
+    stretch: list[Token] = []
+    for token in tokens:
+        if stretch and token != (stretch[-1][0], stretch[-1][1] + 1):
+            stretch = []
+        stretch.append(token)
+        if len(stretch) == length:
+            runs.append(stretch)
+            stretch = []
+    return runs
 
 
 def wanted(dataset: ActivationDataset, taps: Sequence[Tap], exclude: Sequence[str]) -> list[Token]:
@@ -136,16 +151,27 @@ def test_every_token_comes_once_over_all_ranks(
         assert [token for tokens in dealt for token in tokens] == expected
 
 
-@given(st.sampled_from(KINDS), st.integers(1, 4), st.booleans(), configurations, st.data())
+more_of_it = st.fixed_dictionaries(
+    {
+        "drop_last": st.booleans(),
+        "sequence": st.sampled_from([None, None, 1, 2, 3]),
+        "center": st.booleans(),
+        "scale": st.sampled_from([None, "unit_rms", "sqrt_d"]),
+    }
+)
+
+
+@given(st.sampled_from(KINDS), st.integers(1, 4), configurations, more_of_it, st.data())
 def test_resumed_anywhere_it_goes_on_byte_for_byte(
     datasets: dict[str, ActivationDataset],
     kind: str,
     world_size: int,
-    drop_last: bool,
     config: dict[str, Any],
+    more: dict[str, Any],
     data: st.DataObject,
 ) -> None:
-    more = {"world_size": world_size, "drop_last": drop_last, "rank": data.draw(st.integers(0, world_size - 1))}
+    more |= {"world_size": world_size, "rank": data.draw(st.integers(0, world_size - 1))}
+    config |= {"batch_size": config["batch_size"] * (more["sequence"] or 1)}
 
     def fresh() -> Batches:
         return datasets[kind].batches(**config, **more)
@@ -162,9 +188,142 @@ def test_resumed_anywhere_it_goes_on_byte_for_byte(
     assert seen == whole
 
 
+def runs_in(batches: Batches) -> list[list[Token]]:
+    """The runs of what is left of an epoch."""
+    return [
+        [(number, position) for position in positions]
+        for batch in batches
+        for number, positions in zip(batch.samples.tolist(), batch.positions.tolist(), strict=True)
+    ]
+
+
+@given(st.sampled_from(KINDS), st.integers(1, 4), st.integers(1, 4), st.integers(1, 9), configurations)
+def test_every_run_comes_once_over_all_ranks(
+    datasets: dict[str, ActivationDataset], kind: str, length: int, runs: int, world_size: int, config: dict[str, Any]
+) -> None:
+    dataset, asked = datasets[kind], config | {"sequence": length, "batch_size": length * runs}
+    ranks = [dataset.batches(rank=rank, world_size=world_size, **asked) for rank in range(world_size)]
+    dealt = [runs_in(batches) for batches in ranks]
+    taps, exclude = ranks[0].taps, sorted(config["exclude"])
+    expected = runs_of(dataset, taps, exclude, length)
+    assert Counter(map(tuple, [run for share in dealt for run in share])) == Counter(map(tuple, expected))
+    assert max(map(len, dealt)) - min(map(len, dealt)) <= 1
+    if not config["shuffle"]:
+        assert [run for share in dealt for run in share] == expected
+    for batches, share in zip(ranks, dealt, strict=True):
+        assert len(batches) == -(-len(share) // runs)
+        assert batches.left_over == len(wanted(dataset, taps, exclude)) - length * len(expected)
+        for batch in batches:
+            assert batch.activations.shape == (len(batch), length, len(taps), outputs.HIDDEN)
+            assert batch.token_ids.shape == (len(batch), length)
+            for row, number in enumerate(batch.samples.tolist()):
+                one, places = dataset[number], batch.positions[row]
+                assert batch.token_ids[row].tolist() == one.token_ids[places].tolist()
+                for column, tap in enumerate(taps):
+                    np.testing.assert_array_equal(batch.activations[row, :, column], one.activation(*tap)[places])
+
+
 def _endless(batches: Batches) -> Iterator[Batch]:
     while True:
         yield from batches
+
+
+def test_runs_of_one_token_are_tokens(datasets: dict[str, ActivationDataset]) -> None:
+    asked = {"seed": 3, "exclude": {"sink"}}
+    runs, tokens = (list(datasets["safetensors"].batches(4, sequence=own, **asked)) for own in (1, None))
+    assert Counter(token for batch in runs for token in zip(batch.samples, batch.positions[:, 0], strict=True)) == (
+        Counter(token for batch in tokens for token in zip(batch.samples, batch.positions, strict=True))
+    )
+
+
+def test_runs_depend_on_neither_pieces_nor_what_is_read_at_once(datasets: dict[str, ActivationDataset]) -> None:
+    found = [
+        sorted(runs_in(datasets[kind].batches(6, sequence=3, piece_tokens=tokens, pool_tokens=18)))
+        for kind in KINDS
+        for tokens in (1, 4, 1000)
+    ]
+    assert found == [found[0]] * len(found)
+    assert found[0] == sorted(runs_of(datasets["both"], (Tap(0, "residual"),), [], 3))
+
+
+def test_runs_of_tokens_that_were_not_all_kept_follow_each_other(tmp_path: Path) -> None:
+    form = outputs.shard_format(name="safetensors")
+    whole = outputs.sample(0, 12)
+    kept = np.array([0, 1, 2, 4, 5, 6, 7, 8, 11])
+    some = replace(
+        whole,
+        columns={name: values[kept] for name, values in whole.columns.items()},
+        activations={tap: values[kept] for tap, values in whole.activations.items()},
+    )
+    writer = ShardWriter(
+        open_store(str(tmp_path)),
+        outputs.manifest(form, identity={"storage": {"keep_tokens": ["cells"]}}),
+        form,
+        lambda _: None,
+    )
+    writer.commit([some], {}, complete=True)
+    batches = ActivationDataset(tmp_path).batches(4, sequence=2, shuffle=False)
+    assert [positions for batch in batches for positions in batch.positions.tolist()] == [[0, 1], [4, 5], [6, 7]]
+    assert batches.left_over == 3
+
+
+PAIRED = Tap(2, "mlp")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("framework", ["numpy", "torch", "jax"])
+@pytest.mark.parametrize("sequence", [None, 2])
+def test_inputs_and_targets_are_the_taps_that_were_named(
+    datasets: dict[str, ActivationDataset], kind: str, framework: Any, sequence: int | None
+) -> None:
+    dataset = datasets[kind]
+    asked = {"exclude": {"sink"}, "as_": framework, "sequence": sequence, "seed": 1}
+    one = dataset.batches(6, inputs=("residual", 0), targets=("mlp", 2), **asked)
+    several = dataset.batches(6, inputs=[("residual", 0), ("mlp", 2)], targets=[("mlp", 2)], **asked)
+    assert one.taps == several.taps == (Tap(0, "residual"), PAIRED)
+    for batch, other in zip(one, several, strict=True):
+        rows = (len(batch),) if sequence is None else (len(batch), sequence)
+        assert batch.inputs.shape == batch.targets.shape == (*rows, outputs.HIDDEN)
+        assert (other.inputs.shape, other.targets.shape) == ((*rows, 2, outputs.HIDDEN), (*rows, 1, outputs.HIDDEN))
+        np.testing.assert_array_equal(np.asarray(other.inputs)[..., 0, :], np.asarray(batch.inputs))
+        np.testing.assert_array_equal(np.asarray(other.inputs)[..., 1, :], np.asarray(batch.targets))
+        places = np.broadcast_to(batch.samples.reshape(-1, *[1] * (len(rows) - 1)), rows)
+        for place in np.ndindex(*rows):
+            held = dataset[int(places[place])]
+            for side, tap in ((batch.inputs, one.taps[0]), (batch.targets, PAIRED)):
+                expected = held.activation(*tap)[batch.positions[place]]
+                np.testing.assert_array_equal(np.asarray(side)[place], expected)
+        with pytest.raises(UsageError, match=r"take batch\.inputs and batch\.targets"):
+            _ = batch.activations
+
+
+def test_inputs_and_targets_may_differ_in_width_and_have_maps_of_their_own(tmp_path: Path) -> None:
+    widths = {Tap(0, "residual"): 4, Tap(2, "residual"): 4, Tap(0, "mlp"): 6, Tap(2, "mlp"): 6}
+    form = ShardFormat(widths, np.dtype(np.float32), compress=True, name="safetensors")
+    outputs.write(tmp_path, outputs.three_shards(widths=widths), form)
+    dataset = ActivationDataset(tmp_path)
+    batches = dataset.batches(5, inputs=("residual", 0), targets=("mlp", 2), center=True, scale="unit_rms")
+    assert batches.normalisation is not None
+    for batch in batches:
+        for side, tap in ((batch.inputs, Tap(0, "residual")), (batch.targets, Tap(2, "mlp"))):
+            own = batches.normalisation[tap]
+            plain = [dataset[int(n)].activation(*tap)[p] for n, p in zip(batch.samples, batch.positions, strict=True)]
+            np.testing.assert_allclose(side, (plain - own.mean) * own.factor, rtol=1e-5, atol=1e-5)
+    several = next(iter(dataset.batches(5, inputs=[("mlp", 0), ("mlp", 2)], targets=[("mlp", 0), ("residual", 0)])))
+    assert several.inputs.shape == (5, 2, 6)
+    assert {tap: side.shape for tap, side in several.targets.items()} == {
+        Tap(0, "mlp"): (5, 6),
+        Tap(0, "residual"): (5, 4),
+    }
+
+
+def test_a_crosscoder_gets_all_layers_in_one_array(datasets: dict[str, ActivationDataset]) -> None:
+    dataset = datasets["safetensors"]
+    batches = dataset.batches(8, sites=["residual"])
+    assert batches.taps == (Tap(0, "residual"), Tap(2, "residual"))
+    for batch in batches:
+        assert batch.activations.shape == (len(batch), 2, outputs.HIDDEN)
+        require_true(dataset, batches, batch)
 
 
 @given(kind=st.sampled_from(KINDS), world_size=st.integers(1, 9), config=configurations)
@@ -291,6 +450,15 @@ def test_mixed_storage_dtypes_need_one_to_be_named(tmp_path: Path) -> None:
         ({"sink_factor": 0.0}, "sink_factor must be positive"),
         ({"as_": "tf"}, "as_: tf is none of numpy, torch, jax"),
         ({"dtype": "int8"}, "dtype: int8 is none of"),
+        ({"sequence": 0}, "sequence must be at least 1"),
+        ({"sequence": 3}, "4 is not a multiple of sequence=3"),
+        ({"inputs": ("mlp", 0)}, "inputs says one half .* give targets too"),
+        ({"targets": ("mlp", 0)}, "targets says one half .* give inputs too"),
+        ({"inputs": ("mlp", 0), "targets": ("mlp", 2), "layers": [0]}, "leave out layers and sites"),
+        ({"inputs": ("mlp", 0), "targets": ("mlp", 1)}, "not layer 1 at mlp"),
+        ({"inputs": (0, "mlp"), "targets": ("mlp", 2)}, "inputs: give a site and a layer"),
+        ({"inputs": [], "targets": ("mlp", 2)}, "inputs: give a site and a layer"),
+        ({"inputs": [("mlp", 0), ("mlp", 0)], "targets": ("mlp", 2)}, "inputs: a tap is given twice"),
     ],
 )
 def test_what_makes_no_sense_is_refused(

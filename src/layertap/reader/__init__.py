@@ -1,5 +1,6 @@
 """Reading activations back, to look at samples and to train from: `ActivationDataset`."""
 
 from layertap.reader.dataset import ActivationDataset
+from layertap.reader.scaling import AffineMap, Normalisation, fold
 
-__all__ = ["ActivationDataset"]
+__all__ = ["ActivationDataset", "AffineMap", "Normalisation", "fold"]

@@ -17,55 +17,20 @@ comes after it is byte for byte what would have come.
 
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
-
-import numpy as np
 
 from layertap.core.columns import COLUMNS
 from layertap.core.taps import Tap
 from layertap.errors import UsageError
-from layertap.reader.blocks import (
-    Block,
-    BlockLayout,
-    convert,
-    fill_pools,
-    numpy_dtype,
-    require_framework,
-    take_in_order,
-)
+from layertap.reader.blocks import Block, BlockLayout, fill_pools, take_in_order
 from layertap.reader.config import BatchConfig
+from layertap.reader.handover import Batch, HandOver, pool_dtype
 from layertap.reader.pieces import Cursor, Pieces, Share, Supply, rank_share
+from layertap.reader.scaling import Normalisation, same_summary
 from layertap.reader.shards import Shards
 from layertap.reader.workers import Ahead
 
 _STATE_VERSION = 1
-
-
-@dataclass(frozen=True, eq=False)
-class Batch:
-    """Some tokens; row i of everything is the same one."""
-
-    activations: Any
-    """[tokens, taps, width], an array of the framework that you asked for. Where taps differ in
-    width: a dict with one [tokens, width] for each tap."""
-    columns: Mapping[str, np.ndarray]
-    """The columns that you asked for, and positions."""
-    samples: np.ndarray
-    """Which sample each token is from, as `dataset[i]` counts them; int64 [tokens]."""
-
-    @property
-    def token_ids(self) -> np.ndarray:
-        """int32 [tokens]"""
-        return self.columns["token_ids"]
-
-    @property
-    def positions(self) -> np.ndarray:
-        """The token's place in its sample; int32 [tokens]."""
-        return self.columns["positions"]
-
-    def __len__(self) -> int:
-        return len(self.samples)
 
 
 class Batches:
@@ -75,14 +40,18 @@ class Batches:
     number of batches of an epoch on this rank.
     """
 
-    def __init__(self, shards: Shards, config: BatchConfig, widths: tuple[int, ...], dtype: str) -> None:
-        require_framework(config.as_)
+    def __init__(
+        self, shards: Shards, layout: BlockLayout, config: BatchConfig, normalisation: Normalisation | None
+    ) -> None:
         self.taps: tuple[Tap, ...] = config.taps
-        """What stands along the second axis of activations."""
+        """What stands along the axis of taps: the second one, but with `sequence` the third."""
+        self.normalisation: Normalisation | None = normalisation
+        """What was done to the activations; None where nothing was. It belongs into the trainer's
+        checkpoint."""
+        self._hand_over = HandOver(config, normalisation)
         self._shards = shards
         self._config = config
-        columns = {name: COLUMNS[name] for name in (*config.columns, "positions")}
-        self._layout = BlockLayout(widths, numpy_dtype(dtype), columns)
+        self._layout = layout
         self._pieces = Pieces(shards, config)
         self._epoch = self._batch = 0
         self._iteration = 0
@@ -92,19 +61,27 @@ class Batches:
         """The epoch that the next batch is of, counted from 0."""
         return self._epoch
 
+    @property
+    def left_over(self) -> int:
+        """Tokens that fill no run of `sequence`, of all ranks, and so do not come: the ends of
+        samples, and what stands between excluded tokens. Reads what decides it.
+        """
+        return self._pieces.left_over
+
     def __len__(self) -> int:
-        config, tokens = self._config, int(self._pieces.counts.sum())
+        config, rows = self._config, int(self._pieces.counts.sum())
         if config.drop_last:
-            return tokens // (config.world_size * config.batch_size)
-        begin, end = rank_share(tokens, config.rank, config.world_size)
-        return -(-(end - begin) // config.batch_size)
+            return rows // (config.world_size * config.batch_rows)
+        begin, end = rank_share(rows, config.rank, config.world_size)
+        return -(-(end - begin) // config.batch_rows)
 
     def state_dict(self) -> dict[str, Any]:
         """Where the next batch stands, as JSON; the same on all ranks that have had as many
         batches.
         """
         position = {"version": _STATE_VERSION, "epoch": self._epoch, "batch": self._batch}
-        return position | {"order": self._config.order(), "dataset": self._shards.digest}
+        told = {} if self.normalisation is None else {"normalisation": self.normalisation.summary()}
+        return position | {"order": self._config.order(), "dataset": self._shards.digest} | told
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from there; raises UsageError where another dataset or configuration was meant."""
@@ -122,6 +99,13 @@ class Batches:
             raise UsageError(
                 "the state is of another order; give the same settings, or start anew:\n  " + "\n  ".join(differing)
             )
+        made = state.get("normalisation")
+        own = None if self.normalisation is None else self.normalisation.summary()
+        if not same_summary(made, own):
+            raise UsageError(
+                "the state is of activations that were normalised otherwise, which an autoencoder would take for other"
+                f" data; give normalisation=, as your checkpoint has it:\n  {made} there\n  {own} now"
+            )
         self._epoch, self._batch = state["epoch"], state["batch"]
         self._iteration += 1
 
@@ -130,16 +114,10 @@ class Batches:
         own = self._iteration
         for rows in self._rows():
             self._batch += 1
-            yield Batch(self._convert(rows), rows.columns, rows.samples)
+            yield self._hand_over(rows)
             if own != self._iteration:
                 raise UsageError("another loop over these batches has begun meanwhile; go on with that one")
         self._epoch, self._batch = self._epoch + 1, 0
-
-    def _convert(self, rows: Block) -> Any:  # noqa: ANN401 - of a framework that may not be there
-        """The activations as `Batch` hands them out."""
-        if isinstance(rows.activations, np.ndarray):
-            return convert(rows.activations, self._config.as_)
-        return {tap: convert(own, self._config.as_) for tap, own in zip(self.taps, rows.activations, strict=True)}
 
     def _rows(self) -> Iterator[Block]:
         """What is left of the epoch, a batch at a time."""
@@ -147,9 +125,9 @@ class Batches:
         left = len(self) - self._batch if config.drop_last and config.world_size > 1 else sys.maxsize
         blocks = self._blocks(self._epoch, self._batch)
         for block in blocks:
-            for begin in range(0, len(block), config.batch_size):
-                rows = block[begin : begin + config.batch_size]
-                if left <= 0 or (config.drop_last and len(rows) < config.batch_size):
+            for begin in range(0, len(block), config.batch_rows):
+                rows = block[begin : begin + config.batch_rows]
+                if left <= 0 or (config.drop_last and len(rows) < config.batch_rows):
                     blocks.close()
                     return
                 left -= 1
@@ -158,7 +136,7 @@ class Batches:
     def _blocks(self, epoch: int, batch: int) -> Ahead[Block]:
         """Blocks from that batch on; each is made while the one before is used."""
         config = self._config
-        row = batch * config.batch_size
+        row = batch * config.batch_rows
         pool = row // config.pool_rows if config.shuffle else 0
         done = pool * config.pool_rows if config.shuffle else row
         share = self._share(epoch, done)
@@ -170,16 +148,25 @@ class Batches:
         return Ahead(_without_first(made, row - done), [supply.readers], "make-batches")
 
     def _share(self, epoch: int, done: int) -> Share:
-        """What this rank has of an epoch, but for the first `done` tokens of it."""
+        """What this rank has of an epoch, but for the first `done` rows of it."""
         config, pieces = self._config, self._pieces
         order = pieces.order(epoch)
         if config.world_size == 1 and not done:  # without reading flags
-            return Share(order, Cursor(0, 0), sum(self._shards.tokens))
-        tokens = int(pieces.counts.sum())
-        begin, end = rank_share(tokens, config.rank, config.world_size)
+            return Share(order, Cursor(0, 0), sum(self._shards.tokens) // config.tokens_a_row)
+        rows = int(pieces.counts.sum())
+        begin, end = rank_share(rows, config.rank, config.world_size)
         last = pieces.locate(order, end)
         own = order[: last.piece + (last.row > 0)]  # what lies behind is not read ahead
         return Share(own, pieces.locate(order, begin + done), max(0, end - begin - done))
+
+
+def layout_of(place: str, shards: Shards, config: BatchConfig) -> BlockLayout:
+    """What a row of a pool is; raises UsageError, which names the `place`, where no dtype tells."""
+    sources = shards.sources
+    stored = sorted({source.manifest.storage_dtype for source in sources})
+    columns = {name: COLUMNS[name] for name in (*config.columns, "positions")}
+    widths = tuple(sources[0].manifest.taps[tap] for tap in config.taps)
+    return BlockLayout(widths, pool_dtype(config, stored, place), columns, config.sequence)
 
 
 def _without_first(blocks: Iterator[Block], rows: int) -> Iterator[Block]:

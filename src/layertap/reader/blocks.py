@@ -1,4 +1,4 @@
-"""Batches, several at a time, out of a supply of tokens, as arrays of the framework you want.
+"""Rows of batches, several batches at a time, out of a supply of tokens.
 
 Shuffled, a block is a pool: it is filled with pieces, which the epoch's order takes from all over
 the dataset, and each token goes straight to its place in a random permutation of the pool. That is
@@ -8,33 +8,31 @@ keep a batch (and keep its pool in memory).
 In order, a block is a batch: a view of the piece where it lies in one, has one tap and keeps its
 dtype, else put together.
 
-torch takes the memory as it is, bfloat16 too, by way of 16-bit integers. JAX copies to its device
-(on CPU it may take the memory as it is). No array is written to after it was handed over.
-Frameworks are imported when you ask for them.
+A row is a token, or with `sequence` a run of tokens: then everything but `samples` has an axis of
+the run's tokens behind the first. What makes batches for the trainer of rows is handover.py.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import ml_dtypes
 import numpy as np
 
-from layertap.errors import UsageError
-from layertap.reader.config import BatchConfig, Framework
+from layertap.reader.config import BatchConfig
 from layertap.reader.pieces import Rows, Supply
 
-_BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
 
 @dataclass(frozen=True, eq=False)
 class Block:
-    """Tokens in the order in which they are handed out: whole batches, but for the last block of an
+    """Rows in the order in which they are handed out: whole batches, but for the last block of an
     epoch.
     """
 
     activations: np.ndarray | list[np.ndarray]
-    """[rows, taps, width] where all taps have one width, else one [rows, width] for each."""
+    """[rows, taps, width] where all taps have one width, else one [rows, width] for each; with
+    runs, [rows, sequence, taps, width]."""
     columns: Mapping[str, np.ndarray]
     samples: np.ndarray
 
@@ -46,10 +44,14 @@ class Block:
         activations = self.activations[rows] if whole else [array[rows] for array in self.activations]
         return Block(activations, {name: values[rows] for name, values in self.columns.items()}, self.samples[rows])
 
+    def tap(self, number: int) -> np.ndarray:
+        """What this tap gave; [rows, width], or with runs [rows, sequence, width]; a view."""
+        return self.activations[number] if isinstance(self.activations, list) else self.activations[..., number, :]
+
     def put(self, places: np.ndarray | slice, rows: Rows) -> None:
         """Copy `rows` to these places."""
         for tap, activations in enumerate(rows.activations):
-            target = self.activations[:, tap] if isinstance(self.activations, np.ndarray) else self.activations[tap]
+            target = self.tap(tap)
             _plain(target)[places] = _plain(activations.astype(target.dtype, copy=False))
         for name, values in rows.columns.items():
             self.columns[name][places] = values
@@ -69,22 +71,24 @@ class BlockLayout:
     """Of each tap."""
     dtype: np.dtype
     columns: Mapping[str, np.dtype]
+    sequence: int | None = None
 
     def make_room(self, rows: int) -> Block:
         """A block that is to be filled."""
+        shape = (rows,) if self.sequence is None else (rows, self.sequence)
         activations: np.ndarray | list[np.ndarray]
         if len(set(self.widths)) == 1:
-            activations = np.empty((rows, len(self.widths), self.widths[0]), self.dtype)
+            activations = np.empty((*shape, len(self.widths), self.widths[0]), self.dtype)
         else:
-            activations = [np.empty((rows, width), self.dtype) for width in self.widths]
-        columns = {name: np.empty(rows, dtype) for name, dtype in self.columns.items()}
+            activations = [np.empty((*shape, width), self.dtype) for width in self.widths]
+        columns = {name: np.empty(shape, dtype) for name, dtype in self.columns.items()}
         return Block(activations, columns, np.empty(rows, np.int64))
 
 
 def fill_pools(
     supply: Supply, config: BatchConfig, layout: BlockLayout, epoch: int, first: int, most: int
 ) -> Iterator[Block]:
-    """Pools from number `first` of the epoch on, of at most `most` tokens in all; the last one may
+    """Pools from number `first` of the epoch on, of at most `most` rows in all; the last one may
     be shorter.
     """
     number = first
@@ -100,7 +104,7 @@ def fill_pools(
 
 
 def _places(config: BatchConfig, epoch: int, number: int, size: int) -> np.ndarray:
-    """Where in a pool its tokens go; their order among each other does not depend on how many there
+    """Where in a pool its rows go; their order among each other does not depend on how many there
     are.
     """
     shuffled = np.random.default_rng((config.seed, epoch, config.rank, number)).permutation(config.pool_rows)[:size]
@@ -109,14 +113,14 @@ def _places(config: BatchConfig, epoch: int, number: int, size: int) -> np.ndarr
 
 def take_in_order(supply: Supply, config: BatchConfig, layout: BlockLayout) -> Iterator[Block]:
     """Batches in the order of the supply."""
-    while parts := list(supply.take(config.batch_size)):
+    while parts := list(supply.take(config.batch_rows)):
         yield _join(parts, layout)
 
 
 def _join(parts: Sequence[Rows], layout: BlockLayout) -> Block:
     first = parts[0]
     if len(parts) == 1 and len(layout.widths) == 1 and first.activations[0].dtype == layout.dtype:
-        return Block(first.activations[0][:, None], first.columns, first.samples)
+        return Block(first.activations[0][..., None, :], first.columns, first.samples)
     block, filled = layout.make_room(sum(map(len, parts))), 0
     for rows in parts:
         block.put(slice(filled, filled + len(rows)), rows)
@@ -126,32 +130,4 @@ def _join(parts: Sequence[Rows], layout: BlockLayout) -> Block:
 
 def numpy_dtype(name: str) -> np.dtype:
     """The dtype of this name, bfloat16 too."""
-    return _BFLOAT16 if name == "bfloat16" else np.dtype(name)
-
-
-def require_framework(framework: Framework) -> None:
-    """Raise UsageError where the framework is not installed."""
-    try:
-        if framework == "torch":
-            import torch  # noqa: F401
-        elif framework == "jax":
-            import jax  # noqa: F401
-    except ModuleNotFoundError as error:
-        raise UsageError(f'as_="{framework}": {error}; pip install {framework}') from error
-
-
-def convert(array: np.ndarray, framework: Framework) -> Any:  # noqa: ANN401 - of a framework that may not be there
-    """`array` as one of `framework`."""
-    if framework == "numpy":
-        return array
-    if framework == "jax":
-        import jax.numpy as jnp
-
-        return jnp.asarray(array)
-    import torch
-
-    if not array.flags.writeable:  # bytes from a bucket, which torch warns of
-        array = array.copy()
-    if array.dtype == _BFLOAT16:
-        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
-    return torch.from_numpy(array)
+    return BFLOAT16 if name == "bfloat16" else np.dtype(name)

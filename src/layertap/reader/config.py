@@ -10,6 +10,7 @@ from layertap.core.columns import COLUMNS, FIRST, SINK_FACTOR, SPECIAL
 from layertap.core.selection import ANSWER, CELLS, ROLE_NAMES
 from layertap.core.taps import Tap
 from layertap.errors import UsageError
+from layertap.reader.scaling import Normalisation, Scale
 
 Flag = Literal["first", "special", "sink", "nonfinite"]
 Framework = Literal["numpy", "torch", "jax"]
@@ -74,6 +75,30 @@ class BatchConfig:
     """Tokens that follow each other in a shard and come into a pool together, where shards can be
     read by parts."""
 
+    inputs: tuple[Tap, ...] = ()
+    """With `targets`: what stands in `batch.inputs`, each one of `taps`. Empty: all taps stand in
+    `batch.activations`."""
+
+    targets: tuple[Tap, ...] = ()
+    """What stands in `batch.targets`."""
+
+    single: frozenset[str] = frozenset()
+    """Which of inputs and targets is one tap that was not given in a list, and so has no axis of
+    taps."""
+
+    sequence: int | None = None
+    """Runs of so many tokens that follow each other in a sample, in place of single tokens. A run
+    is what is shuffled, dealt out and counted."""
+
+    center: bool = False
+    """Take the mean of each tap from its activations (reader/scaling.py)."""
+
+    scale: Scale | None = None
+    """Then bring each tap to one size."""
+
+    normalisation: Normalisation | None = None
+    """The map to apply, in place of one that is measured."""
+
     def __post_init__(self) -> None:
         """Refuse values that make no sense; raises UsageError."""
         for name in ("batch_size", "world_size", "pool_tokens", "piece_tokens"):
@@ -90,11 +115,49 @@ class BatchConfig:
         _require_one_of("columns", self.columns, list(COLUMNS))
         _require_one_of("as_", [self.as_], get_args(Framework))
         _require_one_of("dtype", [] if self.dtype is None else [self.dtype], get_args(Dtype))
+        _require_one_of("scale", [] if self.scale is None else [self.scale], get_args(Scale))
+        self._require_whole_runs()
+        self._require_one_normalisation()
+
+    def _require_whole_runs(self) -> None:
+        length = self.sequence
+        _require(length is None or length >= 1, f"sequence must be at least 1, not {length}")
+        _require(
+            length is None or self.batch_size % length == 0,
+            f"batch_size counts tokens, and {self.batch_size} is not a multiple of sequence={length}",
+        )
+
+    def _require_one_normalisation(self) -> None:
+        given = self.normalisation
+        if given is None:
+            return
+        missing = [f"layer {tap.layer} at {tap.site}" for tap in self.taps if tap not in given.maps]
+        _require(not missing, f"normalisation: has no map of {', '.join(missing)}")
+        _require(
+            (given.center or not self.center) and self.scale in (None, given.scale),
+            f"normalisation: was made with center={given.center}, scale={given.scale}, you ask for center="
+            f"{self.center}, scale={self.scale}; leave these out, or leave it out and have it measured",
+        )
+
+    @property
+    def normalises(self) -> bool:
+        """Whether activations are handed out centred or scaled."""
+        return self.center or self.scale is not None or self.normalisation is not None
+
+    @property
+    def tokens_a_row(self) -> int:
+        """How many tokens a row of a batch is: one, or those of a run."""
+        return self.sequence or 1
+
+    @property
+    def batch_rows(self) -> int:
+        """Rows of a batch."""
+        return self.batch_size // self.tokens_a_row
 
     @property
     def pool_rows(self) -> int:
-        """Tokens of a pool: whole batches."""
-        return max(1, self.pool_tokens // self.batch_size) * self.batch_size
+        """Rows of a pool: whole batches."""
+        return max(1, self.pool_tokens // self.batch_size) * self.batch_rows
 
     @property
     def excluded_bits(self) -> int:
@@ -124,6 +187,7 @@ class BatchConfig:
         if "sink" in self.exclude and self.sink_factor != SINK_FACTOR:
             own["sink_factor"] = self.sink_factor
         own |= {name: sorted(getattr(self, name)) for name in ("include", "role") if getattr(self, name)}
+        own |= {} if self.sequence is None else {"sequence": self.sequence}
         return own | {"taps": [list(tap) for tap in self.taps], "exclude": sorted(self.exclude)}
 
 

@@ -7,18 +7,19 @@ and batches.py (training).
 
 import html
 from bisect import bisect_right
-from collections.abc import Callable, Collection, Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from functools import cached_property, lru_cache
 from operator import index as exact_int
 from pathlib import Path
 from typing import overload
 
-from layertap.core.columns import SINK_FACTOR
 from layertap.core.taps import SITES, Site, Tap
 from layertap.errors import DamageError, PromptError, UsageError
 from layertap.objects import open_store
-from layertap.reader.batches import Batches
-from layertap.reader.config import BatchConfig, Dtype, Flag, Framework
+from layertap.reader.asking import BatchSource
+from layertap.reader.batches import Batches, layout_of
+from layertap.reader.config import BatchConfig
+from layertap.reader.measuring import normalisation_of
 from layertap.reader.overlap import Described, described, require_each_once
 from layertap.reader.sample import Sample, describe_taps
 from layertap.reader.shards import Shards
@@ -26,7 +27,7 @@ from layertap.reader.sources import find_sources
 from layertap.shards.shard import Shard
 
 
-class ActivationDataset(Sequence[Sample]):
+class ActivationDataset(Sequence[Sample], BatchSource[Batches]):
     """The samples below a folder, a `gs://bucket/prefix`, or another URL that fsspec knows, of any
     number of workers.
 
@@ -145,57 +146,10 @@ class ActivationDataset(Sequence[Sample]):
             raise UsageError(f"{self.path}: sample_idx {wanted} is in several folders; give source=, one of {names}")
         return self._sample_at(found[0][0], wanted)
 
-    def batches(
-        self,
-        batch_size: int,
-        *,
-        layers: Sequence[int] | None = None,
-        sites: Sequence[Site] | None = None,
-        seed: int = 0,
-        shuffle: bool = True,
-        rank: int = 0,
-        world_size: int = 1,
-        exclude: Collection[Flag] = (),
-        include: Collection[str] = (),
-        role: str | Collection[str] = (),
-        sink_factor: float = SINK_FACTOR,
-        columns: Collection[str] = ("token_ids",),
-        drop_last: bool = False,
-        as_: Framework = "numpy",
-        dtype: Dtype | None = None,
-        pool_tokens: int = 131_072,
-        piece_tokens: int = 1024,
-    ) -> Batches:
-        """All tokens, each once an epoch, as batches of [tokens, taps, width]; see `BatchConfig`
-        for what is asked.
-
-        `layers` and `sites` stand for all where they are left out; the taps are every layer at the
-        first site, then at the next. Raises UsageError where they are not there.
-        """
-        at_layers, at_sites = self.layers if layers is None else layers, self.sites if sites is None else sites
-        config = BatchConfig(
-            batch_size=batch_size,
-            taps=tuple(self.tap(layer, site) for site in at_sites for layer in at_layers),
-            seed=seed,
-            shuffle=shuffle,
-            rank=rank,
-            world_size=world_size,
-            exclude=frozenset(exclude),
-            include=frozenset(include),
-            role=frozenset({role} if isinstance(role, str) else role),
-            sink_factor=sink_factor,
-            columns=tuple(columns),
-            drop_last=drop_last,
-            as_=as_,
-            dtype=dtype,
-            pool_tokens=pool_tokens,
-            piece_tokens=piece_tokens,
-        )
+    def _make_batches(self, config: BatchConfig) -> Batches:
         self._require_columns({*config.columns, *(("role", "cells") if config.selections else ())})
-        if dtype is None and len(self.storage_dtypes) > 1:
-            raise UsageError(f"{self.path}: is stored as {' and '.join(self.storage_dtypes)}; give dtype=")
-        widths = tuple(self.taps[tap] for tap in config.taps)
-        return Batches(self._shards, config, widths, dtype or self.storage_dtypes[0])
+        layout = layout_of(self.path, self._shards, config)
+        return Batches(self._shards, layout, config, normalisation_of(self._shards, layout, config))
 
     def close(self) -> None:
         """Let go of connections; what was handed out stays."""
@@ -238,18 +192,6 @@ class ActivationDataset(Sequence[Sample]):
             f"{'1 folder' if folders == 1 else f'{folders} folders'}; dataset[i] takes a sample by its place,"
             " dataset.sample(sample_idx) by its number",
         ]
-
-    def tap(self, layer: int, site: Site | None = None) -> Tap:
-        """The tap of this layer and site; raises UsageError where it was not extracted."""
-        if site is None and len(self.sites) > 1:
-            raise UsageError(f"{self.path}: has several sites; say which: {', '.join(self.sites)}")
-        tap = Tap(layer, self.sites[0] if site is None else site)
-        if tap not in self.taps:
-            raise UsageError(
-                f"{self.path}: holds layers {', '.join(map(str, self.layers))} at {', '.join(self.sites)},"
-                f" not layer {layer} at {tap.site}"
-            )
-        return tap
 
     def _require_columns(self, names: Set[str]) -> None:
         """Refuse to ask for columns that a run did not store; positions are known without it."""

@@ -1,39 +1,42 @@
 """Tokens in pieces: the unit in which a dataset is put into an order, dealt out to ranks, and read.
 
-A piece of safetensors is a run of at most `piece_tokens` rows of one shard, a range of each tap. A
-piece of pickles is a shard, which cannot be read by parts.
+A piece of safetensors is a range of at most `piece_tokens` tokens of one shard. A piece of pickles
+is a shard, which cannot be read by parts. Where batches are made of runs of tokens, a piece is
+whole samples, and one sample at least: a run would break at its end. For this the offsets of all
+shards are read first.
 
-Rank r of W has the tokens from r/W to (r+1)/W of the sequence of pieces, in the order of the epoch,
-counting only tokens that are not excluded. Shares differ by one token at most, and a rank reads its
-own share and no more (both ranks read a piece on their boundary). Pieces are read ahead, several at
-once.
+What a piece gives is rows: tokens that are not excluded, or runs of these (choice.py). Rank r of W
+has the rows from r/W to (r+1)/W of the sequence of pieces, in the order of the epoch. Shares differ
+by one row at most, and a rank reads its own share and no more (both ranks read a piece on their
+boundary). Pieces are read ahead, several at once.
 """
 
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import cached_property, partial
 
 import numpy as np
 
-from layertap.core.columns import selected
+from layertap.core.taps import Tap
+from layertap.reader.choice import cut_runs, kept
 from layertap.reader.config import BatchConfig
 from layertap.reader.shards import Shards
 from layertap.reader.workers import Workers
 from layertap.shards.shard import Shard
 
-_READERS = 8
 _LONG_PIECE = 16_384
 
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """Tokens that were read and not excluded."""
+    """Tokens that were read and not excluded, or runs of these."""
 
     activations: Sequence[np.ndarray]
-    """One [rows, width] for each tap."""
+    """One [rows, width] for each tap, or [rows, sequence, width]."""
     columns: Mapping[str, np.ndarray]
+    """Each [rows], or [rows, sequence]."""
     samples: np.ndarray
     """Each row's sample, by its place in the dataset."""
 
@@ -50,9 +53,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class Cursor:
-    """A place in an epoch's order: so many pieces, and so many tokens of the next that are not
-    excluded.
-    """
+    """A place in an epoch's order: so many pieces, and so many rows of the next."""
 
     piece: int
     row: int
@@ -64,8 +65,6 @@ class Pieces:
     def __init__(self, shards: Shards, config: BatchConfig) -> None:
         self._shards = shards
         self._config = config
-        spans = [_spans(number, shards, config) for number in range(len(shards))]
-        self._spans = np.concatenate([np.empty((0, 3), np.int64), *spans])
 
     def __len__(self) -> int:
         return len(self._spans)
@@ -78,83 +77,128 @@ class Pieces:
 
     @property
     def readers(self) -> int:
-        """How many pieces are read at once; of pickles few, since each is a shard in memory."""
-        return _READERS if all(self._shards.by_parts) else 2
+        """How many pieces are read at once."""
+        return self._shards.readers
+
+    @property
+    def counts(self) -> np.ndarray:
+        """How many rows each piece gives; reads what decides it, where something does."""
+        return self._counted[0]
+
+    @property
+    def left_over(self) -> int:
+        """Tokens that are not excluded and fill no run."""
+        return self._counted[1]
 
     @cached_property
-    def counts(self) -> np.ndarray:
-        """How many tokens of each piece are not excluded; reads what decides it where there is
-        something to exclude.
-        """
-        if not self._config.leaves_out:
-            return self._spans[:, 2] - self._spans[:, 1]
-        with ThreadPoolExecutor(self.readers) as pool:
-            parts = list(pool.map(self._count, range(len(self._shards))))
-        return np.concatenate([np.empty(0, np.int64), *parts])
+    def _counted(self) -> tuple[np.ndarray, int]:
+        if not self._config.leaves_out and self._config.sequence is None:
+            return self._spans[:, 2] - self._spans[:, 1], 0
+        parts = self._shards.each(self._count)
+        return np.concatenate([np.empty(0, np.int64), *(counts for counts, _ in parts)]), sum(own for _, own in parts)
 
-    def locate(self, order: np.ndarray, token: int) -> Cursor:
-        """The place of the token that has `token` others before it."""
+    def locate(self, order: np.ndarray, row: int) -> Cursor:
+        """The place of the row that has `row` others before it."""
         ends = np.cumsum(self.counts[order])
-        piece = int(np.searchsorted(ends, token, side="right"))
-        return Cursor(piece, token - int(ends[piece - 1] if piece else 0))
+        piece = int(np.searchsorted(ends, row, side="right"))
+        return Cursor(piece, row - int(ends[piece - 1] if piece else 0))
 
     def read(self, number: int) -> Rows:
-        """The tokens of a piece that are not excluded."""
+        """The rows of a piece."""
         shard, begin, end = self._spans[number].tolist()
         content, config = self._shards.content(shard), self._config
         activations = [content.activations(tap, begin, end, own=config.shuffle) for tap in config.taps]
         columns = {name: content.column(name, begin, end) for name in config.columns}
-        offsets, rows = content.offsets(), np.arange(begin, end)
-        samples = np.searchsorted(offsets, rows, side="right") - 1
         columns["positions"] = content.positions(begin, end)
-        read = Rows(activations, columns, samples + self._shards.first_samples[shard])
-        return read[np.flatnonzero(_kept(content, config, begin, end))] if config.leaves_out else read
+        samples = _samples(content, begin, end) + self._shards.first_samples[shard]
+        read = Rows(activations, columns, samples)
+        if not config.leaves_out and config.sequence is None:
+            return read
+        rows, _ = self._choose(content, begin, end)
+        chosen = read[rows]
+        return chosen if config.sequence is None else Rows(chosen.activations, chosen.columns, samples[rows[:, 0]])
 
-    def _count(self, shard: int) -> np.ndarray:
-        content = self._shards.content(shard)
-        kept = _kept(content, self._config, 0, self._shards.tokens[shard])
+    def _choose(self, content: Shard, begin: int, end: int) -> tuple[np.ndarray, int]:
+        """Which tokens come, counted from `begin`, as [rows] or [rows, sequence]; and how many are
+        left over.
+        """
+        chosen = kept(ShardTokens(content, begin, end), self._config, end - begin)
+        if self._config.sequence is None:
+            return np.flatnonzero(chosen), 0
+        rows = cut_runs(chosen, _samples(content, begin, end), content.positions(begin, end), self._config.sequence)
+        return rows, int(chosen.sum()) - rows.size
+
+    def _count(self, shard: int) -> tuple[np.ndarray, int]:
+        """The rows of each piece of a shard, and its tokens that are left over."""
+        tokens = self._shards.tokens[shard]
+        rows, left_over = self._choose(self._shards.content(shard), 0, tokens)
         first, behind = np.searchsorted(self._spans[:, 0], (shard, shard + 1))
-        begins = self._spans[first:behind, 1]
-        return np.add.reduceat(kept.astype(np.int64), begins) if len(begins) else begins
+        bounds = np.append(self._spans[first:behind, 1], tokens)
+        return np.diff(np.searchsorted(rows if rows.ndim == 1 else rows[:, 0], bounds)), left_over
+
+    @cached_property
+    def _spans(self) -> np.ndarray:
+        """(shard, begin, end) of each piece."""
+        numbers = range(len(self._shards))
+        spans = map(self._spans_of, numbers) if self._config.sequence is None else self._shards.each(self._spans_of)
+        return np.concatenate([np.empty((0, 3), np.int64), *spans])
+
+    def _spans_of(self, number: int) -> np.ndarray:
+        shards, config = self._shards, self._config
+        tokens = shards.tokens[number]
+        length = config.piece_tokens if config.shuffle else _LONG_PIECE
+        if not shards.by_parts[number] or (shards.local(number) and not config.shuffle):
+            length = max(tokens, 1)
+        begins = np.arange(0, tokens, length)
+        if config.sequence is not None and length < tokens:
+            begins = _at_samples(shards.content(number).offsets(), length)
+        ends = np.append(begins[1:], tokens)[: len(begins)]
+        return np.stack([np.full_like(begins, number), begins, ends], axis=1)
 
 
-def _spans(number: int, shards: Shards, config: BatchConfig) -> np.ndarray:
-    """(shard, begin, end) of each piece of a shard."""
-    tokens = shards.tokens[number]
-    length = config.piece_tokens if config.shuffle else _LONG_PIECE
-    if not shards.by_parts[number] or (shards.local(number) and not config.shuffle):
-        length = max(tokens, 1)
-    begins = np.arange(0, tokens, length)
-    ends = np.append(begins[1:], tokens)[: len(begins)]
-    return np.stack([np.full_like(begins, number), begins, ends], axis=1)
+@dataclass(frozen=True)
+class ShardTokens:
+    """Some tokens of a shard, for `choice`."""
+
+    content: Shard
+    begin: int
+    end: int
+
+    def column(self, name: str) -> np.ndarray:
+        return self.content.column(name, self.begin, self.end)
+
+    def norms(self, tap: Tap) -> np.ndarray:
+        return self.content.norms(tap, self.begin, self.end)
+
+    def sinks(self, tap: Tap, factor: float) -> np.ndarray:
+        return self.content.sinks(tap, self.begin, self.end, factor)
 
 
-def _kept(content: Shard, config: BatchConfig, begin: int, end: int) -> np.ndarray:
-    """Which rows are included and not excluded."""
-    kept = np.ones(end - begin, bool)
-    if config.selections:
-        labels = {name: content.column(name, begin, end) for name in ("role", "cells")}
-        for names in config.selections:
-            kept &= selected(labels, names)
-    if config.excluded_bits:
-        kept &= (content.column("flags", begin, end) & config.excluded_bits) == 0
-    if "sink" in config.exclude:
-        for tap in config.taps:
-            kept &= ~content.sinks(tap, begin, end, config.sink_factor)
-    if "nonfinite" in config.exclude:
-        for tap in config.taps:
-            kept &= np.isfinite(content.norms(tap, begin, end))
-    return kept
+def _samples(content: Shard, begin: int, end: int) -> np.ndarray:
+    """Which sample of its shard each token is of."""
+    return np.searchsorted(content.offsets(), np.arange(begin, end), side="right") - 1
 
 
-def rank_share(tokens: int, rank: int, world_size: int) -> tuple[int, int]:
-    """The tokens of a rank, from and to."""
-    return rank * tokens // world_size, (rank + 1) * tokens // world_size
+def _at_samples(offsets: np.ndarray, length: int) -> np.ndarray:
+    """Where pieces begin that are of whole samples, and no longer than `length` where one sample is
+    not.
+    """
+    begins, end = [0], 0
+    for bound in offsets[1:].tolist():
+        if bound - begins[-1] > length and end > begins[-1]:
+            begins.append(end)
+        end = bound
+    return np.array(begins)
+
+
+def rank_share(rows: int, rank: int, world_size: int) -> tuple[int, int]:
+    """The rows of a rank, from and to."""
+    return rank * rows // world_size, (rank + 1) * rows // world_size
 
 
 @dataclass(frozen=True, eq=False)
 class Share:
-    """What is still to come: from a place in the epoch's order on, at most so many tokens."""
+    """What is still to come: from a place in the epoch's order on, at most so many rows."""
 
     order: np.ndarray
     start: Cursor
@@ -177,7 +221,7 @@ class Supply:
         self.readers = Workers(pieces.readers, "read-activations")
 
     def take(self, wanted: int) -> Iterator[Rows]:
-        """The next tokens, `wanted` in all, or as many as there are."""
+        """The next rows, `wanted` in all, or as many as there are."""
         wanted = min(wanted, self._left)
         while wanted and (rows := self._next()) is not None:
             self._open = rows[wanted:] if len(rows) > wanted else None

@@ -1,0 +1,153 @@
+"""What may be asked of anything that batches are made of: the arguments of `batches`, written once.
+
+A dataset and a stream differ in where tokens come from. What a person asks of them, and what of
+that makes no sense, is the same.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Mapping, Sequence
+from typing import Generic, TypeVar
+
+from layertap.core.columns import SINK_FACTOR
+from layertap.core.taps import Site, Tap
+from layertap.errors import UsageError
+from layertap.reader.config import BatchConfig, Dtype, Flag, Framework
+from layertap.reader.scaling import Normalisation, Scale
+
+Pair = tuple[Site, int]
+"""A site and a layer, as `inputs` and `targets` name a tap."""
+BatchesT = TypeVar("BatchesT")
+
+
+class BatchSource(ABC, Generic[BatchesT]):
+    """Something with layers and sites, of which there are batches."""
+
+    path: str
+    """What messages call it."""
+
+    @property
+    @abstractmethod
+    def layers(self) -> tuple[int, ...]:
+        """The layers that it has."""
+
+    @property
+    @abstractmethod
+    def sites(self) -> tuple[Site, ...]:
+        """The sites that it has."""
+
+    @property
+    @abstractmethod
+    def taps(self) -> Mapping[Tap, int]:
+        """Every (layer, site) that it has, with its width."""
+
+    @abstractmethod
+    def _make_batches(self, config: BatchConfig) -> BatchesT:
+        """Batches as they were asked for."""
+
+    def batches(
+        self,
+        batch_size: int,
+        *,
+        layers: Sequence[int] | None = None,
+        sites: Sequence[Site] | None = None,
+        inputs: Pair | Sequence[Pair] | None = None,
+        targets: Pair | Sequence[Pair] | None = None,
+        seed: int = 0,
+        shuffle: bool = True,
+        rank: int = 0,
+        world_size: int = 1,
+        exclude: Collection[Flag] = (),
+        include: Collection[str] = (),
+        role: str | Collection[str] = (),
+        sink_factor: float = SINK_FACTOR,
+        sequence: int | None = None,
+        center: bool = False,
+        scale: Scale | None = None,
+        normalisation: Normalisation | None = None,
+        columns: Collection[str] = ("token_ids",),
+        drop_last: bool = False,
+        as_: Framework = "numpy",
+        dtype: Dtype | None = None,
+        pool_tokens: int = 131_072,
+        piece_tokens: int = 1024,
+    ) -> BatchesT:
+        """All tokens, each once an epoch, as batches of [tokens, taps, width]; see `BatchConfig`
+        for what is asked.
+
+        `layers` and `sites` stand for all where they are left out; the taps are every layer at the
+        first site, then at the next. In place of them, `inputs=("mlp_in", 12)` and
+        `targets=("mlp", 12)`, or lists of such pairs, make batches with `inputs` and `targets`.
+
+        With `center` or `scale`, `batches.normalisation` says what was done. It is measured of the
+        tokens that come where that is cheap, else of some of them; without `exclude` and `include`
+        of all finite tokens, sinks too, which can rule it (docs/reading.md). Activations are
+        then float32, unless `dtype` says otherwise.
+
+        Raises UsageError where a tap is not there, or arguments contradict each other.
+        """
+        pairs = {"inputs": inputs, "targets": targets}
+        sides = self._sides(pairs, layers is not None or sites is not None)
+        at_layers, at_sites = self.layers if layers is None else layers, self.sites if sites is None else sites
+        taps = [self.tap(layer, site) for site in at_sites for layer in at_layers]
+        return self._make_batches(
+            BatchConfig(
+                batch_size=batch_size,
+                taps=tuple(dict.fromkeys(sides["inputs"] + sides["targets"])) if sides["inputs"] else tuple(taps),
+                inputs=sides["inputs"],
+                targets=sides["targets"],
+                single=frozenset(name for name, given in pairs.items() if _is_pair(given)),
+                seed=seed,
+                shuffle=shuffle,
+                rank=rank,
+                world_size=world_size,
+                exclude=frozenset(exclude),
+                include=frozenset(include),
+                role=frozenset({role} if isinstance(role, str) else role),
+                sink_factor=sink_factor,
+                sequence=sequence,
+                center=center,
+                scale=scale,
+                normalisation=normalisation,
+                columns=tuple(columns),
+                drop_last=drop_last,
+                as_=as_,
+                dtype=dtype,
+                pool_tokens=pool_tokens,
+                piece_tokens=piece_tokens,
+            )
+        )
+
+    def _sides(self, pairs: Mapping[str, object], other_taps: bool) -> dict[str, tuple[Tap, ...]]:
+        """The taps of inputs and of targets."""
+        given = [name for name, value in pairs.items() if value is not None]
+        if len(given) == 1:
+            other = "targets" if given == ["inputs"] else "inputs"
+            raise UsageError(f"{given[0]} says one half of what a transcoder needs; give {other} too")
+        if given and other_taps:
+            raise UsageError("inputs and targets say which taps come; leave out layers and sites")
+        return {name: self._named(name, value) if given else () for name, value in pairs.items()}
+
+    def _named(self, name: str, value: object) -> tuple[Tap, ...]:
+        listed = [value] if _is_pair(value) else value
+        if not isinstance(listed, Sequence) or not listed or not all(map(_is_pair, listed)):
+            raise UsageError(f'{name}: give a site and a layer, such as ("mlp_in", 12), or a list of these')
+        taps = tuple(self.tap(layer, site) for site, layer in listed)
+        if len(set(taps)) < len(taps):
+            raise UsageError(f"{name}: a tap is given twice")
+        return taps
+
+    def tap(self, layer: int, site: Site | None = None) -> Tap:
+        """The tap of this layer and site; raises UsageError where it does not have it."""
+        if site is None and len(self.sites) > 1:
+            raise UsageError(f"{self.path}: has several sites; say which: {', '.join(self.sites)}")
+        tap = Tap(layer, self.sites[0] if site is None else site)
+        if tap not in self.taps:
+            raise UsageError(
+                f"{self.path}: holds layers {', '.join(map(str, self.layers))} at {', '.join(self.sites)},"
+                f" not layer {layer} at {tap.site}"
+            )
+        return tap
+
+
+def _is_pair(value: object) -> bool:
+    return isinstance(value, Sequence) and len(value) == 2 and isinstance(value[0], str) and isinstance(value[1], int)
