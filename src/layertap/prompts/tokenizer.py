@@ -70,7 +70,7 @@ class PromptTokenizer:
         unmarked = [plain(text) for text in texts]
         found = []
         for text, ids in zip(unmarked, self.encode_batch(unmarked), strict=True):
-            ends = np.cumsum(self._lengths[ids]) if text.isascii() else np.zeros(1, np.int64)
+            ends = np.cumsum(self._token_lengths(ids)) if text.isascii() else np.zeros(1, np.int64)
             if ids.size and ends[-1] == len(text):
                 found.append((ids, np.stack([np.append(0, ends[:-1]), ends], axis=1)))
             else:
@@ -82,10 +82,17 @@ class PromptTokenizer:
         added = self._tokenizer.get_added_tokens_decoder()
         return [token.content for id_, token in added.items() if id_ >= rows]
 
+    def _token_lengths(self, ids: Int32[np.ndarray, " tokens"]) -> Int64[np.ndarray, " tokens"]:
+        """How many bytes each of these tokens is, where the vocabulary is of bytes; else 0."""
+        unknown = np.unique(ids[self._lengths[ids] < 0])
+        if len(unknown):
+            self._lengths[unknown] = _byte_lengths(self._tokenizer, unknown.tolist())
+        return self._lengths[ids]
+
     @cached_property
     def _lengths(self) -> Int64[np.ndarray, " vocabulary"]:
-        """How many bytes each token is, where the vocabulary is of bytes; else 0."""
-        return _byte_lengths(self._tokenizer)
+        """The lengths of the tokens that came so far, -1 of the others: all take half a second."""
+        return np.full(self.vocab_size, -1, np.int64)
 
     def _offsets(self, text: str) -> Int64[np.ndarray, "tokens 2"]:
         """The library's own; it takes three times as long to track them."""
@@ -165,21 +172,22 @@ def _parse(serialized: bytes, path: Path) -> Tokenizer:
     return tokenizer
 
 
-def _byte_lengths(tokenizer: Tokenizer) -> Int64[np.ndarray, " vocabulary"]:
-    vocabulary = tokenizer.get_vocab(with_added_tokens=True)
-    lengths = np.zeros(1 + max(vocabulary.values()), np.int64)
+def _byte_lengths(tokenizer: Tokenizer, ids: Sequence[int]) -> list[int]:
+    """How many bytes each token is, or 0 where the text of tokens is not just their bytes."""
+    if not _keeps_bytes(tokenizer):
+        return [0] * len(ids)
     added = tokenizer.get_added_tokens_decoder()
-    if _keeps_bytes(tokenizer):  # each character of a token stands for a byte
-        for token, number in vocabulary.items():
-            lengths[number] = len(added[number].content.encode()) if number in added else len(token)
-    return lengths
+    return [  # each character of a token of the vocabulary stands for a byte
+        len(added[number].content.encode()) if number in added else len(tokenizer.id_to_token(number) or "")
+        for number in ids
+    ]
 
 
 def _keeps_bytes(tokenizer: Tokenizer) -> bool:
     """Whether the tokens of a text are its bytes, with none added or taken away."""
-    described = json.loads(tokenizer.to_str())
-    adds = '"add_prefix_space": true' in json.dumps(described.get("pre_tokenizer"))
-    takes = any(token.get("lstrip") or token.get("rstrip") for token in described.get("added_tokens") or [])
+    splitting = "" if tokenizer.pre_tokenizer is None else tokenizer.pre_tokenizer.__getstate__().decode()
+    adds = '"add_prefix_space":true' in splitting.replace(" ", "")
+    takes = any(token.lstrip or token.rstrip for token in tokenizer.get_added_tokens_decoder().values())
     return isinstance(tokenizer.decoder, decoders.ByteLevel) and not adds and not takes
 
 
