@@ -1,21 +1,25 @@
 """Batches that come centred and scaled: by what was measured, of the tokens that come."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import outputs
 import pytest
+import runs
 
 import layertap.reader.measuring
 from layertap import ActivationDataset
+from layertap.cli import main
 from layertap.core.sample import Sample
 from layertap.core.taps import Tap
 from layertap.errors import UsageError
 from layertap.reader.batches import Batches
-from layertap.reader.scaling import Normalisation
+from layertap.reader.scaling import Normalisation, fold
 from layertap.shards.encode import ShardFormat
 
 SITES = ("residual", "mlp")
@@ -188,3 +192,52 @@ def test_taps_of_several_widths_have_a_map_each(tmp_path: Path) -> None:
         assert batch.activations[tap].shape == (23, width)
         np.testing.assert_allclose(batch.activations[tap].mean(axis=0), 0, atol=1e-5)
         np.testing.assert_allclose((batch.activations[tap] ** 2).mean(), 1, rtol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def real_run(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, demo_tasks: Path) -> Path:
+    config = runs.small_run(
+        demo_tasks,
+        tiny_model,
+        tmp_path_factory.mktemp("run"),
+        activation_type=("mlp_in", "mlp"),
+        format="safetensors",
+        storage_dtype="bfloat16",
+    )
+    runs.finished(config)
+    return runs.out(config)
+
+
+def test_a_transcoder_of_a_real_run_is_folded_into_one_of_raw_activations(real_run: Path) -> None:
+    dataset, rng = ActivationDataset(real_run), np.random.default_rng(0)
+    batches = dataset.batches(512, inputs=("mlp_in", 1), targets=("mlp", 1), center=True, scale="unit_rms", **SOME)
+    assert batches.normalisation is not None
+    inputs, targets = (batches.normalisation[1, site] for site in ("mlp_in", "mlp"))
+    width = dataset.width(1, "mlp")
+    W_enc, b_enc = rng.normal(size=(width, 200)) / width**0.5, rng.normal(size=200)
+    epoch = list(batches)
+    x, y = (
+        np.concatenate([getattr(batch, side) for batch in epoch]).astype(np.float64) for side in ("inputs", "targets")
+    )
+    features = np.maximum(x @ W_enc + b_enc, 0)
+    W_dec = np.linalg.lstsq(features, y, rcond=None)[0]
+    explained = 1 - np.square(y - features @ W_dec).sum() / np.square(y).sum()
+    assert explained > 0.5
+    folded = fold(W_enc, b_enc, W_dec, np.zeros(width), inputs, targets)
+    for sample in dataset[:3]:
+        raw = sample.activation(1, "mlp_in").astype(np.float64)
+        expected = targets.undo(np.maximum(inputs.apply(raw) @ W_enc + b_enc, 0) @ W_dec)
+        predicted = np.maximum(raw @ folded.W_enc + folded.b_enc, 0) @ folded.W_dec + folded.b_dec
+        np.testing.assert_allclose(predicted, expected, rtol=0, atol=1e-9 * np.abs(expected).max())
+
+
+def test_the_statistics_of_a_real_run_tell_what_its_prompts_begin_with(
+    real_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["stats", "--json", str(real_run)]) == 0
+    told = json.loads(capsys.readouterr().out)
+    ids = [sample.token_ids.tolist() for sample in ActivationDataset(real_run)]
+    common = len(list(takewhile(lambda column: len(set(column)) == 1, zip(*ids, strict=False))))
+    assert common > 10
+    assert {one["prefix_tokens"] for one in told} == {common}
+    assert all(0 < one["prefix_share"] < 1 for one in told)

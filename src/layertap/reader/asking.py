@@ -6,6 +6,7 @@ that makes no sense, is the same.
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
+from numbers import Integral
 from typing import Generic, TypeVar
 
 from layertap.core.columns import SINK_FACTOR
@@ -150,4 +151,6 @@ class BatchSource(ABC, Generic[BatchesT]):
 
 
 def _is_pair(value: object) -> bool:
-    return isinstance(value, Sequence) and len(value) == 2 and isinstance(value[0], str) and isinstance(value[1], int)
+    if not isinstance(value, Sequence) or len(value) != 2:
+        return False
+    return isinstance(value[0], str) and isinstance(value[1], Integral)

@@ -94,7 +94,7 @@ class Pieces:
     def _counted(self) -> tuple[np.ndarray, int]:
         if not self._config.leaves_out and self._config.sequence is None:
             return self._spans[:, 2] - self._spans[:, 1], 0
-        parts = self._shards.each(self._count)
+        parts = self._shards.each(partial(self._count, self._spans))
         return np.concatenate([np.empty(0, np.int64), *(counts for counts, _ in parts)]), sum(own for _, own in parts)
 
     def locate(self, order: np.ndarray, row: int) -> Cursor:
@@ -128,12 +128,11 @@ class Pieces:
         rows = cut_runs(chosen, _samples(content, begin, end), content.positions(begin, end), self._config.sequence)
         return rows, int(chosen.sum()) - rows.size
 
-    def _count(self, shard: int) -> tuple[np.ndarray, int]:
+    def _count(self, spans: np.ndarray, shard: int) -> tuple[np.ndarray, int]:
         """The rows of each piece of a shard, and its tokens that are left over."""
         tokens = self._shards.tokens[shard]
         rows, left_over = self._choose(self._shards.content(shard), 0, tokens)
-        first, behind = np.searchsorted(self._spans[:, 0], (shard, shard + 1))
-        bounds = np.append(self._spans[first:behind, 1], tokens)
+        bounds = np.append(spans[spans[:, 0] == shard, 1], tokens)
         return np.diff(np.searchsorted(rows if rows.ndim == 1 else rows[:, 0], bounds)), left_over
 
     @cached_property

@@ -140,11 +140,15 @@ class Normalisation:
 
     def apply(self, activations: Any, taps: Sequence[Tap]) -> Any:  # noqa: ANN401
         """[..., taps, width], normalised."""
-        wide = widen(activations)
-        means = np.stack([self[tap].mean for tap in taps])
-        factors = np.array([[self[tap].factor] for tap in taps])
-        centred = wide - constant(means, wide) if self.center else wide
-        return centred if self.scale is None else centred * constant(factors, wide)
+        mapped = widen(activations)
+        own = mapped is not activations  # what is given is not written to; of JAX's arrays nothing is
+        if self.center:
+            mean = constant(np.stack([self[tap].mean for tap in taps]), mapped)
+            mapped, own = _subtract(mapped, mean, own), True
+        if self.scale is not None:
+            factor = constant(np.array([[self[tap].factor] for tap in taps]), mapped)
+            mapped = _multiply(mapped, factor, own)
+        return mapped
 
     def summary(self) -> dict[str, Any]:
         """What tells it from others, as small JSON."""
@@ -225,6 +229,21 @@ def constant(values: np.ndarray, like: Any) -> Any:  # noqa: ANN401 - of any fra
     if hasattr(like, "new_tensor"):
         return like.new_tensor(shaped)
     return shaped.astype(like.dtype)
+
+
+def _subtract(array: Any, other: Any, own: bool) -> Any:  # noqa: ANN401
+    """The difference, in the memory of `array` where that may be written to."""
+    if not own:
+        return array - other
+    array -= other
+    return array
+
+
+def _multiply(array: Any, other: Any, own: bool) -> Any:  # noqa: ANN401
+    if not own:
+        return array * other
+    array *= other
+    return array
 
 
 def _float64(array: Any) -> np.ndarray:  # noqa: ANN401 - of any framework
