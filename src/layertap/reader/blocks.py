@@ -40,8 +40,8 @@ class Block:
         return len(self.samples)
 
     def __getitem__(self, rows: slice | np.ndarray) -> "Block":
-        whole = isinstance(self.activations, np.ndarray)
-        activations = self.activations[rows] if whole else [array[rows] for array in self.activations]
+        apart = isinstance(self.activations, list)
+        activations = [array[rows] for array in self.activations] if apart else self.activations[rows]
         return Block(activations, {name: values[rows] for name, values in self.columns.items()}, self.samples[rows])
 
     def tap(self, number: int) -> np.ndarray:

@@ -50,7 +50,7 @@ def normalisation_of(shards: Shards, layout: BlockLayout, config: BatchConfig) -
 
 def pool_statistics(pool: Block, config: BatchConfig) -> dict[Tap, TapStatistics]:
     """The statistics of each tap of a pool's tokens; what is not finite does not count."""
-    arrays = {tap: pool.tap(number) for number, tap in enumerate(config.taps)}
+    arrays = {tap: np.asarray(pool.tap(number)) for number, tap in enumerate(config.taps)}
     return {tap: measure(array.reshape(-1, array.shape[-1]), 0)[0] for tap, array in arrays.items()}
 
 
