@@ -3,10 +3,12 @@
     plain      every activation file from its beginning to its end, 8 MiB at a time, into one buffer
     in_order   `batches(shuffle=False)`, each batch copied into one buffer, so that maps are read
     shuffled   `batches()`, as a trainer takes them
+    normalised the same, centred and scaled, in float32
+    runs       the same as `shuffled`, in runs of 64 tokens
 
-Each is measured with the files dropped from the page cache before (`posix_fadvise`; what the disk
-below keeps in its own cache stays) and with them in it. Contenders take turns, each at the head of
-one; the median of the rates counts.
+Rates are of what is stored. Each is measured with the files dropped from the page cache before
+(`posix_fadvise`; what the disk below keeps in its own cache stays) and with them in it. Contenders
+take turns, each at the head of one; the median of the rates counts.
 """
 
 import gc
@@ -19,6 +21,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -35,6 +38,7 @@ from layertap.shards.writer import ShardWriter
 
 _BLOCK = 8 << 20
 _SAMPLE_TOKENS = 1110
+_RUN = 64
 
 
 @dataclass(frozen=True)
@@ -72,7 +76,7 @@ def main() -> None:
         plain = statistics.median(by_name["plain"])
         for contender, own in by_name.items():
             median = statistics.median(own)
-            print(f"{cache:>9}  {contender:<9} {median:8.0f} MB/s  {median / plain:6.0%} of plain")
+            print(f"{cache:>9}  {contender:<10} {median:8.0f} MB/s  {median / plain:6.0%} of plain")
     print(json.dumps(rates))
 
 
@@ -103,6 +107,8 @@ def _measure(folder: Path, config: ReadingConfig) -> dict[str, dict[str, list[fl
         "plain": lambda: _plain(files),
         "in_order": lambda: _batches(folder, config, shuffle=False),
         "shuffled": lambda: _batches(folder, config, shuffle=True),
+        "normalised": lambda: _batches(folder, config, shuffle=True, center=True, scale="unit_rms"),
+        "runs": lambda: _batches(folder, config, shuffle=True, sequence=_RUN),
     }
     rates: dict[str, dict[str, list[float]]] = {
         cache: {name: [] for name in contenders} for cache in ("disk", "cached")
@@ -110,7 +116,8 @@ def _measure(folder: Path, config: ReadingConfig) -> dict[str, dict[str, list[fl
     names = list(contenders)
     for turn in range(config.repeats):
         for cache, by_name in rates.items():
-            for name in names[turn % 3 :] + names[: turn % 3]:
+            first = turn % len(names)
+            for name in names[first:] + names[:first]:
                 contender = contenders[name]
                 if cache == "disk":
                     _drop(files)
@@ -140,13 +147,13 @@ def _plain(files: list[Path]) -> int:
     return done
 
 
-def _batches(folder: Path, config: ReadingConfig, *, shuffle: bool) -> int:
+def _batches(folder: Path, config: ReadingConfig, *, shuffle: bool, **asked: Any) -> int:  # noqa: ANN401
     done = 0
     buffer = np.empty((config.batch_size, 1, config.hidden), np.uint16)
-    for batch in ActivationDataset(folder).batches(config.batch_size, shuffle=shuffle):
+    for batch in ActivationDataset(folder).batches(config.batch_size, shuffle=shuffle, **asked):
         if not shuffle:
             np.copyto(buffer[: len(batch)], batch.activations.view(np.uint16))
-        done += batch.activations.nbytes
+        done += batch.positions.size * config.hidden * buffer.itemsize
     return done
 
 

@@ -45,18 +45,21 @@ def shares_of(*folders: Path) -> Shares:
     return measure_shares(open_runs([open_store(str(folder)) for folder in folders]))
 
 
-def expected_of(samples: Sequence[Sample], tap: Tap) -> tuple[int, float, float]:
-    """The prefix's tokens, and the shares of sinks and prefix, sample by sample."""
+def expected_of(samples: Sequence[Sample], tap: Tap) -> tuple[int, list[float]]:
+    """The prefix's tokens, and the shares of sinks, prefix, and prefix without sinks, sample by
+    sample.
+    """
     beginning = zip(*(one.token_ids.tolist() for one in samples), strict=False)
     prefix = len(list(takewhile(lambda ids: len(set(ids)) == 1, beginning)))
-    total = sinks = begun = 0.0
+    total = sinks = begun = rest = 0.0
     for one in samples:
         norms = np.linalg.norm(one.activations[tap].astype(np.float64), axis=1).astype(np.float32)
         squares, usual = norms.astype(np.float64) ** 2, np.sort(norms)[(len(norms) - 1) // 2]
         total += squares.sum()
         sinks += squares[norms > 10 * usual].sum()
         begun += squares[:prefix].sum()
-    return prefix, sinks / total, begun / total
+        rest += squares[:prefix][norms[:prefix] <= 10 * usual].sum()
+    return prefix, [sinks / total, begun / total, rest / (total - sinks)]
 
 
 tails = st.lists(st.lists(st.lists(st.integers(0, 2), max_size=6), min_size=1, max_size=3), min_size=1, max_size=4)
@@ -75,10 +78,9 @@ def test_the_shares_are_those_of_the_samples(
         outputs.write(own, part, outputs.shard_format(SITES, name=name))
     found, flat = shares_of(*folders), [one for shard in shards for one in shard]
     for tap in (Tap(layer, site) for site in SITES for layer in outputs.LAYERS):
-        prefix, sinks, share = expected_of(flat, tap)
+        prefix, shares = expected_of(flat, tap)
         assert found.prefix_tokens == prefix
-        assert np.isclose(found.sinks[tap], sinks, rtol=1e-6)
-        assert np.isclose(found.prefix[tap], share, rtol=1e-6)
+        assert np.allclose([found.sinks[tap], found.prefix[tap], found.prefix_of_rest[tap]], shares, rtol=1e-5)
 
 
 def test_what_is_not_finite_does_not_count(tmp_path: Path) -> None:
@@ -108,7 +110,7 @@ def test_tokens_that_were_kept_elsewhere_are_no_prefix(tmp_path: Path) -> None:
 def test_a_run_without_tokens_has_no_shares(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     form = outputs.shard_format(name="safetensors")
     ShardWriter(open_store(str(tmp_path)), outputs.manifest(form), form, lambda _: None).commit([], {}, complete=True)
-    assert shares_of(tmp_path) == Shares(0, {}, {})
+    assert shares_of(tmp_path) == Shares(0, {}, {}, {})
     assert main(["stats", str(tmp_path)]) == 0
     assert "the prefix is 0 tokens" in capsys.readouterr().out
 
@@ -130,7 +132,8 @@ def test_the_command_prints_two_lines_a_tap(folder: Path, capsys: pytest.Capture
     assert "the prefix is 3 tokens" in told
     found = shares_of(folder)
     for line, tap in zip(trouble.splitlines()[1:], (Tap(int(layer), site) for site, layer in taps), strict=True):
-        assert line.split()[3:5] == [f"{found.sinks[tap]:.1%}", f"{found.prefix[tap]:.1%}"]
+        shares = found.sinks[tap], found.prefix[tap], found.prefix_of_rest[tap]
+        assert line.split()[3:6] == [f"{share:.1%}" for share in shares]
         assert len(re.findall(r"\b[0-3]:-?[\d.e+]+", line)) == 6
 
 
@@ -141,7 +144,7 @@ def test_json_has_the_same_and_every_channel(folder: Path, capsys: pytest.Captur
         tap = Tap(told["layer"], told["site"])
         mean, std = np.array(told["mean"]), np.array(told["std"])
         assert (told["sink_share"], told["prefix_share"]) == (found.sinks[tap], found.prefix[tap])
-        assert told["prefix_tokens"] == 3
+        assert (told["prefix_share_of_rest"], told["prefix_tokens"]) == (found.prefix_of_rest[tap], 3)
         assert np.isclose(told["mean_over_std"], np.linalg.norm(mean) / np.linalg.norm(std))
         assert told["largest_mean_channels"] == np.argsort(-np.abs(mean)).tolist()[:3]
         assert told["largest_std_channels"] == np.argsort(-std).tolist()[:3]

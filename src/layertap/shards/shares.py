@@ -36,6 +36,9 @@ class Shares:
     """How many tokens all samples begin with."""
     sinks: Mapping[Tap, float]
     prefix: Mapping[Tap, float]
+    prefix_of_rest: Mapping[Tap, float]
+    """Which share of the squared norm that is in no sink is in the prefix: the first token mostly
+    is a sink, and would hide what else the prefix holds."""
 
 
 def norms_are_quick(manifest: Manifest) -> bool:
@@ -69,6 +72,7 @@ class _Sums:
         self._all: defaultdict[Tap, float] = defaultdict(float)
         self._sinks: defaultdict[Tap, float] = defaultdict(float)
         self._places: dict[Tap, np.ndarray] = {}
+        """Of the samples' places 0, 1, 2, ...: all, and what is in no sink; [2, prefix]."""
 
     def add(self, content: Shard, manifest: Manifest, entry: ShardEntry) -> None:
         offsets = content.offsets()
@@ -79,13 +83,12 @@ class _Sums:
                 self._add_tap(tap, own, offsets)
 
     def shares(self) -> Shares:
-        def share(part: float, tap: Tap) -> float:
-            return part / self._all[tap] if self._all[tap] else 0.0
-
+        begun = {tap: self._places[tap].sum(axis=1).tolist() for tap in self._all}
         return Shares(
             0 if self._prefix is None else len(self._prefix),
-            {tap: share(self._sinks[tap], tap) for tap in self._all},
-            {tap: share(float(self._places[tap].sum()), tap) for tap in self._all},
+            {tap: _share(self._sinks[tap], total) for tap, total in self._all.items()},
+            {tap: _share(begun[tap][0], total) for tap, total in self._all.items()},
+            {tap: _share(begun[tap][1], total - self._sinks[tap]) for tap, total in self._all.items()},
         )
 
     def _shorten(self, content: Shard, offsets: np.ndarray, tokens: int) -> None:
@@ -102,8 +105,14 @@ class _Sums:
     def _add_tap(self, tap: Tap, norms: np.ndarray, offsets: np.ndarray) -> None:
         squares = np.where(np.isfinite(norms), norms.astype(np.float64) ** 2, 0.0)
         usual = np.repeat(usual_norms(norms, offsets), np.diff(offsets))
-        length = 0 if self._prefix is None else len(self._prefix)
-        before = self._places.get(tap, np.zeros(length))
+        sinks = find_sinks(norms, usual, SINK_FACTOR)
+        rows = offsets[:-1, None] + np.arange(0 if self._prefix is None else len(self._prefix))
+        places = np.stack([squares[rows].sum(axis=0), np.where(sinks, 0.0, squares)[rows].sum(axis=0)])
         self._all[tap] += float(squares.sum())
-        self._sinks[tap] += float(squares[find_sinks(norms, usual, SINK_FACTOR)].sum())
-        self._places[tap] = before[:length] + squares[offsets[:-1, None] + np.arange(length)].sum(axis=0)
+        self._sinks[tap] += float(squares[sinks].sum())
+        before = self._places.get(tap, np.zeros_like(places))
+        self._places[tap] = before[:, : places.shape[1]] + places
+
+
+def _share(part: float, whole: float) -> float:
+    return part / whole if whole > 0 else 0.0

@@ -7,6 +7,7 @@ an autoencoder.
                    scale and the loss
     in prefix      the share in the tokens that all samples begin with, which an autoencoder sees
                    again and again
+    of rest        the same, of what is in no sink
     largest        channels that stand out, as number:value, by |mean| and by standard deviation
 """
 
@@ -22,8 +23,8 @@ from layertap.shards.shares import Shares
 from layertap.shards.statistics import TapStatistics
 
 _HEADER = ("site", "layer", "tokens", "mean norm", "E||x||^2", "mean std", "largest norm", "sample", "token")
-_TROUBLE = ("site", "layer", "|mean|/|std|", "in sinks", "in prefix", "largest means", "largest stds")
-_LEFT = (5, 6)
+_TROUBLE = ("site", "layer", "|mean|/|std|", "in sinks", "in prefix", "of rest", "largest means", "largest stds")
+_LEFT = (6, 7)
 _NAMED = 3
 
 
@@ -49,6 +50,7 @@ def statistics_to_json(statistics: Mapping[Tap, TapStatistics], shares: Shares |
             "mean_over_std": row.mean_over_std,
             "sink_share": None if shares is None else shares.sinks[tap],
             "prefix_share": None if shares is None else shares.prefix[tap],
+            "prefix_share_of_rest": None if shares is None else shares.prefix_of_rest[tap],
             "prefix_tokens": None if shares is None else shares.prefix_tokens,
             "largest_mean_channels": _largest(row.mean),
             "largest_std_channels": _largest(row.std),
@@ -71,7 +73,8 @@ def _sizes(tap: Tap, row: TapStatistics) -> tuple[str, ...]:
 
 
 def _trouble(tap: Tap, row: TapStatistics, shares: Shares | None) -> tuple[str, ...]:
-    known = ("-", "-") if shares is None else (f"{shares.sinks[tap]:.1%}", f"{shares.prefix[tap]:.1%}")
+    of_norm = () if shares is None else (shares.sinks, shares.prefix, shares.prefix_of_rest)
+    known = [f"{own[tap]:.1%}" for own in of_norm] or ["-"] * 3
     largest = (" ".join(f"{place}:{values[place]:.3g}" for place in _largest(values)) for values in (row.mean, row.std))
     return tap.site, str(tap.layer), f"{row.mean_over_std:.3g}", *known, *largest
 
@@ -80,6 +83,7 @@ def _explanation(shares: Shares | None) -> str:
     if shares is None:
         return "in sinks, in prefix: norms were not read; --norms all reads them"
     return (
-        f"in sinks, in prefix: shares of the squared norm. A sink has over {SINK_FACTOR:g} times the usual norm of its"
-        f"\nsample; the prefix is {shares.prefix_tokens} tokens, which all samples begin with."
+        f"in sinks, in prefix: shares of the squared norm; of rest: the prefix's of what is in no sink. A sink has over"
+        f"\n{SINK_FACTOR:g} times the usual norm of its sample; the prefix is {shares.prefix_tokens} tokens, which all"
+        " samples begin with."
     )
