@@ -15,6 +15,7 @@ import layertap
 from layertap import commands
 from layertap.config.arguments import parse
 from layertap.config.demo import DemoConfig
+from layertap.config.export import ExportConfig
 from layertap.config.extract import ExtractConfig
 from layertap.config.fleet import (
     CreateShardsConfig,
@@ -165,6 +166,12 @@ _COMMANDS: Mapping[str, _Command | _Group] = {
         commands.stats,
         "print norms, mean and deviation of each layer and site",
         "./activations",
+    ),
+    "export": _Command(
+        ExportConfig,
+        commands.export,
+        "copy activations into a folder that another trainer reads; goes on where it was stopped",
+        "./activations ./for_saelens --to saelens --layers 12",
     ),
     "plan": _Command(
         PlanConfig,

@@ -12,6 +12,7 @@ from importlib import import_module
 from typing import Any
 
 from layertap.config.demo import DemoConfig
+from layertap.config.export import ExportConfig
 from layertap.config.extract import ExtractConfig
 from layertap.config.fleet import (
     CreateShardsConfig,
@@ -116,6 +117,20 @@ def inspect(config: InspectConfig) -> int:
 
     with closing(open_store(config.path)) as store, _bar("inspect") as show:
         text = inspect(config, store, show)
+    print(text)
+    return 0
+
+
+def export(config: ExportConfig) -> int:
+    """Copy activations into another format."""
+    from layertap.export.command import export
+
+    try:
+        with _bar("export") as show:
+            text = export(config, show)
+    except KeyboardInterrupt:
+        print("shards that are written are safe; the same command goes on from there", file=sys.stderr)
+        raise
     print(text)
     return 0
 

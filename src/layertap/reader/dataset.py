@@ -61,6 +61,11 @@ class ActivationDataset(Sequence[Sample], BatchSource[Batches]):
         return tuple(source.name for source in self._shards.sources)
 
     @property
+    def shards(self) -> Shards:
+        """The shards that it is made of, in their order."""
+        return self._shards
+
+    @property
     def layers(self) -> tuple[int, ...]:
         """The layers that were extracted."""
         return self._shards.sources[0].manifest.layers

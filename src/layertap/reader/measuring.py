@@ -7,10 +7,10 @@
     yes     some             POOL_TOKENS tokens that come, from all over        an estimate
 
 The tokens that come are what counts, since in these models a few sinks can hold nine tenths of
-E||x||^2 and move the mean of a channel by two deviations. Norms of all tokens are stored, so
-E||x|| and E||x||^2 of any choice of them are known; a mean is not. The estimate reads one pool of
-tokens; of a dataset that has no more it is exact. It depends on neither seed nor rank nor where the
-files lie. Tokens that are not finite never count.
+E||x||^2 and move the mean by several deviations. Norms of all tokens are stored, so E||x|| and
+E||x||^2 of any choice of them are known; a mean is not. The estimate reads one pool of tokens; of a
+dataset that has no more it is exact. It depends on neither seed nor rank nor where the files lie.
+Tokens that are not finite never count.
 """
 
 from collections.abc import Mapping

@@ -1,0 +1,121 @@
+"""`--to saelens`: what SAELens' ActivationsStore reads as cached activations.
+
+A row is a context of `context_size` tokens: for each tap a column of [context_size, width], named
+as TransformerLens names the hook, and `token_ids`. All taps are in one folder; SAELens reads the
+one that its `hook_name` says. (Its own cache runner writes one hook at a time.)
+
+Rows have one length, and there is no mask, so a padded row would be trained on. Samples are
+therefore put one behind the other, as SAELens itself does with texts, and cut. The rest of a shard,
+shorter than a context, is left out. To an SAE the order of tokens is nothing; who wants to look at
+contexts takes `--to hf`.
+"""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from layertap.core.taps import Tap
+from layertap.errors import UsageError
+from layertap.export import arrow
+from layertap.export.form import Form, Record
+from layertap.export.names import hook_name
+from layertap.export.source import Source, join
+from layertap.reader.pieces import Rows
+
+_TOKEN_IDS = np.dtype(np.int32)
+
+
+class SaeLensForm(Form):
+    """Contexts of one length, for SAELens."""
+
+    def __init__(self, source: Source, folder: Path, dtype: np.dtype, context_size: int) -> None:
+        super().__init__(source, folder, dtype)
+        self._size = context_size
+        self._columns: dict[str, arrow.Column] = {
+            hook_name(tap): arrow.Matrix(context_size, width, dtype) for tap, width in source.widths.items()
+        }
+        self._columns["token_ids"] = arrow.Values(context_size, _TOKEN_IDS)
+        self._schema = arrow.schema(self._columns)
+
+    def settings(self) -> dict[str, Any]:
+        return {"context_size": self._size}
+
+    def name_of(self, tap: Tap) -> str:
+        return hook_name(tap)
+
+    def files(self, shard: int) -> tuple[str, ...]:
+        return (f"data-{shard:05d}-of-{len(self.source):05d}.arrow",)
+
+    def records(self, shard: int) -> Iterator[Record]:
+        for rows in in_contexts(self.chunks(shard), self._size, self.source.chunk_tokens):
+            record: dict[str, np.ndarray] = {
+                hook_name(tap): self.converted(tap, values).reshape(-1, self._size, values.shape[1])
+                for tap, values in zip(self.source.taps, rows.activations, strict=True)
+            }
+            yield record | {"token_ids": rows.columns["token_ids"].reshape(-1, self._size)}
+
+    def write(self, shard: int, records: Iterable[Record]) -> None:
+        arrow.write_stream(self.folder / self.files(shard)[0], self._schema, map(self._encode, records))
+
+    def _encode(self, record: Record) -> list[arrow.Arrow]:
+        lengths = np.full(self.rows(record), self._size)
+        encoded = []
+        for field, values in zip(self._schema, record.values(), strict=True):
+            assert isinstance(values, np.ndarray)
+            if field.name == "token_ids":
+                encoded.append(arrow.fixed_lists(values))
+            else:
+                encoded.append(arrow.matrices(values.reshape(-1, values.shape[-1]), lengths))
+        return encoded
+
+    def read(self, shard: int, like: Iterable[Record]) -> Iterator[Record]:
+        for batch in arrow.read_stream(self.folder / self.files(shard)[0]):
+            yield {
+                name: arrow.flat(values).reshape(len(values), self._size, *_width(self._columns[name]))
+                for name, values in batch.items()
+            }
+
+    def rows(self, record: Record) -> int:
+        return len(record["token_ids"])
+
+    def tokens(self, record: Record) -> int:
+        return self.rows(record) * self._size
+
+    def finish(self) -> None:
+        if not self.total("rows"):
+            raise UsageError(
+                f"no shard has {self._size} tokens that are wanted, so there is not one context; give a smaller"
+                " --context_size"
+            )
+        files = [name for shard in range(len(self.source)) for name in self.files(shard)]
+        arrow.write_index(self.folder, self._columns, files, self.source.digest[:16])
+
+    def describe(self) -> list[str]:
+        rows, left = self.total("rows"), self.total("left_out")
+        share = left / max(1, left + rows * self._size)
+        return [
+            f"{rows} contexts of {self._size} tokens; columns {', '.join(self._columns)}",
+            f"samples of unequal length: they follow each other and are cut; {left} tokens ({share:.2%}) at the ends"
+            " of shards fill no context and are left out",
+            "flags, labels and positions: left out; choose tokens by --exclude and --include, or export to hf",
+        ]
+
+
+def _width(column: arrow.Column) -> tuple[int, ...]:
+    return (column.width,) if isinstance(column, arrow.Matrix) else ()
+
+
+def in_contexts(chunks: Iterable[Rows], size: int, most: int) -> Iterator[Rows]:
+    """The tokens of chunks in whole contexts of `size`, some `most` tokens at once; what fills none
+    in the end is left out.
+    """
+    step = max(1, most // size) * size
+    rest: list[Rows] = []
+    for chunk in chunks:
+        rows = join([*rest, chunk]) if rest else chunk
+        whole = len(rows) // size * size
+        for begin in range(0, whole, step):
+            yield rows[begin : min(begin + step, whole)]
+        rest = [rows[whole:]] if whole < len(rows) else []

@@ -1,0 +1,51 @@
+"""What an export says in the end: what is there, and what the format could not carry.
+
+Nothing is lost in silence. Each line names what was left out or changed, what was done instead, and
+of numbers the worst that happened to one.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from layertap.export.form import Form
+from layertap.export.values import is_exact
+
+
+def describe(form: Form, to: str, *, checked: bool) -> str:
+    """The words for the terminal."""
+    dataset = form.source.dataset
+    head, *losses = form.describe()
+    written = _bytes(form.folder)
+    lines = [
+        f"{form.folder}: {form.total('tokens')} tokens of {len(form.source)} shards, {written / 1e6:.1f} MB, as {to}",
+        f"  {head}",
+        "  read back and compared with the source: equal" if checked else "  not read back: --no_check",
+        *(f"  {line}" for line in [*_values(form), *losses]),
+    ]
+    if not dataset.complete:
+        lines.append("  the run is not complete: what it had committed is exported, and later shards are not")
+    return "\n".join(lines)
+
+
+def _values(form: Form) -> Iterator[str]:
+    """What became of the values."""
+    target = form.dtype.name
+    for stored in form.source.dataset.storage_dtypes:
+        if stored == target:
+            yield f"values: {stored}, as they are stored"
+        elif is_exact(stored, target):
+            yield f"values: {stored} written as {target}, exactly"
+        else:
+            worst = {name: error for part in form.parts for name, error in part["errors"].items()}
+            for part in form.parts:
+                worst |= {name: max(error, worst[name]) for name, error in part["errors"].items()}
+            name = max(worst, key=worst.__getitem__, default="")
+            error = f"{worst[name]:.1e} of its norm, at {name}" if worst else "none"
+            yield f"values: {stored} written as {target}; the worst error of a token is {error}"
+    nonfinite = sum(source.manifest.nonfinite for source in form.source.dataset.shards.sources)
+    if nonfinite:
+        yield f"{nonfinite} activations of the run are not finite; those that are wanted are exported as they are"
+
+
+def _bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
