@@ -109,7 +109,7 @@ def prepare(config: ExtractConfig, hosts: Hosts = _ALONE) -> Setup:
     model, prompts = open_run(config, checkpoint, config.stored_as, hosts)
     config = replace(config, batch_size=prompts.rules.batch_size)
     shard_format = format_of_shards(config, checkpoint.config, model.taps)
-    identity = _identity(config, model, prompts, shard_format)
+    identity = identity_of(config, model, prompts, shard_format)
     hosts.require_same(_of_all_hosts(config, identity, model))
     manifest = Manifest(
         fingerprint=fingerprint_of(identity),
@@ -196,7 +196,8 @@ def format_of_shards(config: RunConfig, model: DecoderConfig, taps: tuple[Tap, .
     )
 
 
-def _identity(config: ExtractConfig, model: OpenedModel, prompts: Prompts, shard_format: ShardFormat) -> dict[str, Any]:
+def identity_of(config: RunConfig, model: OpenedModel, prompts: Prompts, shard_format: ShardFormat) -> dict[str, Any]:
+    """Everything that decides the bytes of a run, but for the dataset."""
     rules, checkpoint = prompts.rules, model.checkpoint
     needed = tensor_names(checkpoint.config, model.num_layers)
     merged = [adapter.identity(needed) for adapter in checkpoint.adapters]

@@ -94,7 +94,7 @@ def fill_pools(
     number = first
     while most > 0:
         size = min(config.pool_rows, most)
-        pool, places, filled = layout.make_room(size), _places(config, epoch, number, size), 0
+        pool, places, filled = layout.make_room(size), shuffled_places(config, epoch, number, size), 0
         for rows in supply.take(size):
             pool.put(places[filled : filled + len(rows)], rows)
             filled += len(rows)
@@ -103,7 +103,7 @@ def fill_pools(
         most, number = most - size if filled == size else 0, number + 1
 
 
-def _places(config: BatchConfig, epoch: int, number: int, size: int) -> np.ndarray:
+def shuffled_places(config: BatchConfig, epoch: int, number: int, size: int) -> np.ndarray:
     """Where in a pool its rows go; their order among each other does not depend on how many there
     are.
     """

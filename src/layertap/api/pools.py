@@ -1,0 +1,190 @@
+"""Pools of rows straight from a running model: what a stream is made of.
+
+The samples come in the order in which a run would store them (pipeline/stream.py), and their rows
+fill one pool after the other. A pool is then mixed row by row, by the seed, its epoch, its rank and
+its number. So a pool follows from the run, the settings and the place where it begins: the position
+before a sample of the run, and how many rows of that sample went into the pool before. A stream
+that is started at such a place makes the same pools, byte for byte.
+
+One pool is made while the one before is used. Leaving at any moment is allowed, also by Python's
+exit: the maker ends within a step of the device.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import CancelledError
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from layertap.core.sample import Sample
+from layertap.errors import UsageError
+from layertap.pipeline.inputs import Prompts
+from layertap.pipeline.progress import Progress
+from layertap.pipeline.session import OpenedModel, Session
+from layertap.pipeline.stream import stream_samples
+from layertap.pipeline.windows import Position
+from layertap.reader.blocks import Block, BlockLayout, shuffled_places
+from layertap.reader.choice import SampleTokens, cut_runs, kept
+from layertap.reader.config import BatchConfig
+from layertap.reader.pieces import Rows
+from layertap.reader.workers import Workers
+from layertap.shards.encode import ShardFormat, measure_sample
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a pool begins."""
+
+    position: Position = field(default_factory=Position)
+    """Before the sample that its first row is of, in the run."""
+    rows: int = 0
+    """How many rows of that sample went into the pools before."""
+    samples: int = 0
+    """How many samples with a stored token come before that sample."""
+
+    def to_json(self) -> dict[str, Any]:
+        """As a state has it."""
+        return {"position": self.position.to_json(), "rows": self.rows, "samples": self.samples}
+
+    @classmethod
+    def from_json(cls, raw: Mapping[str, Any]) -> "Place":
+        """Read what `to_json` wrote; raises DamageError or UsageError where it is garbled."""
+        try:
+            return cls(Position.from_json(raw["position"]), int(raw["rows"]), int(raw["samples"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise UsageError(f"the state of the stream is garbled: {error!r}") from error
+
+
+@dataclass(frozen=True, eq=False)
+class Pool:
+    """Rows in the order in which they are handed out."""
+
+    number: int
+    """In its epoch, from 0."""
+    block: Block
+    begins: Place
+    ends: Place
+    """Where the next one begins."""
+
+
+@dataclass(frozen=True, eq=False)
+class RunningModel:
+    """A model, what it runs over, and how what it gives is rounded."""
+
+    session: Session
+    opened: OpenedModel
+    prompts: Prompts
+    form: ShardFormat
+    """As what a run would store it."""
+
+    def samples(self, start: Position, proceed: Callable[[], None]) -> Iterator[tuple[Position, Sample]]:
+        """The samples from `start` on, each with the position behind it; raises what runs raise."""
+        windows = self.prompts.windows(start)
+        return stream_samples(
+            self.session, self.opened, self.prompts.rules, windows, Progress(), proceed, self.prompts.kept
+        )
+
+    def of_rank(self, rank: int, world_size: int) -> "RunningModel":
+        """The same, over the records of one rank: every `world_size`-th."""
+        rules = replace(self.prompts.rules, machine_id=rank, total_machines=world_size)
+        return replace(self, prompts=replace(self.prompts, rules=rules))
+
+
+def make_pools(
+    model: RunningModel, config: BatchConfig, layout: BlockLayout, epoch: int, number: int, start: Place, stop: Workers
+) -> Iterator[Pool]:
+    """The pools of an epoch from number `number` on, which begins at `start`.
+
+    Raises CancelledError when `stop` is dismissed, and what a run raises.
+    """
+    size = config.pool_rows if config.shuffle else config.batch_rows
+    begins, filled = start, 0
+    pool, places = layout.make_room(size), _places(config, epoch, number, size)
+    place = start
+    for place, rows in _placed_rows(model, config, start, stop):
+        taken = 0
+        while taken < len(rows):
+            part = rows[taken : taken + size - filled]
+            assert isinstance(part, Rows)  # where there is one, it is of a sample
+            pool.put(places[filled : filled + len(part)], part)
+            taken, filled = taken + len(part), filled + len(part)
+            if filled == size:
+                ends = replace(place, rows=place.rows + taken)
+                yield Pool(number, pool, begins, ends)
+                begins, filled, number = ends, 0, number + 1
+                pool, places = layout.make_room(size), _places(config, epoch, number, size)
+    if filled:
+        yield Pool(number, pool[np.sort(places[:filled])], begins, place)
+
+
+def _places(config: BatchConfig, epoch: int, number: int, size: int) -> np.ndarray:
+    return shuffled_places(config, epoch, number, size) if config.shuffle else np.arange(size)
+
+
+def _placed_rows(
+    model: RunningModel, config: BatchConfig, start: Place, stop: Workers
+) -> Iterator[tuple[Place, Rows | tuple[()]]]:
+    """The rows of each sample from `start` on, with the place of the first of them; and at last
+    none, with the place at the end.
+    """
+    position, skip, number = start.position, start.rows, start.samples
+    stream = model.samples(position, partial(_refuse_to_go_on, stop))
+    with closing(stream):  # type: ignore[type-var]  # it is a generator
+        for behind, sample in stream:
+            if sample.tokens:
+                rows = choose_rows(sample, model.form, config, number)
+                yield Place(position, skip, number), rows[skip:]
+                skip, number = 0, number + 1
+            position = behind
+    yield Place(position, skip, number), ()
+
+
+def _refuse_to_go_on(stop: Workers) -> None:
+    if stop.dismissed:
+        raise CancelledError
+
+
+def choose_rows(sample: Sample, form: ShardFormat, config: BatchConfig, number: int) -> Rows:
+    """The rows that come of a sample, whose place among all is `number`.
+
+    Raises StorageError for a NaN or an infinity that is not to be kept, or that float16 makes.
+    """
+    measured = {tap: measure_sample(sample, tap, form) for tap in config.taps}
+    tokens = SampleTokens(sample.columns, {tap: norms for tap, (_, norms, _) in measured.items()})
+    columns = {name: sample.columns[name] for name in (*config.columns, "positions")}
+    read = Rows([rounded for rounded, _, _ in measured.values()], columns, np.full(sample.tokens, number))
+    if not config.leaves_out and config.sequence is None:
+        return read
+    chosen = kept(tokens, config, sample.tokens)
+    if config.sequence is None:
+        return read[np.flatnonzero(chosen)]
+    runs = cut_runs(chosen, read.samples, sample.columns["positions"], config.sequence)
+    in_runs = read[runs]
+    return Rows(in_runs.activations, in_runs.columns, np.full(len(runs), number))
+
+
+def count_rows(model: RunningModel, config: BatchConfig) -> int:
+    """How many rows of an epoch this rank has: makes its prompts, and runs no model.
+
+    Raises UsageError where only activations tell which tokens come.
+    """
+    if config.exclude & {"sink", "nonfinite"}:
+        raise UsageError(
+            "a stream cannot tell how many tokens come before it has run, since sinks and what is not finite show in"
+            " activations; leave out len and drop_last, or exclude=, or store the run and train from that"
+        )
+    rows = 0
+    for window in model.prompts.windows():
+        for whole in window.samples:
+            sample = model.prompts.kept.of(whole)
+            if sample.tokens:
+                chosen = kept(SampleTokens(sample.columns, {}), config, sample.tokens)
+                rows += _runs(chosen, sample, config.sequence) if config.sequence else int(chosen.sum())
+    return rows
+
+
+def _runs(chosen: np.ndarray, sample: Sample, sequence: int) -> int:
+    return len(cut_runs(chosen, np.zeros(sample.tokens, np.int64), sample.columns["positions"], sequence))

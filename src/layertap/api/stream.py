@@ -1,0 +1,316 @@
+"""`ActivationStream`: batches to train from while the model runs, and no file anywhere.
+
+The arguments and the batches are those of `ActivationDataset.batches`, and so are the promises:
+each token that is wanted comes exactly once an epoch, on one rank, and a trainer that was killed
+goes on with exactly the batches that would have come, byte for byte. The tokens are those that
+`layertap extract` would store with the same settings.
+
+What differs, because nobody has seen what is still to come:
+
+- Rows are mixed within a pool of `pool_tokens` that the run makes one after the other, and not over
+  the whole dataset. A larger pool mixes better. `piece_tokens` does nothing.
+- Ranks share records, not tokens: rank r of W has every W-th record, beginning with number r. So
+  shares differ by more than a token. `drop_last` counts the rows of all ranks beforehand, which
+  takes one reading of the dataset; the model does not run for it.
+- Where to normalise by is estimated from the first pool, unless `normalisation=` says it.
+
+A pool is made by a thread while the one before is used, so two are in memory, beside the model. A
+state is the number of the batch and the place in the run where its pool begins: going on costs the
+making of that pool again, and no more. It is a rank's own.
+"""
+
+import sys
+import weakref
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+from layertap.api.pools import Place, Pool, RunningModel, count_rows, make_pools
+from layertap.config.arguments import Group
+from layertap.config.extract import RunConfig
+from layertap.config.keywords import from_keywords
+from layertap.core.columns import COLUMNS
+from layertap.core.taps import SITES, Site, Tap
+from layertap.dataset import opening_lines
+from layertap.errors import UsageError
+from layertap.model.checkpoint import open_checkpoint
+from layertap.pipeline import backend
+from layertap.pipeline.session import Session
+from layertap.pipeline.setup import format_of_shards, identity_of, open_run
+from layertap.reader.asking import BatchSource
+from layertap.reader.blocks import Block, BlockLayout
+from layertap.reader.config import BatchConfig
+from layertap.reader.handover import Batch, HandOver, pool_dtype
+from layertap.reader.measuring import pool_statistics
+from layertap.reader.sample import describe_taps
+from layertap.reader.scaling import Normalisation, same_summary
+from layertap.reader.workers import Ahead, Workers
+from layertap.shards.manifest import fingerprint_of
+
+_GROUPS: tuple[Group, ...] = ("", "input", "prompt", "model", "tap")
+_OF_TOKENS = frozenset({"keep_tokens", "storage_dtype", "on_nonfinite"})
+_STATE_VERSION = 1
+
+
+class ActivationStream(BatchSource["StreamBatches"]):
+    """The activations of a run, from memory.
+
+    stream = layertap.ActivationStream(dataset_path="tasks.jsonl", layers_to_extract=[12])
+    for batch in stream.batches(4096, exclude={"first", "sink"}, as_="torch"):
+        batch.activations                   # [4096, 1, width]
+    """
+
+    def __init__(self, **settings: object) -> None:
+        """`settings` are the flags of `layertap extract` without dashes, but for those of its
+        output; `storage_dtype` says as what activations come, by default the compute dtype.
+
+        Config, tokenizer and dataset are looked at here, weights are read by the first batch.
+        Raises an InputError where the settings are not right.
+        """
+        config = from_keywords(RunConfig, settings, _GROUPS, _OF_TOKENS)
+        if config.dataset is None:
+            raise UsageError("give dataset_path or dataset_name")
+        backend.configure()
+        backend.start()
+        for line in (*backend.opening_lines(), *opening_lines(config)):
+            print(line, file=sys.stderr, flush=True)
+        checkpoint = open_checkpoint(config.model_path, config.revision, config.adapter)
+        config = _stored_as_computed(config)
+        opened, prompts = open_run(config, checkpoint, config.stored_as)
+        form = format_of_shards(config, checkpoint.config, opened.taps)
+        self.path = f"the stream of {config.dataset}"
+        self.model_path = config.model_path
+        self._taps = form.taps
+        self._dtype = config.stored_as
+        self._session = Session()
+        self._model = RunningModel(self._session, opened, prompts, form)
+        self._identity = identity_of(config, opened, prompts, form)
+        self._latest: StreamBatches | None = None
+        self._state: Mapping[str, Any] | None = None
+        self.close = weakref.finalize(self, self._session.close)
+        """End the threads that compile; batches end theirs when they are closed or forgotten."""
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The layers that are read."""
+        return tuple(sorted({tap.layer for tap in self._taps}))
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """The sites that are read."""
+        return tuple(site for site in SITES if any(tap.site == site for tap in self._taps))
+
+    @property
+    def taps(self) -> Mapping[Tap, int]:
+        """Every (layer, site) that is read, with its width."""
+        return self._taps
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state of the batches that were made last; raises UsageError where none were made."""
+        if self._latest is None:
+            raise UsageError("no batches were made of this stream, so it has no state")
+        return self._latest.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Have the batches that were made last go on from there, or else the next ones."""
+        if self._latest is None:
+            self._state = state
+        else:
+            self._latest.load_state_dict(state)
+
+    def _make_batches(self, config: BatchConfig) -> "StreamBatches":
+        if config.world_size > 1 and config.normalises and config.normalisation is None:
+            raise UsageError(
+                "each rank would estimate another normalisation from its own first pool; make it once, in a stream of"
+                " one rank (stream.batches(...).normalisation), and give it to all by normalisation="
+            )
+        columns = {name: COLUMNS[name] for name in (*config.columns, "positions")}
+        widths = tuple(self._taps[tap] for tap in config.taps)
+        layout = BlockLayout(widths, pool_dtype(config, [self._dtype], self.path), columns, config.sequence)
+        made = StreamBatches(self._model, config, layout, fingerprint_of(self._identity))
+        state, self._state, self._latest = self._state, None, made
+        if state is not None:
+            made.load_state_dict(state)
+        return made
+
+    def __repr__(self) -> str:
+        return (
+            f"ActivationStream of {self.path.removeprefix('the stream of ')}\n"
+            f"{self.model_path}: {describe_taps(self._taps)}, as {self._dtype}\n"
+            f"on {backend.computing_on()}; stream.batches(batch_size) runs the model"
+        )
+
+
+class StreamBatches:
+    """One way of going through a stream; `ActivationStream.batches` makes it.
+
+    Each `for` goes through the rest of an epoch, the next one through the next epoch. A loop that
+    was left goes on where it was.
+    """
+
+    def __init__(self, model: RunningModel, config: BatchConfig, layout: BlockLayout, run: str) -> None:
+        self.taps: tuple[Tap, ...] = config.taps
+        """What stands along the axis of taps: the second one, but with `sequence` the third."""
+        self._all_ranks = model
+        self._model = model.of_rank(config.rank, config.world_size)
+        self._config = config
+        self._layout = layout
+        self._run = run
+        self._normalisation = config.normalisation
+        self._hand_over = HandOver(config, config.normalisation)
+        self._epoch = self._batch = 0
+        self._pool: Pool | None = None
+        self._begins = Place()
+        self._ahead: Ahead[Pool] | None = None
+        self._most: int | None = None
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that the next batch is of, counted from 0."""
+        return self._epoch
+
+    @property
+    def normalisation(self) -> Normalisation | None:
+        """What is done to the activations; None where nothing is. It belongs into the trainer's
+        checkpoint, and is in the state too. Where it has to be estimated, the first pool is made.
+        """
+        if self._normalisation is None and self._config.normalises:
+            self._current()
+        return self._normalisation
+
+    def __len__(self) -> int:
+        """The batches of an epoch on this rank.
+
+        The first call makes all prompts. Raises UsageError where only the model can tell.
+        """
+        config = self._config
+        if not config.drop_last:
+            return -(-count_rows(self._model, config) // config.batch_rows)
+        if self._most is None:
+            ranks = (self._all_ranks.of_rank(rank, config.world_size) for rank in range(config.world_size))
+            self._most = min(count_rows(rank, config) for rank in ranks) // config.batch_rows
+        return self._most
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the next batch stands, as JSON. It is this rank's own, and takes some hundred
+        bytes, with a normalisation that was estimated some 20 a channel.
+        """
+        number, begins = self._place()
+        made = self._normalisation
+        return {
+            "version": _STATE_VERSION,
+            "epoch": self._epoch,
+            "batch": self._batch,
+            "pool": number,
+            "begins": begins.to_json(),
+            "order": self._order(),
+            "run": self._run,
+            "normalisation": None if made is None else made.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from there; raises UsageError where another run or other settings were meant."""
+        if state.get("version") != _STATE_VERSION or "begins" not in state:
+            raise UsageError("the state is not one of a stream, or of another version of Layertap; start anew")
+        if state["run"] != self._run:
+            raise UsageError("the state is of another run: model, taps, prompts or packing differ; start anew")
+        there, now = state["order"], self._order()
+        differing = [
+            f"{name}: {there.get(name)} there, {now[name]} now" for name in now if there.get(name) != now[name]
+        ]
+        if differing:
+            raise UsageError(
+                "the state is of another order; give the same settings, or start anew:\n  " + "\n  ".join(differing)
+            )
+        self.close()
+        self._take_normalisation(state["normalisation"])
+        self._epoch, self._batch = int(state["epoch"]), int(state["batch"])
+        self._pool, self._begins = None, Place.from_json(state["begins"])
+
+    def __iter__(self) -> Iterator[Batch]:
+        while (rows := self._next_rows()) is not None:
+            self._batch += 1
+            yield self._hand_over(rows)
+        self.close()
+        self._epoch, self._batch, self._pool, self._begins = self._epoch + 1, 0, None, Place()
+
+    def close(self) -> None:
+        """End the thread that runs the model. A later loop goes on from the same batch."""
+        if self._ahead is not None:
+            self._ahead.close()
+            _, self._begins = self._place()
+            self._ahead = self._pool = None
+
+    @property
+    def _batches_a_pool(self) -> int:
+        return self._config.pool_rows // self._config.batch_rows if self._config.shuffle else 1
+
+    def _place(self) -> tuple[int, Place]:
+        """The number of the pool that the next batch is of, and where it begins."""
+        number = self._batch // self._batches_a_pool
+        if self._pool is None:
+            return number, self._begins
+        return number, self._pool.begins if number == self._pool.number else self._pool.ends
+
+    def _next_rows(self) -> Block | None:
+        """The rows of the next batch; None at the end of the epoch."""
+        config = self._config
+        if config.drop_last and config.world_size > 1 and self._batch >= len(self):
+            return None
+        pool = self._current()
+        if pool is None:
+            return None
+        begin = self._batch % self._batches_a_pool * config.batch_rows
+        rows = pool.block[begin : begin + config.batch_rows]
+        return None if not len(rows) or (config.drop_last and len(rows) < config.batch_rows) else rows
+
+    def _current(self) -> Pool | None:
+        """The pool that the next batch is of; None behind the last one."""
+        number, begins = self._place()
+        if self._pool is not None and self._pool.number == number:
+            return self._pool
+        if self._ahead is None:
+            stop = Workers(0, "stop-stream")
+            made = make_pools(self._model, self._config, self._layout, self._epoch, number, begins, stop)
+            self._ahead = Ahead(made, [stop], "make-pools")
+        pool = next(self._ahead, None)
+        if pool is not None:
+            self._pool = pool
+            self._estimate(pool)
+        return pool
+
+    def _estimate(self, pool: Pool) -> None:
+        """Measure what is to be normalised by, of the first pool."""
+        config = self._config
+        if self._normalisation is None and config.normalises:
+            statistics = pool_statistics(pool.block, config)
+            measured = f"the first {len(pool.block) * config.tokens_a_row} tokens of the stream"
+            self._set_normalisation(Normalisation.of(statistics, config.center, config.scale, measured))
+
+    def _take_normalisation(self, state: Mapping[str, Any] | None) -> None:
+        """Go on with the normalisation of a state; raises UsageError where another was given."""
+        made = None if state is None else Normalisation.from_state_dict(state)
+        given = self._config.normalisation
+        if not self._config.normalises:
+            same = made is None
+        else:
+            same = given is None or (made is not None and same_summary(made.summary(), given.summary()))
+        if not same:
+            raise UsageError(
+                "the state is of activations that were normalised otherwise, which an autoencoder would take for other"
+                " data; give normalisation=, as your checkpoint has it"
+            )
+        if made is not None and given is None:
+            self._set_normalisation(made)
+
+    def _set_normalisation(self, made: Normalisation) -> None:
+        self._normalisation, self._hand_over = made, HandOver(self._config, made)
+
+    def _order(self) -> dict[str, Any]:
+        """All settings that decide which token comes when on this rank."""
+        return self._config.order() | {"rank": self._config.rank}
+
+
+def _stored_as_computed(config: RunConfig) -> RunConfig:
+    """The settings with the dtype in which activations are handed on."""
+    return replace(config, format="safetensors", storage_dtype=config.storage_dtype or config.compute_dtype)
