@@ -14,15 +14,17 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from layertap.api.extraction import extract
     from layertap.api.model import Model
+    from layertap.api.stream import ActivationStream
     from layertap.reader.dataset import ActivationDataset
     from layertap.reader.sample import Sample
 
 __version__ = "0.2.0"
-__all__ = ["ActivationDataset", "Model", "Sample", "extract"]
+__all__ = ["ActivationDataset", "ActivationStream", "Model", "Sample", "extract"]
 
 # Imported when they are asked for: the commands start without them.
 _HOMES = {
     "ActivationDataset": "layertap.reader.dataset",
+    "ActivationStream": "layertap.api.stream",
     "Model": "layertap.api.model",
     "Sample": "layertap.reader.sample",
     "extract": "layertap.api.extraction",

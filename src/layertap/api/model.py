@@ -36,7 +36,7 @@ from layertap.pipeline.setup import DTYPES, open_run, resolve_run_taps
 from layertap.pipeline.stream import stream_samples
 from layertap.pipeline.windows import Position, Window
 from layertap.prompts import PromptMaker
-from layertap.reader.handover import numpy_dtype
+from layertap.reader.blocks import numpy_dtype
 from layertap.reader.sample import Sample
 
 _WINDOW = 64

@@ -161,30 +161,32 @@ def choose_rows(sample: Sample, form: ShardFormat, config: BatchConfig, number: 
     chosen = kept(tokens, config, sample.tokens)
     if config.sequence is None:
         return read[np.flatnonzero(chosen)]
-    runs = cut_runs(chosen, read.samples, sample.columns["positions"], config.sequence)
+    runs = _runs(chosen, sample, config.sequence)
     in_runs = read[runs]
     return Rows(in_runs.activations, in_runs.columns, np.full(len(runs), number))
 
 
-def count_rows(model: RunningModel, config: BatchConfig) -> int:
-    """How many rows of an epoch this rank has: makes its prompts, and runs no model.
+def count_rows(model: RunningModel, config: BatchConfig) -> tuple[int, int]:
+    """How many rows of an epoch this rank has, and how many tokens fill no run and do not come.
 
-    Raises UsageError where only activations tell which tokens come.
+    It makes all prompts of the rank, and runs no model. Raises UsageError where only activations
+    tell which tokens come.
     """
     if config.exclude & {"sink", "nonfinite"}:
         raise UsageError(
             "a stream cannot tell how many tokens come before it has run, since sinks and what is not finite show in"
-            " activations; leave out len and drop_last, or exclude=, or store the run and train from that"
+            " activations; leave out count_batches, left_over and drop_last, or exclude=, or store the run and train"
+            " from that"
         )
-    rows = 0
+    rows = tokens = 0
     for window in model.prompts.windows():
         for whole in window.samples:
             sample = model.prompts.kept.of(whole)
-            if sample.tokens:
-                chosen = kept(SampleTokens(sample.columns, {}), config, sample.tokens)
-                rows += _runs(chosen, sample, config.sequence) if config.sequence else int(chosen.sum())
-    return rows
+            chosen = kept(SampleTokens(sample.columns, {}), config, sample.tokens)
+            tokens += int(chosen.sum())
+            rows += len(_runs(chosen, sample, config.sequence)) if config.sequence else int(chosen.sum())
+    return rows, tokens - rows * config.tokens_a_row
 
 
-def _runs(chosen: np.ndarray, sample: Sample, sequence: int) -> int:
-    return len(cut_runs(chosen, np.zeros(sample.tokens, np.int64), sample.columns["positions"], sequence))
+def _runs(chosen: np.ndarray, sample: Sample, sequence: int) -> np.ndarray:
+    return cut_runs(chosen, np.zeros(sample.tokens, np.int64), sample.columns["positions"], sequence)

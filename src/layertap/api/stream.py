@@ -178,18 +178,27 @@ class StreamBatches:
             self._current()
         return self._normalisation
 
-    def __len__(self) -> int:
+    def count_batches(self) -> int:
         """The batches of an epoch on this rank.
 
-        The first call makes all prompts. Raises UsageError where only the model can tell.
+        It makes all prompts and runs no model; so it is no `len`, which Python calls by itself.
+        Raises UsageError where only the model can tell.
         """
         config = self._config
         if not config.drop_last:
-            return -(-count_rows(self._model, config) // config.batch_rows)
+            return -(-count_rows(self._model, config)[0] // config.batch_rows)
         if self._most is None:
             ranks = (self._all_ranks.of_rank(rank, config.world_size) for rank in range(config.world_size))
-            self._most = min(count_rows(rank, config) for rank in ranks) // config.batch_rows
+            self._most = min(count_rows(rank, config)[0] for rank in ranks) // config.batch_rows
         return self._most
+
+    @property
+    def left_over(self) -> int:
+        """Tokens of this rank that fill no run of `sequence`, and so do not come.
+
+        It makes all prompts. Raises UsageError where only the model can tell.
+        """
+        return count_rows(self._model, self._config)[1]
 
     def state_dict(self) -> dict[str, Any]:
         """Where the next batch stands, as JSON. It is this rank's own, and takes some hundred
@@ -255,7 +264,7 @@ class StreamBatches:
     def _next_rows(self) -> Block | None:
         """The rows of the next batch; None at the end of the epoch."""
         config = self._config
-        if config.drop_last and config.world_size > 1 and self._batch >= len(self):
+        if config.drop_last and config.world_size > 1 and self._batch >= self.count_batches():
             return None
         pool = self._current()
         if pool is None:

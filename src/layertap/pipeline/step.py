@@ -85,11 +85,13 @@ class StepProgram:
         self._hosts = len({device.process_index for device in plan.mesh.devices.flat}) if plan.mesh else 1
         self._pinned = self._rows.with_memory_kind("pinned_host")
         self._compiled: dict[Shape, Future[Compiled]] = {}
-        self._compilers = ThreadPoolExecutor(max_workers=2, thread_name_prefix="compile")
+        self._compilers: ThreadPoolExecutor | None = None
 
     def compile(self, shape: Shape) -> Future[Compiled]:
         """Begin to compile for steps of `rows` x `length`, once. `close` afterwards."""
         if shape not in self._compiled:
+            if self._compilers is None:
+                self._compilers = ThreadPoolExecutor(max_workers=2, thread_name_prefix="compile")
             self._compiled[shape] = self._compilers.submit(self.lower_and_compile, shape)
         return self._compiled[shape]
 
@@ -118,8 +120,14 @@ class StepProgram:
             return outputs
 
     def close(self) -> None:
-        """End the threads that compile, after what they began; Ctrl-C does not wait for them."""
-        self._compilers.shutdown(wait=False, cancel_futures=True)
+        """End the threads that compile, after what they began; Ctrl-C does not wait for them.
+
+        What was not begun is forgotten. It compiles when it is asked for again.
+        """
+        if self._compilers is not None:
+            self._compilers.shutdown(wait=False, cancel_futures=True)
+            self._compilers = None
+            self._compiled = {shape: made for shape, made in self._compiled.items() if not made.cancelled()}
 
     def _program(self, shape: Shape) -> Compiled:
         if shape not in self._compiled:

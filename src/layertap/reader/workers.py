@@ -31,8 +31,10 @@ needs."""
 class Workers:
     """`count` threads that run calls in the order in which these were submitted."""
 
-    def __init__(self, count: int, name: str) -> None:
+    def __init__(self, count: int, name: str, at_end: Callable[[], object] | None = None) -> None:
+        """Each thread calls `at_end` when it ends."""
         self.dismissed = False
+        self._at_end = at_end
         self._calls: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = SimpleQueue()
         self._threads = [threading.Thread(target=self._work, name=f"{name}-{n}", daemon=True) for n in range(count)]
         for thread in self._threads:
@@ -57,6 +59,8 @@ class Workers:
             elif result.set_running_or_notify_cancel():
                 _run(call, result)
             del result, call  # or what the last call made would live until the next one comes
+        if self._at_end is not None:
+            self._at_end()
 
 
 def _run(call: Callable[[], T], result: "Future[T]") -> None:
@@ -91,7 +95,9 @@ class Ahead(Generic[T]):
     """
 
     def __init__(self, items: Iterator[T], teams: Sequence[Workers], name: str) -> None:
-        maker = Workers(1, name)
+        # The thread that makes the items closes them: a generator that is left to Python's exit
+        # would clean up among modules that are empty already.
+        maker = Workers(1, name, getattr(items, "close", None))
         self.close = weakref.finalize(self, dismiss, (maker, *teams))
         self._make: Callable[[], Future[T | None]] = partial(maker.submit, partial(next, items, None))
         self._coming = self._make()
