@@ -326,19 +326,27 @@ def test_a_crosscoder_gets_all_layers_in_one_array(datasets: dict[str, Activatio
         require_true(dataset, batches, batch)
 
 
-@given(kind=st.sampled_from(KINDS), world_size=st.integers(1, 9), config=configurations)
+@given(st.sampled_from(KINDS), st.integers(1, 9), st.sampled_from([None, 1, 2]), configurations)
 def test_with_drop_last_all_ranks_have_as_many_whole_batches(
-    datasets: dict[str, ActivationDataset], kind: str, world_size: int, config: dict[str, Any]
+    datasets: dict[str, ActivationDataset], kind: str, world_size: int, sequence: int | None, config: dict[str, Any]
 ) -> None:
+    rows, config = config["batch_size"], config | {"batch_size": config["batch_size"] * (sequence or 1)}
     ranks = [
-        datasets[kind].batches(rank=rank, world_size=world_size, drop_last=True, **config) for rank in range(world_size)
+        datasets[kind].batches(rank=rank, world_size=world_size, drop_last=True, sequence=sequence, **config)
+        for rank in range(world_size)
     ]
     epochs = [list(batches) for batches in ranks]
-    tokens = len(wanted(datasets[kind], ranks[0].taps, sorted(config["exclude"])))
-    steps = tokens // (world_size * config["batch_size"])
+    there = runs_of(datasets[kind], ranks[0].taps, sorted(config["exclude"]), sequence or 1)
+    steps = len(there) // (world_size * rows)
     assert [len(epoch) for epoch in epochs] == [len(batches) for batches in ranks] == [steps] * world_size
-    assert {len(batch) for epoch in epochs for batch in epoch} <= {config["batch_size"]}
-    assert max(Counter(token for epoch in epochs for token in tokens_of(epoch)).values(), default=1) == 1
+    assert {len(batch) for epoch in epochs for batch in epoch} <= {rows}
+    firsts = [
+        (number, position)
+        for epoch in epochs
+        for batch in epoch
+        for number, position in zip(batch.samples.tolist(), batch.positions.reshape(rows, -1)[:, 0], strict=True)
+    ]
+    assert len(set(firsts)) == len(firsts)
 
 
 @pytest.mark.parametrize("kind", KINDS)

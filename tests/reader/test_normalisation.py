@@ -110,7 +110,7 @@ def test_sinks_do_not_rule_what_comes_without_them(dataset: ActivationDataset) -
 
 def test_a_mean_of_chosen_tokens_is_estimated_from_few_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     outputs.write(tmp_path, [[sample(n, 400) for n in range(6)]], outputs.shard_format(SITES, name="safetensors"))
-    monkeypatch.setattr(layertap.reader.measuring, "POOL_TOKENS", 1200)
+    monkeypatch.setattr(layertap.reader.measuring, "SOME_TOKENS", 1200)
     dataset = ActivationDataset(tmp_path)
     batches = [dataset.batches(8, center=True, scale="unit_rms", seed=seed, **SOME) for seed in (0, 1)]
     rows = all_rows(batches[0])

@@ -132,6 +132,21 @@ def test_of_centred_activations_sqrt_d_is_unit_rms() -> None:
     assert factors[0] == factors[1]
 
 
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_what_is_given_is_not_written_to(dtype: str) -> None:
+    values = np.random.default_rng(5).normal(3, 2, (50, 2, 6)).astype(dtype)
+    before = values.copy()
+    for center in (True, False):
+        made = Normalisation.of(
+            {tap: statistics(values[:, place]) for place, tap in enumerate((ONE, OTHER))}, center, "unit_rms", "these"
+        )
+        for array in (values, torch.from_numpy(values)):
+            mapped = made.apply(array, [ONE, OTHER])
+            for place, tap in enumerate((ONE, OTHER)):
+                np.testing.assert_allclose(mapped[:, place], made[tap].apply(values[:, place]), rtol=1e-5, atol=1e-6)
+        np.testing.assert_array_equal(values, before)
+
+
 def test_what_has_no_size_cannot_be_scaled() -> None:
     constant = {ONE: statistics(np.ones((5, 3)))}
     with pytest.raises(UsageError, match=r"layer 12 at mlp_in: its activations are of size 0"):

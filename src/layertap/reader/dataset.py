@@ -154,7 +154,7 @@ class ActivationDataset(Sequence[Sample], BatchSource[Batches]):
     def _make_batches(self, config: BatchConfig) -> Batches:
         self._require_columns({*config.columns, *(("role", "cells") if config.selections else ())})
         layout = layout_of(self.path, self._shards, config)
-        return Batches(self._shards, layout, config, normalisation_of(self._shards, layout, config))
+        return Batches(self._shards, layout, config, normalisation_of(self._shards, config))
 
     def close(self) -> None:
         """Let go of connections; what was handed out stays."""

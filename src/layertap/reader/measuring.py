@@ -4,16 +4,17 @@
     no      none             the statistics beside the shards                   yes
     yes     none             the statistics beside the shards                   yes
     no      some             the stored norms of the tokens that come           but for float32
-    yes     some             POOL_TOKENS tokens that come, from all over        an estimate
+    yes     some             SOME_TOKENS that come, from all over the dataset    an estimate
 
 The tokens that come are what counts, since in these models a few sinks can hold nine tenths of
-E||x||^2 and move the mean by several deviations. Norms of all tokens are stored, so E||x|| and
-E||x||^2 of any choice of them are known; a mean is not. The estimate reads one pool of tokens; of a
-dataset that has no more it is exact. It depends on neither seed nor rank nor where the files lie.
-Tokens that are not finite never count.
+E||x||^2 and move the mean of a channel by two deviations. Norms of all tokens are stored, so
+E||x|| and E||x||^2 of any choice of them are known; a mean is not. The estimate reads some
+tokens, a piece at a time, so it needs no memory to speak of; of a dataset that has no more it is
+exact. It depends on neither seed nor rank nor where the files lie. Tokens that are not finite never
+count.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 
@@ -21,37 +22,40 @@ import numpy as np
 
 from layertap.core.taps import Tap
 from layertap.errors import UsageError
-from layertap.reader.blocks import Block, BlockLayout, fill_pools
+from layertap.reader.blocks import Block
 from layertap.reader.choice import kept
 from layertap.reader.config import BatchConfig
 from layertap.reader.pieces import Cursor, Pieces, ShardTokens, Share, Supply
 from layertap.reader.scaling import AffineMap, Normalisation, factor_of
 from layertap.reader.shards import Shards
 from layertap.reader.workers import dismiss
-from layertap.shards.statistics import TapStatistics, measure
+from layertap.shards.statistics import TapStatistics, measure, no_statistics
 from layertap.shards.statistics_files import merge_runs
 
-POOL_TOKENS = 131_072
+SOME_TOKENS = 131_072
 """Tokens of which means are estimated."""
 
 
-def normalisation_of(shards: Shards, layout: BlockLayout, config: BatchConfig) -> Normalisation | None:
+def normalisation_of(shards: Shards, config: BatchConfig) -> Normalisation | None:
     """What batches of these shards are normalised by, the one that was given or a measured one;
     None where nothing was asked for.
 
-    `layout` is that of a pool. Raises UsageError where there is nothing to measure.
+    Raises UsageError where there is nothing to measure.
     """
     if config.normalisation is not None or not config.normalises:
         return config.normalisation
     if not config.leaves_out:
         return _from_files(shards, config)
-    return _from_pool(shards, layout, config) if config.center else _from_norms(shards, layout, config)
+    return _from_some(shards, config) if config.center else _from_norms(shards, config)
 
 
 def pool_statistics(pool: Block, config: BatchConfig) -> dict[Tap, TapStatistics]:
     """The statistics of each tap of a pool's tokens; what is not finite does not count."""
-    arrays = {tap: np.asarray(pool.tap(number)) for number, tap in enumerate(config.taps)}
-    return {tap: measure(array.reshape(-1, array.shape[-1]), 0)[0] for tap, array in arrays.items()}
+    return _measure(config.taps, [np.asarray(pool.tap(number)) for number in range(len(config.taps))])
+
+
+def _measure(taps: Sequence[Tap], arrays: Sequence[np.ndarray]) -> dict[Tap, TapStatistics]:
+    return {tap: measure(array.reshape(-1, array.shape[-1]), 0)[0] for tap, array in zip(taps, arrays, strict=True)}
 
 
 def _from_files(shards: Shards, config: BatchConfig) -> Normalisation:
@@ -65,27 +69,31 @@ def _from_files(shards: Shards, config: BatchConfig) -> Normalisation:
     return _made(statistics, config, f"the statistics of all {statistics[config.taps[0]].count} tokens")
 
 
-def _from_pool(shards: Shards, layout: BlockLayout, config: BatchConfig) -> Normalisation:
+def _from_some(shards: Shards, config: BatchConfig) -> Normalisation:
+    """Of tokens from all over, which are measured piece by piece as they are read."""
     plain = replace(
-        BatchConfig(batch_size=1, taps=config.taps, pool_tokens=POOL_TOKENS, center=True),
+        BatchConfig(batch_size=1, taps=config.taps),
         **{name: getattr(config, name) for name in ("exclude", "include", "role", "sink_factor")},
     )
-    pieces, most = Pieces(shards, plain), min(POOL_TOKENS, sum(shards.tokens))
+    pieces, tokens = Pieces(shards, plain), 0
+    statistics = {tap: no_statistics(shards.sources[0].manifest.taps[tap]) for tap in plain.taps}
     with ExitStack() as stack:
-        supply = Supply(pieces, Share(pieces.order(0), Cursor(0, 0), most))
+        supply = Supply(pieces, Share(pieces.order(0), Cursor(0, 0), SOME_TOKENS))
         stack.callback(dismiss, [supply.readers])
-        pool = next(fill_pools(supply, plain, replace(layout, sequence=None), 0, 0, most), None)
-    statistics = {} if pool is None else pool_statistics(pool, plain)
-    return _made(statistics, config, f"{0 if pool is None else len(pool)} of the tokens that come, from all over")
+        for rows in supply.take(SOME_TOKENS):
+            part = _measure(plain.taps, rows.activations)
+            statistics = {tap: own.merge(part[tap]) for tap, own in statistics.items()}
+            tokens += len(rows)
+    return _made(statistics, config, f"{tokens} of the tokens that come, from all over")
 
 
 def _made(statistics: Mapping[Tap, TapStatistics], config: BatchConfig, measured: str) -> Normalisation:
-    if not statistics or not all(own.count for own in statistics.values()):
+    if not all(own.count for own in statistics.values()):
         raise UsageError("no finite token comes of which a normalisation could be measured; give normalisation=")
     return Normalisation.of(statistics, config.center, config.scale, measured)
 
 
-def _from_norms(shards: Shards, layout: BlockLayout, config: BatchConfig) -> Normalisation:
+def _from_norms(shards: Shards, config: BatchConfig) -> Normalisation:
     """Of what is chosen; reads flags or labels, and norms."""
 
     def sums(shard: int) -> np.ndarray:
@@ -100,7 +108,8 @@ def _from_norms(shards: Shards, layout: BlockLayout, config: BatchConfig) -> Nor
     if not totals[:, 0].all():
         raise UsageError("no finite token comes of which a normalisation could be measured; give normalisation=")
     maps = {}
-    for tap, width, (count, norm, square) in zip(config.taps, layout.widths, totals.tolist(), strict=True):
+    for tap, (count, norm, square) in zip(config.taps, totals.tolist(), strict=True):
+        width = shards.sources[0].manifest.taps[tap]
         factor = factor_of(tap, config.scale, width, norm / count, square / count)
         maps[tap] = AffineMap(np.zeros(width), factor)
     return Normalisation(maps, False, config.scale, f"the norms of the {int(totals[0, 0])} tokens that come")

@@ -142,13 +142,11 @@ class Normalisation:
         """[..., taps, width], normalised."""
         mapped = widen(activations)
         own = mapped is not activations  # what is given is not written to; of JAX's arrays nothing is
-        if self.center:
-            mean = constant(np.stack([self[tap].mean for tap in taps]), mapped)
-            mapped, own = _subtract(mapped, mean, own), True
-        if self.scale is not None:
-            factor = constant(np.array([[self[tap].factor] for tap in taps]), mapped)
-            mapped = _multiply(mapped, factor, own)
-        return mapped
+        means = np.stack([self[tap].mean for tap in taps])
+        factors = np.array([[self[tap].factor] for tap in taps])
+        if means.any():
+            mapped, own = _subtract(mapped, constant(means, mapped), own), True
+        return _multiply(mapped, constant(factors, mapped), own) if (factors != 1).any() else mapped
 
     def summary(self) -> dict[str, Any]:
         """What tells it from others, as small JSON."""
