@@ -91,11 +91,11 @@ def fold(
     """The weights of the same autoencoder, for activations that are not normalised.
 
     `W_enc` is [width, features], `W_dec` [features, width], as in SAELens; `torch.nn.Linear` has
-    both the other way round. Features keep their activations, and so do thresholds and top k.
-    Columns of the decoder lose their length: where yours have to be of length 1, normalise in
-    place of folding. `targets` is the map of what a transcoder predicts; left out: that of
-    `inputs`. `subtracts_b_dec` is for autoencoders that take b_dec from their input before they
-    encode it.
+    both the other way round. Features keep their activations, and so do thresholds and top k. What
+    a feature writes changes its length, by one factor for all of them: where yours have to be of
+    length 1, normalise in place of folding. `targets` is the map of what a transcoder predicts;
+    left out: that of `inputs`. `subtracts_b_dec` is for autoencoders that take b_dec from their
+    input before they encode it.
 
     Raises UsageError where a width does not fit, or where b_dec is to be taken from inputs of
     another tap.
