@@ -38,7 +38,7 @@ _MAY_KNOW = {
     "api": {"config", "dataset", "prompts", "model", "pipeline", "shards", "reader"},
     "__init__": {"reader", "api"},
 }
-_MAY_KNOW_JAX = {"model", "pipeline", "plan"}
+_MAY_KNOW_JAX = {"model", "pipeline", "plan", "api"}
 _HANDS_OVER = {"reader/handover.py", "export/adapters.py"}
 """Make arrays of JAX and torch for who asks for them, and import these when asked."""
 

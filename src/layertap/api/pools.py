@@ -19,11 +19,14 @@ from typing import Any
 
 import numpy as np
 
+from layertap.api.device import DeviceBlock, device_norms
 from layertap.core.sample import Sample
+from layertap.core.taps import Tap
 from layertap.errors import UsageError
 from layertap.pipeline.inputs import Prompts
 from layertap.pipeline.progress import Progress
 from layertap.pipeline.session import OpenedModel, Session
+from layertap.pipeline.staying import DeviceTokens
 from layertap.pipeline.stream import stream_samples
 from layertap.pipeline.windows import Position
 from layertap.reader.blocks import Block, BlockLayout, shuffled_places
@@ -102,7 +105,8 @@ def make_pools(
     """
     size = config.pool_rows if config.shuffle else config.batch_rows
     begins, filled = start, 0
-    pool, places = layout.make_room(size), _places(config, epoch, number, size)
+    make_room = partial(DeviceBlock.make_room, layout) if model.opened.stays else layout.make_room
+    pool, places = make_room(size), _places(config, epoch, number, size)
     place = start
     for place, rows in _placed_rows(model, config, start, stop):
         taken = 0
@@ -115,7 +119,7 @@ def make_pools(
                 ends = replace(place, rows=place.rows + taken)
                 yield Pool(number, pool, begins, ends)
                 begins, filled, number = ends, 0, number + 1
-                pool, places = layout.make_room(size), _places(config, epoch, number, size)
+                pool, places = make_room(size), _places(config, epoch, number, size)
     if filled:
         yield Pool(number, pool[np.sort(places[:filled])], begins, place)
 
@@ -152,10 +156,10 @@ def choose_rows(sample: Sample, form: ShardFormat, config: BatchConfig, number: 
 
     Raises StorageError for a NaN or an infinity that is not to be kept, or that float16 makes.
     """
-    measured = {tap: measure_sample(sample, tap, form) for tap in config.taps}
-    tokens = SampleTokens(sample.columns, {tap: norms for tap, (_, norms, _) in measured.items()})
+    values, norms = _values(sample, form, config)
+    tokens = SampleTokens(sample.columns, norms)
     columns = {name: sample.columns[name] for name in (*config.columns, "positions")}
-    read = Rows([rounded for rounded, _, _ in measured.values()], columns, np.full(sample.tokens, number))
+    read = Rows(values, columns, np.full(sample.tokens, number))
     if not config.leaves_out and config.sequence is None:
         return read
     chosen = kept(tokens, config, sample.tokens)
@@ -164,6 +168,14 @@ def choose_rows(sample: Sample, form: ShardFormat, config: BatchConfig, number: 
     runs = _runs(chosen, sample, config.sequence)
     in_runs = read[runs]
     return Rows(in_runs.activations, in_runs.columns, np.full(len(runs), number))
+
+
+def _values(sample: Sample, form: ShardFormat, config: BatchConfig) -> tuple[list[Any], dict[Tap, np.ndarray]]:
+    """What is handed on of a sample at each tap, rounded as it would be stored, and its norms."""
+    if isinstance(sample.activations[config.taps[0]], DeviceTokens):
+        return [sample.activations[tap] for tap in config.taps], device_norms(sample, form, config.taps)
+    measured = {tap: measure_sample(sample, tap, form) for tap in config.taps}
+    return [rounded for rounded, _, _ in measured.values()], {tap: norms for tap, (_, norms, _) in measured.items()}
 
 
 def count_rows(model: RunningModel, config: BatchConfig) -> tuple[int, int]:

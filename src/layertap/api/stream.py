@@ -14,6 +14,9 @@ What differs, because nobody has seen what is still to come:
   takes one reading of the dataset; the model does not run for it.
 - Where to normalise by is estimated from the first pool, unless `normalisation=` says it.
 
+On an accelerator, batches for JAX, and for a torch that sees the same card, are made there: the
+activations never visit the host (device.py). Over several devices they do.
+
 A pool is made by a thread while the one before is used, so two are in memory, beside the model. A
 state is the number of the batch and the place in the run where its pool begins: going on costs the
 making of that pool again, and no more. It is a rank's own.
@@ -25,6 +28,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
+from layertap.api.device import stays_on_device
 from layertap.api.pools import Place, Pool, RunningModel, count_rows, make_pools
 from layertap.config.arguments import Group
 from layertap.config.extract import RunConfig
@@ -151,6 +155,8 @@ class StreamBatches:
     def __init__(self, model: RunningModel, config: BatchConfig, layout: BlockLayout, run: str) -> None:
         self.taps: tuple[Tap, ...] = config.taps
         """What stands along the axis of taps: the second one, but with `sequence` the third."""
+        stays = stays_on_device(config, model.opened, model.form)
+        model = replace(model, opened=replace(model.opened, stays=stays))
         self._all_ranks = model
         self._model = model.of_rank(config.rank, config.world_size)
         self._config = config

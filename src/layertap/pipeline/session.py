@@ -45,6 +45,8 @@ class OpenedModel:
     """The devices that share rows and weights; None where there is one."""
     hosts: Hosts = _ALONE
     """The hosts that the devices of the mesh belong to."""
+    stays: bool = False
+    """Whether activations stay on the device (staying.py)."""
 
     @property
     def num_layers(self) -> int:
@@ -106,7 +108,8 @@ class Session:
             found = next((program for key, program in self._programs if key == opened), None)
             if found is None:
                 abstract = weights.abstract_model(opened.checkpoint.config, opened.num_layers, opened.compute_dtype)
-                found = StepProgram(abstract, opened.taps, plan_for(opened.platform, opened.capture_dtype, opened.mesh))
+                plan = plan_for(opened.platform, opened.capture_dtype, opened.mesh)
+                found = StepProgram(abstract, opened.taps, plan, stays=opened.stays)
             self._programs = [(key, program) for key, program in self._programs if program is not found]
             self._programs.append((opened, found))
             for _, old in self._programs[:-_PROGRAMS]:

@@ -19,8 +19,9 @@ the host gets to it.
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +38,7 @@ from layertap.model.attention_tpu import attend_splash
 from layertap.model.decoder import Decoder, ForwardPlan
 from layertap.model.mesh import ROWS, partition_model, placed
 from layertap.pipeline import backend
+from layertap.pipeline.staying import DeviceStep
 
 # 16,384 tokens of 72B at once would need 4 GB for the MLP's intermediate values alone; 2,048 keep
 # any chip busy.
@@ -44,8 +46,9 @@ _ACCELERATOR_BLOCK = 2048
 
 Shape = tuple[int, int]
 Outputs = tuple[Float[Array, "rows length _"], ...]  # each as wide as its site
-# tap -> row of this host -> activations.
-HostOutputs = Mapping[Tap, Mapping[int, Float[np.ndarray, "length _"]]]
+# tap -> row of this host -> activations, [length, width of the site].
+# With `stays`, what says where they are: it is cut and chosen from as an array is.
+HostOutputs = Mapping[Tap, Mapping[int, Any]]
 
 
 def run_step(
@@ -77,10 +80,12 @@ class StepProgram:
     and its rows are those of all hosts side by side.
     """
 
-    def __init__(self, abstract: Decoder, taps: tuple[Tap, ...], plan: ForwardPlan) -> None:
+    def __init__(self, abstract: Decoder, taps: tuple[Tap, ...], plan: ForwardPlan, *, stays: bool = False) -> None:
+        """`stays`: activations stay on the one device, and `harvest` gives `DeviceTokens`."""
         self._abstract = placed(abstract, plan.mesh)
         self._taps = taps
-        self._plan = plan
+        self._plan = replace(plan, outputs="device") if stays else plan
+        self._stays = stays
         self._rows = NamedSharding(plan.mesh, ROWS) if plan.mesh else SingleDeviceSharding(jax.devices()[0])
         self._hosts = len({device.process_index for device in plan.mesh.devices.flat}) if plan.mesh else 1
         self._pinned = self._rows.with_memory_kind("pinned_host")
@@ -115,7 +120,7 @@ class StepProgram:
             outputs = program(model, self._to_devices(token_ids), self._to_devices(seg_start))
             if self._plan.outputs == "moved":
                 outputs = jax.device_put(outputs, self._pinned)
-            for output in outputs:
+            for output in () if self._stays else outputs:
                 output.copy_to_host_async()
             return outputs
 
@@ -154,11 +159,13 @@ class StepProgram:
 
     def harvest(self, outputs: Outputs) -> HostOutputs:
         """The step's activations on this host as numpy arrays (bfloat16 as `ml_dtypes.bfloat16`),
-        without a copy where the device's memory is the host's.
+        without a copy where the device's memory is the host's; or what says where they stay.
 
         Raises DeviceError where the step failed.
         """
         with _device_errors(cast(Shape, outputs[0].shape[:2])):
+            if self._stays:
+                return DeviceStep(dict(zip(self._taps, outputs, strict=True))).rows()
             return {tap: _rows_here(output) for tap, output in zip(self._taps, outputs, strict=True)}
 
 

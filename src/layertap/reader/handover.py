@@ -96,7 +96,7 @@ class HandOver:
             arrays = [rows.activations[place][..., None, :] for place in places]
             if len({array.shape[-1] for array in arrays}) > 1:
                 return {tap: self._finish(array, [tap])[..., 0, :] for tap, array in zip(taps, arrays, strict=True)}
-            return self._finish(arrays[0] if len(arrays) == 1 else np.concatenate(arrays, axis=-2), taps)
+            return self._finish(arrays[0] if len(arrays) == 1 else _side_by_side(arrays), taps)
         together = list(range(places[0], places[0] + len(places))) == places
         picked: slice | list[int] = slice(places[0], places[0] + len(places)) if together else places
         return self._finish(rows.activations[..., picked, :], taps)
@@ -108,6 +108,15 @@ class HandOver:
             array = self._normalisation.apply(array, taps)
             array = array if config.dtype is None else array.astype(numpy_dtype(config.dtype), copy=False)
         return convert(array, config.as_)
+
+
+def _side_by_side(arrays: Sequence[Any]) -> Any:  # noqa: ANN401 - numpy's or JAX's
+    """Arrays [..., 1, width] as one with an axis of taps."""
+    if isinstance(arrays[0], np.ndarray):
+        return np.concatenate(arrays, axis=-2)
+    import jax.numpy as jnp
+
+    return jnp.concatenate(arrays, axis=-2)
 
 
 def _only(array: Any) -> Any:  # noqa: ANN401 - of any framework
@@ -138,8 +147,15 @@ def require_framework(framework: Framework) -> None:
         raise UsageError(f'as_="{framework}": {error}; pip install {framework}') from error
 
 
-def convert(array: np.ndarray, framework: Framework) -> Any:  # noqa: ANN401 - of a framework that may not be there
-    """`array` as one of `framework`."""
+def torch_sees(platform: str) -> bool:
+    """Whether torch, which is there, can take over arrays of JAX on this platform."""
+    import torch
+
+    return platform == "gpu" and torch.cuda.is_available()
+
+
+def convert(array: Any, framework: Framework) -> Any:  # noqa: ANN401 - of a framework that may not be there
+    """`array`, numpy's or on a device of JAX, as one of `framework`."""
     if framework == "numpy":
         return array
     if framework == "jax":
@@ -148,6 +164,8 @@ def convert(array: np.ndarray, framework: Framework) -> Any:  # noqa: ANN401 - o
         return jnp.asarray(array)
     import torch
 
+    if not isinstance(array, np.ndarray):
+        return torch.utils.dlpack.from_dlpack(array)  # the same memory of the device
     if not array.flags.writeable:  # bytes from a bucket, which torch warns of
         array = array.copy()
     if array.dtype == BFLOAT16:

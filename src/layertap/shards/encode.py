@@ -138,12 +138,18 @@ def measure_sample(sample: Sample, tap: Tap, form: ShardFormat) -> tuple[Activat
     """
     rounded = round_activation(sample, tap, form.dtype)
     statistics, norms = measure(rounded, sample.sample_idx)
-    positions = sample.columns["positions"]
-    if statistics.count < len(norms) and not form.keep_nonfinite:
-        raise _nonfinite(sample, tap, positions[~np.isfinite(norms)])
+    require_finite(sample, tap, norms, form)
     if statistics.count:
+        positions = sample.columns["positions"]
         statistics = replace(statistics, max_position=int(positions[statistics.max_position]))
     return rounded, norms.astype(np.float32), statistics
+
+
+def require_finite(sample: Sample, tap: Tap, norms: Norms, form: ShardFormat) -> None:
+    """Raise StorageError for a NaN or an infinity, which norms show, that is not to be kept."""
+    finite = np.isfinite(norms)
+    if not form.keep_nonfinite and not finite.all():
+        raise _nonfinite(sample, tap, sample.columns["positions"][~finite])
 
 
 def _collect(measured: Iterator[tuple[Activation, Norms, TapStatistics]], width: int) -> _TapValues:

@@ -1,0 +1,112 @@
+"""Pools on the device: rows go there from the outputs of a step, and never visit the host.
+
+A sample's rows are scattered to their places in the pool by one program, which works in place. Its
+shapes are few: the numbers of rows are rounded up to powers of two, and what is too many is
+dropped. A batch is a slice of the pool, by a program too, since a slice by numbers that Python
+knows would compile for each of them.
+
+One device alone: over a mesh the tokens of a step are on many, and the pool would be moved anyway.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from layertap.core.sample import Sample
+from layertap.core.taps import Tap
+from layertap.pipeline.session import OpenedModel
+from layertap.reader.blocks import Block, BlockLayout
+from layertap.reader.config import BatchConfig
+from layertap.reader.handover import torch_sees
+from layertap.reader.pieces import Rows
+from layertap.shards.encode import ShardFormat, require_finite
+
+_FEWEST = 256
+
+
+def stays_on_device(config: BatchConfig, opened: OpenedModel, form: ShardFormat) -> bool:
+    """Whether batches can be handed over on the device: for JAX, and for a torch that sees it.
+
+    float16 is rounded on the host, where values that are too large are noticed.
+    """
+    if opened.platform == "cpu" or opened.mesh is not None or form.dtype == np.float16:
+        return False
+    return config.as_ == "jax" or (config.as_ == "torch" and torch_sees(opened.platform))
+
+
+def device_norms(sample: Sample, form: ShardFormat, taps: Sequence[Tap]) -> dict[Tap, np.ndarray]:
+    """The norms of a sample's tokens; raises StorageError for a NaN that is not to be kept."""
+    found = {}
+    for tap in taps:
+        tokens: Any = sample.activations[tap]
+        found[tap] = tokens.norms
+        require_finite(sample, tap, found[tap], form)
+    return found
+
+
+class DeviceBlock(Block):
+    """A block whose activations are arrays of JAX."""
+
+    @staticmethod
+    def make_room(layout: BlockLayout, rows: int) -> "DeviceBlock":
+        """A block that is to be filled."""
+        shape = (rows,) if layout.sequence is None else (rows, layout.sequence)
+        dtype = jnp.dtype(layout.dtype)
+        activations: Any
+        if len(set(layout.widths)) == 1:
+            activations = jnp.zeros((*shape, len(layout.widths), layout.widths[0]), dtype)
+        else:
+            activations = [jnp.zeros((*shape, width), dtype) for width in layout.widths]
+        columns = {name: np.empty(shape, kind) for name, kind in layout.columns.items()}
+        return DeviceBlock(activations, columns, np.empty(rows, np.int64))
+
+    def put(self, places: np.ndarray | slice, rows: Rows) -> None:
+        """Gather `rows` from their step to these places; what was here before is given up."""
+        tokens: Sequence[Any] = rows.activations
+        where, sources = _padded(np.arange(len(self))[places], tokens[0].places, len(self))
+        outputs = tuple(one.step.outputs[one.tap] for one in tokens)
+        # The one place where a block changes: JAX gives a new array for the old one.
+        object.__setattr__(self, "activations", _scatter(self.activations, outputs, where, sources))
+        self._put_columns(places, rows)
+
+    def _put_columns(self, places: np.ndarray | slice, rows: Rows) -> None:
+        for name, values in rows.columns.items():
+            self.columns[name][places] = values
+        self.samples[places] = rows.samples
+
+    def __getitem__(self, rows: slice | np.ndarray) -> "DeviceBlock":
+        columns = {name: values[rows] for name, values in self.columns.items()}
+        samples = self.samples[rows]
+        if isinstance(rows, slice):
+            begin, _, _ = rows.indices(len(self))
+            taken = _slice(self.activations, begin, length=len(samples))
+        else:
+            taken = jax.tree.map(lambda array: array[jnp.asarray(rows)], self.activations)
+        return DeviceBlock(taken, columns, samples)
+
+
+def _padded(where: np.ndarray, sources: np.ndarray, beyond: int) -> tuple[np.ndarray, np.ndarray]:
+    """Both with a power of two of rows; those that are too many go beyond the pool."""
+    rows = len(where)
+    more = max(_FEWEST, 1 << max(rows - 1, 0).bit_length()) - rows
+    padding = np.zeros((more, *sources.shape[1:]), sources.dtype)
+    return np.append(where, np.full(more, beyond)).astype(np.int32), np.concatenate([sources, padding])
+
+
+@partial(jax.jit, donate_argnums=0)
+def _scatter(pool: Any, outputs: tuple[Array, ...], where: Array, sources: Array) -> Any:  # noqa: ANN401
+    """The pool with the tokens `sources` of a step in its rows `where`."""
+    taken = [output.reshape(-1, output.shape[-1])[sources] for output in outputs]
+    if isinstance(pool, list):
+        return [one.at[where].set(rows.astype(one.dtype), mode="drop") for one, rows in zip(pool, taken, strict=True)]
+    return pool.at[where].set(jnp.stack(taken, axis=-2).astype(pool.dtype), mode="drop")
+
+
+@partial(jax.jit, static_argnames="length")
+def _slice(pool: Any, begin: int, *, length: int) -> Any:  # noqa: ANN401
+    return jax.tree.map(lambda array: jax.lax.dynamic_slice_in_dim(array, begin, length), pool)
