@@ -28,11 +28,12 @@ _MAY_KNOW = {
     "export": {"config", "reader", "shards", "objects"},
     "pipeline": {"config", "process", "dataset", "prompts", "model", "shards", "objects"},
     "plan": {"config", "dataset", "model", "pipeline", "shards", "objects"},
+    "compare": {"config", "prompts", "model", "reader", "api"},
     "tpu": {"config"},
     "fleet": {"config", "process", "dataset", "pipeline", "shards", "objects", "check"},
     "demo": {"config", "dataset", "prompts", "model", "pipeline", "shards", "objects", "check"},
     "commands": {"config", "process", "objects", "shards", "check", "pipeline"}
-    | {"demo", "plan", "tpu", "fleet", "view", "export"},
+    | {"demo", "plan", "tpu", "fleet", "view", "export", "compare"},
     "cli": {"config", "process", "commands", "tpu"},
     "__main__": {"cli"},
     "api": {"config", "dataset", "prompts", "model", "pipeline", "shards", "reader"},

@@ -14,6 +14,7 @@ from typing import Any
 import layertap
 from layertap import commands
 from layertap.config.arguments import parse
+from layertap.config.compare import CompareConfig
 from layertap.config.demo import DemoConfig
 from layertap.config.export import ExportConfig
 from layertap.config.extract import ExtractConfig
@@ -172,6 +173,12 @@ _COMMANDS: Mapping[str, _Command | _Group] = {
         commands.export,
         "copy activations into a folder that another trainer reads; goes on where it was stopped",
         "./activations ./for_saelens --to saelens --layers 12",
+    ),
+    "compare": _Command(
+        CompareConfig,
+        commands.compare,
+        "hold another tool's activations against ours in float32, and say what they are",
+        "dump.safetensors --model_path Qwen/Qwen2.5-0.5B",
     ),
     "plan": _Command(
         PlanConfig,

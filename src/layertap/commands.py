@@ -11,6 +11,7 @@ from contextlib import ExitStack, closing, contextmanager
 from importlib import import_module
 from typing import Any
 
+from layertap.config.compare import CompareConfig
 from layertap.config.demo import DemoConfig
 from layertap.config.export import ExportConfig
 from layertap.config.extract import ExtractConfig
@@ -167,6 +168,16 @@ def stats(config: StatsConfig) -> int:
     else:
         print(describe_statistics(statistics, shares))
     return 0
+
+
+def compare(config: CompareConfig) -> int:
+    """Hold a dump against its model, and say what it is."""
+    from layertap.compare.command import compare
+    from layertap.compare.report import describe, to_json
+
+    comparison = compare(config)
+    print(dump_json(to_json(comparison), indent=2) if config.json else describe(comparison))
+    return 0 if comparison.sound else LayertapError.exit_status
 
 
 def plan(config: PlanConfig) -> int:

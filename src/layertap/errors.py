@@ -8,6 +8,7 @@
     │   │   └── BadTaskError      one task that is malformed
     │   ├── PromptError           a grid encoder, template or tokenizer that cannot be used
     │   │   └── OverlongError     a sample longer than `--max_seq_length`
+    │   ├── DumpError             a dump to compare that cannot be read as one
     │   ├── ModelError            a checkpoint that is missing, unsupported or unlike its config
     │   ├── RunMismatchError      the output folder belongs to another run
     │   ├── HostsStoppedError     the input of one of several hosts is wrong, and all stop together
@@ -64,6 +65,10 @@ class PromptError(InputError):
 
 class OverlongError(PromptError):
     """A sample with more tokens than `--max_seq_length`."""
+
+
+class DumpError(InputError):
+    """Activations of another tool that cannot be read, or not held against a model."""
 
 
 class ModelError(InputError):

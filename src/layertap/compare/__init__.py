@@ -1,0 +1,1 @@
+"""`layertap compare`: dumps of other tools, held against our float32 truth."""

@@ -1,0 +1,217 @@
+"""`layertap compare`: from a path and a model to a verdict on each array."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from layertap.compare.candidates import EMBEDDINGS, Candidate, FinalNorm, ModelFacts, candidate_taps
+from layertap.compare.case import Alignment, Case, Truth
+from layertap.compare.contexts import Context, contexts, opened, openers
+from layertap.compare.diagnosis import Diagnosis, Explanation, better, diagnose, explain
+from layertap.compare.dump import Dump, DumpArray, Limits, Prompt
+from layertap.compare.opening import open_dump
+from layertap.compare.restarts import find_restarts
+from layertap.compare.truth import MEMORY, TruthReader
+from layertap.compare.verdict import Verdict, judge_diagnosis, judge_width
+from layertap.config.compare import CompareConfig
+from layertap.core.taps import SITES, Site, Tap
+from layertap.errors import UsageError
+
+_PROBED = 16  # tokens on which an opening is tried
+_IN_VAIN = 8
+_LIKELY = 6
+"""How many candidates of an array are tried with other prompts."""
+
+
+@dataclass(frozen=True, eq=False)
+class Finding:
+    """One array of a dump."""
+
+    array: DumpArray
+    diagnosis: Diagnosis | None
+    """None where it is as wide as no site."""
+    verdict: Verdict
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """A whole dump."""
+
+    path: str
+    dump: Dump
+    facts: ModelFacts
+    tokens: int
+    """Of each prompt, no more than so many were compared."""
+    findings: Sequence[Finding]
+    texts: Sequence[Sequence[str]]
+    """Of the tokens of each prompt."""
+
+    @property
+    def sound(self) -> bool:
+        """Whether no array has a fault."""
+        return not any(finding.verdict.fault for finding in self.findings)
+
+
+def compare(config: CompareConfig) -> Comparison:
+    """Hold a dump against its model.
+
+    Raises DumpError for what is no dump of the model's tokens, ModelError or PromptError for a
+    model that does not run, UsageError for layers that it does not have.
+    """
+    with closing(TruthReader(config.model_path, config.revision, config.max_tokens)) as reader:
+        facts = reader.facts
+        _require_layers(config.layers, facts)
+        dump = open_dump(config.dump, config.token_ids, facts, Limits(config.max_samples, config.max_tokens))
+        taps = _taps(config.layers, config.sites or SITES, facts, {array.width for array in dump.arrays})
+        tokens = _affordable(config.max_tokens, dump, taps, facts)
+        known = [array for array in dump.arrays if facts.sites_of(array.width)]
+        diagnoses = _diagnose(reader, dump.prompts, known, taps, tokens) if known and taps else {}
+        findings = [_finding(array, diagnoses.get(array.name), facts) for array in dump.arrays]
+        decode = reader.tokenizer.decode
+        texts = [[decode([token]) for token in prompt.token_ids[:tokens]] for prompt in dump.prompts]
+    return Comparison(config.dump, dump, facts, tokens, findings, texts)
+
+
+def _require_layers(layers: Sequence[int], facts: ModelFacts) -> None:
+    beyond = [layer for layer in layers if layer >= facts.num_layers]
+    if beyond:
+        raise UsageError(f"--layers {beyond[0]}: {facts.name} has layers 0 to {facts.num_layers - 1}")
+
+
+def _taps(layers: Sequence[int], sites: Sequence[Site], facts: ModelFacts, widths: set[int]) -> tuple[Tap, ...]:
+    """The taps that an array of the dump can be, by its width."""
+    fitting = [site for site in sites if facts.widths[site] in widths]
+    return candidate_taps(layers or range(facts.num_layers), fitting)
+
+
+def _affordable(tokens: int, dump: Dump, taps: Sequence[Tap], facts: ModelFacts) -> int:
+    """How many tokens of each prompt fit into the memory."""
+    numbers = max(sum(facts.widths[tap.site] for tap in taps), sum(array.width for array in dump.arrays), 1)
+    context = (facts.context or tokens + _PROBED) - _PROBED  # what is put before a prompt has to fit too
+    return max(1, min(tokens, context, MEMORY // (4 * numbers * len(dump.prompts))))
+
+
+def _diagnose(
+    reader: TruthReader, prompts: Sequence[Prompt], arrays: Sequence[DumpArray], taps: Sequence[Tap], tokens: int
+) -> dict[str, Diagnosis]:
+    norm = reader.final_norm()
+    truth = Truth(reader.read([prompt.token_ids[:tokens] for prompt in prompts], taps), norm)
+    cases = [_case(array, truth, taps, tokens, reader.facts) for array in arrays]
+    found = _one_by_one([case for case in cases if case.candidates])
+    return _with_contexts(reader, prompts, found, norm, tokens)
+
+
+def _one_by_one(cases: Sequence[Case]) -> dict[str, Diagnosis]:
+    """Each array by itself, but for what explained the one before.
+
+    Where nothing explains a number of them, the others are no longer searched at length: a dump of
+    another model has as many arrays as one of this model.
+    """
+    found: dict[str, Diagnosis] = {}
+    like, in_vain = None, 0
+    for case in cases:
+        diagnosis = diagnose(case, like, briefly=in_vain >= _IN_VAIN)
+        found[case.name] = diagnosis
+        if diagnosis.explanation is None:
+            in_vain += 1
+        elif diagnosis.explanation.faults:
+            like, in_vain = diagnosis.explanation, 0
+    return found
+
+
+def _case(array: DumpArray, truth: Truth, taps: Sequence[Tap], tokens: int, facts: ModelFacts) -> Case:
+    fitting = [tap for tap in taps if facts.widths[tap.site] == array.width]
+    streams = [tap for tap in fitting if tap.site == "residual" or tap == EMBEDDINGS]
+    candidates = [*map(Candidate, fitting), *(Candidate(tap, normed=True) for tap in streams)]
+    return Case(array.name, array.read(tokens), candidates, truth, array.claim)
+
+
+def _with_contexts(
+    reader: TruthReader, prompts: Sequence[Prompt], found: dict[str, Diagnosis], norm: FinalNorm, tokens: int
+) -> dict[str, Diagnosis]:
+    """The same, where arrays that nothing explains are held against other prompts."""
+    for context in _contexts(reader, prompts, found, tokens):
+        open_ = [name for name, one in found.items() if not _settled(one)]
+        if not open_:
+            break
+        likely = {name: _likely(found[name]) for name in open_}
+        truth = Truth(reader.read(context.runs, _taps_of(likely.values())), norm)
+        for name in open_:
+            best = _best(found[name], context.alignments(found[name].case, truth), likely[name])
+            found[name] = replace(found[name], explanation=best)
+    return found
+
+
+def _settled(diagnosis: Diagnosis) -> bool:
+    return diagnosis.explanation is not None and diagnosis.explanation.settled
+
+
+def _taps_of(likely: Iterable[Sequence[Candidate]]) -> tuple[Tap, ...]:
+    return tuple(dict.fromkeys(candidate.tap for each in likely for candidate in each))
+
+
+def _best(diagnosis: Diagnosis, alignments: Iterable[Alignment], candidates: Sequence[Candidate]) -> Explanation | None:
+    """The explanation so far, or a better one by these alignments."""
+    best = diagnosis.explanation
+    for alignment in alignments:
+        for candidate in candidates if alignment.count else ():
+            best = better(best, explain(diagnosis.case, alignment, candidate), diagnosis.nearest)
+    return best
+
+
+def _contexts(
+    reader: TruthReader, prompts: Sequence[Prompt], found: dict[str, Diagnosis], tokens: int
+) -> Iterator[Context]:
+    """What may have been run instead, told by the first array that is not explained."""
+    first = next((one for one in found.values() if not _settled(one)), None)
+    if first is None:
+        return
+    restarts = find_restarts(first.case, prompts, reader.read)
+    if restarts is not None:
+        yield restarts
+    yield from contexts(prompts, tokens, reader.facts)
+    ids = [prompt.token_ids[:tokens] for prompt in prompts]
+    for opener in _fitting_openers(reader, first, ids[0]):
+        yield opened(ids, opener, reader.tokenizer.decode(opener))
+
+
+def _fitting_openers(reader: TruthReader, diagnosis: Diagnosis, ids: np.ndarray) -> list[tuple[int, ...]]:
+    """Those behind which the first tokens of the first prompt are right."""
+    case, likely = diagnosis.case, _likely(diagnosis)
+    start = replace(
+        case, found=[case.found[0][: _PROBED + 1]], truth=Truth(case.truth.prompts[:1], case.truth.final_norm)
+    )
+    probes = [opened([ids[:_PROBED]], opener, "") for opener in openers(reader.facts)]
+    reads = reader.read([probe.runs[0] for probe in probes], _taps_of([likely])) if probes else []
+    fitting = []
+    for opener, probe, read in zip(openers(reader.facts), probes, reads, strict=True):
+        alignments = probe.alignments(start, Truth([read], case.truth.final_norm))
+        if any(explain(start, alignment, candidate).holds for alignment in alignments for candidate in likely):
+            fitting.append(opener)
+    return fitting
+
+
+def _likely(diagnosis: Diagnosis) -> list[Candidate]:
+    """What the array is said to be, and what it is nearest to, by tokens that attention leaves
+    alone and by all.
+    """
+    case = diagnosis.case
+    claimed = [candidate for candidate in case.candidates if case.claim and candidate in case.claim.candidates]
+    nearest = [candidate for _, candidate in case.ranking(case.shifted(0))[:_LIKELY]]
+    return list(dict.fromkeys([*claimed, *nearest]))
+
+
+def _finding(array: DumpArray, diagnosis: Diagnosis | None, facts: ModelFacts) -> Finding:
+    if diagnosis is None:
+        return Finding(array, None, judge_width(array.width, facts))
+    verdict = judge_diagnosis(diagnosis)
+    if array.remark:
+        verdict = Verdict(True, f"{array.remark}; {verdict.words}")
+    return Finding(array, diagnosis, verdict)
+
+
+def rows_compared(diagnosis: Diagnosis) -> int:
+    """How many rows of an array were compared."""
+    return int(np.sum([len(errors) for errors in diagnosis.best.errors]))

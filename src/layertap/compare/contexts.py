@@ -1,0 +1,134 @@
+"""Other prompts that an array may come from: what a tool ran is not always what it wrote down.
+
+Each context is some token ids to run, and where in them the rows of the dump's prompts are. They
+are run one after the other, at the few candidates that are nearest, and only while there is an
+array that nothing else explains.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from layertap.compare.candidates import ModelFacts
+from layertap.compare.case import Alignment, Case, Truth
+from layertap.compare.dump import Prompt
+
+MOST_TOKENS = 4096
+"""The most tokens of one run that the dump does not have as a prompt."""
+_MOST_OPENERS = 32
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Rows `first` to `end` of a prompt are those of a run from its token `token` on."""
+
+    run: int
+    token: int
+    first: int = 0
+    end: int | None = None
+
+
+Pieces = Sequence[Sequence[Piece]]
+"""Of each prompt of the dump; none where it is not looked at."""
+
+
+@dataclass(frozen=True, eq=False)
+class Context:
+    """What may have been run instead."""
+
+    runs: Sequence[np.ndarray]
+    """Token ids."""
+    readings: Sequence[tuple[str, Pieces]]
+    """What went wrong then, in words, and where the rows are."""
+
+    def alignments(self, case: Case, truth: Truth) -> Iterator[Alignment]:
+        """The rows of an array, against what was read of these runs."""
+        yield from (self._align(case, truth, fault, pieces) for fault, pieces in self.readings)
+
+    def _align(self, case: Case, truth: Truth, fault: str, of_prompts: Pieces) -> Alignment:
+        lengths = truth.lengths()
+        pairs, prompts = [], []
+        for found, pieces in zip(case.found, of_prompts, strict=True):
+            rows = [_rows(piece, len(found), lengths[piece.run]) for piece in pieces]
+            runs = [truth.prompts[piece.run] for piece in pieces]
+            offsets = np.cumsum([0, *(lengths[piece.run] for piece in pieces)])
+            places = [at - piece.first + piece.token for at, piece in zip(rows, pieces, strict=True)]
+            pairs.append(_joined(rows, [at + offset for at, offset in zip(places, offsets, strict=False)]))
+            prompts.append({tap: np.concatenate([run[tap] for run in runs]) for tap in runs[0]} if runs else {})
+        return Alignment(Truth(prompts, truth.final_norm), pairs, fault)
+
+
+def _rows(piece: Piece, rows: int, tokens: int) -> np.ndarray:
+    end = min(rows if piece.end is None else min(piece.end, rows), piece.first + tokens - piece.token)
+    return np.arange(piece.first, max(end, piece.first))
+
+
+def _joined(rows: list[np.ndarray], places: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    empty = np.zeros(0, np.int64)
+    return np.concatenate([empty, *rows]), np.concatenate([empty, *places])
+
+
+def contexts(prompts: Sequence[Prompt], tokens: int, facts: ModelFacts) -> Iterator[Context]:
+    """What may have been run instead of these prompts, of which so many tokens are compared."""
+    most = min(MOST_TOKENS, facts.context or MOST_TOKENS)
+    yield from _without_first([prompt.token_ids[:tokens] for prompt in prompts])
+    yield from _padded(prompts, tokens, most)
+    yield from _leaked(prompts, tokens, most)
+
+
+def openers(facts: ModelFacts) -> list[tuple[int, ...]]:
+    """What may have come before each prompt: what the tokenizer puts there, or a special token."""
+    special = [(token,) for token in sorted(facts.special_ids)[:_MOST_OPENERS]]
+    return list(dict.fromkeys([*filter(None, [facts.opening_ids]), *special]))
+
+
+def opened(ids: Sequence[np.ndarray], opener: tuple[int, ...], text: str) -> Context:
+    """The prompts behind tokens that the dump does not list."""
+    runs = [np.concatenate([np.array(opener, np.int32), prompt]) for prompt in ids]
+    told = f"the model had {text!r} before the tokens, which the token ids lack"
+    return Context(
+        runs,
+        [
+            (told, [[Piece(run, len(opener))] for run in range(len(ids))]),
+            (f"{told}; row 0 is that token's", [[Piece(run, 0)] for run in range(len(ids))]),
+        ],
+    )
+
+
+def _without_first(ids: list[np.ndarray]) -> Iterator[Context]:
+    """The model had not the first token, which the dump lists."""
+    if min(map(len, ids)) < 2:
+        return
+    told = "the model did not have the first of the token ids"
+    yield Context(
+        [prompt[1:] for prompt in ids],
+        [
+            (told, [[Piece(run, 0, first=1)] for run in range(len(ids))]),
+            (f"{told}, and there is no row for it", [[Piece(run, 0)] for run in range(len(ids))]),
+        ],
+    )
+
+
+def _padded(prompts: Sequence[Prompt], tokens: int, most: int) -> Iterator[Context]:
+    """Padding on the left that was attended to."""
+    if not any(len(prompt.before) for prompt in prompts):
+        return
+    runs = [np.concatenate([prompt.before, prompt.token_ids[:tokens]])[:most] for prompt in prompts]
+    pieces = [[Piece(run, len(prompt.before))] for run, prompt in enumerate(prompts)]
+    yield Context(runs, [("the padding on the left was attended to: the model had no attention mask", pieces)])
+
+
+def _leaked(prompts: Sequence[Prompt], tokens: int, most: int) -> Iterator[Context]:
+    """Prompts in one row whose tokens attended to those of the prompts before."""
+    whole, pieces, before = [], [], 0
+    for prompt in prompts:
+        fits = before + min(tokens, len(prompt)) <= most
+        pieces.append([Piece(0, before)] if fits else [])
+        if fits:
+            whole.append(prompt.token_ids)
+        before += len(prompt)
+    if len(whole) < 2:
+        return
+    told = "its samples attended to those before them, as in a packed row without a mask by sample"
+    yield Context([np.concatenate(whole)[:most]], [(told, pieces)])

@@ -1,0 +1,255 @@
+"""The explanation of an array: which candidate it is, and what was done to it.
+
+Explanations are tried from the simplest to those with more freedom: as it is, shifted by some
+tokens, changed by a few constants (transforms.py), its channels in another order
+(permutations.py), its rows in another order; then, for arrays that none of these explain, other
+prompts (contexts.py). An explanation counts where what it leaves is rounding (rounding.py) in all
+but a few tokens. Of two that count, the one with more freedom has to be several times nearer.
+
+What is found first and always is the nearest candidate, so that also an array which nothing
+explains has a row in the table, with the distance to the second nearest beside it: where these two
+are alike, the name of the nearest means little.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from layertap.compare.candidates import Candidate
+from layertap.compare.case import Alignment, Case
+from layertap.compare.measure import PerToken, Rows, median, token_cosines, token_errors
+from layertap.compare.permutations import fit_order
+from layertap.compare.rounding import FLOAT32, Rounding, judge
+from layertap.compare.transforms import FITS, SIMPLER, Fit, Fitted, fit_scale
+
+_SHIFTS = (1, -1, 2, -2, 3, -3, 4, -4)
+_TAIL = 25.0
+"""A token so many times as far off as the median one is not rounded, but wrong."""
+_FEW = 0.02
+_SOME = 2
+"""The share of tokens, or their number, that may be wrong where the others decide what an array is.
+Rows of zeros, and rows that are not finite, are not counted: they are a fault of their own."""
+_SIMILAR = 4  # candidates that changes are tried on, for each way of being like them
+_COMPARED = 32  # rows by which they are chosen
+
+
+@dataclass(frozen=True, eq=False)
+class Explanation:
+    """A candidate, what was done to it, and how far the array is from that."""
+
+    candidate: Candidate
+    alignment: Alignment
+    change: Fitted | None
+    errors: Sequence[PerToken]
+    """For each prompt, of the rows that the alignment compares."""
+    full: Sequence[np.ndarray]
+    """For each prompt, which of these rows are finite and not all zeros."""
+    cosine: float
+    rounding: Rounding
+
+    @property
+    def error(self) -> float:
+        """Of the median token."""
+        return self.rounding.error
+
+    @property
+    def faults(self) -> tuple[str, ...]:
+        """What was done, in words; none where the array is the candidate as it is."""
+        place = Candidate(self.candidate.tap).describe()
+        norm = (f"the final norm was applied to {place}",) if self.candidate.normed else ()
+        return (*norm, *filter(None, (self.alignment.fault, self.change.fault if self.change else "")))
+
+    @property
+    def wrong(self) -> list[np.ndarray]:
+        """For each prompt, whether the error of a row that holds anything is more than rounding."""
+        bound = _TAIL * max(self.error, FLOAT32)
+        return [~(errors <= bound) & full for errors, full in zip(self.errors, self.full, strict=True)]
+
+    @property
+    def counted(self) -> int:
+        """How many of the rows hold anything."""
+        return sum(int(full.sum()) for full in self.full)
+
+    @property
+    def right(self) -> int:
+        """How many rows are right."""
+        return self.counted - sum(int(one.sum()) for one in self.wrong)
+
+    @property
+    def holds(self) -> bool:
+        """Whether rounding is all that it leaves, in all but a few tokens."""
+        few = max(_FEW * self.counted, min(_SOME, self.counted / 4))
+        return self.rounding.level is not None and self.counted - self.right <= few
+
+    @property
+    def exact(self) -> bool:
+        """Whether nothing could explain the array better."""
+        return self.holds and self.rounding.level in ("float32", "stored")
+
+    @property
+    def settled(self) -> bool:
+        """Whether no other prompt has to be thought of."""
+        return self.exact or (self.holds and not self.faults)
+
+
+@dataclass(frozen=True, eq=False)
+class Diagnosis:
+    """What an array is."""
+
+    case: Case
+    nearest: Explanation
+    """The nearest candidate, with nothing done to it."""
+    second: tuple[float, Candidate] | None
+    """The one after it, and its error."""
+    explanation: Explanation | None
+    """What explains the array; None where nothing does."""
+
+    @property
+    def best(self) -> Explanation:
+        """The explanation, or the nearest candidate in its place."""
+        return self.explanation or self.nearest
+
+
+def diagnose(case: Case, like: Explanation | None = None, *, briefly: bool = False) -> Diagnosis:
+    """Explain an array by all that needs no other prompts.
+
+    `like` explained another array of the dump: what was done to that one is tried first. `briefly`
+    looks at nothing but the candidates as they are, and `like`.
+    """
+    plain = case.shifted(0)
+    ranking = case.ranking(plain)
+    nearest = explain(case, plain, ranking[0][1])
+    if nearest.holds:
+        held = nearest if nearest.exact else _scaled(case, nearest)
+        return Diagnosis(case, nearest, next(iter(ranking[1:]), None), held)
+    best = None if like is None else _like(case, like, nearest)
+    brief = briefly or nearest.counted == 0
+    for tries in () if brief else (_shifted, _changed, _reordered):
+        if best is not None and best.exact:
+            break
+        for found in tries(case):
+            best = better(best, found, nearest)
+    return _with_second(Diagnosis(case, nearest, next(iter(ranking[1:]), None), best))
+
+
+def explain(case: Case, alignment: Alignment, candidate: Candidate, change: Fitted | None = None) -> Explanation:
+    """How far the array is from what this would make of it, over all rows."""
+    pairs = [
+        (found, truth if change is None else change.predict(truth).astype(np.float32))
+        for found, truth in case.rows(alignment, candidate)
+    ]
+    errors = [token_errors(found, truth) for found, truth in pairs]
+    cosine = median([token_cosines(found, truth) for found, truth in pairs])
+    full = [np.isfinite(found).all(axis=1) & (found != 0).any(axis=1) for found, _ in pairs]
+    kept = [(found[at], truth[at]) for (found, truth), at in zip(pairs, full, strict=True)]
+    rounding = judge([x for x, _ in kept], [y for _, y in kept], case.grid, candidate.depth)
+    return Explanation(candidate, alignment, change, errors, full, cosine, rounding)
+
+
+def better(best: Explanation | None, other: Explanation, nearest: Explanation) -> Explanation | None:
+    """`other`, where it holds and is much nearer than what was found before it.
+
+    The nearest candidate does not hold where many tokens are wrong. What explains the others too
+    leaves those that are right as near as they were.
+    """
+    if not other.holds or other.error > SIMPLER * max(nearest.error, FLOAT32):
+        return best
+    return other if best is None or SIMPLER * other.error < best.error else best
+
+
+def _with_second(diagnosis: Diagnosis) -> Diagnosis:
+    """Beside an explanation that holds, the second nearest is the nearest other candidate."""
+    best = diagnosis.explanation
+    if best is None or best.change is not None or best.alignment.truth is not diagnosis.case.truth:
+        return diagnosis
+    ranking = diagnosis.case.ranking(best.alignment)
+    others = [entry for entry in ranking if entry[1] != best.candidate]
+    return replace(diagnosis, second=next(iter(others), None))
+
+
+def _shifted(case: Case) -> Iterator[Explanation]:
+    """The nearest candidate where rows and tokens are shifted against each other."""
+    tried = [(ranking[0], alignment) for alignment in _shifts(case) for ranking in [case.ranking(alignment)]]
+    for (_, candidate), alignment in sorted(tried, key=lambda entry: entry[0][0])[:1]:
+        yield explain(case, alignment, candidate)
+
+
+def _shifts(case: Case) -> list[Alignment]:
+    return [alignment for by in _SHIFTS if (alignment := case.shifted(by)).count > 0]
+
+
+def _scaled(case: Case, nearest: Explanation) -> Explanation:
+    """The candidate that holds, or this one with a factor, where that is much nearer."""
+    fitted = fit_scale(*case.searched(nearest.alignment, nearest.candidate))
+    if fitted is None:
+        return nearest
+    scaled = explain(case, nearest.alignment, nearest.candidate, fitted)
+    return better(nearest, scaled, nearest) or nearest
+
+
+def _like(case: Case, like: Explanation, nearest: Explanation) -> Explanation | None:
+    """What was done to another array, done to this one."""
+    best = None
+    alignment = case.shifted(like.alignment.shift or 0)
+    for candidate in similar(case, alignment) if alignment.count else ():
+        fit = None if like.change is None else like.change.fit
+        change = None if fit is None else fit(*case.searched(alignment, candidate))
+        if fit is None or change is not None:
+            best = better(best, explain(case, alignment, candidate, change), nearest)
+    return best
+
+
+def _changed(case: Case) -> Iterator[Explanation]:
+    """Each change, with the constants and the candidate that suit it best."""
+    alignments = [alignment for alignment in map(case.shifted, (0, 1, -1)) if alignment.count]
+    likely = [(alignment, similar(case, alignment)) for alignment in alignments]
+    for fit in (*FITS, fit_order):
+        for alignment, candidates in likely:
+            found = [one for one in _fitted(case, alignment, candidates, fit) if one.holds]
+            yield from found
+            if found:
+                break
+
+
+def _fitted(case: Case, alignment: Alignment, candidates: Iterable[Candidate], fit: Fit) -> Iterator[Explanation]:
+    tried: list[tuple[float, Candidate, Fitted]] = []
+    for candidate in candidates:
+        found, truth = case.searched(alignment, candidate)
+        fitted = fit(found, truth)
+        if fitted is not None:
+            change = replace(fitted, fit=fit)
+            tried.append((median(token_errors(found, change.predict(truth))), candidate, change))
+    for _, candidate, change in sorted(tried, key=lambda entry: entry[0])[:1]:
+        yield explain(case, alignment, candidate, change)
+
+
+def similar(case: Case, alignment: Alignment) -> list[Candidate]:
+    """What the array is said to be, and the candidates that are like it in a way that scaling,
+    centring or another order of the channels leaves as it is.
+    """
+    claimed = [one for one in case.candidates if case.claim is not None and one in case.claim.candidates]
+    scores = [_likenesses(*case.searched(alignment, one)) for one in case.candidates]
+    best = [np.argsort([-score[way] for score in scores])[:_SIMILAR] for way in range(3)]
+    return list(dict.fromkeys([*claimed, *(case.candidates[at] for way in best for at in way.tolist())]))
+
+
+def _likenesses(found: Rows, truth: Rows) -> tuple[float, float, float]:
+    """Cosines of rows, of rows less the mean over tokens, and of rows that are sorted."""
+    x, y = found[:_COMPARED], truth[:_COMPARED]
+    if not len(x):
+        return 0.0, 0.0, 0.0
+    ways = ((x, y), (x - np.median(x, axis=0), y - np.median(y, axis=0)), (np.sort(x, axis=1), np.sort(y, axis=1)))
+    one, two, three = (_number(median(token_cosines(*way))) for way in ways)
+    return one, two, three
+
+
+def _number(value: float) -> float:
+    return value if np.isfinite(value) else 0.0
+
+
+def _reordered(case: Case) -> Iterator[Explanation]:
+    """Rows that are those of other tokens, or of other prompts, in any order."""
+    from layertap.compare.reordering import reorder
+
+    yield from (explain(case, alignment, candidate) for alignment, candidate in reorder(case))

@@ -1,0 +1,150 @@
+"""What tools do to activations before they store them: scale, normalise, centre, permute.
+
+Each fit is given rows of the array and of the truth, and finds the few constants of its kind. What
+it then predicts is held against all rows, so that a fit which has many constants cannot explain an
+array by having learnt it.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import sqrt
+
+import numpy as np
+
+from layertap.compare.measure import Rows, row_lengths, token_errors
+
+Predict = Callable[[Rows], Rows]
+
+SIMPLER = 4.0
+"""How many times nearer an explanation has to be than a simpler one, to be preferred."""
+_ENOUGH_ROWS = 8
+_USUAL_LENGTH = 10.0  # rows so many times as long as the median one decide no constants
+_NEAR = 0.05
+
+
+@dataclass(frozen=True, eq=False)
+class Fitted:
+    """A change with its constants."""
+
+    fault: str
+    """What was done, in words."""
+    predict: Predict
+    """What the truth's rows become."""
+    fit: "Fit | None" = None
+    """What found the constants."""
+
+
+Fit = Callable[[Rows, Rows], Fitted | None]
+
+
+def fit_scale(found: Rows, truth: Rows) -> Fitted | None:
+    """One factor for all."""
+    factor = _factor(found, truth)
+    if not np.isfinite(factor) or factor == 0:
+        return None
+    roots = {"": 1.0, ", the square root of its width": sqrt(truth.shape[1])}
+    told = next((words for words, root in roots.items() if words and abs(abs(factor) / root - 1) < 1e-3), "")
+    inverse = ", one over the square root of its width" if abs(abs(factor) * sqrt(truth.shape[1]) - 1) < 1e-3 else ""
+    return Fitted(f"multiplied by {factor:.6g}{told or inverse}", lambda rows: rows * factor)
+
+
+def fit_length(found: Rows, truth: Rows) -> Fitted | None:
+    """All tokens of one length."""
+    lengths = row_lengths(found)
+    length = np.float32(np.median(lengths)) if lengths.size else np.float32(0)
+    if length == 0 or np.std(lengths) > 0.02 * length:
+        return None
+    root = sqrt(truth.shape[1])
+    told = "the square root of its width" if abs(length / root - 1) < _NEAR / 2 else f"{length:.4g}"
+    return Fitted(f"each token brought to the length {told}", lambda rows: _to_length(rows, length))
+
+
+def fit_centred_channels(found: Rows, truth: Rows) -> Fitted | None:
+    """The mean over a token's channels taken out."""
+    del found, truth
+    return Fitted("the mean over its channels was subtracted from each token", _centred)
+
+
+def fit_layer_norm(found: Rows, truth: Rows) -> Fitted | None:
+    """The mean over a token's channels taken out, and all tokens of one length."""
+    fitted = fit_length(found, _centred(truth))
+    if fitted is None:
+        return None
+    fault = "each token normalised over its channels to one mean and deviation, as LayerNorm without weights does"
+    return Fitted(fault, lambda rows: fitted.predict(_centred(rows)))
+
+
+def fit_offset(found: Rows, truth: Rows) -> Fitted | None:
+    """A constant vector taken out, and perhaps a factor for all."""
+    if len(found) < _ENOUGH_ROWS:
+        return None
+    plain = np.median(truth - found, axis=0)
+    factor = _factor(found - np.median(found, axis=0), truth - np.median(truth, axis=0))
+    scaled = np.median(found - factor * truth, axis=0)
+    words = "a constant vector was subtracted from all tokens, as centring on a mean does"
+    simple = Fitted(words, lambda rows: rows - plain)
+    full = Fitted(f"{words}, and the rest multiplied by {factor:.6g}", lambda rows: factor * rows + scaled)
+    return _simpler(simple, full, found, truth)
+
+
+def fit_channels(found: Rows, truth: Rows) -> Fitted | None:
+    """A factor for each channel, and perhaps a constant for each."""
+    usual = _usual(truth)
+    x, y = found[usual], truth[usual]
+    if len(x) < 2 * _ENOUGH_ROWS:
+        return None
+    with np.errstate(divide="ignore", invalid="ignore"):
+        factors = np.nan_to_num(np.sum(x * y, axis=0) / np.sum(y * y, axis=0))
+        mean_x, mean_y = x.mean(axis=0), y.mean(axis=0)
+        slopes = np.nan_to_num(np.sum((x - mean_x) * (y - mean_y), axis=0) / np.sum((y - mean_y) ** 2, axis=0))
+    constants = mean_x - slopes * mean_y
+    simple = Fitted(
+        "each channel multiplied by a constant of its own, as a norm's weight does", lambda rows: rows * factors
+    )
+    full = Fitted(
+        "each channel scaled and shifted by constants of its own, as standardising does",
+        lambda rows: rows * slopes + constants,
+    )
+    return _simpler(simple, full, found, truth)
+
+
+FITS: tuple[Fit, ...] = (
+    fit_scale,
+    fit_length,
+    fit_centred_channels,
+    fit_layer_norm,
+    fit_offset,
+    fit_channels,
+)
+"""From the simplest to the one with the most constants."""
+
+
+def _simpler(simple: Fitted, full: Fitted, found: Rows, truth: Rows) -> Fitted:
+    """The one with fewer constants, unless the other is several times as near."""
+    return full if SIMPLER * _distance(found, full, truth) < _distance(found, simple, truth) else simple
+
+
+def _distance(found: Rows, fitted: Fitted, truth: Rows) -> float:
+    return float(np.median(token_errors(found, fitted.predict(truth))))
+
+
+def _factor(found: Rows, truth: Rows) -> float:
+    """The median over tokens of the best factor for each."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratios = np.einsum("td,td->t", found, truth) / np.einsum("td,td->t", truth, truth)
+    ratios = ratios[np.isfinite(ratios)]
+    return float(np.median(ratios)) if ratios.size else float("nan")
+
+
+def _usual(rows: Rows) -> np.ndarray:
+    lengths = row_lengths(rows)
+    return lengths <= _USUAL_LENGTH * np.median(lengths)
+
+
+def _centred(rows: Rows) -> Rows:
+    return rows - rows.mean(axis=1, keepdims=True)
+
+
+def _to_length(rows: Rows, length: np.float32) -> Rows:
+    lengths = row_lengths(rows)[:, None]
+    return rows * (length / np.where(lengths == 0, np.float32(1), lengths))
