@@ -5,8 +5,8 @@ from typing import Literal
 
 Dtype = Literal["bfloat16", "float32"]
 Device = Literal["cpu", "gpu"]
-Contender = Literal["padded", "best", "layertap", "forward", "ceiling", "stages", "formats"]
-Measure = Literal["compare", "depth", "sites", "stages", "formats", "memory", "output", "start"]
+Contender = Literal["padded", "best", "layertap", "forward", "ceiling", "stages", "formats", "stream", "saelens"]
+Measure = Literal["compare", "depth", "sites", "stages", "formats", "memory", "output", "start", "stream"]
 
 _BASELINE_BATCHES = 4
 
@@ -20,7 +20,8 @@ class _Settings:
     all. sites: three sites against one. stages: the whole run against forward and writing alone.
     formats: how fast shards are written. memory: the peak for the tasks and for four times as many.
     output: the whole run as pickle against safetensors. start: a first start against a second
-    one."""
+    one. stream: batches from a running model against SAELens' own and against a run to disk; give
+    one of --layers."""
 
     device: Device = "cpu"
     """Where everything computes; gpu: one NVIDIA card, the first of CUDA_VISIBLE_DEVICES, for torch

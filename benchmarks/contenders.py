@@ -11,6 +11,8 @@ cache does not hold yet, so take three turns or more and let the median leave it
     forward  the same, but nothing is written, as transformers writes nothing
     ceiling  `ceiling`: the largest rate of a matrix product and of writing to this disk
     stages   Layertap's run without writing, and then the writing of the same shards alone
+    stream   batches from a stream, into a trainer that does nothing: `trainers`
+    saelens  the same from SAELens' own store
     formats  MB of float32 activations a second, for each format and the standard library's gzip
 """
 
@@ -27,6 +29,7 @@ from benchmarks.baselines import best, padded
 from benchmarks.ceiling import ceiling
 from benchmarks.config import Contender, ContenderConfig
 from benchmarks.device import Library, check
+from benchmarks.trainers import saelens, stream
 from benchmarks.workload import Figures, extraction, run_figures
 from benchmarks.writing import formats, forward, stages
 
@@ -63,6 +66,8 @@ CONTENDERS: Mapping[Contender, tuple[Callable[[ContenderConfig], Figures], tuple
     "ceiling": (ceiling, ("torch", "jax")),
     "stages": (stages, ("jax",)),
     "formats": (formats, ()),
+    "stream": (stream, ("jax", "torch")),
+    "saelens": (saelens, ("torch",)),
 }
 """Each with the libraries that it computes with."""
 

@@ -4,7 +4,7 @@ result.
 
 import statistics
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from os import environ
 
@@ -144,6 +144,44 @@ def start(config: ContenderConfig, run: Run) -> str:
     return _by_dtype(config, sentence)
 
 
+def stream(config: ContenderConfig, run: Run) -> str:
+    """Batches to a trainer that does nothing, in turns with SAELens and with a run to disk."""
+    if not config.layers:
+        raise SystemExit("--measure stream: give one of --layers")
+    variants = {
+        "disk": replace(config, contender="layertap", format="safetensors"),
+        "stream": replace(config, contender="stream"),
+        "saelens": replace(config, contender="saelens"),
+    }
+
+    def sentence(config: ContenderConfig) -> str:
+        own = {name: replace(variant, dtype=config.dtype) for name, variant in variants.items()}
+        for variant in own.values():
+            run(variant)
+        return _compared([{name: run(variant) for name, variant in own.items()} for _ in range(config.repeats)])
+
+    return _by_dtype(config, sentence)
+
+
+def _compared(turns: Sequence[Mapping[str, Figures]]) -> str:
+    """Medians of each contender, and of the ratios turn by turn."""
+
+    def of(name: str, what: str) -> float:
+        return statistics.median(turn[name][what] for turn in turns)
+
+    def faster(other: str) -> float:
+        ours, theirs = ([turn[name]["tokens"] / turn[name]["seconds"] for turn in turns] for name in ("stream", other))
+        return statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
+
+    speed = {name: of(name, "tokens") / of(name, "seconds") for name in turns[0]}
+    peaks = ", ".join(f"{name} {of(name, 'peak_mb'):.0f}" for name in turns[0])
+    return (
+        f"tokens/s: to disk {speed['disk']:.0f}, stream {speed['stream']:.0f} ({faster('disk'):.2f} times), SAELens"
+        f" {speed['saelens']:.0f} (the stream is {faster('saelens'):.2f} times as fast); first batch after"
+        f" {of('stream', 'first_batch'):.1f} and {of('saelens', 'first_batch'):.1f} s; peak MB: {peaks}"
+    )
+
+
 MEASURES: Mapping[str, Callable[[ContenderConfig, Run], str]] = {
     "depth": depth,
     "sites": sites,
@@ -152,4 +190,5 @@ MEASURES: Mapping[str, Callable[[ContenderConfig, Run], str]] = {
     "memory": memory,
     "output": output,
     "start": start,
+    "stream": stream,
 }

@@ -82,12 +82,14 @@ class RunningModel:
     prompts: Prompts
     form: ShardFormat
     """As what a run would store it."""
+    progress: Progress = field(default_factory=Progress)
+    """What was computed so far, in all epochs, and what for it was waited."""
 
     def samples(self, start: Position, proceed: Callable[[], None]) -> Iterator[tuple[Position, Sample]]:
         """The samples from `start` on, each with the position behind it; raises what runs raise."""
         windows = self.prompts.windows(start)
         return stream_samples(
-            self.session, self.opened, self.prompts.rules, windows, Progress(), proceed, self.prompts.kept
+            self.session, self.opened, self.prompts.rules, windows, self.progress, proceed, self.prompts.kept
         )
 
     def of_rank(self, rank: int, world_size: int) -> "RunningModel":

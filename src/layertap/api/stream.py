@@ -39,6 +39,7 @@ from layertap.dataset import opening_lines
 from layertap.errors import UsageError
 from layertap.model.checkpoint import open_checkpoint
 from layertap.pipeline import backend
+from layertap.pipeline.progress import Progress
 from layertap.pipeline.session import Session
 from layertap.pipeline.setup import format_of_shards, identity_of, open_run
 from layertap.reader.asking import BatchSource
@@ -108,6 +109,13 @@ class ActivationStream(BatchSource["StreamBatches"]):
     def taps(self) -> Mapping[Tap, int]:
         """Every (layer, site) that is read, with its width."""
         return self._taps
+
+    @property
+    def progress(self) -> Progress:
+        """How many samples and tokens the model computed, and how many seconds were spent waiting
+        for weights, prompts and the device: `stream.progress.waited`.
+        """
+        return self._model.progress
 
     def state_dict(self) -> dict[str, Any]:
         """The state of the batches that were made last; raises UsageError where none were made."""
