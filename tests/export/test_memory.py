@@ -19,10 +19,10 @@ PROGRAM = (  # not ru_maxrss, which begins with what the parent had
 )
 
 
-def write(folder: Path, shards: int, form: str) -> Path:
-    """A run with shards of 12 MB."""
+def write(folder: Path, shards: int, form: str, shard_mb: int = SHARD_MB) -> Path:
+    """A run with shards of this size."""
     layout = ShardFormat(WIDTHS, np.dtype(np.float32), False, form, False)
-    tokens = SHARD_MB * 10**6 // (4 * 256)
+    tokens = shard_mb * 10**6 // (4 * 256)
     outputs.write(folder, [[outputs.sample(index, tokens, widths=WIDTHS)] for index in range(shards)], layout)
     return folder
 
@@ -40,3 +40,10 @@ def test_memory_does_not_grow_with_the_data(form: str, tmp_path: Path) -> None:
     for to in exports.FORMS:
         less, more = (peak_mb(run, tmp_path / f"{run.name}_{to}", to) for run in (once, four_times))
         assert more - less < 1.5 * SHARD_MB, f"{to}: {less:.0f} MB, and {more:.0f} MB for 12 shards more"
+
+
+@pytest.mark.parametrize("to", ["saelens", "memmap"])
+def test_of_safetensors_not_even_a_shard_is_held(to: str, tmp_path: Path) -> None:
+    small, large = (write(tmp_path / str(mb), 1, "safetensors", shard_mb=mb) for mb in (50, 200))
+    less, more = (peak_mb(run, tmp_path / f"{run.name}_{to}", to) for run in (small, large))
+    assert more - less < 40, f"{less:.0f} MB, and {more:.0f} MB for a shard that is 150 MB larger"

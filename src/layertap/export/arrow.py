@@ -15,7 +15,7 @@ and new ones read that.
 """
 
 import io
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -150,7 +150,7 @@ def write_stream(path: Path, own: Arrow, batches: Iterable[Sequence[Arrow]]) -> 
             stream.write_batch(pa.record_batch(columns, schema=own))
 
 
-def read_stream(path: Path) -> Iterator[Mapping[str, Arrow]]:
+def read_stream(path: Path) -> Generator[Mapping[str, Arrow]]:
     """The columns of each record batch, in memory of their own; raises DamageError where it is no
     such stream.
     """

@@ -6,9 +6,9 @@ files hold. So a format is told once what it should contain, and both directions
 export.
 """
 
-import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,11 @@ Part = Mapping[str, Any]
 """What is known of a shard that was written, as JSON: `tokens` and `rows`; `left_out`, the wanted
 tokens that the format has no place for; and where precision was lost `errors`, the worst of each
 tap by its name."""
+
+
+Take = Callable[[Record | None], Record | None]
+"""The next record of a file, of the length of the one that is given; None at the end, where None is
+given."""
 
 
 class Form(ABC):
@@ -58,8 +63,8 @@ class Form(ABC):
         """Write the files of a shard; each is whole or not there. Raises StorageError."""
 
     @abstractmethod
-    def read(self, shard: int, like: Iterable[Record]) -> Iterator[Record]:
-        """What the files of a shard hold, in records of the lengths of `like`."""
+    def reading(self, shard: int) -> AbstractContextManager[Take]:
+        """What the files of a shard hold, one record after the other."""
 
     @abstractmethod
     def rows(self, record: Record) -> int:
@@ -104,14 +109,18 @@ class Form(ABC):
 
     def check(self, shard: int, show: Callable[[int], None]) -> None:
         """Compare a shard's files with what they should hold; raises DamageError."""
-        expected, like = itertools.tee(self.records(shard))
-        for wanted, found in itertools.zip_longest(expected, self.read(shard, like)):
-            if wanted is None or found is None:
-                raise self.damage(shard, "has more or fewer rows than were written")
-            for name in {**wanted, **found}:
-                if not _equal(wanted.get(name), found.get(name)):
-                    raise self.damage(shard, f"{name} is not what was written")
-            show(self.tokens(wanted))
+        with self.reading(shard) as take:
+            for wanted in self.records(shard):
+                found = take(wanted)
+                if found is None:
+                    raise self.damage(shard, "ends too early")
+                for name in {**wanted, **found}:
+                    if not _equal(wanted.get(name), found.get(name)):
+                        raise self.damage(shard, f"{name} is not what was written")
+                show(self.tokens(wanted))
+                del wanted, found  # or they would be in memory while the next ones are made
+            if take(None) is not None:
+                raise self.damage(shard, "goes on where it should end")
 
     def damage(self, shard: int, what: str) -> DamageError:
         """The error to raise where a file is not right."""

@@ -6,7 +6,8 @@ token for each column (`token_ids`, `positions`, `flags`, the labels), and for e
 without a wanted token there is no row.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from layertap.core.strict_json import dump_json
 from layertap.core.taps import Tap
 from layertap.errors import UsageError
 from layertap.export import arrow
-from layertap.export.form import Form, Record
+from layertap.export.form import Form, Record, Take
 from layertap.export.source import SampleWords, Source, join
 from layertap.reader.pieces import Rows
 from layertap.shards.safetensors import tensor_name
@@ -69,15 +70,19 @@ class HuggingFaceForm(Form):
         assert isinstance(lengths, np.ndarray)
         return [_encoded(column, record[name], lengths) for name, column in self._columns.items()]
 
-    def read(self, shard: int, like: Iterable[Record]) -> Iterator[Record]:
-        for batch in arrow.read_stream(self.folder / self.files(shard)[0]):
-            lengths = arrow.lengths_of(batch["token_ids"])
-            record: dict[str, np.ndarray | list[Any]] = {_LENGTHS: lengths}
-            for name, column in self._columns.items():
-                record[name] = self._decoded(shard, column, batch[name], lengths)
-            yield record
+    @contextmanager
+    def reading(self, shard: int) -> Iterator[Take]:
+        with closing(arrow.read_stream(self.folder / self.files(shard)[0])) as batches:
+            yield lambda _: self._decoded(shard, next(batches, None))
 
-    def _decoded(
+    def _decoded(self, shard: int, batch: Mapping[str, arrow.Arrow] | None) -> Record | None:
+        if batch is None:
+            return None
+        lengths = arrow.lengths_of(batch["token_ids"])
+        columns = {name: self._values(shard, own, batch[name], lengths) for name, own in self._columns.items()}
+        return {_LENGTHS: lengths, **columns}
+
+    def _values(
         self, shard: int, column: arrow.Column, found: arrow.Arrow, lengths: np.ndarray
     ) -> np.ndarray | list[Any]:
         if isinstance(column, arrow.Single):

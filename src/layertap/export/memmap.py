@@ -13,7 +13,7 @@ no file, since an empty file cannot be mapped; so shards may be fewer than the r
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -23,7 +23,7 @@ import numpy as np
 from layertap.core.strict_json import dump_json
 from layertap.core.taps import Tap
 from layertap.errors import DamageError, UsageError
-from layertap.export.form import Form, Record
+from layertap.export.form import Form, Record, Take
 from layertap.export.names import submodule_name
 from layertap.export.torch_file import write_int64
 from layertap.objects.files import atomic_write
@@ -77,21 +77,26 @@ class MemmapForm(Form):
             _write_json(self._array(name, number).with_suffix(".meta"), meta)
         _write_columns(self._columns_file(number), {name: np.concatenate(parts) for name, parts in columns.items()})
 
-    def read(self, shard: int, like: Iterable[Record]) -> Iterator[Record]:
+    @contextmanager
+    def reading(self, shard: int) -> Iterator[Take]:
         if not self.files(shard):
+            yield lambda _: None
             return
         number, done = self._number(shard), 0
         columns = self._read_columns(number)
         with ExitStack() as stack:
-            sources = {name: stack.enter_context(self._array(name, number).open("rb")) for name in self._widths}
-            for record in like:
-                length = self.tokens(record)
-                values = {name: self._read(file, length, self._widths[name]) for name, file in sources.items()}
-                yield {**values, **{name: column[done : done + length] for name, column in columns.items()}}
+            files = {name: stack.enter_context(self._array(name, number).open("rb")) for name in self._widths}
+
+            def take(like: Record | None) -> Record | None:
+                nonlocal done
+                if like is None:
+                    return {} if any(file.read(1) for file in files.values()) else None
+                length = self.tokens(like)
+                values = {name: self._read(file, length, self._widths[name]) for name, file in files.items()}
                 done += length
-            for name, file in sources.items():
-                if file.read(1):
-                    raise self.damage(shard, f"{name} is longer than what was written")
+                return {**values, **{name: column[done - length : done] for name, column in columns.items()}}
+
+            yield take
 
     def _read(self, file: BinaryIO, tokens: int, width: int) -> np.ndarray:
         content = file.read(tokens * width * self.dtype.itemsize)

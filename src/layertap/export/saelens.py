@@ -10,7 +10,8 @@ shorter than a context, is left out. To an SAE the order of tokens is nothing; w
 contexts takes `--to hf`.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import numpy as np
 from layertap.core.taps import Tap
 from layertap.errors import UsageError
 from layertap.export import arrow
-from layertap.export.form import Form, Record
+from layertap.export.form import Form, Record, Take
 from layertap.export.names import hook_name
 from layertap.export.source import Source, join
 from layertap.reader.pieces import Rows
@@ -70,12 +71,18 @@ class SaeLensForm(Form):
                 encoded.append(arrow.matrices(values.reshape(-1, values.shape[-1]), lengths))
         return encoded
 
-    def read(self, shard: int, like: Iterable[Record]) -> Iterator[Record]:
-        for batch in arrow.read_stream(self.folder / self.files(shard)[0]):
-            yield {
-                name: arrow.flat(values).reshape(len(values), self._size, *_width(self._columns[name]))
-                for name, values in batch.items()
-            }
+    @contextmanager
+    def reading(self, shard: int) -> Iterator[Take]:
+        with closing(arrow.read_stream(self.folder / self.files(shard)[0])) as batches:
+            yield lambda _: self._decoded(next(batches, None))
+
+    def _decoded(self, batch: Mapping[str, arrow.Arrow] | None) -> Record | None:
+        if batch is None:
+            return None
+        return {
+            name: arrow.flat(values).reshape(len(values), self._size, *_width(self._columns[name]))
+            for name, values in batch.items()
+        }
 
     def rows(self, record: Record) -> int:
         return len(record["token_ids"])

@@ -23,7 +23,7 @@ from layertap.reader.dataset import ActivationDataset
 from layertap.reader.pieces import Rows, ShardTokens
 from layertap.shards.shard import Shard, Words
 
-_CHUNK_BYTES = 64 << 20
+_CHUNK_BYTES = 16 << 20
 
 
 @dataclass(frozen=True)
