@@ -1,14 +1,16 @@
 # Everything a newcomer types: `make demo`, `make test`, `make check`. Each makes the environment it needs, if it is not there.
-# There are two. `.venv` is the user's: Layertap and what it runs with. `.venv-test` also has the tests' tools, and libtpu,
-# torch and Ray among them, which would change how a user's runs start.
+# There are three. `.venv` is the user's: Layertap and what it runs with. `.venv-test` also has the tests' tools, and libtpu,
+# torch and Ray among them, which would change how a user's runs start. `.venv-contract` has the trainers that we hand
+# activations to, with all that these bring along.
 
 PYTHON ?= python3
 VENV := .venv
 TESTS := .venv-test
+CONTRACT := .venv-contract
 BIN := $(TESTS)/bin
 PIP := -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: bench demo test test-slow proof soak mutants check lint format clean
+.PHONY: bench demo test test-slow proof soak mutants contract check lint format clean
 
 demo: $(VENV)/.installed
 	$(VENV)/bin/layertap demo
@@ -30,6 +32,10 @@ soak: $(TESTS)/.installed
 mutants: $(TESTS)/.installed
 	$(BIN)/python -m benchmarks.mutants $(MUTANTS)
 
+# The real SAELens, dictionary_learning, sparsify and datasets take what we hand them (docs/export.md).
+contract: $(CONTRACT)/.installed
+	$(CONTRACT)/bin/python -m pytest -q -c tests/contract/pytest.ini --confcutdir tests/contract tests/contract
+
 check: lint test
 
 bench: $(TESTS)/.installed
@@ -45,9 +51,9 @@ format: $(TESTS)/.installed
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) $(TESTS) layertap-demo
+	rm -rf $(VENV) $(TESTS) $(CONTRACT) layertap-demo
 
-$(VENV)/bin/python $(TESTS)/bin/python:
+$(VENV)/bin/python $(TESTS)/bin/python $(CONTRACT)/bin/python:
 	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Layertap needs Python 3.11 or later; give it as: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $(@D:/bin=)
 
@@ -59,4 +65,12 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 $(TESTS)/.installed: pyproject.toml constraints.txt | $(TESTS)/bin/python
 	@echo "installing Layertap and what its tests need into $(TESTS)"
 	$(TESTS)/bin/python $(PIP) --editable '.[test]'
+	touch $@
+
+$(CONTRACT)/.installed: pyproject.toml constraints.txt $(wildcard tests/contract/*.txt) | $(CONTRACT)/bin/python
+	@echo "installing Layertap and the trainers that it hands activations to into $(CONTRACT)"
+	$(CONTRACT)/bin/python $(PIP) --constraint tests/contract/constraints.txt --editable . \
+		--requirement tests/contract/requirements.txt
+	$(CONTRACT)/bin/python $(PIP) --constraint tests/contract/constraints.txt --no-deps \
+		--requirement tests/contract/without_dependencies.txt
 	touch $@

@@ -41,6 +41,24 @@ def test_tests_leave_the_users_environment_alone(target: str) -> None:
     assert not [command for command in commands if ".venv/" in command]
 
 
+def test_the_trainers_have_an_environment_of_their_own() -> None:
+    commands = recipe("contract")
+    assert all(command.startswith((".venv-contract/", "\t")) for command in commands if "pip" in command)
+    assert not [command for command in commands if ".venv/" in command or ".venv-test/" in command]
+
+
+def test_versions_of_the_trainers_are_pinned_once() -> None:
+    folder = ROOT / "tests" / "contract"
+    ours, theirs = (
+        {canonicalize_name(Requirement(line).name) for line in path.read_text().splitlines() if line[0] != "#"}
+        for path in (ROOT / "constraints.txt", folder / "constraints.txt")
+    )
+    assert not ours & theirs
+    for name in ("requirements.txt", "without_dependencies.txt"):
+        lines = [line.partition("#")[0].strip() for line in (folder / name).read_text().splitlines()]
+        assert {canonicalize_name(Requirement(line).name) for line in lines if line} <= ours | theirs
+
+
 def test_the_workflow_checks_every_python_that_the_project_names() -> None:
     matrix = _WORKFLOW["jobs"]["check"]["strategy"]["matrix"]
     named = re.findall(r"Python :: (3\.\d+)", "\n".join(_PROJECT["classifiers"]))

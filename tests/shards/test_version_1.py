@@ -83,6 +83,23 @@ def test_it_verifies_and_its_statistics_merge(old):
     }
 
 
+@pytest.mark.parametrize("center", [False, True])
+@pytest.mark.parametrize("exclude", [(), ("first", "sink")])
+def test_its_batches_come_normalised(old, center, exclude):
+    batches = ActivationDataset(old).batches(23, center=center, scale="unit_rms", exclude=exclude)
+    (batch,) = list(batches)
+    assert np.allclose((batch.activations.astype(float) ** 2).mean(axis=(0, 2)), 1, rtol=1e-5)
+
+
+def test_its_sinks_are_told_once_its_norms_are_read(old, capsys):
+    assert main(["stats", "--json", str(old)]) == 0
+    assert {told["sink_share"] for told in json.loads(capsys.readouterr().out)} == {None}
+    assert main(["stats", "--json", "--norms", "all", str(old)]) == 0
+    told = {Tap(it["layer"], it["site"]): it["sink_share"] for it in json.loads(capsys.readouterr().out)}
+    assert told.pop(AT_SINK) > 0.99
+    assert set(told.values()) == {0.0}
+
+
 def test_inspect_shows_it(old, capsys):
     assert main(["inspect", str(old), "--sample", "3"]) == 0
     out = capsys.readouterr().out

@@ -2,7 +2,7 @@
 an autoencoder.
 
     |mean|/|std|   the norm of the mean over the root of the summed variances. Over 1, the mean is
-                   most of what there is to explain: centre
+                   over half of E||x||^2: centre
     in sinks       the share of the squared norm that is in sinks: leave these out, or they rule the
                    scale and the loss
     in prefix      the share in the tokens that all samples begin with, which an autoencoder sees
