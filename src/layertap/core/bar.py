@@ -20,11 +20,17 @@ class Bar(tqdm):  # type: ignore[misc]  # ships without types
     monitor_interval = 0
 
 
-def open_bar(unit: str, total: int | None, wanted: bool | None = None) -> Any:  # noqa: ANN401 - tqdm's
-    """A bar that counts `unit`, of `total` where that is known; `wanted` None: where it is seen."""
+def open_bar(
+    unit: str, total: int | None, wanted: bool | None = None, *, initial: int = 0, delay: float = _SECONDS_BEFORE
+) -> Any:  # noqa: ANN401 - tqdm's
+    """A bar that counts `unit` from `initial` on, of `total` where that is known.
+
+    It is shown after a `delay` in seconds; where a person may see it, unless `wanted` says so.
+    """
     notebook = in_notebook()
     shown = wanted if wanted is not None else notebook or sys.stderr.isatty()
-    settings = {"unit": f" {unit}", "total": total, "leave": False, "disable": not shown, "delay": _SECONDS_BEFORE}
+    settings = {"unit": f" {unit}", "total": total, "leave": False, "disable": not shown, "delay": delay}
+    settings["initial"] = initial
     if notebook and shown and find_spec("ipywidgets") is not None:
         from tqdm.notebook import tqdm as widget
 

@@ -6,8 +6,8 @@ committing shards, and room behind slow uploads) or `uploading` (the last upload
 it waits for longest is the bottleneck.
 
 `Progress` only counts. `Display` shows it from a thread of its own, so that it can name what the
-run waits for while it waits: a bar on a terminal, a plain line now and then elsewhere. All of it
-goes to standard error; standard output has the summary alone.
+run waits for while it waits: a bar on a terminal and in a notebook, a plain line now and then
+elsewhere. All of it goes to standard error; standard output has the summary alone.
 """
 
 import sys
@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from layertap.core.bar import Bar
+from layertap.core.bar import in_notebook, open_bar
 from layertap.shards.manifest import UNKEPT, Manifest
 
 _SECONDS_BETWEEN_LINES = 10.0
@@ -77,9 +77,9 @@ class Display:
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
-        on_terminal = sys.stderr.isatty()
+        seen = sys.stderr.isatty() or in_notebook()
         start = progress.resumed_samples
-        self._bar = Bar(unit=" samples", initial=start, dynamic_ncols=True, leave=False) if on_terminal else None
+        self._bar = open_bar("samples", None, wanted=True, initial=start, delay=0) if seen else None
         self._closed = threading.Event()
         self._drawing = threading.Thread(target=self._draw, name="progress", daemon=True)
         self._drawing.start()
