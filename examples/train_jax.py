@@ -1,0 +1,189 @@
+# %% [markdown]
+# # A sparse autoencoder in plain JAX
+#
+# A TopK autoencoder is trained on activations while the model runs: nothing is written but the
+# autoencoder's own checkpoint. Kill this script where you like and start it again: it goes on with
+# the batch that would have come next.
+#
+# It needs `pip install 'layertap[examples]'`. Without a download it makes a tiny model with random
+# weights, so its features mean nothing; put your own model and dataset below.
+
+# %%
+import itertools
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import serialization
+from safetensors.numpy import save_file
+
+import layertap
+from layertap.demo.checkpoint import write_checkpoint
+from layertap.demo.tasks import make_tasks, write_tasks
+from layertap.reader import fold
+
+QUICK = "--quick" in sys.argv  # as the tests run it
+
+MODEL, TASKS = "model", "tasks.jsonl"  # such as "Qwen/Qwen2.5-0.5B", and your own dataset
+LAYER, SITE = 2, "residual"
+FEATURES, TOP_K = (128, 8) if QUICK else (512, 8)
+BATCH, STEPS = (512, 60) if QUICK else (1024, 600)
+SAVE_EVERY = 20 if QUICK else 100
+DEAD_AFTER = 50 * BATCH  # tokens in which a feature did not fire
+CHECKPOINT = Path("sae.msgpack")
+
+# %% [markdown]
+# ## The autoencoder
+#
+# Weights are named and shaped as in SAELens: `W_enc` is [width, features], `W_dec` [features,
+# width]. Each direction of the decoder has length 1, and the encoder begins as its transpose.
+
+# %%
+Sae = dict[str, jax.Array]
+State = dict[str, Any]
+
+optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-3))
+
+
+def init_state(seed: int, width: int, features: int) -> State:
+    """The autoencoder, its optimizer, and for each feature how many tokens ago it last fired."""
+    directions = unit_rows(jax.random.normal(jax.random.key(seed), (features, width)))
+    sae = {
+        "W_enc": directions.T,
+        "b_enc": jnp.zeros(features),
+        "W_dec": directions,
+        "b_dec": jnp.zeros(width),
+    }
+    return {"sae": sae, "optimizer": optimizer.init(sae), "idle": jnp.zeros(features, jnp.int32), "step": 0}
+
+
+def unit_rows(rows: jax.Array) -> jax.Array:
+    """Each row with length 1."""
+    return rows / jnp.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def encode(sae: Sae, x: jax.Array, top_k: int = TOP_K) -> jax.Array:
+    """The features of `x` [tokens, width]: [tokens, features], at most `top_k` of a token not 0."""
+    active = jax.nn.relu(x @ sae["W_enc"] + sae["b_enc"][None])
+    least = jax.lax.top_k(active, top_k)[0][:, -1:]
+    return jnp.where(active >= least, active, 0.0)
+
+
+def decode(sae: Sae, features: jax.Array) -> jax.Array:
+    """The activations that these features stand for."""
+    return features @ sae["W_dec"] + sae["b_dec"][None]
+
+
+def unexplained(sae: Sae, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The share of the variance that the autoencoder does not explain; and which features fired.
+
+    `x` is centred already, so its mean square is its variance.
+    """
+    features = encode(sae, x)
+    return jnp.sum((x - decode(sae, features)) ** 2) / jnp.sum(x**2), (features > 0).any(axis=0)
+
+
+@jax.jit
+def train_step(state: State, x: jax.Array) -> tuple[State, jax.Array]:
+    """The state after one step, and the share that was not explained before it."""
+    (lost, fired), gradient = jax.value_and_grad(unexplained, has_aux=True)(state["sae"], x)
+    updates, memory = optimizer.update(gradient, state["optimizer"])
+    sae = optax.apply_updates(state["sae"], updates)
+    sae["W_dec"] = unit_rows(sae["W_dec"])
+    idle = jnp.where(fired, 0, state["idle"] + len(x))
+    return {"sae": sae, "optimizer": memory, "idle": idle, "step": state["step"] + 1}, lost
+
+
+# %% [markdown]
+# ## A checkpoint
+#
+# It holds the place in the stream beside the weights. The normalisation is in the stream's state:
+# an autoencoder is of no use without it.
+
+
+# %%
+def save_checkpoint(path: Path, state: State, batches: Any) -> None:  # noqa: ANN401 - of a stream or a dataset
+    """Write both in one file, so that no kill can part them."""
+    content = {"state": state, "batches": json.dumps(batches.state_dict())}
+    beside = path.with_suffix(".writing")
+    beside.write_bytes(serialization.to_bytes(content))
+    os.replace(beside, path)
+
+
+def load_checkpoint(path: Path, state: State, batches: Any) -> State:  # noqa: ANN401
+    """The saved state, of the shape of `state`; `batches` go on from where they were."""
+    content = serialization.from_bytes({"state": state, "batches": ""}, path.read_bytes())
+    batches.load_state_dict(json.loads(content["batches"]))
+    return content["state"]
+
+
+# %% [markdown]
+# ## Training
+
+
+# %%
+def train(batches: Any, state: State, steps: int, checkpoint: Path | None = None) -> State:  # noqa: ANN401
+    """The state after `steps` steps in all, epoch after epoch; prints ten times how it stands."""
+    told, begun, begun_at = max(steps // 10, 1), time.perf_counter(), int(state["step"])
+    epochs = itertools.chain.from_iterable(itertools.repeat(batches))
+    for step, batch in enumerate(itertools.islice(epochs, steps - begun_at), begun_at + 1):
+        x = batch.activations[:, 0]
+        state, lost = train_step(state, x)
+        if step % told == 0:
+            dead = int((state["idle"] > DEAD_AFTER).sum())
+            speed = (step - begun_at) * len(x) / (time.perf_counter() - begun)
+            print(f"step {step}: {1 - float(lost):.1%} explained, {dead} of {len(state['idle'])} features dead", end="")
+            print(f", {speed:,.0f} tokens/s", flush=True)
+        if checkpoint is not None and (step % SAVE_EVERY == 0 or step == steps):
+            save_checkpoint(checkpoint, state, batches)
+    return state
+
+
+# %% [markdown]
+# ## All of it
+#
+# The stream runs the model a pool of tokens ahead of the training. `center` and `scale` are
+# measured in the first pool. In the end they are folded into the weights, which from then on take
+# and give activations as the model has them.
+
+
+# %%
+def main() -> None:
+    """Make a model and tasks where there are none, train, fold, and check the folded weights."""
+    if MODEL == "model" and not Path(MODEL).exists():
+        write_checkpoint(Path(MODEL), "tiny")
+        write_tasks(Path(TASKS), make_tasks(8 if QUICK else 96))
+    stream = layertap.ActivationStream(
+        dataset_path=TASKS, model_path=MODEL, layers_to_extract=[LAYER], activation_type=[SITE], compute_dtype="float32"
+    )
+    batches = stream.batches(
+        BATCH, exclude={"first", "special", "sink"}, as_="jax", drop_last=True, center=True, scale="unit_rms"
+    )
+    state = init_state(0, stream.taps[LAYER, SITE], FEATURES)
+    if CHECKPOINT.exists():
+        state = load_checkpoint(CHECKPOINT, state, batches)
+        print(f"going on after step {int(state['step'])}")
+    state = train(batches, state, STEPS, CHECKPOINT)
+
+    normalisation = batches.normalisation[LAYER, SITE]
+    folded = fold(**state["sae"], inputs=normalisation)._asdict()
+    save_file({name: array.astype(np.float32) for name, array in folded.items()}, "sae_folded.safetensors")
+
+    x = next(iter(batches)).activations[:, 0]
+    batches.close()
+    raw = {name: jnp.asarray(array, jnp.float32) for name, array in folded.items()}
+    given = normalisation.undo(x)  # as the model has them
+    expected = normalisation.undo(decode(state["sae"], encode(state["sae"], x)))
+    off = jnp.abs(decode(raw, encode(raw, given)) - expected).max() / jnp.abs(expected).max()
+    print(f"folded: sae_folded.safetensors; on raw activations its largest difference is {off:.0e}")
+
+
+if __name__ == "__main__":
+    main()
