@@ -136,8 +136,10 @@ def test_damage_is_found_by_the_check(run: Path, tmp_path: Path, capsys: pytest.
     content[5] ^= 1
     path.write_bytes(content)
     said = exports.refused(capsys, run, tmp_path / "out", "--to", "memmap", status=1)
-    assert "layer_2_out is not what was written" in said
+    assert f"{path}, shard 2: layer_2_out is not what was written; delete that file and run" in said
     assert "not read back" in exports.told(capsys, run, tmp_path / "out", "--to", "memmap", "--no_check")
+    path.unlink()
+    assert "equal" in exports.told(capsys, run, tmp_path / "out", "--to", "memmap")
 
 
 def test_an_unfinished_run_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

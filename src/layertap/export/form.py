@@ -7,7 +7,7 @@ export.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -116,16 +116,19 @@ class Form(ABC):
                     raise self.damage(shard, "ends too early")
                 for name in {**wanted, **found}:
                     if not _equal(wanted.get(name), found.get(name)):
-                        raise self.damage(shard, f"{name} is not what was written")
+                        raise self.damage(shard, f"{name} is not what was written", name)
                 show(self.tokens(wanted))
                 del wanted, found  # or they would be in memory while the next ones are made
             if take(None) is not None:
                 raise self.damage(shard, "goes on where it should end")
 
-    def damage(self, shard: int, what: str) -> DamageError:
-        """The error to raise where a file is not right."""
-        first = self.folder / next(iter(self.files(shard)), "")
-        return DamageError(f"{first}, shard {shard + 1}: {what}; delete that file and run the same command again")
+    def damage(self, shard: int, what: str, name: str = "") -> DamageError:
+        """The error to raise where a file is not right, of several the one for `name`."""
+        files = self.files(shard)
+        own = next((file for file in files if file.startswith(f"{name}/")), files[0])
+        return DamageError(
+            f"{self.folder / own}, shard {shard + 1}: {what}; delete that file and run the same command again"
+        )
 
     def chunks(self, shard: int) -> Iterator[Rows]:
         """The wanted tokens of a shard, counted."""
@@ -140,6 +143,13 @@ class Form(ABC):
             name = self.name_of(tap)
             self._errors[name] = max(error, self._errors.get(name, 0.0))
         return written
+
+
+def listed(names: Collection[str]) -> str:
+    """Names in words; of many the first ones and their number."""
+    most = 6
+    words = ", ".join(list(names)[:most])
+    return words if len(names) <= most else f"{words}, ... ({len(names)} in all)"
 
 
 def _equal(wanted: np.ndarray | list[Any] | None, found: np.ndarray | list[Any] | None) -> bool:

@@ -18,7 +18,7 @@ from layertap.core.strict_json import dump_json
 from layertap.core.taps import Tap
 from layertap.errors import UsageError
 from layertap.export import arrow
-from layertap.export.form import Form, Record, Take
+from layertap.export.form import Form, Record, Take, listed
 from layertap.export.source import SampleWords, Source, join
 from layertap.reader.pieces import Rows
 from layertap.shards.safetensors import tensor_name
@@ -106,7 +106,8 @@ class HuggingFaceForm(Form):
 
     def describe(self) -> list[str]:
         return [
-            f"{self.total('rows')} samples; columns {', '.join(self._columns)}",
+            f"{self.total('rows')} samples; columns {listed(self.source.columns)},"
+            f" {listed([tensor_name(tap) for tap in self.source.taps])}, and what is known of the sample",
             "norms, which each shard has for each token and tap: left out; the values have them",
         ]
 

@@ -23,7 +23,7 @@ import numpy as np
 from layertap.core.strict_json import dump_json
 from layertap.core.taps import Tap
 from layertap.errors import DamageError, UsageError
-from layertap.export.form import Form, Record, Take
+from layertap.export.form import Form, Record, Take, listed
 from layertap.export.names import submodule_name
 from layertap.export.torch_file import write_int64
 from layertap.objects.files import atomic_write
@@ -137,8 +137,7 @@ class MemmapForm(Form):
 
     def describe(self) -> list[str]:
         return [
-            f"{self.total('tokens')} tokens in {self._number(len(self.parts))} shards; folders"
-            f" {', '.join(self._widths)}",
+            f"{self.total('tokens')} tokens in {self._number(len(self.parts))} shards; folders {listed(self._widths)}",
             "task, origin and text of samples: left out; columns/*.npz say by `sample` which one a token is from",
         ]
 

@@ -20,7 +20,7 @@ import numpy as np
 from layertap.core.taps import Tap
 from layertap.errors import UsageError
 from layertap.export import arrow
-from layertap.export.form import Form, Record, Take
+from layertap.export.form import Form, Record, Take, listed
 from layertap.export.names import hook_name
 from layertap.export.source import Source, join
 from layertap.reader.pieces import Rows
@@ -103,7 +103,7 @@ class SaeLensForm(Form):
         rows, left = self.total("rows"), self.total("left_out")
         share = left / max(1, left + rows * self._size)
         return [
-            f"{rows} contexts of {self._size} tokens; columns {', '.join(self._columns)}",
+            f"{rows} contexts of {self._size} tokens; columns {listed(self._columns)}",
             f"samples of unequal length: they follow each other and are cut; {left} tokens ({share:.2%}) at the ends"
             " of shards fill no context and are left out",
             "flags, labels and positions: left out; choose tokens by --exclude and --include, or export to hf",
