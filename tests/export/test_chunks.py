@@ -7,6 +7,8 @@ import exports
 import numpy as np
 import outputs
 import pytest
+from clouds import BUCKET
+from fakes.gcs import FakeGcs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -119,3 +121,18 @@ def test_shards_without_a_wanted_token_are_left_out_of_memmap(
         assert shards == 3 - len(set(empty))
         ids = [np.load(folder / "out" / "columns" / f"shard_{shard}.npz")["token_ids"] for shard in range(shards)]
         assert np.concatenate(ids).tolist() == exports.column(folder / "run", "token_ids")[kept].tolist()
+
+
+def test_chunks_from_afar_come_in_their_order(
+    tmp_path: Path, gcs: FakeGcs, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(source, "_CHUNK_BYTES", 1)  # a token each, several read at once
+    outputs.write(tmp_path / "run", outputs.three_shards(), outputs.shard_format(name="safetensors"))
+    for path in (path for path in (tmp_path / "run").rglob("*") if path.is_file()):
+        gcs.put(BUCKET, f"run/{path.relative_to(tmp_path / 'run').as_posix()}", path.read_bytes())
+    flags = ["--to", "memmap", "--exclude", "special"]
+    exports.told(capsys, f"gs://{BUCKET}/run", tmp_path / "far", *flags)
+    exports.told(capsys, tmp_path / "run", tmp_path / "near", *flags)
+    far, near = exports.contents(tmp_path / "far"), exports.contents(tmp_path / "near")
+    del far["layertap_export.json"], near["layertap_export.json"]  # tells where it is from
+    assert far == near

@@ -36,7 +36,7 @@ def export(config: ExportConfig, show: Show) -> str:
     the check finds a difference.
     """
     with closing(ActivationDataset(config.source, sharded_dataset=config.sharded_dataset)) as dataset:
-        source = Source(dataset, _wanted(config))
+        source = Source(dataset, _wanted(config), ["token_ids"] if config.to == "saelens" else None)
         form = _make_form(config, source)
         ledger = Ledger(form.folder, _plan(config, source, form), config.source)
         progress = _Progress(source, show, times=2 if config.check else 1)

@@ -3,14 +3,19 @@
 A shard is the unit of an export. What is written of it follows from the shard and the settings
 alone, so an export that was stopped goes on with the first shard that is not there, and shards are
 never joined. Within a shard, tokens come in chunks of some `_CHUNK_BYTES`: of safetensors no more
-is in memory, of pickles, which can only be read whole, the shard and a chunk.
+is in memory, of pickles, which can only be read whole, the shard and a chunk. From afar, where a
+chunk is a request for each tap and column, as many chunks are read at once as the reader reads
+pieces.
 
 Chunks are read into memory of their own. A map of the file would count every page that was touched
 as the process's own, and memory would seem to grow with the data.
 """
 
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -52,7 +57,8 @@ class Source:
     Raises UsageError where the dataset is empty, or does not hold what is wanted.
     """
 
-    def __init__(self, dataset: ActivationDataset, wanted: Wanted) -> None:
+    def __init__(self, dataset: ActivationDataset, wanted: Wanted, columns: Collection[str] | None = None) -> None:
+        """`columns` are those that are read; None: all that every run stored."""
         self.dataset = dataset
         self._shards = dataset.shards
         self.taps = tuple(
@@ -63,10 +69,9 @@ class Source:
         if not len(self._shards):
             raise UsageError(f"{dataset.path}: holds no shard yet; there is nothing to export")
         stored = [source.manifest.columns for source in self._shards.sources]
-        self.columns = tuple(
-            name for name in COLUMNS if name == "positions" or all(name in columns for columns in stored)
-        )
-        """The columns that all runs stored."""
+        common = [name for name in COLUMNS if name == "positions" or all(name in own for own in stored)]
+        self.columns = tuple(name for name in common if columns is None or name in columns)
+        """The columns that each token brings."""
         self._config = BatchConfig(
             batch_size=1, taps=self.taps, columns=self.columns, exclude=wanted.exclude, include=wanted.include
         )
@@ -94,14 +99,15 @@ class Source:
         return self._shards.tokens[shard]
 
     def chunks(self, shard: int) -> Iterator[Rows]:
-        """The wanted tokens of a shard, in their order; of columns all that there are."""
-        content, first, tokens = self._shards.content(shard), self._shards.first_samples[shard], self.tokens(shard)
-        for begin in range(0, tokens, self.chunk_tokens):
-            end = min(begin + self.chunk_tokens, tokens)
-            yield self._read(content, begin, end, first)
+        """The wanted tokens of a shard, in their order."""
+        read = partial(self._read, self._shards.content(shard), self.first_sample(shard), self.tokens(shard))
+        begins = range(0, self.tokens(shard), self.chunk_tokens)
+        if self._shards.local(shard) or not self._shards.by_parts[shard]:
+            return map(read, begins)
+        return _read_ahead(read, begins, self._shards.readers)
 
-    def _read(self, content: Shard, begin: int, end: int, first: int) -> Rows:
-        config = self._config
+    def _read(self, content: Shard, first: int, tokens: int, begin: int) -> Rows:
+        config, end = self._config, min(begin + self.chunk_tokens, tokens)
         samples = np.searchsorted(content.offsets(), np.arange(begin, end), side="right") - 1 + first
         columns = {name: content.column(name, begin, end) for name in self.columns}
         rows = Rows([content.activations(tap, begin, end, own=True) for tap in self.taps], columns, samples)
@@ -118,6 +124,20 @@ class Source:
     def first_sample(self, shard: int) -> int:
         """The place in the dataset of the shard's first sample."""
         return self._shards.first_samples[shard]
+
+
+def _read_ahead(read: Callable[[int], Rows], begins: Iterable[int], at_once: int) -> Iterator[Rows]:
+    """The same as `map`, several at once."""
+    pool, coming = ThreadPoolExecutor(at_once, "read-activations"), deque[Future[Rows]]()
+    try:
+        for begin in begins:
+            coming.append(pool.submit(read, begin))
+            if len(coming) == at_once:
+                yield coming.popleft().result()
+        while coming:
+            yield coming.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def join(parts: Sequence[Rows]) -> Rows:
