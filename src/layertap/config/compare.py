@@ -12,7 +12,7 @@ from layertap.core.taps import Site
 
 @dataclass(frozen=True)
 class CompareConfig:
-    """Hold activations of another tool against Layertap's own in float32, and say what they are."""
+    """Hold activations of another tool against our own, and say what they are."""
 
     dump: Annotated[tyro.conf.Positional[str], Flag(metavar="DUMP")]
     """A safetensors, .npy or .npz file with token ids, a folder of safetensors or .npy files,
