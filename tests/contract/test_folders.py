@@ -1,5 +1,6 @@
 """Exported folders, as the libraries read them that they are for."""
 
+import re
 from pathlib import Path
 
 import datasets
@@ -11,6 +12,7 @@ from sae_lens.training.activations_store import ActivationsStore
 import layertap
 from layertap.cli import main
 
+PAGE = (Path(__file__).resolve().parents[2] / "docs" / "export.md").read_text()
 CONTEXT = 32
 HOOK = "blocks.2.hook_resid_post"
 
@@ -55,6 +57,21 @@ def test_token_ids_of_a_saelens_folder_are_integers(run: Path, tmp_path: Path) -
     assert rows[0]["token_ids"].dtype == torch.int64
     assert rows.features["token_ids"].feature.dtype == "int32"
     assert rows[0][HOOK].shape == (CONTEXT, 64)
+
+
+def test_the_folder_of_the_page_is_opened_as_the_page_says(place: Path) -> None:
+    (command,) = re.findall(r"^    layertap (export activations rows .*)$", PAGE, re.MULTILINE)
+    assert main(command.split()) == 0
+    (program,) = re.findall(r"^    (rows = datasets.load_from_disk\(.*?)\n\n", PAGE, re.DOTALL | re.MULTILINE)
+    lines = [line.strip() for line in program.splitlines()]
+    names = {"datasets": datasets}
+    exec(lines[0], names)
+    task_id, token_ids, roles = eval(lines[1], names)
+    assert isinstance(task_id, str)
+    assert all(isinstance(token, int) for token in token_ids)
+    assert len(roles) == len(token_ids)
+    assert eval(lines[2], names).shape == (len(token_ids), 64)
+    assert all(cells > 0 for cells in names["rows"][0]["cells"]), "--include cells"
 
 
 def test_datasets_opens_samples(run: Path, tmp_path: Path) -> None:

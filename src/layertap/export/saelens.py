@@ -104,8 +104,8 @@ class SaeLensForm(Form):
         share = left / max(1, left + rows * self._size)
         return [
             f"{rows} contexts of {self._size} tokens; columns {listed(self._columns)}",
-            f"samples of unequal length: they follow each other and are cut; {left} tokens ({share:.2%}) at the ends"
-            " of shards fill no context and are left out",
+            "samples of unequal length: they follow each other and are cut, and nothing is padded, as SAELens has no"
+            f" mask; {left} tokens ({share:.2%}) at the ends of shards fill no context and are left out",
             "flags, labels and positions: left out; choose tokens by --exclude and --include, or export to hf",
         ]
 
