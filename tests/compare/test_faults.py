@@ -6,6 +6,7 @@ import dumps
 import numpy as np
 import pytest
 import torch
+from transformers import AutoTokenizer
 from verdicts import Look, verdict
 
 from layertap.demo.checkpoint import write_checkpoint
@@ -167,6 +168,15 @@ def test_a_first_token_that_the_ids_lack(look: Look, tiny_model: Path, prompts, 
     )
     assert told in fault(look, states[1:])
     assert f"{told}; row 0 is that token's" in fault(look, states)
+
+
+def test_the_words_of_a_chat_template_that_the_ids_lack(look: Look, tiny_model: Path, prompts) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    before = tokenizer.apply_chat_template([{"role": "user", "content": "@"}], tokenize=False).partition("@")[0]
+    opening = tokenizer(before, add_special_tokens=False).input_ids
+    assert len(opening) > 3
+    states = run(tiny_model, np.concatenate([opening, prompts[0]]))
+    assert f"the model had {before!r} before the tokens" in fault(look, states[len(opening) :])
 
 
 def test_a_first_token_that_the_model_did_not_have(look: Look, tiny_model: Path, prompts) -> None:

@@ -80,6 +80,12 @@ def test_a_bfloat16_dump_of_another_layer_is_found_all_the_same(
     assert "not `residual` of layer 2; rounding as of bfloat16 computing" in words
 
 
+def test_a_change_as_small_as_rounding_is_found(look: Look, streams: list[np.ndarray]) -> None:
+    wrong, words = verdict(look(**{"residual.2": np.float32(1.002) * streams[2]}))
+    assert wrong
+    assert "multiplied by 1.002" in words
+
+
 def test_more_than_rounding_is_no_rounding(look: Look, streams: list[np.ndarray]) -> None:
     noise = np.random.default_rng(0).normal(size=streams[2].shape).astype(np.float32)
     wrong, words = verdict(look(**{"residual.2": streams[2] + 0.1 * noise}))

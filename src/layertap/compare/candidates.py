@@ -49,6 +49,8 @@ class ModelFacts:
     vocab_size: int
     opening_ids: tuple[int, ...] = ()
     """What its tokenizer puts before a text."""
+    chat_opening: tuple[int, ...] = ()
+    """What its chat template puts before what a user says."""
     special_ids: frozenset[int] = frozenset()
     context: int | None = None
     """The most tokens that it takes."""

@@ -72,11 +72,17 @@ class Case:
     """All of its width."""
     truth: Truth
     claim: Claim | None = None
+    prompts: Sequence[str] = ()
+    """What the prompts are called."""
 
     @cached_property
     def grid(self) -> Grid:
         """What its numbers were rounded to."""
         return grid_of(self.found)
+
+    def place(self, prompt: int, row: int) -> str:
+        """A row in words."""
+        return f"{self.prompts[prompt] if self.prompts else f'sample {prompt}'}, row {row}"
 
     def shifted(self, by: int) -> Alignment:
         """Row t held against token t + `by`."""

@@ -98,7 +98,8 @@ def _diagnose(
 ) -> dict[str, Diagnosis]:
     norm = reader.final_norm()
     truth = Truth(reader.read([prompt.token_ids[:tokens] for prompt in prompts], taps), norm)
-    cases = [_case(array, truth, taps, tokens, reader.facts) for array in arrays]
+    names = [prompt.name for prompt in prompts]
+    cases = [_case(array, truth, taps, tokens, reader.facts, names) for array in arrays]
     found = _one_by_one([case for case in cases if case.candidates])
     return _with_contexts(reader, prompts, found, norm, tokens)
 
@@ -121,11 +122,13 @@ def _one_by_one(cases: Sequence[Case]) -> dict[str, Diagnosis]:
     return found
 
 
-def _case(array: DumpArray, truth: Truth, taps: Sequence[Tap], tokens: int, facts: ModelFacts) -> Case:
+def _case(
+    array: DumpArray, truth: Truth, taps: Sequence[Tap], tokens: int, facts: ModelFacts, names: Sequence[str]
+) -> Case:
     fitting = [tap for tap in taps if facts.widths[tap.site] == array.width]
     streams = [tap for tap in fitting if tap.site == "residual" or tap == EMBEDDINGS]
     candidates = [*map(Candidate, fitting), *(Candidate(tap, normed=True) for tap in streams)]
-    return Case(array.name, array.read(tokens), candidates, truth, array.claim)
+    return Case(array.name, array.read(tokens), candidates, truth, array.claim, names)
 
 
 def _with_contexts(

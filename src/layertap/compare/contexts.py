@@ -78,9 +78,12 @@ def contexts(prompts: Sequence[Prompt], tokens: int, facts: ModelFacts) -> Itera
 
 
 def openers(facts: ModelFacts) -> list[tuple[int, ...]]:
-    """What may have come before each prompt: what the tokenizer puts there, or a special token."""
+    """What may have come before each prompt: what the tokenizer or its chat template puts there,
+    or a special token.
+    """
     special = [(token,) for token in sorted(facts.special_ids)[:_MOST_OPENERS]]
-    return list(dict.fromkeys([*filter(None, [facts.opening_ids]), *special]))
+    usual = [facts.opening_ids, facts.chat_opening, facts.opening_ids + facts.chat_opening]
+    return list(dict.fromkeys([*filter(None, usual), *special]))
 
 
 def opened(ids: Sequence[np.ndarray], opener: tuple[int, ...], text: str) -> Context:

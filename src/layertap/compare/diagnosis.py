@@ -20,8 +20,9 @@ from layertap.compare.candidates import Candidate
 from layertap.compare.case import Alignment, Case
 from layertap.compare.measure import PerToken, Rows, median, token_cosines, token_errors
 from layertap.compare.permutations import fit_order
+from layertap.compare.reordering import reorder
 from layertap.compare.rounding import FLOAT32, Rounding, judge
-from layertap.compare.transforms import FITS, SIMPLER, Fit, Fitted, fit_scale
+from layertap.compare.transforms import FITS, SIMPLER, Fit, Fitted
 
 _SHIFTS = (1, -1, 2, -2, 3, -3, 4, -4)
 _TAIL = 25.0
@@ -121,7 +122,7 @@ def diagnose(case: Case, like: Explanation | None = None, *, briefly: bool = Fal
     ranking = case.ranking(plain)
     nearest = explain(case, plain, ranking[0][1])
     if nearest.holds:
-        held = nearest if nearest.exact else _scaled(case, nearest)
+        held = nearest if nearest.exact else _or_changed(case, nearest)
         return Diagnosis(case, nearest, next(iter(ranking[1:]), None), held)
     best = None if like is None else _like(case, like, nearest)
     brief = briefly or nearest.counted == 0
@@ -143,7 +144,8 @@ def explain(case: Case, alignment: Alignment, candidate: Candidate, change: Fitt
     cosine = median([token_cosines(found, truth) for found, truth in pairs])
     full = [np.isfinite(found).all(axis=1) & (found != 0).any(axis=1) for found, _ in pairs]
     kept = [(found[at], truth[at]) for (found, truth), at in zip(pairs, full, strict=True)]
-    rounding = judge([x for x, _ in kept], [y for _, y in kept], case.grid, candidate.depth)
+    freedom = "none" if change is None else change.freedom
+    rounding = judge([x for x, _ in kept], [y for _, y in kept], case.grid, candidate.depth, freedom)
     return Explanation(candidate, alignment, change, errors, full, cosine, rounding)
 
 
@@ -179,13 +181,16 @@ def _shifts(case: Case) -> list[Alignment]:
     return [alignment for by in _SHIFTS if (alignment := case.shifted(by)).count > 0]
 
 
-def _scaled(case: Case, nearest: Explanation) -> Explanation:
-    """The candidate that holds, or this one with a factor, where that is much nearer."""
-    fitted = fit_scale(*case.searched(nearest.alignment, nearest.candidate))
-    if fitted is None:
-        return nearest
-    scaled = explain(case, nearest.alignment, nearest.candidate, fitted)
-    return better(nearest, scaled, nearest) or nearest
+def _or_changed(case: Case, nearest: Explanation) -> Explanation:
+    """The candidate that holds, or this one with a change, where that is much nearer.
+
+    Small changes look like rounding: in trained models the mean over channels is a hundredth.
+    """
+    best = nearest
+    for fit in (*FITS, fit_order):
+        for changed in _fitted(case, nearest.alignment, [nearest.candidate], fit):
+            best = better(best, changed, nearest) or best
+    return best
 
 
 def _like(case: Case, like: Explanation, nearest: Explanation) -> Explanation | None:
@@ -250,6 +255,4 @@ def _number(value: float) -> float:
 
 def _reordered(case: Case) -> Iterator[Explanation]:
     """Rows that are those of other tokens, or of other prompts, in any order."""
-    from layertap.compare.reordering import reorder
-
     yield from (explain(case, alignment, candidate) for alignment, candidate in reorder(case))

@@ -13,6 +13,7 @@ import json
 import re
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -146,7 +147,7 @@ def _dump(
     for number, (path, arrays) in enumerate(files):
         ids = find_ids(arrays, str(path))
         table = id_table(arrays, ids, facts, limits, str(path))
-        prompts += table.prompts
+        prompts += [replace(prompt, name=_name(prompt.name, path, len(files))) for prompt in table.prompts]
         floats = [array for name, array in arrays.items() if array.dtype in _FLOATS and name not in NAMED]
         found = [one for array in floats for one in arrays_of(array, table, facts)]
         for one in found:
@@ -161,6 +162,10 @@ def _dump(
         )
     remarks += [f"{of - len(files)} of {of} files are not compared"] if of > len(files) else []
     return Dump(kind, prompts, [_joined(ones) for ones in whole.values()], remarks)
+
+
+def _name(name: str, path: Path, files: int) -> str:
+    return name if files == 1 else f"{path.name} {name}"
 
 
 def _left_out(arrays: Mapping[str, Stored], taken: set[str], ids: Stored) -> list[str]:

@@ -23,6 +23,7 @@ NAMED = (*IDS, *MASKS, *LENGTHS, *OFFSETS)
 
 _PADS = 2  # the same special token so often is padding
 _MOST_IDS = 1 << 22
+_AT_ONCE = 1 << 24
 
 
 def find_ids(arrays: Mapping[str, Stored], place: str) -> Stored:
@@ -78,7 +79,15 @@ def _padded_spans(
     if mask is None:
         return [_unpadded(ids.read(_row(ids, row)).ravel(), row, facts) for row in first], rows * columns
     spans = [_kept(mask.read(_row(mask, row)).ravel() != 0, row, place) for row in first]
-    return spans, sum(int(np.count_nonzero(mask.read(_row(mask, row)))) for row in range(rows))
+    return spans, _count(mask, max(1, _AT_ONCE // columns))
+
+
+def _count(mask: Stored, rows: int) -> int:
+    """How many tokens are no padding, read by so many rows."""
+    if len(mask.shape) == 1:
+        return int(np.count_nonzero(mask.read((slice(None),))))
+    starts = range(0, mask.shape[0], rows)
+    return sum(int(np.count_nonzero(mask.read((slice(at, at + rows), slice(None))))) for at in starts)
 
 
 def _row(array: Stored, row: int) -> tuple[slice, ...]:

@@ -11,8 +11,9 @@ Three things are looked at.
 - **How far they are**, for their depth: each layer adds its own rounding to that of the layers
   before, so the bound grows with the square root of the layers.
 
-The bounds are wide, some four times what was measured (docs/compare-dumps.md): a distance within
-them is what such rounding may leave, and a fault that is smaller cannot be told from it.
+The bounds are wide, some three times what was measured (docs/compare-dumps.md): a distance within
+them is what such rounding may leave, and a fault that is smaller cannot be told from it. They are
+narrower for an explanation that has many constants, which could fit what it does not explain.
 """
 
 from collections.abc import Sequence
@@ -27,6 +28,8 @@ from layertap.compare.measure import median, token_errors
 
 Grid = Literal["bfloat16", "float16", "tf32", "float32"]
 Level = Literal["float32", "stored", "tf32", "bfloat16"]
+Freedom = Literal["none", "few", "many"]
+"""How many constants were fitted before the distance was taken."""
 
 FLOAT32 = 2e-5
 """The most that float32 leaves in the median token; 1e-6 is usual."""
@@ -99,32 +102,43 @@ def rounded(values: np.ndarray, grid: Grid) -> np.ndarray:
     return np.asarray(values, np.float32)
 
 
-def judge(found: Sequence[np.ndarray], truth: Sequence[np.ndarray], grid: Grid, depth: int) -> Rounding:
+def judge(
+    found: Sequence[np.ndarray], truth: Sequence[np.ndarray], grid: Grid, depth: int, freedom: Freedom = "none"
+) -> Rounding:
     """Which rounding explains the distance of rows from the truth, `depth` layers deep."""
     error = median([token_errors(x, y) for x, y in zip(found, truth, strict=True)])
     stored = [rounded(y, grid) for y in truth]
     storage = 0.0 if grid == "float32" else median([token_errors(z, y) for z, y in zip(stored, truth, strict=True)])
     equal = np.concatenate([(x == z).mean(axis=1) for x, z in zip(found, stored, strict=True)])
     share = float(np.median(equal)) if equal.size else 0.0
-    return Rounding(grid, _level(error, storage, share, grid, depth), error, storage, share)
+    return Rounding(grid, _level(error, storage, share, grid, depth, freedom), error, storage, share)
 
 
-def _level(error: float, storage: float, equal: float, grid: Grid, depth: int) -> Level | None:
+def _level(error: float, storage: float, equal: float, grid: Grid, depth: int, freedom: Freedom) -> Level | None:
     if error <= FLOAT32:
         return "float32"
     if grid != "float32" and equal >= _STORED:
         return "stored"
     computed = sqrt(max(error**2 - storage**2, 0.0))
-    if grid != "bfloat16" and computed <= _finer_bound(grid, depth):
+    if grid != "bfloat16" and computed <= _bound_of_ten_bits(grid, depth):
         return "tf32"
-    return "bfloat16" if computed <= usual_bound("bfloat16", depth) else None
+    return "bfloat16" if computed <= _bound_of_seven_bits(grid, depth, freedom) else None
 
 
-def _finer_bound(grid: Grid, depth: int) -> float:
-    """The most that products of ten bits leave; where values are float32, less than products of
-    seven bits leave, which are eight times as coarse.
+def _bound_of_ten_bits(grid: Grid, depth: int) -> float:
+    """Where values are float32, less than products of seven bits leave, which are eight times as
+    coarse.
     """
     return usual_bound("tf32", depth) if grid == "float16" else 3.3e-4 * (1 + 0.8 * sqrt(depth))
+
+
+def _bound_of_seven_bits(grid: Grid, depth: int, freedom: Freedom) -> float:
+    """Where values are float32, the stream was not rounded between layers, unless a change came
+    after it was; and what many constants explain has to be near.
+    """
+    if freedom == "few" or (freedom == "none" and grid == "bfloat16"):
+        return usual_bound("bfloat16", depth)
+    return _UNITS["bfloat16"] * (1 + sqrt(depth)) * (0.75 if freedom == "many" else 1)
 
 
 def usual_bound(level: Literal["tf32", "bfloat16"], depth: int) -> float:

@@ -33,9 +33,11 @@ def open_tensors(path: Path) -> dict[str, Stored]:
 
 def _stored(path: Path, name: str, dtype: str, shape: list[int]) -> Stored:
     def read(index: tuple[slice, ...]) -> np.ndarray:
+        # The library refuses an end beyond the last one, which numpy allows.
+        within = tuple(slice(*cut.indices(size)[:2]) for cut, size in zip(index, shape, strict=True))
         try:
             with safe_open(path, framework="numpy") as file:
-                return file.get_slice(name)[index]
+                return file.get_slice(name)[within]
         except (SafetensorError, OSError, TypeError) as error:
             raise DumpError(f"{path}: {name} {dtype}{shape} cannot be read: {error}") from error
 

@@ -12,6 +12,7 @@ from math import sqrt
 import numpy as np
 
 from layertap.compare.measure import Rows, row_lengths, token_errors
+from layertap.compare.rounding import Freedom
 
 Predict = Callable[[Rows], Rows]
 
@@ -30,8 +31,10 @@ class Fitted:
     """What was done, in words."""
     predict: Predict
     """What the truth's rows become."""
+    freedom: Freedom = "few"
+    """How many constants it has."""
     fit: "Fit | None" = None
-    """What found the constants."""
+    """What found them."""
 
 
 Fit = Callable[[Rows, Rows], Fitted | None]
@@ -82,8 +85,8 @@ def fit_offset(found: Rows, truth: Rows) -> Fitted | None:
     factor = _factor(found - np.median(found, axis=0), truth - np.median(truth, axis=0))
     scaled = np.median(found - factor * truth, axis=0)
     words = "a constant vector was subtracted from all tokens, as centring on a mean does"
-    simple = Fitted(words, lambda rows: rows - plain)
-    full = Fitted(f"{words}, and the rest multiplied by {factor:.6g}", lambda rows: factor * rows + scaled)
+    simple = Fitted(words, lambda rows: rows - plain, "many")
+    full = Fitted(f"{words}, and the rest multiplied by {factor:.6g}", lambda rows: factor * rows + scaled, "many")
     return _simpler(simple, full, found, truth)
 
 
@@ -99,11 +102,12 @@ def fit_channels(found: Rows, truth: Rows) -> Fitted | None:
         slopes = np.nan_to_num(np.sum((x - mean_x) * (y - mean_y), axis=0) / np.sum((y - mean_y) ** 2, axis=0))
     constants = mean_x - slopes * mean_y
     simple = Fitted(
-        "each channel multiplied by a constant of its own, as a norm's weight does", lambda rows: rows * factors
+        "each channel multiplied by a constant of its own, as a norm's weight does", lambda rows: rows * factors, "many"
     )
     full = Fitted(
         "each channel scaled and shifted by constants of its own, as standardising does",
         lambda rows: rows * slopes + constants,
+        "many",
     )
     return _simpler(simple, full, found, truth)
 

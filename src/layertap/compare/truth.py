@@ -13,8 +13,11 @@ from layertap.api.model import Model
 from layertap.compare.candidates import EMBEDDINGS, FinalNorm, ModelFacts
 from layertap.compare.contexts import MOST_TOKENS
 from layertap.core.taps import SITES, Tap
+from layertap.errors import PromptError
 from layertap.model.checkpoint import open_checkpoint
-from layertap.prompts.tokenizer import load_tokenizer
+from layertap.prompts.chat import Chat
+from layertap.prompts.marked import plain
+from layertap.prompts.tokenizer import PromptTokenizer, load_tokenizer
 
 MEMORY = 2 << 30
 """The bytes that activations of the truth may take; those of the dump take as many again at
@@ -24,7 +27,7 @@ _ROW = 256  # tokens: a row of the usual length, with all taps of thirty layers,
 
 
 class TruthReader:
-    """The model that a dump is held against; Raises ModelError or PromptError where it is not one
+    """The model that a dump is held against; raises ModelError or PromptError where it is not one
     that Layertap runs.
     """
 
@@ -47,6 +50,7 @@ class TruthReader:
             {site: config.width(site) for site in SITES},
             config.vocab_size,
             self.tokenizer.opening_ids,
+            _chat_opening(self.tokenizer),
             self.tokenizer.special_ids,
             config.context,
         )
@@ -73,6 +77,16 @@ class TruthReader:
     def close(self) -> None:
         """End the model's threads."""
         self._model.close()
+
+
+def _chat_opening(tokenizer: PromptTokenizer) -> tuple[int, ...]:
+    """What comes before a user's words; nothing where the template refuses such a chat."""
+    said = "\N{SNOWMAN}"
+    try:
+        text = plain(tokenizer.chat.render(Chat(({"role": "user", "content": said},))))
+    except PromptError:
+        return ()
+    return tuple(tokenizer.encode_batch([text.partition(said)[0]])[0].tolist())
 
 
 def _groups(taps: Sequence[Tap]) -> list[list[Tap]]:

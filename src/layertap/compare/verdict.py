@@ -86,9 +86,9 @@ def _bad_rows(case: Case, best: Explanation) -> Iterator[str]:
         ("all zeros", [(rows == 0).all(axis=1) for rows in case.found]),
     ):
         if (count := sum(int(one.sum()) for one in bad)) > 0:
-            yield f"{count} of {sum(map(len, bad))} rows are {words}, the first at {_first(bad)}"
+            yield f"{count} of {sum(map(len, bad))} rows are {words}, the first at {_first(case, bad)}"
     if (count := best.counted - best.right) > 0:
-        yield f"{count} of {best.counted} tokens are wrong, the first at {_first(best.wrong, best)}"
+        yield f"{count} of {best.counted} tokens are wrong, the first at {_first(case, best.wrong, best)}"
     missing = [len(rows) - len(at) for rows, (at, _) in zip(case.found, best.alignment.pairs, strict=True)]
     if not best.alignment.fault and any(missing):
         yield f"it has {missing[0]} rows more than there are token ids"
@@ -98,10 +98,10 @@ def _bad_rows(case: Case, best: Explanation) -> Iterator[str]:
         yield f"it has {max(short)} rows fewer than there are token ids: the last ones are missing"
 
 
-def _first(bad: Sequence[np.ndarray], best: Explanation | None = None) -> str:
+def _first(case: Case, bad: Sequence[np.ndarray], best: Explanation | None = None) -> str:
     prompt = next(number for number, one in enumerate(bad) if one.any())
     at = int(np.flatnonzero(bad[prompt])[0])
-    return f"sample {prompt}, row {at if best is None else int(best.alignment.pairs[prompt][0][at])}"
+    return case.place(prompt, at if best is None else int(best.alignment.pairs[prompt][0][at]))
 
 
 def _clues(diagnosis: Diagnosis) -> Iterator[str]:
