@@ -1,18 +1,19 @@
 """`layertap compare`: from a path and a model to a verdict on each array."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from layertap.compare.candidates import EMBEDDINGS, Candidate, FinalNorm, ModelFacts, candidate_taps
-from layertap.compare.case import Alignment, Case, Truth
+from layertap.compare.case import Case, Truth
 from layertap.compare.contexts import Context, contexts, opened, openers
-from layertap.compare.diagnosis import Diagnosis, Explanation, better, diagnose, explain
+from layertap.compare.diagnosis import Diagnosis, better, diagnose, explain
 from layertap.compare.dump import Dump, DumpArray, Limits, Prompt
 from layertap.compare.opening import open_dump
 from layertap.compare.restarts import find_restarts
+from layertap.compare.transforms import SIMPLER
 from layertap.compare.truth import MEMORY, TruthReader
 from layertap.compare.verdict import Verdict, judge_diagnosis, judge_width
 from layertap.config.compare import CompareConfig
@@ -20,6 +21,8 @@ from layertap.core.taps import SITES, Site, Tap
 from layertap.errors import UsageError
 
 _PROBED = 16  # tokens on which an opening is tried
+_TRIED = 8
+"""How many arrays decide whether another prompt was run."""
 _IN_VAIN = 8
 _LIKELY = 6
 """How many candidates of an array are tried with other prompts."""
@@ -134,16 +137,21 @@ def _case(
 def _with_contexts(
     reader: TruthReader, prompts: Sequence[Prompt], found: dict[str, Diagnosis], norm: FinalNorm, tokens: int
 ) -> dict[str, Diagnosis]:
-    """The same, where arrays that nothing explains are held against other prompts."""
+    """The same, where arrays that are not explained to the last bit are held against other prompts.
+
+    A context that explains some of them much better is what was run, and then good for all that it
+    explains any better.
+    """
     for context in _contexts(reader, prompts, found, tokens):
-        open_ = [name for name, one in found.items() if not _settled(one)]
-        if not open_:
+        tried = {name: one for name, one in found.items() if not _settled(one)}
+        if not tried:
             break
-        likely = {name: _likely(found[name]) for name in open_}
-        truth = Truth(reader.read(context.runs, _taps_of(likely.values())), norm)
-        for name in open_:
-            best = _best(found[name], context.alignments(found[name].case, truth), likely[name])
-            found[name] = replace(found[name], explanation=best)
+        first = dict(list(tried.items())[:_TRIED])
+        explained = _apply(reader, context, first, norm, SIMPLER)
+        found |= explained
+        if explained:
+            rest = {name: one for name, one in found.items() if not (one.explanation and one.explanation.exact)}
+            found |= _apply(reader, context, rest, norm, 1.0)
     return found
 
 
@@ -151,17 +159,26 @@ def _settled(diagnosis: Diagnosis) -> bool:
     return diagnosis.explanation is not None and diagnosis.explanation.settled
 
 
+def _apply(
+    reader: TruthReader, context: Context, found: Mapping[str, Diagnosis], norm: FinalNorm, factor: float
+) -> dict[str, Diagnosis]:
+    """Those arrays that a context explains better by that factor."""
+    likely = {name: _likely(one) for name, one in found.items()}
+    truth = Truth(reader.read(context.runs, _taps_of(likely.values())), norm) if found else None
+    explained = {}
+    for name, one in found.items():
+        assert truth is not None
+        best = one.explanation
+        for alignment in context.alignments(one.case, truth):
+            for candidate in likely[name] if alignment.count else ():
+                best = better(best, explain(one.case, alignment, candidate), one.nearest, factor)
+        if best is not one.explanation:
+            explained[name] = replace(one, explanation=best)
+    return explained
+
+
 def _taps_of(likely: Iterable[Sequence[Candidate]]) -> tuple[Tap, ...]:
     return tuple(dict.fromkeys(candidate.tap for each in likely for candidate in each))
-
-
-def _best(diagnosis: Diagnosis, alignments: Iterable[Alignment], candidates: Sequence[Candidate]) -> Explanation | None:
-    """The explanation so far, or a better one by these alignments."""
-    best = diagnosis.explanation
-    for alignment in alignments:
-        for candidate in candidates if alignment.count else ():
-            best = better(best, explain(diagnosis.case, alignment, candidate), diagnosis.nearest)
-    return best
 
 
 def _contexts(

@@ -90,8 +90,13 @@ class Explanation:
 
     @property
     def settled(self) -> bool:
-        """Whether no other prompt has to be thought of."""
-        return self.exact or (self.holds and not self.faults)
+        """Whether no other prompt has to be thought of.
+
+        Values that were rounded to half precision are off as such values are. Where float32 values
+        are off by as much, a prompt that hardly matters at this layer would look the same.
+        """
+        halved = self.rounding.grid in ("bfloat16", "float16")
+        return self.exact or (self.holds and halved and not self.faults and self.right == self.counted)
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,15 +154,17 @@ def explain(case: Case, alignment: Alignment, candidate: Candidate, change: Fitt
     return Explanation(candidate, alignment, change, errors, full, cosine, rounding)
 
 
-def better(best: Explanation | None, other: Explanation, nearest: Explanation) -> Explanation | None:
-    """`other`, where it holds and is much nearer than what was found before it.
+def better(
+    best: Explanation | None, other: Explanation, nearest: Explanation, factor: float = SIMPLER
+) -> Explanation | None:
+    """`other`, where it holds and is nearer by that factor than what was found before it.
 
     The nearest candidate does not hold where many tokens are wrong. What explains the others too
     leaves those that are right as near as they were.
     """
     if not other.holds or other.error > SIMPLER * max(nearest.error, FLOAT32):
         return best
-    return other if best is None or SIMPLER * other.error < best.error else best
+    return other if best is None or factor * other.error < best.error else best
 
 
 def _with_second(diagnosis: Diagnosis) -> Diagnosis:

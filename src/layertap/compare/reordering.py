@@ -21,13 +21,14 @@ def reorder(case: Case) -> Iterator[tuple[Alignment, Candidate]]:
     """The candidate at which most rows are those of other tokens, if there is one."""
     if len(case.truth.prompts) == 1 and len(case.found[0]) < 2:
         return
-    thin = [rows[:: max(1, -(-sum(map(len, case.found)) // SEARCHED))] for rows in case.found]
+    whole = [np.nan_to_num(rows, posinf=0, neginf=0) for rows in case.found]
+    thin = [rows[:: max(1, -(-sum(map(len, whole)) // SEARCHED))] for rows in whole]
     scores = {candidate: _near_share(np.concatenate(thin), _all_rows(case, candidate)) for candidate in case.candidates}
     candidate = max(scores, key=lambda one: scores[one])
     if scores[candidate] < _MOST:
         return
     rows = _all_rows(case, candidate)
-    places = [_nearest(part, rows)[0] for part in case.found]
+    places = [_nearest(part, rows)[0] for part in whole]
     truth = Truth([{candidate.tap: rows}] * len(case.found), None)
     pairs = [(np.arange(len(at)), at) for at in places]
     yield Alignment(truth, pairs, _in_words(case, places)), Candidate(candidate.tap)
