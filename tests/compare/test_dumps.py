@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import shutil
 from pathlib import Path
 
 import datasets
@@ -173,12 +174,25 @@ def test_no_more_is_compared_than_was_asked_for(batch, look_at, tmp_path: Path) 
     assert [len(errors) for errors in found.findings[0].diagnosis.best.errors] == [7]
 
 
+def test_less_is_compared_where_the_context_is_short(tiny_model: Path, prompts, tmp_path: Path) -> None:
+    short = tmp_path / "short"
+    shutil.copytree(tiny_model, short)
+    config = json.loads((short / "config.json").read_text())
+    (short / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 64 + 30}))
+    output = dumps.layer_outputs(tiny_model, prompts[0][None])[2][0]
+    path = dumps.save(tmp_path / "dump.safetensors", token_ids=prompts[0], acts=output)
+    found = compare(CompareConfig(str(path), model_path=str(short)))
+    assert layers(found) == [2]
+    assert found.dump.remarks[0].startswith("the first 30 tokens of each sample are compared")
+
+
 def test_candidates_can_be_fewer(batch, look_at, tmp_path: Path) -> None:
     ids, states = batch
     path = dumps.save(tmp_path / "dump.safetensors", token_ids=ids, acts=states[2])
     assert layers(look_at(path, layers=(1, 2), sites=("residual", "mlp"))) == [1]
-    found = look_at(path, layers=(3,), sites=("residual",))
-    assert not found.sound
+    assert not look_at(path, layers=(3,), sites=("residual",)).sound
+    (other,) = look_at(path, sites=("neurons",)).findings
+    assert other.verdict.words == "none of the sites that it may be of is 64 wide: give other --sites"
     with pytest.raises(UsageError, match=r"--layers 4: .* has layers 0 to 3"):
         look_at(path, layers=(4,))
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from layertap.compare.candidates import EMBEDDINGS, Candidate, FinalNorm, ModelFacts, candidate_taps
 from layertap.compare.case import Case, Truth
-from layertap.compare.contexts import Context, contexts, opened, openers
+from layertap.compare.contexts import LONGEST_OPENING, Context, contexts, opened, openers
 from layertap.compare.diagnosis import Diagnosis, better, diagnose, explain
 from layertap.compare.dump import Dump, DumpArray, Limits, Prompt
 from layertap.compare.opening import open_dump
@@ -73,6 +73,7 @@ def compare(config: CompareConfig) -> Comparison:
         diagnoses = _diagnose(reader, dump.prompts, known, taps, tokens) if known and taps else {}
         findings = [_finding(array, diagnoses.get(array.name), facts) for array in dump.arrays]
         decode = reader.tokenizer.decode
+        dump = _with_remark(dump, tokens, config.max_tokens)
         texts = [[decode([token]) for token in prompt.token_ids[:tokens]] for prompt in dump.prompts]
     return Comparison(config.dump, dump, facts, tokens, findings, texts)
 
@@ -92,8 +93,16 @@ def _taps(layers: Sequence[int], sites: Sequence[Site], facts: ModelFacts, width
 def _affordable(tokens: int, dump: Dump, taps: Sequence[Tap], facts: ModelFacts) -> int:
     """How many tokens of each prompt fit into the memory."""
     numbers = max(sum(facts.widths[tap.site] for tap in taps), sum(array.width for array in dump.arrays), 1)
-    context = (facts.context or tokens + _PROBED) - _PROBED  # what is put before a prompt has to fit too
+    context = tokens if facts.context is None else facts.context - LONGEST_OPENING
     return max(1, min(tokens, context, MEMORY // (4 * numbers * len(dump.prompts))))
+
+
+def _with_remark(dump: Dump, tokens: int, asked: int) -> Dump:
+    """The dump, where fewer tokens fit than were asked for."""
+    if tokens == asked or max(map(len, dump.prompts)) <= tokens:
+        return dump
+    told = f"the first {tokens} tokens of each sample are compared: more do not fit into the memory or the context"
+    return replace(dump, remarks=[*dump.remarks, told])
 
 
 def _diagnose(

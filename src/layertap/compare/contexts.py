@@ -16,6 +16,8 @@ from layertap.compare.dump import Prompt
 
 MOST_TOKENS = 4096
 """The most tokens of one run that the dump does not have as a prompt."""
+LONGEST_OPENING = 64
+"""How many tokens may have come before a prompt."""
 _MOST_OPENERS = 32
 
 
@@ -83,7 +85,7 @@ def openers(facts: ModelFacts) -> list[tuple[int, ...]]:
     """
     special = [(token,) for token in sorted(facts.special_ids)[:_MOST_OPENERS]]
     usual = [facts.opening_ids, facts.chat_opening, facts.opening_ids + facts.chat_opening]
-    return list(dict.fromkeys([*filter(None, usual), *special]))
+    return list(dict.fromkeys([*(one for one in usual if 0 < len(one) <= LONGEST_OPENING), *special]))
 
 
 def opened(ids: Sequence[np.ndarray], opener: tuple[int, ...], text: str) -> Context:

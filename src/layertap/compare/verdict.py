@@ -49,6 +49,8 @@ def judge_width(width: int, facts: ModelFacts) -> Verdict:
     """The verdict on an array that is as wide as no site is."""
     if width == facts.vocab_size:
         return Verdict(True, "as wide as the vocabulary: logits, which Layertap does not compute")
+    if facts.sites_of(width):
+        return Verdict(True, f"none of the sites that it may be of is {width} wide: give other --sites")
     widths = ", ".join(map(str, dict.fromkeys(facts.widths.values())))
     return Verdict(
         True, f"a token has {width} numbers, and no site of {facts.name} has (they have {widths}): another model"
