@@ -150,7 +150,9 @@ def explain(case: Case, alignment: Alignment, candidate: Candidate, change: Fitt
     full = [np.isfinite(found).all(axis=1) & (found != 0).any(axis=1) for found, _ in pairs]
     kept = [(found[at], truth[at]) for (found, truth), at in zip(pairs, full, strict=True)]
     freedom = "none" if change is None else change.freedom
-    rounding = judge([x for x, _ in kept], [y for _, y in kept], case.grid, candidate.depth, freedom)
+    right = [y for _, y in kept]
+    stretch = 1.0 if change is None else change.stretch(np.concatenate(right))
+    rounding = judge([x for x, _ in kept], right, case.grid, candidate.depth, freedom, stretch)
     return Explanation(candidate, alignment, change, errors, full, cosine, rounding)
 
 

@@ -103,15 +103,25 @@ def rounded(values: np.ndarray, grid: Grid) -> np.ndarray:
 
 
 def judge(
-    found: Sequence[np.ndarray], truth: Sequence[np.ndarray], grid: Grid, depth: int, freedom: Freedom = "none"
+    found: Sequence[np.ndarray],
+    truth: Sequence[np.ndarray],
+    grid: Grid,
+    depth: int,
+    freedom: Freedom = "none",
+    stretch: float = 1.0,
 ) -> Rounding:
-    """Which rounding explains the distance of rows from the truth, `depth` layers deep."""
+    """Which rounding explains the distance of rows from the truth, `depth` layers deep.
+
+    `stretch` is how many times as long activations were before something was taken out of them.
+    """
     error = median([token_errors(x, y) for x, y in zip(found, truth, strict=True)])
     stored = [rounded(y, grid) for y in truth]
     storage = 0.0 if grid == "float32" else median([token_errors(z, y) for z, y in zip(stored, truth, strict=True)])
     equal = np.concatenate([(x == z).mean(axis=1) for x, z in zip(found, stored, strict=True)])
     share = float(np.median(equal)) if equal.size else 0.0
-    return Rounding(grid, _level(error, storage, share, grid, depth, freedom), error, storage, share)
+    return Rounding(
+        grid, _level(error / stretch, storage / stretch, share, grid, depth, freedom), error, storage, share
+    )
 
 
 def _level(error: float, storage: float, equal: float, grid: Grid, depth: int, freedom: Freedom) -> Level | None:

@@ -12,7 +12,7 @@ from math import sqrt
 import numpy as np
 
 from layertap.compare.measure import Rows, row_lengths, token_errors
-from layertap.compare.rounding import Freedom
+from layertap.compare.rounding import FLOAT32, Freedom
 
 Predict = Callable[[Rows], Rows]
 
@@ -33,8 +33,21 @@ class Fitted:
     """What the truth's rows become."""
     freedom: Freedom = "few"
     """How many constants it has."""
+    constant: Rows | None = None
+    """The vector that it adds to each token, where it does."""
     fit: "Fit | None" = None
-    """What found them."""
+    """What found the constants."""
+
+    def stretch(self, rows: Rows) -> float:
+        """How many times as far off rounding is, measured by what is left once the constant is
+        added: that is shorter where most of an activation is the same in all tokens.
+        """
+        if self.constant is None or not len(rows):
+            return 1.0
+        lengths = row_lengths(rows)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            ratios = row_lengths(rows - self.constant) / lengths
+        return max(1.0, float(np.median(ratios[lengths > 0]))) if (lengths > 0).any() else 1.0
 
 
 Fit = Callable[[Rows, Rows], Fitted | None]
@@ -45,10 +58,15 @@ def fit_scale(found: Rows, truth: Rows) -> Fitted | None:
     factor = _factor(found, truth)
     if not np.isfinite(factor) or factor == 0:
         return None
-    roots = {"": 1.0, ", the square root of its width": sqrt(truth.shape[1])}
-    told = next((words for words, root in roots.items() if words and abs(abs(factor) / root - 1) < 1e-3), "")
-    inverse = ", one over the square root of its width" if abs(abs(factor) * sqrt(truth.shape[1]) - 1) < 1e-3 else ""
-    return Fitted(f"multiplied by {factor:.6g}{told or inverse}", lambda rows: rows * factor)
+    root = sqrt(truth.shape[1])
+    known = {root: ", the square root of its width", 1 / root: ", one over the square root of its width"}
+    told = next((words for value, words in known.items() if abs(abs(factor) / value - 1) < 1e-3), "")
+    return Fitted(f"multiplied by {_shown(factor, found, factor * truth)}{told}", lambda rows: rows * factor)
+
+
+def _shown(factor: float, found: Rows, predicted: Rows) -> str:
+    """With as many digits as are known."""
+    return f"{factor:.6g}" if np.median(token_errors(found, predicted)) < FLOAT32 else f"{factor:.3g}"
 
 
 def fit_length(found: Rows, truth: Rows) -> Fitted | None:
@@ -85,8 +103,13 @@ def fit_offset(found: Rows, truth: Rows) -> Fitted | None:
     factor = _factor(found - np.median(found, axis=0), truth - np.median(truth, axis=0))
     scaled = np.median(found - factor * truth, axis=0)
     words = "a constant vector was subtracted from all tokens, as centring on a mean does"
-    simple = Fitted(words, lambda rows: rows - plain, "many")
-    full = Fitted(f"{words}, and the rest multiplied by {factor:.6g}", lambda rows: factor * rows + scaled, "many")
+    simple = Fitted(words, lambda rows: rows - plain, "many", -plain)
+    full = Fitted(
+        f"{words}, and the rest multiplied by {_shown(factor, found, factor * truth + scaled)}",
+        lambda rows: factor * rows + scaled,
+        "many",
+        scaled,
+    )
     return _simpler(simple, full, found, truth)
 
 
@@ -108,6 +131,7 @@ def fit_channels(found: Rows, truth: Rows) -> Fitted | None:
         "each channel scaled and shifted by constants of its own, as standardising does",
         lambda rows: rows * slopes + constants,
         "many",
+        constants,
     )
     return _simpler(simple, full, found, truth)
 
