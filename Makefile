@@ -1,16 +1,17 @@
 # Everything a newcomer types: `make demo`, `make test`, `make check`. Each makes the environment it needs, if it is not there.
-# There are three. `.venv` is the user's: Layertap and what it runs with. `.venv-test` also has the tests' tools, and libtpu,
+# There are four. `.venv` is the user's: Layertap and what it runs with. `.venv-test` also has the tests' tools, and libtpu,
 # torch and Ray among them, which would change how a user's runs start. `.venv-contract` has the trainers that we hand
-# activations to, with all that these bring along.
+# activations to, with all that these bring along. `.venv-browser` drives a browser.
 
 PYTHON ?= python3
 VENV := .venv
 TESTS := .venv-test
 CONTRACT := .venv-contract
+BROWSER := .venv-browser
 BIN := $(TESTS)/bin
 PIP := -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: bench demo test test-slow proof soak mutants contract check lint format clean
+.PHONY: bench demo test test-slow proof soak mutants contract browser check lint format clean
 
 demo: $(VENV)/.installed
 	$(VENV)/bin/layertap demo
@@ -36,6 +37,13 @@ mutants: $(TESTS)/.installed
 contract: $(CONTRACT)/.installed
 	$(CONTRACT)/bin/python -m pytest -q -c tests/contract/pytest.ini --confcutdir tests/contract tests/contract
 
+# The page of `layertap view` in the system's Chromium, which is installed where that is possible.
+browser: $(BROWSER)/.installed
+	@command -v chromium chromium-browser google-chrome >/dev/null || [ -n "$$LAYERTAP_BROWSER" ] || \
+		{ [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get install -qq -y chromium >/dev/null; } || \
+		echo "no Chromium, and none could be installed: the tests of the page are skipped"
+	$(BROWSER)/bin/python -m pytest -q -c tests/browser/pytest.ini --confcutdir tests/browser tests/browser
+
 check: lint test
 
 bench: $(TESTS)/.installed
@@ -51,9 +59,9 @@ format: $(TESTS)/.installed
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) $(TESTS) $(CONTRACT) layertap-demo
+	rm -rf $(VENV) $(TESTS) $(CONTRACT) $(BROWSER) layertap-demo
 
-$(VENV)/bin/python $(TESTS)/bin/python $(CONTRACT)/bin/python:
+$(VENV)/bin/python $(TESTS)/bin/python $(CONTRACT)/bin/python $(BROWSER)/bin/python:
 	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Layertap needs Python 3.11 or later; give it as: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $(@D:/bin=)
 
@@ -73,4 +81,9 @@ $(CONTRACT)/.installed: pyproject.toml constraints.txt $(wildcard tests/contract
 		--requirement tests/contract/requirements.txt
 	$(CONTRACT)/bin/python $(PIP) --constraint tests/contract/constraints.txt --no-deps \
 		--requirement tests/contract/without_dependencies.txt
+	touch $@
+
+$(BROWSER)/.installed: pyproject.toml constraints.txt tests/browser/requirements.txt | $(BROWSER)/bin/python
+	@echo "installing Layertap and Playwright into $(BROWSER)"
+	$(BROWSER)/bin/python $(PIP) --editable . --requirement tests/browser/requirements.txt
 	touch $@

@@ -31,7 +31,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 _SHARED = Path(os.environ.get("LAYERTAP_SHARED_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 
 
-collect_ignore = ["contract"]  # has an environment of its own: `make contract`
+collect_ignore = ["contract", "browser"]  # `make contract` and `make browser` have environments of their own
 pytest_plugins = ["leaks"]  # no test leaves a thread, a process, a socket or a variable behind
 
 

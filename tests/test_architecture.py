@@ -24,7 +24,7 @@ _MAY_KNOW = {
     "shards": {"config", "objects"},
     "check": {"prompts", "shards", "objects"},
     "reader": {"prompts", "shards", "objects"},
-    "view": {"config", "prompts", "shards", "objects"},
+    "view": {"config", "prompts", "shards", "objects", "reader"},
     "export": {"config", "reader", "shards", "objects"},
     "pipeline": {"config", "process", "dataset", "prompts", "model", "shards", "objects"},
     "plan": {"config", "dataset", "model", "pipeline", "shards", "objects"},

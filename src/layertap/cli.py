@@ -28,6 +28,7 @@ from layertap.config.fleet import (
 from layertap.config.inspect import InspectConfig
 from layertap.config.plan import PlanConfig
 from layertap.config.upload import StatsConfig
+from layertap.config.view import ViewConfig
 from layertap.errors import InputError
 from layertap.process.ending import guarded
 from layertap.tpu.config import (
@@ -161,6 +162,12 @@ _COMMANDS: Mapping[str, _Command | _Group] = {
         commands.inspect,
         "show a shard: samples, text, norms; or one sample, token by token",
         "./activations --sample 7 --layer 12",
+    ),
+    "view": _Command(
+        ViewConfig,
+        commands.view,
+        "write a page that shows the run, its samples and its grids in a browser",
+        "./activations --out page.html",
     ),
     "stats": _Command(
         StatsConfig,

@@ -25,6 +25,7 @@ from layertap.config.fleet import (
 from layertap.config.inspect import InspectConfig
 from layertap.config.plan import PlanConfig
 from layertap.config.upload import StatsConfig
+from layertap.config.view import ViewConfig
 from layertap.core.strict_json import dump_json
 from layertap.errors import InputError, LayertapError
 from layertap.process.supervised import is_child, supervise
@@ -133,6 +134,20 @@ def export(config: ExportConfig) -> int:
         print("shards that are written are safe; the same command goes on from there", file=sys.stderr)
         raise
     print(text)
+    return 0
+
+
+def view(config: ViewConfig) -> int:
+    """Write the page of a run."""
+    from layertap.view.html.write import write_page
+
+    with _bar("view") as show:
+        path, sentence = write_page(config, show)
+    print(sentence)
+    if config.open:
+        import webbrowser
+
+        webbrowser.open(path.resolve().as_uri())
     return 0
 
 

@@ -13,8 +13,8 @@ from layertap.core.columns import Columns
 from layertap.core.records import Grid
 
 _MOST_SIDE = 30
-_Cells = Sequence[tuple[int, int, list[int]]]
-"""For each token its first cell's row and column, and the colours of its cells."""
+_Token = tuple[int, int, list[tuple[int, int]]]
+"""A token's first cell's row and column, and the colour and the token of each of its cells."""
 
 
 def read_grids(columns: Columns) -> dict[tuple[int, int], Grid | None]:
@@ -22,27 +22,35 @@ def read_grids(columns: Columns) -> dict[tuple[int, int], Grid | None]:
 
     None where cells are missing, as where a prompt was cut or not every token was stored.
     """
-    found: dict[tuple[int, int], list[tuple[int, int, list[int]]]] = {}
+    return {key: None if found is None else found[0] for key, found in read_cells(columns).items()}
+
+
+def read_cells(columns: Columns) -> dict[tuple[int, int], tuple[Grid, Grid] | None]:
+    """The same, each with the number of every cell's token, counted over the columns from 0."""
+    found: dict[tuple[int, int], list[_Token]] = {}
     names = ("example", "side", "row", "col", "colours", "cells")
     tokens = np.flatnonzero(columns["cells"] > 0)
-    for example, side, row, col, colours, cells in zip(
-        *(columns[name][tokens].tolist() for name in names), strict=True
-    ):
-        digits = [colours // 10**place % 10 for place in range(cells)]
+    rows = zip(*(columns[name][tokens].tolist() for name in names), strict=True)
+    for token, (example, side, row, col, colours, cells) in zip(tokens.tolist(), rows, strict=True):
+        digits = [(colours // 10**place % 10, token) for place in range(cells)]
         found.setdefault((example, side), []).append((row, col, digits))
     return {key: _grid(cells) for key, cells in found.items()}
 
 
-def _grid(cells: _Cells) -> Grid | None:
+def _grid(cells: Sequence[_Token]) -> tuple[Grid, Grid] | None:
     least = 1 + max(col for _, col, _ in cells)
     usual = max(col + len(digits) for _, col, digits in cells)  # where no token goes on in the next row
     widths = [*range(usual, _MOST_SIDE + 1), *range(least, min(usual, _MOST_SIDE + 1))]
     return next(filter(None, (_grid_of_width(cells, width) for width in widths)), None)
 
 
-def _grid_of_width(cells: _Cells, width: int) -> Grid | None:
-    colours = {row * width + col + place: digit for row, col, digits in cells for place, digit in enumerate(digits)}
-    height, rest = divmod(len(colours), width)
-    if rest or max(colours) != len(colours) - 1:
+def _grid_of_width(cells: Sequence[_Token], width: int) -> tuple[Grid, Grid] | None:
+    placed = {row * width + col + place: cell for row, col, digits in cells for place, cell in enumerate(digits)}
+    height, rest = divmod(len(placed), width)
+    if rest or max(placed) != len(placed) - 1:
         return None
-    return tuple(tuple(colours[row * width + col] for col in range(width)) for row in range(height))
+    colours, tokens = (
+        tuple(tuple(placed[row * width + col][which] for col in range(width)) for row in range(height))
+        for which in (0, 1)
+    )
+    return colours, tokens

@@ -16,6 +16,7 @@ from typing import overload
 from layertap.core.taps import SITES, Site, Tap
 from layertap.errors import DamageError, PromptError, UsageError
 from layertap.objects import open_store
+from layertap.objects.base import ObjectStore
 from layertap.reader.asking import BatchSource
 from layertap.reader.batches import Batches, layout_of
 from layertap.reader.config import BatchConfig
@@ -24,6 +25,7 @@ from layertap.reader.overlap import Described, described, require_each_once
 from layertap.reader.sample import Sample, describe_taps
 from layertap.reader.shards import Shards
 from layertap.reader.sources import find_sources
+from layertap.shards.manifest import Manifest
 from layertap.shards.shard import Shard
 
 
@@ -64,6 +66,11 @@ class ActivationDataset(Sequence[Sample], BatchSource[Batches]):
     def shards(self) -> Shards:
         """The shards that it is made of, in their order."""
         return self._shards
+
+    @property
+    def runs(self) -> tuple[tuple[ObjectStore, Manifest], ...]:
+        """The files and the manifest of each folder."""
+        return tuple((source.store, source.manifest) for source in self._shards.sources)
 
     @property
     def layers(self) -> tuple[int, ...]:

@@ -1,0 +1,73 @@
+"""What a page says of each token at each tap.
+
+    norm       the Euclidean norm, as stored
+    cosine     with the tap's mean over the run: near 1 where a token has little of its own
+    deviation  how far from that mean, in standard deviations: |x - mean| over the root of the
+               variance of all channels together
+    step       the norm of what changed since the layer before it at the same site, of those shown
+    channel c  the value of one channel
+
+The mean and the variance are those of the whole run, which lie beside its shards, so a sample is
+read once and by itself.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from layertap.core.taps import Tap
+from layertap.reader.sample import Sample
+from layertap.shards.statistics import TapStatistics
+
+ALWAYS = ("norm", "cosine", "deviation", "step")
+
+
+@dataclass(frozen=True, eq=False)
+class Figures:
+    """Some values of each token at each tap."""
+
+    names: tuple[str, ...]
+    values: np.ndarray
+    """float64 [names, taps, tokens]"""
+
+
+def names_of(channels: Sequence[int]) -> tuple[str, ...]:
+    """What each token has, in order."""
+    return (*ALWAYS, *(f"channel {channel}" for channel in channels))
+
+
+def measure_tokens(
+    sample: Sample, taps: Sequence[Tap], statistics: Mapping[Tap, TapStatistics], channels: Sequence[int], most: int
+) -> Figures:
+    """The values of the first `most` tokens of a sample."""
+    before: dict[str, np.ndarray] = {}
+    found = []
+    for tap in taps:
+        activation = np.asarray(sample.activation(*tap)[:most], np.float64)
+        norms = sample.norms(*tap)[:most].astype(np.float64)
+        found.append(list(_of_tap(activation, norms, statistics.get(tap), before.get(tap.site), channels)))
+        before[tap.site] = activation
+    return Figures(names_of(channels), np.array(found).transpose(1, 0, 2))
+
+
+def _of_tap(
+    activation: np.ndarray,
+    norms: np.ndarray,
+    statistics: TapStatistics | None,
+    before: np.ndarray | None,
+    channels: Sequence[int],
+) -> Iterator[np.ndarray]:
+    unknown = np.full(len(norms), np.nan)
+    yield norms
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+        if statistics is None or not statistics.count:
+            yield from (unknown, unknown)
+        else:
+            yield activation @ statistics.mean / (norms * np.linalg.norm(statistics.mean))
+            spread = np.sqrt(statistics.m2.sum() / statistics.count)
+            yield np.linalg.norm(activation - statistics.mean, axis=1) / spread
+        comparable = before is not None and before.shape == activation.shape
+        yield np.linalg.norm(activation - before, axis=1) if before is not None and comparable else unknown
+    for channel in channels:
+        yield activation[:, channel] if channel < activation.shape[1] else unknown

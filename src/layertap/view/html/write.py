@@ -1,0 +1,146 @@
+"""The page: a template, and in it style, program and data.
+
+Data is written sample by sample, so memory is bounded by one sample and not by the page. Texts of
+the run are never markup: what is JSON has `<` escaped, what is not is base64, and the program of
+the page only ever sets text. The page's Content-Security-Policy allows nothing from elsewhere.
+"""
+
+import base64
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from layertap.config.extract import local_path
+from layertap.config.view import ViewConfig
+from layertap.core.strict_json import dump_json
+from layertap.core.taps import Tap
+from layertap.errors import UsageError
+from layertap.objects.files import Checksummed, atomic_write
+from layertap.reader.dataset import ActivationDataset
+from layertap.reader.sample import Sample
+from layertap.shards.statistics import TapStatistics
+from layertap.shards.statistics_files import merge_runs
+from layertap.view.html.figures import measure_tokens, names_of
+from layertap.view.html.payload import pack_sample, shorten
+from layertap.view.html.run import describe_run
+
+_LEAST_TOKENS = 32
+_BYTES_A_LISTED = 500
+"""Of a sample in the list, at most, or nearly."""
+
+
+def write_page(config: ViewConfig, show: Callable[[int, int], None] = lambda _done, _total: None) -> tuple[Path, str]:
+    """Write the page that `config` asks for; returns where, and a sentence of what is in it.
+
+    Raises UsageError for what is not there, DamageError for what cannot be believed, StorageError
+    where the page cannot be written.
+    """
+    dataset = ActivationDataset(config.path, tokenizer=config.tokenizer)
+    taps = _choose_taps(dataset, config)
+    statistics = merge_runs(dataset.runs)
+    run = describe_run(dataset, taps, statistics, show)
+    path, closing = local_path(config.out), _closing()
+    with atomic_write(path) as file:
+        written = _write(file, _opening(run, names_of(config.channels))) + len(closing)
+        shown: list[dict[str, Any]] = []
+        for sample in _samples(dataset, config):
+            left = int(config.max_mb * 1e6) - written - _BYTES_A_LISTED * (len(shown) + 1)
+            packed = _pack(sample, taps, statistics, config, left, alone=not shown)
+            if packed is None:
+                break
+            written += _write(file, f'<script type="text/plain" id="sample-{len(shown)}">{packed}</script>\n')
+            shown.append(_entry(sample, taps))
+        _write(file, _script("samples", shown) + closing)
+    return path, _sentence(path, dataset, len(shown), path.stat().st_size)
+
+
+def _pack(
+    sample: Sample,
+    taps: Sequence[Tap],
+    statistics: Mapping[Tap, TapStatistics],
+    config: ViewConfig,
+    left: int,
+    *,
+    alone: bool,
+) -> str | None:
+    """The sample in at most `left` bytes; one that is `alone` is cut for that, others are left out
+    (None).
+    """
+    tokens = len(sample)
+    while tokens >= _LEAST_TOKENS or tokens == len(sample):
+        figures = measure_tokens(sample, taps, statistics, config.channels, tokens)
+        packed = pack_sample(sample, figures, taps)
+        if len(packed) <= left:
+            return packed
+        if not alone:
+            return None
+        tokens = min(tokens - 1, int(tokens * left / len(packed) * 0.95))
+    raise UsageError(
+        f"--max_mb {config.max_mb:g}: not even the beginning of a sample fits; give more, or fewer --layers"
+    )
+
+
+def _choose_taps(dataset: ActivationDataset, config: ViewConfig) -> list[Tap]:
+    """By site, then by layer."""
+    sites, layers = config.sites or dataset.sites, sorted(set(config.layers or dataset.layers))
+    return [dataset.tap(layer, site) for site in sites for layer in layers]
+
+
+def _samples(dataset: ActivationDataset, config: ViewConfig) -> Iterator[Sample]:
+    if config.samples:
+        for number in config.samples[: config.max_samples]:
+            try:
+                yield dataset.sample(number)
+            except KeyError as error:
+                raise UsageError(f"--samples {number}: {error.args[0]}") from error
+    else:
+        yield from (dataset[place] for place in range(min(len(dataset), config.max_samples)))
+
+
+def _entry(sample: Sample, taps: Sequence[Tap]) -> dict[str, Any]:
+    """What the list of samples shows and sorts by."""
+    norms = [sample.norms(*tap) for tap in taps]
+    largest = max((float(own[own < float("inf")].max(initial=0)) for own in norms), default=0.0)
+    return {
+        "sample_idx": sample.sample_idx,
+        "source": shorten(sample.source),
+        "task": shorten(sample.task_id),
+        "tokens": len(sample),
+        "largest": largest,
+    }
+
+
+def _opening(run: dict[str, Any], names: Sequence[str]) -> str:
+    style, program = _asset("view.css"), _asset("view.js")
+    hashed = base64.b64encode(hashlib.sha256(program.encode()).digest()).decode()
+    return (
+        _asset("head.html").replace("{{program_hash}}", hashed).replace("{{style}}", style)
+        + _asset("body.html")
+        + _script("run", run | {"names": list(names)})
+    )
+
+
+def _closing() -> str:
+    return f"<script>{_asset('view.js')}</script>\n</body>\n</html>\n"
+
+
+def _script(name: str, value: object) -> str:
+    """JSON in a page: `<` is escaped, so that no text ends the element."""
+    text = dump_json(value).replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
+    return f'<script type="application/json" id="{name}">{text}</script>\n'
+
+
+def _asset(name: str) -> str:
+    return files("layertap.view.html").joinpath("assets", name).read_text(encoding="utf-8")
+
+
+def _write(file: Checksummed, text: str) -> int:
+    return file.write(text.encode())
+
+
+def _sentence(path: Path, dataset: ActivationDataset, shown: int, size: int) -> str:
+    left = len(dataset) - shown
+    more = f"; {left} more are not shown (--max_samples, --max_mb, --samples)" if left else ""
+    return f"{path}: {shown} samples of {dataset.path}, {size / 1e6:.1f} MB{more}"
