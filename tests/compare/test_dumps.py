@@ -238,6 +238,10 @@ def test_what_is_no_dump_is_refused(batch, look_at, tmp_path: Path) -> None:
     path = dumps.save(tmp_path / "floats.safetensors", token_ids=ids.astype(np.float32), acts=states[2])
     with pytest.raises(DumpError, match="has no token ids"):
         look_at(path)
+    np.savez(tmp_path / "whole.npz", token_ids=ids)
+    (tmp_path / "half.npz").write_bytes((tmp_path / "whole.npz").read_bytes()[:200])
+    with pytest.raises(DumpError, match=r"is not a whole \.npz file"):
+        look_at(tmp_path / "half.npz")
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(DumpError, match="is not a whole safetensors file"):

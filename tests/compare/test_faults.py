@@ -137,6 +137,17 @@ def test_rows_that_hold_nothing(look: Look, stream: np.ndarray) -> None:
     assert "3 of 40 rows are all zeros, the first at sample 0, row 30" in words
 
 
+def test_rows_that_are_all_the_same(look: Look, stream: np.ndarray) -> None:
+    assert "nothing explains it: all its rows are the same" in fault(look, np.ones_like(stream))
+    assert "nothing explains it: 40 of 40 rows are all zeros" in fault(look, np.zeros_like(stream))
+
+
+@pytest.mark.parametrize("factor", [1e30, 1e-30])
+def test_numbers_at_the_ends_of_float32(look: Look, stream: np.ndarray, factor: float) -> None:
+    words = fault(look, np.float32(factor) * stream)
+    assert words == f"this is `residual` of layer 2; multiplied by {factor:g}; {_EXACT}"
+
+
 def test_nothing_but_nan(look: Look, stream: np.ndarray) -> None:
     assert "nothing explains it: 40 of 40 rows are NaN or infinite" in fault(look, np.full_like(stream, np.nan))
 

@@ -111,9 +111,10 @@ def _diagnose(
     norm = reader.final_norm()
     truth = Truth(reader.read([prompt.token_ids[:tokens] for prompt in prompts], taps), norm)
     names = [prompt.name for prompt in prompts]
-    cases = [_case(array, truth, taps, tokens, reader.facts, names) for array in arrays]
-    found = _one_by_one([case for case in cases if case.candidates])
-    return _with_contexts(reader, prompts, found, norm, tokens)
+    with np.errstate(all="ignore"):  # what is not finite, or far too large, is told as such
+        cases = [_case(array, truth, taps, tokens, reader.facts, names) for array in arrays]
+        found = _one_by_one([case for case in cases if case.candidates])
+        return _with_contexts(reader, prompts, found, norm, tokens)
 
 
 def _one_by_one(cases: Sequence[Case]) -> dict[str, Diagnosis]:

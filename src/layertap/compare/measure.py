@@ -14,6 +14,8 @@ from jaxtyping import Float, Float32
 Rows = Float[np.ndarray, "tokens width"]
 PerToken = Float32[np.ndarray, " tokens"]
 
+_SMALL = 1e-12
+
 
 def token_errors(found: Rows, truth: Rows) -> PerToken:
     """Of each row; NaN where a number is not finite, infinity where the truth is 0 and it is not
@@ -27,15 +29,22 @@ def token_errors(found: Rows, truth: Rows) -> PerToken:
 
 def token_cosines(found: Rows, truth: Rows) -> PerToken:
     """Of the angle between each two rows; NaN where one of them is 0."""
+    found, truth = _wide_enough(found), _wide_enough(truth)
     with np.errstate(divide="ignore", invalid="ignore"):
-        products = np.einsum("td,td->t", found, truth, dtype=np.float32)
+        products = np.einsum("td,td->t", found, truth)
         return (products / row_lengths(found) / row_lengths(truth)).astype(np.float32)
 
 
-def row_lengths(rows: Rows) -> PerToken:
+def row_lengths(rows: Rows) -> Float[np.ndarray, " tokens"]:
     """The Euclidean length of each row."""
     with np.errstate(over="ignore", invalid="ignore"):
-        return np.linalg.norm(rows, axis=-1).astype(np.float32)
+        return np.linalg.norm(_wide_enough(rows), axis=-1)
+
+
+def _wide_enough(rows: Rows) -> Rows:
+    """In float64 where squares would be beyond float32, or so small that they are 0."""
+    size = np.max(np.abs(rows), initial=0, where=np.isfinite(rows))
+    return rows if _SMALL < size < 1 / _SMALL or size == 0 else rows.astype(np.float64)
 
 
 def median(values: Sequence[np.ndarray] | np.ndarray) -> float:

@@ -91,8 +91,11 @@ def _open_file(path: Path, given: Mapping[str, Stored]) -> tuple[str, dict[str, 
 
 
 def _open_zip(path: Path) -> dict[str, Stored]:
-    with zipfile.ZipFile(path) as archive:
-        pickled = any(name.endswith("data.pkl") for name in archive.namelist())
+    try:
+        with zipfile.ZipFile(path) as archive:
+            pickled = any(name.endswith("data.pkl") for name in archive.namelist())
+    except (zipfile.BadZipFile, OSError) as error:
+        raise DumpError(f"{path}: is not a whole .npz file: {error}") from error
     if pickled:
         raise DumpError(
             f"{path}: is a file of torch.save, and reading one runs what is in it: save it with safetensors"

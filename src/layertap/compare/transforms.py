@@ -21,6 +21,7 @@ SIMPLER = 4.0
 _ENOUGH_ROWS = 8
 _USUAL_LENGTH = 10.0  # rows so many times as long as the median one decide no constants
 _NEAR = 0.05
+_SAME = 1e-3
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,7 +98,7 @@ def fit_layer_norm(found: Rows, truth: Rows) -> Fitted | None:
 
 def fit_offset(found: Rows, truth: Rows) -> Fitted | None:
     """A constant vector taken out, and perhaps a factor for all."""
-    if len(found) < _ENOUGH_ROWS:
+    if len(found) < _ENOUGH_ROWS or is_constant(found):
         return None
     plain = np.median(truth - found, axis=0)
     factor = _factor(found - np.median(found, axis=0), truth - np.median(truth, axis=0))
@@ -117,7 +118,7 @@ def fit_channels(found: Rows, truth: Rows) -> Fitted | None:
     """A factor for each channel, and perhaps a constant for each."""
     usual = _usual(truth)
     x, y = found[usual], truth[usual]
-    if len(x) < 2 * _ENOUGH_ROWS:
+    if len(x) < 2 * _ENOUGH_ROWS or is_constant(x):
         return None
     with np.errstate(divide="ignore", invalid="ignore"):
         factors = np.nan_to_num(np.sum(x * y, axis=0) / np.sum(y * y, axis=0))
@@ -145,6 +146,12 @@ FITS: tuple[Fit, ...] = (
     fit_channels,
 )
 """From the simplest to the one with the most constants."""
+
+
+def is_constant(rows: Rows) -> bool:
+    """Whether all rows are the same, or nearly: constants alone would explain them."""
+    middle = np.median(rows, axis=0)
+    return bool(np.median(row_lengths(rows - middle)) <= _SAME * row_lengths(middle[None])[0])
 
 
 def _simpler(simple: Fitted, full: Fitted, found: Rows, truth: Rows) -> Fitted:

@@ -15,6 +15,7 @@ from layertap.compare.case import Case
 from layertap.compare.claims import Claim
 from layertap.compare.diagnosis import Diagnosis, Explanation, explain
 from layertap.compare.restarts import right_rows
+from layertap.compare.transforms import is_constant
 
 _ALIKE = 1.5
 """Two candidates whose errors differ by no more than this factor cannot be told apart."""
@@ -113,8 +114,13 @@ def _clues(diagnosis: Diagnosis) -> Iterator[str]:
     bad = sum(int((~np.isfinite(rows).all(axis=1)).sum()) for rows in case.found)
     if bad:
         yield f"{bad} of {sum(map(len, case.found))} rows are NaN or infinite"
+    zeros = sum(int((rows == 0).all(axis=1).sum()) for rows in case.found)
+    if zeros:
+        yield f"{zeros} of {sum(map(len, case.found))} rows are all zeros"
     if nearest.counted == 0:
         return
+    if is_constant(np.concatenate([rows[np.isfinite(rows).all(axis=1)] for rows in case.found])):
+        yield "all its rows are the same"
     if any(counts):
         yield _how_far_right(case, candidate, counts)
     elif nearest.error > _FAR and nearest.cosine < 1 - _FAR:
