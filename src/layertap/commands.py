@@ -116,9 +116,10 @@ def inspect(config: InspectConfig) -> int:
     """Show a shard or a sample."""
     from layertap.objects import open_store
     from layertap.view.command import inspect
+    from layertap.view.grids import colours_of
 
     with closing(open_store(config.path)) as store, _bar("inspect") as show:
-        text = inspect(config, store, show)
+        text = inspect(config, store, show, colours_of(sys.stdout))
     print(text)
     return 0
 
@@ -139,6 +140,10 @@ def export(config: ExportConfig) -> int:
 
 def view(config: ViewConfig) -> int:
     """Write the page of a run."""
+    if config.terminal:
+        from layertap.view.command import inspection_of
+
+        return inspect(inspection_of(config))
     from layertap.view.html.write import write_page
 
     with _bar("view") as show:

@@ -172,8 +172,8 @@ def test_special_tokens_are_flagged(tmp_path, capsys):
 def test_the_middle_of_a_long_sample_is_left_out_and_said_to_be(tmp_path, capsys):
     outputs.write(tmp_path, [[outputs.sample(0, 50)]], outputs.shard_format())
     text = look(capsys, tmp_path, "--sample", "0", "--max_tokens", "5")
-    listed = [line.split()[0] for line in text[text.index("\ntoken ") + 1 :].splitlines()[1:6]]
-    assert listed == ["0", "1", "2", "48", "49"]
+    listed = [line.split()[0] for line in text[text.index("\ntoken ") + 1 :].splitlines()[1:7]]
+    assert listed == ["0", "1", "2", "⋯", "48", "49"]
     assert "45 tokens in the middle are left out; --max_tokens 0 lists all" in text
     assert "left out" not in look(capsys, tmp_path, "--sample", "0", "--max_tokens", "0")
     assert "left out" not in look(capsys, tmp_path, "--sample", "0", "--max_tokens", "50")

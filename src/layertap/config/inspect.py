@@ -20,8 +20,12 @@ class InspectConfig:
     shard: Annotated[int | None, Flag(default="the one that holds --sample, or the first")] = None
     """Which shard to show, counted from 1."""
 
-    sample: Annotated[int | None, Flag(metavar="SAMPLE_IDX")] = None
-    """Show the sample with this sample_idx token by token, instead of the whole shard."""
+    sample: Annotated[str | None, Flag(metavar="SAMPLE_IDX or TASK")] = None
+    """Show the sample with this sample_idx, or the first one of this task, token by token, instead
+    of the whole shard."""
+
+    top: Annotated[int, Flag(metavar="TOKENS", default="none")] = 0
+    """List so many tokens with the largest norms, of the shard or of the sample."""
 
     layer: Annotated[tuple[int, ...], LAYERS, Flag(default="all layers")] = ()
     """Which layers to show, as 6 12 or 6,12 or 1-3 or all."""
@@ -41,4 +45,5 @@ class InspectConfig:
 
     def __post_init__(self) -> None:
         """Refuse a negative number of tokens; raises UsageError."""
+        require(self.top >= 0, f"--top must not be negative, but is {self.top}")
         require(self.max_tokens >= 0, f"--max_tokens must not be negative, but is {self.max_tokens}; 0 lists all")

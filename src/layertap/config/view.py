@@ -21,6 +21,9 @@ class ViewConfig:
     out: Annotated[str, Flag(metavar="FILE")] = "layertap.html"
     """Where to write the page. It holds all its data, and needs no network."""
 
+    terminal: bool = False
+    """Show one sample here, the first of --samples, as `layertap inspect` does; write no page."""
+
     open: bool = False
     """Show the page in the browser when it is written."""
 

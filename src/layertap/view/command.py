@@ -1,28 +1,54 @@
 """`layertap inspect`: from what was asked for to what is printed."""
 
 from layertap.config.inspect import InspectConfig
+from layertap.config.view import ViewConfig
 from layertap.core.strict_json import dump_json
+from layertap.errors import UsageError
 from layertap.objects.base import ObjectStore
+from layertap.reader.dataset import ActivationDataset
 from layertap.shards.manifest_files import require_manifest
 from layertap.view.decoding import find_decoder
 from layertap.view.document import shard_to_json
+from layertap.view.grids import Colours
 from layertap.view.page import describe_sample, describe_shard
-from layertap.view.shard import OnRead, choose_shard, choose_taps, see_shard
+from layertap.view.shard import OnRead, choose_shard, choose_taps, find_sample, see_shard
 
 
-def inspect(config: InspectConfig, store: ObjectStore, on_read: OnRead = lambda _done, _total: None) -> str:
+def inspection_of(config: ViewConfig) -> InspectConfig:
+    """What `layertap view --terminal` shows: one sample, wherever below the path it is.
+
+    Raises UsageError where there is none.
+    """
+    dataset = ActivationDataset(config.path)
+    try:
+        sample = dataset.sample(config.samples[0]) if config.samples else next(iter(dataset), None)
+    except KeyError as error:
+        raise UsageError(f"--samples {config.samples[0]}: {error.args[0]}") from error
+    if sample is None:
+        raise UsageError(f"{config.path}: holds no sample")
+    path = f"{config.path}/{sample.source}" if sample.source else config.path
+    return InspectConfig(path, None, str(sample.sample_idx), 0, config.layers, config.sites, config.tokenizer)
+
+
+def inspect(
+    config: InspectConfig,
+    store: ObjectStore,
+    on_read: OnRead = lambda _done, _total: None,
+    colours: Colours = "none",
+) -> str:
     """Lines for a person, or JSON; everything that can be refused is refused before a shard is
     read.
 
     Raises UsageError or PromptError for what is not there, DamageError for what cannot be believed.
     """
     manifest = require_manifest(store)
-    entry = choose_shard(manifest, config.shard, config.sample)
+    sample = None if config.sample is None else find_sample(store, manifest, config.sample)
+    entry = choose_shard(manifest, config.shard, sample)
     taps = choose_taps(manifest, config.layer, config.site)
     decoder = find_decoder(manifest, config.model_path)
-    seen = see_shard(store, manifest, entry, taps, config.sample, on_read)
+    seen = see_shard(store, manifest, entry, taps, sample, on_read)
     if config.json:
-        return dump_json(shard_to_json(seen, decoder, tokens=config.sample is not None), indent=2)
-    if config.sample is None:
-        return describe_shard(seen, decoder)
-    return describe_sample(seen, decoder, config.max_tokens)
+        return dump_json(shard_to_json(seen, decoder, tokens=sample is not None), indent=2)
+    if sample is None:
+        return describe_shard(seen, decoder, config.top)
+    return describe_sample(seen, decoder, config.max_tokens, config.top, colours)

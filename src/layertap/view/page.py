@@ -4,18 +4,19 @@ Text from a dataset is shown with its unprintable characters escaped: what is lo
 the cursor.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from math import ceil
 
 import numpy as np
 
-from layertap.core.columns import FIRST, SINK, SINK_FACTOR, SPECIAL
+from layertap.core.columns import FIRST, NO_LABELS, SINK, SINK_FACTOR, SPECIAL, Norms
 from layertap.core.selection import ALL
 from layertap.core.table import table
 from layertap.core.taps import Tap
 from layertap.shards.manifest import listed_ranges
 from layertap.view.decoding import Decoder
 from layertap.view.facts import NormFacts, flag_names, norm_facts, token_labels
+from layertap.view.grids import Colours, draw_grids
 from layertap.view.shard import SampleSeen, ShardSeen, TapSeen
 
 _TEXT_WIDTH = 64
@@ -24,13 +25,13 @@ _MOST_COLUMNS = 8  # of norms, beside each token
 _NORMS = ("site", "layer", "min norm", "median", "max", "in sample", "at token", "sinks", "not finite")
 
 
-def describe_shard(seen: ShardSeen, decoder: Decoder) -> str:
-    """The whole shard: a line a sample, a line a tap."""
-    return "\n".join((*_head(seen), "", *_samples(seen, decoder), "", *_norms(seen)))
+def describe_shard(seen: ShardSeen, decoder: Decoder, top: int = 0) -> str:
+    """The whole shard: a line a sample, a line a tap; and the `top` tokens by norm."""
+    return "\n".join((*_head(seen), "", *_samples(seen, decoder), "", *_norms(seen), *_top(seen, decoder, top)))
 
 
-def describe_sample(seen: ShardSeen, decoder: Decoder, max_tokens: int) -> str:
-    """Its one sample: how it was made, its text, a line a tap, a line a token."""
+def describe_sample(seen: ShardSeen, decoder: Decoder, max_tokens: int, top: int = 0, colours: Colours = "none") -> str:
+    """Its one sample: how it was made, its text and its grids, a line a tap, a line a token."""
     (sample,) = seen.samples
     tokens = len(sample.token_ids)
     lines = (
@@ -42,7 +43,9 @@ def describe_sample(seen: ShardSeen, decoder: Decoder, max_tokens: int) -> str:
         f"text, {decoder.remark}:",
         _visible(decoder.text(sample), keep="\n"),
         "",
+        *_grids(seen, sample, colours),
         *_norms(seen),
+        *_top(seen, decoder, top),
         "",
         *_tokens(seen, sample, decoder, max_tokens),
     )
@@ -74,10 +77,62 @@ def _samples(seen: ShardSeen, decoder: Decoder) -> Iterator[str]:
     for sample in seen.samples:
         tokens = len(sample.token_ids)
         shape = f"({tokens}, {_widths(seen)})"
-        text = _shortened(decoder.text(sample))
+        text = _made(sample) or _shortened(decoder.text(sample))
         rows.append((str(sample.sample_idx), _visible(sample.words.task_id), str(tokens), shape, text))
     yield table(rows, left=(1, 4))
+    if all(map(_made, seen.samples)):
+        return
     yield f"text: {decoder.remark}"
+
+
+def _made(sample: SampleSeen) -> str:
+    """How an ARC prompt differs from others of its task; empty for texts."""
+    origin = sample.words.origin
+    change = origin.get("augmentation")
+    if not isinstance(change, Mapping) or not {"flip", "rotations", "colors"} <= change.keys():
+        return ""
+    turned = f"turned {90 * change['rotations']}°" if change["rotations"] else ""
+    colours = "".join(map(str, change["colors"]))
+    shown = ", ".join(filter(None, ("mirrored" if change["flip"] else "", turned, f"colours {colours}")))
+    return f"test {origin['test_index'] + 1}, prediction {origin['prediction']}: {shown}"
+
+
+def _grids(seen: ShardSeen, sample: SampleSeen, colours: Colours) -> Iterator[str]:
+    """The grids of an ARC prompt, shaded by the norms at the last tap that is shown."""
+    if not NO_LABELS.keys() <= sample.labels.keys() or not (sample.labels["cells"] > 0).any():
+        return
+    tap, at_tap = list(seen.taps.items())[-1]
+    yield f"grids, as the prompt shows them; shaded by the norm at {tap.site} {tap.layer}, the largest fifth full"
+    yield from draw_grids(sample.labels, at_tap.norms[0], colours)
+    yield ""
+
+
+def _top(seen: ShardSeen, decoder: Decoder, most: int) -> Iterator[str]:
+    """The tokens with the largest norms, over all samples and taps that are shown."""
+    if not most:
+        return
+    found = [
+        (float(norm), number, token, tap)
+        for tap, at_tap in seen.taps.items()
+        for number, norms in enumerate(at_tap.norms)
+        for token, norm in _largest(norms, most)
+    ]
+    rows = [("norm", "site", "layer", "sample", "task", "token", "id", "text")]
+    for norm, number, token, tap in sorted(found, key=lambda it: -it[0])[:most]:
+        sample = seen.samples[number]
+        position, token_id, text, _ = _token(seen, sample, decoder, token, number)
+        task = _visible(sample.words.task_id)
+        rows.append((f"{norm:.5g}", tap.site, str(tap.layer), str(sample.sample_idx), task, position, token_id, text))
+    yield ""
+    yield table(rows, left=(1, 4, 7))
+
+
+def _largest(norms: Norms, most: int) -> Iterator[tuple[int, float]]:
+    """The places and values of the largest finite norms."""
+    finite = np.where(np.isfinite(norms), norms, -1)
+    for token in np.argsort(-finite, kind="stable")[:most].tolist():
+        if finite[token] >= 0:
+            yield token, float(norms[token])
 
 
 def _norms(seen: ShardSeen) -> Iterator[str]:
@@ -104,7 +159,9 @@ def _tokens(seen: ShardSeen, sample: SampleSeen, decoder: Decoder, max_tokens: i
     labels = _labels(sample)
     named = ("token", "id", "text", "flags", *labels)
     rows = [(*named, *(f"{tap.site} {tap.layer}" for tap in taps))]
-    for token in shown:
+    for place, token in enumerate(shown):
+        if place and token != shown[place - 1] + 1:
+            rows.append(("⋯", *[""] * (len(rows[0]) - 1)))
         own = (values[token] for values in labels.values())
         rows.append((*_token(seen, sample, decoder, token), *own, *(_norm(seen.taps[tap], token) for tap in taps)))
     yield table(rows, left=tuple(range(2, len(named))))
@@ -128,10 +185,12 @@ def _labels(sample: SampleSeen) -> dict[str, list[str]]:
     return {name: values for name, values in columns.items() if set(values) - {"", "text"}}
 
 
-def _token(seen: ShardSeen, sample: SampleSeen, decoder: Decoder, token: int) -> tuple[str, ...]:
+def _token(
+    seen: ShardSeen, sample: SampleSeen, decoder: Decoder, token: int, number: int = 0
+) -> tuple[str, str, str, str]:
     token_id = int(sample.token_ids[token])
     text = decoder.token(token_id)
-    flags = int(next(iter(seen.taps.values())).flags[0][token])
+    flags = int(next(iter(seen.taps.values())).flags[number][token])
     return str(sample.positions[token]), str(token_id), "" if text is None else repr(text), " ".join(flag_names(flags))
 
 

@@ -74,6 +74,22 @@ def choose_shard(manifest: Manifest, shard: int | None, sample: int | None) -> S
     raise UsageError(f"--shard {shard}: there is none; there are shards 1 to {len(manifest.shards)}")
 
 
+def find_sample(store: ObjectStore, manifest: Manifest, named: str) -> int:
+    """The number of the sample that is named by it, or by its task; of several, the first.
+
+    To find a task, shards are looked through in order. Raises UsageError where there is none.
+    """
+    if named.isdecimal():
+        return int(named)
+    for entry in manifest.shards:
+        shard = open_shard(store, manifest, entry)
+        numbers, words = shard.sample_idx().tolist(), shard.words()
+        own = [number for number, told in zip(numbers, words, strict=True) if told.task_id == named]
+        if own:
+            return int(min(own))
+    raise UsageError(f"--sample {named}: no sample is of this task; give a sample_idx, or a task as `inspect` lists it")
+
+
 def choose_taps(manifest: Manifest, layers: Iterable[int], sites: Iterable[Site]) -> list[Tap]:
     """Of the stored taps those of these layers and sites, or of all; raises UsageError where one is
     not stored.
