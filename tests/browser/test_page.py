@@ -12,6 +12,7 @@ from urllib.parse import parse_qs
 import numpy as np
 import pytest
 from playwright.sync_api import Page
+from safetensors.numpy import save_file
 
 import layertap
 from layertap.cli import main
@@ -19,6 +20,7 @@ from layertap.core.columns import token_columns
 from layertap.core.sample import Sample
 from layertap.core.taps import Tap
 from layertap.objects import open_store
+from layertap.sae.load import load_autoencoder
 from layertap.shards.encode import ShardFormat
 from layertap.shards.manifest import Manifest, fingerprint_of
 from layertap.shards.writer import ShardWriter
@@ -224,6 +226,27 @@ def test_hostile_texts_are_shown_as_text(open_page: Open, run: Path, tmp_path: P
     assert "\\u202e" in said
     assert "<img src=x" in (page.text_content("#prompt") or "")
     assert "\u202e" not in (page.text_content("#prompt") or "")
+
+
+def test_a_feature_is_shown_at_its_layer(open_page: Open, run: Path, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    shapes = {"W_enc": (64, 96), "W_dec": (96, 64), "b_enc": (96,), "b_dec": (64,)}
+    weights = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    save_file(weights, tmp_path / "sae_weights.safetensors")
+    told = {"architecture": "topk", "k": 8, "metadata": {"hook_name": "blocks.2.hook_resid_post"}}
+    (tmp_path / "cfg.json").write_text(json.dumps(told))
+    assert main(["view", str(run), "--out", str(tmp_path / "page.html"), "--sae", str(tmp_path)]) == 0
+    page = open_page(tmp_path / "page.html", "#tab=sample&site=mlp&layer=0")
+    feature = page.locator("#value option").last.get_attribute("value")
+    assert feature is not None
+    page.select_option("#value", feature)
+    ready(page, f"sample 0 residual 2 {feature}")
+    sample = layertap.ActivationDataset(run)[0]
+    expected = load_autoencoder(tmp_path).encode(sample.activation(2, "residual"))[:, int(feature.split()[1])]
+    page.click("#table-details summary")
+    page.wait_for_selector("#token-table td")
+    shown = page.locator("#token-table tr td:last-child").all_text_contents()
+    assert [float(cell) for cell in shown] == pytest.approx([float(f"{value:.3g}") for value in expected], rel=0.0051)
 
 
 def test_fifty_samples_of_24_layers_stay_under_20_mb(open_page: Open, tmp_path: Path) -> None:

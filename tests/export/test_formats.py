@@ -14,8 +14,8 @@ import outputs
 import pytest
 
 from layertap import ActivationDataset
+from layertap.core.hooks import hook_name
 from layertap.core.taps import SITES, Tap
-from layertap.export.names import hook_name
 
 datasets = pytest.importorskip("datasets")
 TAPS = [Tap(layer, site) for site in ("residual", "mlp_in") for layer in (0, 2)]

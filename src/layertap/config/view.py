@@ -39,6 +39,15 @@ class ViewConfig:
     channels: Annotated[tuple[int, ...], Flag(metavar="CHANNEL ...", default="none")] = ()
     """Channels whose values are shown too, counted from 0."""
 
+    sae: Annotated[str | None, Flag(metavar="FOLDER", default="none")] = None
+    """A sparse autoencoder that SAELens saved. What its features give is shown at its layer."""
+
+    sae_tap: Annotated[str | None, Flag(metavar="SITE.LAYER", default="as --sae says")] = None
+    """Where the autoencoder was trained, such as residual.12."""
+
+    features: Annotated[tuple[int, ...], Flag(metavar="FEATURE ...", default="the most active")] = ()
+    """Which features of --sae to show, counted from 0."""
+
     max_samples: Annotated[int, Flag(metavar="SAMPLES")] = 50
     """The most samples to show."""
 
@@ -53,3 +62,5 @@ class ViewConfig:
         require_counts(self, "max_samples")
         require(0 < self.max_mb < math.inf, f"--max_mb must be positive, not {self.max_mb}")
         require(min(self.channels, default=0) >= 0, "--channels counts channels from 0")
+        require(min(self.features, default=0) >= 0, "--features counts features from 0")
+        require(self.sae is not None or not (self.features or self.sae_tap), "--features, --sae_tap: give --sae")

@@ -17,11 +17,11 @@ from typing import Any
 
 import numpy as np
 
+from layertap.core.hooks import hook_name
 from layertap.core.taps import Tap
 from layertap.errors import UsageError
 from layertap.export import arrow
 from layertap.export.form import Form, Record, Take, listed
-from layertap.export.names import hook_name
 from layertap.export.source import Source, join
 from layertap.reader.pieces import Rows
 

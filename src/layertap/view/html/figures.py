@@ -6,6 +6,7 @@
                variance of all channels together
     step       the norm of what changed since the layer before it at the same site, of those shown
     channel c  the value of one channel
+    feature f  what a feature of a sparse autoencoder gives, at the tap where that was trained
 
 The mean and the variance are those of the whole run, which lie beside its shards, so a sample is
 read once and by itself.
@@ -18,6 +19,7 @@ import numpy as np
 
 from layertap.core.taps import Tap
 from layertap.reader.sample import Sample
+from layertap.sae.autoencoder import Autoencoder
 from layertap.shards.statistics import TapStatistics
 
 ALWAYS = ("norm", "cosine", "deviation", "step")
@@ -32,13 +34,25 @@ class Figures:
     """float64 [names, taps, tokens]"""
 
 
-def names_of(channels: Sequence[int]) -> tuple[str, ...]:
-    """What each token has, in order."""
-    return (*ALWAYS, *(f"channel {channel}" for channel in channels))
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """What each token has beside what it always has."""
+
+    channels: tuple[int, ...] = ()
+    autoencoder: Autoencoder | None = None
+    tap: Tap | None = None
+    """Where the autoencoder was trained."""
+    features: tuple[int, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What each token has, in order."""
+        own = (f"channel {channel}" for channel in self.channels)
+        return (*ALWAYS, *own, *(f"feature {feature}" for feature in self.features))
 
 
 def measure_tokens(
-    sample: Sample, taps: Sequence[Tap], statistics: Mapping[Tap, TapStatistics], channels: Sequence[int], most: int
+    sample: Sample, taps: Sequence[Tap], statistics: Mapping[Tap, TapStatistics], asked: Asked, most: int
 ) -> Figures:
     """The values of the first `most` tokens of a sample."""
     before: dict[str, np.ndarray] = {}
@@ -46,9 +60,21 @@ def measure_tokens(
     for tap in taps:
         activation = np.asarray(sample.activation(*tap)[:most], np.float64)
         norms = sample.norms(*tap)[:most].astype(np.float64)
-        found.append(list(_of_tap(activation, norms, statistics.get(tap), before.get(tap.site), channels)))
+        own = _of_tap(activation, norms, statistics.get(tap), before.get(tap.site), asked.channels)
+        found.append([*own, *_features(activation, asked, here=tap == asked.tap)])
         before[tap.site] = activation
-    return Figures(names_of(channels), np.array(found).transpose(1, 0, 2))
+    return Figures(asked.names, np.array(found).transpose(1, 0, 2))
+
+
+def _features(activation: np.ndarray, asked: Asked, *, here: bool) -> Iterator[np.ndarray]:
+    """The features of a sample at this tap; they are unknown where the autoencoder was not
+    trained.
+    """
+    if asked.autoencoder is None or not here:
+        yield from (np.full(len(activation), np.nan) for _ in asked.features)
+    else:
+        encoded = asked.autoencoder.encode(activation)
+        yield from (encoded[:, feature].astype(np.float64) for feature in asked.features)
 
 
 def _of_tap(

@@ -22,7 +22,8 @@ from layertap.reader.dataset import ActivationDataset
 from layertap.reader.sample import Sample
 from layertap.shards.statistics import TapStatistics
 from layertap.shards.statistics_files import merge_runs
-from layertap.view.html.figures import measure_tokens, names_of
+from layertap.view.html.asked import resolve_asked
+from layertap.view.html.figures import Asked, measure_tokens
 from layertap.view.html.payload import pack_sample, shorten
 from layertap.view.html.run import describe_run
 
@@ -39,15 +40,16 @@ def write_page(config: ViewConfig, show: Callable[[int, int], None] = lambda _do
     """
     dataset = ActivationDataset(config.path, tokenizer=config.tokenizer)
     taps = _choose_taps(dataset, config)
+    asked = resolve_asked(config, dataset, taps)
     statistics = merge_runs(dataset.runs)
     run = describe_run(dataset, taps, statistics, show)
     path, closing = local_path(config.out), _closing()
     with atomic_write(path) as file:
-        written = _write(file, _opening(run, names_of(config.channels))) + len(closing)
+        written = _write(file, _opening(run, asked)) + len(closing)
         shown: list[dict[str, Any]] = []
         for sample in _samples(dataset, config):
             left = int(config.max_mb * 1e6) - written - _BYTES_A_LISTED * (len(shown) + 1)
-            packed = _pack(sample, taps, statistics, config, left, alone=not shown)
+            packed = _pack(sample, taps, statistics, asked, left, alone=not shown)
             if packed is None:
                 break
             written += _write(file, f'<script type="text/plain" id="sample-{len(shown)}">{packed}</script>\n')
@@ -60,7 +62,7 @@ def _pack(
     sample: Sample,
     taps: Sequence[Tap],
     statistics: Mapping[Tap, TapStatistics],
-    config: ViewConfig,
+    asked: Asked,
     left: int,
     *,
     alone: bool,
@@ -70,16 +72,14 @@ def _pack(
     """
     tokens = len(sample)
     while tokens >= _LEAST_TOKENS or tokens == len(sample):
-        figures = measure_tokens(sample, taps, statistics, config.channels, tokens)
+        figures = measure_tokens(sample, taps, statistics, asked, tokens)
         packed = pack_sample(sample, figures, taps)
         if len(packed) <= left:
             return packed
         if not alone:
             return None
         tokens = min(tokens - 1, int(tokens * left / len(packed) * 0.95))
-    raise UsageError(
-        f"--max_mb {config.max_mb:g}: not even the beginning of a sample fits; give more, or fewer --layers"
-    )
+    raise UsageError("--max_mb: not even the beginning of a sample fits; give more, or fewer --layers")
 
 
 def _choose_taps(dataset: ActivationDataset, config: ViewConfig) -> list[Tap]:
@@ -112,13 +112,18 @@ def _entry(sample: Sample, taps: Sequence[Tap]) -> dict[str, Any]:
     }
 
 
-def _opening(run: dict[str, Any], names: Sequence[str]) -> str:
+def _told(asked: Asked) -> dict[str, Any] | None:
+    """Where the features on the page are of."""
+    return None if asked.tap is None else {"layer": asked.tap.layer, "site": asked.tap.site}
+
+
+def _opening(run: dict[str, Any], asked: Asked) -> str:
     style, program = _asset("view.css"), _asset("view.js")
     hashed = base64.b64encode(hashlib.sha256(program.encode()).digest()).decode()
     return (
         _asset("head.html").replace("{{program_hash}}", hashed).replace("{{style}}", style)
         + _asset("body.html")
-        + _script("run", run | {"names": list(names)})
+        + _script("run", run | {"names": list(asked.names), "sae": _told(asked)})
     )
 
 

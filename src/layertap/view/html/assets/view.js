@@ -57,6 +57,10 @@ function scaleOf(values) {
     const most = state.value === "cosine" ? 1 : Math.max(Math.abs(quantile(known, 0.02)), Math.abs(quantile(known, 0.98)), 1e-12);
     return { low: -most, high: most, color: (value) => (Number.isFinite(value) ? mix(AROUND_ZERO, (value / most + 1) / 2) : "#ffffff") };
   }
+  if (state.value.startsWith("feature")) {
+    const high = Math.max(quantile(known.filter((value) => value > 0), 0.98) || 0, 1e-12);
+    return { low: 0, high, color: (value) => (Number.isNaN(value) ? "#ffffff" : mix(RISING, value / high)) };
+  }
   const low = Math.max(quantile(known, 0.02), 1e-12), high = Math.max(quantile(known, 0.98), low * 1.0001);
   const share = (value) => Math.log(Math.max(value, 1e-12) / low) / Math.log(high / low);
   return { low, high, color: (value) => (Number.isNaN(value) ? "#ffffff" : mix(RISING, share(value))) };
@@ -361,7 +365,7 @@ function drawDetail() {
   ].filter(Boolean).join("; ");
   const points = (site) => layersOf(site).map((layer) => [layer, valuesAt(tapAt(site, layer))[token]]);
   const series = sites.map((site) => ({ name: site, points: points(site), marked: site === state.site ? layersOf(site)[state.layer] : undefined }));
-  chart(element("detail-chart"), series, `${state.value} of this token by layer`, !aroundZero(state.value));
+  chart(element("detail-chart"), series, `${state.value} of this token by layer`, !aroundZero(state.value) && !state.value.startsWith("feature"));
 }
 
 function drawTable() {
@@ -426,7 +430,9 @@ function fromLink() {
 async function change(some) {
   const before = state;
   state = { ...state, ...some };
-  if (state.site !== before.site && !("layer" in some)) {
+  const feature = state.value.startsWith("feature") && state.value !== before.value;
+  if (feature && run.sae) Object.assign(state, { site: run.sae.site, layer: layersOf(run.sae.site).indexOf(run.sae.layer) });
+  else if (state.site !== before.site && !("layer" in some)) {
     const layers = layersOf(state.site), layer = layersOf(before.site)[before.layer];
     state.layer = Math.max(0, layers.indexOf(layer));
   }
