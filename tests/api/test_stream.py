@@ -18,7 +18,7 @@ import layertap
 from layertap.api.pools import RunningModel
 from layertap.api.stream import StreamBatches
 from layertap.core.sample import Sample
-from layertap.errors import RunMismatchError, StorageError, UsageError
+from layertap.errors import BadTaskError, RunMismatchError, StorageError, UsageError
 from layertap.pipeline.windows import Position
 from layertap.reader.handover import Batch
 
@@ -71,7 +71,7 @@ def recorded(few_tasks: Path, tiny_model: Path) -> layertap.ActivationStream:
     shares = [(rank, ranks) for ranks in range(1, 5) for rank in range(ranks)]
     runs = {share: list(model.of_rank(*share).samples(Position(), lambda: None)) for share in shares}
     stream.close()
-    stream._model = Recorded(model.session, model.opened, model.prompts, model.form, runs)
+    stream._model = Recorded(model.session, model.opened, model.prompts, model.form, runs=runs)
     return stream
 
 
@@ -224,6 +224,64 @@ def test_a_loop_that_was_left_goes_on(stream: layertap.ActivationStream) -> None
     seen += [as_bytes(batch) for batch in islice(batches, 4)]
     batches.close()
     assert seen + [as_bytes(batch) for batch in batches] == whole
+
+
+@dataclass(frozen=True, eq=False)
+class _Interrupted(RunningModel):
+    """A model that is interrupted once, as by Ctrl-C."""
+
+    pending: list[type[BaseException]] = field(default_factory=lambda: [KeyboardInterrupt])
+
+    def samples(self, start: Position, proceed: Any) -> Iterator[tuple[Position, Sample]]:
+        for number, found in enumerate(super().samples(start, proceed)):
+            if number == 3 and self.pending:
+                raise self.pending.pop()
+            yield found
+
+
+def test_after_an_interruption_a_later_loop_goes_on(stream: layertap.ActivationStream) -> None:
+    asked: dict[str, Any] = {"pool_tokens": 500, "seed": 2}
+    whole = [as_bytes(batch) for batch in stream.batches(250, **asked)]
+    model = stream._model
+    stream._model = _Interrupted(model.session, model.opened, model.prompts, model.form)
+    batches, seen = stream.batches(250, **asked), []
+    with pytest.raises(KeyboardInterrupt):
+        seen.extend(map(as_bytes, batches))
+    assert 0 < len(seen) < len(whole)
+    assert seen + [as_bytes(batch) for batch in batches] == whole
+
+
+def test_after_a_task_was_repaired_the_same_batches_go_on(few_tasks: Path, tiny_model: Path, tmp_path: Path) -> None:
+    lines = few_tasks.read_text().splitlines()
+    path = tmp_path / "tasks.jsonl"
+    path.write_text("\n".join([*lines[:2], "{}"]) + "\n")
+    settings = SETTINGS | {"dataset_path": path, "model_path": tiny_model, "window_samples": 2}
+    stream = layertap.ActivationStream(**settings)
+    batches, seen = stream.batches(250, pool_tokens=500), []
+    for _ in range(2):  # the same error each time
+        with pytest.raises(BadTaskError):
+            seen.extend(map(as_bytes, batches))
+    path.write_text("\n".join(lines[:3]) + "\n")
+    seen += [as_bytes(batch) for batch in batches]
+    assert seen == [as_bytes(batch) for batch in stream.batches(250, pool_tokens=500)]
+    stream.close()
+
+
+class _Zeros(RunningModel):
+    """A model that gives nothing but zeros."""
+
+    def samples(self, start: Position, proceed: Any) -> Iterator[tuple[Position, Sample]]:
+        for position, sample in super().samples(start, proceed):
+            yield position, replace(sample, activations={tap: 0 * own for tap, own in sample.activations.items()})
+
+
+def test_a_pool_that_cannot_be_measured_is_never_handed_out_as_it_is(stream: layertap.ActivationStream) -> None:
+    model = stream._model
+    stream._model = _Zeros(model.session, model.opened, model.prompts, model.form)
+    batches = stream.batches(250, scale="unit_rms", pool_tokens=500)
+    for _ in range(2):
+        with pytest.raises(UsageError, match="of size 0"):
+            next(iter(batches))
 
 
 def test_the_state_of_a_stream_is_that_of_its_batches(stream: layertap.ActivationStream) -> None:

@@ -25,6 +25,7 @@ making of that pool again, and no more. It is a rank's own.
 import sys
 import weakref
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
@@ -252,8 +253,9 @@ class StreamBatches:
 
     def __iter__(self) -> Iterator[Batch]:
         while (rows := self._next_rows()) is not None:
+            batch = self._hand_over(rows)
             self._batch += 1
-            yield self._hand_over(rows)
+            yield batch
         self.close()
         self._epoch, self._batch, self._pool, self._begins = self._epoch + 1, 0, None, Place()
 
@@ -296,10 +298,13 @@ class StreamBatches:
             stop = Workers(0, "stop-stream")
             made = make_pools(self._model, self._config, self._layout, self._epoch, number, begins, stop)
             self._ahead = Ahead(made, [stop], "make-pools")
-        pool = next(self._ahead, None)
-        if pool is not None:
-            self._pool = pool
-            self._estimate(pool)
+        with ExitStack() as undo:
+            undo.callback(self.close)  # after an error or Ctrl-C, a later loop makes this pool anew
+            pool = next(self._ahead, None)
+            if pool is not None:
+                self._estimate(pool)
+                self._pool = pool
+            undo.pop_all()
         return pool
 
     def _estimate(self, pool: Pool) -> None:
