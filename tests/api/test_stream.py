@@ -353,6 +353,66 @@ def test_a_state_of_another_order_is_refused(
         stream.batches(500, **change).load_state_dict(state)
 
 
+@pytest.mark.parametrize(
+    ("there", "now"),
+    [
+        ({"sequence": 4}, {}),
+        ({"include": {"cells"}}, {}),
+        ({"role": "user"}, {}),
+        ({"exclude": {"sink"}, "sink_factor": 2.0}, {"exclude": {"sink"}}),
+        ({"center": True}, {"scale": "unit_rms"}),
+        ({"center": True}, {"center": True, "scale": "unit_rms"}),
+        ({}, {"center": True}),
+        ({"center": True}, {}),
+    ],
+    ids=str,
+)
+def test_a_state_is_refused_where_less_or_other_things_are_asked_for_now(
+    recorded: layertap.ActivationStream, there: dict[str, Any], now: dict[str, Any]
+) -> None:
+    begun = recorded.batches(100, pool_tokens=1000, **there)
+    next(iter(begun))
+    state = begun.state_dict()
+    begun.close()
+    with pytest.raises(UsageError, match=r"another order|normalised otherwise"):
+        recorded.batches(100, pool_tokens=1000, **now).load_state_dict(state)
+    recorded.batches(100, pool_tokens=1000, **there).load_state_dict(state)
+
+
+def test_a_state_that_was_refused_is_not_forgotten(recorded: layertap.ActivationStream) -> None:
+    begun = recorded.batches(100)
+    next(iter(begun))
+    state = begun.state_dict()
+    begun.close()
+    recorded._latest = None
+    recorded.load_state_dict(state)
+    with pytest.raises(UsageError, match="another order"):
+        recorded.batches(100, seed=1)
+    assert recorded.batches(100).state_dict() == state
+
+
+def test_a_dataset_that_changed_within_the_pool_is_refused(
+    stream: layertap.ActivationStream, few_tasks: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    batches = stream.batches(500)
+    next(iter(batches))
+    state = json.loads(json.dumps(batches.state_dict()))
+    batches.close()
+    assert batches.state_dict() == state
+    lines = few_tasks.read_text().splitlines()
+    for number, changed in enumerate(
+        ([lines[1], lines[0], *lines[2:]], lines[:-1], [*lines, lines[0].replace("demo_", "more_")])
+    ):
+        path = tmp_path / f"{number}.jsonl"
+        path.write_text("\n".join(changed) + "\n")
+        other = layertap.ActivationStream(dataset_path=path, model_path=tiny_model, **SETTINGS)
+        resumed = other.batches(500)
+        resumed.load_state_dict(state)
+        with pytest.raises(RunMismatchError, match="not the one that the state was taken with"):
+            list(resumed)
+        other.close()
+
+
 def test_a_state_of_another_run_or_dataset_is_refused(
     stream: layertap.ActivationStream, few_tasks: Path, tiny_model: Path, tmp_path: Path
 ) -> None:

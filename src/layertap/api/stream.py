@@ -19,7 +19,8 @@ activations never visit the host (device.py). Over several devices they do.
 
 A pool is made by a thread while the one before is used, so two are in memory, beside the model. A
 state is the number of the batch and the place in the run where its pool begins: going on costs the
-making of that pool again, and no more. It is a rank's own.
+making of that pool again, and no more. A digest of where the pool ends, and of all records up to
+there, tells that it is the same pool. A state is a rank's own.
 """
 
 import sys
@@ -37,7 +38,7 @@ from layertap.config.keywords import from_keywords
 from layertap.core.columns import COLUMNS
 from layertap.core.taps import SITES, Site, Tap
 from layertap.dataset import opening_lines
-from layertap.errors import UsageError
+from layertap.errors import RunMismatchError, UsageError
 from layertap.model.checkpoint import open_checkpoint
 from layertap.pipeline import backend
 from layertap.pipeline.progress import Progress
@@ -141,9 +142,9 @@ class ActivationStream(BatchSource["StreamBatches"]):
         widths = tuple(self._taps[tap] for tap in config.taps)
         layout = BlockLayout(widths, pool_dtype(config, [self._dtype], self.path), columns, config.sequence)
         made = StreamBatches(self._model, config, layout, fingerprint_of(self._identity))
-        state, self._state, self._latest = self._state, None, made
-        if state is not None:
-            made.load_state_dict(state)
+        if self._state is not None:
+            made.load_state_dict(self._state)
+        self._state, self._latest = None, made
         return made
 
     def __repr__(self) -> str:
@@ -176,6 +177,7 @@ class StreamBatches:
         self._epoch = self._batch = 0
         self._pool: Pool | None = None
         self._begins = Place()
+        self._ends: str | None = None
         self._ahead: Ahead[Pool] | None = None
         self._most: int | None = None
 
@@ -227,6 +229,7 @@ class StreamBatches:
             "batch": self._batch,
             "pool": number,
             "begins": begins.to_json(),
+            "ends": self._known_end(),
             "order": self._order(),
             "run": self._run,
             "normalisation": None if made is None else made.state_dict(),
@@ -240,16 +243,19 @@ class StreamBatches:
             raise UsageError("the state is of another run: model, taps, prompts or packing differ; start anew")
         there, now = state["order"], self._order()
         differing = [
-            f"{name}: {there.get(name)} there, {now[name]} now" for name in now if there.get(name) != now[name]
+            f"{name}: {there.get(name)} there, {now.get(name)} now"
+            for name in dict.fromkeys((*now, *there))
+            if there.get(name) != now.get(name)
         ]
         if differing:
             raise UsageError(
                 "the state is of another order; give the same settings, or start anew:\n  " + "\n  ".join(differing)
             )
         self.close()
-        self._take_normalisation(state["normalisation"])
+        self._take_normalisation(state)
         self._epoch, self._batch = int(state["epoch"]), int(state["batch"])
         self._pool, self._begins = None, Place.from_json(state["begins"])
+        self._ends = state.get("ends")
 
     def __iter__(self) -> Iterator[Batch]:
         while (rows := self._next_rows()) is not None:
@@ -257,12 +263,13 @@ class StreamBatches:
             self._batch += 1
             yield batch
         self.close()
-        self._epoch, self._batch, self._pool, self._begins = self._epoch + 1, 0, None, Place()
+        self._epoch, self._batch, self._pool, self._begins, self._ends = self._epoch + 1, 0, None, Place(), None
 
     def close(self) -> None:
         """End the thread that runs the model. A later loop goes on from the same batch."""
         if self._ahead is not None:
             self._ahead.close()
+            self._ends = self._known_end()
             _, self._begins = self._place()
             self._ahead = self._pool = None
 
@@ -276,6 +283,25 @@ class StreamBatches:
         if self._pool is None:
             return number, self._begins
         return number, self._pool.begins if number == self._pool.number else self._pool.ends
+
+    def _known_end(self) -> str | None:
+        """A digest of where the pool of the next batch ends, with all records up to there; None
+        where that pool was not made yet.
+        """
+        if self._pool is None:
+            return self._ends
+        number, _ = self._place()
+        return fingerprint_of(self._pool.ends.to_json()) if number == self._pool.number else None
+
+    def _require_same_end(self, pool: Pool | None) -> None:
+        """Refuse another pool than the one that a state was taken in."""
+        if self._pool is None and self._ends is not None:
+            made = None if pool is None else fingerprint_of(pool.ends.to_json())
+            if made != self._ends:
+                raise RunMismatchError(
+                    "the dataset is not the one that the state was taken with, so other batches would come; give the"
+                    " same dataset, or start anew"
+                )
 
     def _next_rows(self) -> Block | None:
         """The rows of the next batch; None at the end of the epoch."""
@@ -301,6 +327,7 @@ class StreamBatches:
         with ExitStack() as undo:
             undo.callback(self.close)  # after an error or Ctrl-C, a later loop makes this pool anew
             pool = next(self._ahead, None)
+            self._require_same_end(pool)
             if pool is not None:
                 self._estimate(pool)
                 self._pool = pool
@@ -315,14 +342,16 @@ class StreamBatches:
             measured = f"the first {len(pool.block) * config.tokens_a_row} tokens of the stream"
             self._set_normalisation(Normalisation.of(statistics, config.center, config.scale, measured))
 
-    def _take_normalisation(self, state: Mapping[str, Any] | None) -> None:
-        """Go on with the normalisation of a state; raises UsageError where another was given."""
-        made = None if state is None else Normalisation.from_state_dict(state)
-        given = self._config.normalisation
-        if not self._config.normalises:
-            same = made is None
+    def _take_normalisation(self, state: Mapping[str, Any]) -> None:
+        """Go on with that of a state; raises UsageError where another is asked for."""
+        told, config, given = state["normalisation"], self._config, self._config.normalisation
+        made = None if told is None else Normalisation.from_state_dict(told)
+        if made is None:  # nothing was normalised, or nothing was measured yet
+            same = given is None and not (config.normalises and (state["epoch"] or state["batch"]))
+        elif given is None:
+            same = config.normalises and (config.center, config.scale) == (made.center, made.scale)
         else:
-            same = given is None or (made is not None and same_summary(made.summary(), given.summary()))
+            same = same_summary(made.summary(), given.summary())
         if not same:
             raise UsageError(
                 "the state is of activations that were normalised otherwise, which an autoencoder would take for other"
