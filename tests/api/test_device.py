@@ -76,8 +76,11 @@ ASKED: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("framework", ["jax", "torch"])
-@pytest.mark.parametrize("asked", ASKED, ids=str)
+# torch takes over what JAX has; what differs is how, and that once for arrays and once for pairs.
+OF_TORCH = [(ASKED[0], "torch"), (ASKED[6], "torch")]
+
+
+@pytest.mark.parametrize(("asked", "framework"), [*((asked, "jax") for asked in ASKED), *OF_TORCH], ids=str)
 def test_an_epoch_is_that_of_the_host(make: Make, asked: dict[str, Any], framework: str) -> None:
     asked = {"batch_size": 300, "pool_tokens": 2000, "as_": framework} | asked
     ours, theirs = make(**asked, on_device=True), make(**asked, on_device=False)

@@ -101,7 +101,10 @@ print("left", flush=True)
 """
 
 
-@pytest.mark.parametrize("end", ["", "del batches, stream", "batches.close(); stream.close()", "held = iter(batches)"])
+_OTHER_ENDS = ["del batches, stream", "batches.close(); stream.close()", "held = iter(batches)"]
+
+
+@pytest.mark.parametrize("end", ["", *(pytest.param(end, marks=pytest.mark.slow) for end in _OTHER_ENDS)])
 def test_python_ends_in_silence_inside_an_epoch(demo_tasks: Path, tiny_model: Path, tmp_path: Path, end: str) -> None:
     script = tmp_path / "leave.py"
     script.write_text(_LEFT.replace("{end}", end))
