@@ -158,6 +158,21 @@ def test_a_conversation_ends_where_the_assistant_would_go_on(model: layertap.Mod
     assert opened == closed + "<|im_start|>assistant\n"
 
 
+def test_a_model_keeps_its_own_settings_of_prompts(tiny_model: Path) -> None:
+    asked = [{"role": "user", "content": "hi"}]
+    with closing(layertap.Model(tiny_model, **SETTINGS, add_generation_prompt=True)) as model:
+        given, with_it, without = (
+            next(iter(model.read(asked, layers=0, **more))).text
+            for more in ({}, {"add_generation_prompt": True}, {"add_generation_prompt": False})
+        )
+    assert given == with_it != without
+
+
+def test_what_would_do_nothing_is_refused(tiny_model: Path) -> None:
+    with pytest.raises(UsageError, match="certify: what a model reads is not certified"):
+        layertap.Model(tiny_model, certify=3)
+
+
 @pytest.mark.parametrize(
     ("inputs", "asked", "error", "message"),
     [

@@ -443,6 +443,9 @@ def test_what_only_the_model_can_tell_is_refused(stream: layertap.ActivationStre
         layertap.ActivationStream(model_path=stream.model_path)
     with pytest.raises(UsageError, match="output_dir: is a setting of `layertap extract`"):
         layertap.ActivationStream(dataset_path="x", output_dir="here")
+    for name in ("max_tokens_total", "certify"):
+        with pytest.raises(UsageError, match=f"{name}: a stream"):
+            layertap.ActivationStream(dataset_path="x", **{name: 5})
     with pytest.raises(UsageError, match="not layer 2"):
         stream.batches(500, layers=[2])
 

@@ -67,3 +67,8 @@ def test_what_is_no_input_is_named(wrong: object, message: str) -> None:
 def test_what_is_no_list_at_all_is_refused() -> None:
     with pytest.raises(BadTaskError, match="int is no input"):
         list(given_records(5))
+
+
+def test_a_column_of_a_table_is_several_inputs() -> None:
+    for column in (np.array(["one", "two"]), np.array(["one", "two"], object)):
+        assert [record.task_id for record in given_records(column)] == ["input 0", "input 1"]

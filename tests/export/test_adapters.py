@@ -40,6 +40,28 @@ def test_an_epoch_is_the_batches(adapter: Callable[..., Any], framework: Any, da
         assert np.array_equal(tensor.numpy(), batch.activations[:, 0])
 
 
+@pytest.mark.parametrize("adapter", ADAPTERS)
+def test_a_trainer_that_stopped_at_the_end_of_an_epoch_goes_on(
+    adapter: Callable[..., Any], dataset: ActivationDataset
+) -> None:
+    asked: dict[str, Any] = {"layers": [2], "sites": ["mlp"]}
+    first = dataset.batches(5, **asked)
+    tensors = adapter(first, epochs=None)
+    whole = [next(tensors) for _ in range(7)]
+    first = dataset.batches(5, **asked)
+    tensors = adapter(first, epochs=None)
+    for _ in range(5):
+        next(tensors)
+    second = dataset.batches(5, **asked)
+    second.load_state_dict(first.state_dict())
+    tensors = adapter(second, epochs=None)
+    for expected in whole[5:]:
+        assert torch.equal(next(tensors), expected)
+    third = dataset.batches(5, **asked)
+    third.load_state_dict(first.state_dict())
+    assert list(adapter(third, epochs=1)) == []
+
+
 def test_without_a_number_of_epochs_there_is_no_end(dataset: ActivationDataset) -> None:
     batches = dataset.batches(20, layers=[2], sites=["mlp"])
     tensors = for_saelens(batches)

@@ -20,7 +20,7 @@ from typing import Any, Literal, get_args
 
 from layertap.api.memory import Reading
 from layertap.config.extract import RunConfig
-from layertap.config.keywords import from_keywords
+from layertap.config.keywords import from_keywords, refuse
 from layertap.core import sample as core
 from layertap.core.bar import open_bar
 from layertap.core.records import GoodRecord
@@ -40,6 +40,7 @@ from layertap.reader.blocks import numpy_dtype
 from layertap.reader.sample import Sample
 
 _WINDOW = 64
+_DO_NOTHING = {"certify": "what a model reads is not certified; run `layertap extract` with it"}
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 
@@ -62,6 +63,7 @@ class Model:
         """
         given = {"window_samples": _WINDOW, **settings, "model_path": model_path}
         self._config = config = from_keywords(RunConfig, given, ("", "prompt", "model"))
+        refuse(settings, _DO_NOTHING)
         backend.configure()
         backend.start()
         self._checkpoint = open_checkpoint(config.model_path, config.revision, config.adapter)
@@ -89,7 +91,7 @@ class Model:
         layers: int | str | Sequence[int] | None = None,
         sites: Site | Sequence[Site] = ("residual",),
         dtype: Dtype = "float32",
-        add_generation_prompt: bool = False,
+        add_generation_prompt: bool | None = None,
         progress: bool | None = None,
     ) -> Iterator[Sample]:
         """The samples of `inputs`, in their order, each when it is ready.
@@ -102,7 +104,8 @@ class Model:
 
         `layers` are as on the command line (`12`, `[6, 12]`, `"1-3"`; None: all), and so are
         `sites`. `dtype` is what `sample.activation` gives: float32 holds every number of a bfloat16
-        model. `add_generation_prompt` ends conversations where the assistant would go on.
+        model. `add_generation_prompt` ends conversations where the assistant would go on; None: as
+        the model was opened.
         `progress` shows a bar, by default on a terminal and in a notebook.
 
         Raises BadTaskError for an input that is none, OverlongError for one that is longer than
@@ -114,7 +117,9 @@ class Model:
         taps = resolve_run_taps(wanted, self._checkpoint.config)
         compute = DTYPES[self._config.compute_dtype]
         opened = open_model(self._checkpoint, taps, compute, compute, self._config.mesh)
-        maker = replace(self._prompts.maker, add_generation_prompt=add_generation_prompt)
+        maker = self._prompts.maker
+        if add_generation_prompt is not None:
+            maker = replace(maker, add_generation_prompt=add_generation_prompt)
         records = given_records(inputs)
         prompts = replace(self._prompts, maker=maker, records=lambda: _sound(records, maker))
         reading = Reading(

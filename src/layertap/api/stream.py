@@ -34,7 +34,7 @@ from layertap.api.device import stays_on_device
 from layertap.api.pools import Place, Pool, RunningModel, count_rows, make_pools
 from layertap.config.arguments import Group
 from layertap.config.extract import RunConfig
-from layertap.config.keywords import from_keywords
+from layertap.config.keywords import from_keywords, refuse
 from layertap.core.columns import COLUMNS
 from layertap.core.taps import SITES, Site, Tap
 from layertap.dataset import opening_lines
@@ -56,6 +56,10 @@ from layertap.shards.manifest import fingerprint_of
 
 _GROUPS: tuple[Group, ...] = ("", "input", "prompt", "model", "tap")
 _OF_TOKENS = frozenset({"keep_tokens", "storage_dtype", "on_nonfinite"})
+_DO_NOTHING = {
+    "certify": "a stream is not certified; run `layertap extract` with it",
+    "max_tokens_total": "a stream does not stop at a number of tokens; leave the loop there, or give max_tasks",
+}
 _STATE_VERSION = 1
 
 
@@ -75,6 +79,7 @@ class ActivationStream(BatchSource["StreamBatches"]):
         Raises an InputError where the settings are not right.
         """
         config = from_keywords(RunConfig, settings, _GROUPS, _OF_TOKENS)
+        refuse(settings, _DO_NOTHING)
         if config.dataset is None:
             raise UsageError("give dataset_path or dataset_name")
         backend.configure()

@@ -48,6 +48,13 @@ def from_keywords(
     return settings_of(config_type, {name: field.default for name, field in known.items()} | given)
 
 
+def refuse(values: Mapping[str, Any], reasons: Mapping[str, str]) -> None:
+    """Raise UsageError for a setting that is given and would do nothing, with the reason."""
+    for name in sorted(reasons.keys() & values.keys()):
+        if values[name]:
+            raise UsageError(f"{name}: {reasons[name]}")
+
+
 def _value(field: Field, value: Any) -> Any:  # noqa: ANN401 - of the field's type, or near it
     """What the field holds for this value; raises UsageError where it is of another kind."""
     kind = bare(field.annotation)

@@ -39,12 +39,19 @@ def given_records(inputs: object) -> Iterator[GoodRecord]:
 
 def _several(inputs: object) -> Iterable[object]:
     """The inputs, where one alone may be given."""
-    alone = isinstance(inputs, str | Mapping) or getattr(inputs, "ndim", None) == 1
+    alone = isinstance(inputs, str | Mapping) or _is_numbers(inputs)
     if isinstance(inputs, list | tuple) and inputs:
         alone = all(map(_is_token, inputs)) or all(map(_is_message, inputs))
     if not alone and not isinstance(inputs, Iterable):
         raise BadTaskError(f"{type(inputs).__name__} is no input; give texts, conversations, token ids or ARC tasks")
     return [inputs] if alone or not isinstance(inputs, Iterable) else inputs
+
+
+def _is_numbers(inputs: object) -> bool:
+    """Whether it is an array of one axis that holds numbers; one of texts, or a column of a table,
+    is several inputs.
+    """
+    return getattr(inputs, "ndim", None) == 1 and all(isinstance(value, int | float) for value in _as_lists(inputs))
 
 
 def _is_token(value: object) -> bool:

@@ -14,7 +14,7 @@ trainer's checkpoint, and it goes on with exactly the batches that would have co
 torch is imported when an adapter is called, not before.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from itertools import count
 from typing import Any, Protocol
 
@@ -32,6 +32,9 @@ class BatchSource(Protocol):
     """`ActivationDataset.batches(...)`, or a stream's."""
 
     taps: tuple[Tap, ...]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the next batch stands."""
 
     def __iter__(self) -> Iterator[Batch]:
         """The batches of what is left of an epoch, and next time of the next one."""
@@ -168,15 +171,18 @@ def _chosen(taps: tuple[Tap, ...], tap: tuple[int, str] | None) -> Tap:
     return found
 
 
-def _epochs(batches: Iterable[Batch], epochs: int | None) -> Iterator[Batch]:
-    """The batches of so many epochs; raises UsageError where an epoch has none."""
+def _epochs(batches: BatchSource, epochs: int | None) -> Iterator[Batch]:
+    """The batches of so many epochs, or of what is left of the first one; raises UsageError where a
+    whole epoch has none.
+    """
     for epoch in count():
         if epochs is not None and epoch >= epochs:
             return
-        batch = None
+        some = batches.state_dict()["batch"] > 0  # of an epoch that was begun, nothing may be left
         for batch in batches:
+            some = True
             yield batch
-        if batch is None:
+        if not some:
             raise UsageError("the epoch has no batch; ask for smaller batches, drop_last=False or other tokens")
 
 
