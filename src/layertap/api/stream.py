@@ -46,7 +46,7 @@ from layertap.pipeline.session import Session
 from layertap.pipeline.setup import format_of_shards, identity_of, open_run
 from layertap.reader.asking import BatchSource
 from layertap.reader.blocks import Block, BlockLayout
-from layertap.reader.config import BatchConfig
+from layertap.reader.config import BatchConfig, require_same_order
 from layertap.reader.handover import Batch, HandOver, pool_dtype
 from layertap.reader.measuring import pool_statistics
 from layertap.reader.sample import describe_taps
@@ -246,16 +246,7 @@ class StreamBatches:
             raise UsageError("the state is not one of a stream, or of another version of Layertap; start anew")
         if state["run"] != self._run:
             raise UsageError("the state is of another run: model, taps, prompts or packing differ; start anew")
-        there, now = state["order"], self._order()
-        differing = [
-            f"{name}: {there.get(name)} there, {now.get(name)} now"
-            for name in dict.fromkeys((*now, *there))
-            if there.get(name) != now.get(name)
-        ]
-        if differing:
-            raise UsageError(
-                "the state is of another order; give the same settings, or start anew:\n  " + "\n  ".join(differing)
-            )
+        require_same_order(state["order"], self._order())
         self.close()
         self._take_normalisation(state)
         self._epoch, self._batch = int(state["epoch"]), int(state["batch"])

@@ -23,7 +23,7 @@ from layertap.core.columns import COLUMNS
 from layertap.core.taps import Tap
 from layertap.errors import UsageError
 from layertap.reader.blocks import Block, BlockLayout, fill_pools, take_in_order
-from layertap.reader.config import BatchConfig
+from layertap.reader.config import BatchConfig, require_same_order
 from layertap.reader.handover import Batch, HandOver, pool_dtype
 from layertap.reader.pieces import Cursor, Pieces, Share, Supply, rank_share
 from layertap.reader.scaling import Normalisation, same_summary
@@ -89,16 +89,7 @@ class Batches:
             raise UsageError(f"the state is of version {state.get('version')}, this is {_STATE_VERSION}")
         if state["dataset"] != self._shards.digest:
             raise UsageError("the state is of another dataset, or of this one when it had other shards; start anew")
-        there, now = state["order"], self._config.order()
-        differing = [
-            f"{name}: {there.get(name)} there, {now.get(name)} now"
-            for name in dict.fromkeys((*now, *there))
-            if there.get(name) != now.get(name)
-        ]
-        if differing:
-            raise UsageError(
-                "the state is of another order; give the same settings, or start anew:\n  " + "\n  ".join(differing)
-            )
+        require_same_order(state["order"], self._config.order())
         made = state.get("normalisation")
         own = None if self.normalisation is None else self.normalisation.summary()
         if not same_summary(made, own):

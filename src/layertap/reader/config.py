@@ -191,6 +191,16 @@ class BatchConfig:
         return own | {"taps": [list(tap) for tap in self.taps], "exclude": sorted(self.exclude)}
 
 
+def require_same_order(there: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raise UsageError where a state was taken of batches that come in another order."""
+    names = [name for name in dict.fromkeys((*now, *there)) if there.get(name) != now.get(name)]
+    if names:
+        differing = (f"{name}: {there.get(name)} there, {now.get(name)} now" for name in names)
+        raise UsageError(
+            "the state is of another order; give the same settings, or start anew:\n  " + "\n  ".join(differing)
+        )
+
+
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise UsageError(message)
