@@ -67,7 +67,7 @@ def arrays(batch: Batch) -> list[np.ndarray]:
 ASKED: list[dict[str, Any]] = [
     {"sites": ["residual"]},
     {"sites": ["residual"], "shuffle": False},
-    {"sites": ["neurons"], "layers": [3], "exclude": {"first", "special"}, "columns": ("token_ids", "role")},
+    {"sites": ["neurons"], "layers": [3], "exclude": ["first", "special"], "columns": ("token_ids", "role")},
     {},
     {"sequence": 5, "batch_size": 250, "sites": ["residual"]},
     {"inputs": ("residual", 1), "targets": ("neurons", 3)},
