@@ -226,6 +226,17 @@ def test_a_loop_that_was_left_goes_on(stream: layertap.ActivationStream) -> None
     assert seen + [as_bytes(batch) for batch in batches] == whole
 
 
+def test_a_loop_that_was_overtaken_says_so(recorded: layertap.ActivationStream) -> None:
+    batches = recorded.batches(100)
+    old = iter(batches)
+    next(old)
+    next(iter(batches))
+    with pytest.raises(UsageError, match="another loop"):
+        next(old)
+    assert batches.state_dict()["batch"] == 2
+    batches.close()
+
+
 @dataclass(frozen=True, eq=False)
 class _Interrupted(RunningModel):
     """A model that is interrupted once, as by Ctrl-C."""

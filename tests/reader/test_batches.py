@@ -448,6 +448,9 @@ def test_mixed_storage_dtypes_need_one_to_be_named(tmp_path: Path) -> None:
         ({"batch_size": 0}, "batch_size must be at least 1"),
         ({"rank": 2, "world_size": 2}, "ranks are 0 to 1"),
         ({"seed": -1}, "seed must not be negative"),
+        ({"seed": 1.5}, r"seed=1\.5: give a whole number"),
+        ({"batch_size": 4.0}, r"batch_size=4\.0: give a whole number"),
+        ({"include": "cell"}, "include: cell is none of"),
         ({"layers": []}, "at least one layer"),
         ({"layers": [0, 0]}, "given twice"),
         ({"layers": [1]}, "not layer 1"),
@@ -484,6 +487,19 @@ def test_a_state_is_good_for_what_it_was_made_of_alone(datasets: dict[str, Activ
         datasets["pickle"].batches(4, seed=1).load_state_dict(state)
     with pytest.raises(UsageError, match="of version None"):
         datasets["both"].batches(4).load_state_dict({})
+
+
+def test_a_state_is_json_whatever_numbers_were_given(datasets: dict[str, ActivationDataset]) -> None:
+    given: dict[str, Any] = {"layers": np.array([0, 2]), "seed": np.int64(1), "pool_tokens": np.int32(64)}
+    state = json.loads(json.dumps(datasets["both"].batches(np.int64(4), **given).state_dict()))
+    datasets["both"].batches(4, layers=[0, 2], seed=1, pool_tokens=64).load_state_dict(state)
+
+
+def test_one_name_does_without_a_list(datasets: dict[str, ActivationDataset]) -> None:
+    one = datasets["both"].batches(4, layers=2, sites="mlp", exclude="sink", include="cells")
+    several = datasets["both"].batches(4, layers=[2], sites=["mlp"], exclude={"sink"}, include=["cells"])
+    assert one.state_dict() == several.state_dict()
+    assert one.taps == several.taps == ((2, "mlp"),)
 
 
 def test_an_iterator_that_was_overtaken_says_so(datasets: dict[str, ActivationDataset]) -> None:

@@ -180,6 +180,7 @@ class StreamBatches:
         self._normalisation = config.normalisation
         self._hand_over = HandOver(config, config.normalisation)
         self._epoch = self._batch = 0
+        self._iteration = 0
         self._pool: Pool | None = None
         self._begins = Place()
         self._ends: str | None = None
@@ -252,12 +253,17 @@ class StreamBatches:
         self._epoch, self._batch = int(state["epoch"]), int(state["batch"])
         self._pool, self._begins = None, Place.from_json(state["begins"])
         self._ends = state.get("ends")
+        self._iteration += 1
 
     def __iter__(self) -> Iterator[Batch]:
+        self._iteration += 1
+        own = self._iteration
         while (rows := self._next_rows()) is not None:
             batch = self._hand_over(rows)
             self._batch += 1
             yield batch
+            if own != self._iteration:
+                raise UsageError("another loop over these batches has begun meanwhile; go on with that one")
         self.close()
         self._epoch, self._batch, self._pool, self._begins, self._ends = self._epoch + 1, 0, None, Place(), None
 

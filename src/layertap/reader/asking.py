@@ -4,10 +4,11 @@ A dataset and a stream differ in where tokens come from. What a person asks of t
 that makes no sense, is the same.
 """
 
+import operator
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from numbers import Integral
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from layertap.core.columns import SINK_FACTOR
 from layertap.core.taps import Site, Tap
@@ -49,16 +50,16 @@ class BatchSource(ABC, Generic[BatchesT]):
         self,
         batch_size: int,
         *,
-        layers: Sequence[int] | None = None,
-        sites: Sequence[Site] | None = None,
+        layers: int | Sequence[int] | None = None,
+        sites: Site | Sequence[Site] | None = None,
         inputs: Pair | Sequence[Pair] | None = None,
         targets: Pair | Sequence[Pair] | None = None,
         seed: int = 0,
         shuffle: bool = True,
         rank: int = 0,
         world_size: int = 1,
-        exclude: Collection[Flag] = (),
-        include: Collection[str] = (),
+        exclude: Flag | Collection[Flag] = (),
+        include: str | Collection[str] = (),
         role: str | Collection[str] = (),
         sink_factor: float = SINK_FACTOR,
         sequence: int | None = None,
@@ -75,6 +76,7 @@ class BatchSource(ABC, Generic[BatchesT]):
         """All tokens, each once an epoch, as batches of [tokens, taps, width]; see `BatchConfig`
         for what is asked.
 
+        One layer, site, flag or name does without a list.
         `layers` and `sites` stand for all where they are left out; the taps are every layer at the
         first site, then at the next. In place of them, `inputs=("mlp_in", 12)` and
         `targets=("mlp", 12)`, or lists of such pairs, make batches with `inputs` and `targets`.
@@ -88,24 +90,25 @@ class BatchSource(ABC, Generic[BatchesT]):
         """
         pairs = {"inputs": inputs, "targets": targets}
         sides = self._sides(pairs, layers is not None or sites is not None)
-        at_layers, at_sites = self.layers if layers is None else layers, self.sites if sites is None else sites
+        at_layers = self.layers if layers is None else _several(layers)
+        at_sites = self.sites if sites is None else _several(sites)
         taps = [self.tap(layer, site) for site in at_sites for layer in at_layers]
         return self._make_batches(
             BatchConfig(
-                batch_size=batch_size,
+                batch_size=_whole("batch_size", batch_size),
                 taps=tuple(dict.fromkeys(sides["inputs"] + sides["targets"])) if sides["inputs"] else tuple(taps),
                 inputs=sides["inputs"],
                 targets=sides["targets"],
                 single=frozenset(name for name, given in pairs.items() if _is_pair(given)),
-                seed=seed,
+                seed=_whole("seed", seed),
                 shuffle=shuffle,
-                rank=rank,
-                world_size=world_size,
-                exclude=frozenset(exclude),
-                include=frozenset(include),
-                role=frozenset({role} if isinstance(role, str) else role),
+                rank=_whole("rank", rank),
+                world_size=_whole("world_size", world_size),
+                exclude=frozenset(_several(exclude)),
+                include=frozenset(_several(include)),
+                role=frozenset(_several(role)),
                 sink_factor=sink_factor,
-                sequence=sequence,
+                sequence=None if sequence is None else _whole("sequence", sequence),
                 center=center,
                 scale=scale,
                 normalisation=normalisation,
@@ -113,8 +116,8 @@ class BatchSource(ABC, Generic[BatchesT]):
                 drop_last=drop_last,
                 as_=as_,
                 dtype=dtype,
-                pool_tokens=pool_tokens,
-                piece_tokens=piece_tokens,
+                pool_tokens=_whole("pool_tokens", pool_tokens),
+                piece_tokens=_whole("piece_tokens", piece_tokens),
             )
         )
 
@@ -141,7 +144,7 @@ class BatchSource(ABC, Generic[BatchesT]):
         """The tap of this layer and site; raises UsageError where it does not have it."""
         if site is None and len(self.sites) > 1:
             raise UsageError(f"{self.path}: has several sites; say which: {', '.join(self.sites)}")
-        tap = Tap(layer, self.sites[0] if site is None else site)
+        tap = Tap(_whole("layer", layer), self.sites[0] if site is None else site)
         if tap not in self.taps:
             raise UsageError(
                 f"{self.path}: holds layers {', '.join(map(str, self.layers))} at {', '.join(self.sites)},"
@@ -154,3 +157,16 @@ def _is_pair(value: object) -> bool:
     if not isinstance(value, Sequence) or len(value) != 2:
         return False
     return isinstance(value[0], str) and isinstance(value[1], Integral)
+
+
+def _several(given: Any) -> Any:  # noqa: ANN401 - a collection of what was given
+    """What was given, in a list where it is one."""
+    return [given] if isinstance(given, str | Integral) else given
+
+
+def _whole(name: str, value: object) -> int:
+    """A number as Python's own, as states need it; raises UsageError where it is not whole."""
+    try:
+        return operator.index(value)  # type: ignore[arg-type]
+    except TypeError as error:
+        raise UsageError(f"{name}={value!r}: give a whole number") from error

@@ -104,8 +104,9 @@ class Batches:
         self._iteration += 1
         own = self._iteration
         for rows in self._rows():
+            batch = self._hand_over(rows)
             self._batch += 1
-            yield self._hand_over(rows)
+            yield batch
             if own != self._iteration:
                 raise UsageError("another loop over these batches has begun meanwhile; go on with that one")
         self._epoch, self._batch = self._epoch + 1, 0
