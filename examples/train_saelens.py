@@ -69,6 +69,7 @@ print(dataset)
 
 # %%
 batches = dataset.batches(BATCH, exclude={"first", "sink"}, center=True, scale="sqrt_d", drop_last=True)
+torch.manual_seed(0)
 sae = TopKTrainingSAE(
     TopKTrainingSAEConfig(d_in=dataset.hidden_size, d_sae=FEATURES, k=TOP_K, normalize_activations="none")
 )
@@ -94,7 +95,6 @@ def told(tensors: Iterator[torch.Tensor]) -> Iterator[torch.Tensor]:
         yield x
 
 
-torch.manual_seed(0)
 trainer = SAETrainer(settings, sae, told(for_saelens(batches)))
 trainer.fit()
 print(f"{STEPS * BATCH / dataset.tokens:.1f} epochs; dead at the end:", end=" ")
