@@ -3,6 +3,7 @@ told to let activations stay; accelerators do so by themselves."""
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -131,3 +132,6 @@ def test_a_nan_on_the_device_ends_the_stream(make: Make, monkeypatch: pytest.Mon
 def test_what_cannot_stay_goes_over_the_host(stream: layertap.ActivationStream) -> None:
     model, config = stream._model, stream.batches(10, as_="jax")._config
     assert not stays_on_device(config, model.opened, model.form)
+    card = replace(model.opened, platform="gpu")
+    assert stays_on_device(config, card, model.form)
+    assert not stays_on_device(replace(config, dtype="float16"), card, model.form)

@@ -489,6 +489,20 @@ def test_a_state_is_good_for_what_it_was_made_of_alone(datasets: dict[str, Activ
         datasets["both"].batches(4).load_state_dict({})
 
 
+@pytest.mark.parametrize("asked", [{}, {"shuffle": False}, {"center": True}], ids=str)
+def test_what_float16_cannot_hold_is_refused(tmp_path: Path, asked: dict[str, Any]) -> None:
+    sample = outputs.sample(0)
+    for values in sample.activations.values():
+        values[1, 0] = 70_000
+    outputs.write(tmp_path, [[sample]], outputs.shard_format(dtype="bfloat16", name="safetensors"))
+    dataset = ActivationDataset(tmp_path)
+    with pytest.raises(UsageError, match=r"activation of .* is beyond what float16 holds"):
+        list(dataset.batches(3, layers=[2], dtype="float16", **(asked | {"center": False})))
+    found = list(dataset.batches(3, layers=[2], dtype="float16", exclude={"sink"}, **asked))
+    assert all(np.isfinite(batch.activations).all() for batch in found)
+    assert len(found) == 1
+
+
 def test_a_state_is_json_whatever_numbers_were_given(datasets: dict[str, ActivationDataset]) -> None:
     given: dict[str, Any] = {"layers": np.array([0, 2]), "seed": np.int64(1), "pool_tokens": np.int32(64)}
     state = json.loads(json.dumps(datasets["both"].batches(np.int64(4), **given).state_dict()))

@@ -34,7 +34,7 @@ def stays_on_device(config: BatchConfig, opened: OpenedModel, form: ShardFormat)
 
     float16 is rounded on the host, where values that are too large are noticed.
     """
-    if opened.platform == "cpu" or opened.mesh is not None or form.dtype == np.float16:
+    if opened.platform == "cpu" or opened.mesh is not None or "float16" in (form.dtype.name, config.dtype):
         return False
     return config.as_ == "jax" or (config.as_ == "torch" and torch_sees(opened.platform))
 

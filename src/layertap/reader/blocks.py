@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import ml_dtypes
 import numpy as np
 
+from layertap.errors import UsageError
 from layertap.reader.config import BatchConfig
 from layertap.reader.pieces import Rows, Supply
 
@@ -49,13 +50,28 @@ class Block:
         return self.activations[number] if isinstance(self.activations, list) else self.activations[..., number, :]
 
     def put(self, places: np.ndarray | slice, rows: Rows) -> None:
-        """Copy `rows` to these places."""
+        """Copy `rows` to these places; raises UsageError for what float16 cannot hold."""
         for tap, activations in enumerate(rows.activations):
             target = self.tap(tap)
-            _plain(target)[places] = _plain(activations.astype(target.dtype, copy=False))
+            _plain(target)[places] = _plain(rounded(activations, target.dtype))
         for name, values in rows.columns.items():
             self.columns[name][places] = values
         self.samples[places] = rows.samples
+
+
+def rounded(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """`values` as `dtype`; raises UsageError where float16 would make an infinity of a finite one,
+    as of the sinks of some models.
+    """
+    with np.errstate(over="ignore"):
+        made = values.astype(dtype, copy=False)
+    if dtype == np.float16 and (lost := np.isinf(made)).any() and (finite := lost & np.isfinite(values)).any():
+        largest = float(np.abs(values[finite].astype(np.float64)).max())
+        raise UsageError(
+            f'an activation of {largest:g} is beyond what float16 holds (65504); give dtype="bfloat16" or'
+            ' "float32", or leave such tokens out by exclude={"sink"}'
+        )
+    return made
 
 
 def _plain(array: np.ndarray) -> np.ndarray:

@@ -18,7 +18,7 @@ import numpy as np
 
 from layertap.core.taps import Tap
 from layertap.errors import UsageError
-from layertap.reader.blocks import BFLOAT16, Block, numpy_dtype
+from layertap.reader.blocks import BFLOAT16, Block, numpy_dtype, rounded
 from layertap.reader.config import BatchConfig, Framework
 from layertap.reader.scaling import Normalisation
 
@@ -106,7 +106,10 @@ class HandOver:
         config = self._config
         if self._normalisation is not None:
             array = self._normalisation.apply(array, taps)
-            array = array if config.dtype is None else array.astype(numpy_dtype(config.dtype), copy=False)
+            if config.dtype is not None:
+                dtype = numpy_dtype(config.dtype)
+                on_host = isinstance(array, np.ndarray)
+                array = rounded(array, dtype) if on_host else array.astype(dtype)
         return convert(array, config.as_)
 
 
