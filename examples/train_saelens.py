@@ -6,7 +6,7 @@
 #
 # It needs `pip install 'layertap[examples]' sae-lens` (6.54.12 was tried). The model is made as
 # [real_model.py](real_model.py) says, the texts are those of [python_texts.py](python_texts.py).
-# Half an hour on two busy cores, six minutes of processor time.
+# Twenty minutes on two busy cores, six minutes of processor time.
 
 # %%
 import sys
