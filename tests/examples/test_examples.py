@@ -6,15 +6,22 @@ the files that it names.
 """
 
 import ast
+import importlib
 import re
 import subprocess
 import time
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
+import transformers
 from commands import ROOT, start
 from safetensors.numpy import load_file
+
+import layertap
 
 FOLDED = "sae_folded.safetensors"
 SCRIPTS = sorted((ROOT / "examples").glob("*.py"))
@@ -85,5 +92,104 @@ def test_train_jax_goes_on_where_it_was_killed(train_jax: tuple[str, Path], tmp_
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1000)
 def test_train_jax_in_full(tmp_path: Path) -> None:
-    assert explained(ended(begin("train_jax.py", tmp_path)))[-1] > 95
+    assert explained(ended(begin("train_jax.py", tmp_path), timeout=900))[-1] > 95
+
+
+@pytest.fixture(scope="module")
+def arc(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    """What a small run of arc_features.py printed, which makes its model first; and its folder."""
+    folder = tmp_path_factory.mktemp("arc")
+    return ended(begin("arc_features.py", folder, "--quick")), folder
+
+
+def test_arc_features_tells_what_fires_where_in_both_models(arc: tuple[str, Path]) -> None:
+    output, folder = arc
+    assert re.findall(r"^(\w+): 3,240 cells, layer 2, width 256$", output, re.MULTILINE) == ["untrained", "trained"]
+    tables = re.findall(r"^\| feature \|", output, re.MULTILINE)
+    assert len(tables) == 2
+    rows = re.findall(r"^\| \d+ \| ([\d,]+) \| ([\d,]+) \S.*? \((\d+)%\) \|", output, re.MULTILINE)
+    assert rows
+    for fires, both, share in rows:
+        assert int(share) == pytest.approx(100 * int(both.replace(",", "")) / int(fires.replace(",", "")), abs=0.51)
+    assert (folder / "arc_features.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_model_of_the_puzzles_is_what_transformers_reads(
+    arc: tuple[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    arc_model = importlib.import_module("arc_model")
+    folder = arc[1] / "trained"
+    token_ids = np.random.default_rng(0).integers(0, 300, (2, 110))
+    weights = load_file(folder / "model.safetensors")
+    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+        ours = np.asarray(arc_model.logits({name: jnp.asarray(array) for name, array in weights.items()}, token_ids))
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    with torch.no_grad():
+        theirs = model(torch.tensor(token_ids)).logits.numpy()
+    np.testing.assert_allclose(ours, theirs, atol=1e-4)
+
+
+def test_training_and_extraction_of_puzzles_see_the_same_tokens(
+    arc: tuple[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    monkeypatch.chdir(arc[1])
+    arc_model = importlib.import_module("arc_model")
+    prompts = arc_model.make_prompts(arc_model.make_puzzles(60, seed=3), Path("trained"))
+    for sample in layertap.ActivationDataset("activations_trained"):
+        shown = prompts.token_ids[sample.sample_idx]
+        np.testing.assert_array_equal(shown[sample.column("positions")], sample.token_ids)
+
+
+def test_a_feature_gets_the_property_that_it_was_made_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    arc_features = importlib.import_module("arc_features")
+    rng = np.random.default_rng(0)
+    grids = [rng.integers(0, 10, (3, 3)) for _ in range(400)]
+    empty = np.full((3, 3), -1)
+    puzzles = [
+        arc_features.Puzzle("frame", {(0, side): cells for side, cells in (("input", empty), ("output", grid))})
+        for grid in grids
+    ]
+    described = [dict(arc_features.describe(puzzle, 0, "output")) for puzzle in puzzles]
+    properties = {name: np.concatenate([one[name].ravel() for one in described]) for name in described[0]}
+    planted = ["colour 4", "before colour 7", "column 1", "corner", "inside the grid", "alone in its colour"]
+    fired = np.stack([properties[name] for name in planted], axis=1).astype(np.float32)
+    found = arc_features.find_meanings(arc_features.Cells(fired, properties, np.repeat(np.arange(400), 9), []))
+    assert {one.feature: one.name for one in found} == dict(enumerate(planted))
+    corner = found[[one.name for one in found].index("corner")]
+    assert (corner.both, corner.fires, corner.having, corner.cells) == (800, 800, 800, 1800)
+    assert (corner.precision, corner.recall, corner.phi) == (1.0, 1.0, pytest.approx(1.0))
+    assert corner.lift == pytest.approx(9 / 4)
+
+
+def test_the_description_of_a_grid(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    arc_features = importlib.import_module("arc_features")
+    question, answer = np.array([[1, 1, 0], [0, 2, 0]]), np.array([[1, 1, 0], [0, 3, 0]])
+    puzzle = arc_features.Puzzle("repaint", {(0, "input"): question, (0, "output"): answer})
+    told = {name: mask.astype(int).tolist() for name, mask in arc_features.describe(puzzle, 0, "output")}
+    assert told["the rule's colour"] == [[0, 0, 0], [0, 1, 0]]
+    assert told["before the rule's colour"] == [[0, 0, 0], [1, 0, 0]]
+    assert told["puzzle: repaint"] == told["puzzle: rule's colour 3"] == [[1, 1, 1], [1, 1, 1]]
+    assert told["in an object of several cells"] == [[1, 1, 0], [0, 0, 0]]
+    assert told["alone in its colour"] == [[0, 0, 0], [0, 1, 0]]
+    assert told["background beside background"] == [[0, 0, 1], [0, 0, 1]]
+    assert told["changed by the rule"] == [[0, 0, 0], [0, 1, 0]]
+    assert told["before colour 0"] == [[0, 1, 0], [0, 1, 0]]
+    assert told["corner"] == [[1, 0, 1], [1, 0, 1]]
+    assert told["inside the grid"] == [[0, 0, 0], [0, 0, 0]]
+    assert told["first pair"] == told["output"] == [[1, 1, 1], [1, 1, 1]]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_arc_features_in_full(tmp_path: Path) -> None:
+    output = ended(begin("arc_features.py", tmp_path), timeout=3500)
+    (row,) = re.findall(r"^\| all \| 300 \| (.+) \|$", output, re.MULTILINE)
+    solved, cells, repeated, usual = (float(share.removesuffix("%")) for share in row.split(" | "))
+    assert cells > max(repeated, usual) + 10
+    assert solved > 30
