@@ -22,7 +22,7 @@ test: $(TESTS)/.installed
 test-slow: $(TESTS)/.installed
 	HYPOTHESIS_PROFILE=many $(BIN)/pytest -q -n 2 --dist loadfile -m "(slow or hypothesis) and not proof"
 
-# Hours: every TPU configuration, every measure, 200 kills. A sample of each is in `make test-slow`.
+# Hours: every TPU configuration, every measure, 200 kills, the longest example. A sample of each is in `make test-slow`.
 proof: $(TESTS)/.installed
 	$(BIN)/pytest -q -m proof
 	$(MAKE) soak

@@ -185,7 +185,7 @@ def test_the_description_of_a_grid(monkeypatch: pytest.MonkeyPatch) -> None:
     assert told["first pair"] == told["output"] == [[1, 1, 1], [1, 1, 1]]
 
 
-@pytest.mark.slow
+@pytest.mark.proof  # twenty minutes
 @pytest.mark.timeout(3600)
 def test_arc_features_in_full(tmp_path: Path) -> None:
     output = ended(begin("arc_features.py", tmp_path), timeout=3500)
