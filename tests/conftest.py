@@ -1,5 +1,6 @@
 """Strict by default: no silent promotion of dtypes or ranks, checkpoints made once a session."""
 
+import fcntl
 import os
 from pathlib import Path
 
@@ -57,13 +58,16 @@ def trained_model() -> Path:
     if given := os.environ.get("LAYERTAP_REAL_MODEL"):
         return Path(given)
     folder = Path(__file__).resolve().parents[1] / ".pytest_cache" / "real-model"
-    if not (folder / "config.json").is_file():
-        import real_model  # its reader of GGUF is needed here alone
+    folder.parent.mkdir(exist_ok=True)
+    with folder.with_suffix(".lock").open("w") as lock:  # workers of pytest would make it at once
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "config.json").is_file():
+            import real_model  # its reader of GGUF is needed here alone
 
-        try:
-            real_model.make(folder)
-        except real_model.Unreachable as error:
-            pytest.skip(f"needs trained weights; set LAYERTAP_REAL_MODEL to a folder with some. {error}")
+            try:
+                real_model.make(folder)
+            except real_model.Unreachable as error:
+                pytest.skip(f"needs trained weights; set LAYERTAP_REAL_MODEL to a folder with some. {error}")
     return folder
 
 
