@@ -13,11 +13,13 @@ import numpy as np
 import pytest
 
 import layertap
+from layertap.api import device
 from layertap.api import stream as streams
 from layertap.api.device import stays_on_device
 from layertap.api.stream import StreamBatches
 from layertap.core.taps import Tap
-from layertap.errors import StorageError
+from layertap.errors import DeviceError, StorageError
+from layertap.pipeline import staying
 from layertap.pipeline.staying import DeviceStep
 from layertap.reader.handover import Batch
 
@@ -101,7 +103,7 @@ def test_batches_stay_where_the_model_runs(make: Make) -> None:
 
 def test_norms_on_the_device_are_those_of_the_host() -> None:
     values = np.random.default_rng(0).normal(size=(2, 3, 64)).astype(np.float32)
-    step = DeviceStep({Tap(0, "residual"): jax.numpy.asarray(values)})
+    step = DeviceStep.of({Tap(0, "residual"): jax.numpy.asarray(values)})
     expected = np.linalg.norm(values.astype(np.float64), axis=-1)
     np.testing.assert_allclose(step.norms[Tap(0, "residual")], expected.reshape(-1), rtol=1e-6)
 
@@ -119,13 +121,30 @@ def test_a_state_goes_from_the_host_to_the_device(make: Make) -> None:
 
 
 def test_a_nan_on_the_device_ends_the_stream(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    norms = DeviceStep.norms.func  # type: ignore[attr-defined]
+    def spoilt(outputs: tuple[jax.Array, ...]) -> list[np.ndarray]:
+        return [np.full(output.shape[0] * output.shape[1], np.nan, np.float32) for output in outputs]
 
-    def spoilt(step: DeviceStep) -> Any:
-        return {tap: np.where(np.arange(values.size) == 5, np.nan, values) for tap, values in norms(step).items()}
-
-    monkeypatch.setattr(DeviceStep, "norms", property(spoilt))
+    monkeypatch.setattr(staying, "_norms", spoilt)
     with pytest.raises(StorageError, match="the activation has a NaN"):
+        list(make(250, on_device=True, as_="jax", sites=["residual"]))
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ((staying, "_norms"), "the device failed on a step of .* Where memory ran out, lower --batch_size"),
+        ((device, "_scatter"), "the device failed on a pool of .* Where memory ran out, lower pool_tokens"),
+    ],
+    ids=["step", "pool"],
+)
+def test_a_device_that_fails_is_a_device_error(
+    make: Make, monkeypatch: pytest.MonkeyPatch, place: tuple[Any, str], message: str
+) -> None:
+    def fails(*_: Any) -> None:
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+
+    monkeypatch.setattr(*place, fails)
+    with pytest.raises(DeviceError, match=message):
         list(make(250, on_device=True, as_="jax", sites=["residual"]))
 
 

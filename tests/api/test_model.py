@@ -12,8 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 from runs import finished, out, small_run
+from safetensors import safe_open
+from safetensors.numpy import save_file
 
 import layertap
+from layertap.demo.checkpoint import write_checkpoint
 from layertap.errors import BadTaskError, InputError, ModelError, OverlongError, UsageError
 from layertap.model import weights
 
@@ -150,6 +153,19 @@ def test_bfloat16_is_widened_and_kept_as_you_like(tiny_model: Path) -> None:
     np.testing.assert_array_equal(wide, own.astype(np.float32))
 
 
+def test_float16_makes_no_infinity(tiny_model: Path, tmp_path: Path) -> None:
+    large = tmp_path / "large"
+    write_checkpoint(large, "tiny")
+    with safe_open(large / "model.safetensors", "np") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dictionary
+    tensors["model.embed_tokens.weight"] = tensors["model.embed_tokens.weight"] * np.float32(1e6)
+    save_file(tensors, large / "model.safetensors")
+    with closing(layertap.Model(large, compute_dtype="float32")) as model:
+        sample = next(iter(model.read("some text", layers=1, dtype="float16")))
+        with pytest.raises(UsageError, match="beyond what float16 holds"):
+            sample.activation(1)
+
+
 def test_a_conversation_ends_where_the_assistant_would_go_on(model: layertap.Model) -> None:
     asked = [{"role": "user", "content": "hi"}]
     closed, opened = (
@@ -200,7 +216,7 @@ def test_arguments_are_refused_before_anything_is_read(model: layertap.Model) ->
 
 def test_a_site_that_was_not_read_is_named(model: layertap.Model) -> None:
     sample = next(iter(model.read("some text", layers=[1, 2], sites=["mlp", "neurons"])))
-    with pytest.raises(UsageError, match=r"mlp of layers 1, 2 .*neurons of layers 1, 2 .* not layer 3 at mlp"):
+    with pytest.raises(UsageError, match="holds layers 1, 2 at mlp, neurons, not layer 3 at mlp"):
         sample.activation(3, "mlp")
     with pytest.raises(UsageError, match="say which: mlp, neurons"):
         sample.activation(1)

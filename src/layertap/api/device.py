@@ -5,7 +5,9 @@ shapes are few: the numbers of rows are rounded up to powers of two, and what is
 dropped. A batch is a slice of the pool, by a program too, since a slice by numbers that Python
 knows would compile for each of them.
 
-One device alone: over a mesh the tokens of a step are on many, and the pool would be moved anyway.
+All taps of a step have to fit beside each other into the memory of the device; where they do not,
+DeviceError says so. It is done on one device alone: over a mesh the tokens of a step are on many,
+and the pool would be moved anyway.
 """
 
 from collections.abc import Sequence
@@ -20,6 +22,7 @@ from jaxtyping import Array
 from layertap.core.sample import Sample
 from layertap.core.taps import Tap
 from layertap.pipeline.session import OpenedModel
+from layertap.pipeline.step import device_errors
 from layertap.reader.blocks import Block, BlockLayout
 from layertap.reader.config import BatchConfig
 from layertap.reader.handover import torch_sees
@@ -58,10 +61,11 @@ class DeviceBlock(Block):
         shape = (rows,) if layout.sequence is None else (rows, layout.sequence)
         dtype = jnp.dtype(layout.dtype)
         activations: Any
-        if len(set(layout.widths)) == 1:
-            activations = jnp.zeros((*shape, len(layout.widths), layout.widths[0]), dtype)
-        else:
-            activations = [jnp.zeros((*shape, width), dtype) for width in layout.widths]
+        with device_errors(f"a pool of {rows} rows", "lower pool_tokens"):
+            if len(set(layout.widths)) == 1:
+                activations = jnp.zeros((*shape, len(layout.widths), layout.widths[0]), dtype)
+            else:
+                activations = [jnp.zeros((*shape, width), dtype) for width in layout.widths]
         columns = {name: np.empty(shape, kind) for name, kind in layout.columns.items()}
         return DeviceBlock(activations, columns, np.empty(rows, np.int64))
 
@@ -71,13 +75,9 @@ class DeviceBlock(Block):
         where, sources = _padded(np.arange(len(self))[places], tokens[0].places, len(self))
         outputs = tuple(one.step.outputs[one.tap] for one in tokens)
         # The one place where a block changes: JAX gives a new array for the old one.
-        object.__setattr__(self, "activations", _scatter(self.activations, outputs, where, sources))
-        self._put_columns(places, rows)
-
-    def _put_columns(self, places: np.ndarray | slice, rows: Rows) -> None:
-        for name, values in rows.columns.items():
-            self.columns[name][places] = values
-        self.samples[places] = rows.samples
+        with device_errors(f"a pool of {len(self)} rows", "lower pool_tokens"):
+            object.__setattr__(self, "activations", _scatter(self.activations, outputs, where, sources))
+        self.put_columns(places, rows)
 
     def __getitem__(self, rows: slice | np.ndarray) -> "DeviceBlock":
         columns = {name: values[rows] for name, values in self.columns.items()}

@@ -1,7 +1,8 @@
 """Samples that a model has just read, shown as those of a dataset are.
 
 Activations stay as the device gave them, bfloat16 in a bfloat16 model, and are widened each time
-that they are asked for: widening changes no number, and half the memory is kept.
+that they are asked for: widening changes no number, and half the memory is kept. float16 is refused
+where it would make an infinity of a number.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +14,9 @@ from layertap.core import sample as core
 from layertap.core.columns import SINK_FACTOR, find_sinks, usual_norms
 from layertap.core.taps import Site, Tap
 from layertap.errors import UsageError
-from layertap.reader.sample import Sample, describe_taps
+from layertap.reader.asking import find_tap
+from layertap.reader.blocks import rounded
+from layertap.reader.sample import Sample
 from layertap.shards.shard import Words
 from layertap.shards.statistics import measure
 
@@ -30,13 +33,7 @@ class Reading:
 
     def tap(self, layer: int, site: Site | None) -> Tap:
         """The tap that is meant; raises UsageError where it was not read."""
-        sites = tuple(dict.fromkeys(tap.site for tap in self.taps))
-        if site is None and len(sites) > 1:
-            raise UsageError(f"several sites were read; say which: {', '.join(sites)}")
-        tap = Tap(layer, sites[0] if site is None else site)
-        if tap not in self.taps:
-            raise UsageError(f"{describe_taps(self.taps)} was read, not layer {layer} at {tap.site}")
-        return tap
+        return find_tap(self.taps, layer, site, "what the model read")
 
     def sample(self, read: core.Sample) -> Sample:
         """The sample as a program sees it."""
@@ -68,7 +65,7 @@ class _Held:
         return self._sample.columns["positions"][begin:end]
 
     def activations(self, tap: Tap, begin: int, end: int) -> np.ndarray:
-        return self._sample.activations[tap][begin:end].astype(self._dtype, copy=False)
+        return rounded(self._sample.activations[tap][begin:end], self._dtype)
 
     def norms(self, tap: Tap, begin: int, end: int) -> np.ndarray:
         return measure(self.activations(tap, begin, end), 0)[1].astype(np.float32)

@@ -8,7 +8,6 @@ them (api/device.py).
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property, partial
 
 import jax
 import jax.numpy as jnp
@@ -23,14 +22,14 @@ class DeviceStep:
     """The outputs of one step."""
 
     outputs: Mapping[Tap, Float[Array, "rows length _"]]
+    norms: Mapping[Tap, np.ndarray]
+    """The Euclidean norm of each token, row after row; float32 [rows x length]."""
 
-    @cached_property
-    def norms(self) -> Mapping[Tap, np.ndarray]:
-        """The Euclidean norm of each token, row after row; float32 [rows x length]. Waits for the
-        step.
-        """
-        found = jax.device_get(_norms(tuple(self.outputs.values())))
-        return dict(zip(self.outputs, found, strict=True))
+    @classmethod
+    def of(cls, outputs: Mapping[Tap, Float[Array, "rows length _"]]) -> "DeviceStep":
+        """Wait for a step, and fetch the norms alone; raises what JAX raises where it failed."""
+        found = jax.device_get(_norms(tuple(outputs.values())))
+        return cls(outputs, dict(zip(outputs, found, strict=True)))
 
     def rows(self) -> dict[Tap, dict[int, "DeviceTokens"]]:
         """Each row of the step at each tap."""
@@ -64,7 +63,7 @@ class DeviceTokens:
         return self.step.norms[self.tap][self.places]
 
 
-@partial(jax.jit)
+@jax.jit
 def _norms(outputs: tuple[Array, ...]) -> tuple[Array, ...]:
     """Of each token, by sums in float32."""
     wide = [output.astype(jnp.float32).reshape(-1, output.shape[-1]) for output in outputs]

@@ -18,7 +18,7 @@ the host gets to it.
 
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any, cast
@@ -115,7 +115,7 @@ class StepProgram:
     ) -> Outputs:
         """Start one step; compiles where the shape is new. Raises DeviceError where that fails."""
         shape = cast(Shape, token_ids.shape)
-        with _device_errors(shape):
+        with _step_errors(shape):
             program = self._program(shape)
             outputs = program(model, self._to_devices(token_ids), self._to_devices(seg_start))
             if self._plan.outputs == "moved":
@@ -163,9 +163,9 @@ class StepProgram:
 
         Raises DeviceError where the step failed.
         """
-        with _device_errors(cast(Shape, outputs[0].shape[:2])):
+        with _step_errors(cast(Shape, outputs[0].shape[:2])):
             if self._stays:
-                return DeviceStep(dict(zip(self._taps, outputs, strict=True))).rows()
+                return DeviceStep.of(dict(zip(self._taps, outputs, strict=True))).rows()
             return {tap: _rows_here(output) for tap, output in zip(self._taps, outputs, strict=True)}
 
 
@@ -185,14 +185,16 @@ def _rows_here(output: Array) -> dict[int, Float[np.ndarray, "length _"]]:
 
 
 @contextmanager
-def _device_errors(shape: Shape) -> Iterator[None]:
+def device_errors(on: str, remedy: str) -> Iterator[None]:
+    """Raise DeviceError for what JAX raises in the block; it names what the device worked `on`."""
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
-        raise DeviceError(
-            f"the device failed on a step of {shape[0]} x {shape[1]} tokens: {error}."
-            " Where memory ran out, lower --batch_size or --row_length"
-        ) from error
+        raise DeviceError(f"the device failed on {on}: {error}. Where memory ran out, {remedy}") from error
+
+
+def _step_errors(shape: Shape) -> AbstractContextManager[None]:
+    return device_errors(f"a step of {shape[0]} x {shape[1]} tokens", "lower --batch_size or --row_length")
 
 
 def plan_for(platform: str, capture_dtype: np.dtype, mesh: Mesh | None = None) -> ForwardPlan:

@@ -11,7 +11,7 @@ from numbers import Integral
 from typing import Any, Generic, TypeVar
 
 from layertap.core.columns import SINK_FACTOR
-from layertap.core.taps import Site, Tap
+from layertap.core.taps import SITES, Site, Tap
 from layertap.errors import UsageError
 from layertap.reader.config import BatchConfig, Dtype, Flag, Framework
 from layertap.reader.scaling import Normalisation, Scale
@@ -142,15 +142,21 @@ class BatchSource(ABC, Generic[BatchesT]):
 
     def tap(self, layer: int, site: Site | None = None) -> Tap:
         """The tap of this layer and site; raises UsageError where it does not have it."""
-        if site is None and len(self.sites) > 1:
-            raise UsageError(f"{self.path}: has several sites; say which: {', '.join(self.sites)}")
-        tap = Tap(_whole("layer", layer), self.sites[0] if site is None else site)
-        if tap not in self.taps:
-            raise UsageError(
-                f"{self.path}: holds layers {', '.join(map(str, self.layers))} at {', '.join(self.sites)},"
-                f" not layer {layer} at {tap.site}"
-            )
-        return tap
+        return find_tap(self.taps, layer, site, self.path)
+
+
+def find_tap(taps: Mapping[Tap, int], layer: int, site: Site | None, place: str) -> Tap:
+    """The one of these taps that is meant; raises UsageError, which names the `place`, where there
+    is none, or where a site has to be named.
+    """
+    sites = [known for known in SITES if any(tap.site == known for tap in taps)]
+    if site is None and len(sites) > 1:
+        raise UsageError(f"{place}: has several sites; say which: {', '.join(sites)}")
+    tap = Tap(_whole("layer", layer), sites[0] if site is None else site)
+    if tap not in taps:
+        layers = ", ".join(map(str, sorted({known.layer for known in taps})))
+        raise UsageError(f"{place}: holds layers {layers} at {', '.join(sites)}, not layer {layer} at {tap.site}")
+    return tap
 
 
 def _is_pair(value: object) -> bool:

@@ -54,6 +54,10 @@ class Block:
         for tap, activations in enumerate(rows.activations):
             target = self.tap(tap)
             _plain(target)[places] = _plain(rounded(activations, target.dtype))
+        self.put_columns(places, rows)
+
+    def put_columns(self, places: np.ndarray | slice, rows: Rows) -> None:
+        """Copy what `rows` have beside activations to these places."""
         for name, values in rows.columns.items():
             self.columns[name][places] = values
         self.samples[places] = rows.samples
@@ -69,7 +73,7 @@ def rounded(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
         largest = float(np.abs(values[finite].astype(np.float64)).max())
         raise UsageError(
             f'an activation of {largest:g} is beyond what float16 holds (65504); give dtype="bfloat16" or'
-            ' "float32", or leave such tokens out by exclude={"sink"}'
+            ' "float32", or leave such tokens out of batches by exclude={"sink"}'
         )
     return made
 

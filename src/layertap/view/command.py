@@ -1,5 +1,7 @@
 """`layertap inspect`: from what was asked for to what is printed."""
 
+from contextlib import closing
+
 from layertap.config.inspect import InspectConfig
 from layertap.config.view import ViewConfig
 from layertap.core.strict_json import dump_json
@@ -19,15 +21,21 @@ def inspection_of(config: ViewConfig) -> InspectConfig:
 
     Raises UsageError where there is none.
     """
-    dataset = ActivationDataset(config.path)
-    try:
-        sample = dataset.sample(config.samples[0]) if config.samples else next(iter(dataset), None)
-    except KeyError as error:
-        raise UsageError(f"--samples {config.samples[0]}: {error.args[0]}") from error
-    if sample is None:
-        raise UsageError(f"{config.path}: holds no sample")
-    path = f"{config.path}/{sample.source}" if sample.source else config.path
-    return InspectConfig(path, None, str(sample.sample_idx), 0, config.layers, config.sites, config.tokenizer)
+    with closing(ActivationDataset(config.path)) as dataset:
+        try:
+            sample = dataset.sample(config.samples[0]) if config.samples else next(iter(dataset), None)
+        except KeyError as error:
+            raise UsageError(f"--samples {config.samples[0]}: {error.args[0]}") from error
+        if sample is None:
+            raise UsageError(f"{config.path}: holds no sample")
+        path = f"{config.path}/{sample.source}" if sample.source else config.path
+        return InspectConfig(
+            path=path,
+            sample=str(sample.sample_idx),
+            layer=config.layers,
+            site=config.sites,
+            model_path=config.tokenizer,
+        )
 
 
 def inspect(

@@ -1,6 +1,7 @@
 """The page: a template, and in it style, program and data.
 
-Data is written sample by sample, so memory is bounded by one sample and not by the page. Texts of
+Data is written sample by sample: memory is bounded by a sample's activations and by the norms of a
+shard (of pickles by a shard), and not by the page. Texts of
 the run are never markup: what is JSON has `<` escaped, what is not is base64, and the program of
 the page only ever sets text. The page's Content-Security-Policy allows nothing from elsewhere.
 """
@@ -8,6 +9,7 @@ the page only ever sets text. The page's Content-Security-Policy allows nothing 
 import base64
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -28,8 +30,6 @@ from layertap.view.html.payload import pack_sample, shorten
 from layertap.view.html.run import describe_run
 
 _LEAST_TOKENS = 32
-_BYTES_A_LISTED = 500
-"""Of a sample in the list, at most, or nearly."""
 
 
 def write_page(config: ViewConfig, show: Callable[[int, int], None] = lambda _done, _total: None) -> tuple[Path, str]:
@@ -38,24 +38,27 @@ def write_page(config: ViewConfig, show: Callable[[int, int], None] = lambda _do
     Raises UsageError for what is not there, DamageError for what cannot be believed, StorageError
     where the page cannot be written.
     """
-    dataset = ActivationDataset(config.path, tokenizer=config.tokenizer)
-    taps = _choose_taps(dataset, config)
-    asked = resolve_asked(config, dataset, taps)
-    statistics = merge_runs(dataset.runs)
-    run = describe_run(dataset, taps, statistics, show)
-    path, closing = local_path(config.out), _closing()
-    with atomic_write(path) as file:
-        written = _write(file, _opening(run, asked)) + len(closing)
-        shown: list[dict[str, Any]] = []
-        for sample in _samples(dataset, config):
-            left = int(config.max_mb * 1e6) - written - _BYTES_A_LISTED * (len(shown) + 1)
-            packed = _pack(sample, taps, statistics, asked, left, alone=not shown)
-            if packed is None:
-                break
-            written += _write(file, f'<script type="text/plain" id="sample-{len(shown)}">{packed}</script>\n')
-            shown.append(_entry(sample, taps))
-        _write(file, _script("samples", shown) + closing)
-    return path, _sentence(path, dataset, len(shown), path.stat().st_size)
+    path = local_path(config.out)
+    with closing(ActivationDataset(config.path, tokenizer=config.tokenizer)) as dataset:
+        taps = _choose_taps(dataset, config)
+        asked = resolve_asked(config, dataset, taps)
+        statistics = merge_runs(dataset.runs)
+        run = describe_run(dataset, taps, statistics, show)
+        with atomic_write(path) as file:
+            _write(file, _opening(run, asked))
+            shown: list[dict[str, Any]] = []
+            for sample in _samples(dataset, config):
+                listed = [*shown, _entry(sample, taps)]
+                left = (
+                    int(config.max_mb * 1e6) - file.size - len((_element(len(shown), "") + _closing(listed)).encode())
+                )
+                packed = _pack(sample, taps, statistics, asked, left, alone=not shown)
+                if packed is None:
+                    break
+                _write(file, _element(len(shown), packed))
+                shown = listed
+            _write(file, _closing(shown))
+        return path, _sentence(path, dataset, len(shown), path.stat().st_size)
 
 
 def _pack(
@@ -127,8 +130,13 @@ def _opening(run: dict[str, Any], asked: Asked) -> str:
     )
 
 
-def _closing() -> str:
-    return f"<script>{_asset('view.js')}</script>\n</body>\n</html>\n"
+def _element(number: int, packed: str) -> str:
+    """A packed sample in the page."""
+    return f'<script type="text/plain" id="sample-{number}">{packed}</script>\n'
+
+
+def _closing(shown: Sequence[Mapping[str, Any]]) -> str:
+    return f"{_script('samples', shown)}<script>{_asset('view.js')}</script>\n</body>\n</html>\n"
 
 
 def _script(name: str, value: object) -> str:
@@ -141,8 +149,8 @@ def _asset(name: str) -> str:
     return files("layertap.view.html").joinpath("assets", name).read_text(encoding="utf-8")
 
 
-def _write(file: Checksummed, text: str) -> int:
-    return file.write(text.encode())
+def _write(file: Checksummed, text: str) -> None:
+    file.write(text.encode())
 
 
 def _sentence(path: Path, dataset: ActivationDataset, shown: int, size: int) -> str:
