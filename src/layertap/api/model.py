@@ -16,7 +16,7 @@ from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from os import PathLike
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from layertap.api.memory import Reading
 from layertap.config.extract import RunConfig
@@ -36,13 +36,11 @@ from layertap.pipeline.setup import DTYPES, open_run, resolve_run_taps
 from layertap.pipeline.stream import stream_samples
 from layertap.pipeline.windows import Position, Window
 from layertap.prompts import PromptMaker
-from layertap.reader.blocks import numpy_dtype
+from layertap.reader.config import Dtype
 from layertap.reader.sample import Sample
 
 _WINDOW = 64
 _DO_NOTHING = {"certify": "what a model reads is not certified; run `layertap extract` with it"}
-
-Dtype = Literal["float32", "bfloat16", "float16"]
 
 
 class Model:
@@ -122,9 +120,7 @@ class Model:
             maker = replace(maker, add_generation_prompt=add_generation_prompt)
         records = given_records(inputs)
         prompts = replace(self._prompts, maker=maker, records=lambda: _sound(records, maker))
-        reading = Reading(
-            {tap: self.width(tap.site) for tap in taps}, maker.tokenizer.decode, numpy_dtype(_known(dtype))
-        )
+        reading = Reading({tap: self.width(tap.site) for tap in taps}, maker.tokenizer.decode, DTYPES[_known(dtype)])
         return self._read(opened, prompts, reading, partial(open_bar, "samples", _length(inputs), progress))
 
     def _read(
