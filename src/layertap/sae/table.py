@@ -80,4 +80,5 @@ class FeatureTable:
         """Of one feature: a group, a value of it, its lift, and at how many tokens it fires."""
         for group in self.groups:
             fired, lifts = self.label_active[group.name][feature], self.lifts(group)[feature]
-            yield from ((group, value, float(lifts[value]), int(fired[value])) for value in np.flatnonzero(fired))
+            values = np.flatnonzero(fired).tolist()
+            yield from ((group, value, float(lifts[value]), int(fired[value])) for value in values)
