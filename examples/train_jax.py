@@ -6,7 +6,8 @@
 # the batch that would have come next.
 #
 # It needs `pip install 'layertap[examples]'`. Without a download it makes a tiny model with random
-# weights, so its features mean nothing; put your own model and dataset below.
+# weights, so its features mean nothing; put your own model and dataset below. With
+# `--run layertap-demo/activations` it trains on a run that is stored, and runs no model.
 
 # %%
 import itertools
@@ -30,6 +31,7 @@ from layertap.demo.tasks import make_tasks, write_tasks
 from layertap.reader import fold
 
 QUICK = "--quick" in sys.argv  # as the tests run it
+RUN = sys.argv[sys.argv.index("--run") + 1] if "--run" in sys.argv else None  # a stored run
 
 MODEL, TASKS = "model", "tasks.jsonl"  # such as "Qwen/Qwen2.5-0.5B", and your own dataset
 LAYER, SITE = 2, "residual"
@@ -37,7 +39,7 @@ FEATURES, TOP_K = (128, 8) if QUICK else (512, 8)
 BATCH, STEPS = (512, 60) if QUICK else (1024, 600)
 SAVE_EVERY = 20 if QUICK else 100
 DEAD_AFTER = 50 * BATCH  # tokens in which a feature did not fire
-CHECKPOINT = Path("sae.msgpack")
+CHECKPOINT, SAE = Path("sae.msgpack"), Path("sae")
 
 # %% [markdown]
 # ## The autoencoder
@@ -147,26 +149,55 @@ def train(batches: Any, state: State, steps: int, checkpoint: Path | None = None
 
 
 # %% [markdown]
-# ## All of it
-#
-# The stream runs the model a pool of tokens ahead of the training. `center` and `scale` are
-# measured in the first pool. In the end they are folded into the weights, which from then on take
-# and give activations as the model has them.
+# ## A folder that SAELens and `layertap view` open
 
 
 # %%
-def main() -> None:
-    """Make a model and tasks where there are none, train, fold, and check the folded weights."""
+def save_sae(folder: Path, folded: dict[str, np.ndarray], top_k: int, hook: str) -> None:
+    """Write the autoencoder as SAELens does; its activations are as the model has them."""
+    features, width = folded["W_dec"].shape
+    folder.mkdir(exist_ok=True)
+    save_file({name: array.astype(np.float32) for name, array in folded.items()}, folder / "sae_weights.safetensors")
+    config = {"architecture": "topk", "k": top_k, "d_in": width, "d_sae": features, "dtype": "float32", "device": "cpu"}
+    config |= {"apply_b_dec_to_input": False, "normalize_activations": "none", "metadata": {"hook_name": hook}}
+    (folder / "cfg.json").write_text(json.dumps(config, indent=2))
+
+
+# %% [markdown]
+# ## All of it
+#
+# A stream runs the model a pool of tokens ahead of the training; a stored run is read instead.
+# `center` and `scale` are measured in the first pool. In the end they are folded into the weights,
+# which from then on take and give activations as the model has them.
+
+
+# %%
+def open_source() -> Any:  # noqa: ANN401 - a stream or a dataset, which give the same batches
+    """The stored run, or a stream of a model and tasks that are made where there are none."""
+    if RUN is not None:
+        return layertap.ActivationDataset(RUN)
     if MODEL == "model" and not Path(MODEL).exists():
         write_checkpoint(Path(MODEL), "tiny")
         write_tasks(Path(TASKS), make_tasks(8 if QUICK else 96))
-    stream = layertap.ActivationStream(
+    return layertap.ActivationStream(
         dataset_path=TASKS, model_path=MODEL, layers_to_extract=[LAYER], activation_type=[SITE], compute_dtype="float32"
     )
-    batches = stream.batches(
-        BATCH, exclude={"first", "special", "sink"}, as_="jax", drop_last=True, center=True, scale="unit_rms"
+
+
+def main() -> None:
+    """Train, fold, save, and check the folded weights."""
+    source = open_source()
+    batches = source.batches(
+        BATCH,
+        layers=[LAYER],
+        sites=[SITE],
+        exclude={"first", "special", "sink"},
+        as_="jax",
+        drop_last=True,
+        center=True,
+        scale="unit_rms",
     )
-    state = init_state(0, stream.taps[LAYER, SITE], FEATURES)
+    state = init_state(0, source.taps[LAYER, SITE], FEATURES)
     if CHECKPOINT.exists():
         state = load_checkpoint(CHECKPOINT, state, batches)
         print(f"going on after step {int(state['step'])}")
@@ -174,7 +205,7 @@ def main() -> None:
 
     normalisation = batches.normalisation[LAYER, SITE]
     folded = fold(**state["sae"], inputs=normalisation)._asdict()
-    save_file({name: array.astype(np.float32) for name, array in folded.items()}, "sae_folded.safetensors")
+    save_sae(SAE, folded, TOP_K, f"blocks.{LAYER}.hook_resid_post")
 
     x = next(iter(batches)).activations[:, 0]
     batches.close()
@@ -182,7 +213,7 @@ def main() -> None:
     given = normalisation.undo(x)  # as the model has them
     expected = normalisation.undo(decode(state["sae"], encode(state["sae"], x)))
     off = jnp.abs(decode(raw, encode(raw, given)) - expected).max() / jnp.abs(expected).max()
-    print(f"folded: sae_folded.safetensors; on raw activations its largest difference is {off:.0e}")
+    print(f"folded into {SAE}; on raw activations its largest difference is {off:.0e}")
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from safetensors.numpy import load_file
 
 import layertap
 
-FOLDED = "sae_folded.safetensors"
+FOLDED = "sae/sae_weights.safetensors"
 SCRIPTS = sorted((ROOT / "examples").glob("*.py"))
 
 
@@ -76,6 +76,17 @@ def test_train_jax(train_jax: tuple[str, Path]) -> None:
         "W_dec": (128, 64),
         "b_dec": (64,),
     }
+
+
+def test_train_jax_takes_a_stored_run_and_view_opens_what_it_saves(tmp_path: Path) -> None:
+    ended(start(["-m", "layertap", "demo", "--num_tasks", "2"], tmp_path))
+    output = ended(begin("train_jax.py", tmp_path, "--quick", "--run", "layertap-demo/activations"))
+    assert explained(output)[-1] > explained(output)[0] + 10
+    assert not (tmp_path / "model").exists()
+    ended(
+        start(["-m", "layertap", "view", "layertap-demo/activations", "--sae", "sae", "--out", "page.html"], tmp_path)
+    )
+    assert '"sae":' in (tmp_path / "page.html").read_text(encoding="utf-8")
 
 
 def test_train_jax_goes_on_where_it_was_killed(train_jax: tuple[str, Path], tmp_path: Path) -> None:

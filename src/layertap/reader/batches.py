@@ -68,6 +68,9 @@ class Batches:
         """
         return self._pieces.left_over
 
+    def close(self) -> None:
+        """Do nothing, since no thread reads ahead; a trainer may close a stream's batches alike."""
+
     def __len__(self) -> int:
         config, rows = self._config, int(self._pieces.counts.sum())
         if config.drop_last:
