@@ -1,17 +1,19 @@
 # Everything a newcomer types: `make demo`, `make test`, `make check`. Each makes the environment it needs, if it is not there.
-# There are four. `.venv` is the user's: Layertap and what it runs with. `.venv-test` also has the tests' tools, and libtpu,
+# There are five. `.venv` is the user's: Layertap and what it runs with. `.venv-test` also has the tests' tools, and libtpu,
 # torch and Ray among them, which would change how a user's runs start. `.venv-contract` has the trainers that we hand
-# activations to, with all that these bring along. `.venv-browser` drives a browser.
+# activations to, with all that these bring along. `.venv-browser` drives a browser, `.venv-docs` builds the pages.
 
 PYTHON ?= python3
 VENV := .venv
 TESTS := .venv-test
 CONTRACT := .venv-contract
 BROWSER := .venv-browser
+DOCS := .venv-docs
+MERMAID := 12.3.0
 BIN := $(TESTS)/bin
 PIP := -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: bench demo test test-slow proof soak mutants contract browser check lint format clean
+.PHONY: bench demo test test-slow proof soak mutants contract browser docs diagrams check lint format clean
 
 demo: $(VENV)/.installed
 	$(VENV)/bin/layertap demo
@@ -44,6 +46,18 @@ browser: $(BROWSER)/.installed
 		echo "no Chromium, and none could be installed: the tests of the page are skipped"
 	$(BROWSER)/bin/python -m pytest -q -c tests/browser/pytest.ini --confcutdir tests/browser tests/browser
 
+# The pages as a site, in build/docs. It fails at dead links, pages that nobody finds, and misspelt words.
+docs: $(DOCS)/.installed
+	$(DOCS)/bin/codespell --skip '*.svg,*.jsonl,*.png,__pycache__,*.egg-info' \
+		README.md CHANGELOG.md CONTRIBUTING.md docs src examples benchmarks scripts
+	$(DOCS)/bin/sphinx-build -q -n -E -W --keep-going -c docs/site -d build/doctrees -b html . build/docs
+	@echo "open build/docs/index.html"
+
+# Draws the Mermaid blocks that changed (docs/site/diagrams.py). It takes npm, to fetch Mermaid, and Chromium.
+diagrams: $(BROWSER)/.installed build/mermaid-$(MERMAID)/package/dist/mermaid.min.js
+	$(BROWSER)/bin/python docs/site/draw_diagrams.py build/mermaid-$(MERMAID)/package/dist/mermaid.min.js \
+		$(shell git ls-files '*.md')
+
 check: lint test
 
 bench: $(TESTS)/.installed
@@ -59,9 +73,9 @@ format: $(TESTS)/.installed
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) $(TESTS) $(CONTRACT) $(BROWSER) layertap-demo
+	rm -rf $(VENV) $(TESTS) $(CONTRACT) $(BROWSER) $(DOCS) build layertap-demo
 
-$(VENV)/bin/python $(TESTS)/bin/python $(CONTRACT)/bin/python $(BROWSER)/bin/python:
+$(VENV)/bin/python $(TESTS)/bin/python $(CONTRACT)/bin/python $(BROWSER)/bin/python $(DOCS)/bin/python:
 	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Layertap needs Python 3.11 or later; give it as: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $(@D:/bin=)
 
@@ -86,4 +100,14 @@ $(CONTRACT)/.installed: pyproject.toml constraints.txt $(wildcard tests/contract
 $(BROWSER)/.installed: pyproject.toml constraints.txt tests/browser/requirements.txt | $(BROWSER)/bin/python
 	@echo "installing Layertap and Playwright into $(BROWSER)"
 	$(BROWSER)/bin/python $(PIP) --editable . --requirement tests/browser/requirements.txt
+	touch $@
+
+$(DOCS)/.installed: docs/site/requirements.txt | $(DOCS)/bin/python
+	@echo "installing Sphinx into $(DOCS)"
+	$(DOCS)/bin/python -m pip install --quiet --disable-pip-version-check --requirement docs/site/requirements.txt
+	touch $@
+
+build/mermaid-$(MERMAID)/package/dist/mermaid.min.js:
+	mkdir -p build/mermaid-$(MERMAID)
+	cd build/mermaid-$(MERMAID) && npm pack --silent mermaid@$(MERMAID) && tar xzf mermaid-$(MERMAID).tgz
 	touch $@

@@ -47,6 +47,12 @@ def test_the_trainers_have_an_environment_of_their_own() -> None:
     assert not [command for command in commands if ".venv/" in command or ".venv-test/" in command]
 
 
+def test_the_pages_are_built_in_an_environment_of_their_own() -> None:
+    commands = recipe("docs")
+    assert all(command.startswith((".venv-docs/", "\t")) for command in commands if "pip" in command)
+    assert not [command for command in commands if re.search(r"\.venv(-(?!docs)|/)", command)]
+
+
 def test_versions_of_the_trainers_are_pinned_once() -> None:
     folder = ROOT / "tests" / "contract"
     ours, theirs = (
