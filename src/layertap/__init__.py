@@ -1,10 +1,10 @@
-"""Layertap reads the activations of language models, stores them exactly once, and hands them to
-whoever trains sparse autoencoders.
+"""Layertap runs a language model over your data, stores its activations exactly once, and feeds
+them to the training of sparse autoencoders.
 
-    Model               texts, conversations, token ids or ARC tasks in; samples out
+    Model               runs over texts, conversations, token ids or ARC tasks; gives samples
     extract             the command `layertap extract` as a function
-    ActivationDataset   what runs wrote, as samples and as batches to train from
-    ActivationStream    the same batches from memory, while a model runs
+    ActivationDataset   reads the output of runs, as samples and as training batches
+    ActivationStream    gives the same batches from memory, while a model runs
     Sample              one sequence of tokens with its activations
 """
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __version__ = "0.2.0"
 __all__ = ["ActivationDataset", "ActivationStream", "Model", "Sample", "extract"]
 
-# Imported when they are asked for: the commands start without them.
+# Imported on first use, so that the commands start without them.
 _HOMES = {
     "ActivationDataset": "layertap.reader.dataset",
     "ActivationStream": "layertap.api.stream",
@@ -32,12 +32,12 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> object:
-    """What is public, from the room where it lives."""
+    """Import a public name from the room that defines it."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)
 
 
 def __dir__() -> list[str]:
-    """What is public, and the version."""
+    """Return the public names and `__version__`."""
     return sorted([*__all__, "__version__"])

@@ -1,9 +1,9 @@
 """The command line: `layertap COMMAND ...`.
 
-Flags are made from the dataclasses in `config.py` by tyro, with underscores as in the field names;
-hyphens are accepted too. Errors that Layertap raises on purpose are printed as one message without
-a traceback, and decide the exit status: 0 done, 2 wrong input or usage, 1 anything else, 130
-interrupted in a state that can be resumed, 141 nobody reads what is printed any more.
+tyro makes the flags from the dataclasses in `config/`. They have underscores, as the field names
+do; hyphens work too. An error that Layertap raises on purpose is printed as one message without a
+traceback. The exit status is 0 for success, 2 for wrong input or usage, 130 after an interruption
+that can be resumed, 141 when nobody reads the output any more, and 1 for anything else.
 """
 
 import sys
@@ -41,7 +41,7 @@ from layertap.tpu.config import (
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run `layertap` with these arguments (default: the process's own); returns the exit status."""
+    """Run `layertap` with these arguments (default: the process's own); return the exit status."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given in (["--version"], ["-V"]):
         return guarded(_print_version)
@@ -59,7 +59,7 @@ def streams_main() -> int:
 
 
 def _choose(offered: "Mapping[str, _Command | _Group]", given: list[str], prog: str) -> int:
-    """Run the command that the first word names, or say which there are."""
+    """Run the command that the first word names, or list the commands."""
     command = offered.get(given[0]) if given else None
     if isinstance(command, _Group):
         return _choose(command.commands, given[1:], f"{prog} {given[0]}")
@@ -114,14 +114,14 @@ _TPU_COMMANDS = {
     "create": _Command(
         CreateConfig,
         commands.tpu("create"),
-        "create the workers that are missing; with --watch, keep them running",
+        "create the missing workers; with --watch, keep them running",
         "--zones us-central1-a --workers_per_zone 4 --dry_run",
     ),
-    "status": _Command(StatusConfig, commands.tpu("status"), "count the workers of each zone", _ZONES),
+    "status": _Command(StatusConfig, commands.tpu("status"), "count the workers in each zone", _ZONES),
     "recreate-preempted": _Command(
-        RecreateConfig, commands.tpu("recreate"), "replace lost workers by new ones of the same kind", _ZONES
+        RecreateConfig, commands.tpu("recreate"), "replace lost workers with new ones of the same kind", _ZONES
     ),
-    "delete": _Command(DeleteConfig, commands.tpu("delete"), "delete the fleet, after asking", "--dry_run"),
+    "delete": _Command(DeleteConfig, commands.tpu("delete"), "delete the fleet, after you confirm", "--dry_run"),
     "list": _Command(ListConfig, commands.tpu("list_members"), "list every TPU of the fleet", "--name_prefix tpu"),
 }
 
@@ -129,75 +129,80 @@ _SHARDS_COMMANDS = {
     "create": _Command(
         CreateShardsConfig,
         commands.fleet("create"),
-        "cut a dataset into shards that workers claim",
+        "split a dataset into shards that workers claim",
         "--dataset_path t.jsonl --output dataset --num_shards 8",
     ),
     "status": _Command(
         ShardsStatusConfig,
         commands.fleet("status"),
-        "which shards are done, who works on what, how fast, and for how long",
+        "show which shards are done, what each worker does, how fast, and the time left",
         f"{_DATASET} --watch",
     ),
-    "reset": _Command(ResetShardsConfig, commands.fleet("reset_shards"), "make shards free again", f"{_DATASET} 3 7"),
+    "reset": _Command(
+        ResetShardsConfig,
+        commands.fleet("reset_shards"),
+        "free shards, so that workers extract them again",
+        f"{_DATASET} 3 7",
+    ),
 }
 
 _COMMANDS: Mapping[str, _Command | _Group] = {
     "extract": _Command(
         ExtractConfig,
         commands.extract,
-        "extract activations from a dataset; goes on where it was stopped",
+        "extract activations from a dataset; resumes where it stopped",
         "--dataset_path tasks.jsonl --layers_to_extract 6,12",
     ),
     "streams": _Command(
         StreamsConfig,
         commands.streams,
-        "share a dataset out to workers, one JSONL file each",
+        "split a dataset into one JSONL file for each worker",
         "--dataset_path tasks.jsonl --num_streams 8",
     ),
-    "fleet": _Group({"status": _SHARDS_COMMANDS["status"]}, "see what workers do: another name for shards status"),
-    "shards": _Group(_SHARDS_COMMANDS, "make a sharded dataset for many workers, and look after it"),
-    "verify": _Command(VerifyConfig, commands.verify, "read output back and check every byte of it", "./activations"),
+    "fleet": _Group({"status": _SHARDS_COMMANDS["status"]}, "show what the workers do (the same as shards status)"),
+    "shards": _Group(_SHARDS_COMMANDS, "create and manage a sharded dataset for many workers"),
+    "verify": _Command(VerifyConfig, commands.verify, "read output back and check every byte", "./activations"),
     "inspect": _Command(
         InspectConfig,
         commands.inspect,
-        "show a shard: samples, text, norms; or one sample, token by token",
+        "show the samples, text and norms of a shard, or one sample token by token",
         "./activations --sample 7 --layer 12",
     ),
     "view": _Command(
         ViewConfig,
         commands.view,
-        "write a page that shows the run, its samples and its grids in a browser",
+        "write a web page that shows a run, its samples and its grids",
         "./activations --out page.html",
     ),
     "stats": _Command(
         StatsConfig,
         commands.stats,
-        "print norms, mean and deviation of each layer and site",
+        "print norms, mean and standard deviation for each layer and site",
         "./activations",
     ),
     "export": _Command(
         ExportConfig,
         commands.export,
-        "copy activations into a folder that another trainer reads; goes on where it was stopped",
+        "copy activations into the format of another trainer; resumes where it stopped",
         "./activations ./for_saelens --to saelens --layers 12",
     ),
     "compare": _Command(
         CompareConfig,
         commands.compare,
-        "hold another tool's activations against ours in float32, and say what they are",
+        "compare another tool's activations with ours in float32, and say what they are",
         "dump.safetensors --model_path Qwen/Qwen2.5-0.5B",
     ),
     "plan": _Command(
         PlanConfig,
         commands.plan,
-        "say what a run would need: bytes, memory, time and cost",
+        "estimate what a run needs: bytes, memory, time and cost",
         "--tokens 1000000 --model 7b --accelerator v5litepod-8",
     ),
-    "tpu": _Group(_TPU_COMMANDS, "create, watch and delete fleets of TPUs in Google Cloud"),
+    "tpu": _Group(_TPU_COMMANDS, "create, watch and delete fleets of TPUs on Google Cloud"),
     "demo": _Command(
         DemoConfig,
         commands.demo,
-        "make a tiny model and tasks, extract from them, and verify that",
+        "create a tiny model and tasks, extract activations, and verify them",
         "--num_tasks 8",
     ),
 }

@@ -1,8 +1,8 @@
-"""What each command does with its settings: it calls a room, prints what that has to say, and
-returns the exit status.
+"""The commands: each calls one room with its settings, prints the result and returns the exit
+status.
 
-A room is imported when its command runs, not before: `layertap verify` starts without JAX,
-`layertap --help` without numpy too.
+A command imports its room only when it runs. So `layertap verify` starts without JAX, and `layertap
+--help` also without numpy.
 """
 
 import sys
@@ -33,7 +33,7 @@ from layertap.tpu.config import TpuConfig
 
 
 def extract(config: ExtractConfig) -> int:
-    """Extract activations, alone or as one or several workers of a sharded dataset."""
+    """Extract activations: alone, or as one or several workers on a sharded dataset."""
     if config.hosts.multihost and not is_child():
         return supervise()
     try:
@@ -43,7 +43,7 @@ def extract(config: ExtractConfig) -> int:
             print(_work(config))
     except KeyboardInterrupt:
         if config.checkpointing:
-            print("committed shards are safe; the same command goes on from there", file=sys.stderr)
+            print("committed shards are safe; run the same command to resume", file=sys.stderr)
         raise
     return 0
 
@@ -71,14 +71,14 @@ def _work(config: ExtractConfig) -> str:
     summary = work(config)
     if summary.nothing_extracted:
         raise InputError(
-            f"{summary.describe()}. Nothing was extracted: every task or sample of these shards was left out; the"
-            " metadata.json of each lists them"
+            f"{summary.describe()}. Nothing was extracted: every task or sample of these shards was left out. The"
+            " metadata.json of each shard lists them"
         )
     return summary.describe()
 
 
 def streams(config: StreamsConfig) -> int:
-    """Share a dataset out."""
+    """Split a dataset into one file for each worker."""
     from layertap.fleet.streams import create_streams
 
     print(create_streams(config).describe())
@@ -86,7 +86,7 @@ def streams(config: StreamsConfig) -> int:
 
 
 def fleet(command: str) -> Callable[[Any], int]:
-    """The function of that name in `fleet/commands.py`, imported when it runs."""
+    """Return the function of that name in `fleet/commands.py`; import it only when it runs."""
 
     def run(config: CreateShardsConfig | ShardsStatusConfig | ResetShardsConfig) -> int:
         return getattr(import_module("layertap.fleet.commands"), command)(config)
@@ -95,7 +95,7 @@ def fleet(command: str) -> Callable[[Any], int]:
 
 
 def demo(config: DemoConfig) -> int:
-    """Make a tiny model and tasks, and extract from them."""
+    """Create a tiny model and tasks, and extract from them."""
     from layertap.demo.run import demo
 
     demo(config)
@@ -103,7 +103,7 @@ def demo(config: DemoConfig) -> int:
 
 
 def verify(config: VerifyConfig) -> int:
-    """Check output, and say what is wrong with it."""
+    """Check output, and report what is wrong."""
     from layertap.fleet.verification import verify_at
 
     with _bar("verify") as show:
@@ -132,7 +132,7 @@ def export(config: ExportConfig) -> int:
         with _bar("export") as show:
             text = export(config, show)
     except KeyboardInterrupt:
-        print("shards that are written are safe; the same command goes on from there", file=sys.stderr)
+        print("the shards written so far are safe; run the same command to resume", file=sys.stderr)
         raise
     print(text)
     return 0
@@ -158,7 +158,9 @@ def view(config: ViewConfig) -> int:
 
 @contextmanager
 def _bar(name: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar of bytes, on a terminal only; called with how many of how many are done."""
+    """Show a progress bar of bytes, on a terminal only. Call it with the bytes done and the
+    total.
+    """
     from layertap.core.bar import Bar
 
     with Bar(desc=name, unit="B", unit_scale=True, leave=False, disable=None) as bar:
@@ -191,7 +193,7 @@ def stats(config: StatsConfig) -> int:
 
 
 def compare(config: CompareConfig) -> int:
-    """Hold a dump against its model, and say what it is."""
+    """Compare a dump with its model, and say what the dump holds."""
     from layertap.compare.command import compare
     from layertap.compare.report import describe, to_json
 
@@ -201,7 +203,7 @@ def compare(config: CompareConfig) -> int:
 
 
 def plan(config: PlanConfig) -> int:
-    """Say what a run would need."""
+    """Estimate what a run needs."""
     from layertap.plan.command import make_plan
 
     plan = make_plan(config, lambda message: print(f"{message} ...", file=sys.stderr, flush=True))
@@ -210,7 +212,7 @@ def plan(config: PlanConfig) -> int:
 
 
 def tpu(command: str) -> Callable[[Any], int]:
-    """The function of that name in `tpu/commands.py`, imported when it runs."""
+    """Return the function of that name in `tpu/commands.py`; import it only when it runs."""
 
     def run(config: TpuConfig) -> int:
         return getattr(import_module("layertap.tpu.commands"), command)(config)

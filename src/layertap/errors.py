@@ -2,37 +2,37 @@
 
     LayertapError                 exit status 1
     ├── InputError                exit status 2: wrong input; the message says what to do
-    │   ├── UsageError            flags that contradict each other or make no sense
-    │   │   └── NotFoundError     something named that Google does not find, or not now
-    │   ├── DatasetError          a file or folder of tasks that cannot be read as one
-    │   │   └── BadTaskError      one task that is malformed
+    │   ├── UsageError            flags that are invalid or contradict each other
+    │   │   └── NotFoundError     a name that Google Cloud does not find, or not now
+    │   ├── DatasetError          a file or folder that cannot be read as a dataset
+    │   │   └── BadTaskError      one malformed task
     │   ├── PromptError           a grid encoder, template or tokenizer that cannot be used
     │   │   └── OverlongError     a sample longer than `--max_seq_length`
-    │   ├── DumpError             a dump to compare that cannot be read as one
-    │   ├── ModelError            a checkpoint that is missing, unsupported or unlike its config
+    │   ├── DumpError             a file of another tool's activations that cannot be read
+    │   ├── ModelError            a checkpoint is missing, unsupported or contradicts its config
     │   ├── RunMismatchError      the output folder belongs to another run
-    │   ├── HostsStoppedError     the input of one of several hosts is wrong, and all stop together
-    │   └── AccessError           credentials that are missing, or that do not allow this
+    │   ├── HostsStoppedError     one of several hosts has wrong input, so all of them stop
+    │   └── AccessError           missing credentials, or credentials that do not allow this
     ├── DeviceError               a step that the device could not run
     │   └── DoesNotFitError       a step that needs more memory than the device has
-    ├── StorageError              output that could not be written, read or believed
-    │   └── DamageError           a stored file that is not what the manifest says it is
-    ├── LeaseLostError            a dataset shard that another worker has taken over
-    ├── WorkersFailedError        shards or workers of a fleet that failed while others went on
-    └── TpuError                  what Cloud TPU would not or could not do
-        ├── NoCapacityError       a zone that has no free TPU: another zone, or later
-        ├── QuotaError            more TPUs than the project may have there
-        ├── DeletedError          a TPU that somebody deleted while it was being made
-        └── UnreachableError      no answer, or one that says to come back later
+    ├── StorageError              output that could not be written or read, or cannot be trusted
+    │   └── DamageError           a stored file that does not match the manifest
+    ├── LeaseLostError            another worker has taken over a dataset shard
+    ├── WorkersFailedError        some shards or workers of a fleet failed; the others continued
+    └── TpuError                  Cloud TPU refused or failed a request
+        ├── NoCapacityError       a zone has no free TPU: try another zone, or later
+        ├── QuotaError            the project may not have that many TPUs there
+        ├── DeletedError          somebody deleted a TPU while it was being created
+        └── UnreachableError      no answer, or an answer that asks to try later
 
-Library errors (JSON, safetensors, fsspec, tokenizers, OS) are translated once, where they first
-enter Layertap, with `raise ... from error`. Every message names the file, tensor, task or shard,
-and what can be done about it.
+Layertap translates each library error (JSON, safetensors, fsspec, tokenizers, OS) once, where it
+first enters Layertap, with `raise ... from error`. Every message names the file, tensor, task or
+shard, and what you can do about it.
 """
 
 
 class LayertapError(Exception):
-    """The root: catch this one to catch everything that Layertap raises on purpose."""
+    """The root. Catch it to catch everything that Layertap raises on purpose."""
 
     exit_status = 1
 
@@ -44,35 +44,35 @@ class InputError(LayertapError):
 
 
 class UsageError(InputError):
-    """Flags that contradict each other or make no sense."""
+    """Flags are invalid or contradict each other."""
 
 
 class NotFoundError(UsageError):
-    """Something named that Google does not find, or not now."""
+    """Google Cloud does not find something by its name, or does not find it now."""
 
 
 class DatasetError(InputError):
-    """A dataset that cannot be read as one."""
+    """A file or folder cannot be read as a dataset."""
 
 
 class BadTaskError(DatasetError):
-    """One malformed task, with its file, line and id."""
+    """One task is malformed. The message names its file, line and id."""
 
 
 class PromptError(InputError):
-    """A grid encoder, template or tokenizer that cannot be used."""
+    """A grid encoder, template or tokenizer cannot be used."""
 
 
 class OverlongError(PromptError):
-    """A sample with more tokens than `--max_seq_length`."""
+    """A sample has more tokens than `--max_seq_length`."""
 
 
 class DumpError(InputError):
-    """Activations of another tool that cannot be read, or not held against a model."""
+    """Activations of another tool cannot be read, or cannot be compared with a model."""
 
 
 class ModelError(InputError):
-    """A checkpoint that is missing, unsupported or does not fit its own config."""
+    """A checkpoint is missing, unsupported or contradicts its own config."""
 
 
 class RunMismatchError(InputError):
@@ -80,52 +80,52 @@ class RunMismatchError(InputError):
 
 
 class HostsStoppedError(InputError):
-    """The input of one of several hosts is wrong; all of them stop at the same step."""
+    """One of several hosts has wrong input. All of them stop at the same step."""
 
 
 class DeviceError(LayertapError):
-    """A step that the device could not run."""
+    """The device could not run a step."""
 
 
 class DoesNotFitError(DeviceError):
-    """A step that needs more memory than the device has, as its compiler says."""
+    """A step needs more memory than the device has, according to its compiler."""
 
 
 class StorageError(LayertapError):
-    """Output that could not be written, read or believed."""
+    """Output could not be written or read, or cannot be trusted."""
 
 
 class DamageError(StorageError):
-    """A stored file that is not what the manifest says it is."""
+    """A stored file does not match the manifest."""
 
 
 class LeaseLostError(LayertapError):
-    """A dataset shard that another worker has taken over, because this one was not heard of."""
+    """Another worker has taken over a dataset shard, because this one was silent for too long."""
 
 
 class WorkersFailedError(LayertapError):
-    """Dataset shards, or workers, that failed while others went on."""
+    """Some dataset shards or workers failed; the others continued."""
 
 
 class AccessError(InputError):
-    """Credentials that are missing, or that do not allow what was asked."""
+    """Credentials are missing, or do not allow the request."""
 
 
 class TpuError(LayertapError):
-    """What Cloud TPU would not or could not do."""
+    """Cloud TPU refused or failed a request."""
 
 
 class NoCapacityError(TpuError):
-    """A zone that has no free TPU of the wanted type."""
+    """A zone has no free TPU of the requested type."""
 
 
 class QuotaError(TpuError):
-    """More TPUs than the project may have in a zone or region."""
+    """The project may not have that many TPUs in a zone or region."""
 
 
 class DeletedError(TpuError):
-    """A TPU that somebody deleted while it was being made."""
+    """Somebody deleted a TPU while it was being created."""
 
 
 class UnreachableError(TpuError):
-    """Cloud TPU gave no answer, or one that says to come back later."""
+    """Cloud TPU gave no answer, or asked to try again later."""

@@ -1,4 +1,4 @@
-"""How settings become flags, and a help page that a person can read."""
+"""Settings become flags, and a readable help page."""
 
 import dataclasses
 import re

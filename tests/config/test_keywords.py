@@ -1,4 +1,4 @@
-"""Settings from keywords are those of the same flags; what is wrong is said in the call's words."""
+"""Keywords give the same settings as flags; errors name the keyword."""
 
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,7 @@ def test_a_call_and_a_command_are_the_same_run(given: dict[str, Any], flags: str
         ({"layers_to_extract": [1.5]}, "layers_to_extract=1.5"),
         ({"activation_type": "resid"}, "activation_type='resid'"),
         ({"row_length": 1000}, "multiple of 256"),
-        ({"metrics_port": 1}, "metrics_port: is a setting of `layertap extract`, but has no meaning here"),
+        ({"metrics_port": 1}, "metrics_port: is a setting of `layertap extract`, but has no effect here"),
     ],
     ids=lambda it: str(it)[:40],
 )

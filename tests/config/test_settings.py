@@ -32,28 +32,32 @@ REFUSED: tuple[tuple[type, dict[str, Any], str], ...] = (
     (UploadConfig, {"gcs_bucket": "b", "upload_retry_seconds": -1}, "--upload_retry_seconds must not be negative"),
     (StreamsConfig, STREAMS | {"num_streams": 0}, "--num_streams must be 1 to 512"),
     (StreamsConfig, STREAMS | {"output_dir": "gs://bucket/streams"}, "is a URL"),
-    (StreamsConfig, STREAMS | {"output_dir": "."}, "give a folder by its name"),
+    (StreamsConfig, STREAMS | {"output_dir": "."}, "give the name of a folder"),
     (StreamsConfig, STREAMS | {"dataset_name": "other"}, "give one of --dataset_path and --dataset_name"),
     (StreamsConfig, STREAMS | {"dataset_path": None}, "give one of --dataset_path and --dataset_name"),
-    (StreamsConfig, STREAMS | {"dataset_split": "test"}, "--dataset_split belongs to --dataset_name"),
+    (StreamsConfig, STREAMS | {"dataset_split": "test"}, "--dataset_split needs --dataset_name"),
     (StreamsConfig, STREAMS | {"column_name": "x", "dataset_format": "barc"}, "--dataset_format barc has none"),
-    (StreamsConfig, STREAMS | {"anonymous": True}, "--anonymous: is for a --dataset_path at gs:// or s3://"),
-    (StreamsConfig, STREAMS | {"billing_project": "p"}, "--billing_project p: is for a --dataset_path at gs://"),
+    (StreamsConfig, STREAMS | {"anonymous": True}, "--anonymous: needs a --dataset_path at gs:// or s3://"),
+    (StreamsConfig, STREAMS | {"billing_project": "p"}, "--billing_project p: needs a --dataset_path at gs://"),
     (ExtractConfig, {"dataset_path": "gs://b/x", "anonymous": True, "billing_project": "p"}, "give one of --anonymous"),
     (ExtractConfig, {"dataset_name": "x", "dataset_path": "y"}, "give one of --dataset_path and --dataset_name"),
     (ExtractConfig, {"dataset_name": "x", **OF_SHARDS}, "--dataset_name and --sharded_dataset_dir"),
-    (ExtractConfig, {"column_name": "x", **OF_SHARDS}, "--column_name does not go with --sharded_dataset_dir"),
-    (StreamsConfig, {"dataset_name": "x", "num_streams": 2, "dataset_format": "barc"}, "--dataset_format is the shape"),
+    (ExtractConfig, {"column_name": "x", **OF_SHARDS}, "--column_name does not work with --sharded_dataset_dir"),
+    (
+        StreamsConfig,
+        {"dataset_name": "x", "num_streams": 2, "dataset_format": "barc"},
+        "--dataset_format describes files",
+    ),
     (CreateShardsConfig, SHARDS | {"num_shards": None}, "give one of --num_shards and --tasks_per_shard"),
     (CreateShardsConfig, SHARDS | {"tasks_per_shard": 3}, "give one of --num_shards and --tasks_per_shard"),
     (ShardedConfig, {"use_sharded_dataset": True}, "--use_sharded_dataset needs --sharded_dataset_dir"),
-    (ShardedConfig, {"max_shards": 1}, "--max_shards belongs to --sharded_dataset_dir"),
-    (ShardedConfig, SHARDED | {"preferred_shard_id": -1}, "counts shards from 0"),
+    (ShardedConfig, {"max_shards": 1}, "--max_shards needs --sharded_dataset_dir"),
+    (ShardedConfig, SHARDED | {"preferred_shard_id": -1}, "shards are counted from 0"),
     (ShardedConfig, {"engine": "local", "num_workers": 2}, "--engine local needs --sharded_dataset_dir"),
     (ShardedConfig, SHARDED | {"engine": "local"}, "--engine local needs --num_workers"),
     (ShardedConfig, SHARDED | {"num_workers": 2}, "--num_workers needs an --engine"),
     (ShardedConfig, LOCAL | {"num_workers": 0}, "--num_workers must be at least 1"),
-    (ShardedConfig, SHARDED | {"ray_address": "auto"}, "--ray_address belongs to --engine ray"),
+    (ShardedConfig, SHARDED | {"ray_address": "auto"}, "--ray_address needs --engine ray"),
     (ShardedConfig, RAY | {"ray_address": " "}, "give auto, or the HOST:PORT"),
     (ShardedConfig, RAY | {"ray_address": "head:70000"}, "give auto, or the HOST:PORT"),
     (ShardedConfig, RAY | {"ray_address": "ray://head:10001"}, "give auto, or the HOST:PORT"),
@@ -67,12 +71,12 @@ REFUSED: tuple[tuple[type, dict[str, Any], str], ...] = (
         "give one of --dataset_path, --dataset_name and --sharded_dataset_dir",
     ),
     (ExtractConfig, {}, "give --dataset_path, or --dataset_name, or --sharded_dataset_dir"),
-    (ExtractConfig, {"max_tasks": 2, **OF_SHARDS}, "--max_tasks does not go with --sharded_dataset_dir"),
-    (ExtractConfig, {"total_machines": 2, **OF_SHARDS}, "--total_machines does not go with --sharded_dataset_dir"),
+    (ExtractConfig, {"max_tasks": 2, **OF_SHARDS}, "--max_tasks does not work with --sharded_dataset_dir"),
+    (ExtractConfig, {"total_machines": 2, **OF_SHARDS}, "--total_machines does not work with --sharded_dataset_dir"),
     (
         ExtractConfig,
         {"sharded": ShardedConfig(**LOCAL), "hosts": HostsConfig(multihost=True)},
-        "--engine local does not go with --multihost",
+        "--engine local does not work with --multihost",
     ),
 )
 
@@ -86,7 +90,7 @@ def test_contradictions_are_refused(kind: type, flags: dict[str, Any], message: 
 @pytest.mark.parametrize("place", ["out", "out/copy", "."])
 def test_a_folder_is_not_copied_into_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UsageError, match="lie one within the other"):
+    with pytest.raises(UsageError, match="one lies in the other"):
         ExtractConfig(dataset_path="x", output_dir="out", upload=UploadConfig(upload_to=place))
 
 

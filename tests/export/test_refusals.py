@@ -81,12 +81,12 @@ def test_bfloat16_where_arrow_has_none(
     form: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     said = exports.refused(capsys, run, tmp_path / "out", "--to", form, "--dtype", "bfloat16")
-    assert f"--to {form} has no bfloat16, since Arrow has none; give --dtype float32, or --to memmap" in said
+    assert f"--to {form} has no bfloat16, because Arrow has none; give --dtype float32, or --to memmap" in said
 
 
 def test_contexts_are_of_saelens_alone(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     said = exports.refused(capsys, run, tmp_path / "out", "--to", "hf", "--context_size", "5")
-    assert "--context_size belongs to --to saelens" in said
+    assert "--context_size works only with --to saelens" in said
 
 
 @pytest.mark.parametrize("form", exports.FORMS)

@@ -129,7 +129,7 @@ def test_an_interruption_says_that_it_goes_on(tmp_path: Path) -> None:
     os.kill(process.pid, signal.SIGINT)
     output, errors = process.communicate(timeout=60)
     assert process.returncode == 130, output + errors
-    assert "shards that are written are safe; the same command goes on from there" in errors
+    assert "the shards written so far are safe; run the same command to resume" in errors
     assert not list((tmp_path / "out").rglob("*.partial"))
     assert commands.run(arguments, tmp_path).returncode == 0
 

@@ -101,5 +101,5 @@ def test_more_prompts_than_a_window_has_are_refused(config: ExtractConfig, promp
 
 
 def test_several_hosts_are_refused(config: ExtractConfig) -> None:
-    with pytest.raises(UsageError, match="--certify runs on one host"):
+    with pytest.raises(UsageError, match="--certify does not work with --multihost"):
         changed(config, certify=2, hosts=HostsConfig(multihost=True))

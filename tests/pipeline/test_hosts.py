@@ -199,7 +199,7 @@ ALL = {"multihost": True, "num_hosts": 4, "host_id": 0, "coordinator_address": "
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"num_hosts": 4}, "--num_hosts: only together with --multihost"),
+        ({"num_hosts": 4}, "--num_hosts: works only with --multihost"),
         ({"multihost": True, "num_hosts": 4, "host_id": 0}, "give all of"),
         (ALL | {"host_id": 4}, "--host_id 4 is not one of 4 hosts"),
         (ALL | {"coordinator_address": "10.0.0.1"}, "--coordinator_address 10.0.0.1: give HOST:PORT"),

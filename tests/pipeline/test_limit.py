@@ -124,9 +124,9 @@ def test_a_sample_that_is_missing_before_is_found(limited: ExtractConfig) -> Non
 
 
 def test_it_is_refused_where_it_would_not_be_one_number(config: ExtractConfig) -> None:
-    with pytest.raises(UsageError, match="--max_tokens_total does not go with --multihost"):
+    with pytest.raises(UsageError, match="--max_tokens_total does not work with --multihost"):
         changed(config, max_tokens_total=5, hosts=HostsConfig(multihost=True))
-    with pytest.raises(UsageError, match="--max_tokens_total does not go with --sharded_dataset_dir"):
+    with pytest.raises(UsageError, match="--max_tokens_total does not work with --sharded_dataset_dir"):
         changed(config, max_tokens_total=5, dataset_path=None, sharded=ShardedConfig(sharded_dataset_dir="there"))
     with pytest.raises(UsageError, match="--max_tokens_total must be at least 1"):
         changed(config, max_tokens_total=0)

@@ -107,7 +107,7 @@ def test_a_batch_size_is_recommended_and_a_given_one_kept(
         ("--tokens 5 --accelerator abacus", "--accelerator abacus: not known. Known are TPUs"),
         ("", "either --dataset_path"),
         ("--tokens 5 --dataset_path x", "either --dataset_path"),
-        ("--tokens 5 --sharded_dataset_dir x", "as it was before it was cut into shards"),
+        ("--tokens 5 --sharded_dataset_dir x", "give the dataset before it was split"),
         ("--tokens 0", "--tokens must not be 0"),
         ("--tokens 5 --workers 0", "--workers must not be 0"),
         ("--tokens 5 --price_per_hour -1", "--price_per_hour must not be -1"),

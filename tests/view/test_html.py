@@ -289,7 +289,7 @@ def test_an_autoencoder_that_does_not_fit_is_refused(
         (["--samples", "999"], "--samples 999: .* has no sample_idx 999"),
         (["--layers", "2"], "not layer 2"),
         (["--max_mb", "0"], "--max_mb must be positive"),
-        (["--channels", "-1"], "counts channels from 0"),
+        (["--channels", "-1"], "channels are counted from 0"),
     ],
     ids=str,
 )

@@ -1,17 +1,16 @@
-"""From a frozen dataclass of settings to a command line, and to a help page that a person can read.
-
-tyro reads the flags. It makes one of each field, also of the fields of nested parts, whose names
-are not prefixed. What is told here, and not to tyro in each dataclass, is how the page looks: flags
-in groups, the most used ones first, a default only where it says something, and an example at the
-end. A field says so by a `Flag` in its annotation:
+"""Turn a frozen dataclass of settings into a command line with a readable help page.  tyro parses
+the flags. It makes one flag for each field, and for each field of a nested part, without a prefix.
+This module decides how the help page looks: it groups the flags, puts the most used first, shows a
+default only if it is informative, and ends with an example. A field controls its entry with a
+`Flag` in its annotation:
 
     row_length: Annotated[int, Flag("prompt", metavar="TOKENS")] = 4096
 
-Groups are boxes on the page and nothing else: the dataclass keeps its fields as they are, so
-`ExtractConfig(...)` takes them by their names. tyro draws a box for each nested structure; so a
-rule for tyro (`_rule`) shows it the groups as structures, and puts their values back into the
-dataclass. Sentences are the strings under the fields, read from the source file with `ast` (3 ms
-for all of `layertap extract`): tyro's own reading breaks them where the source does.
+Groups only make boxes on the page. The dataclass stays flat, so `ExtractConfig(...)` takes its
+fields by name. tyro draws a box for each nested structure. So a rule for tyro (`_rule`) presents
+the groups as structures, and puts their values back into the dataclass. The help sentences are the
+strings under the fields. `ast` reads them from the source file (3 ms for all of `layertap
+extract`), because tyro's own parser breaks lines where the source does.
 """
 
 import ast
@@ -40,12 +39,12 @@ from layertap.errors import UsageError
 T = TypeVar("T")
 
 Group = Literal["", "plan", "input", "prompt", "model", "tap", "output", "cloud", "worker", "host"]
-"""The groups of a help page, in their order; the flags of the first one come before all titles."""
+"""The groups of a help page, in order. Flags of the first group come before all titles."""
 
 _WORDS: Mapping[type, str] = MappingProxyType({int: "N", float: "NUMBER", str: "TEXT"})
 _NUMBERS: Mapping[type, str] = MappingProxyType({int: "a whole number", float: "a number"})
 _HELP = ("-h", "--help")
-_ANNOTATED: Any = Annotated  # to subscribe it with what is known at run time alone
+_ANNOTATED: Any = Annotated  # subscribed with values that are known only at run time
 
 LAYERS = PrimitiveConstructorSpec[tuple[int, ...]](
     nargs="*",
@@ -54,7 +53,7 @@ LAYERS = PrimitiveConstructorSpec[tuple[int, ...]](
     is_instance=lambda value: isinstance(value, tuple),
     str_from_instance=lambda layers: list(map(str, layers)),
 )
-"""In the annotation of a field: layers as `parse_layers` takes them."""
+"""For the annotation of a field: layers, as `parse_layers` reads them."""
 
 SELECTION = PrimitiveConstructorSpec[tuple[str, ...]](
     nargs="*",
@@ -63,7 +62,7 @@ SELECTION = PrimitiveConstructorSpec[tuple[str, ...]](
     is_instance=lambda value: isinstance(value, tuple),
     str_from_instance=list,
 )
-"""In the annotation of a field: tokens as `parse_selection` takes them."""
+"""For the annotation of a field: a choice of tokens, as `parse_selection` reads it."""
 
 SEVERAL = PrimitiveConstructorSpec[tuple[str, ...]](
     nargs="*",
@@ -72,7 +71,7 @@ SEVERAL = PrimitiveConstructorSpec[tuple[str, ...]](
     is_instance=lambda value: isinstance(value, tuple),
     str_from_instance=list,
 )
-"""In the annotation of a field: texts, in their order."""
+"""For the annotation of a field: texts, in the order given."""
 
 
 @dataclass(frozen=True)
@@ -81,24 +80,24 @@ class Flag:
 
     group: Group = ""
     metavar: str | None = None
-    """What stands for the value; by default a word for the field's type."""
+    """The placeholder of the value; by default a word for the field's type."""
     default: str | None = None
-    """The default in words, where the value itself says nothing."""
+    """The default in words, if the value itself is not informative."""
     needed: str | None = None
-    """When the flag has to be given, where that is not always or never."""
+    """When the flag is required, if that depends on other flags."""
 
 
 def parse(config_type: type[T], words: Sequence[str], *, prog: str, example: str = "") -> T:
-    """The settings that `words` say; underscores and hyphens in flags are the same.
+    """Parse `words` into settings; underscores and hyphens in flags are equivalent.
 
-    Ends in SystemExit after the help page, and where tyro has said what is wrong with a flag.
-    Raises UsageError where the flags contradict each other.
+    Raises SystemExit after printing the help page or tyro's message about a wrong flag. Raises
+    UsageError if flags contradict each other.
     """
     registry = ConstructorRegistry()
     registry.struct_rule(_rule)
     try:
         return tyro.cli(
-            config_type, prog=prog, args=_gathered(config_type, words), use_underscores=True, registry=registry
+            config_type, prog=prog, args=_merge_repeated(config_type, words), use_underscores=True, registry=registry
         )
     except SystemExit:
         if example and not {*_HELP}.isdisjoint(words):
@@ -106,9 +105,10 @@ def parse(config_type: type[T], words: Sequence[str], *, prog: str, example: str
         raise
 
 
-def _gathered(config_type: type, words: Sequence[str]) -> Sequence[str]:
-    """The words, where a flag that takes several, and is given several times, is given once, with
-    all of it; of other flags the last one counts.
+def _merge_repeated(config_type: type, words: Sequence[str]) -> Sequence[str]:
+    """Merge repeated flags that take several values into one flag with all the values.
+
+    For other flags, tyro uses the last one.
     """
     several = (it.name for it in all_fields(config_type) if {SELECTION, SEVERAL} & {*extras_of(it.annotation)})
     for name in several:
@@ -129,7 +129,7 @@ def _gathered(config_type: type, words: Sequence[str]) -> Sequence[str]:
 
 @dataclass(frozen=True)
 class Field:
-    """One flag: a field of the settings, or of one of their parts."""
+    """One flag: a field of the settings or of a nested part."""
 
     name: str
     annotation: Any
@@ -138,18 +138,18 @@ class Field:
 
     @property
     def flag(self) -> Flag:
-        """How the field is shown."""
+        """How the help page shows the field."""
         return next((it for it in extras_of(self.annotation) if isinstance(it, Flag)), Flag())
 
     def for_tyro(self) -> StructFieldSpec:
-        """The field as tyro takes it."""
+        """Describe the field to tyro."""
         shown = tyro.conf.arg(metavar=self._metavar(), help_behavior_hint=self._hint())
         annotation = _ANNOTATED[self.annotation, shown, tyro.conf.OmitArgPrefixes, *self._reading()]
         default = tyro.MISSING if self.default is MISSING else self.default
         return StructFieldSpec(self.name, annotation, default, self.sentence)
 
     def _reading(self) -> Iterator[PrimitiveConstructorSpec[Any]]:
-        """How a number or an optional value is read: tyro's own messages would name types."""
+        """Parse numbers and optional values here, because tyro's own messages name Python types."""
         kinds = alternatives(bare(self.annotation))
         if not self._reads_itself and kinds[0] in _WORDS and (kinds[0] is not str or NoneType in kinds):
             yield PrimitiveConstructorSpec(
@@ -168,7 +168,7 @@ class Field:
         return self.flag.metavar or (None if self._reads_itself else _word(bare(self.annotation)))
 
     def _hint(self) -> str | None:
-        """What comes after the sentence; None: tyro's own words, `(default: 4096)`."""
+        """Return the text after the help sentence; None for tyro's own, `(default: 4096)`."""
         if self.flag.needed is not None:
             return f"({self.flag.needed})"
         if self.flag.default is not None:
@@ -181,13 +181,13 @@ class Field:
 
 
 class _Box:
-    """A group of flags, as tyro sees it; each is a type of its own."""
+    """A group of flags, as tyro sees it. Each group is its own type."""
 
     flags: tuple[Field, ...]
 
 
 def _rule(info: StructTypeInfo) -> StructConstructorSpec | None:
-    """What tyro makes of settings and of their groups; None: another rule is to say."""
+    """Tell tyro how to build settings and their groups; None leaves the type to another rule."""
     kind: Any = info.type
     if not isinstance(kind, type):
         return None
@@ -206,7 +206,7 @@ def _titled(box: type[_Box], title: str) -> Any:  # noqa: ANN401 - an annotation
 
 @cache
 def _grouped(config_type: type) -> tuple[tuple[Field, ...], Mapping[str, type[_Box]]]:
-    """The flags that come first, and the others by groups."""
+    """Return the flags that come first, and the others by group."""
     found = list(all_fields(config_type))
     by_group = {group: tuple(it for it in found if it.flag.group == group) for group in get_args(Group)}
     first = by_group.pop("")
@@ -215,7 +215,7 @@ def _grouped(config_type: type) -> tuple[tuple[Field, ...], Mapping[str, type[_B
 
 
 def all_fields(config_type: type) -> Iterator[Field]:
-    """The fields of settings, and in the place of parts those of theirs."""
+    """Yield the fields of settings; a nested part is replaced by its own fields."""
     annotations = get_type_hints(config_type, include_extras=True)
     sentences = _sentences(config_type)
     for field in fields(config_type):
@@ -227,7 +227,7 @@ def all_fields(config_type: type) -> Iterator[Field]:
 
 
 def _maker(config_type: type[T]) -> Callable[..., T]:
-    """What makes the settings from the values of their flags, some of them in groups."""
+    """Return a function that builds the settings from flag values, some of them in groups."""
 
     def make(**values: Any) -> T:  # noqa: ANN401 - whatever the flags hold
         flat: dict[str, Any] = {}
@@ -240,7 +240,7 @@ def _maker(config_type: type[T]) -> Callable[..., T]:
 
 
 def settings_of(config_type: type[T], flat: Mapping[str, Any]) -> T:
-    """The settings with these values of their flags; each has one."""
+    """Build settings from the values of their flags; every flag needs a value."""
     annotations = get_type_hints(config_type)
     values = {}
     for field in fields(config_type):  # type: ignore[arg-type]  # it is a dataclass
@@ -252,22 +252,22 @@ def settings_of(config_type: type[T], flat: Mapping[str, Any]) -> T:
 
 
 def extras_of(annotation: Any) -> tuple[Any, ...]:  # noqa: ANN401 - an annotation
-    """What is said beside a type in its annotation."""
+    """Return the metadata of an `Annotated` type."""
     return get_args(annotation)[1:] if get_origin(annotation) is Annotated else ()
 
 
 def bare(annotation: Any) -> Any:  # noqa: ANN401 - an annotation
-    """The type, without what is said beside it."""
+    """Return the type of an `Annotated` type."""
     return get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
 
 
 def alternatives(kind: Any) -> tuple[Any, ...]:  # noqa: ANN401 - a type
-    """The types of which a value may be one."""
+    """Return the members of a union, or the type itself."""
     return get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
 
 
 def _read(name: str, kinds: tuple[type, ...], words: Sequence[str]) -> Any:  # noqa: ANN401 - of one of these
-    """The value of a flag; raises UsageError where it is none of its kind."""
+    """Parse the value of a flag; raises UsageError if it is of another kind."""
     (word,) = words
     if word == "None" and NoneType in kinds:
         return None
@@ -278,7 +278,7 @@ def _read(name: str, kinds: tuple[type, ...], words: Sequence[str]) -> Any:  # n
 
 
 def _word(kind: Any) -> str | None:  # noqa: ANN401 - a type
-    """What stands for a value of this type; None for a switch, which has none."""
+    """Return the placeholder for a value of this type; None for a switch, which takes no value."""
     if len(alternatives(kind)) > 1:
         return " or ".join(filter(None, (_word(one) for one in alternatives(kind) if one is not NoneType)))
     if get_origin(kind) is Literal:
@@ -289,7 +289,7 @@ def _word(kind: Any) -> str | None:  # noqa: ANN401 - a type
 
 
 def _sentences(config_type: type) -> dict[str, str]:
-    """The string under each field, of the class itself or of the one it was inherited from."""
+    """Return the string under each field, also of inherited fields."""
     found: dict[str, str] = {}
     for base in reversed(config_type.__mro__):
         found |= _in_file(base.__module__).get(base.__qualname__, {})
@@ -298,7 +298,7 @@ def _sentences(config_type: type) -> dict[str, str]:
 
 @cache
 def _in_file(module: str) -> dict[str, dict[str, str]]:
-    """The strings under the fields of each class of a module."""
+    """Return the strings under the fields, for each class of a module."""
     path = getattr(sys.modules[module], "__file__", None)
     if path is None:
         return {}

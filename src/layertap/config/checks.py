@@ -1,4 +1,4 @@
-"""How the dataclasses of settings refuse contradictions, in `__post_init__`."""
+"""Checks that dataclasses of settings run in `__post_init__`, to refuse contradictions."""
 
 from layertap.errors import UsageError
 
@@ -10,7 +10,7 @@ def require(condition: bool, message: str) -> None:
 
 
 def require_counts(settings: object, *names: str) -> None:
-    """Raise UsageError if a setting of these names is below 1; None means that it was not given."""
+    """Raise UsageError if one of these settings is below 1; None means that it was not given."""
     for name in names:
         value = getattr(settings, name)
         require(value is None or value >= 1, f"--{name} must be at least 1, not {value}")

@@ -12,36 +12,36 @@ from layertap.core.taps import Site
 
 @dataclass(frozen=True)
 class CompareConfig:
-    """Hold activations of another tool against our own, and say what they are."""
+    """Compare another tool's activations with Layertap's own, and say what they are."""
 
     dump: Annotated[tyro.conf.Positional[str], Flag(metavar="DUMP")]
     """A safetensors, .npy or .npz file with token ids, a folder of safetensors or .npy files,
     SAELens' cached activations, or an output of Layertap."""
 
     model_path: Annotated[str, Flag(metavar="MODEL", needed="required")]
-    """The model that the activations should be of: a folder with a checkpoint, or a model of the
-    Hugging Face Hub."""
+    """The model that should have made the activations: a folder with a checkpoint, or a model on
+    the Hugging Face Hub."""
 
     revision: Annotated[str | None, Flag(metavar="REVISION", default="the Hub's main branch")] = None
     """A branch, tag or commit of a model on the Hub."""
 
     token_ids: Annotated[str | None, Flag(metavar="FILE", default="those in the dump")] = None
-    """The token ids of the dump, where it has none: .npy, .npz, safetensors, or JSON lists."""
+    """The token ids, if the dump has none: .npy, .npz, safetensors, or JSON lists."""
 
     layers: Annotated[tuple[int, ...], LAYERS, Flag(default="all layers")] = ()
-    """Which layers an array may be of, as 6 12 or 6,12 or 1-3 or all."""
+    """Which layers to consider for each array: 6 12 or 6,12 or 1-3 or all."""
 
     sites: Annotated[tuple[Site, ...], Flag(default="all sites")] = ()
-    """Which sites an array may be of."""
+    """Which sites to consider for each array."""
 
     max_samples: int = 4
-    """Compare the first so many samples."""
+    """How many samples to compare, from the first."""
 
     max_tokens: int = 256
-    """Compare the first so many tokens of each sample; fewer where the memory asks for it."""
+    """How many tokens of each sample to compare, from the first. Fewer if memory is short."""
 
     json: bool = False
-    """Print all of it as JSON, with the error of each token."""
+    """Print everything as JSON, with the error of each token."""
 
     def __post_init__(self) -> None:
         """Refuse to compare nothing; raises UsageError."""

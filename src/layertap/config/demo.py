@@ -9,16 +9,16 @@ from layertap.config.checks import require_counts
 
 @dataclass(frozen=True)
 class DemoConfig:
-    """Make a tiny model and ARC-style tasks, extract from them, and verify the output."""
+    """Create a tiny model and ARC-style tasks, extract activations, and verify them."""
 
     output_dir: Annotated[str, Flag(metavar="FOLDER")] = "./layertap-demo"
     """Where to write the model, the tasks and the activations."""
 
     num_tasks: int = 24
-    """How many tasks to make."""
+    """How many tasks to create."""
 
     seed: Annotated[int, Flag(metavar="SEED")] = 0
-    """The seed of the weights and the tasks."""
+    """The random seed for weights and tasks."""
 
     def __post_init__(self) -> None:
         """Refuse an empty demo; raises UsageError."""

@@ -1,11 +1,11 @@
 """The settings of a run: one frozen dataclass, from which the command line is made.
 
-`RunConfig` is what a run is. `ExtractConfig` is one that can be done; `layertap plan` takes the
-same settings for one that is thought of (`plan.py`).
+`RunConfig` describes a run. `ExtractConfig` describes a run to execute; `layertap plan` takes the
+same settings to estimate a run (`plan.py`).
 
-Each field is one flag, and the sentence under it is the flag's help (`arguments.py` says how the
-page is made of them). Contradictions are refused here, before anything is read. What only the model
-can tell (does it have that layer?) is refused when the model's config has been read.
+Each field is one flag, and the text under it is the flag's help (`arguments.py` makes the page).
+Contradictions are refused here, before anything is read. What depends on the model (does it have
+that layer?) is checked once the model's config has been read.
 """
 
 import math
@@ -30,7 +30,7 @@ Overlong = Literal["error", "skip", "truncate", "split"]
 FormatName = Literal["pickle", "safetensors"]
 StorageDtype = Literal["float32", "bfloat16", "float16"]
 
-# What a run leaves as it is where its dataset is cut into shards.
+# Settings that must keep their default if the dataset is split into shards.
 _OF_ITS_OWN_DATASET: Mapping[str, object] = {
     "dataset_format": "auto",
     "column_name": None,
@@ -40,31 +40,31 @@ _OF_ITS_OWN_DATASET: Mapping[str, object] = {
     "checkpointing": True,
 }
 
-# What the blocks of every attention kernel divide (model/attention*.py).
+# A multiple of the block size of every attention kernel (model/attention*.py).
 _ROW_MULTIPLE = 256
 
 
 @dataclass(frozen=True)
 class HostsConfig:
-    """One model over the chips of several hosts; a part of `RunConfig`."""
+    """How several hosts run one model together; a part of `RunConfig`."""
 
     multihost: Annotated[bool, Flag("host")] = False
     """This process is one of several hosts that run one model together. Start the same command on
-    each host. On Cloud TPU no other flag of this group is needed."""
+    each host. On Cloud TPU you need no other flag of this group."""
 
-    num_hosts: Annotated[int | None, Flag("host", default="JAX finds out, on Cloud TPU, Slurm and Open MPI")] = None
+    num_hosts: Annotated[int | None, Flag("host", default="JAX detects it on Cloud TPU, Slurm and Open MPI")] = None
     """How many hosts there are."""
 
-    host_id: Annotated[int | None, Flag("host", default="JAX finds out")] = None
+    host_id: Annotated[int | None, Flag("host", default="JAX detects it")] = None
     """The number of this host, counted from 0."""
 
-    coordinator_address: Annotated[str | None, Flag("host", "HOST:PORT", "JAX finds out")] = None
+    coordinator_address: Annotated[str | None, Flag("host", "HOST:PORT", "JAX detects it")] = None
     """A free port of host 0 that all hosts can reach."""
 
     def __post_init__(self) -> None:
         """Refuse values that contradict each other; raises UsageError."""
         given = [name for name in ("num_hosts", "host_id", "coordinator_address") if getattr(self, name) is not None]
-        require(self.multihost or not given, f"--{' --'.join(given)}: only together with --multihost")
+        require(self.multihost or not given, f"--{' --'.join(given)}: works only with --multihost")
         require(
             len(given) in (0, 3),
             f"--{' --'.join(given)}: give all of --num_hosts --host_id --coordinator_address, or none",
@@ -83,21 +83,21 @@ class HostsConfig:
 
 @dataclass(frozen=True)
 class RunConfig(SourceConfig):
-    """What a run is, whether it is to be done or planned."""
+    """Describe a run, to execute or to plan it."""
 
     max_tasks: Annotated[int | None, Flag("input", default="all tasks")] = None
     """Stop after this many tasks of the dataset."""
 
     max_tokens_total: Annotated[int | None, Flag("input", "TOKENS", "all tokens")] = None
-    """Stop when so many tokens are stored, at the end of a sample. The same command with more
-    tokens, or without this flag, goes on from there."""
+    """Stop at the end of the sample that brings the stored tokens to this number. To continue, run
+    the same command with more tokens or without this flag."""
 
     on_bad_task: Annotated[Literal["error", "skip"], Flag("input")] = "error"
-    """What to do with a malformed task: stop the run, or skip the task and list it in
+    """What to do with a malformed task. error: stop the run. skip: leave it out and list it in
     metadata.json."""
 
     grid_encoder: Annotated[str, Flag("prompt", "ENCODER")] = "GridShapeEncoder(RowNumberEncoder(MinimalGridEncoder()))"
-    """How a grid becomes text: grid encoders, one inside the other."""
+    """How to write a grid as text: grid encoders, nested."""
 
     prompt_version: Annotated[str, Flag("prompt", "NAME")] = "output-from-examples-v0"
     """The wording of the prompt: output-from-examples-v0 (full instruction) or
@@ -110,106 +110,108 @@ class RunConfig(SourceConfig):
     """How many augmented prompts to make from each test input."""
 
     include_answer: Annotated[bool, Flag("prompt")] = False
-    """Add the test output to the prompt, as the answer of the assistant, where it is known."""
+    """Add the test output to the prompt as the assistant's answer, if it is known."""
 
     max_train_pairs: Annotated[int | None, Flag("prompt", default="all of them")] = None
-    """Show at most this many train pairs of a task. Which ones is drawn by --random_seed for each
-    prediction. RE-ARC has 1,000 a task."""
+    """The most train pairs of a task to show. --random_seed draws them for each prediction.
+    RE-ARC has 1,000 per task."""
 
     add_generation_prompt: Annotated[bool, Flag("prompt")] = False
-    """End a conversation where the assistant would go on."""
+    """End each conversation with the start of an assistant turn."""
 
     random_seed: Annotated[int, Flag("prompt", "SEED")] = 42
-    """The seed of the augmentations."""
+    """The random seed for augmentation."""
 
     model_path: Annotated[str, Flag(metavar="MODEL")] = "Qwen/Qwen2.5-0.5B"
-    """A model of the Hugging Face Hub, or a local folder with its checkpoint."""
+    """A model on the Hugging Face Hub, or a local folder with a checkpoint."""
 
     revision: Annotated[str | None, Flag("model", "REVISION", "the newest commit")] = None
-    """The branch, tag or commit of a model of the Hub. --model_path NAME@REVISION says the same."""
+    """The branch, tag or commit of a model on the Hub. --model_path NAME@REVISION does the same."""
 
     adapter: Annotated[tuple[str, ...], SEVERAL, Flag("model", "FOLDER_OR_ID ...", "none")] = ()
-    """LoRA adapters of PEFT, each a folder or on the Hub, to merge into the model one after the
-    other."""
+    """PEFT LoRA adapters to merge into the model, in this order. Each is a local folder or on the
+    Hub."""
 
     compute_dtype: Annotated[Literal["bfloat16", "float32"], Flag("model")] = "bfloat16"
     """The number format of matrix products. Sums, norms, softmax and the residual stream are always
     float32."""
 
     layers_to_extract: Annotated[tuple[int, ...], LAYERS, Flag(default="all layers")] = ()
-    """Which layers to save, counted from 0, as 6 12 or 6,12 or 1-3 or all. Layers above the last of
+    """Which layers to save, counted from 0: 6 12 or 6,12 or 1-3 or all. Layers above the highest of
     these are neither loaded nor run."""
 
     activation_type: Annotated[tuple[Site, ...], Flag("tap")] = ("residual",)
-    """What to save of each layer. residual, residual_in, residual_mid: the residual stream behind
-    the layer, before it, and between its blocks. attn, mlp: what that block adds to it. attn_in,
-    mlp_in: what the block reads. heads, neurons: what goes into the block's last product. Several
-    of them take one forward pass."""
+    """Which sites to save in each layer. residual, residual_in, residual_mid: the residual stream
+    after the layer, before it, and between its blocks. attn, mlp: what that block adds to the
+    stream. attn_in, mlp_in: the input of the block. heads, neurons: the input of the block's last
+    matrix product. All sites come from one forward pass."""
 
-    batch_size: Annotated[int | None, Flag("model", "ROWS", "4, and 1 on a CPU")] = None
-    """How many rows of tokens each device computes in a step."""
+    batch_size: Annotated[int | None, Flag("model", "ROWS", "4, or 1 on a CPU")] = None
+    """How many rows of tokens each device computes in one step."""
 
     mesh: Annotated[str, Flag("model", "MESH")] = "auto"
-    """How several devices share the work, such as data=8,fsdp=8: rows are shared over both, weights
-    over fsdp. auto shares weights only as far as memory needs it."""
+    """How several devices share the work, such as data=8,fsdp=8. Rows are split over both, weights
+    over fsdp. auto splits the weights only if they do not fit in memory otherwise."""
 
     row_length: Annotated[int, Flag("model", "TOKENS")] = 4096
-    """The length of a row, into which several prompts are packed. A longer prompt gets a row that
+    """The length of a row. Several prompts are packed into one row. A longer prompt gets a row that
     is two, four, ... times as long."""
 
     max_seq_length: Annotated[int, Flag("prompt", "TOKENS")] = 16_384
-    """The longest prompt to extract."""
+    """The longest prompt that is extracted whole."""
 
     overlong: Annotated[Overlong, Flag("prompt")] = "error"
-    """What to do with a longer prompt: stop the run, skip it, cut its end off, or split it into
-    contexts of --max_seq_length tokens, each a sample. metadata.json lists what is skipped or cut.
-    An ARC prompt is never split, and never loses a part of its question."""
+    """What to do with a prompt longer than --max_seq_length. error: stop the run. skip: leave it
+    out. truncate: cut off its end. split: cut it into contexts of --max_seq_length tokens, each a
+    sample. metadata.json lists skipped and truncated prompts. An ARC prompt is never split, and
+    never loses part of its question."""
 
     split_overlap: Annotated[int, Flag("prompt", "TOKENS")] = 0
-    """How many tokens each context repeats of the one before it, with --overlong split."""
+    """With --overlong split: how many tokens each context repeats from the one before it."""
 
     window_samples: Annotated[int, Flag("model", "PROMPTS")] = 1024
-    """How many prompts are packed together. More fill the rows better, fewer start sooner."""
+    """How many prompts to pack together. A larger number fills the rows better; a smaller one
+    starts sooner."""
 
     certify: Annotated[int, Flag("model", "PROMPTS", "none")] = 0
-    """Run the first prompts in float32 too, and write into metadata.json how close each layer comes
+    """Run this many prompts in float32 too, and record in metadata.json how close each layer comes
     to it."""
 
     output_dir: Annotated[str, Flag("output", "FOLDER")] = "./activations"
     """Where to write the shards and metadata.json."""
 
     format: Annotated[FormatName, Flag("output")] = "pickle"
-    """pickle: gzipped pickles, which need nothing but numpy. safetensors: one file a shard, which
-    is memory-mapped and faster to train from."""
+    """pickle: gzipped pickles, which need only numpy. safetensors: one memory-mapped file per
+    shard, faster to train from."""
 
     storage_dtype: Annotated[
         StorageDtype | None, Flag("output", default="float32 in pickles, bfloat16 in safetensors")
     ] = None
-    """The number format on disk. A number that float16 cannot hold stops the run."""
+    """The number format on disk. A value that float16 cannot hold stops the run."""
 
     keep_tokens: Annotated[tuple[str, ...], SELECTION, Flag("output", default="all")] = (ALL,)
-    """Which tokens to store, of those that are computed: all; cells (of grids), answer, role:NAME
-    (system, user, assistant, tool, template or text); no_prefix: all but what every prompt begins
-    with. Several mean the tokens of each."""
+    """Which of the computed tokens to store. all: every token. cells: the cells of grids. answer:
+    the assistant's answer. role:NAME: one role (system, user, assistant, tool, template or text).
+    no_prefix: all except what every prompt begins with. Several names store the tokens of each."""
 
     on_nonfinite: Annotated[Literal["error", "keep"], Flag("output")] = "error"
-    """What to do with an activation that has a NaN or an infinity: stop the run and name it, or
-    store it as it is and count it in the manifest."""
+    """What to do with an activation that has a NaN or an infinity. error: stop the run and name it.
+    keep: store it unchanged and count it in the manifest."""
 
     shard_size_gb: Annotated[float, Flag("output", "GB")] = 1.0
-    """The size of a shard, before compression, in units of 10^9 bytes."""
+    """The size of a shard before compression, in units of 10^9 bytes."""
 
     compress_shards: Annotated[bool, Flag("output")] = True
     """Compress pickles with gzip. safetensors are never compressed, because they are
     memory-mapped."""
 
     hosts: Annotated[HostsConfig, tyro.conf.arg(name="")] = HostsConfig()
-    """Several hosts as one machine."""
+    """How several hosts run one model."""
 
     upload: Annotated[UploadConfig, tyro.conf.arg(name="")] = UploadConfig()  # noqa: RUF009 - it is frozen
-    """Where shards are copied to."""
+    """Where to copy the shards."""
 
-    worker_id: Annotated[int | None, Flag("worker", default="TPU_WORKER_ID of the environment, or 0")] = None
+    worker_id: Annotated[int | None, Flag("worker", default="$TPU_WORKER_ID, or 0")] = None
     """The number of this worker. It names the worker's folder in a bucket, and its checkpoint."""
 
     machine_id: Annotated[int, Flag("worker")] = 0
@@ -220,18 +222,18 @@ class RunConfig(SourceConfig):
     """How many machines share the dataset. Each takes every total_machines-th task."""
 
     sharded: Annotated[ShardedConfig, tyro.conf.arg(name="")] = ShardedConfig()  # noqa: RUF009 - it is frozen
-    """A dataset in shards."""
+    """A dataset that is split into shards."""
 
     metrics_port: Annotated[int | None, Flag("worker", "PORT")] = None
-    """Serve metrics for Prometheus at http://127.0.0.1:PORT/metrics. 0 takes any free port, and
-    says which."""
+    """Serve Prometheus metrics at http://127.0.0.1:PORT/metrics. 0 picks a free port and prints
+    it."""
 
     checkpoint_dir: Annotated[str, Flag("output", "FOLDER")] = "./checkpoints"
-    """Where to keep checkpoint_worker_{id}.json, from which a run goes on after it was stopped."""
+    """Where to keep checkpoint_worker_{id}.json, from which a stopped run resumes."""
 
     checkpointing: Annotated[bool, Flag("output")] = True
-    """Keep a checkpoint, and go on from it. With --no_checkpointing, a folder that holds shards
-    already is refused."""
+    """Keep a checkpoint, and resume from it. With --no_checkpointing, a folder that already holds
+    shards is refused."""
 
     def __post_init__(self) -> None:
         """Refuse values that contradict each other; raises UsageError."""
@@ -240,14 +242,14 @@ class RunConfig(SourceConfig):
         require_counts(self, "max_train_pairs", "max_tokens_total")
         require(
             self.overlong == "split" or self.split_overlap == 0,
-            "--split_overlap belongs to --overlong split",
+            "--split_overlap works only with --overlong split",
         )
         require(
             0 <= self.split_overlap < self.max_seq_length,
             f"--split_overlap {self.split_overlap} must be less than --max_seq_length ({self.max_seq_length})",
         )
         twice = sorted({name for name in self.adapter if self.adapter.count(name) > 1})
-        require(not twice, f"--adapter {' '.join(twice)}: is given twice; once is enough")
+        require(not twice, f"--adapter {' '.join(twice)}: is given twice; give it once")
         require_counts(self, "row_length", "max_seq_length", "window_samples")
         parse_selection(self.keep_tokens)
         require(
@@ -261,12 +263,12 @@ class RunConfig(SourceConfig):
         )
         require(
             self.max_tokens_total is None or not self.hosts.multihost,
-            "--max_tokens_total does not go with --multihost: hosts run the same steps, and would stop at different"
-            " ones; take fewer tasks by --max_tasks",
+            "--max_tokens_total does not work with --multihost: all hosts must run the same steps, but would stop at"
+            " different ones; use --max_tasks instead",
         )
         require(
             not (self.certify and self.hosts.multihost),
-            "--certify runs on one host, not with --multihost: certify with a smaller run of the same settings",
+            "--certify does not work with --multihost; certify a smaller run with the same settings on one host",
         )
         require(
             0 <= self.certify <= self.window_samples,
@@ -275,14 +277,17 @@ class RunConfig(SourceConfig):
         require(0 < self.shard_size_gb < math.inf, f"--shard_size_gb must be positive, not {self.shard_size_gb}")
         require(
             not self.hosts.multihost or self.sharded.engine == "none",
-            f"--engine {self.sharded.engine} does not go with --multihost: start the command on each host yourself",
+            f"--engine {self.sharded.engine} does not work with --multihost: start the command on each host yourself",
         )
         for flag, folder in (("output_dir", self.output_dir), ("checkpoint_dir", self.checkpoint_dir)):
             require("://" not in folder, f"--{flag} {folder}: is a URL; give a local folder")
         self._require_other_place(self.upload.upload_to)
         port = self.metrics_port
         require(port is None or 0 <= port <= 65535, f"--metrics_port must be 0 to 65535, not {port}")
-        require(min(self.layers_to_extract, default=0) >= 0, "--layers_to_extract counts layers from 0")
+        require(
+            min(self.layers_to_extract, default=0) >= 0,
+            "--layers_to_extract: a layer must not be negative; layers are counted from 0",
+        )
         require(len(self.activation_type) > 0, f"--activation_type needs at least one of {', '.join(SITES)}")
         require(self.worker >= 0, f"--worker_id must not be negative, but is {self.worker}")
 
@@ -292,7 +297,7 @@ class RunConfig(SourceConfig):
         here, there = self.output_folder.resolve(), local_path(upload_to).resolve()
         require(
             not (there.is_relative_to(here) or here.is_relative_to(there)),
-            f"--upload_to {upload_to} and --output_dir {self.output_dir} lie one within the other; give another folder",
+            f"--upload_to {upload_to} and --output_dir {self.output_dir}: one lies in the other; give separate folders",
         )
 
     @property
@@ -306,7 +311,7 @@ class RunConfig(SourceConfig):
 
     @property
     def stored_as(self) -> StorageDtype:
-        """The dtype on disk: the flag, else what suits the format."""
+        """The dtype on disk: the flag, else the default of the format."""
         return self.storage_dtype or ("float32" if self.format == "pickle" else "bfloat16")
 
     @property
@@ -327,10 +332,10 @@ class RunConfig(SourceConfig):
 
 @dataclass(frozen=True)
 class ExtractConfig(RunConfig):
-    """Run a language model over tasks, conversations or texts, and save activations."""
+    """Run a language model over tasks, conversations or texts; save its activations."""
 
     def __post_init__(self) -> None:
-        """Refuse no dataset and two, and values that contradict each other; raises UsageError."""
+        """Refuse no dataset, two datasets, and contradictions; raises UsageError."""
         super().__post_init__()
         if self.sharded.sharded_dataset_dir is None:
             require(self.dataset is not None, "give --dataset_path, or --dataset_name, or --sharded_dataset_dir")
@@ -339,13 +344,13 @@ class ExtractConfig(RunConfig):
         for name, default in _OF_ITS_OWN_DATASET.items():
             require(
                 getattr(self, name) == default,
-                f"--{name} does not go with --sharded_dataset_dir: its shards are what they are, each goes to one"
-                " worker, and a worker always goes on in a shard that it has begun",
+                f"--{name} does not work with --sharded_dataset_dir: its shards are already made, each goes to one"
+                " worker, and a worker always resumes a shard that it began",
             )
 
 
 def local_path(text: str) -> Path:
-    """`text` as a path with `~` expanded; raises UsageError where `~` stands for nobody."""
+    """Return `text` as a path with `~` expanded; raises UsageError if `~` names an unknown user."""
     try:
         return Path(text).expanduser()
     except RuntimeError as error:

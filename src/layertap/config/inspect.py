@@ -21,27 +21,27 @@ class InspectConfig:
     """Which shard to show, counted from 1."""
 
     sample: Annotated[str | None, Flag(metavar="SAMPLE_IDX or TASK")] = None
-    """Show the sample with this sample_idx, or the first one of this task, token by token, instead
-    of the whole shard."""
+    """Show one sample token by token instead of the whole shard: the sample with this sample_idx,
+    or the first sample of this task."""
 
     top: Annotated[int, Flag(metavar="TOKENS", default="none")] = 0
-    """List so many tokens with the largest norms, of the shard or of the sample."""
+    """List this many tokens with the largest norms in the shard or sample."""
 
     layer: Annotated[tuple[int, ...], LAYERS, Flag(default="all layers")] = ()
-    """Which layers to show, as 6 12 or 6,12 or 1-3 or all."""
+    """Which layers to show: 6 12 or 6,12 or 1-3 or all."""
 
     site: Annotated[tuple[Site, ...], Flag(default="all sites")] = ()
-    """Which activations to show."""
+    """Which sites to show."""
 
     model_path: Annotated[str | None, Flag(metavar="MODEL", default="the model of the run")] = None
-    """Whose tokenizer decodes the tokens: a folder with a checkpoint, or a model in the Hugging
-    Face cache of this machine."""
+    """The model whose tokenizer decodes the tokens: a folder with a checkpoint, or a model in this
+    machine's Hugging Face cache."""
 
     max_tokens: int = 40
     """With --sample: how many tokens to list, half of them from the end. 0 lists all."""
 
     json: bool = False
-    """Print all of it as JSON, with --sample every token."""
+    """Print everything as JSON; with --sample, every token."""
 
     def __post_init__(self) -> None:
         """Refuse a negative number of tokens; raises UsageError."""

@@ -1,12 +1,9 @@
-"""From the arguments of a Python call to a frozen dataclass of settings.
-
-They are the flags of the command line without dashes, and flat as they are there: what is a part of
-the settings (`UploadConfig`) is given among the others. Nothing has to be spelled as the dataclass
-has it: a list does where a tuple is meant, a path where a text is, one value where several may be,
-and layers may be `12`, `[6, 12]`, `range(24)`, `"1-3"` or `"all"`.
-
-What is wrong is said here and in the words of the call: a name that no flag has (with the nearest
-one), or a value of another kind, which would otherwise end in an error far away.
+"""Turn the arguments of a Python call into a frozen dataclass of settings.  The arguments are the
+flags of the command line without dashes, all on one level: a field of a part of the settings
+(`UploadConfig`) is given like the others. Types may be loose: a list for a tuple, a path for a
+text, one value for several. Layers may be `12`, `[6, 12]`, `range(24)`, `"1-3"` or `"all"`.  Errors
+name the argument: an unknown name (with the nearest known one), or a value of the wrong kind, which
+would otherwise raise an error far from the call.
 """
 
 import operator
@@ -28,16 +25,15 @@ _NONE: frozenset[str] = frozenset()
 def from_keywords(
     config_type: type[T], values: Mapping[str, Any], groups: Collection[Group] = get_args(Group), also: Set[str] = _NONE
 ) -> T:
-    """The settings with these values, and defaults for the rest.
+    """Make settings from these values, with defaults for the rest.
 
-    Only settings of these `groups` of flags may be given, and those that are named `also`. Raises
-    UsageError for an unknown name, for a value of another kind, and where settings contradict each
-    other.
+    Only settings in these `groups` of flags, or named in `also`, may be given. Raises UsageError
+    for an unknown name, a value of the wrong kind, or settings that contradict each other.
     """
     known = {field.name: field for field in all_fields(config_type)}
     for name in sorted(known.keys() & values.keys()):
         if known[name].flag.group not in groups and name not in also:
-            raise UsageError(f"{name}: is a setting of `layertap extract`, but has no meaning here; leave it out")
+            raise UsageError(f"{name}: is a setting of `layertap extract`, but has no effect here; leave it out")
     for name in sorted(values.keys() - known.keys()):
         near = get_close_matches(name, known, 1)
         raise UsageError(f"{name}: there is no such setting" + (f"; do you mean {near[0]}?" if near else ""))
@@ -49,14 +45,14 @@ def from_keywords(
 
 
 def refuse(values: Mapping[str, Any], reasons: Mapping[str, str]) -> None:
-    """Raise UsageError for a setting that is given and would do nothing, with the reason."""
+    """Raise UsageError for a given setting that would have no effect, with the reason."""
     for name in sorted(reasons.keys() & values.keys()):
         if values[name]:
             raise UsageError(f"{name}: {reasons[name]}")
 
 
 def _value(field: Field, value: Any) -> Any:  # noqa: ANN401 - of the field's type, or near it
-    """What the field holds for this value; raises UsageError where it is of another kind."""
+    """Convert a value to the field's type; raises UsageError if it is of another kind."""
     kind = bare(field.annotation)
     if get_origin(kind) is not tuple:
         return _sound(field.name, kind, value)
@@ -69,7 +65,7 @@ def _value(field: Field, value: Any) -> Any:  # noqa: ANN401 - of the field's ty
 
 
 def _sound(name: str, kind: Any, value: Any) -> Any:  # noqa: ANN401 - of this type
-    """`value` as one of `kind`; raises UsageError where it is none."""
+    """Return `value` as one of `kind`; raises UsageError if it is not."""
     if isinstance(value, os.PathLike):
         value = os.fspath(value)
     for one in alternatives(kind):
@@ -85,7 +81,7 @@ def _sound(name: str, kind: Any, value: Any) -> Any:  # noqa: ANN401 - of this t
 
 
 def _names(kind: Any) -> list[str]:  # noqa: ANN401 - a type
-    """The kinds of values that a type has, in words."""
+    """Return the kinds of values of a type, in words."""
     words = {int: "a whole number", float: "a number", str: "a text", bool: "True or False", type(None): "None"}
     return [
         ", ".join(map(repr, get_args(one))) if get_origin(one) is Literal else words.get(one, str(one))

@@ -1,8 +1,7 @@
-"""The settings of `layertap plan`: those of the run that is thought of, and a few of its own.
-
-A user can plan a command as it is written: each flag of a run is one of its plan. But a plan is not
-a run that could be done: its dataset may be a number of tokens, its model a mere size. Without
-`--batch_size` the plan recommends one, where the run would take a cautious one.
+"""The settings of `layertap plan`: those of the run to estimate, and a few of its own.  You can
+plan a command as you wrote it, because a plan takes every flag of a run. But a plan may also
+describe a run that cannot be executed: its dataset may be only a number of tokens, its model only a
+size. Without `--batch_size` the plan recommends one, whereas a run uses a cautious default.
 """
 
 from dataclasses import dataclass
@@ -18,17 +17,17 @@ from layertap.core.selection import ALL
 
 @dataclass(frozen=True)
 class PlanConfig(RunConfig):
-    """Say what a run would need: tokens, bytes, memory, time and money."""
+    """Estimate what a run needs: tokens, bytes, memory, time and money."""
 
     dataset_path: Annotated[str | None, Flag(metavar="PATH", needed="required, or --tokens")] = None
 
     model_path: Annotated[str, tyro.conf.arg(aliases=["--model"]), Flag(metavar="MODEL")] = "Qwen/Qwen2.5-0.5B"
-    """A model of the Hugging Face Hub, a folder with its checkpoint, or a published size such as
-    7b. No weight is read."""
+    """A model on the Hugging Face Hub, a folder with a checkpoint, or a published size such as 7b.
+    No weights are read."""
 
-    accelerator: Annotated[str | None, Flag("plan", "NAME", "none: no memory, time and cost")] = None
-    """What the run would use: a TPU such as v5litepod-64, v4-32 or v6e-8, or GPUs of one host, such
-    as h200x1, h100x8 or a100x1. cpu is this machine, of which a plan knows no speed."""
+    accelerator: Annotated[str | None, Flag("plan", "NAME", "none: no memory, time or cost")] = None
+    """The hardware of the run: a TPU such as v5litepod-64, v4-32 or v6e-8, or the GPUs of one host,
+    such as h200x1, h100x8 or a100x1. cpu is this machine, whose speed a plan does not know."""
 
     workers: Annotated[int, Flag("plan")] = 1
     """How many of these accelerators share the work evenly."""
@@ -37,10 +36,10 @@ class PlanConfig(RunConfig):
     """Plan for this many tokens of ARC prompts of usual lengths, instead of a dataset."""
 
     tokenizer: Annotated[str | None, Flag("plan", "FOLDER")] = None
-    """A folder with the tokenizer, where --model is a size and a dataset is to be counted."""
+    """A folder with the tokenizer. Needed to count a dataset if --model is a size."""
 
     price_per_hour: Annotated[float | None, Flag("plan", "PRICE")] = None
-    """What one accelerator with all its chips costs for an hour."""
+    """What one accelerator with all its chips costs per hour."""
 
     price_per_gb_month: Annotated[float | None, Flag("plan", "PRICE")] = None
     """What it costs to store 10^9 bytes for a month."""
@@ -55,7 +54,7 @@ class PlanConfig(RunConfig):
     """Print the plan as JSON."""
 
     def __post_init__(self) -> None:
-        """Refuse what contradicts itself; raises UsageError."""
+        """Refuse values that contradict each other; raises UsageError."""
         super().__post_init__()
         for name, least in (("workers", 1), ("tokens", 1), ("price_per_hour", 0), ("price_per_gb_month", 0)):
             value = getattr(self, name)
@@ -65,11 +64,11 @@ class PlanConfig(RunConfig):
             require(value is None or value > 0, f"--{name} must be more than 0, not {value}")
         require(
             self.sharded.sharded_dataset_dir is None,
-            "to plan, give the dataset as it was before it was cut into shards, by --dataset_path",
+            "a plan cannot read --sharded_dataset_dir; give the dataset before it was split, with --dataset_path",
         )
         require(
             ALL in self.keep_tokens or self.tokens is None,
-            "--keep_tokens is counted in a dataset; give one instead of --tokens",
+            "--keep_tokens needs a dataset to count in; give --dataset_path instead of --tokens",
         )
         require(
             self.max_tokens_total is None or self.tokens is None,

@@ -16,17 +16,17 @@ _BUCKETS = ("gs", "gcs", "s3", "s3a")
 
 @dataclass(frozen=True, kw_only=True)
 class SourceConfig:
-    """A dataset: files, by path or URL, or one that the `datasets` library opens."""
+    """A dataset: files at a path or URL, or a dataset that the `datasets` library opens."""
 
     dataset_path: Annotated[str | None, Flag(metavar="PATH", needed="required, or --dataset_name")] = None
     """ARC tasks, conversations, token ids or texts: a file, a folder of files or a pattern such as
     'data/*.jsonl'. A local path, or a URL such as gs://bucket/tasks.jsonl."""
 
     dataset_format: Annotated[DatasetFormat, Flag("input")] = "auto"
-    """The shape of the files. auto finds it out from the content."""
+    """The format of the files. auto detects it from the content."""
 
     dataset_name: Annotated[str | None, Flag("input", "DATASET")] = None
-    """Instead of --dataset_path: a dataset of the Hugging Face Hub, which is streamed, or a local
+    """Instead of --dataset_path: a dataset on the Hugging Face Hub, which is streamed, or a local
     folder that the datasets library opens."""
 
     dataset_config: Annotated[str | None, Flag("input", "NAME")] = None
@@ -36,14 +36,14 @@ class SourceConfig:
     """Which split of --dataset_name."""
 
     column_name: Annotated[str | None, Flag("input", "COLUMN", "the whole row")] = None
-    """The column of each row that holds the text, the messages, the token ids or the task."""
+    """The column of each row with the text, the messages, the token ids or the task."""
 
     anonymous: Annotated[bool, Flag("input")] = False
-    """Read gs:// or s3:// without credentials, as public buckets allow."""
+    """Read gs:// or s3:// without credentials, which public buckets allow."""
 
     billing_project: Annotated[str | None, Flag("input", "PROJECT")] = None
-    """Who pays for reading gs:// or s3:// where the requester has to: a project of Google Cloud. At
-    s3:// it is the account of your credentials, whatever you name here."""
+    """The Google Cloud project that pays for reading a requester-pays bucket at gs:// or s3://. At
+    s3:// the account of your credentials pays, whatever you name here."""
 
     def __post_init__(self) -> None:
         """Refuse values that contradict each other; raises UsageError."""
@@ -51,13 +51,13 @@ class SourceConfig:
         require(self.dataset_path is None or not by_name, "give one of --dataset_path and --dataset_name")
         require(
             not by_name or self.dataset_format == "auto",
-            "--dataset_format is the shape of files; with --dataset_name give --column_name",
+            "--dataset_format describes files; with --dataset_name give --column_name",
         )
         for name, default in (("dataset_config", None), ("dataset_split", "train")):
-            require(by_name or getattr(self, name) == default, f"--{name} belongs to --dataset_name")
+            require(by_name or getattr(self, name) == default, f"--{name} needs --dataset_name")
         require(
             self.column_name is None or self.dataset_format in _WITH_COLUMNS,
-            f"--column_name is for rows, and --dataset_format {self.dataset_format} has none; leave one of them out",
+            f"--column_name needs rows, and --dataset_format {self.dataset_format} has none; leave one of them out",
         )
         self._require_bucket()
 
@@ -65,7 +65,7 @@ class SourceConfig:
         flag = "--anonymous" if self.anonymous else f"--billing_project {self.billing_project}"
         if self.anonymous or self.billing_project is not None:
             scheme = (self.dataset_path or "").partition("://")[0]
-            require(scheme in _BUCKETS, f"{flag}: is for a --dataset_path at gs:// or s3://")
+            require(scheme in _BUCKETS, f"{flag}: needs a --dataset_path at gs:// or s3://")
         require(
             not self.anonymous or self.billing_project is None,
             "give one of --anonymous and --billing_project: nobody can bill a reader without credentials",
@@ -73,5 +73,5 @@ class SourceConfig:
 
     @property
     def dataset(self) -> str | None:
-        """What the user calls the dataset; None where none is given."""
+        """The path or name that the user gave; None if neither is given."""
         return self.dataset_path if self.dataset_path is not None else self.dataset_name

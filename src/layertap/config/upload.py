@@ -13,10 +13,10 @@ _GCS_PREFIX = "activations"
 
 @dataclass(frozen=True)
 class UploadConfig:
-    """Where shards are copied to while the run goes on, and how."""
+    """Where and how to copy shards while the run continues."""
 
     upload_to_gcs: Annotated[bool, Flag("cloud")] = False
-    """Copy the output to --gcs_bucket while the run goes on. --gcs_bucket alone does so too."""
+    """Copy the output to --gcs_bucket while the run continues. Implied by --gcs_bucket."""
 
     gcs_bucket: Annotated[str | None, Flag("cloud", "BUCKET")] = None
     """The name of a Google Cloud Storage bucket. The output goes to
@@ -34,11 +34,11 @@ class UploadConfig:
     is enough."""
 
     uploads_at_once: Annotated[int, Flag("cloud", "FILES")] = 4
-    """How many files to upload at the same time. The run waits while more shards than this are not
-    uploaded yet."""
+    """How many files to upload at the same time. The run waits while more shards than this are
+    waiting for their upload."""
 
     upload_retry_seconds: Annotated[float, Flag("cloud", "SECONDS")] = 300.0
-    """How long to try a failed request again before the run stops."""
+    """How long to retry a failed request before the run stops."""
 
     def __post_init__(self) -> None:
         """Refuse values that contradict each other; raises UsageError."""
@@ -52,7 +52,7 @@ class UploadConfig:
             bucket is None or (bucket != "" and "/" not in bucket),
             f"--gcs_bucket {bucket}: give the bucket's name alone, without gs://, and the folder as --gcs_prefix",
         )
-        require("://" not in self.gcs_prefix, f"--gcs_prefix {self.gcs_prefix}: give a folder in the bucket, no URL")
+        require("://" not in self.gcs_prefix, f"--gcs_prefix {self.gcs_prefix}: is a URL; give a folder in the bucket")
         require(
             bucket is None or self.upload_to is None, "--upload_to and --gcs_bucket name two places; give one of them"
         )
@@ -68,7 +68,7 @@ class UploadConfig:
         )
 
     def url(self, worker: int | str) -> str | None:
-        """Where the output of this worker, or of one of its hosts, is copied to; None: nowhere."""
+        """Return where to copy the output of this worker or host; None for nowhere."""
         if self.gcs_bucket is not None:
             parts = ("gs:/", self.gcs_bucket, self.gcs_prefix.strip("/"), f"tpu_{worker}")
             return "/".join(part for part in parts if part)
@@ -86,10 +86,10 @@ class StatsConfig:
     """Print them as JSON, with the mean and standard deviation of each channel."""
 
     norms: Literal["auto", "all", "none"] = "auto"
-    """Which norms to read, for the shares of sinks and of the prefix: those of safetensors, 4 bytes
-    for each token, layer and site (auto); those of pickles too, which are read whole (all);
-    none."""
+    """Which norms to read, to show the shares of sinks and of the prefix. auto: those of
+    safetensors, 4 bytes per token, layer and site. all: those of pickles too, which are read whole.
+    none: no norms."""
 
     def __post_init__(self) -> None:
-        """Refuse no folder at all; raises UsageError."""
+        """Refuse an empty list; raises UsageError."""
         require(len(self.paths) > 0, "give at least one output folder")
