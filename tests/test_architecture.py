@@ -24,7 +24,7 @@ _MAY_KNOW = {
     "shards": {"config", "objects"},
     "check": {"prompts", "shards", "objects"},
     "reader": {"prompts", "shards", "objects"},
-    "sae": set(),
+    "sae": {"reader", "pipeline", "objects", "shards"},
     "view": {"config", "prompts", "shards", "objects", "reader", "sae"},
     "export": {"config", "reader", "shards", "objects"},
     "pipeline": {"config", "process", "dataset", "prompts", "model", "shards", "objects"},
@@ -40,7 +40,7 @@ _MAY_KNOW = {
     "api": {"config", "dataset", "prompts", "model", "pipeline", "shards", "reader"},
     "__init__": {"reader", "api"},
 }
-_MAY_KNOW_JAX = {"model", "pipeline", "plan", "api"}
+_MAY_KNOW_JAX = {"model", "pipeline", "plan", "api", "sae"}
 _HANDS_OVER = {"reader/handover.py", "export/adapters.py"}
 """Make arrays of JAX and torch for who asks for them, and import these when asked."""
 

@@ -22,7 +22,7 @@ from layertap.core.taps import Tap
 Kind = Literal["standard", "topk", "jumprelu", "gated"]
 Normalised = Literal["none", "constant_norm_rescale", "layer_norm"]
 
-_EPSILON = 1e-5
+EPSILON = 1e-5
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +75,7 @@ def _normalise(x: np.ndarray, how: Normalised) -> np.ndarray:
         return x * (np.float32(x.shape[-1] ** 0.5) / np.linalg.norm(x, axis=-1, keepdims=True))
     if how == "layer_norm":
         centred = x - x.mean(axis=-1, keepdims=True)
-        return centred / (centred.std(axis=-1, keepdims=True, ddof=1) + np.float32(_EPSILON))
+        return centred / (centred.std(axis=-1, keepdims=True, ddof=1) + np.float32(EPSILON))
     return x
 
 

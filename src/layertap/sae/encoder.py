@@ -1,0 +1,110 @@
+"""An autoencoder's encoder in JAX, and what a step of tokens says of its features.
+
+It computes what `Autoencoder.encode` does, in float32 at the highest precision of the device: a GPU
+or a TPU would round the products of floats to fewer bits, and a feature near its threshold would
+fire or not. The counts of a step are products of zeros and ones, exact in float32 up to 2^24
+tokens, which no step has.
+
+A program is compiled for each number of rows. Steps are padded to a few of these, and a padded row
+counts nowhere: `weights` is zero there.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from layertap.sae.autoencoder import EPSILON, Autoencoder
+
+_SUMMED = 64
+"""Rows whose float32 values are summed one after the other."""
+
+
+class StepFound(NamedTuple):
+    """Of one step, on the device."""
+
+    features: jax.Array
+    """float32 [tokens, features]; zero in padded rows."""
+    sums: jax.Array
+    """float32 [features]"""
+    active: jax.Array
+    """float32 [labels, features]: at how many tokens with each label each fires; whole numbers."""
+
+
+def make_step(
+    autoencoder: Autoencoder, groups: Sequence[int]
+) -> Callable[[np.ndarray, np.ndarray, np.ndarray], StepFound]:
+    """What counts a step: activations [tokens, width], answers int8 [groups, tokens], and float32
+    [tokens] of ones, with zeros for padding; tokens are a multiple of 64.
+
+    `groups` says how many answers each group has; labels are all of these side by side, and behind
+    them one that every token has.
+    """
+    weights = {name: jnp.asarray(array) for name, array in autoencoder.weights.items()}
+    encode = partial(_encode, autoencoder)
+
+    @jax.jit
+    def step(
+        weights: Mapping[str, jax.Array], activations: jax.Array, answers: jax.Array, real: jax.Array
+    ) -> StepFound:
+        features = jnp.where(real[:, None] > 0, encode(weights, activations.astype(jnp.float32)), 0.0)
+        sums = features.reshape(-1, _SUMMED, features.shape[1]).sum(axis=1).sum(axis=0)
+        asked = (jax.nn.one_hot(own, count, axis=0) for own, count in zip(answers, groups, strict=True))
+        labels = jnp.concatenate([*asked, jnp.ones((1, len(real)))]) * real[None, :]
+        return StepFound(features, sums, _product(labels, (features > 0).astype(jnp.float32)))
+
+    return lambda activations, answers, real: step(weights, activations, answers, real)
+
+
+def make_encoder(autoencoder: Autoencoder) -> Callable[[np.ndarray], jax.Array]:
+    """The encoder alone: float32 [tokens, features] for [tokens, width]."""
+    weights = {name: jnp.asarray(array) for name, array in autoencoder.weights.items()}
+
+    @jax.jit
+    def encode(weights: Mapping[str, jax.Array], activations: jax.Array) -> jax.Array:
+        return _encode(autoencoder, weights, activations.astype(jnp.float32))
+
+    return lambda activations: encode(weights, activations)
+
+
+def _encode(autoencoder: Autoencoder, weights: Mapping[str, jax.Array], x: jax.Array) -> jax.Array:
+    x = _normalise(x, autoencoder.normalised)
+    if autoencoder.subtracts_b_dec:
+        x = x - weights["b_dec"][None]
+    before = _product(x, weights["W_enc"])
+    if autoencoder.kind == "gated":
+        opened = before + weights["b_gate"][None] > 0
+        sizes = _product(x, weights["W_enc"] * jnp.exp(weights["r_mag"])[None]) + weights["b_mag"][None]
+        return jnp.where(opened, jnp.maximum(sizes, 0.0), 0.0)
+    before = before + weights["b_enc"][None]
+    if autoencoder.by_decoder_norm:
+        before = before * jnp.linalg.norm(weights["W_dec"], axis=1)[None]
+    found = jnp.maximum(before, 0.0)
+    if autoencoder.kind == "topk":
+        return _keep_largest(found, min(autoencoder.k, autoencoder.features))
+    if autoencoder.kind == "jumprelu":
+        return jnp.where(before > weights["threshold"][None], found, 0.0)
+    return found
+
+
+def _normalise(x: jax.Array, how: str) -> jax.Array:
+    if how == "constant_norm_rescale":
+        return x * (x.shape[-1] ** 0.5 / jnp.linalg.norm(x, axis=-1, keepdims=True))
+    if how == "layer_norm":
+        centred = x - x.mean(axis=-1, keepdims=True)
+        return centred / (centred.std(axis=-1, keepdims=True, ddof=1) + EPSILON)
+    return x
+
+
+def _keep_largest(features: jax.Array, k: int) -> jax.Array:
+    """The k largest of each row; zeros in place of the others."""
+    values, places = lax.top_k(features, k)
+    return jnp.put_along_axis(jnp.zeros_like(features), places, values, axis=1, inplace=False)
+
+
+def _product(a: jax.Array, b: jax.Array) -> jax.Array:
+    return jnp.matmul(a, b, precision=lax.Precision.HIGHEST)
