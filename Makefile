@@ -13,7 +13,7 @@ MERMAID := 12.3.0
 BIN := $(TESTS)/bin
 PIP := -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: bench demo test test-slow proof soak mutants contract browser docs diagrams check lint format clean
+.PHONY: bench demo test test-slow proof soak mutants contract browser docs diagrams reference check lint format clean
 
 demo: $(VENV)/.installed
 	$(VENV)/bin/layertap demo
@@ -52,6 +52,10 @@ docs: $(DOCS)/.installed
 		README.md CHANGELOG.md CONTRIBUTING.md docs src examples benchmarks scripts
 	$(DOCS)/bin/sphinx-build -q -n -E -W --keep-going -c docs/site -d build/doctrees -b html . build/docs
 	@echo "open build/docs/index.html"
+
+# Writes docs/commands.md and docs/api.md, which are made of the code.
+reference: $(TESTS)/.installed
+	$(BIN)/python docs/site/reference.py
 
 # Draws the Mermaid blocks that changed (docs/site/diagrams.py). It takes npm, to fetch Mermaid, and Chromium.
 diagrams: $(BROWSER)/.installed build/mermaid-$(MERMAID)/package/dist/mermaid.min.js

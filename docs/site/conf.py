@@ -32,6 +32,7 @@ include_patterns = ["*.md", "docs/**.md", "examples/README.md", "benchmarks/RESU
 exclude_patterns = [".*", "build", "dist", "src", "tests", "layertap-demo", "**/__pycache__"]
 myst_heading_anchors = 4  # a link may name any heading, as on a code host
 nitpicky = True
+smartquotes = False  # it would make a dash of the two hyphens of a flag
 highlight_language = "none"  # blocks without a language are commands and their output
 
 html_theme = "furo"  # its fonts are those of the reader's system: a page fetches nothing

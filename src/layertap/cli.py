@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given in (["--version"], ["-V"]):
         return guarded(_print_version)
-    return _choose(_COMMANDS, given, "layertap")
+    return _choose(COMMANDS, given, "layertap")
 
 
 def extract_main() -> int:
@@ -58,17 +58,17 @@ def streams_main() -> int:
     return _run_script("streams", "create_dataset_streams.py")
 
 
-def _choose(offered: "Mapping[str, _Command | _Group]", given: list[str], prog: str) -> int:
+def _choose(offered: "Mapping[str, Command | Group]", given: list[str], prog: str) -> int:
     """Run the command that the first word names, or list the commands."""
     command = offered.get(given[0]) if given else None
-    if isinstance(command, _Group):
+    if isinstance(command, Group):
         return _choose(command.commands, given[1:], f"{prog} {given[0]}")
     if command is not None:
         return _run_command(command, given[1:], f"{prog} {given[0]}")
     return guarded(lambda: _explain(offered, given, prog))
 
 
-def _explain(offered: "Mapping[str, _Command | _Group]", given: list[str], prog: str) -> int:
+def _explain(offered: "Mapping[str, Command | Group]", given: list[str], prog: str) -> int:
     asked = bool(given) and given[0] in ("-h", "--help")
     if given and not asked:
         print(f"error: {prog} has no command {given[0]!r}", file=sys.stderr)
@@ -82,19 +82,19 @@ def _print_version() -> int:
 
 
 def _run_script(name: str, script: str) -> int:
-    command = _COMMANDS[name]
-    assert isinstance(command, _Command)
+    command = COMMANDS[name]
+    assert isinstance(command, Command)
     return _run_command(command, sys.argv[1:], f"python {script}")
 
 
-def _run_command(command: "_Command", words: Sequence[str], prog: str) -> int:
+def _run_command(command: "Command", words: Sequence[str], prog: str) -> int:
     """Read the flags, run the command, and turn errors into a message and an exit status."""
     example = f"{prog} {command.example}"
     return guarded(lambda: command.run(parse(command.config, words, prog=prog, example=example)))
 
 
 @dataclass(frozen=True)
-class _Command:
+class Command:
     config: type
     run: Callable[[Any], int]
     summary: str
@@ -102,8 +102,8 @@ class _Command:
 
 
 @dataclass(frozen=True)
-class _Group:
-    commands: Mapping[str, _Command]
+class Group:
+    commands: Mapping[str, Command]
     summary: str
 
 
@@ -111,34 +111,34 @@ _ZONES = "--zones us-central1-a,us-central1-b"
 _DATASET = "gs://my-bucket/dataset"
 
 _TPU_COMMANDS = {
-    "create": _Command(
+    "create": Command(
         CreateConfig,
         commands.tpu("create"),
         "create the missing workers; with --watch, keep them running",
         "--zones us-central1-a --workers_per_zone 4 --dry_run",
     ),
-    "status": _Command(StatusConfig, commands.tpu("status"), "count the workers in each zone", _ZONES),
-    "recreate-preempted": _Command(
+    "status": Command(StatusConfig, commands.tpu("status"), "count the workers in each zone", _ZONES),
+    "recreate-preempted": Command(
         RecreateConfig, commands.tpu("recreate"), "replace lost workers with new ones of the same kind", _ZONES
     ),
-    "delete": _Command(DeleteConfig, commands.tpu("delete"), "delete the fleet, after you confirm", "--dry_run"),
-    "list": _Command(ListConfig, commands.tpu("list_members"), "list every TPU of the fleet", "--name_prefix tpu"),
+    "delete": Command(DeleteConfig, commands.tpu("delete"), "delete the fleet, after you confirm", "--dry_run"),
+    "list": Command(ListConfig, commands.tpu("list_members"), "list every TPU of the fleet", "--name_prefix tpu"),
 }
 
 _SHARDS_COMMANDS = {
-    "create": _Command(
+    "create": Command(
         CreateShardsConfig,
         commands.fleet("create"),
         "split a dataset into shards that workers claim",
         "--dataset_path t.jsonl --output dataset --num_shards 8",
     ),
-    "status": _Command(
+    "status": Command(
         ShardsStatusConfig,
         commands.fleet("status"),
         "show which shards are done, what each worker does, how fast, and the time left",
         f"{_DATASET} --watch",
     ),
-    "reset": _Command(
+    "reset": Command(
         ResetShardsConfig,
         commands.fleet("reset_shards"),
         "free shards, so that workers extract them again",
@@ -146,60 +146,60 @@ _SHARDS_COMMANDS = {
     ),
 }
 
-_COMMANDS: Mapping[str, _Command | _Group] = {
-    "extract": _Command(
+COMMANDS: Mapping[str, Command | Group] = {
+    "extract": Command(
         ExtractConfig,
         commands.extract,
         "extract activations from a dataset; resumes where it stopped",
         "--dataset_path tasks.jsonl --layers_to_extract 6,12",
     ),
-    "streams": _Command(
+    "streams": Command(
         StreamsConfig,
         commands.streams,
         "split a dataset into one JSONL file for each worker",
         "--dataset_path tasks.jsonl --num_streams 8",
     ),
-    "fleet": _Group({"status": _SHARDS_COMMANDS["status"]}, "show what the workers do (the same as shards status)"),
-    "shards": _Group(_SHARDS_COMMANDS, "create and manage a sharded dataset for many workers"),
-    "verify": _Command(VerifyConfig, commands.verify, "read output back and check every byte", "./activations"),
-    "inspect": _Command(
+    "fleet": Group({"status": _SHARDS_COMMANDS["status"]}, "show what the workers do (the same as shards status)"),
+    "shards": Group(_SHARDS_COMMANDS, "create and manage a sharded dataset for many workers"),
+    "verify": Command(VerifyConfig, commands.verify, "read output back and check every byte", "./activations"),
+    "inspect": Command(
         InspectConfig,
         commands.inspect,
         "show the samples, text and norms of a shard, or one sample token by token",
         "./activations --sample 7 --layer 12",
     ),
-    "view": _Command(
+    "view": Command(
         ViewConfig,
         commands.view,
         "write a web page that shows a run, its samples and its grids",
         "./activations --out page.html",
     ),
-    "stats": _Command(
+    "stats": Command(
         StatsConfig,
         commands.stats,
         "print norms, mean and standard deviation for each layer and site",
         "./activations",
     ),
-    "export": _Command(
+    "export": Command(
         ExportConfig,
         commands.export,
         "copy activations into the format of another trainer; resumes where it stopped",
         "./activations ./for_saelens --to saelens --layers 12",
     ),
-    "compare": _Command(
+    "compare": Command(
         CompareConfig,
         commands.compare,
         "compare another tool's activations with ours in float32, and say what they are",
         "dump.safetensors --model_path Qwen/Qwen2.5-0.5B",
     ),
-    "plan": _Command(
+    "plan": Command(
         PlanConfig,
         commands.plan,
         "estimate what a run needs: bytes, memory, time and cost",
         "--tokens 1000000 --model 7b --accelerator v5litepod-8",
     ),
-    "tpu": _Group(_TPU_COMMANDS, "create, watch and delete fleets of TPUs on Google Cloud"),
-    "demo": _Command(
+    "tpu": Group(_TPU_COMMANDS, "create, watch and delete fleets of TPUs on Google Cloud"),
+    "demo": Command(
         DemoConfig,
         commands.demo,
         "create a tiny model and tasks, extract activations, and verify them",
@@ -208,7 +208,7 @@ _COMMANDS: Mapping[str, _Command | _Group] = {
 }
 
 
-def _usage(offered: Mapping[str, _Command | _Group], prog: str) -> str:
+def _usage(offered: Mapping[str, Command | Group], prog: str) -> str:
     width = max(map(len, offered)) + 2
     lines = [f"  {name:<{width}}{command.summary}" for name, command in offered.items()]
     hint = f"{prog} COMMAND --help lists the flags of a command."

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import commands
 import pytest
 
-from layertap.cli import _COMMANDS, _Command, main
+from layertap.cli import COMMANDS, Command, main
 from layertap.config.arguments import LAYERS, Flag, all_fields, parse
 from layertap.config.extract import ExtractConfig
 from layertap.core.taps import parse_layers
@@ -109,9 +109,9 @@ def test_what_is_no_number_is_refused_in_a_sentence(words: list[str], said: str)
     assert str(refused.value) == said
 
 
-def all_commands(offered: Any = _COMMANDS, before: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], _Command]]:
+def all_commands(offered: Any = COMMANDS, before: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Command]]:
     for name, command in offered.items():
-        if isinstance(command, _Command):
+        if isinstance(command, Command):
             yield (*before, name), command
         else:
             yield from all_commands(command.commands, (*before, name))
@@ -122,7 +122,7 @@ COMMANDS = [pytest.param(words, command, id="-".join(words)) for words, command 
 
 @pytest.mark.parametrize(("words", "command"), COMMANDS)
 def test_every_page_is_clean(
-    words: tuple[str, ...], command: _Command, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    words: tuple[str, ...], command: Command, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     with pytest.raises(SystemExit):
@@ -139,7 +139,7 @@ def test_every_page_is_clean(
 
 
 @pytest.mark.parametrize(("words", "command"), COMMANDS)
-def test_every_example_is_understood(words: tuple[str, ...], command: _Command) -> None:
+def test_every_example_is_understood(words: tuple[str, ...], command: Command) -> None:
     assert parse(command.config, command.example.split(), prog=" ".join(words))
 
 
