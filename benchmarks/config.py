@@ -5,8 +5,10 @@ from typing import Literal
 
 Dtype = Literal["bfloat16", "float32"]
 Device = Literal["cpu", "gpu"]
-Contender = Literal["padded", "best", "layertap", "forward", "ceiling", "stages", "formats", "stream", "saelens"]
-Measure = Literal["compare", "depth", "sites", "stages", "formats", "memory", "output", "start", "stream"]
+Contender = Literal[
+    "padded", "best", "layertap", "forward", "ceiling", "stages", "formats", "encode", "stream", "saelens"
+]
+Measure = Literal["compare", "depth", "sites", "stages", "formats", "encode", "memory", "output", "start", "stream"]
 
 _BASELINE_BATCHES = 4
 
@@ -18,10 +20,11 @@ class _Settings:
     measure: Measure = "compare"
     """compare: with transformers, and with the machine's ceiling. depth: half of the layers against
     all. sites: three sites against one. stages: the whole run against forward and writing alone.
-    formats: how fast shards are written. memory: the peak for the tasks and for four times as many.
-    output: the whole run as pickle against safetensors. start: a first start against a second
-    one. stream: batches from a running model against SAELens' own and against a run to disk; give
-    one of --layers."""
+    formats: how fast shards are written. encode: what encoding costs, on one core and on two, and
+    what the whole pipeline writes where the device costs nothing. memory: the peak for the tasks
+    and for four times as many. output: the whole run as pickle against safetensors. start: a first
+    start against a second one. stream: batches from a running model against SAELens' own and
+    against a run to disk; give one of --layers."""
 
     device: Device = "cpu"
     """Where everything computes; gpu: one NVIDIA card, the first of CUDA_VISIBLE_DEVICES, for torch
@@ -100,3 +103,9 @@ class ContenderConfig(_Settings):
 
     dtype: Dtype = "bfloat16"
     """Compute dtype of this run."""
+
+    storage_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """What `encode` stores."""
+
+    cores: int | None = None
+    """How many cores `encode` may use; None: those of the process."""

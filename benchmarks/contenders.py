@@ -13,6 +13,7 @@ cache does not hold yet, so take three turns or more and let the median leave it
     stages   Layertap's run without writing, and then the writing of the same shards alone
     stream   batches from a stream, into a trainer that does nothing: `trainers`
     saelens  the same from SAELens' own store
+    encode   what encoding costs, and the whole pipeline with a simulated device: `encoding`
     formats  MB of float32 activations a second, for each format and the standard library's gzip
 """
 
@@ -29,6 +30,7 @@ from benchmarks.baselines import best, padded
 from benchmarks.ceiling import ceiling
 from benchmarks.config import Contender, ContenderConfig
 from benchmarks.device import Library, check
+from benchmarks.encoding import encoding
 from benchmarks.trainers import saelens, stream
 from benchmarks.workload import Figures, extraction, run_figures
 from benchmarks.writing import formats, forward, stages
@@ -66,6 +68,7 @@ CONTENDERS: Mapping[Contender, tuple[Callable[[ContenderConfig], Figures], tuple
     "ceiling": (ceiling, ("torch", "jax")),
     "stages": (stages, ("jax",)),
     "formats": (formats, ()),
+    "encode": (encoding, ("jax",)),
     "stream": (stream, ("jax", "torch")),
     "saelens": (saelens, ("torch",)),
 }

@@ -9,6 +9,7 @@ from dataclasses import replace
 from os import environ
 
 from benchmarks.config import ContenderConfig
+from benchmarks.encode_table import encode
 from benchmarks.workload import Figures, extraction, model_folder
 from layertap.model.families import read_config
 
@@ -187,6 +188,7 @@ MEASURES: Mapping[str, Callable[[ContenderConfig, Run], str]] = {
     "sites": sites,
     "stages": stages,
     "formats": formats,
+    "encode": encode,
     "memory": memory,
     "output": output,
     "start": start,

@@ -9,7 +9,7 @@ import commands
 import pytest
 from fakes.gcs import FakeGcs
 
-from benchmarks import measures
+from benchmarks import encode_table, measures
 from benchmarks.config import ContenderConfig
 from benchmarks.workload import Figures
 
@@ -36,12 +36,26 @@ def test_memory_is_measured_for_four_times_as_many_tasks_and_held_to_its_bound(
     assert float(allowed[1]) == pytest.approx(weights + 3 * 2 + 1073.7, abs=1)
 
 
+def test_what_a_second_core_brings_is_the_median_of_the_turns() -> None:
+    def run(seconds: float) -> Figures:
+        figures = dict.fromkeys(("encoded_bytes", "run_bytes"), 4e9) | {"values": 1e9}
+        figures |= dict.fromkeys(("encode_seconds", "encode_processor", "run_seconds"), seconds)
+        return figures | dict.fromkeys(encode_table.PARTS, 0.5) | {"waited_input": 1.0, "waited_writing": seconds / 2}
+
+    kind = ("safetensors", "bfloat16")
+    turns = [{(kind, 1): run(one), (kind, 2): run(two)} for one, two in ((8, 4), (8, 5), (10, 8))]
+    row = encode_table.table(turns, [1, 2]).splitlines()[-1]
+    ratio, parts = "1.60 (1.25 to 2.00)", " | ".join(["0.50"] * 5)
+    speeds = "500 | 800"
+    assert row == f"| safetensors bfloat16 | 500 | {speeds} | {ratio} | {speeds} | {ratio} | {parts} | writing 50% |"
+
+
 # One in `make test-slow`, every one in `make proof`.
 MEASURES = [
     pytest.param("stages", marks=pytest.mark.slow),
     *(
         pytest.param(measure, marks=pytest.mark.proof)
-        for measure in ("depth", "sites", "formats", "memory", "output", "start")
+        for measure in ("depth", "sites", "formats", "encode", "memory", "output", "start")
     ),
 ]
 
