@@ -37,8 +37,8 @@ from layertap.objects import open_store
 from layertap.objects.base import OWNED
 from layertap.objects.files import crc32c_of
 from layertap.shards.encode import EncodedShard, ShardFormat, encode, round_activation
+from layertap.shards.measuring import measure_in_float32
 from layertap.shards.pickles import igzip
-from layertap.shards.statistics import measure
 
 LAYERS = tuple(range(8))
 _TOKENS = 8192
@@ -112,7 +112,7 @@ def _parts(
     raw = b"".join(chunk for content in plain.contents.values() for chunk in content.chunks()) if form.compress else b""
     store = open_store(str(folder / "parts"))
     return {
-        "statistics": lambda: [measure(values, number) for values, number in stored],
+        "statistics": lambda: [measure_in_float32(values, number) for values, number in stored],
         "conversion": lambda: [values.astype(form.dtype, copy=False) for values in given],
         "compression": lambda: igzip.compress(raw, 2) if form.compress and igzip is not None else None,
         "crc": lambda: [crc32c_of(content.chunks()) for content in shard.contents.values()],

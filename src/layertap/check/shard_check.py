@@ -41,7 +41,8 @@ _BY_LABELS = frozenset(NAMES) - {ALL, NO_PREFIX}
 _ROUNDING = 1e-9
 """How far, relative to their size, sums may differ that another processor made in another order."""
 _FLOAT32_ROUNDING = 1e-6
-"""The same for norms, which are stored as float32."""
+"""The same for norms, which are stored as float32, and for statistics, which encoding takes in
+float32 (shards/measuring.py)."""
 
 
 class ShardCheck:
@@ -275,11 +276,11 @@ def _wrong_statistics(stored: TapStatistics, measured: TapStatistics, norms_of: 
     sizes = {"mean": scale, "m2": measured.count * scale**2, "mean_norm": scale, "mean_square_norm": scale**2}
     for name, size in {"count": 0.0, **sizes, "max_norm": measured.max_norm}.items():
         there, here = getattr(stored, name), getattr(measured, name)
-        if not np.allclose(there, here, rtol=_ROUNDING, atol=_ROUNDING * size):
+        if not np.allclose(there, here, rtol=_FLOAT32_ROUNDING, atol=_FLOAT32_ROUNDING * size):
             return f"{name} is not that of the activations"
     positions, norms = norms_of.get(stored.max_sample_idx, (np.empty(0), np.empty(0)))
     place = norms[positions == stored.max_position]
-    if not np.allclose(place, stored.max_norm, rtol=_ROUNDING) or place.size != min(measured.count, 1):
+    if not np.allclose(place, stored.max_norm, rtol=_FLOAT32_ROUNDING) or place.size != min(measured.count, 1):
         return f"the largest norm is not at token {stored.max_position} of sample {stored.max_sample_idx}"
     return None
 

@@ -24,9 +24,10 @@ from layertap.core.taps import Site, Tap
 from layertap.errors import StorageError
 from layertap.objects.content import MemoryContent
 from layertap.shards.manifest import ShardEntry, StoredFile, index_ranges
+from layertap.shards.measuring import measure_in_float32
 from layertap.shards.pickles import write_pickle
 from layertap.shards.safetensors import write_safetensors
-from layertap.shards.statistics import TapStatistics, measure, merge_all
+from layertap.shards.statistics import TapStatistics, merge_all
 from layertap.shards.statistics_files import KIND, write_statistics
 from layertap.shards.tensors import Sink
 
@@ -137,7 +138,7 @@ def measure_sample(sample: Sample, tap: Tap, form: ShardFormat) -> tuple[Activat
     that is not to be kept.
     """
     rounded = round_activation(sample, tap, form.dtype)
-    statistics, norms = measure(rounded, sample.sample_idx)
+    statistics, norms = measure_in_float32(rounded, sample.sample_idx)
     require_finite(sample, tap, norms, form)
     if statistics.count:
         positions = sample.columns["positions"]
