@@ -119,3 +119,62 @@ def test_what_cannot_be_read_rightly_is_refused(tmp_path: Path) -> None:
     broken = save(tmp_path / "broken", "standard")
     (broken / "sae_weights.safetensors").write_bytes(b"no")
     refused(broken, "cannot be read as safetensors")
+
+
+def save_dictionary(folder: Path, dict_class: str, tensors: dict[str, np.ndarray], **trainer: Any) -> Path:
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(json.dumps({"trainer": {"dict_class": dict_class} | trainer}))
+    save_file({name: np.ascontiguousarray(array) for name, array in tensors.items()}, folder / "ae.safetensors")
+    return folder
+
+
+def linear(w: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The names and shapes of dictionary_learning, with modules of torch."""
+    return {
+        "encoder.weight": w["W_enc"].T,
+        "encoder.bias": w["b_enc"],
+        "decoder.weight": w["W_dec"].T,
+        "b_dec": w["b_dec"],
+        "threshold": np.array(0.7, np.float32),
+    }
+
+
+def test_folders_of_dictionary_learning_are_read(tmp_path: Path) -> None:
+    """That features are those of the package itself is in tests/contract."""
+    w = weights("standard")
+    before = (X - w["b_dec"]) @ w["W_enc"] + w["b_enc"]
+    batch = load_autoencoder(save_dictionary(tmp_path / "batch", "BatchTopKSAE", linear(w), k=4))
+    expected = np.where(before > np.float32(0.7), before, 0)
+    np.testing.assert_allclose(batch.encode(X), expected, rtol=1e-4, atol=1e-4)
+    topk = load_autoencoder(save_dictionary(tmp_path / "topk", "AutoEncoderTopK", linear(w), k=4))
+    assert (topk.encode(X) > 0).sum(axis=1).max() == 4
+
+
+@pytest.mark.parametrize(
+    ("submodule", "tap"),
+    [("resid_post_layer_7", Tap(7, "residual")), ("model.layers.7.mlp", Tap(7, "mlp")), ("own", None), (None, None)],
+)
+def test_the_tap_of_dictionary_learning_is_read_where_it_is_known(
+    submodule: str | None, tap: Tap | None, tmp_path: Path
+) -> None:
+    tensors = linear(weights("standard"))
+    folder = save_dictionary(tmp_path / "sae", "AutoEncoderTopK", tensors, k=4, layer=7, submodule_name=submodule)
+    assert load_autoencoder(folder).tap == tap
+
+
+def test_what_of_dictionary_learning_cannot_be_read_rightly_is_refused(tmp_path: Path) -> None:
+    def refused(folder: Path, message: str) -> None:
+        with pytest.raises(UsageError, match=message):
+            load_autoencoder(folder)
+
+    tensors = linear(weights("standard"))
+    refused(save_dictionary(tmp_path / "class", "CrossCoder", tensors), "is 'CrossCoder'; known are AutoEncoder")
+    refused(save_dictionary(tmp_path / "k", "AutoEncoderTopK", tensors), "a topk needs k")
+    refused(save_dictionary(tmp_path / "lacks", "GatedAutoEncoder", tensors), "lacks decoder_bias, gate_bias")
+    wrong = tensors | {"encoder.bias": X[0]}
+    refused(save_dictionary(tmp_path / "shape", "AutoEncoderTopK", wrong, k=4), r"b_enc is \(6,\)")
+    pickled = save_dictionary(tmp_path / "pickle", "AutoEncoderTopK", tensors, k=4)
+    (pickled / "ae.safetensors").rename(pickled / "ae.pt")
+    refused(pickled, "pickle of torch(.|\n)*import torch; from safetensors.torch import save_file\nsave_file")
+    (pickled / "config.json").write_text("[]")
+    refused(pickled, "holds no object")
