@@ -19,11 +19,12 @@ import jax
 import matplotlib
 import numpy as np
 from arc_model import GRID_ENCODER, RULES, SIDE, TEMPLATE, TRAINED, UNTRAINED, make_puzzles
-from train_jax import State, encode, init_state, train
+from train_jax import TOP_K, State, encode, init_state, save_sae, train
 
 import layertap
+from layertap.cli import main as layertap_command
 from layertap.demo.tasks import write_tasks
-from layertap.reader import Normalisation
+from layertap.reader import Normalisation, fold
 
 matplotlib.use("agg")
 from matplotlib import pyplot as plt
@@ -36,7 +37,7 @@ PUZZLES, FEATURES, STEPS, BATCH = (60, 64, 30, 256) if QUICK else (2000, 512, 10
 SHOWN, DRAWN = 24, 8
 SURE = 0.5  # phi from which on a feature counts as being about something
 LEAST = 20  # cells that a feature has to fire on, for a share of them to mean something
-PICTURE = Path("arc_features.png")
+PICTURE, PAGE = Path("arc_features.png"), Path("arc_features.html")
 
 # %% [markdown]
 # ## Activations
@@ -330,6 +331,28 @@ def draw(cells: Cells, meanings: list[Meaning]) -> None:
 
 
 # %% [markdown]
+# ## A page
+#
+# The autoencoder is folded, so that it takes activations as the model has them, and saved as
+# SAELens would save it. `layertap view` reads that, counts all of its features on all cells, and
+# writes a page on which each can be looked at.
+
+
+# %%
+def save_folded(folder: Path, state: State, normalisation: Normalisation) -> None:
+    """Write the autoencoder as it takes the activations of the model."""
+    folded = fold(**state["sae"], inputs=normalisation[LAYER, "residual"])._asdict()
+    save_sae(folder, folded, TOP_K, f"blocks.{LAYER}.hook_resid_post")
+
+
+def write_page(model: Path, sae: Path) -> None:
+    """Show what fires on which cells; as `layertap view` does, which this is."""
+    flags = ["--sae", str(sae), "--out", str(PAGE), "--max_samples", "20"]
+    if failed := layertap_command(["view", f"activations_{model}", *flags]):
+        raise SystemExit(failed)
+
+
+# %% [markdown]
 # ## All of it
 
 
@@ -351,6 +374,8 @@ def main() -> None:
     print_kinds(found)
     draw(cells, surest_of_each(meanings)[:DRAWN])
     print(f"{PICTURE}: where the surest features of the trained model fire")
+    save_folded(Path("sae_trained"), state, normalisation)
+    write_page(TRAINED, Path("sae_trained"))
 
 
 if __name__ == "__main__":

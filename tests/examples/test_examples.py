@@ -19,9 +19,13 @@ import pytest
 import torch
 import transformers
 from commands import ROOT, start
+from pages import Page
 from safetensors.numpy import load_file
 
 import layertap
+from layertap.core.taps import Tap
+from layertap.sae.count import count_features
+from layertap.sae.load import load_autoencoder
 
 FOLDED = "sae/sae_weights.safetensors"
 SCRIPTS = sorted((ROOT / "examples").glob("*.py"))
@@ -125,6 +129,18 @@ def test_arc_features_tells_what_fires_where_in_both_models(arc: tuple[str, Path
     for fires, both, share in rows:
         assert int(share) == pytest.approx(100 * int(both.replace(",", "")) / int(fires.replace(",", "")), abs=0.51)
     assert (folder / "arc_features.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_arc_features_ends_in_its_page(arc: tuple[str, Path]) -> None:
+    output, folder = arc
+    assert "arc_features.html: 20 samples of activations_trained" in output
+    assert "64 features, 40 of them drawn in full" in output
+    page = Page(folder / "arc_features.html")
+    autoencoder = load_autoencoder(folder / "sae_trained")
+    table = count_features(layertap.ActivationDataset(folder / "activations_trained"), autoencoder, Tap(2, "residual"))
+    listed = page.listed(0)
+    np.testing.assert_array_equal(listed.counts[:, 0], table.active[listed.numbers[:, 0]])
+    assert {"colour", "row", "grid"} <= {group["name"] for group in listed.header["groups"]}
 
 
 def test_the_model_of_the_puzzles_is_what_transformers_reads(

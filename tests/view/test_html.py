@@ -1,29 +1,21 @@
 """`layertap view`: the page holds the numbers that are stored, and texts that are only text."""
 
-import base64
-import gzip
-import json
 import math
 import re
-import struct
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import outputs
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pages import Page, view
 from runs import finished, out, small_run
-from safetensors.numpy import save_file
 
 import layertap
-from layertap.cli import main
 from layertap.core.taps import Tap
-from layertap.sae.load import load_autoencoder
 from layertap.view.html.codes import INFINITY, MINUS_INFINITY, NAN, decode, encode
 
-WEIGHTS = "sae_weights.safetensors"
 FLOATS = st.floats(allow_nan=False, allow_infinity=False, width=32)
 
 
@@ -54,33 +46,6 @@ def test_what_is_no_number_is_kept() -> None:
     shown = decode(found)
     assert np.isnan(shown[0])
     assert shown[1:].tolist() == [np.inf, -np.inf, 0.0, 0.0]
-
-
-class Page:
-    """A page as its program unpacks it."""
-
-    def __init__(self, path: Path) -> None:
-        self.text = path.read_text(encoding="utf-8")
-        self.run = self._json("run")
-        self.samples = self._json("samples")
-
-    def _json(self, name: str) -> Any:
-        found = re.search(rf'<script type="application/json" id="{name}">(.*?)</script>', self.text, re.DOTALL)
-        assert found is not None
-        return json.loads(found[1])
-
-    def unpack(self, number: int) -> tuple[dict[str, Any], np.ndarray]:
-        found = re.search(rf'id="sample-{number}">([^<]*)<', self.text)
-        assert found is not None
-        content = gzip.decompress(base64.b64decode(found[1]))
-        (length,) = struct.unpack("<I", content[:4])
-        header = json.loads(content[4 : 4 + length])
-        codes = np.frombuffer(content[4 + length :], "<u2")
-        return header, decode(codes.reshape(len(self.run["names"]), len(self.run["taps"]), header["tokens"]))
-
-
-def view(*arguments: str | Path) -> int:
-    return main(["view", *map(str, arguments)])
 
 
 @pytest.fixture(scope="module")
@@ -227,60 +192,6 @@ def test_pickles_and_many_workers_are_shown_too(tmp_path: Path) -> None:
     page = Page(path)
     assert [entry["source"] for entry in page.samples] == ["tpu_0", "tpu_0", "tpu_1", "tpu_1"]
     assert page.run["shares"] is None
-
-
-@pytest.fixture(scope="module")
-def autoencoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random TopK of the residual stream behind layer 3."""
-    folder, rng = tmp_path_factory.mktemp("sae"), np.random.default_rng(0)
-    shapes = {"W_enc": (64, 96), "W_dec": (96, 64), "b_enc": (96,), "b_dec": (64,)}
-    save_file({name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}, folder / WEIGHTS)
-    config = {"architecture": "topk", "k": 8, "metadata": {"hook_name": "blocks.3.hook_resid_post"}}
-    (folder / "cfg.json").write_text(json.dumps(config))
-    return folder
-
-
-def test_features_are_shown_where_they_were_trained(run: Path, autoencoder: Path, tmp_path: Path) -> None:
-    path = tmp_path / "page.html"
-    assert view(run, "--out", path, "--sae", autoencoder, "--features", "5", "7", "--sites", "residual") == 0
-    page, sample = Page(path), layertap.ActivationDataset(run)[1]
-    assert page.run["sae"] == {"layer": 3, "site": "residual"}
-    assert page.run["names"][-2:] == ["feature 5", "feature 7"]
-    _, values = page.unpack(1)
-    expected = load_autoencoder(autoencoder).encode(sample.activation(3, "residual"))
-    for place, feature in enumerate((5, 7), -2):
-        assert (expected[:, feature] > 0).any()
-        np.testing.assert_allclose(values[place, 1], expected[:, feature], rtol=0.0051)
-        assert np.isnan(values[place, 0]).all()
-
-
-def test_the_most_active_features_are_shown_where_none_are_named(run: Path, autoencoder: Path, tmp_path: Path) -> None:
-    path = tmp_path / "page.html"
-    assert view(run, "--out", path, "--sae", autoencoder) == 0
-    sample = layertap.ActivationDataset(run)[0]
-    sums = load_autoencoder(autoencoder).encode(sample.activation(3, "residual")[1:]).sum(axis=0)
-    best = sorted(np.argsort(-sums)[:8].tolist())
-    assert Page(path).run["names"][4:] == [f"feature {feature}" for feature in best]
-
-
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        (["--sae", "{sae}", "--layers", "1"], "was trained at residual.3, which is not shown"),
-        (["--sae", "{sae}", "--features", "96"], "--features 96: --sae has features 0 to 95"),
-        (["--sae", "{sae}", "--sae_tap", "neurons.3"], "takes activations of width 64; layer 3 at neurons is 160 wide"),
-        (["--sae", "{sae}", "--sae_tap", "nonsense"], "give --sae_tap"),
-        (["--features", "3"], "give --sae"),
-        (["--sae", "nowhere"], "no such file"),
-    ],
-    ids=str,
-)
-def test_an_autoencoder_that_does_not_fit_is_refused(
-    run: Path, autoencoder: Path, tmp_path: Path, flags: list[str], message: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    given = [flag.format(sae=autoencoder) for flag in flags]
-    assert view(run, "--out", tmp_path / "page.html", *given) == 2
-    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

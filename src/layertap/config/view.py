@@ -39,14 +39,15 @@ class ViewConfig:
     channels: Annotated[tuple[int, ...], Flag(metavar="CHANNEL ...", default="none")] = ()
     """Channels whose values to show too, counted from 0."""
 
-    sae: Annotated[str | None, Flag(metavar="FOLDER", default="none")] = None
-    """A sparse autoencoder that SAELens saved. The page shows its features at its layer."""
+    sae: Annotated[tuple[str, ...], Flag(metavar="FOLDER ...", default="none")] = ()
+    """Autoencoders of SAELens or dictionary_learning. The page shows what features fire on."""
 
-    sae_tap: Annotated[str | None, Flag(metavar="SITE.LAYER", default="as --sae says")] = None
-    """Where the autoencoder was trained, such as residual.12."""
+    sae_tap: Annotated[tuple[str, ...], Flag(metavar="SITE.LAYER ...", default="as --sae says")] = ()
+    """Where they were trained, such as residual.12: one for each folder, or for each that does not
+    say it."""
 
-    features: Annotated[tuple[int, ...], Flag(metavar="FEATURE ...", default="the most active")] = ()
-    """Which features of --sae to show, counted from 0."""
+    features: Annotated[tuple[int, ...], Flag(metavar="FEATURE ...", default="40 that stand out")] = ()
+    """Which features of each of --sae to draw in full, counted from 0; all are listed."""
 
     max_samples: Annotated[int, Flag(metavar="SAMPLES")] = 50
     """The most samples to show."""
@@ -63,4 +64,4 @@ class ViewConfig:
         require(0 < self.max_mb < math.inf, f"--max_mb must be positive, not {self.max_mb}")
         require(min(self.channels, default=0) >= 0, "--channels must not be negative; channels are counted from 0")
         require(min(self.features, default=0) >= 0, "--features must not be negative; features are counted from 0")
-        require(self.sae is not None or not (self.features or self.sae_tap), "--features and --sae_tap need --sae")
+        require(bool(self.sae) or not (self.features or self.sae_tap), "--features and --sae_tap need --sae")

@@ -1,8 +1,7 @@
 """Which channels and features a page shows, found out from what `layertap view` was asked for."""
 
-from collections.abc import Sequence
-
-import numpy as np
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 
 from layertap.config.extract import local_path
 from layertap.config.view import ViewConfig
@@ -11,56 +10,100 @@ from layertap.errors import UsageError
 from layertap.reader.dataset import ActivationDataset
 from layertap.sae.autoencoder import Autoencoder
 from layertap.sae.load import load_autoencoder
+from layertap.sae.table import FeatureTable
+from layertap.view.html.featured import Featured
 from layertap.view.html.figures import Asked
+from layertap.view.html.interest import find_strongest, order_by_interest
 
-_SHOWN = 8
-"""Features, where none are named."""
+_DRAWN = 40
+"""Features that are drawn in full, where none are named."""
+
+Count = Callable[[ActivationDataset, Autoencoder, Tap], FeatureTable]
 
 
-def resolve_asked(config: ViewConfig, dataset: ActivationDataset, taps: Sequence[Tap]) -> Asked:
-    """What is shown beside the values that are always shown.
+def resolve_asked(config: ViewConfig, dataset: ActivationDataset, taps: Sequence[Tap], count: Count) -> Asked:
+    """What is shown beside the values that are always shown; `count` makes the table of an
+    autoencoder when all of them are known to fit.
 
-    Raises UsageError where the autoencoder cannot be read, or was trained at a tap that is not
+    Raises UsageError where an autoencoder cannot be read, or was trained at a tap that is not
     shown, or has no such feature.
     """
-    if config.sae is None:
-        return Asked(config.channels)
-    autoencoder = load_autoencoder(local_path(config.sae))
-    tap = _tap(config, autoencoder, taps)
+    found = [(folder, load_autoencoder(local_path(folder))) for folder in config.sae]
+    placed = [
+        (folder, autoencoder, _check(folder, autoencoder, tap, dataset, taps))
+        for (folder, autoencoder), tap in zip(found, _taps(config, [own for _, own in found], taps), strict=True)
+    ]
+    for folder, autoencoder, _ in placed:
+        absent = [feature for feature in config.features if feature >= autoencoder.features]
+        if absent:
+            raise UsageError(
+                f"--features {' '.join(map(str, absent))}: {folder} has features 0 to {autoencoder.features - 1}"
+            )
+    names = _names([tap for _, _, tap in placed])
+    featured = [
+        _feature(config, name, autoencoder, tap, count(dataset, autoencoder, tap))
+        for name, (_, autoencoder, tap) in zip(names, placed, strict=True)
+    ]
+    return Asked(config.channels, tuple(featured))
+
+
+def _feature(config: ViewConfig, name: str, autoencoder: Autoencoder, tap: Tap, table: FeatureTable) -> Featured:
+    strongest = find_strongest(table)
+    order = order_by_interest(table, strongest)
+    most = max(1, _DRAWN // len(config.sae))
+    drawn = tuple(dict.fromkeys(config.features)) or tuple(order[:most])
+    return Featured(name, autoencoder, tap, table, strongest, order, drawn, named=bool(config.features))
+
+
+def _names(taps: Sequence[Tap]) -> Iterator[str]:
+    """What the page calls them: where they were trained, and which of several there."""
+    own = [f"{tap.site}.{tap.layer}" for tap in taps]
+    seen: Counter[str] = Counter()
+    for name in own:
+        seen[name] += 1
+        yield name if own.count(name) == 1 else f"{name} ({seen[name]})"
+
+
+def _taps(config: ViewConfig, found: Sequence[Autoencoder], taps: Sequence[Tap]) -> Iterator[Tap | None]:
+    """Where each was trained: as the flag says it, where that names one for each, or else its own
+    folder, and the flag for those whose folder does not say.
+    """
+    told = [_read_tap(named, taps) for named in config.sae_tap]
+    if len(told) == len(found):
+        yield from told
+        return
+    silent = sum(own.tap is None for own in found)
+    if len(told) != silent:
+        raise UsageError(
+            f"--sae_tap: gives {len(told)}; give one for each of the {len(found)} folders of --sae, or for the {silent}"
+            " that do not say at which layer and site they were trained"
+        )
+    rest = iter(told)
+    yield from (next(rest) if own.tap is None else own.tap for own in found)
+
+
+def _read_tap(named: str, taps: Sequence[Tap]) -> Tap | None:
+    site, _, layer = named.rpartition(".")
+    found: Site | None = next((tap.site for tap in taps if tap.site == site), None)
+    return Tap(int(layer), found) if found is not None and layer.isdecimal() else None
+
+
+def _check(
+    folder: str, autoencoder: Autoencoder, tap: Tap | None, dataset: ActivationDataset, taps: Sequence[Tap]
+) -> Tap:
+    """The tap, which has to be shown, and as wide as the autoencoder takes it."""
+    shown = ", ".join(f"{one.site}.{one.layer}" for one in taps)
+    if tap is None:
+        raise UsageError(
+            f"--sae {folder}: it is not said at which layer and site it was trained; give --sae_tap, one of {shown}"
+        )
+    if tap not in taps:
+        raise UsageError(
+            f"--sae {folder}: was trained at {tap.site}.{tap.layer}, which is not shown; shown are {shown}"
+        )
     if dataset.taps[tap] != autoencoder.width:
         raise UsageError(
-            f"--sae {config.sae}: takes activations of width {autoencoder.width}; layer {tap.layer} at {tap.site} is"
+            f"--sae {folder}: takes activations of width {autoencoder.width}; layer {tap.layer} at {tap.site} is"
             f" {dataset.taps[tap]} wide"
         )
-    absent = [feature for feature in config.features if feature >= autoencoder.features]
-    if absent:
-        raise UsageError(f"--features {' '.join(map(str, absent))}: --sae has features 0 to {autoencoder.features - 1}")
-    features = config.features or _most_active(autoencoder, dataset, tap)
-    return Asked(config.channels, autoencoder, tap, features)
-
-
-def _tap(config: ViewConfig, autoencoder: Autoencoder, taps: Sequence[Tap]) -> Tap:
-    """Where the autoencoder was trained, as the flag says it, or its own folder."""
-    named = autoencoder.tap
-    if config.sae_tap is not None:
-        site, _, layer = config.sae_tap.rpartition(".")
-        found: Site | None = next((tap.site for tap in taps if tap.site == site), None)
-        named = Tap(int(layer), found) if found is not None and layer.isdecimal() else None
-    if named is None:
-        raise UsageError("--sae: its folder does not say at which layer and site; give --sae_tap, such as residual.12")
-    if named not in taps:
-        shown = ", ".join(f"{tap.site}.{tap.layer}" for tap in taps)
-        raise UsageError(f"--sae: was trained at {named.site}.{named.layer}, which is not shown; shown are {shown}")
-    return named
-
-
-def _most_active(autoencoder: Autoencoder, dataset: ActivationDataset, tap: Tap) -> tuple[int, ...]:
-    """The features with the largest sums over the first sample but for its first token, which is
-    a sink in most models.
-    """
-    if not len(dataset):
-        return ()
-    activation = dataset[0].activation(*tap)
-    sums = autoencoder.encode(activation[1:] if len(activation) > 1 else activation).sum(axis=0)
-    best = np.argsort(-sums, kind="stable")[:_SHOWN]
-    return tuple(sorted(int(feature) for feature in best if sums[feature] > 0))
+    return tap

@@ -19,8 +19,8 @@ import numpy as np
 
 from layertap.core.taps import Tap
 from layertap.reader.sample import Sample
-from layertap.sae.autoencoder import Autoencoder
 from layertap.shards.statistics import TapStatistics
+from layertap.view.html.featured import Featured, encode_features
 
 ALWAYS = ("norm", "cosine", "deviation", "step")
 
@@ -39,16 +39,23 @@ class Asked:
     """What each token has beside what it always has."""
 
     channels: tuple[int, ...] = ()
-    autoencoder: Autoencoder | None = None
-    tap: Tap | None = None
-    """Where the autoencoder was trained."""
-    features: tuple[int, ...] = ()
+    featured: tuple[Featured, ...] = ()
 
     @property
     def names(self) -> tuple[str, ...]:
         """What each token has, in order."""
         own = (f"channel {channel}" for channel in self.channels)
-        return (*ALWAYS, *own, *(f"feature {feature}" for feature in self.features))
+        return (*ALWAYS, *own, *(name for name, _, _ in self.features))
+
+    @property
+    def features(self) -> tuple[tuple[str, int, int], ...]:
+        """Name, autoencoder and number of each feature, in the order of `names`."""
+        several = len(self.featured) > 1
+        return tuple(
+            (f"feature {feature} of {own.name}" if several else f"feature {feature}", number, feature)
+            for number, own in enumerate(self.featured)
+            for feature in own.drawn
+        )
 
 
 def measure_tokens(
@@ -61,20 +68,20 @@ def measure_tokens(
         activation = np.asarray(sample.activation(*tap)[:most], np.float64)
         norms = sample.norms(*tap)[:most].astype(np.float64)
         own = _of_tap(activation, norms, statistics.get(tap), before.get(tap.site), asked.channels)
-        found.append([*own, *_features(activation, asked, here=tap == asked.tap)])
+        found.append([*own, *_features(activation, asked, tap)])
         before[tap.site] = activation
     return Figures(asked.names, np.array(found).transpose(1, 0, 2))
 
 
-def _features(activation: np.ndarray, asked: Asked, *, here: bool) -> Iterator[np.ndarray]:
-    """The features of a sample at this tap; they are unknown where the autoencoder was not
+def _features(activation: np.ndarray, asked: Asked, tap: Tap) -> Iterator[np.ndarray]:
+    """The features of a sample at this tap; they are unknown where their autoencoder was not
     trained.
     """
-    if asked.autoencoder is None or not here:
-        yield from (np.full(len(activation), np.nan) for _ in asked.features)
-    else:
-        encoded = asked.autoencoder.encode(activation)
-        yield from (encoded[:, feature].astype(np.float64) for feature in asked.features)
+    for own in asked.featured:
+        if own.tap == tap:
+            yield from encode_features(own.autoencoder, activation, own.drawn)
+        else:
+            yield from np.full((len(own.drawn), len(activation)), np.nan)
 
 
 def _of_tap(

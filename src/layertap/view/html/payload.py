@@ -29,10 +29,9 @@ _MOST_CHARACTERS = 200
 """Of a task's name, on the page."""
 
 
-def pack_sample(sample: Sample, figures: Figures, taps: Sequence[Tap]) -> str:
-    """The sample in base64, with as many tokens as there are figures of."""
-    most = figures.values.shape[2]
-    header = dump_json(_header(sample, taps, most)).encode()
+def pack_sample(sample: Sample, figures: Figures, taps: Sequence[Tap], begin: int = 0) -> str:
+    """The sample in base64, from token `begin` on, with as many tokens as there are figures of."""
+    header = dump_json(_header(sample, taps, slice(begin, begin + figures.values.shape[2]))).encode()
     header += b" " * (len(header) % 2)
     codes = encode(figures.values).astype("<u2").tobytes()
     return base64.b64encode(gzip.compress(struct.pack("<I", len(header)) + header + codes, mtime=0)).decode("ascii")
@@ -43,28 +42,30 @@ def shorten(text: str) -> str:
     return text if len(text) <= _MOST_CHARACTERS else f"{text[:_MOST_CHARACTERS]}…"
 
 
-def _header(sample: Sample, taps: Sequence[Tap], most: int) -> dict[str, Any]:
-    texts, places = _texts(sample, most)
+def _header(sample: Sample, taps: Sequence[Tap], part: slice) -> dict[str, Any]:
+    texts, places = _texts(sample, part)
+    tokens = part.stop - part.start
     told = {
         "task": shorten(sample.task_id),
         "sample_idx": sample.sample_idx,
         "source": shorten(sample.source),
-        "tokens": most,
-        "left_out": len(sample) - most,
-        "ids": sample.token_ids[:most].tolist(),
-        "positions": sample.positions[:most].tolist(),
+        "tokens": tokens,
+        "begin": part.start,
+        "left_out": len(sample) - tokens,
+        "ids": sample.token_ids[part].tolist(),
+        "positions": sample.positions[part].tolist(),
         "texts": texts,
         "text_of": places,
-        "flags": [sample.flags(*tap)[:most].tolist() for tap in taps],
+        "flags": [sample.flags(*tap)[part].tolist() for tap in taps],
         "origin": _origin(sample.origin),
     }
-    return told | _labels(sample, most)
+    return told | _labels(sample, part)
 
 
-def _texts(sample: Sample, most: int) -> tuple[list[str] | None, list[int]]:
+def _texts(sample: Sample, part: slice) -> tuple[list[str] | None, list[int]]:
     """Each text once, and which one each token has; None where no tokenizer is at hand."""
     try:
-        tokens = sample.tokens[:most]
+        tokens = sample.tokens[part]
     except UsageError:
         return None, []
     texts = list(dict.fromkeys(tokens))
@@ -78,10 +79,10 @@ def _origin(origin: Mapping[str, Any]) -> dict[str, Any]:
     return {name: origin[name] for name in wanted if name in origin}
 
 
-def _labels(sample: Sample, most: int) -> dict[str, Any]:
+def _labels(sample: Sample, part: slice) -> dict[str, Any]:
     """Roles and grids; nothing where the run stored no labels."""
     try:
-        columns = {name: sample.column(name)[:most] for name in NO_LABELS}
+        columns = {name: sample.column(name)[part] for name in NO_LABELS}
     except UsageError:
         return {"roles": None, "grids": []}
     roles = [ROLES[number] if number < len(ROLES) else str(number) for number in range(int(columns["role"].max()) + 1)]

@@ -10,6 +10,8 @@ import base64
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
+from dataclasses import asdict
+from functools import cache, partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -22,18 +24,43 @@ from layertap.errors import UsageError
 from layertap.objects.files import Checksummed, atomic_write
 from layertap.reader.dataset import ActivationDataset
 from layertap.reader.sample import Sample
+from layertap.sae.autoencoder import Autoencoder
+from layertap.sae.count import count_features
+from layertap.sae.table import FeatureTable
 from layertap.shards.statistics import TapStatistics
 from layertap.shards.statistics_files import merge_runs
-from layertap.view.html.asked import resolve_asked
+from layertap.view.html.asked import Count, resolve_asked
+from layertap.view.html.features_part import write_features
 from layertap.view.html.figures import Asked, measure_tokens
 from layertap.view.html.payload import pack_sample, shorten
 from layertap.view.html.run import describe_run
 
 _LEAST_TOKENS = 32
+_PROGRAM = (
+    "data",
+    "numbers",
+    "colours",
+    "drawing",
+    "grids",
+    "run",
+    "sample",
+    "prompt",
+    "features",
+    "lists",
+    "feature",
+    "tops",
+    "state",
+    "listen",
+)
 
 
-def write_page(config: ViewConfig, show: Callable[[int, int], None] = lambda _done, _total: None) -> tuple[Path, str]:
+def write_page(
+    config: ViewConfig,
+    show: Callable[[int, int], None] = lambda _done, _total: None,
+    count: Count | None = None,
+) -> tuple[Path, str]:
     """Write the page that `config` asks for; returns where, and a sentence of what is in it.
+    `count` makes the table of an autoencoder; left out, it is counted over the run.
 
     Raises UsageError for what is not there, DamageError for what cannot be believed, StorageError
     where the page cannot be written.
@@ -41,24 +68,55 @@ def write_page(config: ViewConfig, show: Callable[[int, int], None] = lambda _do
     path = local_path(config.out)
     with closing(ActivationDataset(config.path, tokenizer=config.tokenizer)) as dataset:
         taps = _choose_taps(dataset, config)
-        asked = resolve_asked(config, dataset, taps)
+        asked = resolve_asked(config, dataset, taps, count or partial(_count, show))
         statistics = merge_runs(dataset.runs)
         run = describe_run(dataset, taps, statistics, show)
         with atomic_write(path) as file:
             _write(file, _opening(run, asked))
+            told = _write_features(file, dataset, asked, int(config.max_mb * 1e6))
             shown: list[dict[str, Any]] = []
             for sample in _samples(dataset, config):
                 listed = [*shown, _entry(sample, taps)]
                 left = (
-                    int(config.max_mb * 1e6) - file.size - len((_element(len(shown), "") + _closing(listed)).encode())
+                    int(config.max_mb * 1e6)
+                    - file.size
+                    - len((_element(f"sample-{len(shown)}", "") + _closing(listed)).encode())
                 )
                 packed = _pack(sample, taps, statistics, asked, left, alone=not shown)
                 if packed is None:
                     break
-                _write(file, _element(len(shown), packed))
+                _write(file, _element(f"sample-{len(shown)}", packed))
                 shown = listed
             _write(file, _closing(shown))
-        return path, _sentence(path, dataset, len(shown), path.stat().st_size)
+        return path, _sentence(path, dataset, len(shown), path.stat().st_size) + told
+
+
+def _count(
+    show: Callable[[int, int], None], dataset: ActivationDataset, autoencoder: Autoencoder, tap: Tap
+) -> FeatureTable:
+    """The table of a run; `show` hears of bytes, as of everything else that is read."""
+    size = 4 * autoencoder.width
+    return count_features(dataset, autoencoder, tap, show=lambda done, total: show(done * size, total * size))
+
+
+def _write_features(file: Checksummed, dataset: ActivationDataset, asked: Asked, most: int) -> str:
+    """Write what the page has of features, in half of what is left of `most` bytes; returns what is
+    said of it.
+    """
+    if not asked.featured:
+        return ""
+    room = (most - file.size - len(_closing([]).encode())) // 2
+    shown, places = write_features(
+        lambda name, packed: _write(file, _element(name, packed)), dataset, asked.featured, room
+    )
+    told = {
+        "drawn": [list(own.drawn) for own in asked.featured],
+        "named": any(own.named for own in asked.featured),
+        "places": places,
+        "shown": asdict(shown),
+    }
+    _write(file, _script("features", told))
+    return shown.sentence
 
 
 def _pack(
@@ -115,28 +173,33 @@ def _entry(sample: Sample, taps: Sequence[Tap]) -> dict[str, Any]:
     }
 
 
-def _told(asked: Asked) -> dict[str, Any] | None:
-    """Where the features on the page are of."""
-    return None if asked.tap is None else {"layer": asked.tap.layer, "site": asked.tap.site}
-
-
 def _opening(run: dict[str, Any], asked: Asked) -> str:
-    style, program = _asset("view.css"), _asset("view.js")
-    hashed = base64.b64encode(hashlib.sha256(program.encode()).digest()).decode()
+    hashed = base64.b64encode(hashlib.sha256(_program().encode()).digest()).decode()
+    told = {
+        "names": list(asked.names),
+        "features": list(asked.features),
+        "saes": [{"name": own.name, "layer": own.tap.layer, "site": own.tap.site} for own in asked.featured],
+    }
     return (
-        _asset("head.html").replace("{{program_hash}}", hashed).replace("{{style}}", style)
+        _asset("head.html").replace("{{program_hash}}", hashed).replace("{{style}}", _asset("view.css"))
         + _asset("body.html")
-        + _script("run", run | {"names": list(asked.names), "sae": _told(asked)})
+        + _script("run", run | told)
     )
 
 
-def _element(number: int, packed: str) -> str:
-    """A packed sample in the page."""
-    return f'<script type="text/plain" id="sample-{number}">{packed}</script>\n'
+def _element(name: str, packed: str) -> str:
+    """What is packed, in the page."""
+    return f'<script type="text/plain" id="{name}">{packed}</script>\n'
 
 
 def _closing(shown: Sequence[Mapping[str, Any]]) -> str:
-    return f"{_script('samples', shown)}<script>{_asset('view.js')}</script>\n</body>\n</html>\n"
+    return f"{_script('samples', shown)}<script>{_program()}</script>\n</body>\n</html>\n"
+
+
+@cache
+def _program() -> str:
+    """The files of the program, as one."""
+    return "\n".join(_asset(f"{name}.js") for name in _PROGRAM)
 
 
 def _script(name: str, value: object) -> str:

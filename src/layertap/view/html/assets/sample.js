@@ -1,0 +1,56 @@
+// One sample: its prompt, its grids, a token, and all of them as a table.
+
+let shown = null; // the sample that is shown, unpacked
+
+function valuesAt(tap, name = state.value) {
+  return figuresAt(shown, run.names.indexOf(name) * run.taps.length + tap);
+}
+
+function currentTap() {
+  return tapAt(state.site, layersOf(state.site)[state.layer]);
+}
+
+function currentScale() {
+  const taps = state.span === "all" ? layersOf(state.site).map((layer) => tapAt(state.site, layer)) : [currentTap()];
+  return scaleOf(taps.flatMap((tap) => valuesAt(tap)), state.value);
+}
+
+function drawSample(named) {
+  const values = valuesAt(currentTap()), scale = currentScale();
+  drawLegend(element("legend"), scale);
+  element("to-feature").hidden = !named;
+  if (named) element("to-feature").href = `#${new URLSearchParams({ tab: "feature", feature: `${named[1]}:${named[2]}` })}`;
+  drawAbout();
+  drawGrids(values, scale);
+  drawPrompt(values, scale);
+  drawDetail();
+  if (element("table-details").open) drawTable();
+}
+
+// How a prompt was made, as far as it differs from others of its task.
+function originOf(sample, undo) {
+  const { test_index, prediction, augmentation } = sample.origin, parts = [];
+  if (test_index !== null && test_index !== undefined) parts.push(`test input ${test_index + 1}, prediction ${prediction}`);
+  if (augmentation) {
+    const { flip, rotations, colors } = augmentation;
+    parts.push(`shown ${flip ? "mirrored, " : ""}turned by ${90 * rotations}°, colours ${colors.join("")}${undo ? " (undone here)" : ""}`);
+  }
+  return parts;
+}
+
+function drawAbout() {
+  const parts = [`task ${visible(shown.task)}, sample ${shown.sample_idx}`, `${shown.tokens} tokens`];
+  if (shown.source) parts.push(visible(shown.source));
+  parts.push(...originOf(shown, state.undo));
+  if (shown.left_out) parts.push(`${shown.left_out} tokens at its end did not fit on this page (--max_mb)`);
+  if (!shown.texts) parts.push("no tokenizer was at hand, so tokens are numbers");
+  element("about").textContent = parts.join("; ");
+}
+
+function drawGrids(values, scale) {
+  element("grids-section").hidden = !shown.grids.length;
+  element("columns").className = shown.grids.length ? "" : "one";
+  element("undo").disabled = !shown.origin.augmentation;
+  const root = element("grids"), how = { sample: shown, values, scale, token: state.token, undo: state.undo, root, choose: (token) => change({ token }) };
+  root.replaceChildren(...pairsToDraw(how).map((pair) => drawPair(pair, how)));
+}
