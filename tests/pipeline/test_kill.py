@@ -63,7 +63,7 @@ def test_an_interrupted_run_says_so_and_goes_on(new_machine: Callable[..., Machi
     process.send_signal(notice)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "the same command goes on" in errors
+    assert "run the same command to resume" in errors
     assert "Traceback" not in errors
     committed = machine.committed()
     assert f"going on after {committed} shards" in machine.run_to_the_end()

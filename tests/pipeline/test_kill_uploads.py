@@ -74,7 +74,7 @@ def test_told_to_stop_a_run_uploads_what_it_has_committed(new_machine, whole: Ma
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
-    assert "the same command goes on" in errors
+    assert "run the same command to resume" in errors
     assert len(shards_here(machine)) >= 3
     assert machine.bucket_contents()[MANIFEST] == (machine.output / MANIFEST).read_bytes()
     assert "owner.json" not in machine.bucket_contents()

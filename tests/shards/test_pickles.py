@@ -23,6 +23,8 @@ from layertap.core.sample import Sample
 from layertap.core.taps import Tap
 from layertap.errors import DamageError
 from layertap.shards.pickles import codec, load_pickle, write_pickle
+from layertap.shards.threads import working
+from layertap.shards.values import TapValues
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 FLOAT16 = np.dtype(np.float16)
@@ -33,9 +35,17 @@ TAP = Tap(0, "residual")
 
 def written(samples, dtype=FLOAT32, *, layers=outputs.LAYERS, compress=False) -> bytes:
     """A pickle of the residual stream, with norms of zero."""
-    file, norms = io.BytesIO(), [np.zeros(sample.tokens, np.float32) for sample in samples]
-    at_layers = {layer: ([it.activations[Tap(layer, "residual")] for it in samples], norms) for layer in layers}
-    write_pickle(file, samples, at_layers, dtype, compress=compress)
+    file = io.BytesIO()
+    taps = {layer: Tap(layer, "residual") for layer in layers}
+    at_layers = {
+        layer: TapValues(
+            samples[0].activations[tap].shape[1] if samples else 0,
+            [(it.activations[tap].astype(dtype), np.zeros(it.tokens, np.float32)) for it in samples],
+        )
+        for layer, tap in taps.items()
+    }
+    with working(2) as threads:
+        write_pickle(file, samples, at_layers, threads if compress else None)
     return file.getvalue()
 
 

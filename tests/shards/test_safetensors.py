@@ -20,6 +20,7 @@ from layertap.errors import DamageError, StorageError
 from layertap.shards import tensors
 from layertap.shards.safetensors import write_safetensors
 from layertap.shards.tensors import parse_tensors
+from layertap.shards.values import TapValues
 
 TAPS = {Tap(2, "residual"): 4, Tap(0, "mlp"): 6}
 ABOUT = {"model_path": "m", "model_type": "qwen2", "fingerprint": "f" * 64}
@@ -32,9 +33,12 @@ def norms_of(sample: Sample, tap: Tap) -> np.ndarray:
 
 def written(samples, dtype="bfloat16") -> bytes:
     file = io.BytesIO()
-    stored = {tap: [sample.activations[tap].astype(np.dtype(dtype)) for sample in samples] for tap in TAPS}
-    norms = {tap: [norms_of(sample, tap) for sample in samples] for tap in TAPS}
-    write_safetensors(file, samples, stored, norms, ABOUT)
+    stored = np.dtype(dtype)
+    values = {
+        tap: TapValues(width, [(it.activations[tap].astype(stored), norms_of(it, tap)) for it in samples])
+        for tap, width in TAPS.items()
+    }
+    write_safetensors(file, samples, values, stored, ABOUT)
     return file.getvalue()
 
 

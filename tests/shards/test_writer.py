@@ -184,3 +184,20 @@ def test_a_shard_encoded_ahead_is_appended_as_if_it_had_been_committed(tmp_path)
     ahead.append(first, {"record": 1}, complete=False)
     ahead.append(second, {"record": 2}, complete=True)
     assert shards.contents(tmp_path / "output") == expected
+
+
+def test_appends_that_are_handed_on_give_the_same_folder(tmp_path):
+    contents = outputs.three_shards()
+    at_once, later = (tmp_path / name for name in ("at_once", "later"))
+    outputs.write(at_once, contents, FORMAT)
+    waiting, own = [], writer(later)
+    with own.appending_by(waiting.append):
+        for number, samples in enumerate(contents, 1):
+            own.commit(samples, {"record": number}, complete=number == len(contents))
+    assert not own.manifest.shards
+    assert not list(later.glob("shard_*"))
+    for append in waiting:
+        append()
+    assert shards.contents(later) == shards.contents(at_once)
+    own.commit([], {"record": 4}, complete=True)  # at once again
+    assert own.manifest.progress == {"record": 4}

@@ -126,9 +126,12 @@ def _interrupt(config: ExtractConfig, count: int) -> None:
     from layertap.shards.writer import ShardWriter
 
     commit = ShardWriter.commit
+    begun = 0
 
     def interrupted(self: ShardWriter, *arguments: Any, **options: Any) -> None:
-        if len(self.manifest.shards) == count:
+        nonlocal begun
+        begun += 1
+        if begun > count:
             raise KeyboardInterrupt
         commit(self, *arguments, **options)
 

@@ -66,15 +66,19 @@ class FileContent:
 
 
 class MemoryContent:
-    """Buffers in memory, one after the other; not copied, but for a far end."""
+    """Buffers in memory, one after the other; not copied, but for a far end.
 
-    def __init__(self, buffers: Sequence[Buffer]) -> None:
+    Their checksum, where it is not known, is taken when it is asked for.
+    """
+
+    def __init__(self, buffers: Sequence[Buffer], crc32c: str | None = None) -> None:
         self._buffers = [np.frombuffer(memoryview(buffer), np.uint8).data for buffer in buffers]
+        self._known = crc32c
         self.size = sum(map(len, self._buffers))
 
     @cached_property
     def crc32c(self) -> str:
-        return crc32c_of(self._buffers)
+        return crc32c_of(self._buffers) if self._known is None else self._known
 
     def chunks(self) -> Iterator[memoryview]:
         return iter(self._buffers)

@@ -36,8 +36,8 @@ class Checksummed:
 
     def write(self, data: Buffer) -> int:
         """Pass `data` on; any contiguous buffer will do."""
-        flat = np.frombuffer(memoryview(data), np.uint8)  # google_crc32c takes arrays and bytes, but no memoryview
-        self._crc = google_crc32c.extend(self._crc, flat)
+        flat = np.frombuffer(memoryview(data), np.uint8)
+        self._crc = crc32c_extended(self._crc, flat.data)
         self.size += flat.size
         return self._sink.write(flat.data)
 
@@ -103,8 +103,14 @@ def crc32c_of(chunks: Iterable[bytes | memoryview]) -> str:
     """CRC-32C of all bytes, eight hexadecimal digits."""
     crc = 0
     for chunk in chunks:
-        crc = google_crc32c.extend(crc, np.frombuffer(chunk, np.uint8))
+        crc = crc32c_extended(crc, chunk)
     return f"{crc:08x}"
+
+
+def crc32c_extended(crc: int, chunk: bytes | memoryview) -> int:
+    """CRC-32C of bytes of which `crc` is that of the first, the chunk behind them."""
+    # google_crc32c takes arrays and bytes, but no memoryview.
+    return int(google_crc32c.extend(crc, np.frombuffer(chunk, np.uint8)))
 
 
 def file_crc32c(path: Path, chunk_bytes: int = 1 << 22) -> str:

@@ -1,15 +1,15 @@
-"""Two threads beside the main one: one prepares the next window, one writes shards.
+"""Threads beside the main one: one prepares the next window, one encodes shards, one writes them.
 
-Both hand their exceptions on in place: what the reader raises comes out where its window would
-have, what the writer raises at the next `submit` or at `finish`. Both queues are short on purpose:
-at most two windows of token ids, and at most one shard being written beside one that waits, are
-held in memory.
+All hand their exceptions on in place: what the reader raises comes out where its window would
+have, what the others raise at the next `submit` or at `finish`. The queues are short on purpose: at
+most two windows of token ids, one shard that is encoded and one that is written are held in memory
+beside the one that fills.
 
-Where the device is the CPU itself, the writer is `gentle`: it takes the cores that the forward pass
-leaves idle. All threads of a matrix product wait for its slowest, so a writer that takes one core
-in turns stops them all: 8 s of writing made a run longer by 12 s, gently by 8 s (docs/LOG.md). Not
-the lowest priority of all, since a commit that has begun is finished after SIGTERM and Ctrl-C,
-while steps that were dispatched keep the cores busy.
+Where the device is the CPU itself, whoever encodes and writes is `gentle`: it takes the cores that
+the forward pass leaves idle. All threads of a matrix product wait for its slowest, so a writer that
+takes one core in turns stops them all: 8 s of writing made a run longer by 12 s, gently by 8 s
+(docs/LOG.md). Not the lowest priority of all, since a commit that has begun is finished after
+SIGTERM and Ctrl-C, while steps that were dispatched keep the cores busy.
 """
 
 import os
@@ -63,9 +63,9 @@ class BackgroundQueue:
     block after an exception, calls that were queued are still run: they are work that was done.
     """
 
-    def __init__(self, waiting: int = 1, *, gentle: bool = False) -> None:
+    def __init__(self, waiting: int = 1, *, gentle: bool = False, name: str = "writer") -> None:
         begin = _give_way if gentle else None
-        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="writer", initializer=begin)
+        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name, initializer=begin)
         self._calls: deque[Future[None]] = deque()
         self._most = waiting + 1
         self._broken = False

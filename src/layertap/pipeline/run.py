@@ -1,12 +1,14 @@
 """A whole run, from tasks to committed shards.
 
-    read-ahead thread    main thread                     writer thread
-    records -> window -> stream.py: sample -> shard  ->  encode, sync, rename, manifest, checkpoint
-                                                         -> upload threads, if there is a bucket
+    read-ahead thread    main thread                     encoding thread, and one for each core
+    records -> window -> stream.py: sample -> shard  ->  encode
+                                                         |  writer thread
+                                                         -> sync, rename, manifest, checkpoint
+                                                            -> upload threads, if there is a bucket
 
 `stream.py` yields samples with their positions, and this module collects them into shards. While
-one shard fills, one is written, and one may wait. A position becomes progress only by the commit of
-the shard that ends there.
+one shard fills, one is encoded, and one is written: three are in memory. A position becomes
+progress only by the commit of the shard that ends there.
 
 With `--max_tokens_total` the run ends at the sample that brings it there. The manifest is then
 complete, with a position inside a window, and says where it stopped. A start that may store more
@@ -143,7 +145,13 @@ class _Run:
             self._watch.proceed,
             setup.prompts.kept,
         )
-        with BackgroundQueue(gentle=setup.model.platform == "cpu") as queue, closing(stream):
+        gentle = setup.model.platform == "cpu"
+        with (
+            BackgroundQueue(waiting=0, gentle=gentle) as appends,
+            self._writer.appending_by(appends.submit),
+            BackgroundQueue(waiting=0, gentle=gentle, name="encoder") as queue,
+            closing(stream),
+        ):
             for position, sample in self._up_to_limit(stream):
                 if sample.tokens and not buffer.has_room(sample):
                     self._commit(queue, buffer, reached, complete=False)
@@ -156,6 +164,7 @@ class _Run:
                 self._commit(queue, buffer, self._end if self._left > 0 else reached, complete=True)
             with self._progress.waiting_for("writing"):
                 queue.finish()
+                appends.finish()
 
     def _up_to_limit(self, stream: Iterator[tuple[Position, Sample]]) -> Iterator[tuple[Position, Sample]]:
         """The same, up to the sample that brings the run to its limit of tokens."""

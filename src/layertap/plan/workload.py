@@ -38,6 +38,7 @@ from layertap.shards.encode import ShardFormat, write_samples
 from layertap.shards.manifest import Manifest
 from layertap.shards.statistics import no_statistics
 from layertap.shards.statistics_files import write_statistics
+from layertap.shards.values import TapValues
 from layertap.shards.writer import ShardBuffer
 
 _COLUMN_BYTES = sum(dtype.itemsize for dtype in COLUMNS.values())
@@ -169,10 +170,10 @@ class OutputCounter:
         tokens = sum(sample.tokens for sample in samples)
         self._bytes.update(statistics=sink.size, files=1, activations=tokens * self._form.bytes_per_token)
 
-    def _values(self, samples: Iterable[Sample], width: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    def _values(self, samples: Iterable[Sample], width: int) -> TapValues:
         """Activations and norms of the samples at a tap of this width."""
-        lengths = [sample.tokens for sample in samples]
-        return [self._zeros[width][:length] for length in lengths], [self._norms[:length] for length in lengths]
+        spans = [slice(sample.tokens) for sample in samples]
+        return TapValues(width, [(self._zeros[width][span], self._norms[span]) for span in spans])
 
 
 class _CountingSink:

@@ -1,19 +1,25 @@
 """Encoding: from some samples to the bytes of a shard, as a pure function.
 
 `encode` reads and writes no file and knows no device. Its result follows from its arguments alone,
-so shards may be encoded in any order, by any thread, and are appended in their own order later
-(writer.py). It costs one pass over the values for statistics and norms, one conversion where the
-storage dtype is another one, one checksum, and for pickles one compression. The bytes of one shard
-are in memory meanwhile; values that need no conversion are not copied.
+whatever the number of its threads, so shards may be encoded in any order, and are appended in their
+own order later (writer.py).
+
+Threads convert and measure one sample at one tap each, a little ahead of the format, which takes
+them in its own order: a value is in a cache once for its conversion, its norm and its statistics.
+Of pickles, threads gzip a mebibyte each. What is left for the one thread that calls is to put
+buffers in order, and their checksum.
+
+In memory are the bytes of the shard as it will be stored, where values that need no conversion are
+views of the samples; and for each thread two converted samples at one tap, or two mebibytes of a
+pickle.
 
 Norms are of the values as stored, so what is lost by rounding is rounded before it is measured.
-Widening loses nothing and is left to the moment of writing.
 """
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import islice
 from typing import Any, Literal
 
 import numpy as np
@@ -23,6 +29,7 @@ from layertap.core.sample import Activation, Sample
 from layertap.core.taps import Site, Tap
 from layertap.errors import StorageError
 from layertap.objects.content import MemoryContent
+from layertap.objects.files import crc32c_extended
 from layertap.shards.manifest import ShardEntry, StoredFile, index_ranges
 from layertap.shards.measuring import measure_in_float32
 from layertap.shards.pickles import write_pickle
@@ -30,9 +37,8 @@ from layertap.shards.safetensors import write_safetensors
 from layertap.shards.statistics import TapStatistics, merge_all
 from layertap.shards.statistics_files import KIND, write_statistics
 from layertap.shards.tensors import Sink
-
-_THREADS = min(16, os.cpu_count() or 1)
-"""How many samples are measured at once; numpy releases the interpreter meanwhile."""
+from layertap.shards.threads import Threads, working
+from layertap.shards.values import TapValues
 
 
 @dataclass(frozen=True)
@@ -86,64 +92,57 @@ class EncodedShard:
     """By path."""
 
 
-def encode(index: int, samples: Sequence[Sample], form: ShardFormat, about: Mapping[str, str]) -> EncodedShard:
+def encode(
+    index: int, samples: Sequence[Sample], form: ShardFormat, about: Mapping[str, str], threads: int | None = None
+) -> EncodedShard:
     """Shard `index` of these samples, of which there is at least one; `about` the run goes into
     safetensors.
 
     Raises StorageError where a finite value does not fit into float16, and for a NaN or an infinity
-    that is not to be kept.
+    that is not to be kept. `threads`: how many; None: one for each core.
     """
-    values = _measure_taps(samples, form)
-    contents = {path: _encode_file(site, samples, values, form, about) for path, site in form.files(index).items()}
+    measured: dict[Tap, list[TapStatistics]] = {tap: [] for tap in form.taps}
+    contents: dict[str, MemoryContent] = {}
+    with working(threads) as workers:
+        for path, site in form.files(index).items():
+            contents[path] = _encode_file(site, samples, measured, form, about, workers)
     files = [
         StoredFile(path, "activations", site, contents[path].size, contents[path].crc32c)
         for path, site in form.files(index).items()
     ]
+    statistics = {tap: merge_all(parts, form.taps[tap]) for tap, parts in measured.items()}
     path = f"statistics/shard_{index:04d}.safetensors"
-    contents[path] = _encode_statistics(values, about)
+    contents[path] = _encode_statistics(statistics, about)
     files.append(StoredFile(path, KIND, None, contents[path].size, contents[path].crc32c))
+    tokens = sum(sample.tokens for sample in samples)
     entry = ShardEntry(
         index=index,
         samples=len(samples),
-        tokens=sum(sample.tokens for sample in samples),
+        tokens=tokens,
         sample_idx=index_ranges(sample.sample_idx for sample in samples),
         files=tuple(files),
-        nonfinite=sum(sum(map(len, it.norms)) - it.statistics.count for it in values.values()),
+        nonfinite=sum(tokens - it.count for it in statistics.values()),
     )
     return EncodedShard(entry, contents)
 
 
-@dataclass(frozen=True, eq=False)
-class _TapValues:
-    """A shard at one tap."""
-
-    activations: Sequence[Activation]
-    """One a sample: rounded to the storage dtype, or narrower."""
-    norms: Sequence[Norms]
-    statistics: TapStatistics
-
-
-def _measure_taps(samples: Sequence[Sample], form: ShardFormat) -> dict[Tap, _TapValues]:
-    with ThreadPoolExecutor(_THREADS) as pool:  # results come in the samples' order
-        return {
-            tap: _collect(pool.map(lambda sample, tap=tap: measure_sample(sample, tap, form), samples), width)
-            for tap, width in form.taps.items()
-        }
-
-
-def measure_sample(sample: Sample, tap: Tap, form: ShardFormat) -> tuple[Activation, Norms, TapStatistics]:
+def measure_sample(
+    sample: Sample, tap: Tap, form: ShardFormat, *, widen: bool = False
+) -> tuple[Activation, Norms, TapStatistics]:
     """What is stored of a sample at a tap: the values, their norms and their statistics.
 
-    Raises StorageError where a finite value does not fit into float16, and for a NaN or an infinity
-    that is not to be kept.
+    Values that the storage dtype holds exactly are given as they are, or with `widen` in that
+    dtype. Raises StorageError where a finite value does not fit into float16, and for a NaN or an
+    infinity that is not to be kept.
     """
     rounded = round_activation(sample, tap, form.dtype)
-    statistics, norms = measure_in_float32(rounded, sample.sample_idx)
+    widened = np.empty(rounded.shape, np.float32) if widen and rounded.dtype != form.dtype else None
+    statistics, norms = measure_in_float32(rounded, sample.sample_idx, widened)
     require_finite(sample, tap, norms, form)
     if statistics.count:
         positions = sample.columns["positions"]
         statistics = replace(statistics, max_position=int(positions[statistics.max_position]))
-    return rounded, norms.astype(np.float32), statistics
+    return rounded if widened is None else widened, norms.astype(np.float32), statistics
 
 
 def require_finite(sample: Sample, tap: Tap, norms: Norms, form: ShardFormat) -> None:
@@ -151,11 +150,6 @@ def require_finite(sample: Sample, tap: Tap, norms: Norms, form: ShardFormat) ->
     finite = np.isfinite(norms)
     if not form.keep_nonfinite and not finite.all():
         raise _nonfinite(sample, tap, sample.columns["positions"][~finite])
-
-
-def _collect(measured: Iterator[tuple[Activation, Norms, TapStatistics]], width: int) -> _TapValues:
-    activations, norms, statistics = zip(*measured, strict=True)
-    return _TapValues(activations, norms, merge_all(statistics, width))
 
 
 def round_activation(sample: Sample, tap: Tap, dtype: np.dtype) -> Activation:
@@ -192,51 +186,76 @@ def _place(sample: Sample, tap: Tap) -> str:
 def _encode_file(
     site: str | None,
     samples: Sequence[Sample],
-    values: Mapping[Tap, _TapValues],
+    measured: Mapping[Tap, list[TapStatistics]],
     form: ShardFormat,
     about: Mapping[str, str],
+    workers: Threads,
 ) -> MemoryContent:
+    """The file of a site, or of all; statistics of each sample go into the lists."""
+    taps = [tap for tap in form.taps if site in (None, tap.site)]
+    asked = [(sample, tap) for tap in taps for sample in samples]
+    done = workers.map(partial(_measure, form=form), asked)
+    values = {tap: TapValues(form.taps[tap], _noted(done, len(samples), measured[tap])) for tap in taps}
     sink = _Collector()
-    write_samples(sink, site, samples, {tap: (it.activations, it.norms) for tap, it in values.items()}, form, about)
-    return MemoryContent(sink.buffers)
+    try:
+        write_samples(sink, site, samples, values, form, about, workers)
+    finally:
+        done.close()
+    return sink.content()
+
+
+def _measure(asked: tuple[Sample, Tap], form: ShardFormat) -> tuple[Activation, Norms, TapStatistics]:
+    return measure_sample(*asked, form, widen=True)
+
+
+def _noted(
+    done: Iterator[tuple[Activation, Norms, TapStatistics]], samples: int, statistics: list[TapStatistics]
+) -> Iterator[tuple[Activation, Norms]]:
+    """The next samples' values; their statistics go into the list."""
+    for values, norms, part in islice(done, samples):
+        statistics.append(part)
+        yield values, norms
 
 
 def write_samples(
     sink: Sink,
     site: str | None,
     samples: Sequence[Sample],
-    values: Mapping[Tap, tuple[Sequence[Activation], Sequence[Norms]]],
+    values: Mapping[Tap, TapValues],
     form: ShardFormat,
     about: Mapping[str, str],
+    workers: Threads | None = None,
 ) -> None:
-    """Write one file of a shard, which has these values at its taps; `site` as `ShardFormat.files`
-    gives it.
+    """Write one file of a shard, which has these values at its taps, taken in their order; `site`
+    as `ShardFormat.files` gives it. `workers` compress what `form` has compressed.
     """
-    if site is not None:
-        layers = {tap.layer: of_tap for tap, of_tap in values.items() if tap.site == site}
-        write_pickle(sink, samples, layers, form.dtype, compress=form.compress)
-        return
-    stored = {tap: [part.astype(form.dtype, copy=False) for part in parts] for tap, (parts, _) in values.items()}
-    write_safetensors(sink, samples, stored, {tap: norms for tap, (_, norms) in values.items()}, about)
+    if site is None:
+        write_safetensors(sink, samples, values, form.dtype, about)
+    else:
+        layers = {tap.layer: it for tap, it in values.items() if tap.site == site}
+        write_pickle(sink, samples, layers, workers if form.compress else None)
 
 
-def _encode_statistics(values: Mapping[Tap, _TapValues], about: Mapping[str, str]) -> MemoryContent:
+def _encode_statistics(statistics: Mapping[Tap, TapStatistics], about: Mapping[str, str]) -> MemoryContent:
     sink = _Collector()
-    write_statistics(sink, {tap: it.statistics for tap, it in values.items()}, about["fingerprint"])
-    return MemoryContent(sink.buffers)
+    write_statistics(sink, statistics, about["fingerprint"])
+    return sink.content()
 
 
 class _Collector:
-    """Keeps what a format writes, without a copy."""
+    """Keeps what a format writes, without a copy, and takes its checksum while threads work."""
 
     def __init__(self) -> None:
-        self.buffers: list[memoryview] = []
+        self._buffers: list[memoryview] = []
+        self._crc = 0
 
     def write(self, data: Any) -> int:  # noqa: ANN401 - any buffer
-        view = memoryview(data)
+        view = memoryview(data).cast("B")
         if view.nbytes:
-            self.buffers.append(view)
+            self._crc = crc32c_extended(self._crc, view)
+            self._buffers.append(view)
         return view.nbytes
 
-    def flush(self) -> None:
-        """Nothing waits."""
+    def content(self) -> MemoryContent:
+        """All of it."""
+        return MemoryContent(self._buffers, f"{self._crc:08x}")

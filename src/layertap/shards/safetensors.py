@@ -17,7 +17,7 @@ Version 1 had a file for each tap. With 80 layers that was 81 files and as many 
 gives too.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -26,6 +26,7 @@ from layertap.core.sample import Activation, Sample
 from layertap.core.strict_json import dump_json
 from layertap.core.taps import Tap
 from layertap.shards.tensors import Sink, TensorStream, write_tensors
+from layertap.shards.values import TapValues
 
 FORMAT = "layertap-activations"
 FORMAT_VERSION = "2"
@@ -39,28 +40,33 @@ def tensor_name(tap: Tap) -> str:
 
 
 def write_safetensors(
-    sink: Sink,
-    samples: Sequence[Sample],
-    stored: Mapping[Tap, Sequence[Activation]],
-    norms: Mapping[Tap, Sequence[Norms]],
-    about: Mapping[str, str],
+    sink: Sink, samples: Sequence[Sample], values: Mapping[Tap, TapValues], dtype: np.dtype, about: Mapping[str, str]
 ) -> None:
-    """Write a shard: the activations of `samples` at each tap as they are `stored`, and their
-    norms.
+    """Write a shard of `samples`, whose values of `dtype` at each tap are taken tap after tap.
 
     `about` the run goes into the metadata. Raises StorageError where the header would be too large.
     """
     lengths = [sample.tokens for sample in samples]
     tokens = sum(lengths)
-    rows = [part for tap in stored for part in norms[tap]]
+    norms: list[Norms] = []  # all are known when the last tap is written
     tensors = {
-        **{tensor_name(tap): TensorStream.joined(parts) for tap, parts in stored.items()},
+        **{
+            tensor_name(tap): TensorStream(dtype, (tokens, it.width), _without_norms(it, norms))
+            for tap, it in values.items()
+        },
         "sample_offsets": TensorStream.of(np.cumsum([0, *lengths], dtype=np.int64)),
         "sample_idx": TensorStream.of(np.array([sample.sample_idx for sample in samples], np.int64)),
-        "norms": TensorStream(np.dtype(np.float32), (len(stored), tokens), rows),
+        "norms": TensorStream(np.dtype(np.float32), (len(values), tokens), norms),
         **{name: TensorStream.joined([sample.columns[name] for sample in samples]) for name in samples[0].columns},
     }
     write_tensors(sink, tensors, _metadata(samples, about))
+
+
+def _without_norms(values: TapValues, norms: list[Norms]) -> Iterator[Activation]:
+    """The activations; their norms go into the list."""
+    for activation, own in values.samples:
+        norms.append(own)
+        yield activation
 
 
 def _metadata(samples: Sequence[Sample], about: Mapping[str, str]) -> dict[str, str]:

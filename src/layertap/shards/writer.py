@@ -4,12 +4,18 @@ The order of a commit: the files of the shard, each whole before the next; then 
 lists them; then `after_commit` (the run's checkpoint). Killed between any two of these, the restart
 finds the manifest of the commit before, and writes the same shard again over whatever is there.
 
+To encode a shard takes processors, to append it a disk. So `commit` may hand the append to another
+thread (`appending_by`), and go on with the next shard meanwhile; appends stay in order, one at a
+time.
+
 A shard is closed before its activations, uncompressed and in the storage dtype, would exceed
 `shard_bytes`; a single sample larger than that gets a shard of its own. So the shards' boundaries
 depend on the samples and the settings alone.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 
 from layertap.core.sample import Sample
 from layertap.objects.base import OWNED, ObjectStore
@@ -57,12 +63,32 @@ class ShardWriter:
         self._store = store
         self._form = form
         self._after_commit = after_commit
+        self._submit: Callable[[Callable[[], None]], None] | None = None
+        self._encoded = 0
+
+    @contextmanager
+    def appending_by(self, submit: Callable[[Callable[[], None]], None]) -> Iterator[None]:
+        """In the block, `commit` hands each append to `submit`, and does not wait for it.
+
+        They must run in that order, and after one that failed none may. The manifest is then that
+        of the last append.
+        """
+        self._submit, self._encoded = submit, len(self.manifest.shards)
+        try:
+            yield
+        finally:
+            self._submit = None
 
     def commit(self, samples: Sequence[Sample], progress: Json, *, complete: bool) -> None:
         """Encode `samples` (none: only the progress) as the next shard, and append it."""
-        self.append(
-            self.encode(len(self.manifest.shards) + 1, samples) if samples else None, progress, complete=complete
-        )
+        before = len(self.manifest.shards) if self._submit is None else self._encoded
+        shard = self.encode(before + 1, samples) if samples else None
+        append = partial(self.append, shard, progress, complete=complete)
+        if self._submit is None:
+            append()
+        else:
+            self._encoded += shard is not None
+            self._submit(append)
 
     def encode(self, index: int, samples: Sequence[Sample]) -> EncodedShard:
         """The samples as shard `index`; writes nothing."""
