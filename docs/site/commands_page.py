@@ -68,8 +68,8 @@ def _section(name: str, command: Any) -> str:  # noqa: ANN401 - a command
     lines = ["", f"## {name}", "", *_wrap(_mark(text), ""), "", f"    {name} {command.example}", ""]
     shown = list(all_fields(command.config))
     if name == "layertap plan":
-        shared = {field.name for field in all_fields(cli.COMMANDS["extract"].config)}
-        shown = [field for field in shown if field.name not in shared]
+        shared = {(field.name, field.sentence) for field in all_fields(cli.COMMANDS["extract"].config)}
+        shown = [field for field in shown if (field.name, field.sentence) not in shared]
         lines += ["It takes the flags of [`layertap extract`](#layertap-extract), and these:", ""]
     for group in get_args(Group):
         flags = [field for field in shown if field.flag.group == group]
@@ -90,7 +90,9 @@ def _flag(field: Field) -> list[str]:
     if any("Positional" in str(it) for it in extras_of(field.annotation)):
         name = f"`{value}`"
     else:
-        name = f"`--{field.name}`" if isinstance(field.default, bool) else f"`--{field.name} {value}`"
+        names = [alias for it in extras_of(field.annotation) for alias in getattr(it, "aliases", None) or ()]
+        value = "" if isinstance(field.default, bool) else f" {value}"
+        name = ", ".join(f"`{it}{value}`" for it in (*names, f"--{field.name}"))
     hint = _mark(shown.help_behavior_hint) if shown.help_behavior_hint else f"(default: {_value(field.default)})"
     said = _mark(field.sentence) + (f" One of {', '.join(f'`{it}`' for it in choices)}." if choices else "")
     return _wrap(f"- {name} {hint}: {said}", "  ")

@@ -19,8 +19,8 @@ import pytest
 import torch
 import transformers
 from commands import ROOT, start
-from pages import Page
 from safetensors.numpy import load_file
+from view_pages import Page
 
 import layertap
 from layertap.core.taps import Tap

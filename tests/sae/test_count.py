@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from autoencoders import FEATURES, TAP, WIDTH, make_autoencoder
 from runs import finished, out, small_run
 
 import layertap
 from layertap.core.columns import ROLES, SIDES, SINK_FACTOR, TEST
-from layertap.core.taps import Tap
 from layertap.errors import UsageError
 from layertap.reader.sample import Sample
 from layertap.sae import count
@@ -19,8 +19,6 @@ from layertap.sae.count import count_features
 from layertap.sae.encoder import make_encoder
 from layertap.sae.table import FeatureTable
 
-TAP = Tap(3, "residual")
-WIDTH, FEATURES = 64, 40
 KINDS: dict[str, dict[str, Any]] = {
     "standard": {},
     "not subtracted": {"subtracts_b_dec": False},
@@ -32,15 +30,6 @@ KINDS: dict[str, dict[str, Any]] = {
     "jumprelu": {"kind": "jumprelu"},
     "gated": {"kind": "gated"},
 }
-
-
-def make_autoencoder(kind: str = "standard", **settings: Any) -> Autoencoder:
-    rng = np.random.default_rng(1)
-    shapes = {"W_enc": (WIDTH, FEATURES), "W_dec": (FEATURES, WIDTH), "b_dec": (WIDTH,)}
-    shapes |= dict.fromkeys(("b_enc", "threshold", "b_gate", "b_mag", "r_mag"), (FEATURES,))
-    weights = {name: rng.normal(size=shape).astype(np.float32) * 0.3 for name, shape in shapes.items()}
-    weights["b_enc"] -= 1.0
-    return Autoencoder(kind=kind, tap=TAP, weights=weights, **settings)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -69,12 +58,13 @@ def chosen(sample: Sample) -> np.ndarray:
 def answers(sample: Sample) -> list[dict[str, str]]:
     """What each token of a sample is, by its group, worked out a token at a time."""
     labels, found = sample.labels, []
+    grids = labels.grids()
     for token in range(len(sample)):
         own = {"role": ROLES[labels.role[token]]}
         if labels.cells[token] == 1:
             pair, row, col = labels.example[token], int(labels.row[token]), int(labels.col[token])
             side = SIDES[labels.side[token]]
-            grid = labels.grids()["test" if pair == TEST else int(pair), side]
+            grid = grids["test" if pair == TEST else int(pair), side]
             assert grid is not None
             own |= {"grid": side, "row": str(row), "column": str(col)}
             own |= {

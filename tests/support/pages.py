@@ -1,81 +1,41 @@
-"""A page of `layertap view`, unpacked as its program does it."""
+"""The blocks of code in pages of Markdown."""
 
-import base64
-import gzip
-import json
 import re
-import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
+from commands import ROOT
 
-from layertap.cli import main
-from layertap.view.html.codes import decode
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), ROOT / "examples" / "README.md"])
 
 
-def view(*arguments: str | Path) -> int:
-    """What `layertap view` returns."""
-    return main(["view", *map(str, arguments)])
+@dataclass(frozen=True)
+class Block:
+    """One block: `language` is that of its fence, and `indented` where it has none."""
+
+    page: Path
+    line: int
+    language: str
+    text: str
+    above: str
+    """The line above it, which may be a mark such as `<!-- a test runs this -->`."""
 
 
-@dataclass(frozen=True, eq=False)
-class Listed:
-    """The features of an autoencoder that a page lists."""
-
-    header: dict[str, Any]
-    counts: np.ndarray
-    """[features, 1 + bins + values]"""
-    numbers: np.ndarray
-    """int32 [features, 2]"""
-    sizes: np.ndarray
-    """[features, 2]: mean where it fires, and largest"""
-
-
-class Page:
-    """A page as its program unpacks it."""
-
-    def __init__(self, path: Path) -> None:
-        self.text = path.read_text(encoding="utf-8")
-        self.run = self._json("run")
-        self.samples = self._json("samples")
-        self.features = self._json("features") if 'id="features"' in self.text else None
-
-    def _json(self, name: str) -> Any:
-        found = re.search(rf'<script type="application/json" id="{name}">(.*?)</script>', self.text, re.DOTALL)
-        assert found is not None
-        return json.loads(found[1])
-
-    def unpack(self, number: int) -> tuple[dict[str, Any], np.ndarray]:
-        """The header of a sample, and its figures [names, taps, tokens]."""
-        header, rest = self._packed(f"sample-{number}")
-        codes = np.frombuffer(rest, "<u2")
-        return header, decode(codes.reshape(len(self.run["names"]), len(self.run["taps"]), header["tokens"]))
-
-    def top(self, number: int) -> tuple[dict[str, Any], np.ndarray]:
-        """The header of a sample in which features are largest, and heats [features, tokens]."""
-        header, rest = self._packed(f"top-{number}")
-        return header, decode(np.frombuffer(rest, "<u2").reshape(-1, header["tokens"]))
-
-    def listed(self, number: int) -> Listed:
-        """The features of an autoencoder."""
-        header, rest = self._packed(f"features-{number}")
-        bins, values = len(header["edges"]) - 1, sum(len(group["values"]) for group in header["groups"])
-        count, kind = header["listed"], np.dtype("<f8" if header["wide"] else "<u4")
-        ends = np.cumsum([count * (1 + bins + values) * kind.itemsize, count * 8, count * 4])
-        assert ends[-1] == len(rest)
-        counts, numbers, codes = (rest[begin:end] for begin, end in zip([0, *ends], ends, strict=False))
-        return Listed(
-            header,
-            np.frombuffer(counts, kind).reshape(count, -1),
-            np.frombuffer(numbers, "<i4").reshape(count, 2),
-            decode(np.frombuffer(codes, "<u2").reshape(count, 2)),
-        )
-
-    def _packed(self, name: str) -> tuple[dict[str, Any], bytes]:
-        found = re.search(rf'id="{name}">([^<]*)<', self.text)
-        assert found is not None, name
-        content = gzip.decompress(base64.b64decode(found[1]))
-        (length,) = struct.unpack("<I", content[:4])
-        return json.loads(content[4 : 4 + length]), content[4 + length :]
+def blocks(page: Path) -> Iterator[Block]:
+    """The blocks of a page, in their order."""
+    lines = page.read_text(encoding="utf-8").splitlines()
+    number = 0
+    while number < len(lines):
+        above = lines[number - 1] if number else ""
+        if fence := re.fullmatch(r" *```(\w*)", lines[number]):
+            end = next(i for i in range(number + 1, len(lines)) if lines[i].strip() == "```")
+            yield Block(page, number + 1, fence.group(1), "\n".join(lines[number + 1 : end]), above)
+            number = end
+        elif lines[number].startswith("    ") and not above.strip():
+            end = number
+            while end < len(lines) and (lines[end].startswith("    ") or not lines[end].strip()):
+                end += 1
+            yield Block(page, number + 1, "indented", "\n".join(it[4:] for it in lines[number:end]).rstrip(), above)
+            number = end - 1
+        number += 1

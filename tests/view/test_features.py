@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import outputs
 import pytest
-from pages import Page, view
 from runs import finished, out, small_run
 from safetensors.numpy import save_file
+from view_pages import Page, view
 
 import layertap
 from layertap.config.view import ViewConfig

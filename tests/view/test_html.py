@@ -9,8 +9,8 @@ import outputs
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pages import Page, view
 from runs import finished, out, small_run
+from view_pages import Page, view
 
 import layertap
 from layertap.core.taps import Tap

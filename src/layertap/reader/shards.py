@@ -67,12 +67,19 @@ class Shards:
         with ThreadPoolExecutor(self.readers) as pool:
             return list(pool.map(call, range(len(self))))
 
-    @cached_property
+    @property
     def digest(self) -> str:
         """Equal where the same bytes lie in the same order, wherever that is."""
+        return self.digests[-1]
+
+    @cached_property
+    def digests(self) -> tuple[str, ...]:
+        """The digest of no shard, of the first one, of the first two, ..., of all."""
         digest = hashlib.sha256()
+        found = [digest.hexdigest()]
         for source, entry in self._entries:
             digest.update(f"{source.manifest.fingerprint} {entry.index} {entry.tokens}\n".encode())
             for file in entry.files:
                 digest.update(f"{file.path} {file.crc32c}\n".encode())
-        return digest.hexdigest()
+            found.append(digest.hexdigest())
+        return tuple(found)

@@ -7,6 +7,7 @@ and the earlier token win, so the lists do not depend on where steps end.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -24,6 +25,13 @@ _EXPONENT, _BIAS = 23, 127
 LABELS = sum(len(group.values) for group in GROUPS)
 
 
+class Place(NamedTuple):
+    """How far a walk is: so many shards, and so many steps of the next."""
+
+    shards: int
+    steps: int
+
+
 @dataclass(frozen=True)
 class Piece:
     """Rows of a step that are of one sample."""
@@ -36,9 +44,10 @@ class Piece:
 
 
 class Tally:
-    """Of all features, so far."""
+    """Of all features, as far as a walk is."""
 
     def __init__(self, features: int) -> None:
+        self.place = Place(0, 0)
         self.tokens = 0
         self.samples = 0
         self.sums = np.zeros(features, np.float64)
@@ -69,6 +78,11 @@ class Tally:
         self.histogram += _histogram(features)
         for piece in pieces:
             self._offer(features[piece.begin : piece.end], piece.sample, rows[piece.begin : piece.end])
+
+    @property
+    def arrays(self) -> dict[str, np.ndarray]:
+        """All of it but the place and the two totals."""
+        return {name: value for name, value in vars(self).items() if isinstance(value, np.ndarray)}
 
     def table(self, tap: Tap) -> FeatureTable:
         """All of it, without the groups of which no token had an answer."""

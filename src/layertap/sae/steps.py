@@ -1,0 +1,91 @@
+"""A run's tokens in steps, for a walk over all its features.
+
+Shards come one after the other, and of each its labels, then its activations, a step at a time. A
+step ends where its shard does, so what a step holds depends on its shard alone, not on the shards
+before it. Each shard has one step at least, which has no tokens where all are left out.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+
+from layertap.errors import UsageError
+from layertap.reader.choice import kept
+from layertap.reader.config import BatchConfig
+from layertap.reader.pieces import ShardTokens
+from layertap.reader.shards import Shards
+from layertap.sae.answers import Answers, answer, label_columns, no_answers
+from layertap.sae.tally import Piece, Place
+from layertap.shards.shard import Shard
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """Some tokens of a shard that are counted."""
+
+    activations: np.ndarray
+    """[tokens, width] in the storage dtype."""
+    answers: Answers
+    pieces: tuple[Piece, ...]
+    rows: np.ndarray
+    """Where each token is among its sample's activations."""
+    samples: int
+    """How many samples end with it: all of its shard, or none."""
+    place: Place
+    """Where the next step is."""
+    done: int
+    """How many tokens of the run are behind it, those that are left out among them."""
+
+
+def take_steps(shards: Shards, config: BatchConfig, start: Place, most: int) -> Iterator[Step]:
+    """The tokens of the one tap that `config` names and does not exclude, at most so many in a
+    step.
+    """
+    done = sum(shards.tokens[: start.shards])
+    for number in range(start.shards, len(shards)):
+        first = start.steps if number == start.shards else 0
+        yield from _of_shard(shards, number, config, Place(number, first), most, done)
+        done += shards.tokens[number]
+
+
+def _of_shard(shards: Shards, number: int, config: BatchConfig, start: Place, most: int, done: int) -> Iterator[Step]:
+    content, tokens = shards.content(number), shards.tokens[number]
+    offsets, (tap,) = content.offsets(), config.taps
+    chosen = np.flatnonzero(kept(ShardTokens(content, 0, tokens), config, tokens))
+    answers = _answers(content, offsets)
+    last = max(len(chosen) - 1, 0) // most
+    for step in range(start.steps, last + 1):
+        rows = chosen[step * most : (step + 1) * most]
+        begin, end = (int(rows[0]), int(rows[-1]) + 1) if len(rows) else (0, 0)
+        samples = np.searchsorted(offsets, rows, side="right") - 1
+        yield Step(
+            activations=content.activations(tap, begin, end)[rows - begin],
+            answers=answers[:, rows],
+            pieces=_pieces(samples, shards.first_samples[number]),
+            rows=rows - offsets[samples],
+            samples=shards[number][1].samples if step == last else 0,
+            place=Place(number + 1, 0) if step == last else Place(number, step + 1),
+            done=done + (tokens if step == last else end),
+        )
+
+
+def _pieces(samples: np.ndarray, first: int) -> tuple[Piece, ...]:
+    """The runs of rows that are of one sample, of those that rows are of."""
+    bounds = [*np.flatnonzero(np.diff(samples, prepend=-1)).tolist(), len(samples)]
+    return tuple(Piece(first + int(samples[begin]), begin, end) for begin, end in pairwise(bounds))
+
+
+def _answers(content: Shard, offsets: np.ndarray) -> Answers:
+    """The answers of all tokens of a shard; none where the run stored no labels."""
+    total = int(offsets[-1])
+    try:
+        columns = {name: content.column(name, 0, total) for name in label_columns()}
+    except UsageError:
+        return no_answers(total)
+    parts = [
+        answer({name: values[begin:end] for name, values in columns.items()})
+        for begin, end in pairwise(offsets.tolist())
+    ]
+    return np.concatenate(parts, axis=1) if parts else no_answers(0)
