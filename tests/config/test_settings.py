@@ -87,6 +87,28 @@ def test_contradictions_are_refused(kind: type, flags: dict[str, Any], message: 
         kind(**flags)
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"upload": UploadConfig(gcs_bucket="b")}, "without a copy elsewhere: leave out --gcs_bucket"),
+        ({"upload": UploadConfig(upload_to="copy")}, "without a copy elsewhere"),
+        ({"checkpoint_dir": "here"}, "leave out --checkpoint_dir here"),
+        ({"output_dir": "gs://"}, "gs://: is no URL of a place"),
+        ({"output_dir": "://a"}, "is no URL of a place"),
+    ],
+)
+def test_what_belongs_to_a_folder_does_not_go_with_a_url(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        ExtractConfig(**{"dataset_path": "x", "output_dir": "gs://bucket/a"} | settings)
+
+
+def test_a_url_as_output_is_no_folder() -> None:
+    config = ExtractConfig(dataset_path="x", output_dir="s3://bucket/a/")
+    assert (config.output_url, config.output_place) == ("s3://bucket/a", "s3://bucket/a")
+    assert config.output_below("tpu_0") == "s3://bucket/a/tpu_0"
+    assert ExtractConfig(dataset_path="x", output_dir="a").output_below("tpu_0") == "a/tpu_0"
+
+
 @pytest.mark.parametrize("place", ["out", "out/copy", "."])
 def test_a_folder_is_not_copied_into_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
     monkeypatch.chdir(tmp_path)

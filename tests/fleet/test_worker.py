@@ -3,7 +3,7 @@
 import dataclasses
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
@@ -40,7 +40,8 @@ from layertap.fleet.claims import Lease, claim_name, read_claim, take, take_over
 from layertap.fleet.sharded import RUN, read_dataset
 from layertap.fleet.worker import WorkSummary, work
 from layertap.objects import open_store
-from layertap.objects.base import ObjectStore
+from layertap.objects.base import ObjectInfo, ObjectStore
+from layertap.objects.local import LocalStore
 from layertap.shards.writer import ShardWriter
 
 COUNT = 3
@@ -386,28 +387,21 @@ def test_a_place_that_is_no_sharded_dataset_is_named(config: ExtractConfig, tmp_
         work(worker_of(config, str(tmp_path / "set")))
 
 
-def test_the_disk_is_listed_once_a_claim_however_many_shards_are_left(
-    demo_tasks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    looks: Counter[Path] = Counter()
-    folder = tmp_path / "tpu_0"
+def test_the_place_of_the_output_is_listed_once_however_many_shards_are_left(demo_tasks: Path, tmp_path: Path) -> None:
+    class Counted(LocalStore):
+        listings = 0
 
-    def counted(look: Callable[[Path], Any]) -> Callable[[Path], Any]:
-        def counting(path: Path) -> Any:
-            looks.update([path] if path.is_relative_to(folder) else [])
-            return look(path)
+        def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+            self.listings += 1
+            return super().list(prefix)
 
-        return counting
-
-    for name in ("iterdir", "is_dir", "exists"):
-        monkeypatch.setattr(Path, name, counted(getattr(Path, name)))
     cut(demo_tasks, str(tmp_path / "dataset"), 10)
-    (folder / "shard_00009").mkdir(parents=True)
+    place = Counted(tmp_path / "tpu_0")
+    place.create("shard_00009/some/metadata.json.gone", b"")
+    place.create("shard_00009/some.ended", b"")
     with closing(open_store(str(tmp_path / "dataset"))) as store:
-        attempts = Attempts(Mock(), store, folder, Mock())
-        dataset = read_dataset(store)
-        claimer = Claimer(store, dataset, lambda _: claim(), attempts.find_unfinished, lambda _: None)
+        attempts = Attempts(Mock(), store, place, tmp_path, Mock())
+        claimer = Claimer(store, read_dataset(store), lambda _: claim(), attempts.find_unfinished, lambda _: None)
         for left in (10, 9, 8):
-            looks.clear()
             assert claimer.take_next() is not None, left
-            assert looks == {folder: 2, folder / "shard_00009": 1}
+    assert place.listings == 1

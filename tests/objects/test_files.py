@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from layertap.errors import StorageError
+from layertap.objects.content import MemoryContent
 from layertap.objects.files import TEMPORARY, Checksummed, atomic_write, file_crc32c, remove_leftovers
 
 
@@ -32,6 +33,19 @@ def test_checksum_and_size_are_those_of_all_that_was_written(chunks, wrap):
     assert [sink.write(wrap(chunk)) for chunk in chunks] == [len(chunk) for chunk in chunks]
     assert inner.getvalue() == b"".join(chunks)
     assert (sink.size, sink.crc32c) == (len(inner.getvalue()), f"{google_crc32c.value(inner.getvalue()):08x}")
+
+
+@given(st.lists(st.binary(max_size=9), max_size=6), st.lists(st.tuples(st.integers(0, 40), st.integers(0, 40))))
+def test_buffers_in_memory_are_one_file(buffers: list[bytes], reads: list[tuple[int, int]]) -> None:
+    """As a client reads that uploads them: no read is short but at the end, and it seeks back."""
+    file, like = MemoryContent(buffers).open(), io.BytesIO(b"".join(buffers))
+    assert file.read() == like.read()
+    for place, size in reads:
+        assert file.seek(place) == like.seek(place)
+        assert file.read(size) == like.read(size)
+        assert file.tell() == like.tell()
+    assert file.seek(0, io.SEEK_END) == like.seek(0, io.SEEK_END)
+    assert file.read() == b""
 
 
 def test_checksum_while_writing_is_that_of_the_file(tmp_path):
@@ -92,6 +106,7 @@ FULL = """
 import resource, sys
 from pathlib import Path
 from layertap.errors import StorageError
+from layertap.objects.content import MemoryContent
 from layertap.objects.files import atomic_write
 
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))

@@ -138,3 +138,16 @@ def test_a_number_of_tokens_to_stop_at_is_for_one_host(tiny_model: Path, few_tas
     assert "--max_tokens_total does not go with the 4 hosts of v5litepod-16" in capsys.readouterr().err
     assert plan(*flags, "--tokens", "5000") == 2
     assert "--max_tokens_total and --tokens" in capsys.readouterr().err
+
+
+def test_with_a_url_as_output_no_disk_is_on_the_way(capsys: Captured) -> None:
+    flags = ("--model", "7b", "--accelerator", "v5litepod-64", "--tokens", "100000000", "--format", "safetensors")
+    found = {}
+    for place in ("./activations", "gs://bucket/activations"):
+        assert plan(*flags, "--output_dir", place, "--uploads_at_once", "2", "--json") == 0
+        found[place] = json.loads(capsys.readouterr().out)
+    stages = [{stage["name"] for stage in document["times"]["stages"]} for document in found.values()]
+    assert stages[0] ^ stages[1] == {"disk", "network"}
+    assert [document["times"]["bottleneck"] for document in found.values()] == ["disk", "network"]
+    assert [document["memory_of_shards"] for document in found.values()] == [0, 5 * 10**9]
+    assert found["gs://bucket/activations"]["times"]["slow"] < found["./activations"]["times"]["slow"] / 2

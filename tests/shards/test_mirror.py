@@ -15,6 +15,7 @@ from layertap.objects.local import LocalStore
 from layertap.objects.retry import Retry
 from layertap.shards.manifest_files import load_manifest
 from layertap.shards.mirror import Mirror
+from layertap.shards.publisher import Far
 
 
 class HangingStore(LocalStore):
@@ -33,7 +34,7 @@ class HangingStore(LocalStore):
 
 def test_what_ends_the_mirror_is_said_also_while_an_upload_hangs(folder: Path, tmp_path: Path) -> None:
     store, retry, manifest = HangingStore(tmp_path / "bucket"), Retry(), load_manifest(open_store(str(folder)))
-    with Mirror(store, folder, UploadConfig(upload_to="x"), retry, None, lambda: None) as mirror:
+    with Mirror(Far(store, retry, lambda: None), folder, UploadConfig(upload_to="x"), None) as mirror:
         mirror.begin(dataclasses.replace(manifest, shards=manifest.shards[:2], complete=False))
         wait_for(lambda: retry.stopped)
         threading.Timer(0.1, store.answers.set).start()

@@ -146,6 +146,7 @@ SHARED = "--dataset_path t.jsonl --machine_id {worker} --total_machines "
         ("--machine_id {worker} --total_machines 8", "give --dataset_path, or --dataset_name"),
         ("--dataset_path t.jsonl --gcs_bucket b --upload_to_gcs", "every worker would do the same work"),
         ("--dataset_path t.jsonl --output_dir out_{worker}", "every worker would do the same work"),
+        ("--dataset_path t_{worker}.jsonl --output_dir gs://b/x", "every worker would write to gs://b/x."),
         (f"{SHARED} 4", "for worker 7: --machine_id 7 is not one of 4 machines"),
     ],
 )

@@ -24,7 +24,7 @@ PLAN = "layertap plan --model Qwen/Qwen2.5-7B --accelerator v5litepod-64 --datas
 TESTED_IN = {
     PLAN: "tests/tpu/test_guide.py::test_the_first_plan_is_one_that_the_command_line_takes",
     "layertap plan --model 7b --accelerator v5litepod-64 --tokens 100000000 --format safetensors"
-    " --gcs_bucket my-bucket --price_per_hour 77 --price_per_gb_month 0.02": (
+    " --output_dir gs://my-bucket/activations --price_per_hour 77 --price_per_gb_month 0.02": (
         "tests/plan/test_command.py::test_the_plan_of_the_guide_is_as_printed"
     ),
     "python -m pip wheel --no-deps --wheel-dir dist .": (

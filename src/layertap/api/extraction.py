@@ -35,4 +35,4 @@ def extract(**settings: object) -> ActivationDataset:
     summary = run.extract(config)
     if (reason := summary.nothing_extracted) is not None:
         raise InputError(f"{reason}; {summary.output_dir}/metadata.json lists them")
-    return ActivationDataset(config.output_folder)
+    return ActivationDataset(config.output_place)

@@ -28,7 +28,7 @@ from layertap.check.shard_check import ShardCheck
 from layertap.objects import open_store
 from layertap.objects.base import ObjectStore
 from layertap.objects.files import TEMPORARY
-from layertap.shards.manifest import FILE_NAME, Json, Manifest, fingerprint_of, index_ranges
+from layertap.shards.manifest import FILE_NAME, Json, Manifest, fingerprint_of, index_ranges, shard_number
 from layertap.shards.manifest_files import parse_manifest, read_head
 
 OnRead = Callable[[int, int], None]
@@ -134,14 +134,9 @@ def _unexpected_files(store: ObjectStore, manifest: Manifest) -> Iterator[str]:
     named = {file.path for shard in manifest.shards for file in shard.files}
     for info in store.list():
         name = PurePosixPath(info.name).name
-        unfinished = not manifest.complete and _shard_number(name) > len(manifest.shards)
+        unfinished = not manifest.complete and shard_number(name) > len(manifest.shards)
         if name.startswith("shard_") and info.name not in named and not unfinished and not name.endswith(TEMPORARY):
             yield f"{info.name}: not named by {FILE_NAME}"
-
-
-def _shard_number(name: str) -> int:
-    number = name.removeprefix("shard_").partition(".")[0]
-    return int(number) if number.isdecimal() else 0
 
 
 def _misnumbered_shards(manifest: Manifest) -> Iterator[str]:

@@ -10,6 +10,7 @@ that layer?) is checked once the model's config has been read.
 
 import math
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,7 @@ from layertap.errors import UsageError
 
 Overlong = Literal["error", "skip", "truncate", "split"]
 FormatName = Literal["pickle", "safetensors"]
-StorageDtype = Literal["float32", "bfloat16", "float16"]
+StorageDtype = Literal["float32", "float16", "bfloat16"]
 
 # Settings that must keep their default if the dataset is split into shards.
 _OF_ITS_OWN_DATASET: Mapping[str, object] = {
@@ -39,6 +40,8 @@ _OF_ITS_OWN_DATASET: Mapping[str, object] = {
     "total_machines": 1,
     "checkpointing": True,
 }
+
+_CHECKPOINTS = "./checkpoints"
 
 # A multiple of the block size of every attention kernel (model/attention*.py).
 _ROW_MULTIPLE = 256
@@ -177,8 +180,9 @@ class RunConfig(SourceConfig):
     """Run this many prompts in float32 too, and record in metadata.json how close each layer comes
     to it."""
 
-    output_dir: Annotated[str, Flag("output", "FOLDER")] = "./activations"
-    """Where to write the shards and metadata.json."""
+    output_dir: Annotated[str, Flag("output", "FOLDER_OR_URL")] = "./activations"
+    """Where to write the shards and metadata.json: a folder, or a URL such as gs://bucket/prefix.
+    Shards go to a URL from memory, and never to the disk."""
 
     format: Annotated[FormatName, Flag("output")] = "pickle"
     """pickle: gzipped pickles, which need only numpy. safetensors: one memory-mapped file per
@@ -228,8 +232,9 @@ class RunConfig(SourceConfig):
     """Serve Prometheus metrics at http://127.0.0.1:PORT/metrics. 0 picks a free port and prints
     it."""
 
-    checkpoint_dir: Annotated[str, Flag("output", "FOLDER")] = "./checkpoints"
-    """Where to keep checkpoint_worker_{id}.json, from which a stopped run resumes."""
+    checkpoint_dir: Annotated[str, Flag("output", "FOLDER")] = _CHECKPOINTS
+    """Where to keep checkpoint_worker_{id}.json, from which a stopped run resumes. With a URL as
+    --output_dir it is kept there."""
 
     checkpointing: Annotated[bool, Flag("output")] = True
     """Keep a checkpoint, and resume from it. With --no_checkpointing, a folder that already holds
@@ -279,9 +284,11 @@ class RunConfig(SourceConfig):
             not self.hosts.multihost or self.sharded.engine == "none",
             f"--engine {self.sharded.engine} does not work with --multihost: start the command on each host yourself",
         )
-        for flag, folder in (("output_dir", self.output_dir), ("checkpoint_dir", self.checkpoint_dir)):
-            require("://" not in folder, f"--{flag} {folder}: is a URL; give a local folder")
-        self._require_other_place(self.upload.upload_to)
+        require("://" not in self.checkpoint_dir, f"--checkpoint_dir {self.checkpoint_dir}: is a URL; give a folder")
+        if self.output_url is not None:
+            self._require_one_place()
+        else:
+            self._require_other_place(self.upload.upload_to)
         port = self.metrics_port
         require(port is None or 0 <= port <= 65535, f"--metrics_port must be 0 to 65535, not {port}")
         require(
@@ -290,6 +297,23 @@ class RunConfig(SourceConfig):
         )
         require(len(self.activation_type) > 0, f"--activation_type needs at least one of {', '.join(SITES)}")
         require(self.worker >= 0, f"--worker_id must not be negative, but is {self.worker}")
+
+    def _require_one_place(self) -> None:
+        """Refuse what belongs to a folder where the output goes to a URL."""
+        where = f"--output_dir {self.output_dir}"
+        require(
+            re.fullmatch(r"\w[\w+.-]*://.*[^/].*", self.output_dir) is not None,
+            f"{where}: is no URL of a place; give one such as gs://bucket/prefix, or a folder",
+        )
+        require(
+            self.upload.url(0) is None,
+            f"{where} is where the output goes, without a copy elsewhere: leave out --gcs_bucket and --upload_to, or"
+            " give a folder as --output_dir",
+        )
+        require(
+            self.checkpoint_dir == _CHECKPOINTS,
+            f"{where} holds its checkpoint too: leave out --checkpoint_dir {self.checkpoint_dir}",
+        )
 
     def _require_other_place(self, upload_to: str | None) -> None:
         if upload_to is None or "://" in upload_to:
@@ -315,9 +339,23 @@ class RunConfig(SourceConfig):
         return self.storage_dtype or ("float32" if self.format == "pickle" else "bfloat16")
 
     @property
+    def output_url(self) -> str | None:
+        """`output_dir`, where it is a URL."""
+        return self.output_dir.rstrip("/") if "://" in self.output_dir else None
+
+    @property
     def output_folder(self) -> Path:
-        """`output_dir`, with `~` expanded."""
+        """`output_dir`, with `~` expanded, where it is a folder."""
         return local_path(self.output_dir)
+
+    @property
+    def output_place(self) -> str:
+        """Either of them."""
+        return self.output_url or str(self.output_folder)
+
+    def output_below(self, name: str) -> str:
+        """What is called `name` in that folder, or below that URL."""
+        return str(self.output_folder / name) if self.output_url is None else f"{self.output_url}/{name}"
 
     @property
     def checkpoint_folder(self) -> Path:

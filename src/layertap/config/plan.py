@@ -45,10 +45,10 @@ class PlanConfig(RunConfig):
     """What it costs to store 10^9 bytes for a month."""
 
     disk_gb_per_second: Annotated[float | None, Flag("plan", "GB", "the usual one of the accelerator")] = None
-    """How fast the disk of one host writes."""
+    """How fast the disk of one host writes, where --output_dir is a folder."""
 
     network_gb_per_second: Annotated[float | None, Flag("plan", "GB", "a cautious figure")] = None
-    """How fast one host uploads, where --gcs_bucket or --upload_to is given."""
+    """How fast one host uploads, to a URL as --output_dir, --gcs_bucket or --upload_to."""
 
     json: Annotated[bool, Flag("plan")] = False
     """Print the plan as JSON."""

@@ -5,10 +5,10 @@ the model and programs of the run before. The folder is
 
     {output_dir}/tpu_{worker_id}/shard_00003/{attempt}/    and the same below the bucket's prefix
 
-The name of an attempt is random, and a restarted worker goes on in the one on its disk. So two
-attempts at a shard never write to one place, and no file of a committed attempt is written over.
-The done-manifest names the attempt that counts, and every file of it. What no done-manifest names
-does not count, and may be deleted.
+and `output_dir` may be a URL. The name of an attempt is random, and a restarted worker goes on in
+the one that it finds there. So two attempts at a shard never write to one place, and no file of a
+committed attempt is written over. The done-manifest names the attempt that counts, and every file
+of it. What no done-manifest names does not count, and may be deleted.
 
 All workers of a sharded dataset extract the same: the first one writes the settings that decide the
 bytes to `run.json`, and a worker with other settings is refused. (Only JAX's version and the kind
@@ -25,9 +25,11 @@ import json
 import socket
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 from uuid import uuid4
 
@@ -48,11 +50,12 @@ from layertap.fleet.attempt import Attempts, Outcome
 from layertap.fleet.claiming import Claimer
 from layertap.fleet.claims import Claim, Heartbeat, Lease
 from layertap.fleet.sharded import RUN, DatasetShard, ShardedDataset, open_claimable, read_dataset
+from layertap.objects import open_store
 from layertap.objects.base import ObjectStore
-from layertap.objects.ownership import exclusive
+from layertap.objects.ownership import Owner, exclusive
 from layertap.objects.retry import Retry
 from layertap.pipeline import backend
-from layertap.pipeline.hosts import join
+from layertap.pipeline.hosts import Hosts, join
 from layertap.pipeline.metrics import Metrics, metered
 from layertap.pipeline.progress import Watch
 from layertap.pipeline.session import Session
@@ -105,13 +108,32 @@ def work(config: ExtractConfig) -> WorkSummary:
             dataset.shard(own.preferred_shard_id)
         backend.configure()  # before hosts meet, which compiles
         hosts = join(config.hosts)
-        folder = config.output_folder / f"tpu_{hosts.name(config.worker)}"
-        with exclusive(folder):
+        with _own_place(config, hosts) as (place, scratch):
             setup = prepare(config, hosts)
             agreement = _agree(store, setup)
-            with metered(config.worker, folder, config.metrics_port) as metrics, closing(Session()) as session:
-                attempts = Attempts(setup, store, folder, session)
+            with metered(config.worker, place.url, config.metrics_port) as metrics, closing(Session()) as session:
+                attempts = Attempts(setup, store, place, scratch, session)
                 return _Worker(setup, store, dataset, attempts, metrics, agreement).work()
+
+
+@contextmanager
+def _own_place(config: ExtractConfig, hosts: Hosts) -> Iterator[tuple[ObjectStore, Path]]:
+    """Where this host alone writes its output meanwhile, and a folder for records.
+
+    Raises StorageError where another process has it.
+    """
+    where = config.output_below(f"tpu_{hosts.name(config.worker)}")
+    if config.output_url is None:
+        with exclusive(Path(where)), closing(open_store(where)) as place:
+            yield place, Path(where)
+        return
+    retry = Retry(config.upload.upload_retry_seconds)
+    with (
+        closing(open_store(where, retry)) as place,
+        Owner(place),
+        TemporaryDirectory(prefix="layertap-records-") as scratch,
+    ):
+        yield place, Path(scratch)
 
 
 def _agree(store: ObjectStore, setup: Setup) -> str:

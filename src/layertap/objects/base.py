@@ -23,7 +23,7 @@ so the clocks of workers do not matter.
 
 from collections.abc import Iterator
 from pathlib import PurePosixPath
-from typing import BinaryIO, Final, NamedTuple, Protocol
+from typing import BinaryIO, Final, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -57,6 +57,7 @@ class ObjectInfo(NamedTuple):
     """Eight hexadecimal digits; None where the far end does not say."""
 
 
+@runtime_checkable
 class ObjectStore(Protocol):
     """Objects below one URL; names are relative to it. Safe to use from several threads."""
 

@@ -1,12 +1,14 @@
 """What `ObjectStore.put` stores: bytes with their size and checksum, to be read more than once."""
 
+import io
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from io import BytesIO
+from itertools import accumulate
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import BinaryIO, Protocol, cast
 
 import numpy as np
 
@@ -66,7 +68,7 @@ class FileContent:
 
 
 class MemoryContent:
-    """Buffers in memory, one after the other; not copied, but for a far end.
+    """Buffers in memory, one after the other, which are not copied.
 
     Their checksum, where it is not known, is taken when it is asked for.
     """
@@ -84,10 +86,45 @@ class MemoryContent:
         return iter(self._buffers)
 
     def open(self) -> BinaryIO:
-        return BytesIO(b"".join(self._buffers))
+        return cast(BinaryIO, _Buffers(self._buffers, self.size))
 
     def __str__(self) -> str:
         return f"{self.size} bytes in memory"
+
+
+class _Buffers(io.RawIOBase):
+    """Buffers as one file. A read is short only at the end, as those who upload rely on."""
+
+    def __init__(self, buffers: Sequence[memoryview], size: int) -> None:
+        self._buffers = buffers
+        self._begins = list(accumulate(map(len, buffers), initial=0))
+        self._size = size
+        self._position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        begin = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+        self._position = max(begin + offset, 0)
+        return self._position
+
+    def readinto(self, target: "memoryview") -> int:  # type: ignore[override]
+        filled = 0
+        while filled < len(target) and self._position < self._size:
+            number = bisect_right(self._begins, self._position) - 1
+            within = self._position - self._begins[number]
+            part = self._buffers[number][within : within + len(target) - filled]
+            target[filled : filled + len(part)] = part
+            filled += len(part)
+            self._position += len(part)
+        return filled
+
+    def readall(self) -> bytes:
+        return self.read(max(self._size - self._position, 0)) or b""
 
 
 def damaged(content: Content) -> DamageError:

@@ -108,7 +108,7 @@ class OwnObject:
     def _usurped(self) -> StorageError:
         return StorageError(
             f"{self._store.url}/{self._name}: another process has written it; this one stops. What is committed"
-            " there is safe: run one process at a time with this --worker_id"
+            " there is safe: run one process at a time that writes there"
         )
 
     def _overwrite(self, data: bytes) -> None:
@@ -132,14 +132,25 @@ class _Claim:
 
 
 class Owner:
-    """Holds a store's folder while used as a context manager."""
+    """Holds a store's folder while used as a context manager; `elsewhere` is the flag that names
+    another.
+    """
 
-    def __init__(self, store: ObjectStore, *, expiry: float = EXPIRY_SECONDS, beat: float = _BEAT_SECONDS) -> None:
+    def __init__(
+        self,
+        store: ObjectStore,
+        *,
+        expiry: float = EXPIRY_SECONDS,
+        beat: float = _BEAT_SECONDS,
+        elsewhere: str = "--worker_id",
+    ) -> None:
         self._store = store
+        self._elsewhere = elsewhere
         self._expiry = expiry
         self._beat = beat
         self._claim = dump_json(asdict(_own_claim()), indent=2).encode()
         self._version = ""
+        self._left = False
         self._failure: LayertapError | None = None
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._keep, name="owner", daemon=True)
@@ -158,10 +169,16 @@ class Owner:
         if not self._version:
             return
         self._closing.set()
+        if self._left:
+            return
         self._thread.join()
         if self._failure is None:
             with suppress(LayertapError):  # it expires by itself, and hides nothing
                 self._store.delete_if(OWNER_FILE, self._version)
+
+    def leave(self) -> None:
+        """Ask nothing more of a far end that may not answer; the claim expires by itself."""
+        self._left = True
 
     def require(self) -> None:
         """Raise what has made this process lose the folder, if it has."""
@@ -214,8 +231,8 @@ class Owner:
 
     def _refusal(self, found: StoredBytes) -> str:
         return (
-            f"{self._describe(found)}. Stop it, or give this run another --worker_id. Were it dead, the same command"
-            f" would take over {self._expiry:.0f} s after its last sign of life"
+            f"{self._describe(found)}. Stop it, or give this run another {self._elsewhere}. Were it dead, the same"
+            f" command would take over {self._expiry:.0f} s after its last sign of life"
         )
 
 

@@ -3,7 +3,8 @@
 The manifest beside the shards is the truth, because it is replaced in the same breath as the shards
 appear. The checkpoint repeats its position after each commit, for whoever watches the run, and
 guards against the one loss that the manifest cannot see: its own. A checkpoint that knows of more
-shards than the output folder holds stops the run instead of starting anew in silence.
+shards than the output folder holds stops the run instead of starting anew in silence. Where the
+output goes to a bucket alone, its checkpoint lies there too.
 """
 
 import json
@@ -19,6 +20,7 @@ from layertap.objects.files import atomic_write
 from layertap.pipeline.windows import Position
 from layertap.shards.manifest import FILE_NAME, Manifest
 from layertap.shards.manifest_files import load_manifest
+from layertap.shards.publisher import Publisher, files_of
 
 
 @dataclass(frozen=True)
@@ -67,16 +69,22 @@ def checkpoint_bytes(output_dir: str, manifest: Manifest) -> bytes:
 def read_checkpoint(path: Path) -> Checkpoint | None:
     """The checkpoint at `path`, or None; raises DamageError where it is not one."""
     try:
-        checkpoint = Checkpoint(**json.loads(path.read_text(encoding="utf-8")))
-        operator.index(checkpoint.shards)
-        return checkpoint
+        return parse_checkpoint(path.read_bytes(), path)
     except FileNotFoundError:
         return None
     except OSError as error:
         raise UsageError(f"{path}: cannot be read: {error.strerror or error}; give another --checkpoint_dir") from error
+
+
+def parse_checkpoint(data: bytes, place: object) -> Checkpoint:
+    """The checkpoint that stands at `place`; raises DamageError where it is not one."""
+    try:
+        checkpoint = Checkpoint(**json.loads(data))
+        operator.index(checkpoint.shards)
+        return checkpoint
     except (ValueError, TypeError) as error:
         raise DamageError(
-            f"{path}: is not a checkpoint ({error}); the output folder alone is enough: remove it"
+            f"{place}: is not a checkpoint ({error}); the output folder alone is enough: remove it"
         ) from error
 
 
@@ -92,25 +100,58 @@ def resume(output_dir: Path, fresh: Manifest, checkpoint: Path | None, held: int
     found = load_manifest(open_store(str(output_dir)))
     if checkpoint is not None:
         _require_writable(checkpoint.parent)
-        _require_all_shards(output_dir, found, read_checkpoint(checkpoint), checkpoint)
+        known = read_checkpoint(checkpoint)
+        if known is not None and known.output_dir == str(output_dir.resolve()):
+            _require_all_shards(output_dir, found, known, checkpoint)
     if found is None:
         _require_no_shards(output_dir)
         return fresh, Position()
-    found.require_same_run(fresh, output_dir)
-    if checkpoint is None and (found.shards or found.complete):
+    _require_may_go_on(output_dir, found, fresh, checkpointing=checkpoint is not None)
+    _require_files(output_dir, found, held)
+    return found, position_of(found)
+
+
+def resume_at(publisher: Publisher, fresh: Manifest) -> tuple[Manifest, Position]:
+    """The same for output that lies in a bucket alone, with its checkpoint beside it.
+
+    Raises DamageError where a shard that its manifest names is not there, or is another one.
+    """
+    url, found = publisher.url, publisher.found
+    if publisher.checkpoint is not None:
+        known = parse_checkpoint(publisher.checkpoint, f"{url}: its checkpoint")
+        _require_all_shards(url, found, known, f"the checkpoint in {url}")
+    if found is None:
+        return fresh, Position()
+    _require_may_go_on(url, found, fresh, checkpointing=publisher.checkpointing)
+    for file in files_of(found):
+        if not publisher.holds(file):
+            raise DamageError(
+                f"{url}/{file.path}: is gone, or is not what {FILE_NAME} says; restore it, or give another --output_dir"
+            )
+    return found, position_of(found)
+
+
+def position_of(manifest: Manifest) -> Position:
+    """Where a run with this manifest goes on."""
+    return Position.from_json(manifest.progress) if manifest.progress else Position()
+
+
+def _require_may_go_on(place: object, found: Manifest, fresh: Manifest, *, checkpointing: bool) -> None:
+    """Raise RunMismatchError where another run lies at `place`, or one that must not go on."""
+    found.require_same_run(fresh, place)
+    if not checkpointing and (found.shards or found.complete):
         raise RunMismatchError(
-            f"{output_dir} already holds {len(found.shards)} shards, and --no_checkpointing neither resumes nor"
+            f"{place} already holds {len(found.shards)} shards, and --no_checkpointing neither resumes nor"
             " overwrites; leave it out to go on, or give another --output_dir"
         )
-    _require_files(output_dir, found, held)
-    return found, Position.from_json(found.progress) if found.progress else Position()
 
 
-def _require_all_shards(output_dir: Path, found: Manifest | None, known: Checkpoint | None, path: Path) -> None:
+def _require_all_shards(place: object, found: Manifest | None, known: Checkpoint, checkpoint: object) -> None:
+    """Raise StorageError where the checkpoint knows of more shards than the manifest names."""
     held = 0 if found is None else len(found.shards)
-    if known is not None and known.output_dir == str(output_dir.resolve()) and known.shards > held:
+    if known.shards > held:
         raise StorageError(
-            f"{path} knows of {known.shards} shards in {output_dir}, where {FILE_NAME} names {held};"
+            f"{checkpoint} knows of {known.shards} shards in {place}, where {FILE_NAME} names {held};"
             " restore the folder, or remove that checkpoint to begin again"
         )
 

@@ -73,10 +73,13 @@ class Progress:
 
 
 class Display:
-    """Shows a `Progress` with the speed and what the run waits for, until it is closed."""
+    """Shows a `Progress` with the speed and what the run waits for, until it is closed; and, where
+    `uploads` gives more than none, how many shards are on their way to a bucket.
+    """
 
-    def __init__(self, progress: Progress) -> None:
+    def __init__(self, progress: Progress, uploads: Callable[[], int] = lambda: 0) -> None:
         self._progress = progress
+        self._uploads = uploads
         seen = sys.stderr.isatty() or in_notebook()
         start = progress.resumed_samples
         self._bar = open_bar("samples", None, wanted=True, initial=start, delay=0) if seen else None
@@ -103,6 +106,8 @@ class Display:
         pause = _SECONDS_BETWEEN_LINES if self._bar is None else _SECONDS_BETWEEN_DRAWINGS
         while not self._closed.wait(pause):
             speed = f"{progress.tokens_per_second:.0f} tokens/s, waiting for {progress.waits_for or 'nothing'}"
+            if uploads := self._uploads():
+                speed += f", {_count(uploads, 'shard')} on the way to the bucket"
             if self._bar is None:
                 self.note(f"{progress.samples} samples, {speed}")
             else:
@@ -147,7 +152,8 @@ class RunSummary:
     def describe(self) -> str:
         """Lines for a person: what is where, how fast it went, and where the time went."""
         manifest = self.manifest
-        written = f"{len(manifest.shards)} shards in {self.output_dir}"
+        verified = ", each verified there" if "://" in self.output_dir else ""
+        written = f"{len(manifest.shards)} shards in {self.output_dir}{verified}"
         uploaded = f"every shard verified in {self.upload_url}" if self.upload_url else ""
         if self.samples == 0 and self.resumed_shards:
             lines = [f"already complete: {manifest.samples} samples in {written}", uploaded]

@@ -3,8 +3,8 @@
     read-ahead thread    main thread                     encoding thread, and one for each core
     records -> window -> stream.py: sample -> shard  ->  encode
                                                          |  writer thread
-                                                         -> sync, rename, manifest, checkpoint
-                                                            -> upload threads, if there is a bucket
+                                                         -> to the output (output.py): files,
+                                                            manifest, checkpoint; or upload threads
 
 `stream.py` yields samples with their positions, and this module collects them into shards. While
 one shard fills, one is encoded, and one is written: three are in memory. A position becomes
@@ -24,27 +24,22 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 from layertap.config.extract import ExtractConfig
 from layertap.core.sample import Sample
 from layertap.errors import RunMismatchError
-from layertap.objects import open_store
-from layertap.objects.files import remove_leftovers
-from layertap.objects.ownership import exclusive
 from layertap.pipeline import backend
 from layertap.pipeline.background import BackgroundQueue
 from layertap.pipeline.certificate import certify
-from layertap.pipeline.checkpoint import checkpoint_bytes, checkpoint_name, checkpoint_path, resume, write_checkpoint
 from layertap.pipeline.hosts import join
 from layertap.pipeline.metrics import metered
+from layertap.pipeline.output import Output, open_output
 from layertap.pipeline.progress import Display, Progress, RunSummary, Watch
 from layertap.pipeline.session import Session
 from layertap.pipeline.setup import Setup, prepare
 from layertap.pipeline.stream import stream_samples
 from layertap.pipeline.windows import Position, Window
 from layertap.shards.manifest import STOPPED_AT, UNKEPT, Manifest, index_ranges
-from layertap.shards.mirror import Checkpoint, Mirror, open_mirror
 from layertap.shards.writer import ShardBuffer, ShardWriter
 
 
@@ -57,7 +52,7 @@ def extract(config: ExtractConfig) -> RunSummary:
     hosts = join(config.hosts)
     setup = prepare(config, hosts)
     with (
-        metered(config.worker, setup.config.output_folder, config.metrics_port) as metrics,
+        metered(config.worker, setup.config.output_place, config.metrics_port) as metrics,
         closing(Session()) as session,
     ):
         summary = extract_prepared(setup, session, Watch(metrics.begins))
@@ -71,27 +66,14 @@ def extract_prepared(setup: Setup, session: Session, watch: Watch) -> RunSummary
     What `watch.proceed` raises ends the run between two steps. Shards that are full are committed
     before it comes out.
     """
-    output = setup.config.output_folder
-    with exclusive(output):
-        remove_leftovers(output)
-        checkpoint = _checkpoint_path(setup)
-        beside = Checkpoint(checkpoint_name(setup.name), checkpoint_bytes) if checkpoint is not None else None
-        with open_mirror(setup.upload_url, output, setup.config.upload, beside) as mirror:
-            if mirror is not None:
-                mirror.reconcile(setup.manifest)
-            manifest, start = resume(output, setup.manifest, checkpoint, held=mirror.held if mirror is not None else 0)
-            if setup.config.certify and not manifest.certificate:
-                certificate = certify(setup.model, setup.prompts, session, setup.config.certify, setup.shard_format)
-                manifest = replace(manifest, certificate=certificate)
-            if mirror is not None:
-                mirror.begin(manifest)
-            writer = ShardWriter(
-                open_store(str(output)),
-                _reopened(manifest, setup.config.max_tokens_total),
-                setup.shard_format,
-                partial(_follow_commit, output, checkpoint, mirror),
-            )
-            return _Run(setup, session, watch, writer, start, mirror).execute()
+    with open_output(setup) as output:
+        manifest, start = output.resume(setup.manifest)
+        if setup.config.certify and not manifest.certificate:
+            certificate = certify(setup.model, setup.prompts, session, setup.config.certify, setup.shard_format)
+            manifest = replace(manifest, certificate=certificate)
+        output.begin(manifest)
+        writer = output.writer(_reopened(manifest, setup.config.max_tokens_total), setup.shard_format)
+        return _Run(setup, session, watch, writer, start, output).execute()
 
 
 class _Run:
@@ -104,14 +86,14 @@ class _Run:
         watch: Watch,
         writer: ShardWriter,
         start: Position,
-        mirror: Mirror | None,
+        output: Output,
     ) -> None:
         self._setup = setup
         self._session = session
         self._watch = watch
         self._writer = writer
         self._start = start
-        self._mirror = mirror
+        self._output = output
         self._end = start  # the position behind the last window that was read
         self._limit = setup.config.max_tokens_total
         self._unkept = list(writer.manifest.unkept_samples)
@@ -121,16 +103,15 @@ class _Run:
 
     def execute(self) -> RunSummary:
         self._watch.begins(self._progress)
-        with closing(Display(self._progress)) as display:
+        with closing(Display(self._progress, lambda: self._output.behind)) as display:
             if self._setup.hosts.gather([self._writer.manifest.complete]).all():
                 if STOPPED_AT not in self._writer.manifest.progress:
                     next(self._windows(), None)
             else:
                 self._announce(display)
                 self._extract()
-            if self._mirror is not None:
-                with self._progress.waiting_for("uploading"):
-                    self._mirror.finish()
+            with self._output.hurrying(), self._progress.waiting_for("uploading"):
+                self._output.finish()
         return self._summary()
 
     def _extract(self) -> None:
@@ -151,6 +132,7 @@ class _Run:
             self._writer.appending_by(appends.submit),
             BackgroundQueue(waiting=0, gentle=gentle, name="encoder") as queue,
             closing(stream),
+            self._output.hurrying(),
         ):
             for position, sample in self._up_to_limit(stream):
                 if sample.tokens and not buffer.has_room(sample):
@@ -194,6 +176,8 @@ class _Run:
             progress[STOPPED_AT] = self._limit
         if self._unkept:
             progress[UNKEPT] = {"count": len(self._unkept), "sample_idx": index_ranges(self._unkept)}
+        with self._progress.waiting_for("uploading"):
+            self._output.wait_for_room()
         with self._progress.waiting_for("writing"):
             queue.submit(partial(self._writer.commit, samples, progress, complete=complete))
 
@@ -224,15 +208,3 @@ def _reopened(manifest: Manifest, limit: int | None) -> Manifest:
     """The manifest, not complete any more where a limit ended the run that is higher now."""
     may_go_on = STOPPED_AT in manifest.progress and (limit is None or manifest.tokens < limit)
     return replace(manifest, complete=manifest.complete and not may_go_on)
-
-
-def _checkpoint_path(setup: Setup) -> Path | None:
-    return checkpoint_path(setup.config.checkpoint_folder, setup.name) if setup.config.checkpointing else None
-
-
-def _follow_commit(output: Path, checkpoint: Path | None, mirror: Mirror | None, manifest: Manifest) -> None:
-    """What comes after a local commit."""
-    if checkpoint is not None:
-        write_checkpoint(checkpoint, output, manifest)
-    if mirror is not None:
-        mirror.offer(manifest)

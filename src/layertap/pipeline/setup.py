@@ -63,7 +63,8 @@ class Part:
     name: str
     dataset_path: str
     first_sample_idx: int
-    output_dir: Path
+    output_dir: str
+    """A folder or a URL."""
     upload_url: str | None
 
 
@@ -100,12 +101,12 @@ def prepare(config: ExtractConfig, hosts: Hosts = _ALONE) -> Setup:
     for line in (*backend.opening_lines(hosts.index, hosts.count), *opening_lines(config)):
         print(line, file=sys.stderr, flush=True)
     if hosts.count > 1:
-        config = replace(config, output_dir=str(config.output_folder / f"tpu_{hosts.name(config.worker)}"))
+        config = replace(config, output_dir=config.output_below(f"tpu_{hosts.name(config.worker)}"))
     _require_folders(config)
     checkpoint = open_checkpoint(config.model_path, config.revision, config.adapter)
     url = config.upload.url(hosts.name(config.worker))
     if checkpoint.hub_id is not None:
-        _require_far_ends(config, url)
+        _require_far_ends(config, config.output_url or url)
     model, prompts = open_run(config, checkpoint, config.stored_as, hosts)
     config = replace(config, batch_size=prompts.rules.batch_size)
     shard_format = format_of_shards(config, checkpoint.config, model.taps)
@@ -146,7 +147,7 @@ def for_part(setup: Setup, part: Part) -> Setup:
         setup.config,
         dataset_path=part.dataset_path,
         dataset_format="jsonl",
-        output_dir=str(part.output_dir),
+        output_dir=part.output_dir,
         sharded=ShardedConfig(),
     )
     rules = replace(setup.prompts.rules, first_sample_idx=part.first_sample_idx)
@@ -251,7 +252,9 @@ def _plain(value: Any) -> Any:  # noqa: ANN401 - JSON in, JSON out
 
 
 def _require_folders(config: ExtractConfig) -> None:
-    """Raise UsageError where output or checkpoint cannot be written."""
+    """Raise UsageError where output or checkpoint cannot be written on this machine."""
+    if config.output_url is not None:
+        return
     require_writable("output_dir", config.output_folder)
     if config.checkpointing:
         require_writable("checkpoint_dir", config.checkpoint_folder)

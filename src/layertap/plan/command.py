@@ -12,6 +12,7 @@ from layertap.config.plan import PlanConfig
 from layertap.core.selection import ALL
 from layertap.dataset import opening_lines
 from layertap.errors import UsageError
+from layertap.pipeline.output import IN_MEMORY
 from layertap.plan.accelerators import (
     TPU_DISK_BYTES,
     TYPICAL_MEAN,
@@ -64,6 +65,27 @@ class Plan:
         """How many tokens are stored, of those that are computed."""
         return self.work.output.activations / self.run.form.bytes_per_token
 
+    @property
+    def memory_of_shards(self) -> int:
+        """Bytes of a host's memory that shards take on their way to a URL; 0 where they go to a
+        folder.
+        """
+        config = self.run.config
+        return 0 if config.output_url is None else (config.upload.uploads_at_once + IN_MEMORY) * config.shard_bytes
+
+    @property
+    def share_of_a_host(self) -> float:
+        """Bytes that a host stores."""
+        hosts = 1 if self.placed is None else self.placed.accelerator.hosts
+        return self.stored_bytes / (hosts * self.run.config.workers)
+
+    @property
+    def full_disk(self) -> float | None:
+        """The bytes of a host's disk where they are too few for its share; else None."""
+        if self.placed is None or self.placed.disk_bytes is None or self.run.config.upload.delete_local_after_upload:
+            return None
+        return self.placed.disk_bytes if self.share_of_a_host > self.placed.disk_bytes else None
+
     def to_json(self) -> dict[str, Any]:
         """All of it as plain values; None is what only an accelerator decides."""
         run, form, counted, placed = self.run, self.run.form, self.work, self.placed
@@ -91,6 +113,7 @@ class Plan:
             "stored_bytes": self.stored_bytes,
             "stored_bytes_exact": self.exact,
             "disk_bytes_of_a_host": placed and placed.disk_bytes,
+            "memory_of_shards": self.memory_of_shards,
             "times": placed and asdict(placed.times),
             "tokens_per_second": ends and {end: counted.tokens / max(time, 1e-9) for end, time in ends.items()},
             "costs": asdict(self.costs),
@@ -194,13 +217,15 @@ def _output(plan: Plan) -> list[str]:
     ]
     if run.is_compressed:
         lines.append(f"gzip makes about {_size(plan.stored_bytes)} of it (an estimate)")
-    if plan.placed is None or plan.placed.disk_bytes is None or run.config.upload.delete_local_after_upload:
-        return lines
-    share, disk = plan.stored_bytes / (plan.placed.accelerator.hosts * run.config.workers), plan.placed.disk_bytes
-    if share > disk:
+    if plan.memory_of_shards:
         lines.append(
-            f"a host's share, {_size(share)}, does not fit onto its disk ({_size(disk)}):"
-            " upload, with --delete_local_after_upload, or take fewer layers"
+            f"from memory to {run.config.output_url}: shards take about {_size(plan.memory_of_shards)} of each host's"
+            " memory, and no disk"
+        )
+    elif (disk := plan.full_disk) is not None:
+        lines.append(
+            f"a host's share, {_size(plan.share_of_a_host)}, does not fit onto its disk ({_size(disk)}): write to a"
+            " bucket, by --output_dir gs://..., or take fewer layers"
         )
     return lines
 

@@ -99,8 +99,10 @@ def _on_hosts(
     stages = [_even("encoding", (work.output.uncompressed / encoder.value + statistics) / accelerator.hosts)]
     assumed = [encoder, STATISTICS_SECONDS_A_VALUE, TPU_HOST_THREADS]
     config = run.config
-    rates: list[tuple[StageName, float | None, Assumption]] = [("disk", config.disk_gb_per_second, accelerator.disk)]
-    if config.upload.url(config.worker) is not None:
+    rates: list[tuple[StageName, float | None, Assumption]] = []
+    if config.output_url is None:  # else there is no disk on the way
+        rates.append(("disk", config.disk_gb_per_second, accelerator.disk))
+    if config.output_url is not None or config.upload.url(config.worker) is not None:
         rates.append(("network", config.network_gb_per_second, NETWORK))
     for name, given, usual in rates:
         if given is not None:

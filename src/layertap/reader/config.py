@@ -14,7 +14,7 @@ from layertap.reader.scaling import Normalisation, Scale
 
 Flag = Literal["first", "special", "sink", "nonfinite"]
 Framework = Literal["numpy", "torch", "jax"]
-Dtype = Literal["bfloat16", "float16", "float32"]
+Dtype = Literal["float32", "float16", "bfloat16"]
 
 _BITS: Mapping[str, int] = MappingProxyType({"first": FIRST, "special": SPECIAL})
 

@@ -81,6 +81,11 @@ class ShardFormat:
         return {name if alone else f"{site}/{name}": site for site in self.sites}
 
 
+def statistics_path(index: int) -> str:
+    """The path of the statistics of shard `index`."""
+    return f"statistics/shard_{index:04d}.safetensors"
+
+
 @dataclass(frozen=True)
 class EncodedShard:
     """A shard as it will be stored: its entry in the manifest, and the content of each file in
@@ -111,7 +116,7 @@ def encode(
         for path, site in form.files(index).items()
     ]
     statistics = {tap: merge_all(parts, form.taps[tap]) for tap, parts in measured.items()}
-    path = f"statistics/shard_{index:04d}.safetensors"
+    path = statistics_path(index)
     contents[path] = _encode_statistics(statistics, about)
     files.append(StoredFile(path, KIND, None, contents[path].size, contents[path].crc32c))
     tokens = sum(sample.tokens for sample in samples)

@@ -20,6 +20,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import PurePosixPath
 from typing import Any
 
 from layertap.core.columns import COLUMNS
@@ -179,6 +180,12 @@ class Manifest:
 def fingerprint_of(identity: Json) -> str:
     """The run fingerprint: SHA-256 (hex) over everything that decides the output's bytes."""
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+
+def shard_number(path: str) -> int:
+    """The number of the shard that a file is of, by its name; 0 where it is of none."""
+    number = PurePosixPath(path).name.removeprefix("shard_").partition(".")[0]
+    return int(number) if number.isdecimal() else 0
 
 
 def index_ranges(indices: Iterable[int]) -> tuple[tuple[int, int], ...]:

@@ -3,6 +3,8 @@
 The order of a commit: the files of the shard, each whole before the next; then the manifest that
 lists them; then `after_commit` (the run's checkpoint). Killed between any two of these, the restart
 finds the manifest of the commit before, and writes the same shard again over whatever is there.
+Where a bucket takes the shards, another `commit` hands them over, and holds to the same order
+(pipeline/output.py).
 
 To encode a shard takes processors, to append it a disk. So `commit` may hand the append to another
 thread (`appending_by`), and go on with the next shard meanwhile; appends stay in order, one at a
@@ -13,12 +15,13 @@ A shard is closed before its activations, uncompressed and in the storage dtype,
 depend on the samples and the settings alone.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 
 from layertap.core.sample import Sample
 from layertap.objects.base import OWNED, ObjectStore
+from layertap.objects.content import MemoryContent
 from layertap.shards.encode import EncodedShard, ShardFormat, encode
 from layertap.shards.manifest import Json, Manifest
 from layertap.shards.manifest_files import commit_manifest
@@ -51,18 +54,41 @@ class ShardBuffer:
         return samples
 
 
+Commit = Callable[[ObjectStore, Mapping[str, MemoryContent], Manifest], None]
+"""Puts files into a store, by path, and then the manifest that lists them; raises StorageError
+where that fails, with the manifest in the store still the one before.
+"""
+
+
+def commit_files(store: ObjectStore, contents: Mapping[str, MemoryContent], manifest: Manifest) -> None:
+    """A `Commit` that is done when it returns, for the only writer of the store."""
+    for path, content in contents.items():
+        store.put(path, content, replaces=OWNED)
+    commit_manifest(store, manifest)
+
+
+def _nothing(_: Manifest) -> None:
+    pass
+
+
 class ShardWriter:
     """Commits shards into `store`, whose only writer it is, going on from the shards that
     `manifest` lists.
     """
 
     def __init__(
-        self, store: ObjectStore, manifest: Manifest, form: ShardFormat, after_commit: Callable[[Manifest], None]
+        self,
+        store: ObjectStore,
+        manifest: Manifest,
+        form: ShardFormat,
+        after_commit: Callable[[Manifest], None] = _nothing,
+        commit: Commit = commit_files,
     ) -> None:
         self.manifest = manifest
         self._store = store
         self._form = form
         self._after_commit = after_commit
+        self._commit = commit
         self._submit: Callable[[Callable[[], None]], None] | None = None
         self._encoded = 0
 
@@ -97,15 +123,10 @@ class ShardWriter:
         return encode(index, samples, self._form, about)
 
     def append(self, shard: EncodedShard | None, progress: Json, *, complete: bool) -> None:
-        """Write the files of the next shard, then manifest and checkpoint.
-
-        Raises StorageError where that fails; the manifest in the store is then still the one
-        before.
-        """
-        for path, content in ({} if shard is None else shard.contents).items():
-            self._store.put(path, content, replaces=OWNED)
+        """Commit the next shard, or the progress alone; raises StorageError where that fails."""
+        contents = {} if shard is None else shard.contents
         entry = None if shard is None else shard.entry
         manifest = self.manifest.with_shard(entry, progress, complete=complete)
-        commit_manifest(self._store, manifest)
+        self._commit(self._store, contents, manifest)
         self.manifest = manifest
         self._after_commit(manifest)

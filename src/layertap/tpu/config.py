@@ -184,6 +184,12 @@ def _check_worker_flags(text: str, workers: int) -> None:
         "--extract_flags: every worker would do the same work. Give each its own by {worker}, as --machine_id"
         f" {{worker}} --total_machines {workers}, or --use_sharded_dataset",
     )
+    same = first.output_url is not None and first.output_url == last.output_url
+    require(
+        workers == 1 or claims or not same,
+        f"--extract_flags: every worker would write to {first.output_url}. Give each its own place there, as"
+        f" --output_dir {first.output_url}/tpu_{{worker}}",
+    )
 
 
 def _worker_config(text: str, worker: int) -> ExtractConfig:
