@@ -13,7 +13,7 @@ MERMAID := 12.3.0
 BIN := $(TESTS)/bin
 PIP := -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: bench demo test test-slow proof soak mutants contract browser docs diagrams reference check lint format clean
+.PHONY: bench demo test test-slow proof soak mutants contract browser docs diagrams reference tutorials release-check check lint format clean
 
 demo: $(VENV)/.installed
 	$(VENV)/bin/layertap demo
@@ -49,7 +49,7 @@ browser: $(BROWSER)/.installed
 # The pages as a site, in build/docs. It fails at dead links, pages that nobody finds, and misspelt words.
 docs: $(DOCS)/.installed
 	$(DOCS)/bin/codespell --skip '*.svg,*.jsonl,*.png,__pycache__,*.egg-info' \
-		README.md CHANGELOG.md CONTRIBUTING.md docs src examples benchmarks scripts
+		README.md CHANGELOG.md CONTRIBUTING.md SECURITY.md CITATION.cff docs src examples benchmarks scripts
 	$(DOCS)/bin/sphinx-build -q -n -E -W --keep-going -c docs/site -d build/doctrees -b html . build/docs
 	@echo "open build/docs/index.html"
 
@@ -57,10 +57,28 @@ docs: $(DOCS)/.installed
 reference: $(TESTS)/.installed
 	$(BIN)/python docs/site/reference.py
 
+# Runs the scripts that are tutorials, and writes docs/tutorials: half an hour on two cores.
+tutorials: $(TESTS)/.installed
+	$(BIN)/python docs/site/tutorials.py $(TUTORIALS)
+
 # Draws the Mermaid blocks that changed (docs/site/diagrams.py). It takes npm, to fetch Mermaid, and Chromium.
 diagrams: $(BROWSER)/.installed build/mermaid-$(MERMAID)/package/dist/mermaid.min.js
 	$(BROWSER)/bin/python docs/site/draw_diagrams.py build/mermaid-$(MERMAID)/package/dist/mermaid.min.js \
 		$(shell git ls-files '*.md')
+
+# What a release would hold: built, checked, installed into an empty environment, and run there (docs/releasing.md).
+RELEASE := build/release
+release-check: export PYTHONPATH :=  # a layertap that is found there would pass for the wheel
+release-check:
+	rm -rf $(RELEASE) *.egg-info src/*.egg-info
+	$(PYTHON) -m venv $(RELEASE)/tools
+	$(RELEASE)/tools/bin/python -m pip install --quiet --disable-pip-version-check build twine
+	$(RELEASE)/tools/bin/python -m build --outdir $(RELEASE)/dist
+	$(RELEASE)/tools/bin/twine check --strict $(RELEASE)/dist/*
+	$(PYTHON) -m venv $(RELEASE)/empty
+	$(RELEASE)/empty/bin/python $(PIP) $(RELEASE)/dist/*.whl
+	mkdir $(RELEASE)/run
+	cd $(RELEASE)/run && ../empty/bin/layertap --version && ../empty/bin/layertap demo
 
 check: lint test
 

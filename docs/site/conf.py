@@ -9,8 +9,8 @@ The build is strict (`-n -W`): it fails at a dead link, at a heading that a link
 has, at a page that is not in the navigation, and at a diagram without a picture.
 """
 
+import re
 import sys
-import tomllib
 from pathlib import Path
 
 from sphinx.application import Sphinx
@@ -23,7 +23,9 @@ from diagrams import replace_diagrams  # noqa: E402
 from navigation import add_navigation  # noqa: E402
 
 project = "Layertap"
-version = release = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+version = release = re.findall(
+    r'^__version__ = "(.+)"$', (ROOT / "src/layertap/__init__.py").read_text(), re.MULTILINE
+)[0]
 copyright = "the authors of Layertap, Apache-2.0"
 
 extensions = ["myst_parser"]

@@ -16,7 +16,7 @@ from pages import PAGES, blocks
 from layertap.demo.checkpoint import write_checkpoint
 from layertap.demo.tasks import make_tasks, write_tasks
 
-_HERE = ("python.md", "reading.md", "labels.md")
+_HERE = ("python.md", "reading.md", "labels.md", "compare.md")
 _ELSEWHERE = {
     "export.md": "contract/test_recipes.py",
     "formats.md": "shards/test_formats_page.py",

@@ -18,9 +18,9 @@ from layertap.errors import DamageError, UsageError
 _NEXT = """
 Next:
   {python} -m layertap verify {output}
-  {python} extract_activations.py --dataset_path {tasks} --model_path {model} \\
+  {python} -m layertap extract --dataset_path {tasks} --model_path {model} \\
       --layers_to_extract 1 3 --output_dir ./activations
-  {python} extract_activations.py --dataset_path YOUR_TASKS.jsonl --model_path Qwen/Qwen2.5-0.5B \\
+  {python} -m layertap extract --dataset_path YOUR_TASKS.jsonl --model_path Qwen/Qwen2.5-0.5B \\
       --layers_to_extract 6 12 18
 docs/formats.md shows how a shard is read, with nothing but gzip, pickle and numpy."""
 
