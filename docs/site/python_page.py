@@ -55,7 +55,7 @@ def python_page() -> str:
             for name in names:
                 lines += _described(f"{module}.{name}", getattr(importlib.import_module(module), name))
     errors = importlib.import_module("layertap.errors")
-    lines += ["## Errors", "", "`layertap.errors` has them.", "", _doc(errors.__doc__, 0), ""]
+    lines += ["## Errors", "", "`layertap.errors` has them.", "", _doc(inspect.getsource(errors), 0), ""]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -63,19 +63,19 @@ def _described(name: str, found: Any) -> Iterator[str]:  # noqa: ANN401 - a clas
     yield f"### {name}"
     yield ""
     if not inspect.isclass(found):
-        yield from _function(name.rpartition(".")[2], found, 4)
+        yield from _function(name.rpartition(".")[2], found)
         return
-    yield from (_doc(found.__doc__, 4), "")
+    yield from (_doc(inspect.getsource(found)), "")
     if is_dataclass(found):
         yield from _fields(found)
     elif found.__name__ in _MADE_BY_YOU:
-        yield from _function(found.__name__, vars(found)["__init__"], 8)
+        yield from _function(found.__name__, vars(found)["__init__"])
     for member, value in _members(found) if found.__name__ != "BatchConfig" else ():
         if inspect.isfunction(value):
-            yield from _function(f".{member}", value, 8)
+            yield from _function(f".{member}", value)
         else:
             function = value.fget if isinstance(value, property) else value.func
-            yield from (f"**`.{member}`**", "", _doc(function.__doc__, 8), "")
+            yield from (f"**`.{member}`**", "", _doc(inspect.getsource(function)), "")
 
 
 def _fields(found: type) -> Iterator[str]:
@@ -101,11 +101,10 @@ def _members(found: type) -> Iterator[tuple[str, Any]]:
             yield name, value
 
 
-def _function(name: str, function: Any, indent: int) -> Iterator[str]:  # noqa: ANN401 - a function
-    doc = function.__doc__
+def _function(name: str, function: Any) -> Iterator[str]:  # noqa: ANN401 - a function
     yield from ("```python", _signature(name, function), "```", "")
-    if doc:
-        yield from (_doc(doc, indent), "")
+    if function.__doc__:
+        yield from (_doc(inspect.getsource(function)), "")
 
 
 def _signature(name: str, function: Any) -> str:  # noqa: ANN401 - a function
@@ -138,9 +137,15 @@ def _parameter(it: ast.arg, default: ast.expr | None) -> str:
     return ast.unparse(it) + (f" = {ast.unparse(default)}" if default is not None else "")
 
 
-def _doc(text: str | None, indent: int) -> str:
-    """A docstring whose lines are indented so far in the source."""
-    first, *rest = (text or "").splitlines() or [""]
+def _doc(source: str, indent: int = 4) -> str:
+    """The docstring of a class, a function or a module, without the indentation of its source.
+
+    It is read from there: Python 3.13 takes the indentation out, and earlier ones do not.
+    """
+    tree = ast.parse(textwrap.dedent(source))
+    node = tree if indent == 0 else tree.body[0]
+    assert isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
+    first, *rest = (ast.get_docstring(node, clean=False) or "").splitlines() or [""]
     return "\n".join([first, *(line[indent:] for line in rest)]).rstrip()
 
 

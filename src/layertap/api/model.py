@@ -46,9 +46,11 @@ _DO_NOTHING = {"certify": "what a model reads is not certified; run `layertap ex
 class Model:
     """A model whose activations you read.
 
-    model = layertap.Model("Qwen/Qwen2.5-0.5B")
-    for sample in model.read(["a text", "another"], layers=[12]):
-        sample.tokens, sample.activation(12)        # list of str, float32 [tokens, width]
+        model = layertap.Model("Qwen/Qwen2.5-0.5B")
+        for sample in model.read(["a text", "another"], layers=[12]):
+            sample.tokens, sample.activation(12)        # list of str, float32 [tokens, width]
+
+    Weights are loaded with the first sample, up to the last layer that you ask for.
     """
 
     def __init__(self, model_path: str | PathLike[str] = "Qwen/Qwen2.5-0.5B", **settings: object) -> None:

@@ -66,9 +66,11 @@ _STATE_VERSION = 1
 class ActivationStream(BatchSource["StreamBatches"]):
     """The activations of a run, from memory.
 
-    stream = layertap.ActivationStream(dataset_path="tasks.jsonl", layers_to_extract=[12])
-    for batch in stream.batches(4096, exclude={"first", "sink"}, as_="torch"):
-        batch.activations                   # [4096, 1, width]
+        stream = layertap.ActivationStream(dataset_path="tasks.jsonl", layers_to_extract=[12])
+        for batch in stream.batches(4096, exclude={"first", "sink"}, as_="torch"):
+            batch.activations                   # [4096, 1, width]
+
+    The model runs while you train, and nothing is written.
     """
 
     def __init__(self, **settings: object) -> None:
