@@ -1,13 +1,13 @@
 """What a feature is most about, and which features of a table are drawn in full.
 
-The largest lift is no good answer to what a feature is about: it is one of the rarest values, such
-as the last row of the largest grid. Taken is the value that tells most: its lift, as a logarithm,
-times the share of the feature's tokens that have it. Values on which it fires at fewer than LEAST
-tokens are no finding and are left out.
+The largest lift is no good answer to what a feature is about: it favours rare values, such as the
+last row of the largest grid. Taken is the value that tells most: its lift, as a logarithm, times
+the share of the feature's tokens that have it. Values on which it fires at fewer than LEAST tokens
+are no finding and are left out.
 
 Drawn are features that fire at 0.01 % to 10 % of tokens first. The best feature of each value comes
-before the second best of any, or all of them would be about the commonest colour. Those that tell
-next to nothing come behind these.
+before the second best of any, or a few values would take most places. Those that tell next to
+nothing come behind these.
 """
 
 from collections import Counter

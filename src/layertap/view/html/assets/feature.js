@@ -42,7 +42,7 @@ function drawFeature(entry) {
 
 function drawAnswers(place, answers, least) {
   const head = make("tr"), most = Math.max(1, ...answers.map((it) => Math.abs(Math.log2(it.lift))));
-  for (const [name, kind] of [["label"], ["lift", "number"], [""], ["tokens", "number"], ["of its tokens", "number"], ["of all", "number"]]) head.append(make("th", name, { scope: "col", ...(kind ? { class: kind } : {}) }));
+  for (const [name, kind] of [["label"], ["lift", "number"], ["", "lift"], ["tokens", "number"], ["of its tokens", "number"], ["of all", "number"]]) head.append(make("th", name, { scope: "col", ...(kind ? { class: kind } : {}) }));
   if (!answers.length) return place.replaceChildren();
   place.replaceChildren(head, ...answers.map((it) => {
     const line = make("tr", undefined, it.few ? { class: "few" } : {}), bar = make("td", undefined, { class: "lift", "aria-hidden": "true" }), fill = make("span");

@@ -9,7 +9,7 @@ function drawList() {
   const all = listedFeatures(), several = tables.length > 1, pages = Math.max(1, Math.ceil(all.length / ROWS));
   const page = Math.min(state.features.page, pages - 1), shownNow = all.slice(page * ROWS, (page + 1) * ROWS);
   const head = make("tr");
-  for (const [name, number] of [["feature"], ...(several ? [["at"]] : []), ["fires most on"], ["tokens there", 1], ["density", 1], ["mean", 1], ["largest", 1]])
+  for (const [name, number] of [["feature"], ...(several ? [["at"]] : []), ["fires most on"], ["tokens", 1], ["density", 1], ["mean", 1], ["largest", 1]])
     head.append(make("th", name, { scope: "col", ...(number ? { class: "number" } : {}) }));
   element("feature-list").replaceChildren(head, ...shownNow.map((entry) => rowOf(entry, several)));
   const of = counted.shown.of_features, left = of - entries.length;
@@ -27,7 +27,7 @@ function rowOf(entry, several) {
   line.append(named);
   const numbers = [answer ? many(answer.fired) : "–", percent(densityOf(entry)), digits(meanOf(entry)), digits(largestOf(entry))];
   if (several) line.append(make("td", run.saes[entry.sae].name));
-  line.append(make("td", activeOf(entry) ? (answer ? visible(times(answer)) : "–") : "never fires"), ...numbers.map((text) => make("td", text, { class: "number" })));
+  line.append(make("td", activeOf(entry) ? (answer ? visible(times(answer)) : "–") : "never fires", { class: "about" }), ...numbers.map((text) => make("td", text, { class: "number" })));
   return line;
 }
 

@@ -48,7 +48,7 @@ function drawTop(entry, sample, [, token, row, value], scale, rank) {
   const told = [`sample ${sample.sample_idx}`, sample.source ? visible(sample.source) : "", ...originOf(sample, state.undo), sample.grids.length ? placeOf(token, sample) : `token ${sample.positions[token]}`];
   const head = make("p", undefined, { class: "meta" });
   head.append(told.filter(Boolean).join("; "));
-  article.append(make("h4", `${rank}. ${digits(value)} in task ${visible(sample.task)}`), head, body, said);
+  article.append(make("h4", `${rank}. ${digits(value)} in task ${visible(sample.task)}`), body, head, said);
   if (sample.grids.length) article.append(button, " ");
   const there = linkTo(entry, sample, token);
   if (there) article.append(there);
@@ -59,7 +59,7 @@ function drawTop(entry, sample, [, token, row, value], scale, rank) {
 // As wide as the widest pair of its grids side by side, so that small ones share a line.
 function widthOf(body) {
   const pairs = [...body.querySelectorAll(".pair")].map((pair) => [...pair.querySelectorAll("canvas")].reduce((sum, canvas) => sum + canvas.width + 24, 0));
-  return pairs.length ? Math.max(300, ...pairs) : 10000;
+  return pairs.length ? Math.max(270, ...pairs) : 10000;
 }
 
 // The pair of grids with the largest value, or the tokens around it; or all grids of the sample.
