@@ -35,11 +35,13 @@ class Scenario:
     bucket: bool = True
     delete: bool = False
     storm: float = 0.0
+    direct: bool = False
+    """Whether shards go to the bucket from memory."""
 
     def __str__(self) -> str:
         parts = (
             self.form,
-            "bucket" if self.bucket else "folder",
+            "bucket alone" if self.direct else "bucket" if self.bucket else "folder",
             "deleting" if self.delete else "",
         )
         return " ".join(part for part in (*parts, "faults" if self.storm else "") if part)
@@ -65,7 +67,11 @@ class Machine:
     def start(self) -> "subprocess.Popen[str]":
         """Start the command."""
         flags = small_flags(self.tasks, self.model, shard_size_gb=0.002, format=self.scenario.form)
-        flags += ["--gcs_bucket", BUCKET, "--uploads_at_once", "2"] if self.scenario.bucket else []
+        flags += ["--uploads_at_once", "2"] if self.scenario.bucket else []
+        if self.scenario.direct:
+            flags += ["--output_dir", f"gs://{BUCKET}/{PREFIX}"]
+        elif self.scenario.bucket:
+            flags += ["--gcs_bucket", BUCKET]
         flags += ["--delete_local_after_upload"] if self.scenario.delete else []
         self.folder.mkdir(parents=True, exist_ok=True)
         script = commands.ROOT / "extract_activations.py"
@@ -98,9 +104,10 @@ class Machine:
         return len(shards.manifest(self.output)["shards"])
 
     def bucket_contents(self) -> dict[str, bytes]:
-        """What is in the bucket."""
+        """What is in the bucket, but for metrics, which tell the time."""
         assert self.gcs is not None
-        return self.gcs.contents(BUCKET, PREFIX)
+        found = self.gcs.contents(BUCKET, PREFIX)
+        return {name: data for name, data in found.items() if not name.startswith("metrics/")}
 
     def local_contents(self) -> dict[str, bytes]:
         """What is in the output folder, byte for byte."""
@@ -110,6 +117,9 @@ class Machine:
 def require_same(machine: Machine, undisturbed: Machine) -> None:
     """Same bytes as an undisturbed run. A wiped disk lacks what only the bucket has."""
     assert machine.bucket_contents() == undisturbed.bucket_contents()
+    if machine.scenario.direct:
+        assert not [path for path in machine.folder.rglob("*") if path.is_file()], "nothing goes to the disk"
+        return
     here, there = machine.local_contents(), undisturbed.local_contents()
     missing = set(there) - set(here)
     assert {name: there[name] for name in set(there) - missing} == here
@@ -180,7 +190,10 @@ def end(machine: Machine, how: str) -> str:
 
 def traces(machine: Machine) -> list[str]:
     """Between which steps of the commit the kill fell, as its traces tell."""
-    found = []
+    found: list[str] = []
+    if machine.scenario.direct:
+        there = shards.described(machine.bucket_contents())
+        return _traces_in_bucket(machine, len(there["shards"]), set()) or ["between two shards"]
     here = shards.manifest(machine.output)
     committed = len(here["shards"])
     files = {path.relative_to(machine.output).as_posix() for path in machine.output.rglob("*") if path.is_file()}
@@ -238,7 +251,8 @@ def kill_until_done(
     """Kill a run up to `kills` times, let it end, and compare; how many kills it took."""
     killed = 0
     while killed < kills:
-        ways = (lambda: at_random(machine, chance, 6.0), lambda: at_a_file(machine, chance))
+        files = () if machine.scenario.direct else (lambda: at_a_file(machine, chance),)
+        ways = (lambda: at_random(machine, chance, 6.0), *files)
         requests = (lambda: at_a_request(machine, chance),) * 2 if machine.scenario.bucket else ()
         how = chance.choice((*ways, *requests))()
         if how == "ended before":

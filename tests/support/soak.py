@@ -25,7 +25,9 @@ SCENARIOS = (
     Scenario("pickle", bucket=True),
     Scenario("safetensors", bucket=True, delete=True, storm=0.05),
     Scenario("pickle", bucket=False),
+    Scenario("pickle", direct=True, storm=0.05),
     Scenario("safetensors", bucket=True),
+    Scenario("safetensors", direct=True),
     Scenario("pickle", bucket=True, delete=True, storm=0.05),
     Scenario("safetensors", bucket=False),
 )

@@ -1,0 +1,139 @@
+"""Real processes whose output goes to a bucket alone: killed, told to stop, and started twice."""
+
+import json
+import random
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import shards
+from clouds import BUCKET
+from fakes.gcs import FakeGcs
+from fakes.gcs_faults import wait_for
+from kills import CHECKPOINT, MANIFEST, Machine, Scenario, kill_until_done, require_same
+
+from layertap.demo.tasks import make_tasks, write_tasks
+
+NewMachine = Callable[..., Machine]
+
+
+@pytest.fixture
+def new_machine(tiny_model: Path, tmp_path: Path, gcs: FakeGcs) -> NewMachine:
+    write_tasks(tmp_path / "tasks.jsonl", make_tasks(12, seed=1))
+
+    def new(name: str, server: FakeGcs = gcs, **scenario: object) -> Machine:
+        settled = Scenario(direct=True, **scenario)  # type: ignore[arg-type]
+        return Machine(tmp_path / name, tiny_model, tmp_path / "tasks.jsonl", settled, server)
+
+    return new
+
+
+@pytest.fixture
+def whole(new_machine: NewMachine) -> Machine:
+    """An undisturbed run, with a bucket of its own."""
+    with FakeGcs(BUCKET) as server:
+        machine = new_machine("whole", server)
+        machine.run_to_the_end()
+    return machine
+
+
+def there(machine: Machine) -> list[object]:
+    return shards.described(machine.bucket_contents())["shards"]
+
+
+def test_killed_between_upload_and_commit_a_run_ends_with_the_same_bytes(new_machine, whole, gcs: FakeGcs) -> None:
+    machine = new_machine("killed")
+    gcs.faults.plan("call", "insert", "part_0001.jsonl", action=machine.kill)
+    machine.start().communicate(timeout=280)
+    assert machine.process.returncode == -signal.SIGKILL
+    found = machine.bucket_contents()
+    assert there(machine) == []
+    assert any("shard_" in name for name in found)
+    assert "owner.json" in found
+    machine.run_to_the_end()
+    require_same(machine, whole)
+
+
+@pytest.mark.slow
+def test_killed_between_every_two_steps_of_the_commit(new_machine, whole: Machine, gcs: FakeGcs) -> None:
+    machine = new_machine("killed")
+    for name in ("residual/shard_0002.pkl.gz", "statistics/shard_0003.safetensors", MANIFEST, CHECKPOINT):
+        for kind in ("call", "call_after"):
+            gcs.faults.plan(kind, "insert", name, action=machine.kill)
+            machine.start().communicate(timeout=280)
+            assert machine.process.returncode == -signal.SIGKILL, (kind, name)
+    machine.run_to_the_end()
+    require_same(machine, whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("storm", [0.0, 0.05])
+@pytest.mark.parametrize("form", ["pickle", "safetensors"])
+def test_ten_kills_at_random_change_no_byte(new_machine: NewMachine, gcs: FakeGcs, form: str, storm: float) -> None:
+    with FakeGcs(BUCKET) as server:
+        undisturbed = new_machine("undisturbed", server, form=form)
+        undisturbed.run_to_the_end()
+    gcs.faults.storm = storm
+    machine, tally = new_machine("killed", form=form), Counter[str]()
+    assert kill_until_done(machine, undisturbed, 10, random.Random(11), tally) >= 1
+    print(tally)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.slow
+def test_told_to_stop_a_run_uploads_what_it_has_computed(new_machine, whole, gcs: FakeGcs, number) -> None:
+    machine = new_machine("stopped")
+    gcs.faults.plan("slow", "insert", ".gz", times=10, seconds=0.2)
+    process = machine.start()
+    wait_for(lambda: process.poll() is not None or len(there(machine)) >= 2)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "uploading what is computed, for 30 s at most" in errors
+    assert "what was computed is there" in errors
+    found = machine.bucket_contents()
+    assert len(there(machine)) >= 2
+    assert json.loads(found[CHECKPOINT])["shards"] == len(there(machine))
+    assert {name for name in found if "shard_" in name} == {
+        file["path"] for shard in there(machine) for file in shard["files"]
+    }, "nothing was left behind"
+    assert "owner.json" not in found
+    machine.run_to_the_end()
+    require_same(machine, whole)
+
+
+@pytest.mark.slow
+def test_interrupted_a_run_gives_up_though_the_bucket_does_not_answer(new_machine, whole, gcs: FakeGcs) -> None:
+    machine = new_machine("hanging")
+    gcs.faults.plan("slow", "insert", ".gz", times=100, seconds=600)
+    process = machine.start()
+    wait_for(lambda: process.poll() is not None or gcs.faults.planned[0].times < 100)
+    begun = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130, errors
+    assert "what had not arrived was given up" in errors
+    print(f"gone after {time.monotonic() - begun:.0f} s")
+    gcs.faults.planned.clear()
+    machine.run_to_the_end()
+    require_same(machine, whole)
+
+
+@pytest.mark.slow
+def test_a_worker_that_slept_while_another_took_over_stops_when_it_wakes(new_machine, whole, gcs: FakeGcs) -> None:
+    sleeper, heir = new_machine("sleeper"), new_machine("heir")
+    sleeping = sleeper.start()
+    wait_for(lambda: len(there(sleeper)) >= 2)
+    sleeping.send_signal(signal.SIGSTOP)
+    gcs.state.skew += 3600  # the hour for which it slept
+    heir.run_to_the_end()
+    after = heir.bucket_contents()
+    sleeping.send_signal(signal.SIGCONT)
+    _, errors = sleeping.communicate(timeout=200)
+    assert sleeping.returncode == 1, errors
+    assert "another process has" in errors
+    assert heir.bucket_contents() == after
+    require_same(heir, whole)
