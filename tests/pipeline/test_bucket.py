@@ -12,7 +12,9 @@ from fakes.gcs import FakeGcs
 from fakes.s3 import FakeS3
 from runs import changed, finished, out, small_run
 
+import layertap
 from layertap.check.verify import verify_folder
+from layertap.cli import main
 from layertap.config.extract import ExtractConfig
 from layertap.config.upload import UploadConfig
 from layertap.errors import AccessError, DamageError, RunMismatchError, StorageError, UsageError
@@ -281,3 +283,24 @@ def test_s3_will_do_as_well(direct, expected, s3: FakeS3, tmp_path: Path) -> Non
         name for name in expected if "shard_" in name
     }
     with_sound_output(f"s3://{BUCKET}/some/run")
+
+
+def test_every_command_that_reads_output_takes_the_url(
+    direct: ExtractConfig, gcs: FakeGcs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = {name: getattr(direct, name) for name in ("predictions_per_task", "row_length", "batch_size")}
+    dataset = layertap.extract(
+        dataset_path=direct.dataset_path, model_path=direct.model_path, output_dir=URL, format="safetensors", **settings
+    )
+    assert dataset[0].activation(layer=2).shape[0] == len(dataset[0].token_ids)
+    assert len(list(dataset.batches(64, layers=[2]))) > 0
+    for command in (
+        ("verify", URL),
+        ("stats", URL),
+        ("inspect", URL),
+        ("view", URL, "--out", str(tmp_path / "page.html")),
+        ("export", URL, str(tmp_path / "copy"), "--to", "memmap"),
+    ):
+        assert main(list(command)) == 0, capsys.readouterr().err
+    assert "complete" in capsys.readouterr().out
+    assert (tmp_path / "page.html").stat().st_size > 1000
