@@ -193,7 +193,7 @@ class _Run:
         progress = self._progress
         return RunSummary(
             manifest=self._writer.manifest,
-            output_dir=self._setup.config.output_dir,
+            output_dir=self._setup.config.output_url or self._setup.config.output_dir,
             upload_url=self._setup.upload_url,
             resumed_shards=self._resumed_shards,
             samples=progress.samples,
