@@ -16,7 +16,7 @@ from pages import PAGES, blocks
 from layertap.demo.checkpoint import write_checkpoint
 from layertap.demo.tasks import make_tasks, write_tasks
 
-_HERE = ("python.md", "reading.md", "labels.md", "compare.md")
+_HERE = ("python.md", "reading.md", "labels.md", "compare.md", "recipes.md")
 _ELSEWHERE = {
     "export.md": "contract/test_recipes.py",
     "formats.md": "shards/test_formats_page.py",
@@ -54,7 +54,7 @@ def test_the_blocks_of_a_page_run(name: str, folder: Path, hub: FakeHub) -> None
     page = commands.ROOT / "docs" / name
     here = [it.text for it in blocks(page) if it.language == "python" and it.above != _BY_ANOTHER_TEST]
     assert here
-    program = "\n".join((_SET_UP.format(page=name), *here)).replace('"activations"', f'"residual of {name}"')
+    program = "\n".join((_SET_UP.format(page=name), *here)).replace('"activations', f'"residual of {name}')
     program = program.replace('dataset.batches(4096, inputs=("mlp_in"', 'of_mlp.batches(4096, inputs=("mlp_in"')
     done = commands.run(["-c", program], folder, hub.environment(folder / "hub"))
     assert done.returncode == 0, done.stderr
