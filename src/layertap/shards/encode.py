@@ -4,14 +4,14 @@
 whatever the number of its threads, so shards may be encoded in any order, and are appended in their
 own order later (writer.py).
 
-Threads convert and measure one sample at one tap each, a little ahead of the format, which takes
+Threads convert and measure some samples at one tap each, a little ahead of the format, which takes
 them in its own order: a value is in a cache once for its conversion, its norm and its statistics.
 Of pickles, threads gzip a mebibyte each. What is left for the one thread that calls is to put
 buffers in order, and their checksum.
 
 In memory are the bytes of the shard as it will be stored, where values that need no conversion are
-views of the samples; and for each thread two converted samples at one tap, or two mebibytes of a
-pickle.
+views of the samples; and for each thread two pieces of 16 MiB (or a sample, where that is more) of
+converted values, or two mebibytes of a pickle.
 
 Norms are of the values as stored, so what is lost by rounding is rounded before it is measured.
 """
@@ -19,7 +19,7 @@ Norms are of the values as stored, so what is lost by rounding is rounded before
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, Literal
 
 import numpy as np
@@ -39,6 +39,9 @@ from layertap.shards.statistics_files import KIND, write_statistics
 from layertap.shards.tensors import Sink
 from layertap.shards.threads import Threads, working
 from layertap.shards.values import TapValues
+
+_PIECE_VALUES = 1 << 22
+"""How many values a thread converts and measures before it looks for more."""
 
 
 @dataclass(frozen=True)
@@ -198,9 +201,10 @@ def _encode_file(
 ) -> MemoryContent:
     """The file of a site, or of all; statistics of each sample go into the lists."""
     taps = [tap for tap in form.taps if site in (None, tap.site)]
-    asked = [(sample, tap) for tap in taps for sample in samples]
-    done = workers.map(partial(_measure, form=form), asked)
-    values = {tap: TapValues(form.taps[tap], _noted(done, len(samples), measured[tap])) for tap in taps}
+    pieces = [(tap, piece) for tap in taps for piece in _pieces(samples, form.taps[tap])]
+    done = workers.map(partial(_measure, form=form), pieces)
+    measured_samples = chain.from_iterable(done)
+    values = {tap: TapValues(form.taps[tap], _noted(measured_samples, len(samples), measured[tap])) for tap in taps}
     sink = _Collector()
     try:
         write_samples(sink, site, samples, values, form, about, workers)
@@ -209,8 +213,21 @@ def _encode_file(
     return sink.content()
 
 
-def _measure(asked: tuple[Sample, Tap], form: ShardFormat) -> tuple[Activation, Norms, TapStatistics]:
-    return measure_sample(*asked, form, widen=True)
+def _pieces(samples: Sequence[Sample], width: int) -> Iterator[list[Sample]]:
+    """The samples in pieces that are worth a thread's turn."""
+    piece: list[Sample] = []
+    for sample in samples:
+        piece.append(sample)
+        if sum(one.tokens for one in piece) * width >= _PIECE_VALUES:
+            yield piece
+            piece = []
+    if piece:
+        yield piece
+
+
+def _measure(piece: tuple[Tap, Sequence[Sample]], form: ShardFormat) -> list[tuple[Activation, Norms, TapStatistics]]:
+    tap, samples = piece
+    return [measure_sample(sample, tap, form, widen=True) for sample in samples]
 
 
 def _noted(

@@ -18,12 +18,14 @@ meanwhile. A kernel in C or by numba would save perhaps half of the 0.8 ns; docs
 why there is none.
 """
 
+import threading
+
 import numpy as np
 
 from layertap.core.sample import Activation
 from layertap.shards.statistics import Norms, TapStatistics, measure
 
-_BLOCK_BYTES = 1 << 20
+_BLOCK_BYTES = 2 << 20
 """Of float32: two such blocks are in use at a time."""
 _GROUP = 16
 """Tokens whose sums are taken in float32."""
@@ -33,6 +35,7 @@ _SMALLEST, _LARGEST = 1e-24, 1e37
 """Squared norms between which neither their sum nor what it is made of leaves float32's range."""
 _EXCESS = 3.0
 """How many times M2 the pivot may cost before digits of M2 are lost."""
+_kept = threading.local()
 _DOT = 2048
 """Channels whose squares are summed in float32. Of 10,000 the BLAS would start its own threads."""
 
@@ -73,9 +76,9 @@ def _sums(activation: Activation, widened: np.ndarray | None) -> tuple[np.ndarra
     tokens, width = activation.shape
     pivot = _pivot(activation)
     rows = max(_BLOCK_BYTES // (4 * width) // _GROUP, 1) * _GROUP
-    wide, shifted = np.empty((2, min(rows, tokens), width), np.float32)
-    squares = np.empty(tokens)
-    sums, m2 = np.zeros((2, width))
+    groups = -(-tokens // _GROUP)
+    wide, shifted, sums, m2 = _scratch(width, rows, rows, groups, groups)
+    squares = np.empty((-(-width // _DOT), tokens), np.float32)
     for begin in range(0, tokens, rows):
         span = slice(begin, min(begin + rows, tokens))
         count = span.stop - begin
@@ -84,12 +87,27 @@ def _sums(activation: Activation, widened: np.ndarray | None) -> tuple[np.ndarra
             into = wide[:count] if widened is None else widened[span]
             np.copyto(into, block)
             block = into
-        squares[span] = _dot(block)
-        around = np.subtract(block, pivot, out=shifted[:count])
-        _add_up(around, sums, m2)
-    off = sums / tokens
-    excess = sums * off
-    return squares, pivot + off, np.maximum(m2 - excess, 0), excess
+        for part, own in enumerate(squares):
+            channels = block[:, part * _DOT : (part + 1) * _DOT]
+            np.vecdot(channels, channels, out=own[span])
+        _add_up(np.subtract(block, pivot, out=shifted[:count]), sums[begin // _GROUP :], m2[begin // _GROUP :])
+    off = sums.sum(axis=0, dtype=np.float64) / tokens
+    excess = tokens * off * off
+    m2_of_all = np.maximum(m2.sum(axis=0, dtype=np.float64) - excess, 0)
+    return squares.sum(axis=0, dtype=np.float64), pivot + off, m2_of_all, excess
+
+
+def _scratch(width: int, *rows: int) -> list[np.ndarray]:
+    """Arrays of so many rows of float32, this thread's own, kept for its next call.
+
+    To give memory back to the system stops all cores for a moment: with arrays of each call's own,
+    two cores were slower than one.
+    """
+    if getattr(_kept, "values", np.empty(0)).size < sum(rows) * width:
+        _kept.values = np.empty(sum(rows) * width, np.float32)
+    ends = np.cumsum(rows)
+    whole = _kept.values[: ends[-1] * width].reshape(-1, width)
+    return np.split(whole, ends[:-1])
 
 
 def _pivot(activation: Activation) -> np.ndarray:
@@ -98,20 +116,14 @@ def _pivot(activation: Activation) -> np.ndarray:
     return activation[step // 2 :: step].astype(np.float32).mean(axis=0, dtype=np.float32)
 
 
-def _dot(block: np.ndarray) -> np.ndarray:
-    """The squared norm of each token, in float64."""
-    squares = np.zeros(len(block))
-    for begin in range(0, block.shape[1], _DOT):
-        part = block[:, begin : begin + _DOT]
-        squares += np.vecdot(part, part)
-    return squares
-
-
 def _add_up(around: np.ndarray, sums: np.ndarray, m2: np.ndarray) -> None:
-    """Add a block's sums and sums of squares to those of all, in float64."""
-    whole = len(around) // _GROUP * _GROUP
-    groups, rest = around[:whole].reshape(-1, _GROUP, around.shape[1]), around[whole:]
-    sums += np.add.reduce(groups, axis=1).sum(axis=0, dtype=np.float64)
-    m2 += np.einsum("gth,gth->gh", groups, groups).sum(axis=0, dtype=np.float64)
-    sums += rest.sum(axis=0, dtype=np.float32)
-    m2 += np.einsum("th,th->h", rest, rest)
+    """The sums and the sums of squares of each `_GROUP` of a block, the last of which may be
+    shorter.
+    """
+    count = len(around) // _GROUP
+    groups, rest = around[: count * _GROUP].reshape(-1, _GROUP, around.shape[1]), around[count * _GROUP :]
+    np.add.reduce(groups, axis=1, out=sums[:count])
+    np.einsum("gth,gth->gh", groups, groups, out=m2[:count])
+    if len(rest):
+        np.add.reduce(rest, axis=0, out=sums[count])
+        np.einsum("th,th->h", rest, rest, out=m2[count])

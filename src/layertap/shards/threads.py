@@ -1,8 +1,8 @@
 """Threads that encode: how many, and how their results come in order.
 
 A shard's bytes must not depend on how many threads made them. So work is cut by the samples alone
-(a sample at a tap, a mebibyte to compress), and results are taken in the order of the work. What
-waits is bounded: at most two pieces for each thread are begun and not yet taken.
+(some samples at a tap, a mebibyte to compress), and results are taken in the order of the work.
+What waits is bounded: at most two pieces for each thread are begun and not yet taken.
 
 Threads and no processes: numpy, isal and the checksum let other threads run meanwhile, and values
 need not be copied. The threads belong to whoever encodes a shard, so those of a gentle writer are
@@ -20,14 +20,14 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 _AHEAD = 2
-_MOST = 32
+MOST_THREADS = 32
 """More would wait for the interpreter, and for the one that puts their results in order."""
 
 
 def usable_cores() -> int:
     """How many cores this process may use, at most 32."""
     affinity = getattr(os, "sched_getaffinity", None)  # Linux has it
-    return min(_MOST, len(affinity(0)) if affinity else os.cpu_count() or 1)
+    return min(MOST_THREADS, len(affinity(0)) if affinity else os.cpu_count() or 1)
 
 
 class Threads:
