@@ -40,6 +40,15 @@ def test_what_is_stored_decides_the_bottleneck(planned: Callable[..., PlanConfig
     assert little.fast < little.slow < everything.fast
 
 
+def test_cores_of_a_host_share_the_encoding_and_one_thread_writes(planned: Callable[..., PlanConfig]) -> None:
+    tensors = planned(**SEVEN, format="safetensors", disk_gb_per_second=1000.0)
+    (_, work, one), (*_, eight) = (on(tensors, name) for name in ("h100x1", "h100x8"))
+    assert one["encoding"].slow / eight["encoding"].slow == pytest.approx(32 / 13)  # 104 cores, of which 32 are used
+    assert one["disk"].slow == eight["disk"].slow > work.output.uncompressed / 1000e9
+    pickles = on(planned(**SEVEN), "h100x1")[2]
+    assert pickles["encoding"].slow > 3 * one["encoding"].slow
+
+
 def test_uploads_are_a_stage_where_there_are_some(planned: Callable[..., PlanConfig]) -> None:
     from layertap.config.upload import UploadConfig
 

@@ -13,13 +13,15 @@ elsewhere. All of it goes to standard error; standard output has the summary alo
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 from layertap.core.bar import in_notebook, open_bar
+from layertap.pipeline.bottleneck import describe_bottleneck
 from layertap.shards.manifest import UNKEPT, Manifest
+from layertap.shards.writer import Work
 
 _SECONDS_BETWEEN_LINES = 10.0
 _SECONDS_BETWEEN_DRAWINGS = 0.2
@@ -148,6 +150,8 @@ class RunSummary:
     seconds: float
     waited: dict[Stage, float]
     """Seconds that the main thread waited for each stage."""
+    writing: Mapping[Work, float]
+    """Seconds that the threads of the output spent on each kind of work, at the same time."""
 
     def describe(self) -> str:
         """Lines for a person: what is where, how fast it went, and where the time went."""
@@ -174,6 +178,7 @@ class RunSummary:
             else "",
             uploaded,
             self._speed(),
+            describe_bottleneck(manifest, self.writing, self.waited["writing"], self._working),
             _describe_certificate(manifest),
         ]
         return "\n".join(filter(None, lines))
@@ -184,12 +189,15 @@ class RunSummary:
         reasons = [] if self.manifest.samples else list(filter(None, _left_out(self.manifest)))
         return f"nothing was extracted: the run skipped {' and '.join(reasons)}" if reasons else None
 
+    @property
+    def _working(self) -> float:
+        return max(self.seconds - self.waited["loading"], 1e-9)
+
     def _speed(self) -> str:
-        working = self.seconds - self.waited["loading"]
         real = self.tokens / max(self.computed_tokens, 1)
         waits = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in self.waited.items())
         return (
-            f"{self.seconds:.1f} s, {self.tokens / max(working, 1e-9):.0f} tokens/s,"
+            f"{self.seconds:.1f} s, {self.tokens / self._working:.0f} tokens/s,"
             f" {real:.1%} of computed tokens were real; waited for {waits}"
         )
 

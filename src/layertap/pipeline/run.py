@@ -201,6 +201,7 @@ class _Run:
             computed_tokens=progress.computed_tokens,
             seconds=progress.seconds,
             waited=dict(progress.waited),
+            writing=dict(self._writer.spent),
         )
 
 

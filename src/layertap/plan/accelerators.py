@@ -9,8 +9,10 @@ takes for granted beside them, each figure with its source. A plan prints those 
 
 Sources: for TPUs cloud.google.com/tpu/docs/v4, v5e, v5p and v6e, and the scaling book (tpus); for
 GPUs NVIDIA's data sheets (dense bfloat16 peak, memory, NVLink in one direction, PCIe 4 or 5 x16
-less a fifth). Memory is in decimal GB as Google prints it. The compiler grants a little less than
-the binary figure (15.75 GiB on v5e), so a step that fits in the decimal one fits.
+less a fifth); for the cores of hosts Google's machine types (a2-ultragpu 6 a card, a3-highgpu 13,
+a3-ultragpu 14, ct5lp-hightpu 12 to 14 a chip, other TPUs more). Memory is in decimal GB as Google
+prints it. The compiler grants a little less than the binary figure (15.75 GiB on v5e), so a step
+that fits in the decimal one fits.
 """
 
 import math
@@ -54,16 +56,14 @@ TYPICAL_TEXT_BYTES = Assumption(
     "bytes, in each file",
     "a guess: 200 characters of preview, an augmentation",
 )
-STATISTICS_SECONDS_A_VALUE = Assumption(
-    "statistics and flags", 2e-9, "s a value, of one core", "shards/statistics.py, measured on two cores"
+MEASURING_SECONDS_A_VALUE = Assumption(
+    "converting and measuring", 0.9e-9, "s a value, of one core", "benchmarks --measure encode, Zen 4"
 )
 GZIP_BYTES_A_SECOND = {
-    "float32": Assumption(
-        "gzip of float32 that was bfloat16", 388e6, "B/s, one thread", "isal level 2, synthetic data"
-    ),
-    "bfloat16": Assumption("gzip of bfloat16", 511e6, "B/s, one thread", "isal level 2, synthetic data"),
-    "float16": Assumption("gzip of float16", 511e6, "B/s, one thread", "taken to be as bfloat16"),
-    "exact": Assumption("gzip of float32 products", 1068e6, "B/s, one thread", "isal level 1, synthetic data"),
+    "float32": Assumption("gzip of float32 that was bfloat16", 300e6, "B/s, one core", "the same"),
+    "bfloat16": Assumption("gzip of bfloat16", 290e6, "B/s, one core", "the same"),
+    "float16": Assumption("gzip of float16", 290e6, "B/s, one core", "taken to be as bfloat16"),
+    "exact": Assumption("gzip of float32 products", 1068e6, "B/s, one core", "isal level 1, synthetic data"),
 }
 GZIP_RATIO = {
     "float32": Assumption("gzip divides float32 that was bfloat16 by", 2.10, "", "isal level 2, synthetic data"),
@@ -71,8 +71,11 @@ GZIP_RATIO = {
     "float16": Assumption("gzip divides float16 by", 1.1, "", "a guess between bfloat16's and float32's"),
     "exact": Assumption("gzip divides float32 products by", 1.075, "", "isal level 1, synthetic data"),
 }
-PLAIN_BYTES_A_SECOND = Assumption(
-    "writing without gzip", 1.2e9, "B/s, one thread", "a guess: CRC-32C and a copy to the page cache"
+PUTTING_BYTES_A_SECOND = Assumption(
+    "one thread writes at most",
+    1.7e9,
+    "B/s a host",
+    "benchmarks --measure encode, Zen 4: a checksum and a copy to the page cache",
 )
 TPU_DISK = Assumption(
     "a TPU VM's disk writes",
@@ -83,7 +86,6 @@ TPU_DISK = Assumption(
 TPU_DISK_BYTES = Assumption("a TPU VM's disk holds", 100e9, "bytes", "the boot disk that Google makes, unless told")
 GPU_DISK = Assumption("the disk writes", 2e9, "B/s a host", "a guess: one NVMe drive")
 NETWORK = Assumption("uploads", 0.5e9, "B/s a host", "a guess: 4 streams to a bucket of the region")
-TPU_HOST_THREADS = Assumption("threads for statistics", 16, "a host", "what Layertap uses at most; TPU VMs have more")
 
 # float32 products are six bfloat16 ones on TPU (jax.lax.Precision.HIGHEST).
 _TPU_FLOAT32_PASSES = 6
@@ -111,15 +113,17 @@ class Accelerator:
     """Bytes a second that a chip gathers from its neighbours; on TPU both ways along one axis."""
     disk: Assumption
     """What the disk of a host writes."""
+    cores_per_chip: int
+    """Cores of its host (two virtual ones each), shared out among the chips there."""
     topology: str | None = None
     """As the TPU compiler names it."""
 
 
-# Memory; bfloat16 and float32 peaks; rates of memory, to the host, and of NVLink.
+# Memory; bfloat16 and float32 peaks; rates of memory, to the host, and of NVLink; at the end cores.
 _GPUS = {
-    "a100": Accelerator("", "gpu", 1, 1, 80 * 10**9, 312e12, 19.5e12, 2.0e12, 25e9, 300e9, GPU_DISK),
-    "h100": Accelerator("", "gpu", 1, 1, 80 * 10**9, 989e12, 67e12, 3.35e12, 50e9, 450e9, GPU_DISK),
-    "h200": Accelerator("", "gpu", 1, 1, 141 * 10**9, 989e12, 67e12, 4.8e12, 50e9, 450e9, GPU_DISK),
+    "a100": Accelerator("", "gpu", 1, 1, 80 * 10**9, 312e12, 19.5e12, 2.0e12, 25e9, 300e9, GPU_DISK, 6),
+    "h100": Accelerator("", "gpu", 1, 1, 80 * 10**9, 989e12, 67e12, 3.35e12, 50e9, 450e9, GPU_DISK, 13),
+    "h200": Accelerator("", "gpu", 1, 1, 141 * 10**9, 989e12, 67e12, 4.8e12, 50e9, 450e9, GPU_DISK, 14),
 }
 
 
@@ -178,6 +182,7 @@ def _tpu(name: str, generation: str, grid: tuple[int, ...]) -> Accelerator:
         host_bandwidth=kind.host_bandwidth,
         link_bandwidth=kind.link_bandwidth,
         disk=TPU_DISK,
+        cores_per_chip=12,
         topology=f"{generation}:{'x'.join(map(str, grid))}",
     )
 

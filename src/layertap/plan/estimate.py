@@ -16,16 +16,16 @@ from layertap.plan.accelerators import (
     FAST_SHARE_OF_PEAK,
     GZIP_BYTES_A_SECOND,
     GZIP_RATIO,
+    MEASURING_SECONDS_A_VALUE,
     NETWORK,
-    PLAIN_BYTES_A_SECOND,
+    PUTTING_BYTES_A_SECOND,
     SLOW_SHARE_OF_PEAK,
-    STATISTICS_SECONDS_A_VALUE,
-    TPU_HOST_THREADS,
     Accelerator,
     Assumption,
 )
 from layertap.plan.planned import PlannedRun, forward_flops, layer_products
 from layertap.plan.workload import Workload
+from layertap.shards.threads import MOST_THREADS
 
 StageName = Literal["compute", "interconnect", "device to host", "input", "encoding", "disk", "network"]
 
@@ -94,10 +94,8 @@ def _on_hosts(
     run: PlannedRun, accelerator: Accelerator, work: Workload, stored_bytes: float
 ) -> tuple[list[Stage], list[Assumption]]:
     """Each host writes what its chips computed."""
-    encoder = GZIP_BYTES_A_SECOND[_compressible_as(run)] if run.is_compressed else PLAIN_BYTES_A_SECOND
-    statistics = work.tokens * run.values_per_token * STATISTICS_SECONDS_A_VALUE.value / TPU_HOST_THREADS.value
-    stages = [_even("encoding", (work.output.uncompressed / encoder.value + statistics) / accelerator.hosts)]
-    assumed = [encoder, STATISTICS_SECONDS_A_VALUE, TPU_HOST_THREADS]
+    encoding, assumed = _encoding(run, accelerator, work, stored_bytes)
+    stages = [_even("encoding", encoding)]
     config = run.config
     rates: list[tuple[StageName, float | None, Assumption]] = []
     if config.output_url is None:  # else there is no disk on the way
@@ -110,8 +108,32 @@ def _on_hosts(
         else:
             assumed.append(usual)
             rate = usual.value
+        if name == "disk":
+            assumed.append(PUTTING_BYTES_A_SECOND)
+            rate = min(rate, PUTTING_BYTES_A_SECOND.value)
         stages.append(_even(name, stored_bytes / (accelerator.hosts * rate)))
     return stages, assumed
+
+
+def _encoding(
+    run: PlannedRun, accelerator: Accelerator, work: Workload, stored_bytes: float
+) -> tuple[float, list[Assumption]]:
+    """Seconds in which the cores of all hosts convert, measure, compress and write."""
+    host_chips = accelerator.chips // accelerator.hosts
+    cores = Assumption(
+        "cores that encode",
+        min(MOST_THREADS, accelerator.cores_per_chip * host_chips),
+        "a host",
+        f"Google's machine types; at most {MOST_THREADS} are used",
+    )
+    assumed = [MEASURING_SECONDS_A_VALUE, cores]
+    on_cores = work.tokens * run.values_per_token * MEASURING_SECONDS_A_VALUE.value
+    if run.is_compressed:
+        gzip = GZIP_BYTES_A_SECOND[_compressible_as(run)]
+        assumed.insert(0, gzip)
+        on_cores += work.output.uncompressed / gzip.value
+    on_cores += stored_bytes / PUTTING_BYTES_A_SECOND.value
+    return on_cores / (cores.value * accelerator.hosts), assumed
 
 
 def _even(name: StageName, seconds: float) -> Stage:

@@ -15,9 +15,11 @@ A shard is closed before its activations, uncompressed and in the storage dtype,
 depend on the samples and the settings alone.
 """
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from typing import Literal, get_args
 
 from layertap.core.sample import Sample
 from layertap.objects.base import OWNED, ObjectStore
@@ -25,6 +27,9 @@ from layertap.objects.content import MemoryContent
 from layertap.shards.encode import EncodedShard, ShardFormat, encode
 from layertap.shards.manifest import Json, Manifest
 from layertap.shards.manifest_files import commit_manifest
+
+Work = Literal["encoding", "storing", "uploading"]
+"""What the output of a run takes: of uploads, what the disk's next shard waited for."""
 
 
 class ShardBuffer:
@@ -91,6 +96,8 @@ class ShardWriter:
         self._commit = commit
         self._submit: Callable[[Callable[[], None]], None] | None = None
         self._encoded = 0
+        self.spent: dict[Work, float] = dict.fromkeys(get_args(Work), 0.0)
+        """Seconds on each kind of work; in a block of `appending_by` at the same time."""
 
     @contextmanager
     def appending_by(self, submit: Callable[[Callable[[], None]], None]) -> Iterator[None]:
@@ -118,15 +125,21 @@ class ShardWriter:
 
     def encode(self, index: int, samples: Sequence[Sample]) -> EncodedShard:
         """The samples as shard `index`; writes nothing."""
-        manifest = self.manifest
+        manifest, begun = self.manifest, time.monotonic()
         about = {name: getattr(manifest, name) for name in ("model_path", "model_type", "fingerprint")}
-        return encode(index, samples, self._form, about)
+        shard = encode(index, samples, self._form, about)
+        self.spent["encoding"] += time.monotonic() - begun
+        return shard
 
     def append(self, shard: EncodedShard | None, progress: Json, *, complete: bool) -> None:
         """Commit the next shard, or the progress alone; raises StorageError where that fails."""
         contents = {} if shard is None else shard.contents
+        begun = time.monotonic()
         entry = None if shard is None else shard.entry
         manifest = self.manifest.with_shard(entry, progress, complete=complete)
         self._commit(self._store, contents, manifest)
         self.manifest = manifest
+        stored = time.monotonic()
         self._after_commit(manifest)
+        self.spent["storing"] += stored - begun
+        self.spent["uploading"] += time.monotonic() - stored
