@@ -40,6 +40,8 @@ highlight_language = "none"  # blocks without a language are commands and their 
 html_theme = "furo"  # its fonts are those of the reader's system: a page fetches nothing
 html_title = f"Layertap {version}"
 html_extra_path = ["extra"]
+html_static_path = ["static"]
+html_css_files = ["site.css"]
 html_copy_source = False
 html_show_sphinx = False
 
