@@ -30,7 +30,7 @@ from layertap.config.plan import PlanConfig
 from layertap.config.upload import StatsConfig
 from layertap.config.view import ViewConfig
 from layertap.errors import InputError
-from layertap.process.ending import guarded
+from layertap.process.ending import run_guarded
 from layertap.tpu.config import (
     CreateConfig,
     DeleteConfig,
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run `layertap` with these arguments (default: the process's own); return the exit status."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given in (["--version"], ["-V"]):
-        return guarded(_print_version)
+        return run_guarded(_print_version)
     return _choose(COMMANDS, given, "layertap")
 
 
@@ -65,7 +65,7 @@ def _choose(offered: "Mapping[str, Command | Group]", given: list[str], prog: st
         return _choose(command.commands, given[1:], f"{prog} {given[0]}")
     if command is not None:
         return _run_command(command, given[1:], f"{prog} {given[0]}")
-    return guarded(lambda: _explain(offered, given, prog))
+    return run_guarded(lambda: _explain(offered, given, prog))
 
 
 def _explain(offered: "Mapping[str, Command | Group]", given: list[str], prog: str) -> int:
@@ -90,7 +90,7 @@ def _run_script(name: str, script: str) -> int:
 def _run_command(command: "Command", words: Sequence[str], prog: str) -> int:
     """Read the flags, run the command, and turn errors into a message and an exit status."""
     example = f"{prog} {command.example}"
-    return guarded(lambda: command.run(parse(command.config, words, prog=prog, example=example)))
+    return run_guarded(lambda: command.run(parse(command.config, words, prog=prog, example=example)))
 
 
 @dataclass(frozen=True)

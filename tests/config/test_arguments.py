@@ -238,5 +238,5 @@ def test_an_adapter_that_is_given_twice_is_refused() -> None:
 
 @pytest.mark.parametrize(("words", "said"), [(["cell"], "'cell' does not"), ([], "nothing does not")])
 def test_what_names_no_tokens_is_refused_with_what_does(words: list[str], said: str) -> None:
-    with pytest.raises(UsageError, match=f"{said} say which tokens; give one or several of all, cells, answer"):
+    with pytest.raises(UsageError, match=f"{said} name tokens; give one or several of all, cells, answer"):
         parse(ExtractConfig, ["--dataset_path", "x", "--keep_tokens", *words], prog="extract")

@@ -88,15 +88,13 @@ def test_a_system_text_and_a_mask_stand_beside_a_column(tmp_path: Path) -> None:
 def test_a_row_without_the_column_is_named_with_what_it_has(tmp_path: Path) -> None:
     path = _rows(tmp_path / "r.jsonl", {"body": "x"}, {"body": None, "title": "y"}, 5)
     _, lacking, number = read_records(path, column="body")
-    assert lacking == BadTask(f"{path} line 2", None, "its column 'body' is null or not there; it has title")
-    assert number == BadTask(f"{path} line 3", None, "is a number, no row with the column 'body'")
+    assert lacking == BadTask(f"{path} line 2", None, "its column 'body' is null or missing; it has title")
+    assert number == BadTask(f"{path} line 3", None, "is a number, not a row with the column 'body'")
 
 
 def test_a_column_that_no_row_has_is_refused(tmp_path: Path) -> None:
     path = _rows(tmp_path / "r.jsonl", {"text": "x", "n": 1}, {"text": "y"})
-    with pytest.raises(
-        DatasetError, match="the keys 'text', 'n', no record; it lacks 'body', which --column_name names"
-    ):
+    with pytest.raises(DatasetError, match="the keys 'text', 'n', not a record; it lacks 'body', the --column_name"):
         list(read_records(path, column="body"))
 
 
@@ -106,9 +104,9 @@ def test_a_row_without_a_known_key_says_what_it_has(tmp_path: Path) -> None:
     assert isinstance(bad, BadTask)
     assert bad.task_id == "5"
     assert bad.reason.startswith(
-        "is an object with the keys 'id', 'content', no record that Layertap knows; it has none"
+        "is an object with the keys 'id', 'content', which is no record that Layertap knows; it has none"
     )
-    assert bad.reason.endswith("name the column with the data by --column_name")
+    assert bad.reason.endswith("name the column with the data with --column_name")
 
 
 def test_nulls_are_absent(tmp_path: Path) -> None:

@@ -76,8 +76,8 @@ def test_a_system_text_beside_the_messages_is_the_first_of_them() -> None:
         ({"messages": [{"role": 5, "content": "x"}]}, "message 1: 'role' is a number, not a text"),
         ({"messages": [{"role": "user"}]}, "message 1: the content is null, not a text"),
         ({"messages": [{"role": "user", "content": 5}]}, "message 1: the content is a number, not a text"),
-        ({"conversations": [{"from": "bot", "value": "x"}]}, "message 1: 'from' is 'bot'; known are human, gpt, .*"),
-        ({"conversations": [{"from": [], "value": "x"}]}, r"message 1: 'from' is \[\]; known are human, gpt, .*"),
+        ({"conversations": [{"from": "bot", "value": "x"}]}, "message 1: 'from' is 'bot'; use one of human, gpt, .*"),
+        ({"conversations": [{"from": [], "value": "x"}]}, r"message 1: 'from' is \[\]; use one of human, gpt, .*"),
         (
             {"messages": [{**_USER, "day": date(2026, 1, 1)}]},
             "its messages hold something that is not JSON: .* date .*",
@@ -85,7 +85,7 @@ def test_a_system_text_beside_the_messages_is_the_first_of_them() -> None:
         ({"messages": [{"role": "user", "content": "\ud800"}]}, "its messages hold half a surrogate pair"),
         (
             {"conversations": [{"from": "system", "value": "Be brief."}], "system": "Be kind."},
-            "'system' says something else than the system message; keep one of them",
+            "'system' differs from the system message; keep one of them",
         ),
         ({"messages": [_USER], "system": 5}, "'system' is a number, not a text"),
         ({"messages": [_USER], "tools": ["x"]}, "tool 1 is a text, not an object that describes a function"),

@@ -76,7 +76,7 @@ def test_a_folder_without_tasks_is_refused_with_what_it_holds(tmp_path):
         list(read_records(str(tmp_path)))
     (tmp_path / "training").mkdir()
     (tmp_path / "evaluation").mkdir()
-    with pytest.raises(DatasetError, match=r"a folder without files of data \(.*\); it holds evaluation, training"):
+    with pytest.raises(DatasetError, match=r"the folder has no data files \(.*\); it holds evaluation, training"):
         list(read_records(str(tmp_path)))
 
 
@@ -122,7 +122,7 @@ def test_a_malformed_challenge_is_named_as_one(tmp_path, task, reason):
 
 @pytest.mark.parametrize(
     ("text", "complaint"),
-    [("{", "is not JSON: .*; mend the solutions file"), ("[]", "is a list, not an object"), ("", "is empty")],
+    [("{", "is not JSON: .*; fix the solutions file"), ("[]", "is a list, not an object"), ("", "is empty")],
 )
 def test_a_solutions_file_that_is_none_ends_the_reading(tmp_path, text, complaint):
     path = f"{_fill(tmp_path, x_challenges={'a': _TASK})}/x_challenges.json"

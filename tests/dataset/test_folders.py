@@ -114,11 +114,11 @@ def test_a_link_to_a_file_is_read_and_a_link_to_a_folder_named(tmp_path: Path) -
         (
             ["a.csv", "b/LICENSE"],
             ".",
-            r"a folder without files of data .*; it holds a\.csv, b/LICENSE; give one",
+            r"the folder has no data files .*; it holds a\.csv, b/LICENSE; give one",
         ),
-        ([".a.json"], ".", r"a folder without files of data .*; it holds \.a\.json"),
+        ([".a.json"], ".", r"the folder has no data files .*; it holds \.a\.json"),
         (["dataset_info.json", "data-00000-of-00001.arrow"], ".", "give it as --dataset_name"),
-        (["a.csv"], "*.csv", r"a pattern without files of data .*; it matches a\.csv"),
+        (["a.csv"], "*.csv", r"the pattern matches no data files .*; it matches a\.csv"),
         (["a.json"], "*.jsonl", "it matches no file"),
     ],
 )

@@ -65,7 +65,7 @@ def test_what_is_no_input_is_named(wrong: object, message: str) -> None:
 
 
 def test_what_is_no_list_at_all_is_refused() -> None:
-    with pytest.raises(BadTaskError, match="int is no input"):
+    with pytest.raises(BadTaskError, match="int is not an input"):
         list(given_records(5))
 
 

@@ -85,7 +85,7 @@ def test_what_save_to_disk_wrote_has_no_splits_or_configurations_but_its_own(tmp
         read(split)
     with pytest.raises(DatasetError, match="split test: was saved as one dataset without splits"):
         read(whole, split="test")
-    with pytest.raises(DatasetError, match="has no configurations; leave --dataset_config out"):
+    with pytest.raises(DatasetError, match="has no configurations; leave out --dataset_config"):
         read(whole, config="small")
 
 

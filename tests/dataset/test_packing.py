@@ -177,7 +177,7 @@ def _npy() -> bytes:
         (b"\x10\0\0\0\0\0\0\0" + b'{"a":{}}', "is a safetensors file"),
         (
             _zipped(b"{}", "a.json", **{"b.json": b"{}"}),
-            r"is a zip archive with 2 files \(a.json, b.json\), and has to",
+            r"is a zip archive with 2 files \(a.json, b.json\), but must",
         ),
         (_zipped(b"x", "a.npy", **{"b.npy": b"x"}), r"is a zip archive with 2 files \(a.npy, b.npy\)"),
         (_zipped(b"x", "a/"), "is a zip archive with no file"),

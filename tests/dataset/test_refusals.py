@@ -50,11 +50,11 @@ _LOGINS = {
     "http": "give an",
 }
 STATUSES = {
-    "400": {"gs": ": the bucket bills its readers (400); name a project that pays by --billing_project"},
-    "401": dict.fromkeys(URLS, ": no credentials, or none that are accepted (401"),
+    "400": {"gs": ": the bucket bills its readers (400); name a project that pays with --billing_project"},
+    "401": dict.fromkeys(URLS, ": the credentials are missing or not accepted (401"),
     "403": dict.fromkeys(URLS, ": not allowed"),
     "404": dict.fromkeys(URLS, ": no such file, folder or bucket"),
-    "503": dict.fromkeys(URLS, ": the server does not serve it now (503"),
+    "503": dict.fromkeys(URLS, ": the server cannot serve it now (503"),
 }
 
 

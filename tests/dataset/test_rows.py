@@ -72,11 +72,11 @@ def test_an_unsound_grid_is_named_with_its_place(grid, reason):
         (
             task_from_problem,
             {"examples": [_PROBLEM]},
-            "has 1 examples; at least two are needed, as the last one is the test",
+            "has 1 examples; at least two are needed, because the last one is the test",
         ),
         (task_from_problem, {"examples": [[[[1]], []], _PROBLEM]}, "example 1 has no output"),
         (task_from_pairs, {}, "is an object, not a list of pairs"),
-        (task_from_pairs, [_PAIR], "has 1 pairs; at least two are needed, as the last one is the test"),
+        (task_from_pairs, [_PAIR], "has 1 pairs; at least two are needed, because the last one is the test"),
         (task_from_pairs, [_PAIR, 5], "pair 2 is a number, not an object with 'input' and 'output'"),
         (tokens_from_row, [], "is a list without 'input_ids'"),
         (tokens_from_row, {"input_ids": 5}, "'input_ids' is a number, not a list"),
@@ -101,7 +101,7 @@ def test_an_unsound_grid_is_named_with_its_place(grid, reason):
         (
             tokens_from_row,
             {"input_ids": [1, 2], "attention_mask": [1]},
-            "'attention_mask' has 1 values, and there are 2 tokens",
+            "'attention_mask' has 1 values, but there are 2 tokens",
         ),
         (
             tokens_from_row,
@@ -188,5 +188,5 @@ def test_a_byte_order_mark_is_no_part_of_the_value():
 @pytest.mark.parametrize("constant", ["NaN", "Infinity", "-Infinity"])
 def test_numbers_that_json_does_not_have_are_refused(constant):
     """Python's own reader takes them, and what is dealt out to streams is written as JSON again."""
-    with pytest.raises(BadTaskError, match=f"is not JSON: {constant} is no number there"):
+    with pytest.raises(BadTaskError, match=f"is not JSON: {constant} is not a JSON number"):
         parse(f'{{"messages": [{{"role": "user", "content": "a", "score": {constant}}}]}}'.encode())

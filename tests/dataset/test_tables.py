@@ -103,7 +103,7 @@ def test_a_column_of_a_table(tmp_path: Path) -> None:
     good, bad = read_records(path, column="body")
     assert good == Document("a", "x")
     assert isinstance(bad, BadTask)
-    assert (bad.where, bad.reason) == (f"{path} row 2", "its column 'body' is null or not there; it has uid")
+    assert (bad.where, bad.reason) == (f"{path} row 2", "its column 'body' is null or missing; it has uid")
 
 
 def test_columns_that_are_not_there_are_refused_with_those_that_are(tmp_path: Path) -> None:

@@ -13,14 +13,14 @@ import commands
 import pytest
 
 from layertap.process import supervised
-from layertap.process.ending import NOBODY_READS, guarded
+from layertap.process.ending import NOBODY_READS, run_guarded
 
 Ended = subprocess.CompletedProcess[bytes]
 
 
 def printing(text: str, stream: str = "stdout") -> str:
-    program = "import sys; from layertap.process.ending import guarded\n"
-    return program + f"sys.exit(guarded(lambda: print({text}, file=sys.{stream}) or 0))"
+    program = "import sys; from layertap.process.ending import run_guarded\n"
+    return program + f"sys.exit(run_guarded(lambda: print({text}, file=sys.{stream}) or 0))"
 
 
 C_LOCALE = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
@@ -79,21 +79,21 @@ def test_a_pipe_that_broke_elsewhere_keeps_its_traceback() -> None:
         raise BrokenPipeError("a socket")
 
     with pytest.raises(BrokenPipeError, match="a socket"):
-        guarded(broken)
+        run_guarded(broken)
 
 
 @pytest.mark.parametrize("closed", ["0<&-", "1>&-", "2>&-", "0<&- 1>&- 2>&-"])
 def test_a_closed_standard_stream_leads_nowhere(closed: str, tmp_path: Path) -> None:
     """A file that is opened later must not get its number."""
     program = (
-        "import os, sys; from layertap.process.ending import guarded\n"
+        "import os, sys; from layertap.process.ending import run_guarded\n"
         "def work():\n"
         "    print(sys.stdin.isatty(), sys.stdout.isatty(), file=sys.stderr)\n"
         "    with open('kept', 'wb') as kept:\n"
         "        kept.write(b'kept')\n"
         "        os.write(1, b'out'), os.write(2, b'err')\n"
         "    return 0\n"
-        "sys.exit(guarded(work))"
+        "sys.exit(run_guarded(work))"
     )
     environment = {**os.environ, "PYTHONPATH": str(commands.ROOT / "src")}
     command = ["bash", "-c", f'"$0" -c "$1" {closed}', sys.executable, program]

@@ -110,7 +110,7 @@ def test_a_malformed_map_of_tokens_is_named(tmp_path, content, message):
 @pytest.mark.parametrize(
     ("found", "message"),
     [
-        ([{"name": "tool_use", "template": "x"}], "none is named 'default'"),
+        ([{"name": "tool_use", "template": "x"}], "none of the templates in the list is named 'default'"),
         (3, "holds a int"),
         ("a\n{% if %}", "tokenizer_config.json: chat_template, line 2"),
     ],

@@ -112,8 +112,8 @@ def test_row_numbers_go_on_with_two_digits():
 
 
 _WHY = {
-    ReplaceNumberEncoder: "it would replace digits that are no cells",
-    RowNumberEncoder: "it would number lines that are no bare rows of cells",
+    ReplaceNumberEncoder: "it would replace digits that are not cells",
+    RowNumberEncoder: "it would number lines that are not plain rows of cells",
     GridCodeBlockEncoder: "fences inside fences would end the block too early",
     GridShapeEncoder: "fences inside fences would end the block too early",
 }
@@ -124,7 +124,7 @@ _WRONG = [pair for pair in itertools.product(_RANKS, repeat=2) if _RANKS[pair[0]
 @pytest.mark.parametrize(("outer", "inner"), _WRONG)
 def test_wrappers_nest_in_one_order_only(outer, inner):
     order = "GridCodeBlockEncoder or GridShapeEncoder, RowNumberEncoder, ReplaceNumberEncoder, then the cells"
-    why = f"{inner.__name__} cannot stand inside {outer.__name__}, because {_WHY[outer]}"
+    why = f"{inner.__name__} cannot be inside {outer.__name__}, because {_WHY[outer]}"
     with pytest.raises(PromptError, match=f"{why}. From the outside in, the order is: {order}$"):
         outer(inner(MinimalGridEncoder()))
 
@@ -140,7 +140,7 @@ def test_separators_that_cannot_be_told_from_cells_or_rows_are_refused(separator
 
 
 def test_a_separator_of_replacing_symbols_is_refused_where_digits_are_replaced():
-    with pytest.raises(PromptError, match="which are the cells here"):
+    with pytest.raises(PromptError, match="which stand for cells here"):
         ReplaceNumberEncoder(GridWithSeparationEncoder(_SYMBOLS[4]))
 
 
@@ -193,8 +193,8 @@ def test_expressions(expression, encoder):
         ("GridShapeEncoder(", "cannot be read"),
         ("MinimalGridEncoder()\0", "cannot be read"),
         ("(" * 5000, "cannot be read"),
-        ("3", "is no encoder"),
-        ("'MinimalGridEncoder()'", "is no encoder"),
+        ("3", "is not an encoder"),
+        ("'MinimalGridEncoder()'", "is not an encoder"),
         ("MinimalGridEncoder", "MinimalGridEncoder needs parentheses"),
         ("MinimalGridEncode()", "did you mean MinimalGridEncoder?"),
         ("Zzz()", "there are GridCodeBlockEncoder"),
@@ -209,7 +209,7 @@ def test_expressions(expression, encoder):
         ("RowNumberEncoder(3)", "inner of RowNumberEncoder must be of type GridEncoder"),
         ("GridShapeEncoder()", "GridShapeEncoder: missing a required argument: 'inner'"),
         ("MinimalGridEncoder(MinimalGridEncoder())", "MinimalGridEncoder: too many positional arguments"),
-        ("RowNumberEncoder(GridShapeEncoder(MinimalGridEncoder()))", "GridShapeEncoder cannot stand inside"),
+        ("RowNumberEncoder(GridShapeEncoder(MinimalGridEncoder()))", "GridShapeEncoder cannot be inside"),
     ],
 )
 def test_what_is_no_such_expression_is_refused(expression, message):

@@ -46,7 +46,7 @@ class Relabelling:
         if task is None:
             return None if _is_cut(columns) else "the labels of its cells make no whole grids"
         self.compared += 1
-        made = self._maker.shown(task, with_answer=task.test[0].output is not None)
+        made = self._maker.show_task(task, with_answer=task.test[0].output is not None)
         at = columns["positions"]
         if at.size and at[-1] >= len(made["token_ids"]):
             return f"its tokens end at {at[-1]}, but made again the prompt has {len(made['token_ids'])}"

@@ -16,7 +16,7 @@ import numpy as np
 
 from layertap.check.labels import wrong_labels
 from layertap.check.relabel import Relabelling
-from layertap.core.columns import FIRST, SINK_FACTOR, Columns, derived_columns, selected
+from layertap.core.columns import FIRST, SINK_FACTOR, Columns, derived_columns, select
 from layertap.core.selection import ALL, NAMES, NO_PREFIX
 from layertap.core.taps import Tap
 from layertap.errors import DamageError
@@ -262,7 +262,7 @@ def _wrong_columns(columns: Columns, special: Set[int], kept: Sequence[str]) -> 
             yield "positions do not rise from 0 or more"
         expected["positions"] = positions
         expected["flags"][:1] &= np.where(positions[:1] == 0, np.uint8(0xFF), np.uint8(0xFF & ~FIRST))
-        if _BY_LABELS.issuperset(kept) and not (chosen := selected(columns, kept)).all():
+        if _BY_LABELS.issuperset(kept) and not (chosen := select(columns, kept)).all():
             yield f"the token at position {positions[~chosen][0]} is none of {', '.join(kept)}, which alone are kept"
     for name, values in columns.items():
         wrong = np.flatnonzero(values != expected.get(name, values))

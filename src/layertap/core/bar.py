@@ -1,8 +1,7 @@
-"""A bar on the terminal, for every command that draws one; and one for programs and notebooks.
-
-In a program, a bar comes only where a person may see it, on a terminal or in a notebook, and only
-when the work has taken two seconds: short work leaves a notebook clean. In a notebook it is a
-widget where ipywidgets is installed, else a line of text.
+"""The progress bars of commands, programs and notebooks.  In a program, a bar appears only if a
+person may see it, on a terminal or in a notebook, and only after two seconds, so that short work
+leaves a notebook clean. In a notebook it is a widget if ipywidgets is installed, otherwise a line
+of text.
 """
 
 import sys
@@ -15,7 +14,7 @@ _SECONDS_BEFORE = 2.0
 
 
 class Bar(tqdm):  # type: ignore[misc]  # ships without types
-    """tqdm's bar without the thread that redraws slow bars: that thread never ends."""
+    """tqdm's bar without the thread that redraws slow bars, because that thread never ends."""
 
     monitor_interval = 0
 
@@ -23,9 +22,10 @@ class Bar(tqdm):  # type: ignore[misc]  # ships without types
 def open_bar(
     unit: str, total: int | None, wanted: bool | None = None, *, initial: int = 0, delay: float = _SECONDS_BEFORE
 ) -> Any:  # noqa: ANN401 - tqdm's
-    """A bar that counts `unit` from `initial` on, of `total` where that is known.
+    """Open a bar that counts `unit` from `initial` up to `total` (None: unknown).
 
-    It is shown after a `delay` in seconds; where a person may see it, unless `wanted` says so.
+    It appears after `delay` seconds. `wanted` shows or hides it; None shows it if a person may see
+    it.
     """
     notebook = in_notebook()
     shown = wanted if wanted is not None else notebook or sys.stderr.isatty()
@@ -39,7 +39,7 @@ def open_bar(
 
 
 def in_notebook() -> bool:
-    """Whether this runs in a cell of a notebook."""
+    """Return whether this code runs in a notebook."""
     shell = sys.modules.get("IPython")
     running = shell.get_ipython() if shell is not None else None
     return running is not None and "IPKernelApp" in getattr(running, "config", {})

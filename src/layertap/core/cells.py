@@ -1,8 +1,7 @@
-"""The grids that the labels of an ARC prompt's tokens tell, read from the columns alone.
-
-A token may have several cells, which follow each other in rows, and rows in the grid; and a cell
-may have several tokens. How wide a grid is, no column says. It is a width for which the cells fill
-a rectangle, and if possible one for which no token goes on in the next row.
+"""Rebuild the grids of an ARC prompt from the label columns of its tokens.  A token may have
+several cells, in reading order, and a cell may have several tokens. No column stores the width of a
+grid. So we choose a width for which the cells fill a rectangle, and if possible one for which no
+token continues in the next row.
 """
 
 from collections.abc import Sequence
@@ -14,19 +13,19 @@ from layertap.core.records import Grid
 
 _MOST_SIDE = 30
 _Token = tuple[int, int, list[tuple[int, int]]]
-"""A token's first cell's row and column, and the colour and the token of each of its cells."""
+"""The row and column of a token's first cell, and the colour and token of each of its cells."""
 
 
 def read_grids(columns: Columns) -> dict[tuple[int, int], Grid | None]:
-    """By `example` and `side` (core/columns.py), the grid as the prompt shows it.
+    """Return each grid as the prompt shows it, by `example` and `side` (core/columns.py).
 
-    None where cells are missing, as where a prompt was cut or not every token was stored.
+    A grid is None if cells are missing: the prompt was cut, or not every token was stored.
     """
     return {key: None if found is None else found[0] for key, found in read_cells(columns).items()}
 
 
 def read_cells(columns: Columns) -> dict[tuple[int, int], tuple[Grid, Grid] | None]:
-    """The same, each with the number of every cell's token, counted over the columns from 0."""
+    """Return the same, with a second grid: for each cell the index of its token in the columns."""
     found: dict[tuple[int, int], list[_Token]] = {}
     names = ("example", "side", "row", "col", "colours", "cells")
     tokens = np.flatnonzero(columns["cells"] > 0)
@@ -39,7 +38,7 @@ def read_cells(columns: Columns) -> dict[tuple[int, int], tuple[Grid, Grid] | No
 
 def _grid(cells: Sequence[_Token]) -> tuple[Grid, Grid] | None:
     least = 1 + max(col for _, col, _ in cells)
-    usual = max(col + len(digits) for _, col, digits in cells)  # where no token goes on in the next row
+    usual = max(col + len(digits) for _, col, digits in cells)  # if no token continues in the next row
     widths = [*range(usual, _MOST_SIDE + 1), *range(least, min(usual, _MOST_SIDE + 1))]
     return next(filter(None, (_grid_of_width(cells, width) for width in widths)), None)
 

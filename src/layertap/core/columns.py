@@ -1,29 +1,26 @@
-"""Columns: arrays that go with the tokens of a sample, one value a token, from the prompt to the
-reader.
+"""Columns: arrays with one value per token of a sample, from the prompt to the reader.  This is the
+only list of them. Both formats store each column, `verify` checks it, the reader returns it, and
+the manifest lists the columns of a run with their dtypes. To add a column, add a line to `COLUMNS`
+and its values to `token_columns`, or wherever else samples are made. Older runs then lack the
+column and stay readable.
 
-This is the only list of them. Both formats store each column, `verify` checks it, the reader hands
-it out, and the manifest says which columns a run stored and as what. To add a column, add a line to
-`COLUMNS` and its values to `token_columns`, or where else samples are made. A run that was stored
-before then lacks the column and stays readable.
-
-    token_ids   the tokenizer's number of the token
+    token_ids   the token's id in the tokenizer
     positions   the token's place in its sample, from 0
     flags       bits: FIRST, SPECIAL
-    role        who says it, by its number in ROLES
-    example     ARC: the train pair of its grid, as shown, from 0; or TEST; or NONE
-    side        ARC: which grid of the pair, by its number in SIDES
-    row, col    ARC: the place in its grid of the token's first cell, from 0; or NONE
+    role        who says it: an index into ROLES
+    example     ARC: the train pair of its grid, in the order shown, from 0; or TEST; or NONE
+    side        ARC: which grid of the pair: an index into SIDES
+    row, col    ARC: the row and column of the token's first cell in its grid, from 0; or NONE
     colours     ARC: the colours of all its cells, as shown, one decimal digit each, the first
-                cell's the lowest (equal to the colour where there is one cell); or NONE
-    cells       ARC: how many cells the token has characters of
+                cell's the lowest (for one cell, the colour itself); or NONE
+    cells       ARC: how many cells the token covers, in whole or in part
 
-The first three follow from the tokens, the others are labels: they come from the prompt's making.
-
-Norms are no column: there is one for each token and tap. They are float32, Euclidean, of the values
-as stored. A sink is a token whose norm at a tap is more than a factor times the usual norm of its
-sample there. The usual norm is the lower median of the sample's norms, which few sinks cannot move.
-So a sink depends on its sample alone, not on where a shard ends, and you choose the factor when you
-read.
+The first three follow from the tokens. The others are labels, which are set when the prompt is
+made.  Norms are not a column, because there is one for each token and tap. They are float32
+Euclidean norms of the stored values. A sink is a token whose norm at a tap is more than a factor
+times the usual norm of its sample at that tap. The usual norm is the lower median of the sample's
+norms, which a few sinks cannot move. So a sink depends only on its sample, not on where a shard
+ends, and you choose the factor when you read.
 """
 
 from collections.abc import Iterable, Mapping, Set
@@ -50,10 +47,10 @@ COLUMNS: Mapping[str, np.dtype] = {
 ROLES = ROLE_NAMES
 """What a token can be part of."""
 SIDES = ("none", "input", "output")
-"""Which grid of a pair; none outside grids."""
+"""Which grid of a pair; `none` outside grids."""
 _BY_ROLE = {f"role:{name}": number for number, name in enumerate(ROLES)} | {ANSWER: ROLES.index("assistant")}
 NONE, TEST = -1, -2
-"""Instead of a number: there is none; it is the test pair."""
+"""In place of a number: no value; the test pair."""
 NO_LABELS: Mapping[str, int] = {
     "role": ROLES.index("text"),
     "example": NONE,
@@ -68,7 +65,7 @@ NO_LABELS: Mapping[str, int] = {
 FIRST, SPECIAL, SINK = 1, 2, 4
 """Bits of flags. Format version 1 stored SINK; now it is found from the norms."""
 SINK_FACTOR = 10.0
-"""How many times the usual norm makes a sink, where you choose no other factor."""
+"""The default factor: a sink's norm exceeds this many times the usual norm."""
 
 Norms = Float32[np.ndarray, " tokens"]
 Columns = Mapping[str, np.ndarray]
@@ -77,9 +74,9 @@ Columns = Mapping[str, np.ndarray]
 def token_columns(
     token_ids: Int32[np.ndarray, " tokens"], special: Set[int], labels: Columns | None = None
 ) -> dict[str, np.ndarray]:
-    """The columns of a sample with these tokens, of which those in `special` are special ones.
+    """Make the columns of a sample with these tokens; `special` has the ids of special tokens.
 
-    `labels` has the values of each column of `NO_LABELS`; without it all is plain text.
+    `labels` has the values of each column of `NO_LABELS`; without it, every token is plain text.
     """
     if labels is None:
         labels = {name: np.full(len(token_ids), value, COLUMNS[name]) for name, value in NO_LABELS.items()}
@@ -87,7 +84,7 @@ def token_columns(
 
 
 def derived_columns(token_ids: Int32[np.ndarray, " tokens"], special: Set[int]) -> dict[str, np.ndarray]:
-    """The columns that follow from the tokens alone."""
+    """Make the columns that follow from the tokens alone."""
     flags = np.where(np.isin(token_ids, sorted(special)), np.uint8(SPECIAL), np.uint8(0))
     flags[:1] |= FIRST
     return {
@@ -97,9 +94,10 @@ def derived_columns(token_ids: Int32[np.ndarray, " tokens"], special: Set[int]) 
     }
 
 
-def selected(columns: Columns, names: Iterable[str]) -> Bool[np.ndarray, " tokens"]:
-    """Which tokens the labels say are meant by names of `core.selection`, but for `all` and
-    `no_prefix`, of which labels do not tell.
+def select(columns: Columns, names: Iterable[str]) -> Bool[np.ndarray, " tokens"]:
+    """Return which tokens these names of `core.selection` select, according to the labels.
+
+    `all` and `no_prefix` are not allowed here, because labels do not decide them.
     """
     chosen = np.zeros(len(columns["role"]), bool)
     for name in names:
@@ -108,7 +106,7 @@ def selected(columns: Columns, names: Iterable[str]) -> Bool[np.ndarray, " token
 
 
 def usual_norms(norms: Norms, offsets: Int64[np.ndarray, " samples_and_end"]) -> Float32[np.ndarray, " samples"]:
-    """The lower median of each sample's finite norms, and infinity where it has none.
+    """Return the lower median of each sample's finite norms; infinity if a sample has none.
 
     Sample i has the norms `offsets[i]` to `offsets[i + 1]`.
     """
@@ -116,7 +114,7 @@ def usual_norms(norms: Norms, offsets: Int64[np.ndarray, " samples_and_end"]) ->
 
 
 def find_sinks(norms: Norms, usual: Float32[np.ndarray, " tokens"], factor: float) -> Bool[np.ndarray, " tokens"]:
-    """Which tokens are sinks, given the usual norm of each token's sample."""
+    """Return which tokens are sinks, given the usual norm of each token's sample."""
     return norms > factor * usual
 
 

@@ -1,8 +1,7 @@
-"""How what Layertap was installed without is added to it.
-
-No package index has Layertap, so `pip install 'layertap[s3]'` would find nothing, or something
-else. pip wrote down where it took Layertap from (`direct_url.json`, PEP 610), and that place gives
-the extra too, from any folder.
+"""Find the command that installs a missing extra of Layertap.  Layertap is on no package index, so
+`pip install 'layertap[s3]'` would find nothing, or another package. But pip recorded where it
+installed Layertap from (`direct_url.json`, PEP 610). The extra can be installed from there too,
+from any folder.
 """
 
 import json
@@ -15,14 +14,14 @@ from urllib.request import url2pathname
 
 
 def install_command(extra: str) -> str:
-    """The command that adds `extra` to the environment that runs."""
+    """Return the command that installs `extra` into the running environment."""
     return f"{shlex.quote(sys.executable)} -m pip install {requirement(extra, _origin())}"
 
 
 def needed_for(url: str) -> str:
-    """What has to be installed where the library that reads this URL is not.
+    """Say what to install if the library that reads this URL is missing.
 
-    Google's are part of every installation, unless somebody left out what Layertap depends on.
+    Google's libraries are dependencies of Layertap; they are missing only if somebody skipped them.
     """
     scheme = url.partition("://")[0]
     if scheme in ("s3", "s3a"):
@@ -33,8 +32,10 @@ def needed_for(url: str) -> str:
 
 
 def requirement(extra: str, origin: dict[str, Any] | None) -> str:
-    """What pip should install, quoted for a shell; `origin` is in `direct_url.json`, or None."""
-    if origin is None:  # an index after all, or no installation: only then does the folder matter
+    """Return what pip should install, quoted for a shell; `origin` is `direct_url.json`, or
+    None.
+    """
+    if origin is None:  # from an index, or not installed: then the command depends on the folder
         return shlex.quote(f".[{extra}]") + ", in Layertap's folder"
     if "dir_info" in origin:
         editable = "--editable " if origin["dir_info"].get("editable") else ""

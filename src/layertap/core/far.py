@@ -1,9 +1,8 @@
-"""What went wrong at a far end, in one sentence: which of a few kinds it is, and what helps.
-
-Each library below fsspec has errors of its own, and wraps those of the others: a refusal by HTTP
-status 403 may arrive as PermissionError, OSError, FileNotFoundError or as no OSError at all. So the
-chain of an error is searched for a status, and then for names of classes that say the same in every
-library. No library is imported for it: one that is not loaded has raised nothing.
+"""Explain an error of a remote server in one sentence: its kind, and what to do.  Each library
+below fsspec has its own errors, and wraps those of the others. A refusal with HTTP status 403 may
+arrive as PermissionError, OSError, FileNotFoundError or not as an OSError at all. So we search the
+chain of causes for a status, and then for class names that mean the same in every library. No
+library is imported for this: a library that is not loaded cannot have raised the error.
 """
 
 import sys
@@ -54,7 +53,7 @@ _WORDS = 120
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why a far end did not give or take something."""
+    """Why a server did not serve or accept something."""
 
     kind: Kind
     reason: str
@@ -62,19 +61,19 @@ class Refusal:
 
     @property
     def passing(self) -> bool:
-        """Whether it may be better soon."""
+        """Whether a retry may succeed soon."""
         return self.kind in ("busy", "unreachable", "slow")
 
 
 def failures() -> tuple[type[BaseException], ...]:
-    """What the libraries that are loaded raise at a far end."""
+    """Return the exceptions that the loaded libraries raise for a remote server."""
     modules = ((sys.modules.get(module), name) for module, name in _LIBRARIES)
     found = (getattr(module, name, None) for module, name in modules if module is not None)
     return (OSError, ValueError, *(kind for kind in found if kind is not None))
 
 
 def explain(url: str, error: BaseException) -> Refusal | None:
-    """What `error` says of the far end at `url`; None where it is nothing of these."""
+    """Explain what `error` says about the server at `url`; None if it is of no known kind."""
     scheme, separator, _ = url.partition("://")
     if not separator or scheme == "file":
         return None
@@ -86,7 +85,7 @@ def explain(url: str, error: BaseException) -> Refusal | None:
         return _of_status(_status(telling) or 0, said, login)
     names = {kind.__name__ for one in chain for kind in type(one).__mro__}
     if names & _UNLOCKED:
-        return Refusal("credentials", f"no credentials are found, or they have expired ({said}); {login}")
+        return Refusal("credentials", f"the credentials are missing or have expired ({said}); {login}")
     if names & _SLOW:
         return Refusal("slow", f"no answer in time ({said or 'timeout'}); check the network, or try again later")
     if names & _UNREACHABLE:
@@ -110,18 +109,18 @@ def _of_status(status: int, said: str, login: str) -> Refusal:
     if status == 400 and "requester pays" in said.lower():
         return Refusal("payer", "the bucket bills its readers (400); name a project that pays")
     if status == 401:
-        return Refusal("credentials", f"no credentials, or none that are accepted ({shown}); {login}")
+        return Refusal("credentials", f"the credentials are missing or not accepted ({shown}); {login}")
     if status == 403:
         return Refusal("denied", f"not allowed ({shown}); ask its owner for access, or {login}")
     if status in (404, 410):
         return Refusal("absent", "no such file, folder or bucket (404); check the address")
     if status == 429 or status >= 500:
-        return Refusal("busy", f"the server does not serve it now ({shown}), also when asked again; try later")
+        return Refusal("busy", f"the server cannot serve it now ({shown}), even after retries; try later")
     return Refusal("refused", f"the server refuses the request ({shown}); check the address")
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """An error and what led to it, the nearest first."""
+    """Yield an error and its causes, the nearest first."""
     seen: set[int] = set()
     one: BaseException | None = error
     while one is not None and id(one) not in seen:
@@ -131,7 +130,7 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def _status(error: BaseException) -> int | None:
-    """The HTTP status in an error, wherever its library keeps it."""
+    """Return the HTTP status of an error, wherever its library keeps it."""
     response = getattr(error, "response", None)
     found = [getattr(error, "status", None), getattr(error, "code", None), getattr(response, "status_code", None)]
     if isinstance(response, dict):
@@ -142,7 +141,7 @@ def _status(error: BaseException) -> int | None:
 
 
 def _said(chain: list[BaseException], url: str) -> str:
-    """The first words of an error that says more than what was asked for, in one line."""
+    """Return the first words of an error that says more than the URL, in one line."""
     texts = [" ".join(_words(one).partition("For more information")[0].split()) for one in chain]
     text = next((text for text in texts if text and not url.endswith(text)), "")
     return text if len(text) <= _WORDS else text[:_WORDS] + "..."

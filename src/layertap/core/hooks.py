@@ -1,7 +1,6 @@
-"""What others call our taps: TransformerLens' hooks, and modules of Hugging Face.
-
-Where TransformerLens has no hook with these values (docs/sites.md), our own name stands below
-`blocks.N`. A module of Hugging Face means its output.
+"""The names of taps elsewhere: TransformerLens hooks and Hugging Face modules.  If TransformerLens
+has no hook with these values (docs/sites.md), we use our own name below `blocks.N`. The name of a
+Hugging Face module means the module's output.
 """
 
 import re
@@ -24,14 +23,15 @@ _MODULE = re.compile(r"(?:model\.)?layers\.(\d{1,4})(.*)", re.ASCII)
 
 
 def hook_name(tap: Tap) -> str:
-    """`blocks.12.hook_resid_post`, or our own name below `blocks.12` where there is no such
-    hook.
+    """Return the hook's name, such as `blocks.12.hook_resid_post`.
+
+    If there is no such hook, the last part is our own name of the site.
     """
     return f"blocks.{tap.layer}.{_HOOKS.get(tap.site, tap.site)}"
 
 
 def tap_of_hook(name: str) -> Tap | None:
-    """The tap that a hook, or a module's output, is; None where it is none of ours."""
+    """Return the tap that a hook or a module's output is; None if it is not a tap."""
     if match := _HOOK.fullmatch(name):
         sites = {_HOOKS.get(site, site): site for site in SITES}
         return Tap(int(match[1]), sites[match[2]]) if match[2] in sites else None

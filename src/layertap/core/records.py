@@ -1,8 +1,6 @@
-"""What a dataset is made of, once it has been read and checked.
-
-These types stand on the ground floor, beside `errors`, so that `dataset` (which makes them) and
-`prompts` (which takes them) need not know each other. A `Grid` here is always rectangular, 1 to 30
-cells a side, colours 0 to 9.
+"""The records of a dataset, after they have been read and checked.  These types are in `core`, so
+that `dataset` (which makes them) and `prompts` (which takes them) need not import each other. A
+`Grid` is always rectangular, 1 to 30 cells a side, with colours 0 to 9.
 """
 
 from collections.abc import Mapping
@@ -14,7 +12,7 @@ Grid = tuple[tuple[int, ...], ...]
 
 @dataclass(frozen=True)
 class Pair:
-    """One demonstration or test of a task; `output` is None where the answer is not known."""
+    """One demonstration or test of a task; `output` is None if the answer is unknown."""
 
     input: Grid
     output: Grid | None
@@ -31,7 +29,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Document:
-    """One plain text, extracted as it stands: no augmentation, no chat template."""
+    """One plain text, extracted unchanged: no augmentation, no chat template."""
 
     task_id: str
     text: str
@@ -39,19 +37,19 @@ class Document:
 
 @dataclass(frozen=True)
 class Conversation:
-    """Messages with roles, which the tokenizer's own chat template writes."""
+    """Messages with roles. The tokenizer's own chat template turns them into text."""
 
     task_id: str
     messages: tuple[Mapping[str, Any], ...]
-    """Each has a `role`; also `content`, `reasoning_content`, `tool_calls` and what else the
-    template may read. Plain JSON."""
+    """Each has a `role`, and may have `content`, `reasoning_content`, `tool_calls` and anything
+    else that the template reads. Plain JSON."""
     tools: tuple[Mapping[str, Any], ...] = ()
     """The functions that the assistant may call, as JSON schemas."""
 
 
 @dataclass(frozen=True)
 class TokenList:
-    """Token ids, extracted as they stand."""
+    """Token ids, extracted unchanged."""
 
     task_id: str
     token_ids: tuple[int, ...]
@@ -59,9 +57,7 @@ class TokenList:
 
 @dataclass(frozen=True)
 class BadTask:
-    """A record that is not a task: where it stands (file, line, key), its id if it has one, and
-    what is wrong.
-    """
+    """A malformed record: where it is (file, line, key), its id if it has one, and the reason."""
 
     where: str
     task_id: str | None
@@ -74,4 +70,4 @@ class BadTask:
 
 GoodRecord = Task | Document | Conversation | TokenList
 Record = GoodRecord | BadTask
-"""What reading a dataset yields."""
+"""One item that reading a dataset yields."""

@@ -1,7 +1,6 @@
-"""A sample: one sequence of tokens that the model runs over, with what is known of it.
-
-Prompts make samples, the pipeline adds their activations, a format stores them. A sample holds real
-tokens only, never padding.
+"""A sample: one sequence of tokens that the model runs over, with its columns and origin.
+`prompts` makes samples, the pipeline adds their activations, and a format stores them. A sample
+holds only real tokens, never padding.
 """
 
 from collections.abc import Mapping
@@ -19,23 +18,23 @@ Activation = Float[np.ndarray, "tokens width"]
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """One sample. Raises ValueError where a column is missing or has another length or dtype."""
+    """One sample. Raises ValueError if a column is missing or has another length or dtype."""
 
     sample_idx: int
-    """Its place among all samples of the dataset, from 0."""
+    """Its index among all samples of the dataset, from 0."""
     task_id: str
-    """The task or document that it was made of."""
+    """The task or document that it was made from."""
     text_preview: str
     """The first 200 characters of its text."""
     columns: Columns
-    """By name, one value a token: all of `core.columns.COLUMNS`."""
+    """Every column of `core.columns.COLUMNS` by name, with one value per token."""
     origin: Mapping[str, Any] = field(default_factory=dict)
-    """How the prompt was made of its task: plain numbers, strings, tuples and mappings."""
+    """How the prompt was made from its task: plain numbers, strings, tuples and mappings."""
     activations: Mapping[Tap, Activation] = field(default_factory=dict)
-    """As the device gave them: bfloat16 in a bfloat16 run. Empty until the model has run."""
+    """As they came from the device: bfloat16 in a bfloat16 run. Empty until the model has run."""
 
     def __post_init__(self) -> None:
-        """Refuse a column without a source."""
+        """Refuse missing columns, and columns of another length or dtype."""
         held = {name: (values.dtype, values.shape) for name, values in self.columns.items()}
         shape = self.columns["token_ids"].shape
         if held != {name: (dtype, shape) for name, dtype in COLUMNS.items()}:
@@ -52,13 +51,15 @@ class Sample:
         return len(self.token_ids)
 
     def cut(self, tokens: int) -> "Sample":
-        """The sample with its first `tokens` tokens; for samples that have no activations yet."""
+        """Return the sample with only its first `tokens` tokens; it must have no activations
+        yet.
+        """
         return replace(self, columns={name: values[:tokens] for name, values in self.columns.items()})
 
     def only(self, rows: Bool[np.ndarray, " tokens"]) -> "Sample":
-        """The sample with these tokens of it, which keep their positions; likewise."""
+        """Return the sample with only these tokens, which keep their positions; likewise."""
         return replace(self, columns={name: values[rows] for name, values in self.columns.items()})
 
     def with_activations(self, activations: Mapping[Tap, Activation]) -> "Sample":
-        """The sample as the model left it."""
+        """Return the sample with these activations."""
         return replace(self, activations=activations)

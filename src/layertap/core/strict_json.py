@@ -1,7 +1,6 @@
-"""JSON as the standard has it: the one way in which output is written.
-
-Python's own writer makes `NaN` and `Infinity` of such numbers, which is no JSON: many readers
-refuse the whole file. Here they become null, as they do in JavaScript.
+"""Write standard JSON. All JSON output of Layertap is written here.  Python's own writer emits
+`NaN` and `Infinity`, which are not JSON, so many readers refuse the whole file. Here they become
+null, as in JavaScript.
 """
 
 import json
@@ -11,7 +10,7 @@ from typing import Any
 
 
 def dump_json(value: Any, **options: Any) -> str:  # noqa: ANN401 - JSON
-    """`value` as `json.dumps` writes it with these options, numbers that are none as null."""
+    """Write `value` like `json.dumps` with these options, but NaN and infinities as null."""
     try:
         return json.dumps(value, allow_nan=False, **options)
     except ValueError:

@@ -4,7 +4,9 @@ from collections.abc import Collection, Sequence
 
 
 def table(rows: Sequence[Sequence[str]], left: Collection[int] = ()) -> str:
-    """One line a row; columns are two spaces apart and flush right, except those in `left`."""
+    """Return one line per row; columns are two spaces apart and flush right, except those in
+    `left`.
+    """
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(_cells(row, widths, left)).rstrip() for row in rows)
 

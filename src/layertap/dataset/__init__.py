@@ -1,21 +1,21 @@
-"""What people have, in every shape it comes in, as one stream of checked records.
+"""Read any supported dataset as one stream of checked records.
 
-    places         where bytes come from: local or any fsspec URL
-    formats        one JSON value a line or one in the whole file, and of which known kind it is
-    packing        what a file is packed in, by its first bytes
-    names          what a file's name says of it, in folders and archives
-    folders        which files of a folder are its data, and which are left out
-    tables         the rows of Parquet tables
-    files          a file taken apart into single records, Kaggle's with their answers
-    columns        which record a row holds: the row itself, or one column of it
-    tasks          ARC tasks checked
-    conversations  messages with roles checked
-    rows           texts and token ids checked, JSON parsed, and a record back to JSON
-    records        the whole way, with ids, duplicates and numbering
-    hub            the same from a Hugging Face dataset, whose rows are read like lines
-    source         either of them, as the settings say
+    places         reads bytes from a local path or any fsspec URL
+    formats        detects JSON lines or one JSON value, and its kind
+    packing        detects compression and archives by the first bytes, and unpacks
+    names          what a file's name means in folders and archives
+    folders        chooses the data files of a folder
+    tables         reads the rows of Parquet tables
+    files          splits a file into records; joins Kaggle's tasks with their answers
+    columns        finds the record in a row: the row itself, or one column
+    tasks          checks ARC tasks
+    conversations  checks messages with roles
+    rows           parses JSON, checks texts and token ids, and writes a record back to JSON
+    records        from a path to checked records, with ids, duplicates and numbering
+    hub            the same for a Hugging Face dataset, whose rows are read like lines
+    source         chooses between the two from the settings
 
-The content decides what a file holds. Its name counts only where the content cannot tell.
+The content decides what a file holds. Its name counts only if the content is ambiguous.
 """
 
 from layertap.dataset.hub import read_hub_records

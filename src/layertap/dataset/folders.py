@@ -1,15 +1,16 @@
-"""Which files of a folder are its data, and which are left out.
+"""Choose the data files of a folder.
 
-A folder is every file at any depth whose name ends as data (names.py), by its path, in the order of
-code points. A pattern (`data/*.jsonl`) is the files and folders that it matches, by the same rule.
+The data of a folder are all files at any depth whose name ends like data (names.py), sorted by path
+in the order of code points. A pattern (`data/*.jsonl`) stands for the files and folders that it
+matches, by the same rule.
 
-- Hidden files and folders are not looked at.
-- `.txt` files count only where there is no other data: beside JSON they are lists of ids, licences,
+- Hidden files and folders are ignored.
+- `.txt` files count only if there is no other data. Beside JSON they are lists of ids, licences or
   notes.
-- Kaggle's solutions are read with their challenges, so that a folder as Kaggle hands it out can be
-  given as it is; an id that several files have then shows as a duplicate.
+- Kaggle's solutions are read with their challenges, so you can give Kaggle's folder unchanged. An
+  id that is in several files then shows as a duplicate.
 
-What is left out is told before anything is read (`Listing.describe`), hidden files excepted.
+`Listing.describe` reports what is left out before anything is read, except hidden files.
 """
 
 from dataclasses import dataclass
@@ -25,14 +26,14 @@ _AS_TEXT: tuple[DatasetFormat, ...] = ("txt", "txt_lines")
 
 @dataclass(frozen=True)
 class Listing:
-    """The files that are read, in order, and the names of those that are not."""
+    """The files to read, in order, and the names of those left out."""
 
     place: Place
     files: tuple[Place, ...]
     left_out: tuple[str, ...]
 
     def describe(self) -> list[str]:
-        """A line for a person, where something is left out."""
+        """Return a line for the user if something is left out."""
         if not self.left_out:
             return []
         return [
@@ -42,9 +43,9 @@ class Listing:
 
 
 def list_files(place: Place, dataset_format: DatasetFormat) -> Listing | None:
-    """The data of a folder or pattern; None if `place` is a single file, or nothing is there.
+    """List the data of a folder or pattern; None if `place` is a single file or does not exist.
 
-    Raises DatasetError where a folder has no data.
+    Raises DatasetError if a folder has no data.
     """
     if place.is_pattern():
         found = [it for match in place.matches() for it in (match.all_files() if match.is_folder() else [match])]
@@ -68,15 +69,15 @@ def _data(names: list[str], dataset_format: DatasetFormat) -> set[str]:
 
 
 def _nothing(place: Place, names: list[str], dataset_format: DatasetFormat) -> str:
-    """What to say of a folder without data."""
+    """Return the message for a folder without data."""
     ends = ".txt" if dataset_format in _AS_TEXT else ".json, .jsonl, .ndjson, .parquet or .txt"
     if place.is_pattern():
         held = f"it matches {_shortened(names)}" if names else "it matches no file"
-        return f"a pattern without files of data ({ends}, also packed); {held}"
+        return f"the pattern matches no data files ({ends}, also compressed); {held}"
     held = f"it holds {_shortened(names or place.names())}" if names or place.names() else "it is empty"
     saved = any(name.endswith(".arrow") for name in names)
     advice = "give it as --dataset_name" if saved else "give one of its files or folders"
-    return f"a folder without files of data ({ends}, also packed); {held}" + (f"; {advice}" if names else "")
+    return f"the folder has no data files ({ends}, also compressed); {held}" + (f"; {advice}" if names else "")
 
 
 def _shortened(names: list[str] | tuple[str, ...]) -> str:

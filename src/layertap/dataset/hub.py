@@ -1,12 +1,10 @@
-"""Records of a dataset on the Hugging Face Hub, or in a folder that `datasets` reads.
-
-Rows are streamed: nothing is downloaded beyond what is read. (A folder that `save_to_disk` wrote is
-memory-mapped instead.) A row is what a line of JSONL would be, with the same keys and the same
-precedence of ids; columns.py says what a named column may hold.
-
-The library says which files a split has. Where these are Parquet, as most are, we read them
-ourselves, file by file in its order: the library reads ahead, and its memory grows with the file (1
-GB for 160,000 rows of 4 kB, where we take a tenth, whatever the length).
+"""Read records of a dataset on the Hugging Face Hub, or in a folder that `datasets` reads.  Rows
+are streamed: nothing is downloaded beyond what is read. (A folder that `save_to_disk` wrote is
+memory-mapped instead.) A row is read like a line of JSONL, with the same keys and the same
+precedence of ids; columns.py says what a named column may hold.  The library tells us which files a
+split has. If these are Parquet, as most are, we read them ourselves, file by file in its order. The
+library reads ahead, so its memory grows with the file: 1 GB for 160,000 rows of 4 kB, where we need
+a tenth, whatever the length.
 """
 
 from collections.abc import Iterable, Iterator
@@ -28,10 +26,10 @@ _SAVED = ("state.json", "dataset_dict.json")  # what `save_to_disk` leaves
 def read_hub_records(
     name: str, *, config: str | None = None, split: str = "train", column: str | None = None, max_tasks: int | None
 ) -> Iterator[Record]:
-    """The records of dataset `name` (a Hub id, or a local folder), as `read_records` gives them.
+    """Yield the records of dataset `name` (a Hub id, or a local folder), like `read_records`.
 
-    Raises UsageError where the `datasets` library is missing or there is no such column,
-    DatasetError where the dataset cannot be opened or read.
+    Raises UsageError if the `datasets` library or the column is missing, DatasetError if the
+    dataset cannot be opened or read.
     """
     shown = f"{name} split {split}" if config is None else f"{name} ({config}) split {split}"
     return check_records(_raw(_rows(name, config, split, column, shown), column, shown), shown, max_tasks)
@@ -43,7 +41,7 @@ def _rows(name: str, config: str | None, split: str, column: str | None, shown: 
         from huggingface_hub.errors import HfHubHTTPError
     except ModuleNotFoundError as error:
         raise UsageError(f"--dataset_name needs the datasets library: {install_command('datasets')}") from error
-    # A lost connection comes as an error of the HTTP library below huggingface_hub.
+    # A lost connection raises an error of the HTTP library below huggingface_hub.
     http_error: type[Exception] = HfHubHTTPError.__bases__[0]
     failures = (datasets.exceptions.DatasetsError, http_error, OSError, ValueError, KeyError)
     local = Path(name).expanduser()
@@ -51,7 +49,7 @@ def _rows(name: str, config: str | None, split: str, column: str | None, shown: 
         if any((local / saved).is_file() for saved in _SAVED):
             if config is not None:
                 raise DatasetError(
-                    f"{shown}: what save_to_disk wrote has no configurations; leave --dataset_config out"
+                    f"{shown}: a dataset from save_to_disk has no configurations; leave out --dataset_config"
                 )
             found = datasets.load_from_disk(str(local))
             if isinstance(found, datasets.DatasetDict):
@@ -65,7 +63,7 @@ def _rows(name: str, config: str | None, split: str, column: str | None, shown: 
                 yield from _rows_of_tables(list(map(str, files[split])), column)
                 return
             streamed = datasets.load_dataset(name, config, split=split, streaming=True)
-            if streamed.column_names is not None:  # others might be images, which take long to unpack
+            if streamed.column_names is not None:  # other columns may be images, which are slow to decode
                 streamed = streamed.select_columns(choose_columns(streamed.column_names, column, shown))
             yield from streamed
     except BadTaskError as error:
@@ -85,7 +83,7 @@ def _rows_of_tables(files: list[str], column: str | None) -> Iterator[dict[str, 
 def _require_no_other(wanted: str, split: object, shown: str) -> None:
     """Refuse a split of a dataset saved without splits; "train", the default, means all of it."""
     if wanted not in ("train", str(split)):
-        raise DatasetError(f"{shown}: was saved as one dataset without splits; leave --dataset_split out")
+        raise DatasetError(f"{shown}: was saved as one dataset without splits; leave out --dataset_split")
 
 
 def _raw(rows: Iterable[dict[str, Any]], column: str | None, shown: str) -> RawRecords:

@@ -1,9 +1,8 @@
-"""What a file's name says of it, in folders and archives, where many files are no data.
-
-A name ends as data in `.json`, `.jsonl`, `.ndjson`, `.parquet` or `.txt`, in capitals or not, or in
-one of these and a packing: `tasks.jsonl.zst`. Files that come along with data under such a name
-(`dataset_info.json`, `README.txt`) are companions. A file that is named by itself is read whatever
-its name is.
+"""What a file's name means in folders and archives, where many files are not data.  A data file's
+name ends in `.json`, `.jsonl`, `.ndjson`, `.parquet` or `.txt`, in any case, or in one of these and
+a packing: `tasks.jsonl.zst`. Files that accompany data under such a name (`dataset_info.json`,
+`README.txt`) are companions and are not data. A file that you name yourself is read whatever its
+name is.
 """
 
 from pathlib import PurePosixPath
@@ -11,7 +10,7 @@ from pathlib import PurePosixPath
 JSON_LINES = (".jsonl", ".ndjson")
 TEXT = ".txt"
 CHALLENGES, SOLUTIONS = "challenges", "solutions"
-"""Parts of the names that Kaggle gives to questions and answers."""
+"""Parts of the names of Kaggle's files with questions and answers."""
 _DATA = (".json", *JSON_LINES, ".parquet", TEXT)
 _PACKED = (".gz", ".zst", ".zstd", ".bz2", ".xz", ".lzma", ".zip")
 _COMPANIONS = frozenset(
@@ -28,24 +27,24 @@ _SUBMISSION = "submission"
 
 
 def unpacked_name(path: str) -> str:
-    """The last part of a path, without the ending of a packing."""
+    """Return the last part of a path, without the suffix of a packing."""
     name = PurePosixPath(path).name
     return name[: -len(PurePosixPath(name).suffix)] if name.lower().endswith(_PACKED) else name
 
 
 def is_named_data(path: str) -> bool:
-    """Whether the last part of a path ends as data and is no companion."""
+    """Return whether a path names data, not a companion."""
     name = unpacked_name(path).lower()
     return name.endswith(_DATA) and not _is_companion(name)
 
 
 def is_named_text(path: str) -> bool:
-    """Whether the last part of a path ends as plain text."""
+    """Return whether a path names plain text."""
     return unpacked_name(path).lower().endswith(TEXT)
 
 
 def is_hidden(path: str) -> bool:
-    """Whether a part of a relative path is hidden, or a leftover of a Mac."""
+    """Return whether a part of a relative path is hidden, or a leftover of a Mac."""
     return any(part.startswith(".") or part == "__MACOSX" for part in PurePosixPath(path).parts)
 
 

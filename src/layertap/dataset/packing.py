@@ -1,15 +1,11 @@
-"""What a file is packed in, found out from its first bytes, whatever its name is.
-
-Object stores may unpack a `.gz` on the way, and not every packed file is named so. Packings are
-undone one after another: a gzip in a zip is read too. What holds several files, or no rows at all,
-is refused by name, with the way out.
-
-A packed file may be several streams, one behind the other, as parallel packers write them. Python's
-own readers of bzip2 and xz take whatever begins no new stream for the end, and everything behind it
-is lost without a word. `_Streams` reads to the end of the file instead.
-
-What the file itself refuses to give (a lost connection) is the business of `Stored`'s reader;
-everything that goes wrong above it is the fault of the packed data.
+"""Detect how a file is packed from its first bytes, whatever its name, and unpack it.  Object
+stores may unpack a `.gz` on the way, and not every packed file has a matching name. Nested packings
+are unpacked in turn: a gzip in a zip is read too. A file that holds several files, or no rows, is
+refused; the message names its format and says what to do.  A packed file may hold several streams
+in sequence, as parallel packers write them. At bytes that do not begin a new stream, Python's own
+readers of bzip2 and xz silently stop, and lose everything after them. `_Streams` reads to the end
+of the file instead.  Errors of the file itself (a lost connection) are raised by `Stored`'s reader;
+every error above it means that the packed data is damaged.
 """
 
 import bz2
@@ -52,12 +48,12 @@ _REFUSED: tuple[tuple[int, bytes, str, str], ...] = (
     (0, b"\x93NUMPY", "a NumPy array", "write its rows as JSON lines, token ids under input_ids"),
     (0, b"\x89HDF\r\n\x1a\n", "an HDF5 file", _TABLE),
     *((0, bytes((0x80, protocol)), "a pickle", "write it as JSON lines") for protocol in range(2, 6)),
-    (0, b"%PDF-", "a PDF", "take its text out and give that"),
+    (0, b"%PDF-", "a PDF", "extract its text and give that"),
 )
 
 
 class Stored(io.RawIOBase):
-    """A stored file whose beginning was looked at, also where it can only be read once."""
+    """A stored file whose first bytes were read already, even if it can be read only once."""
 
     def __init__(self, file: BinaryIO, translated: Callable[[], Any]) -> None:
         self._file = file
@@ -101,9 +97,9 @@ class _Unpacker(Protocol):
 
 
 class _Streams(io.RawIOBase):
-    """The content of all streams of a packed file; what is no stream behind one is an error.
+    """The content of all streams of a packed file; anything else after a stream is an error.
 
-    `padding` is the byte that may stand between streams, four at a time.
+    `padding` is the byte that may be between streams, in multiples of four.
     """
 
     def __init__(self, file: BinaryIO, begin: Callable[[], _Unpacker], padding: bytes) -> None:
@@ -133,7 +129,9 @@ class _Streams(io.RawIOBase):
         return len(data)
 
     def _behind_stream(self) -> bytes:
-        """What follows the stream that ended and its padding; empty at the end of the file."""
+        """Return the bytes after the finished stream and its padding; empty at the end of the
+        file.
+        """
         padded, rest = 0, b""
         packed = self._stream.unused_data or self._file.read(_BUFFER_BYTES)
         while packed and not rest:
@@ -141,25 +139,25 @@ class _Streams(io.RawIOBase):
             padded += len(packed) - len(rest)
             packed = b"" if rest else self._file.read(_BUFFER_BYTES)
         if padded % 4:
-            raise ValueError(f"{padded} bytes of padding behind a packed stream, no multiple of 4")
+            raise ValueError(f"{padded} bytes of padding after a packed stream, not a multiple of 4")
         return rest
 
 
 @dataclass(frozen=True)
 class Unpacked:
-    """The content of a stored file, and what it was packed in."""
+    """The content of a stored file, and its packing."""
 
     name: str
-    """The name without a packing; of a zip, the name in it."""
+    """The name without the packing's suffix; for a zip, the name inside it."""
     file: io.BufferedReader
     packing: str | None
 
 
 def unpack(stored: Stored, path: str, shown: str, closing: ExitStack) -> Unpacked:
-    """The content of the file at `path`, open until `closing` closes it.
+    """Open the content of the file at `path`, until `closing` closes it.
 
-    Raises BadTaskError, without the file's name, where it holds no one file of data, DatasetError
-    where it is damaged.
+    Raises BadTaskError, without the file's name, if it does not hold exactly one data file, and
+    DatasetError if it is damaged.
     """
     found = Unpacked(unpacked_name(path), io.BufferedReader(stored, _BUFFER_BYTES), None)
     while True:
@@ -178,7 +176,7 @@ def unpack(stored: Stored, path: str, shown: str, closing: ExitStack) -> Unpacke
 
 @contextmanager
 def damage_named(packing: str | None, shown: str) -> Iterator[None]:
-    """Raise DatasetError for data that is not what its beginning says."""
+    """Raise DatasetError for damaged data."""
     try:
         yield
     except _FAILURES as error:
@@ -187,10 +185,10 @@ def damage_named(packing: str | None, shown: str) -> Iterator[None]:
 
 
 def _seekable(file: io.BufferedReader, closing: ExitStack) -> io.BufferedReader:
-    """The file, or a copy on disk of one that can only be read once."""
+    """Return the file, or a copy on disk if it can be read only once."""
     if file.seekable():
         return file
-    copy = closing.enter_context(tempfile.TemporaryFile(prefix="layertap-"))  # noqa: SIM115 - just so
+    copy = closing.enter_context(tempfile.TemporaryFile(prefix="layertap-"))  # noqa: SIM115 - `closing` closes it
     shutil.copyfileobj(file, copy)
     copy.seek(0)
     return cast(io.BufferedReader, copy)
@@ -201,7 +199,7 @@ def _refuse(head: bytes) -> None:
         if head[offset:].startswith(magic):
             raise BadTaskError(f"is {what}, which Layertap does not read: {way_out}")
     if head[8:10] == b'{"' and b"\0" in head[:8]:
-        raise BadTaskError("is a safetensors file, which holds tensors and no records")
+        raise BadTaskError("is a safetensors file, which holds tensors, not records")
 
 
 def _open_gzip(file: BinaryIO, name: str) -> tuple[str, Any]:
@@ -223,14 +221,14 @@ def _open_zstd(file: BinaryIO, name: str) -> tuple[str, Any]:
 
 
 def _open_zip(file: BinaryIO, _name: str) -> tuple[str, Any]:
-    """The one member that is data; raises BadTaskError where there are several, or none."""
+    """Open the one member that is data; raises BadTaskError if there are several, or none."""
     archive = zipfile.ZipFile(file)
     members = [it for it in archive.infolist() if not it.is_dir() and not is_hidden(it.filename)]
     data = [it for it in members if is_named_data(it.filename)] or members
     if len(data) != 1:
         shown = ", ".join(it.filename for it in data[:_SHOWN_MEMBERS]) + (", ..." if len(data) > _SHOWN_MEMBERS else "")
         held = f"{len(data)} files ({shown})" if data else "no file"
-        raise BadTaskError(f"is a zip archive with {held}, and has to hold one file of data: {_UNPACK}")
+        raise BadTaskError(f"is a zip archive with {held}, but must hold exactly one data file: {_UNPACK}")
     if data[0].flag_bits & 1:
         raise BadTaskError(f"is a zip archive whose {data[0].filename} is encrypted: {_UNPACK}")
     return unpacked_name(data[0].filename), archive.open(data[0])
@@ -241,7 +239,7 @@ _PACKINGS: Mapping[bytes, tuple[str, Callable[[BinaryIO, str], tuple[str, Any]]]
     b"BZh": ("bzip2", _open_bz2),
     b"\xfd7zXZ\x00": ("xz", _open_xz),
     b"\x28\xb5\x2f\xfd": ("zstd", _open_zstd),
-    b"\x50\x2a\x4d\x18": ("zstd", _open_zstd),  # a frame to be skipped, as parallel packers begin with
+    b"\x50\x2a\x4d\x18": ("zstd", _open_zstd),  # a skippable frame, with which parallel packers begin
     b"PK\x03\x04": ("zip", _open_zip),
     b"PK\x05\x06": ("zip", _open_zip),
 }

@@ -1,11 +1,8 @@
-"""Files and folders, local or behind a URL, as lines of bytes.
-
-Everything that touches a disk or a network goes through `Place`, by way of fsspec: a path with `~`,
-`gs://`, `s3://`, `memory://` are all the same here. fsspec takes longer to import than all the rest
-of this package, so it is imported when the first place is looked up, not before.
-
-Lines are bytes, not text, so that one line that is not UTF-8 is one bad record and not the end of
-the reading. `packing.py` says what files may be packed in.
+"""Read files and folders, local or at a URL, as lines of bytes.  All disk and network access goes
+through `Place` and fsspec: a path with `~`, `gs://`, `s3://` and `memory://` all work the same.
+Importing fsspec takes longer than the rest of this package, so it is imported only when the first
+place is looked up.  Lines are bytes, not text, so that a line that is not UTF-8 is one bad record
+and does not stop the reading. `packing.py` lists how files may be packed.
 """
 
 import logging
@@ -33,34 +30,34 @@ T = TypeVar("T")
 
 _MAGIC = "*?["
 _FLAGS: Mapping[str, str] = {
-    "payer": " by --billing_project",
+    "payer": " with --billing_project",
     "credentials": "; --anonymous reads a public bucket",
     "denied": "; --anonymous reads a public bucket, --billing_project one that bills its readers",
 }
-"""Flags that may help, by the kind of a refusal."""
+"""Flags that may help, by the kind of refusal."""
 _PAUSES = (1.0, 2.0)
 _CONNECT_SECONDS, _READ_SECONDS = 10, 20
 _TRIES = 3
 _PATIENT = ("gs", "gcs", "s3", "s3a")
-"""What has libraries that try again by themselves."""
+"""Schemes whose libraries retry by themselves."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """One file or folder. As text it is what the user wrote, so messages use the user's words."""
+    """One file or folder. `str` gives what the user wrote, so messages use the user's words."""
 
     shown: str
     path: str
     filesystem: "AbstractFileSystem"
     below: str = ""
-    """The path from the folder that was given to this file of it."""
+    """The path of this file below the folder that the user gave."""
 
     def __str__(self) -> str:
         return self.shown
 
     @property
     def name(self) -> str:
-        """The last part of the path, without the ending of a packing."""
+        """The last part of the path, without the suffix of a packing."""
         return unpacked_name(self.path)
 
     @property
@@ -69,17 +66,17 @@ class Place:
         return PurePosixPath(self.name).stem
 
     def is_folder(self) -> bool:
-        """Whether this is a folder; False where nothing is there."""
-        # fsspec's own `isdir` answers False to any failure, also to a refusal.
+        """Return whether this is a folder; False if nothing is there."""
+        # fsspec's own `isdir` returns False for any failure, even a refusal.
         return self._has_folders and self._ask(self._kind) == "directory"
 
     def is_there(self) -> bool:
-        """Whether there is a file or folder; DatasetError where the answer is refused or lost."""
-        # fsspec's own `exists` answers False to any failure, also to a lost connection.
+        """Return whether a file or folder is there; DatasetError if the server refuses or fails."""
+        # fsspec's own `exists` returns False for any failure, even a lost connection.
         return self._ask(self._kind) is not None
 
     def beside(self, old: str, new: str) -> "Place":
-        """The place whose last path part has `new` wherever this one's has `old`."""
+        """Return the place with `old` replaced by `new` in the last part of the path."""
 
         def renamed(path: str) -> str:
             folder, slash, name = path.rpartition("/")
@@ -88,11 +85,11 @@ class Place:
         return Place(renamed(self.shown), renamed(self.path), self.filesystem, renamed(self.below))
 
     def is_pattern(self) -> bool:
-        """Whether this stands for several files; a file may have such a name itself."""
+        """Return whether this is a pattern, and not a file whose name looks like one."""
         return self._has_folders and any(sign in self.path for sign in _MAGIC) and not self.is_there()
 
     def matches(self) -> list["Place"]:
-        """The files and folders that this pattern matches."""
+        """Return the files and folders that this pattern matches."""
         found = self._ask(lambda: self.filesystem.glob(self.path))
         first = min(self.path.find(sign) for sign in _MAGIC if sign in self.path)
         base = self.path[: self.path.rfind("/", 0, first) + 1]
@@ -100,14 +97,14 @@ class Place:
         return [self._inner(shown, base, str(path).removeprefix(base)) for path in found]
 
     def all_files(self) -> list["Place"]:
-        """The files below this folder, at any depth."""
+        """Return the files below this folder, at any depth."""
         found = self._ask(lambda: self.filesystem.find(self.path))
         base = self.path.rstrip("/") + "/"
         names = [str(path).removeprefix(base) for path in found]
         return [self._inner(self.shown.rstrip("/") + "/", base, name) for name in names if not name.endswith("/")]
 
     def names(self) -> list[str]:
-        """What lies directly in this folder."""
+        """Return the names directly in this folder."""
         found = self._ask(lambda: self.filesystem.ls(self.path, detail=False))
         return [PurePosixPath(str(path)).name for path in found]
 
@@ -120,7 +117,7 @@ class Place:
             raise
 
     def _ask(self, question: Callable[[], T]) -> T:
-        """The far end's answer, which is asked again for what may pass; raises DatasetError."""
+        """Ask the server, and retry failures that may pass; raises DatasetError."""
         for pause in () if self.in_bucket else _PAUSES:
             try:
                 return question()
@@ -136,7 +133,7 @@ class Place:
 
     @property
     def in_bucket(self) -> bool:
-        """Whether this is in a bucket, whose library tries again by itself."""
+        """Whether this is in a bucket, whose library retries by itself."""
         return self.shown.partition("://")[0] in _PATIENT
 
     def _inner(self, shown: str, base: str, name: str) -> "Place":
@@ -145,19 +142,19 @@ class Place:
 
     @property
     def _has_folders(self) -> bool:
-        """Whether there can be folders: a web page would be read whole to find that out."""
+        """Whether there can be folders. For a web page, fsspec would read all of it to find out."""
         protocol = self.filesystem.protocol
         return not {"http", "https"} & {*((protocol,) if isinstance(protocol, str) else protocol)}
 
     @contextmanager
     def open(self) -> Iterator["Opened"]:
-        """The file's content, unpacked; BadTaskError, without its name, if that cannot be done."""
+        """Open the file's content, unpacked; BadTaskError, without its name, if it cannot."""
         with _translated(self), ExitStack() as closing:
             stored = closing.enter_context(self._ask(lambda: self.filesystem.open(self.path, "rb")))
             yield Opened(self, unpack(Stored(stored, lambda: _translated(self)), self.path, str(self), closing))
 
     def lines(self) -> Iterator[bytes]:
-        """The lines of the file's content, as `Opened.lines`; raises DatasetError."""
+        """Yield the lines of the file's content, like `Opened.lines`; raises DatasetError."""
         try:
             with self.open() as opened:
                 yield from opened.lines()
@@ -174,7 +171,7 @@ class Opened:
 
     @property
     def name(self) -> str:
-        """What it is called without its packing; in a zip, by the zip."""
+        """The name without the packing's suffix, in lower case; for a zip, the name inside it."""
         return self.content.name.lower()
 
     @property
@@ -188,17 +185,19 @@ class Opened:
         return self.content.file.peek(len(PARQUET)).startswith(PARQUET)
 
     def lines(self) -> Iterator[bytes]:
-        """The lines with their ends; one in memory at a time. Raises DatasetError for damage."""
+        """Yield the lines with their ends, one in memory at a time; raises DatasetError for
+        damage.
+        """
         with damage_named(self.content.packing, str(self.place)):
             yield from self.content.file
 
 
 def locate(path: str, options: Mapping[str, object] = MappingProxyType({})) -> Place:
-    """The place that `path` names, not opened yet; `options` are those of fsspec's file system.
+    """Return the place that `path` names, without opening it; `options` go to fsspec.
 
     Raises DatasetError if fsspec has no such protocol.
     """
-    # gcsfs would ask for the bucket's type first, over gRPC: a minute where that is not allowed.
+    # gcsfs would first ask for the bucket's type over gRPC, which takes a minute if it is blocked.
     os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
     from fsspec.core import url_to_fs
 
@@ -216,10 +215,10 @@ def locate(path: str, options: Mapping[str, object] = MappingProxyType({})) -> P
 
 
 def _limit_tries(filesystem: "AbstractFileSystem", scheme: str) -> None:
-    """Let the library of a bucket try a few times.
+    """Limit how often the library of a bucket retries.
 
-    Google's tries six times, which takes half a minute: as long as Google has not answered once,
-    something else is wrong. When it has, `Place._ask` takes the limit away.
+    Google's library tries six times, which takes half a minute. Before the first answer, retries do
+    not help. After it, `Place._ask` removes the limit.
     """
     if scheme in ("s3", "s3a"):
         filesystem.retries = _TRIES
@@ -232,12 +231,12 @@ def _limit_tries(filesystem: "AbstractFileSystem", scheme: str) -> None:
 
 @cache
 def _keep_quiet() -> None:
-    """Keep gcsfs from printing the traceback of what Layertap says in a sentence."""
+    """Keep gcsfs from printing a traceback for an error that Layertap explains."""
     logging.getLogger("gcsfs").addHandler(logging.NullHandler())
 
 
 def _patience(scheme: str) -> Mapping[str, object]:
-    """How long fsspec's library of a scheme waits, and how often it tries: their own is minutes."""
+    """Return timeouts and retries for the library of a scheme; their own defaults take minutes."""
     if scheme in ("s3", "s3a"):
         limits = {"connect_timeout": _CONNECT_SECONDS, "read_timeout": _READ_SECONDS}
         return {"config_kwargs": {**limits, "retries": {"mode": "standard", "max_attempts": 2}}}
@@ -258,12 +257,12 @@ def _translated(place: Place) -> Iterator[None]:
 
 
 def _refusal(place: Place, error: BaseException) -> BaseException:
-    """What to say of an error; itself where nothing is known of it."""
+    """Translate an error to DatasetError; return it unchanged if it is of no known kind."""
     refusal = explain(place.shown, error)
     if refusal is not None:
         return DatasetError(f"{place}: {refusal.reason}{_FLAGS.get(refusal.kind, '') if place.in_bucket else ''}")
     if isinstance(error, FileNotFoundError):
         return DatasetError(f"{place}: no such file or folder; check --dataset_path")
     if isinstance(error, PermissionError):
-        return DatasetError(f"{place}: may not be read; check its rights ({error})")
+        return DatasetError(f"{place}: cannot be read: permission denied; check its permissions ({error})")
     return DatasetError(f"{place}: cannot be read: {error}") if isinstance(error, OSError) else error

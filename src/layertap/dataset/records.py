@@ -1,17 +1,12 @@
-"""From a path to checked records: the whole way, with ids and duplicates.
-
-A record's id is the first of: its file's stem or its key, where one of these names it; its own
-`task_id`, `id` or `uid`; `task_00000012` (or `text_`, `chat_`, `tokens_`), the number being the
-record's place in the dataset, counted from 0. For a JSONL file that is the row. Malformed records
-are counted too, so leaving them out changes no other record's id.
-
-A list of pairs is a task of hundreds of examples (RE-ARC), so a malformed pair is a bad record of
-its own, and the task has the others.
-
-Duplicates are found by 8-byte hashes of the ids. As Python keeps them, each costs 60 to 90 bytes of
-memory (82 MB for a million); an id made from a number costs one byte. Two different ids that share
-a hash would be called duplicates: among ten million ids the chance of any such pair is 3 in a
-million, and it would be reported, not silent.
+"""From a path to checked records, with ids and duplicates.  A record's id is the first of: its
+file's stem or its key, if one of these names it; its own `task_id`, `id` or `uid`; `task_00000012`
+(or `text_`, `chat_`, `tokens_`), with the record's index in the dataset, counted from 0. In a JSONL
+file that is the row. Malformed records are counted too, so leaving them out does not change any
+other record's id.  A list of pairs is a task with hundreds of examples (RE-ARC), so a malformed
+pair is its own bad record, and the task keeps the others.  8-byte hashes of the ids find
+duplicates. In Python, each costs 60 to 90 bytes of memory (82 MB for a million); an id made from a
+number costs one byte. Two different ids with the same hash would be reported as duplicates: among
+ten million ids the chance of any such pair is 3 in a million, and it would be reported, not silent.
 """
 
 import re
@@ -53,24 +48,23 @@ def read_records(
     max_tasks: int | None = None,
     options: Mapping[str, object] = MappingProxyType({}),
 ) -> Iterator[Record]:
-    """The records of a dataset in dataset order, of which at most the first `max_tasks`, good or
-    bad.
+    """Yield the first `max_tasks` records of a dataset, good or bad, in order (None: all).
 
     `path` is a file or folder, local (`~` allowed) or any URL that fsspec serves; files may be
-    gzip. `DatasetFormat` lists the formats. `column` names the column with the records, where they
-    are not the whole rows; `options` are fsspec's. Nothing is opened before the first record is
-    asked for. JSONL files are read line by line and folders file by file, so they may be larger
-    than memory; a file that is a single JSON value is read whole.
+    packed. `DatasetFormat` lists the formats. `column` names the column with the records, if they
+    are not whole rows; `options` go to fsspec. Nothing is opened before you ask for the first
+    record. JSONL files are read line by line and folders file by file, so they may be larger than
+    memory. A file that is a single JSON value is read whole.
 
-    A malformed record comes as `BadTask`, and reading goes on after it: whether to stop is the
-    caller's choice. Raises DatasetError where there is no dataset: nothing there, nothing in it,
-    not readable, not JSON, or no known shape.
+    A malformed record is yielded as `BadTask` and reading continues; the caller decides whether to
+    stop. Raises DatasetError if there is no dataset: nothing is there, it is empty, it cannot be
+    read, is not JSON, or has no known format.
     """
     yield from check_records(raw_records(locate(path, options), dataset_format, column), path, max_tasks)
 
 
 def check_records(raws: RawRecords, shown: str, max_tasks: int | None) -> Iterator[Record]:
-    """The records, checked, each with its id; DatasetError naming `shown` where there is none."""
+    """Check records and give each its id; DatasetError, which names `shown`, if there are none."""
     count, ids = 0, _Ids()
     for raw in islice(raws, max_tasks):
         if isinstance(raw, BadTask):
@@ -83,7 +77,7 @@ def check_records(raws: RawRecords, shown: str, max_tasks: int | None) -> Iterat
 
 
 def _check(raw: RawRecord, number: int, ids: "_Ids") -> Iterator[Record]:
-    """The record, sound or not; before it, what had to be left out of it."""
+    """Yield the record, valid or not; before it, a `BadTask` for each pair left out of it."""
     task_id = None
     try:
         task_id = given_id(raw)
@@ -99,12 +93,12 @@ def _check(raw: RawRecord, number: int, ids: "_Ids") -> Iterator[Record]:
 
 
 def check_value(kind: RecordKind, value: object, task_id: str) -> GoodRecord:
-    """The record of a kind that `value` is; raises BadTaskError where it is not sound."""
+    """Return the record of this kind in `value`; raises BadTaskError if it is not valid."""
     return _CHECKS[kind](value, task_id)
 
 
 def given_id(raw: RawRecord) -> str | None:
-    """The id that a record has of its own; raises BadTaskError where it is none."""
+    """Return the record's own id, or None; raises BadTaskError if the id is not valid."""
     if raw.task_id is not None:
         return _sound_id(raw.task_id, "its id")
     own = raw.value if isinstance(raw.value, dict) else {}
@@ -117,24 +111,24 @@ def _sound_id(value: object, where: str) -> str:
 
 
 class _Ids:
-    """The ids so far. None may come twice: two given ones, or a given one and a made one."""
+    """The ids so far. No id may occur twice, whether given or made."""
 
     def __init__(self) -> None:
         self._given: set[int] = set()
         self._made = bytearray()  # for each record, which of _MADE_KINDS its id was made from
 
     def given(self, task_id: str) -> None:
-        """Take a record's own id; raises BadTaskError where an earlier record has it."""
+        """Register a record's own id; raises BadTaskError if an earlier record has it."""
         digest = _hash(task_id)
         if digest in self._given or self._was_made(task_id):
             raise BadTaskError("an earlier record has the same id; keep one of them, or give them different ids")
         self._given.add(digest)
 
     def made(self, kind: str, number: int) -> str:
-        """An id from the record's number; raises BadTaskError where an earlier record has it."""
+        """Make an id from the record's number; raises BadTaskError if an earlier record has it."""
         task_id = _made_id(kind, number)
         if self._given and _hash(task_id) in self._given:
-            raise BadTaskError("has no id, and an earlier record has the one that its number makes; give it one")
+            raise BadTaskError("has no id, and an earlier record uses the one made from its number; give it an id")
         self._made.extend(bytes(number - len(self._made)))
         self._made.append(_MADE_KINDS.index(kind))
         return task_id

@@ -1,16 +1,10 @@
-"""One record: JSON text in, one checked record out, or one sentence about the first thing that is
-wrong.
-
-JSON is read more strictly than by `json.loads`, which raises four kinds of errors, and silently
-keeps the last value of a key that comes twice: in a file {id: task} that would lose a task. The
-check costs one Python call per object, which is little beside its grids.
-
-`tasks` and `conversations` check what has more to it. A null is the same as an absent key: tables
-write what a row does not have that way.
-
-`as_row` is the way back. Whatever shape a record was read in, it is written in the simplest one,
-with its id beside it. Reading the row back gives an equal record, also with the id that its old
-place gave it.
+"""Turn JSON text into one checked record, or into one sentence about the first error.  JSON is read
+more strictly than with `json.loads`, which raises four kinds of errors, and silently keeps the last
+value of a repeated key: in a file {id: task} that would lose a task. The check costs one Python
+call per object, which is little compared with its grids.  `tasks` and `conversations` check the
+larger kinds. A null equals an absent key, because tables write missing values as null.  `as_row`
+converts back. It writes any record in the simplest format, with its id. Reading the row gives an
+equal record, even if its id came from a file name or a number.
 """
 
 import json
@@ -33,26 +27,26 @@ _KIND_NAMES: Mapping[type, str] = {
 
 
 def parse(data: bytes) -> object:
-    """The one JSON value in `data`, which is UTF-8 with or without byte-order mark."""
+    """Parse the one JSON value in `data`, UTF-8 with or without a byte-order mark."""
     text = decode(data)
     try:
         return json.loads(text, object_pairs_hook=_object, parse_constant=_refuse_constant)
     except json.JSONDecodeError as error:
         line = f"line {error.lineno} " if b"\n" in data.strip() else ""
         raise BadTaskError(f"is not JSON: {error.msg} at {line}column {error.colno}") from error
-    except ValueError as error:  # a whole number of thousands of digits
+    except ValueError as error:  # an integer with thousands of digits
         raise BadTaskError(f"holds a number that cannot be read: {error}") from error
     except RecursionError as error:
         raise BadTaskError("is not a task: its lists are nested too deeply") from error
 
 
 def _refuse_constant(name: str) -> object:
-    """Python reads NaN and Infinity, which no JSON has; what is read is written again elsewhere."""
-    raise BadTaskError(f"is not JSON: {name} is no number there")
+    """Refuse NaN and Infinity: Python reads them, but they are not JSON and cannot be rewritten."""
+    raise BadTaskError(f"is not JSON: {name} is not a JSON number")
 
 
 def decode(data: bytes) -> str:
-    """The text in `data`, which is UTF-8 with or without byte-order mark; raises BadTaskError."""
+    """Decode `data`, UTF-8 with or without a byte-order mark; raises BadTaskError."""
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -60,17 +54,17 @@ def decode(data: bytes) -> str:
 
 
 def kind_name(value: object) -> str:
-    """What JSON calls this value, with its article: "an object", "a list", ..."""
+    """Return JSON's name for this kind of value, with its article: "an object", "a list", ..."""
     return _KIND_NAMES.get(type(value)) or f"of the kind {type(value).__name__}"
 
 
 def without_nulls(value: object) -> object:
-    """`value`; if it is an object, without the keys that are null."""
+    """Return `value`; if it is an object, without keys that are null."""
     return {key: entry for key, entry in value.items() if entry is not None} if isinstance(value, dict) else value
 
 
 def list_in(raw: Mapping[str, object], key: str) -> list[Any]:
-    """The list under a key, which may stand there as JSON; raises BadTaskError."""
+    """Return the list under a key, which may be a JSON string; raises BadTaskError."""
     value = raw[key]
     if isinstance(value, str):
         value = _parsed_text(value, key)
@@ -80,16 +74,16 @@ def list_in(raw: Mapping[str, object], key: str) -> list[Any]:
 
 
 def document_from_row(raw: object, task_id: str) -> Document:
-    """The document in `{"text": ...}`. An empty text is refused: it has no tokens to read."""
+    """Read the document in `{"text": ...}`. An empty text is refused, because it has no tokens."""
     if not isinstance(raw, dict) or "text" not in raw:
         raise BadTaskError(f"is {kind_name(raw)} without 'text'")
     return Document(task_id, sound_text(raw["text"], "'text'", "a text"))
 
 
 def tokens_from_row(raw: object, task_id: str) -> TokenList:
-    """The tokens in `{"input_ids": [...]}` or `{"token_ids": [...]}`; at least one.
+    """Read the tokens in `{"input_ids": [...]}` or `{"token_ids": [...]}`; at least one.
 
-    Padding is left out where an `attention_mask` beside them says what is padding.
+    An `attention_mask` beside them marks padding, which is left out.
     """
     key = next((key for key in ("input_ids", "token_ids") if isinstance(raw, dict) and key in raw), None)
     if not isinstance(raw, dict) or key is None:
@@ -106,12 +100,12 @@ def tokens_from_row(raw: object, task_id: str) -> TokenList:
 
 
 def _unmasked(raw: Mapping[str, object], count: int) -> tuple[int, int]:
-    """Where the tokens begin and end that are no padding."""
+    """Return where the tokens without padding begin and end."""
     if raw.get("attention_mask") is None:
         return 0, count
     mask = list_in(raw, "attention_mask")
     if len(mask) != count:
-        raise BadTaskError(f"'attention_mask' has {len(mask)} values, and there are {count} tokens")
+        raise BadTaskError(f"'attention_mask' has {len(mask)} values, but there are {count} tokens")
     wrong = next((number for number, it in enumerate(mask, 1) if type(it) is not int or it not in (0, 1)), None)
     if wrong is not None:
         raise BadTaskError(f"'attention_mask': value {wrong} is {reprlib.repr(mask[wrong - 1])}, neither 0 nor 1")
@@ -125,7 +119,7 @@ def _unmasked(raw: Mapping[str, object], count: int) -> tuple[int, int]:
 
 
 def sound_text(value: object, where: str, wanted: str) -> str:
-    """`value`, if it is a text of whole characters; else BadTaskError that calls it `where`."""
+    """Return `value` if it is a text of whole characters; else BadTaskError that names `where`."""
     if not isinstance(value, str):
         raise BadTaskError(f"{where} is {kind_name(value)}, not {wanted}")
     if not value:
@@ -138,7 +132,7 @@ def sound_text(value: object, where: str, wanted: str) -> str:
 
 
 def as_row(record: GoodRecord) -> dict[str, Any]:
-    """The JSON object that `read_records` reads as an equal record."""
+    """Return the JSON object that `read_records` reads as an equal record."""
     row: dict[str, Any] = {"task_id": record.task_id}
     match record:
         case Document():

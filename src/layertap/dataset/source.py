@@ -1,4 +1,4 @@
-"""The records of a dataset, wherever the settings say that it is."""
+"""Open the records of the dataset that the settings name."""
 
 from collections.abc import Iterator, Mapping
 
@@ -13,10 +13,10 @@ from layertap.errors import UsageError
 
 
 def open_records(config: SourceConfig, most: int | None = None) -> Iterator[Record]:
-    """The records from the beginning, of which at most the first `most`, good or bad.
+    """Yield the first `most` records, good or bad, from the beginning (None: all).
 
-    Each call reads them anew, in the same order. Raises UsageError where no dataset is named, or
-    one that needs a library that is missing, DatasetError where it cannot be read.
+    Each call reads the dataset again, in the same order. Raises UsageError if no dataset is named
+    or a library is missing, DatasetError if the dataset cannot be read.
     """
     if config.dataset_name is not None:
         return read_hub_records(
@@ -38,10 +38,10 @@ def open_records(config: SourceConfig, most: int | None = None) -> Iterator[Reco
 
 
 def opening_lines(config: SourceConfig) -> list[str]:
-    """What a person should know of a dataset before it is read: what is left out, and how texts
-    are cut.
+    """Return what the user should know before the dataset is read: what is left out, and how `.txt`
+    files become documents.
 
-    Raises DatasetError as `open_records` does.
+    Raises DatasetError like `open_records`.
     """
     if config.dataset_path is None:
         return []
@@ -55,7 +55,7 @@ def opening_lines(config: SourceConfig) -> list[str]:
 
 
 def _options(config: SourceConfig) -> Mapping[str, object]:
-    """What fsspec has to know of who reads and who pays."""
+    """Return fsspec's options for credentials and billing."""
     at_google = (config.dataset_path or "").partition("://")[0] in ("gs", "gcs")
     if config.anonymous:
         return {"token": "anon"} if at_google else {"anon": True}

@@ -1,7 +1,5 @@
-"""Rows of Parquet tables, by batches and only the columns that can matter.
-
-However long a table or a group of its rows is, a batch of rows and a piece of each column are in
-memory, and no more.
+"""Read rows of Parquet tables in batches, and only the columns that we need.  However long a table
+or one of its row groups is, only a batch of rows and a piece of each column are in memory.
 """
 
 from collections.abc import Iterator
@@ -17,30 +15,30 @@ _PIECE_BYTES = 1 << 20
 
 
 def table_records(opened: Opened, column: str | None) -> RawRecords:
-    """The records in a Parquet file's rows.
+    """Yield the records in a Parquet file's rows.
 
-    Raises UsageError where it has no such column, BadTaskError, without the file's name, where none
-    of its columns is known, DatasetError where it is damaged.
+    Raises UsageError if it has no such column, BadTaskError, without the file's name, if it has no
+    known column, and DatasetError if it is damaged.
     """
     for number, row in enumerate(table_rows(opened, column), 1):
         yield record_of_row(f"{opened.place} row {number}", plain(row, column), column)
 
 
 def choose_columns(names: list[str], column: str | None, shown: str) -> list[str]:
-    """Which of a table's columns can matter; raises as `table_records` does."""
+    """Choose the columns of a table to read; raises like `table_records`."""
     if column is not None and column not in names:
         raise UsageError(f"--column_name {column}: {shown} has the columns {', '.join(names)}")
     chosen = [name for name in names if name in needed_columns(column)]
     if column is None and RECORD_KEYS.keys().isdisjoint(chosen):
         raise BadTaskError(
             f"has the columns {', '.join(names)}, and none of {', '.join(RECORD_KEYS)}: name the column with the data"
-            " by --column_name"
+            " with --column_name"
         )
     return chosen
 
 
 def table_rows(opened: Opened, column: str | None) -> Iterator[dict[str, object]]:
-    """The rows of a Parquet file, of the columns that can matter; raises as above."""
+    """Yield the rows of a Parquet file, with the columns to read; raises as above."""
     import pyarrow.parquet
 
     with damage_named("Parquet", str(opened.place)):

@@ -1,11 +1,9 @@
-"""ARC tasks checked: grids, pairs, and the shapes in which a task is published.
-
-Whatever `prompts` and `extract` rely on is made sure here, once: grids are rectangular, 1 to 30
-cells a side, of whole numbers 0 to 9; train pairs have outputs; there is something to test. A test
-output may be unknown, in every shape: missing, null or an empty list. It is then None. Python calls
-`True` and `1.0` equal to 1, so cells are judged by their type first. A sound row costs three passes
-at C speed; only a row that failed is searched for the wrong cell. Messages count pairs, rows and
-cells from 1.
+"""Check ARC tasks: grids, pairs, and the formats in which tasks are published.  This module
+guarantees what `prompts` and `extract` rely on: grids are rectangular, 1 to 30 cells a side, of
+whole numbers 0 to 9; train pairs have outputs; there is something to test. In every format, a test
+output may be unknown: missing, null or an empty list. It is then None. In Python `True` and `1.0`
+equal 1, so we check the type of a cell first. A valid row costs three passes at C speed; only an
+invalid row is searched for the wrong cell. Messages count pairs, rows and cells from 1.
 """
 
 import reprlib
@@ -18,11 +16,11 @@ from layertap.errors import BadTaskError
 _MAX_SIDE = 30
 _MAX_COLOUR = 9
 UNKNOWN: tuple[object, ...] = (None, [])
-"""What stands in the place of an output that is not known."""
+"""Values that mean that an output is unknown."""
 
 
 def task_from_splits(raw: object, task_id: str) -> Task:
-    """The task in `{"train": [pair, ...], "test": [pair, ...]}`."""
+    """Read the task in `{"train": [pair, ...], "test": [pair, ...]}`."""
     if not isinstance(raw, dict):
         raise BadTaskError(f"is {kind_name(raw)}, not an object with 'train' and 'test'")
     train, test = _pair_list(raw, "train"), _pair_list(raw, "test")
@@ -34,7 +32,7 @@ def task_from_splits(raw: object, task_id: str) -> Task:
 
 
 def task_from_problem(raw: object, task_id: str) -> Task:
-    """The task in `{"examples": [[input, output], ...]}`, the last pair being the test."""
+    """Read the task in `{"examples": [[input, output], ...]}`; the last pair is the test."""
     if not isinstance(raw, dict) or "examples" not in raw:
         lacking = "an object without 'examples'" if isinstance(raw, dict) else kind_name(raw)
         raise BadTaskError(f"is {lacking}, not a problem with 'examples'")
@@ -48,9 +46,10 @@ def task_from_problem(raw: object, task_id: str) -> Task:
 
 
 def sound_pairs(raw: object) -> tuple[object, list[str]]:
-    """A list of pairs without those that are malformed, and what is wrong with each of these.
+    """Return a list of pairs without the malformed ones, and what is wrong with each of these.
 
-    Where none is sound, or nothing is a pair, that is for `task_from_pairs` to say.
+    If fewer than two are valid, `raw` is returned unchanged, and `task_from_pairs` reports the
+    error.
     """
     if not isinstance(raw, list):
         return raw, []
@@ -66,7 +65,7 @@ def sound_pairs(raw: object) -> tuple[object, list[str]]:
 
 
 def task_from_pairs(raw: object, task_id: str) -> Task:
-    """The task in a bare list of `{"input", "output"}`, the last pair being the test."""
+    """Read the task in a bare list of `{"input", "output"}`; the last pair is the test."""
     if not isinstance(raw, list):
         raise BadTaskError(f"is {kind_name(raw)}, not a list of pairs")
     return _last_is_test(raw, "pair", task_id)
@@ -74,7 +73,7 @@ def task_from_pairs(raw: object, task_id: str) -> Task:
 
 def _last_is_test(raw: list[object], noun: str, task_id: str) -> Task:
     if len(raw) < 2:
-        raise BadTaskError(f"has {len(raw)} {noun}s; at least two are needed, as the last one is the test")
+        raise BadTaskError(f"has {len(raw)} {noun}s; at least two are needed, because the last one is the test")
     last = len(raw)
     pairs = [_pair(pair, f"{noun} {number}", needs_output=number < last) for number, pair in enumerate(raw, 1)]
     return Task(task_id, tuple(pairs[:-1]), tuple(pairs[-1:]))

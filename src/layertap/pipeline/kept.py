@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Bool, Int32
 
-from layertap.core.columns import ROLES, selected
+from layertap.core.columns import ROLES, select
 from layertap.core.records import Conversation, Grid, Pair, Task
 from layertap.core.sample import Sample
 from layertap.core.selection import ALL, NO_PREFIX
@@ -39,7 +39,7 @@ class KeptTokens:
         """Which tokens of a sample that is whole are kept; None: all."""
         if ALL in self.names:
             return None
-        kept = selected(sample.columns, [name for name in self.names if name != NO_PREFIX])
+        kept = select(sample.columns, [name for name in self.names if name != NO_PREFIX])
         if NO_PREFIX in self.names:
             kept[_common([sample.token_ids, self.prefixes[_kind(sample)]]) :] = True
         return kept

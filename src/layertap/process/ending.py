@@ -1,21 +1,21 @@
-"""How a process of Layertap ends: on errors with a message and a status, on signals in order.
+"""End a Layertap process: errors give a message and a status, signals give an orderly stop.
 
-Ctrl-C, and SIGTERM, by which a cloud says that it takes the machine away, interrupt once: what is
-being written is finished, and what is committed here is uploaded. A second signal ends the process
-at once; that loses nothing which is committed, since a run withstands SIGKILL.
+Ctrl-C or SIGTERM (which a cloud sends before it takes the machine away) interrupts once: the
+process finishes the current write, and uploads what is committed here. A second signal ends the
+process at once. That loses nothing that is committed, because a run survives SIGKILL.
 
-After SIGTERM the process is gone within `GRACE_SECONDS` in any case. A signal handler alone could
-not promise that: Python runs it between two bytecodes of the main thread, which may be compiling a
-model, or waiting for a bucket that does not answer. So a thread of its own reads the signal's
-number from the pipe into which the interpreter writes it at once, and counts the seconds.
+After SIGTERM the process always ends within `GRACE_SECONDS`. A signal handler alone cannot
+guarantee that: Python runs it between two bytecodes of the main thread, which may be compiling a
+model or waiting for a bucket that does not answer. But the interpreter writes the signal's number
+to a pipe at once. A separate thread reads it there and counts the seconds.
 
-Two things of a terminal are no errors. Characters that it cannot show (a Latin-1 or ASCII locale)
-come out as `?`. A reader that leaves early (`layertap inspect ... | head`) ends the process in
-silence, with the status that a shell gives to a program that SIGPIPE ended. SIGPIPE itself stays
-ignored, as Python has it: its default would also kill a run whose bucket closes a connection. So a
-broken pipe counts as an early reader only where the pipe of standard output or standard error has
-in fact no reader any more; any other one is a bug and keeps its traceback. An interruption is not
-stopped by it either: a worker whose engine was killed writes its last words into a broken pipe.
+Two events of a terminal are not errors. Characters that it cannot show (in a Latin-1 or ASCII
+locale) become `?`. If the reader leaves early (`layertap inspect ... | head`), the process ends
+silently, with the status of a program that SIGPIPE ended. SIGPIPE itself stays ignored, as Python
+sets it: its default would also kill a run whose bucket closes a connection. So a broken pipe counts
+as an early reader only if the pipe of standard output or standard error really has no reader any
+more. Any other broken pipe is a bug and keeps its traceback. A broken pipe does not stop an
+interruption either: a worker whose engine was killed writes its last words into one.
 """
 
 import io
@@ -32,7 +32,7 @@ from typing import TextIO
 from layertap.errors import LayertapError
 
 INTERRUPTED = 130
-"""The exit status of a process that was interrupted in a state which can be resumed."""
+"""The exit status of a process that was interrupted and can be resumed."""
 NOBODY_READS = 141
 """The exit status of a process whose reader has left: 128 + SIGPIPE, as in a shell."""
 GRACE_SECONDS = 15.0
@@ -40,16 +40,16 @@ GRACE_SECONDS = 15.0
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-def guarded(run: Callable[[], int]) -> int:
-    """What `run` returns, or the exit status of the error that it raised, after its message.
+def run_guarded(run: Callable[[], int]) -> int:
+    """Call `run` and return its status; on an error, print its message and return its exit status.
 
     After an interruption the process ends here.
     """
-    _open_what_is_closed()
-    _replace_what_cannot_be_shown(sys.stdout)
+    _open_closed_streams()
+    _replace_undisplayable(sys.stdout)
     try:
         with interruptible():
-            return _printed(run)
+            return _run_and_flush(run)
     except LayertapError as error:
         with suppress(BrokenPipeError):  # nobody reads it any more
             print(f"error: {error}", file=sys.stderr)
@@ -62,16 +62,16 @@ def guarded(run: Callable[[], int]) -> int:
             _discard(stream)
         return NOBODY_READS
     except KeyboardInterrupt:
-        # An orderly exit would wait for the step on the device, for most of a minute on a CPU.
+        # An orderly exit would wait for the step on the device: most of a minute on a CPU.
         with suppress(BrokenPipeError):  # nobody reads it any more
             sys.stdout.flush()
         os._exit(INTERRUPTED)
 
 
-def _printed(run: Callable[[], int]) -> int:
-    """The same once all output is out: a buffer that fails as Python exits gives a traceback.
+def _run_and_flush(run: Callable[[], int]) -> int:
+    """Call `run`, then flush: a buffer that fails while Python exits would print a traceback.
 
-    The same holds where it exits, as it does after `--help`.
+    It also flushes if `run` exits, as after `--help`.
     """
     try:
         status = run()
@@ -82,19 +82,19 @@ def _printed(run: Callable[[], int]) -> int:
     return status
 
 
-def _open_what_is_closed() -> None:
-    """Let standard streams that were closed before Python began (`>&-`) lead nowhere.
+def _open_closed_streams() -> None:
+    """Connect standard streams that were closed before Python began (`>&-`) to the null device.
 
-    Libraries write to them without a look, and the next file that is opened would get their number.
+    Libraries write to them without checking, and the next opened file would get their number.
     """
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
-            nowhere = os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free: the one that was closed
-            setattr(sys, name, open(nowhere, mode, closefd=False))  # noqa: SIM115 - as long as the process
+            nowhere = os.open(os.devnull, os.O_RDWR)  # takes the lowest free number: the closed one
+            setattr(sys, name, open(nowhere, mode, closefd=False))  # noqa: SIM115 - stays open with the process
 
 
-def _replace_what_cannot_be_shown(stream: TextIO) -> None:
-    # In the C locale Python lets undecodable file names pass (`surrogateescape`) but no other text.
+def _replace_undisplayable(stream: TextIO) -> None:
+    # In the C locale Python accepts undecodable file names (`surrogateescape`) but no other text.
     fails = ("strict",) if stream.encoding == "utf-8" else ("strict", "surrogateescape")
     if isinstance(stream, io.TextIOWrapper) and stream.errors in fails:
         stream.reconfigure(errors="replace")
@@ -111,7 +111,7 @@ def _has_no_reader(stream: TextIO) -> bool:
 
 
 def _discard(stream: TextIO) -> None:
-    """Let what is still in the buffer go nowhere."""
+    """Discard what is still in the buffer."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, stream.fileno())
     os.close(nowhere)
@@ -119,12 +119,12 @@ def _discard(stream: TextIO) -> None:
 
 @contextmanager
 def interruptible(grace: float = GRACE_SECONDS) -> Iterator[None]:
-    """Raise KeyboardInterrupt in the block on the first signal; for the main thread."""
+    """Raise KeyboardInterrupt in the block on the first signal; use it in the main thread."""
 
     def interrupt(_signal: int, _frame: FrameType | None) -> None:
         for number in _SIGNALS:
             signal.signal(number, lambda *_: os._exit(INTERRUPTED))
-        _say(b"interrupted; what is being written is finished first (once more: stop at once)\n")
+        _say(b"interrupted; finishing the current write first (interrupt again to stop at once)\n")
         raise KeyboardInterrupt
 
     with _deadline_after_sigterm(grace):
@@ -157,11 +157,11 @@ def _deadline_after_sigterm(grace: float) -> Iterator[None]:
 def _watch(reading: int, grace: float, closing: threading.Event) -> None:
     while numbers := os.read(reading, 64):
         if signal.SIGTERM in numbers and not closing.wait(grace):
-            _say(b"time is up; what is committed is safe\n")
+            _say(b"time is up; stopping now; committed output is safe\n")
             os._exit(INTERRUPTED)
 
 
 def _say(words: bytes) -> None:
-    """Write to standard error, past Python's buffers and locks."""
+    """Write to standard error, without Python's buffers and locks."""
     with suppress(OSError):
         os.write(2, words)

@@ -1,10 +1,9 @@
-"""A host's process under one that explains its death.
+"""Run a host's process under a supervisor that explains how it ended.
 
-When a host is lost, JAX's runtime ends the others, after `HEARTBEAT_SECONDS`, by an abort deep in
-C++: a stack trace in which the lost host is named somewhere. No Python code runs in that process
-any more. So with `--multihost` the command runs itself as a child, lets its output through but for
-such traces, and says in the end which host was lost and that the same command resumes. Signals are
-handed on.
+If a host is lost, JAX's runtime aborts the other hosts after `HEARTBEAT_SECONDS`, deep in C++, with
+a stack trace that names the lost host somewhere. No Python code runs in that process any more. So
+with `--multihost` the command runs itself as a child, and passes on its output except such traces.
+At the end it says which host was lost, and that the same command resumes. It forwards signals.
 """
 
 import os
@@ -15,14 +14,14 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-# A host that says nothing for so long is given up by the others.
+# The other hosts give up a host that is silent for this long.
 HEARTBEAT_SECONDS = 20
 
 _MARK = "LAYERTAP_SUPERVISED"
-# How the coordination service (xla/tsl) names tasks that sent no heartbeat, and a coordinator that
+# How the coordination service (xla/tsl) reports tasks without a heartbeat, and a coordinator that
 # does not answer.
 _LOST = re.compile(r"[Tt]ask[ :/]*(\d+) heartbeat timeout|unhealthy \(stopped sending heartbeats\):.*?(\d+)")
-# The one that waits at the end is the one that ended first.
+# The host that waits at the final barrier is the one that ended first.
 _ENDED = re.compile(r"The first task at the barrier: (\d+)")
 _NO_COORDINATOR = re.compile(
     r"coordination service .*unavailable|Failed to send RPC to coordination service|leader", re.I
@@ -31,28 +30,28 @@ _TRACE = re.compile(r"F\d{4} .*\] Terminating process because|\*\*\* Check failu
 
 
 def is_child() -> bool:
-    """Whether this process is under a supervisor already."""
+    """Return whether this process already has a supervisor."""
     return _MARK in os.environ
 
 
 def supervise() -> int:
-    """Run this command as a child; returns its exit status, or 1 where JAX's runtime ended it."""
+    """Run this command as a child; return its exit status, or 1 if JAX's runtime ended it."""
     child = subprocess.Popen(
         [sys.executable, *sys.orig_argv[1:]], env={**os.environ, _MARK: "1"}, stderr=subprocess.PIPE, text=True
     )
-    with child, _signals_handed_on(child):
-        trace = _let_through(child)
+    with child, _forward_signals(child):
+        trace = _pass_output(child)
         status = child.wait()
     if status >= 0:
-        _say(trace)  # it was none
+        _say(trace)  # it was not the trace of an abort
         return status
     _say(f"error: {_explain(status, trace)}\n")
     return 1
 
 
 @contextmanager
-def _signals_handed_on(child: "subprocess.Popen[str]") -> Iterator[None]:
-    """Ctrl-C reaches the child by itself, where both share a terminal."""
+def _forward_signals(child: "subprocess.Popen[str]") -> Iterator[None]:
+    """Forward signals to the child. Ctrl-C reaches it directly if both share a terminal."""
     before = {
         signal.SIGTERM: signal.signal(signal.SIGTERM, lambda *_: child.send_signal(signal.SIGTERM)),
         signal.SIGINT: signal.signal(signal.SIGINT, lambda *_: _interrupt(child)),
@@ -69,8 +68,8 @@ def _interrupt(child: "subprocess.Popen[str]") -> None:
         child.send_signal(signal.SIGINT)
 
 
-def _let_through(child: "subprocess.Popen[str]") -> str:
-    """Copy the child's standard error to ours; hold back and return the trace of an abort."""
+def _pass_output(child: "subprocess.Popen[str]") -> str:
+    """Copy the child's standard error to ours, except the trace of an abort, which is returned."""
     held: list[str] = []
     assert child.stderr is not None
     for line in child.stderr:
@@ -82,20 +81,18 @@ def _let_through(child: "subprocess.Popen[str]") -> str:
 
 
 def _say(words: str) -> None:
-    """Write to standard error. The child is not left alone if nobody reads that any more."""
+    """Write to standard error. If nobody reads it any more, keep supervising the child."""
     with suppress(OSError):
         sys.stderr.write(words)
         sys.stderr.flush()
 
 
 def _explain(status: int, trace: str) -> str:
-    again = "committed shards are safe; start the same command on every host again, and each goes on where it was"
+    again = "committed shards are safe; run the same command on every host again to resume"
     if found := _LOST.search(trace):
-        return (
-            f"host {found[1] or found[2]} was lost: no sign of it for {HEARTBEAT_SECONDS} s. This host stopped; {again}"
-        )
+        return f"host {found[1] or found[2]} was lost: silent for {HEARTBEAT_SECONDS} s. This host stopped; {again}"
     if found := _ENDED.search(trace):
-        return f"host {found[1]} ended in an error, which its own output tells. This host stopped; {again}"
+        return f"host {found[1]} ended with an error; see its own output. This host stopped; {again}"
     if _NO_COORDINATOR.search(trace):
         return f"host 0, the coordinator, was lost. This host stopped; {again}"
     name = signal.Signals(-status).name

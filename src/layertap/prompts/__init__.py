@@ -1,4 +1,4 @@
-"""Prompts: from a task or a document to the token ids that go into the model."""
+"""Prompts: from a task or document to the token ids that go into the model."""
 
 from layertap.prompts.grids import parse_grid_encoder as parse_grid_encoder
 from layertap.prompts.samples import MOST_PARTS as MOST_PARTS

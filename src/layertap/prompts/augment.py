@@ -1,15 +1,14 @@
-"""Ways to show one ARC task that leave the puzzle the same: mirrored, turned, recoloured,
-reordered.
+"""Augment ARC tasks without changing the puzzle: mirror, rotate, recolour, reorder.
 
-One augmentation holds for all grids of a task, so the rule that links inputs to outputs survives
-it, and `revert` undoes it exactly. Which one a prompt gets follows from (seed, task id, prediction
-index) alone: not from the tasks read before, the worker, the platform or the Python release. The
-random bits are therefore SHA-256 of those three, with a shuffle written here: `random.shuffle` and
-NumPy's generators promise no stable stream between versions, and a run that is resumed after an
-upgrade must end with the same bytes. The price is a few microseconds a prompt.
+One augmentation applies to all grids of a task, so the rule that links inputs to outputs survives,
+and `revert` undoes it exactly. The augmentation of a prompt depends only on (seed, task id,
+prediction index), not on earlier tasks, the worker, the platform or the Python release. So the
+random bits are the SHA-256 of those three, and the shuffle is written here. `random.shuffle` and
+NumPy's generators promise no stable stream between versions, but a run that resumes after an
+upgrade must end with the same bytes. The cost is a few microseconds per prompt.
 
-Colour 0 is the background in most tasks and models lean on that, so nine augmentations in ten leave
-it in place.
+Colour 0 is the background in most tasks and models rely on that, so nine augmentations in ten keep
+it.
 """
 
 import hashlib
@@ -28,48 +27,52 @@ _BACKGROUND_MOVES_ONE_IN = 10
 
 @dataclass(frozen=True)
 class Augmentation:
-    """One invertible change of a task: mirror left to right, turn, recolour, reorder its pairs."""
+    """One invertible change of a task: mirror left to right, rotate, recolour, reorder its
+    pairs.
+    """
 
     flip: bool
-    """Mirror every row before turning."""
+    """Mirror every row before rotating."""
     rotations: int
     """Clockwise quarter turns, 0 to 3."""
     colors: tuple[int, ...]
     """A permutation of 0 to 9: colour c becomes `colors[c]`."""
     train_order: tuple[int, ...]
-    """A permutation of the train pairs: place i shows the pair that was at `train_order[i]`."""
+    """A permutation of the train pairs: position i shows the pair that was at `train_order[i]`."""
 
     def __post_init__(self) -> None:
-        """Refuse what could not be reverted."""
+        """Refuse values that could not be reverted."""
         if not 0 <= self.rotations < _QUARTER_TURNS:
             raise PromptError(f"augmentation: rotations is {self.rotations}; quarter turns go from 0 to 3")
         if sorted(self.colors) != list(range(_COLORS)):
-            raise PromptError(f"augmentation: colors {self.colors} is no permutation of 0 to 9")
+            raise PromptError(f"augmentation: colors {self.colors} is not a permutation of 0 to 9")
         if sorted(self.train_order) != list(range(len(self.train_order))):
-            raise PromptError(f"augmentation: train_order {self.train_order} is no permutation")
+            raise PromptError(f"augmentation: train_order {self.train_order} is not a permutation")
 
     def apply_grid(self, grid: Grid) -> Grid:
-        """The augmented grid; odd `rotations` swap its height and width."""
+        """Return the augmented grid; odd `rotations` swap its height and width."""
         return _recolor(_turn(_mirror(grid) if self.flip else grid, self.rotations), self.colors)
 
     def revert_grid(self, grid: Grid) -> Grid:
-        """The grid that `apply_grid` turned into `grid`."""
+        """Return the grid that `apply_grid` turned into `grid`."""
         turned_back = _turn(_recolor(grid, _inverse(self.colors)), -self.rotations % _QUARTER_TURNS)
         return _mirror(turned_back) if self.flip else turned_back
 
     def apply(self, task: Task) -> Task:
-        """The augmented task; PromptError if `train_order` is for another number of train pairs."""
+        """Return the augmented task; PromptError if `train_order` has another number of train
+        pairs.
+        """
         train = self._in_order(task, self.train_order)
         return Task(task.task_id, _map_pairs(self.apply_grid, train), _map_pairs(self.apply_grid, task.test))
 
     def apply_some(self, task: Task, most: int) -> Task:
-        """The augmented task with the first `most` of its train pairs, as they come in order."""
+        """Return the augmented task with only the first `most` pairs of `train_order`."""
         order = self.train_order[:most]
         some = Task(task.task_id, tuple(task.train[place] for place in order), task.test)
         return replace(self, train_order=tuple(range(len(order)))).apply(some)
 
     def revert(self, task: Task) -> Task:
-        """The task that `apply` turned into `task`."""
+        """Return the task that `apply` turned into `task`."""
         train = self._in_order(task, _inverse(self.train_order))
         return Task(task.task_id, _map_pairs(self.revert_grid, train), _map_pairs(self.revert_grid, task.test))
 
@@ -82,7 +85,7 @@ class Augmentation:
 
 
 def draw_augmentation(seed: int, task_id: str, index: int, num_train: int) -> Augmentation:
-    """The augmentation of prediction `index` of a task with `num_train` train pairs.
+    """Draw the augmentation of prediction `index` of a task with `num_train` train pairs.
 
     The same arguments give the same augmentation on every platform and Python version. All test
     inputs of a task share the augmentation of their prediction index.
@@ -96,7 +99,7 @@ def draw_augmentation(seed: int, task_id: str, index: int, num_train: int) -> Au
 
 
 def _draws(seed: int, task_id: str, index: int) -> Iterator[int]:
-    """An endless stream of 64-bit numbers. JSON keeps the key unambiguous for every task id."""
+    """Yield 64-bit numbers without end. JSON makes the key unambiguous for every task id."""
     key = json.dumps([seed, task_id, index]).encode("ascii")
     for block in count():
         digest = hashlib.sha256(key + block.to_bytes(8, "big")).digest()
@@ -104,7 +107,8 @@ def _draws(seed: int, task_id: str, index: int) -> Iterator[int]:
 
 
 def _below(bound: int, draws: Iterator[int]) -> int:
-    # The remainder of 64 bits favours small numbers by less than bound / 2**64: never mind.
+    # The remainder of 64 bits favours small numbers by less than bound / 2**64, which is
+    # negligible.
     return next(draws) % bound
 
 

@@ -1,18 +1,18 @@
-"""What is said to the model in one prompt, and the chat text that its tokenizer's template makes.
+"""The messages of one prompt, and the chat text that the tokenizer's template makes of them.
 
-The template is looked for where `transformers` looks: `chat_template.jinja` beside the tokenizer
-(transformers 5 writes that), else `chat_template` in `tokenizer_config.json`, a text or a list of
-named ones of which "default" counts. A checkpoint without any gets ChatML, which is what every Qwen
-2.5 template writes. The system message is always given: Qwen's templates put in their own, another
-one in each release, where it is left out.
+We look for the template where `transformers` does: in `chat_template.jinja` beside the tokenizer
+(which transformers 5 writes), else under `chat_template` in `tokenizer_config.json`, as a text or
+as a list of named templates, of which "default" counts. A checkpoint without a template gets
+ChatML, the format of every Qwen 2.5 template. We always give a system message, because otherwise
+Qwen's templates insert their own, which differs between releases.
 
-What a message says is marked with its role before the template gets it (marked.py), so the roles of
-tokens come from the template's own output: a template may strip, cut or move what is said, and put
-the system's words into the user's turn.
+Each message is marked with its role before the template gets it (marked.py). So the roles of tokens
+come from the template's own output, even if it strips, cuts or moves text, or puts the system's
+words into the user's turn.
 
-A prompt without its answer has to end inside the assistant's turn, after the first words of that
-turn. So it is rendered up to the generation prompt and the opening is appended. Rendering an
-unfinished assistant message instead would close the turn.
+A prompt without its answer must end inside the assistant's turn, after the turn's first words. So
+it is rendered up to the generation prompt, and the opening is appended. Rendering an unfinished
+assistant message instead would close the turn.
 """
 
 import json
@@ -39,11 +39,11 @@ _CHATML = """\
 """
 _TOKENS_MAP = "special_tokens_map.json"
 _TOKEN_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-# What a template is given besides, whatever a token is called.
+# Other variables of a template; a token with such a name does not replace them.
 _VARIABLES = {"messages", "tools", "documents", "add_generation_prompt"}
 
 
-# What a message's role counts as, where it is not one of ROLES by its name.
+# The role in ROLES for other names of roles.
 _ROLE_NAMES = {
     "developer": "system",
     "model": "assistant",
@@ -54,7 +54,7 @@ _ROLE_NAMES = {
 
 _SAID = ("content", "text", "arguments", "reasoning_content", "thinking", "reasoning")
 
-# Under these names a message may have its reasoning; the first that is there counts, as in
+# A message may have its reasoning under these names; the first one present counts, as in
 # transformers.
 _REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
 
@@ -63,15 +63,15 @@ Message = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Chat:
-    """What is said in one prompt."""
+    """The content of one prompt."""
 
     messages: tuple[Message, ...]
-    """Each has a `role`, and `content` or what else the template reads. Texts in it may be marked
-    already, as grids are."""
+    """Each has a `role`, and `content` or other keys that the template reads. Texts in it may
+    already be marked, as grids are."""
     opening: str | None = None
-    """The beginning of one more message, the assistant's, which is left open."""
+    """The beginning of a final assistant message, which stays open."""
     tools: tuple[Mapping[str, Any], ...] = ()
-    """What the assistant may call, as JSON schemas."""
+    """The functions that the assistant may call, as JSON schemas."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,23 +82,23 @@ class ChatTemplate:
     tokens: Mapping[str, str]
     """The named tokens, such as `eos_token`, that the template may use."""
     tool_template: SandboxedTemplate | None = None
-    """Another template for chats with tools, where the tokenizer has one."""
+    """The template for chats with tools, if the tokenizer has a separate one."""
 
     def render(self, chat: Chat) -> Marked:
-        """The chat text, which ends after the last message, or after the opening if there is one.
+        """Render the chat text, up to the last message, or up to the opening if there is one.
 
-        Each character is marked with the role that says it. Raises PromptError naming file and line
-        where the template fails or refuses the chat.
+        Each character is marked with the role that says it. Raises PromptError, which names file
+        and line, if the template fails or refuses the chat.
         """
         opening = Marked(chat.opening or "").with_bits(role_bits("assistant"))
         return concat((self._render(chat, chat.messages, chat.tools), opening))
 
     def require_followed(self, chat: Chat) -> None:
-        """Raise PromptError where the template writes what is said in a way that loses its marks.
+        """Raise PromptError if the template writes messages in a way that loses their marks.
 
-        That shows when each line of what is said has a character at its end that no text has:
-        wherever the template writes one, it has to be marked. A template that cannot have such a
-        character tells nothing.
+        The test puts a character that no text has at the end of each line of a message. Wherever
+        the template writes that character, it must be marked. A template that fails on the
+        character cannot be tested.
         """
         try:
             text = self._render(chat, [_probed(message) for message in chat.messages], chat.tools)
@@ -106,8 +106,8 @@ class ChatTemplate:
             return
         if loses_marks(text):
             raise PromptError(
-                f"{self.template.filename}: writes what a message says in a way that Layertap cannot follow, so tokens"
-                " would have no roles; write it by +, ~, slices, strip, split, replace, join, indent or tojson"
+                f"{self.template.filename}: writes messages in a way that Layertap cannot follow, so tokens would have"
+                " no roles; write them with +, ~, slices, strip, split, replace, join, indent or tojson"
             )
 
     def _render(self, chat: Chat, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> Marked:
@@ -130,9 +130,10 @@ class ChatTemplate:
 
 
 def load_chat_template(folder: Path, config: Mapping[str, Any]) -> ChatTemplate:
-    """The chat template of the tokenizer in `folder`, whose `tokenizer_config.json` holds `config`.
+    """Load the chat template of the tokenizer in `folder`, whose `tokenizer_config.json` is
+    `config`.
 
-    Raises PromptError where the template is malformed, or there are several and none is the
+    Raises PromptError if the template is malformed, or if there are several and none is the
     default.
     """
     source, filename = _find_source(folder, config)
@@ -158,8 +159,9 @@ def _marked_message(message: Message) -> dict[str, Any]:
 
 
 def _probed(value: Any, *, said: bool = False) -> Any:  # noqa: ANN401 - JSON in, JSON out
-    """The same message with a probe in each text that it says; what a template may ask about, such
-    as a type, stays as it is.
+    """Return the message with a probe in each text that it says.
+
+    What a template may test, such as a type, stays unchanged.
     """
     match value:
         case str():
@@ -175,7 +177,7 @@ def _probed(value: Any, *, said: bool = False) -> Any:  # noqa: ANN401 - JSON in
 
 
 def _marked(value: Any, bits: int) -> Any:  # noqa: ANN401 - JSON in, JSON out
-    """The same value, with every text in it marked, keys of objects among them."""
+    """Return the value with every text in it marked, including keys of objects."""
     match value:
         case str():
             return value.with_bits(bits) if isinstance(value, Marked) else Marked(value, bits)
@@ -187,7 +189,7 @@ def _marked(value: Any, bits: int) -> Any:  # noqa: ANN401 - JSON in, JSON out
 
 
 def _tool_source(folder: Path, config: Mapping[str, Any]) -> tuple[str, str] | None:
-    """The template that transformers takes where there are tools: one named "tool_use"."""
+    """Return the template that transformers uses for chats with tools: the one named "tool_use"."""
     path = folder / "additional_chat_templates" / "tool_use.jinja"
     try:
         return path.read_text(encoding="utf-8"), str(path)
@@ -223,15 +225,15 @@ def _source_in_config(found: object, where: str) -> tuple[str, str]:
                 match entry:
                     case {"name": "default", "template": str() as source}:
                         return source, where
-            raise PromptError(f"{where}: a list of templates of which none is named 'default'")
+            raise PromptError(f"{where}: none of the templates in the list is named 'default'")
         case _:
-            raise PromptError(f"{where}: holds a {type(found).__name__}; a text or a list of named templates is needed")
+            raise PromptError(f"{where}: holds a {type(found).__name__}, not a text or a list of named templates")
 
 
 def _named_tokens(folder: Path, config: Mapping[str, Any], source: str) -> dict[str, str]:
-    """The usual ones of `config`; and of what transformers names besides, what the template says.
+    """Return the usual tokens in `config`, and the others of transformers that the template uses.
 
-    A name that the template does not say decides nothing, so the digest has to go without it.
+    A name that the template does not use decides nothing, so the digest must not depend on it.
     """
     usual = {name: text for name in _TOKEN_NAMES if (text := _token_text(config.get(name))) is not None}
     found = _all_named(config, _read_tokens_map(folder, config))
@@ -241,7 +243,7 @@ def _named_tokens(folder: Path, config: Mapping[str, Any], source: str) -> dict[
 
 
 def _all_named(config: Mapping[str, Any], tokens_map: Mapping[str, Any]) -> dict[str, str]:
-    """By the rules of transformers: for the usual names the map counts, for others `config`."""
+    """Merge as transformers does: the map decides the usual names, `config` the others."""
     usual = {name: value for name, value in {**config, **tokens_map}.items() if name in _TOKEN_NAMES}
     others = {name: value for name, value in {**tokens_map, **config}.items() if name.endswith("_token")}
     extra = [file.get("extra_special_tokens") for file in (config, tokens_map)]
@@ -252,7 +254,9 @@ def _all_named(config: Mapping[str, Any], tokens_map: Mapping[str, Any]) -> dict
 
 
 def _token_text(value: object) -> str | None:
-    """A token is written as its text, or as an object that holds the text and how to match it."""
+    """Return a token's text; it is given as a text, or as an object with the text and matching
+    rules.
+    """
     match value:
         case (str() as text) | {"content": str() as text}:
             return text
@@ -260,7 +264,7 @@ def _token_text(value: object) -> str | None:
 
 
 def _read_tokens_map(folder: Path, config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """`special_tokens_map.json`, which transformers reads where `config` has no added tokens."""
+    """Read `special_tokens_map.json`, as transformers does if `config` has no added tokens."""
     path = folder / _TOKENS_MAP
     if "added_tokens_decoder" in config or not path.exists():
         return {}

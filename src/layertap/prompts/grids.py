@@ -1,4 +1,5 @@
-"""Grid encoders: small immutable objects that write a grid as text, nest, and have expressions.
+"""Grid encoders: small immutable objects that write a grid as text. They nest, and have
+expressions.
 
     GridShapeEncoder(RowNumberEncoder(MinimalGridEncoder()))     ```grid shape: 2x2
                                                                  1 01
@@ -33,9 +34,9 @@ from layertap.prompts.labels import cell_marks
 from layertap.prompts.marked import Marked, concat, marks_of, plain
 
 _DIGITS = "0123456789"
-# Phonetic letters, U+0250 to U+0259: rare, unchanged by Unicode normalisation, and in the Qwen
-# vocabulary one token each that merges with nothing beside it. Most symbols merge with a space
-# before them, and would change after a row number.
+# Phonetic letters, U+0250 to U+0259. They are rare, Unicode normalisation does not change them, and
+# in the Qwen vocabulary each is one token that never merges with its neighbours. Most symbols merge
+# with a space before them, and would change after a row number.
 _SYMBOLS = "ɐɑɒɓɔɕɖɗɘə"
 _TO_SYMBOLS = str.maketrans(_DIGITS, _SYMBOLS)
 _FENCE = "```"
@@ -43,17 +44,23 @@ _FENCE = "```"
 
 @dataclass(frozen=True)
 class GridEncoder(ABC):
-    """A way to write grids as text; `str()` of it is what `parse_grid_encoder` reads."""
+    """A way to write grids as text. `str()` gives the expression that `parse_grid_encoder`
+    reads.
+    """
 
     rank: ClassVar[int] = 0
     """An encoder may hold only encoders of a lower rank."""
 
     @abstractmethod
     def encode(self, grid: Grid) -> Marked:
-        """The text of `grid`, with no line break at its end, its cells marked (labels.py)."""
+        """Return the text of `grid` without a final line break, with its cells marked
+        (labels.py).
+        """
 
     def __str__(self) -> str:
-        """The canonical expression, such as `GridCodeBlockEncoder(RepeatNumberEncoder(3))`."""
+        """Return the canonical expression, such as
+        `GridCodeBlockEncoder(RepeatNumberEncoder(3))`.
+        """
         values = [getattr(self, field.name) for field in fields(self)]
         arguments = [str(value) if isinstance(value, GridEncoder) else repr(value) for value in values]
         return f"{type(self).__name__}({', '.join(arguments)})"
@@ -61,7 +68,7 @@ class GridEncoder(ABC):
 
 @dataclass(frozen=True)
 class MinimalGridEncoder(GridEncoder):
-    """Digits with nothing between them, one line a row."""
+    """Digits without separators, one line per row."""
 
     def encode(self, grid: Grid) -> Marked:
         text = "\n".join(["".join([_DIGITS[cell] for cell in row]) for row in grid])
@@ -70,16 +77,16 @@ class MinimalGridEncoder(GridEncoder):
 
 @dataclass(frozen=True)
 class GridWithSeparationEncoder(GridEncoder):
-    """Digits with `separator` between them, one line a row."""
+    """Digits with `separator` between them, one line per row."""
 
     separator: str
 
     def __post_init__(self) -> None:
-        """Refuse separators that could be taken for a cell or the end of a row."""
+        """Refuse separators that could be mistaken for a cell or the end of a row."""
         if not self.separator:
             raise PromptError(f"{self}: the separator is empty; for cells without one use MinimalGridEncoder()")
         if any(character.isnumeric() for character in self.separator):
-            raise PromptError(f"{self}: a separator with a digit in it cannot be told from the cells")
+            raise PromptError(f"{self}: a separator with a digit cannot be distinguished from the cells")
         # Line breaks, control characters and halves of surrogate pairs are not printable.
         if not self.separator.replace("\t", " ").isprintable():
             raise PromptError(f"{self}: a separator must be printable characters or tabs; line breaks end the rows")
@@ -91,14 +98,14 @@ class GridWithSeparationEncoder(GridEncoder):
 
 @dataclass(frozen=True)
 class RepeatNumberEncoder(GridEncoder):
-    """Every digit `n` times over, one line a row, for vocabularies that merge digits."""
+    """Every digit repeated `n` times, one line per row, for vocabularies that merge digits."""
 
     n: int = 3
 
     def __post_init__(self) -> None:
         """Refuse numbers below 2."""
         if self.n < 2:
-            raise PromptError(f"{self}: n must be 2 or more; for every digit once use MinimalGridEncoder()")
+            raise PromptError(f"{self}: n must be 2 or more; to write each digit once, use MinimalGridEncoder()")
 
     def encode(self, grid: Grid) -> Marked:
         text = "\n".join(["".join([_DIGITS[cell] * self.n for cell in row]) for row in grid])
@@ -117,7 +124,7 @@ class _Wrapper(GridEncoder):
         """Refuse encoders of the same or a higher rank."""
         if self.inner.rank >= self.rank:
             raise PromptError(
-                f"{self}: {type(self.inner).__name__} cannot stand inside {type(self).__name__}, because"
+                f"{self}: {type(self.inner).__name__} cannot be inside {type(self).__name__}, because"
                 f" {self.otherwise}. From the outside in, the order is: GridCodeBlockEncoder or GridShapeEncoder,"
                 " RowNumberEncoder, ReplaceNumberEncoder, then the cells"
             )
@@ -128,13 +135,13 @@ class ReplaceNumberEncoder(_Wrapper):
     """Cells as ten rare symbols instead of digits: colour 0 is ɐ, colour 9 is ə."""
 
     rank: ClassVar[int] = 1
-    otherwise: ClassVar[str] = "it would replace digits that are no cells"
+    otherwise: ClassVar[str] = "it would replace digits that are not cells"
 
     def __post_init__(self) -> None:
-        """Refuse separators that have a replacing symbol in them."""
+        """Refuse separators that contain a replacing symbol."""
         super().__post_init__()
         if isinstance(self.inner, GridWithSeparationEncoder) and not set(_SYMBOLS).isdisjoint(self.inner.separator):
-            raise PromptError(f"{self}: the separator has one of {_SYMBOLS} in it, which are the cells here")
+            raise PromptError(f"{self}: the separator contains one of {_SYMBOLS}, which stand for cells here")
 
     def encode(self, grid: Grid) -> Marked:
         text = self.inner.encode(grid)
@@ -143,10 +150,10 @@ class ReplaceNumberEncoder(_Wrapper):
 
 @dataclass(frozen=True)
 class RowNumberEncoder(_Wrapper):
-    """Every row after its number, counted from 1, and a space."""
+    """Every row with its number, counted from 1, and a space in front."""
 
     rank: ClassVar[int] = 2
-    otherwise: ClassVar[str] = "it would number lines that are no bare rows of cells"
+    otherwise: ClassVar[str] = "it would number lines that are not plain rows of cells"
 
     def encode(self, grid: Grid) -> Marked:
         inner = self.inner.encode(grid)
@@ -159,7 +166,7 @@ class RowNumberEncoder(_Wrapper):
 
 @dataclass(frozen=True)
 class GridCodeBlockEncoder(_Wrapper):
-    """The grid in a fenced code block of the language `grid`."""
+    """The grid in a fenced code block with the language `grid`."""
 
     rank: ClassVar[int] = 3
     otherwise: ClassVar[str] = "fences inside fences would end the block too early"
@@ -194,10 +201,10 @@ _ENCODERS: dict[str, type[GridEncoder]] = {
 
 
 def parse_grid_encoder(expression: str) -> GridEncoder:
-    """The encoder that `expression` names; `parse_grid_encoder(str(encoder)) == encoder`.
+    """Parse the expression of an encoder; `parse_grid_encoder(str(encoder)) == encoder`.
 
-    Raises PromptError where it is not such an expression, names an unknown encoder, or nests what
-    cannot be nested.
+    Raises PromptError if it is not such an expression, names an unknown encoder, or nests encoders
+    that cannot be nested.
     """
     try:
         tree = ast.parse(expression.strip(), mode="eval")
@@ -205,7 +212,7 @@ def parse_grid_encoder(expression: str) -> GridEncoder:
         raise PromptError(f"grid encoder {expression!r} cannot be read: {error}") from error
     encoder = _value(tree.body)
     if not isinstance(encoder, GridEncoder):
-        raise PromptError(f"grid encoder {expression!r} is no encoder; the plainest one is MinimalGridEncoder()")
+        raise PromptError(f"grid encoder {expression!r} is not an encoder; the simplest one is MinimalGridEncoder()")
     return encoder
 
 
@@ -219,7 +226,7 @@ def _value(node: ast.expr) -> GridEncoder | str | int:
             raise PromptError(f"grid encoder: {_encoder_class(name).__name__} needs parentheses after it")
         case _:
             raise PromptError(
-                f"grid encoder, column {node.col_offset + 1}: only an encoder, a text or a whole number can stand here"
+                f"grid encoder, column {node.col_offset + 1}: only an encoder, a text or a whole number is allowed here"
             )
 
 

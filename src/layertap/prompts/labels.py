@@ -1,23 +1,23 @@
-"""What marks mean, and how characters' marks become tokens' labels.
+"""The fields of marks, and how the marks of characters become the labels of tokens.
 
-A mark (marked.py) has these fields, all 0 where nothing is known:
+A mark (marked.py) has these fields, all 0 if nothing is known:
 
-    role         3 bits   who says it: its number in ROLES
+    role         3 bits   who says it: an index into ROLES
     generated    1 bit    between the template's `{% generation %}` tags
-    side         2 bits   which grid of a pair: its number in SIDES
+    side         2 bits   which grid of a pair: an index into SIDES
     example     16 bits   which pair: its number + 3, so that TEST is 1 and the first pair is 3
     row, col     5 bits each
-    colour       4 bits   the colour + 1, so that 0 is no cell
+    colour       4 bits   the colour + 1, so that 0 means no cell
 
-A token has the characters that the tokenizer's offsets give it. Its role and its grid are those of
-its first character that has any, so a token that begins with a template's line break and goes on
-with what the user says is the user's. Its cells are all cells that it has a character of. A
-tokenizer that merges digits makes tokens of several cells; one that splits a symbol into bytes
-makes several tokens of one cell, and each has that cell.
+The tokenizer's offsets say which characters a token has. The token takes its role and grid from its
+first character that has one. So a token with a template's line break followed by the user's words
+belongs to the user. It covers every cell of which it has a character. A tokenizer that merges
+digits makes tokens with several cells. One that splits a symbol into bytes makes several tokens for
+one cell, and each has that cell.
 
-Where a template marks what an assistant generates, as for training, these marks decide what the
-assistant's role is, in place of the message's content: the same tokens as
-`apply_chat_template(return_assistant_tokens_mask=True)` gives.
+If a template marks what an assistant generates, as for training, these marks decide the assistant's
+tokens instead of the message's content. They are the tokens of
+`apply_chat_template(return_assistant_tokens_mask=True)`.
 """
 
 from collections.abc import Mapping
@@ -35,21 +35,23 @@ _EXAMPLE_FROM = 3
 _MOST_COLOURS = 18  # decimal digits of an int64
 GENERATED = 1 << _GENERATED
 ROLE_MASK = 0b1111
-"""The bits that say who says it."""
+"""The bits that hold the role."""
 
 
 def role_bits(role: str) -> int:
-    """The bits of a role."""
+    """Return the bits of a role."""
     return ROLES.index(role) << _ROLE
 
 
 def grid_bits(example: int, side: str) -> int:
-    """The bits of a grid: `example` counts train pairs from 0, or is TEST; `side` is in SIDES."""
+    """Return the bits of a grid: `example` is a train pair, from 0, or TEST; `side` is in SIDES."""
     return (example + _EXAMPLE_FROM) << _EXAMPLE | SIDES.index(side) << _SIDE
 
 
 def cell_marks(grid: Grid, characters: int = 1, between: int = 0) -> Marks:
-    """The marks of a grid's text: so many characters a cell, `between` cells, and line breaks."""
+    """Return the marks of a grid's text: `characters` per cell, `between` cells, and line
+    breaks.
+    """
     cells = np.array(grid, np.int64)
     height, width = cells.shape
     marks = (cells + 1) << _COLOUR | np.arange(height)[:, None] << _ROW | np.arange(width) << _COL
@@ -60,8 +62,8 @@ def cell_marks(grid: Grid, characters: int = 1, between: int = 0) -> Marks:
     return lines.ravel()[:-1]
 
 
-def roles_decided(marks: Marks) -> Marks:
-    """The marks, with the assistant's role taken from generation tags where there are any."""
+def decide_roles(marks: Marks) -> Marks:
+    """Take the assistant's role from the generation tags, if there are any."""
     generated = marks & GENERATED != 0
     if not generated.any():
         return marks
@@ -71,12 +73,12 @@ def roles_decided(marks: Marks) -> Marks:
 
 
 def token_labels(marks: Marks, offsets: Int64[np.ndarray, "tokens 2"]) -> Mapping[str, np.ndarray]:
-    """The label columns of tokens with the characters `offsets[i, 0]` to `offsets[i, 1]`.
+    """Make the label columns of tokens; token i has characters `offsets[i, 0]` to `offsets[i, 1]`.
 
     A token without characters has the labels of the character before it.
     """
     begin, end = offsets[:, 0].copy(), offsets[:, 1]
-    begin[begin == end] -= 1  # at the very beginning: -1, and so none
+    begin[begin == end] -= 1  # at the very beginning: -1, which means no character
     padded = np.append(marks, 0)
     role = padded[_first(_field(marks, _ROLE) != 0, begin, end)]
     is_cell = _field(marks, _COLOUR) != 0
@@ -113,7 +115,9 @@ def _numbered(example: Marks) -> Marks:
 def _first(
     wanted: Bool[np.ndarray, " characters"], begin: Int64[np.ndarray, " tokens"], end: Int64[np.ndarray, " tokens"]
 ) -> Int64[np.ndarray, " tokens"]:
-    """The first wanted character of each token; where it has none, one past the last character."""
+    """Return the first wanted character of each token; one past the last character if it has
+    none.
+    """
     places = np.where(wanted, np.arange(len(wanted)), len(wanted))
     following = np.append(np.minimum.accumulate(places[::-1])[::-1], len(wanted))
     found = following[np.clip(begin, 0, len(wanted))]
@@ -127,7 +131,7 @@ def _cells(
     end: Int64[np.ndarray, " tokens"],
     has_cell: Bool[np.ndarray, " tokens"],
 ) -> tuple[Int64[np.ndarray, " tokens"], Int64[np.ndarray, " tokens"]]:
-    """How many cells each token has characters of, and their colours."""
+    """Return how many cells each token covers, and their colours."""
     begins = is_cell & (marks != np.append(0, marks[:-1]))
     begun = np.append(0, np.cumsum(begins))
     before = begun[np.minimum(cell_at + 1, len(marks))] - 1

@@ -1,18 +1,17 @@
-"""Text that remembers where its characters come from, through every template.
+"""Text that remembers the origin of its characters, through every template.
 
-A `Marked` is a `str` in which each character carries a whole number, its mark (labels.py says what
-the bits mean; 0 is nothing). Grid encoders write marked text, and conversations mark what each role
-says. Jinja2 templates, the user's own and the tokenizer's, then do with it what they like: strip,
-split, cut, replace, join. The result knows for each character which cell it is of and who says it.
-Searching the finished text for what was put in could not tell that: the same words may be there
-twice, and a template may have changed them.
+A `Marked` is a `str` in which each character has an integer, its mark (labels.py defines the bits;
+0 means nothing). Grid encoders write marked text, and conversations mark what each role says. Then
+Jinja2 templates, yours and the tokenizer's, may strip, split, cut, replace and join it. The result
+still knows the cell and the role of each character. Searching the finished text for the inserted
+parts would not work: the same words may occur twice, and a template may have changed them.
 
-The ways in which templates build text keep marks: `+`, `~`, output, `set` blocks, macros, slices,
-strip, split, replace, join, case where no length changes, `indent`, `format` with `%s`, and
-`tojson`. What is not listed here gives plain text, whose marks are 0. A template that loses marks
-in such a way is refused: it shows in a probe, a marked character at the end of each line.
+These operations of templates keep marks: `+`, `~`, output, `set` blocks, macros, slices, strip,
+split, replace, join, changes of case that keep the length, `indent`, `format` with `%s`, and
+`tojson`. Every other operation gives plain text, whose marks are 0. A template that loses marks
+like this is refused. A probe, a marked character at the end of each line, detects it.
 
-A mark costs 8 bytes a character while a prompt is made. Nothing of it is stored.
+A mark costs 8 bytes per character while a prompt is made. Marks are not stored.
 """
 
 from collections.abc import Iterable, Iterator
@@ -26,7 +25,7 @@ Marks = Int64[np.ndarray, " characters"]
 
 
 class Marked(str):
-    """A text with a mark for each character. It equals, and hashes as, the plain text."""
+    """A text with a mark for each character. It is equal to the plain text and has its hash."""
 
     _marks: Marks
 
@@ -36,7 +35,7 @@ class Marked(str):
         return made
 
     def with_bits(self, bits: int) -> "Marked":
-        """The same text with these bits set in every mark."""
+        """Return the same text with these bits set in every mark."""
         return Marked(str.__str__(self), self._marks | bits)
 
     def __str__(self) -> str:
@@ -101,9 +100,10 @@ class Marked(str):
         return join(self, parts)
 
     def replace(self, old: str, new: str, count: SupportsIndex = -1, /) -> str:
-        """Put in `new`, with the marks of what it replaces, or its own where it is marked.
+        """Insert `new` with the marks of the text that it replaces, or with its own if it is
+        marked.
 
-        Where lengths differ, all of it has the first of them.
+        If the lengths differ, all of `new` gets the first of these marks.
         """
         if not old:
             return super().replace(old, new, count)
@@ -138,7 +138,7 @@ class Marked(str):
         return Marked(text, self._marks) if len(text) == len(self) else text
 
     def _places(self, parts: list[str], sep: str | None) -> list[str]:
-        """The same parts with their marks; between two of them is `sep`, or white space."""
+        """Return the same parts with their marks; `sep` or white space is between two of them."""
         at = 0
         found: list[str] = []
         for part in parts:
@@ -148,40 +148,40 @@ class Marked(str):
         return found
 
 
-_PROBE = "\uf8f6"  # of the private use area: no text has it
+_PROBE = "\uf8f6"  # from the private use area, which no text uses
 
 
 def with_probes(text: str) -> Marked:
-    """The text with a character at the end of each line that is not blank, marked as the line."""
+    """Add a character to the end of each line that is not blank, with the mark of the line."""
     lines = [line + _PROBE if line.strip() else line for line in text.split("\n")]
     return join("\n", [Marked(plain(line), int(marks_of(line).max(initial=0))) for line in lines])
 
 
 def loses_marks(text: str) -> bool:
-    """Whether what a template wrote has a probe without a mark."""
+    """Return whether the output of a template has a probe without a mark."""
     marks = marks_of(text)
     return any(character == _PROBE and not marks[place] for place, character in enumerate(plain(text)))
 
 
 def marks_of(text: str) -> Marks:
-    """The mark of each character; 0 where the text is plain."""
+    """Return the mark of each character; 0 if the text is plain."""
     return text._marks if isinstance(text, Marked) else np.zeros(len(text), np.int64)
 
 
 def plain(text: str) -> str:
-    """The text without its marks, as what is stored has to be."""
+    """Return the text without its marks; only such text may be stored."""
     return str.__str__(text)
 
 
 def concat(parts: Iterable[str]) -> Marked:
-    """All parts, one after the other."""
+    """Concatenate all parts."""
     held = list(parts)
     marks = [marks_of(part) for part in held]
     return Marked("".join(held), np.concatenate(marks) if marks else 0)
 
 
 def join(separator: str, parts: Iterable[str]) -> Marked:
-    """All parts, with the separator between them."""
+    """Join all parts with the separator."""
     held: list[str] = []
     for part in parts:
         held += [separator, part] if held else [part]

@@ -1,21 +1,21 @@
-"""From records to samples: augmented, written as a conversation, and tokenised.
+"""Turn records into samples: augment, write as a conversation, and tokenise.
 
 A sample's tokens follow from the prompt settings, its task, test index and prediction index, and
 from nothing else: not from its neighbours, nor from its place in the dataset. So a run can be
-resumed, and many workers can share a dataset, with the same bytes in the end. You
-may call `make` with any cut of the records: larger ones only give the tokenizer more at once.
+resumed, and many workers can share a dataset, with the same bytes in the end. You may call `make`
+with any cut of the records: larger ones only give the tokenizer more at once.
 
-A task with T test inputs gives T x `predictions_per_task` samples, test input by test input;
-prediction i of every test input has the same augmentation. Of a task with more than
-`max_train_pairs` train pairs, each prediction shows the first so many of its own order. Where an
-answer is asked for but not known, as in a competition's test set, the sample is made without it and
-ends where the answer would begin.
+A task with T test inputs gives T x `predictions_per_task` samples, one test input after another;
+prediction i of every test input has the same augmentation. If a task has more than
+`max_train_pairs` train pairs, each prediction shows the first of them in its own order. If an
+answer is wanted but unknown, as in a competition's test set, the sample ends where the answer would
+begin.
 
 A document, a conversation and a list of tokens give one sample each. With `split`, they are cut
-into contexts of so many tokens instead, each a sample of its own that knows where it begins. A
-context repeats the last `overlap` tokens of the one before it, and the tokenizer's opening tokens
-(BOS) where the whole begins with them. How many contexts a text has is known only when it is
-tokenised, so with `split` each such record has `MOST_PARTS` sample numbers and uses the first.
+into contexts of a fixed number of tokens. Each context is a sample that records where it begins. It
+repeats the last `overlap` tokens of the context before it, and the tokenizer's opening tokens (BOS)
+if the whole text begins with them. The number of contexts is known only after tokenisation. So with
+`split` each such record reserves `MOST_PARTS` sample numbers and uses the first ones.
 """
 
 import itertools
@@ -34,43 +34,44 @@ from layertap.errors import PromptError
 from layertap.prompts.augment import Augmentation, draw_augmentation
 from layertap.prompts.chat import Chat
 from layertap.prompts.grids import GridEncoder
-from layertap.prompts.labels import roles_decided, token_labels
+from layertap.prompts.labels import decide_roles, token_labels
 from layertap.prompts.marked import Marked, marks_of, plain
 from layertap.prompts.templates import PromptTemplate
 from layertap.prompts.tokenizer import PromptTokenizer
 
 MOST_PARTS = 1 << 20
-"""How many sample numbers a record has that may be split."""
+"""How many sample numbers a record reserves if it may be split."""
 _PREVIEW_CHARACTERS = 200
 _PLAIN_ORIGIN: dict[str, Any] = {"test_index": None, "prediction": 0, "augmentation": None}
 
 
 @dataclass(frozen=True)
 class SplitRules:
-    """How long texts become contexts."""
+    """How to cut long texts into contexts."""
 
     length: int
-    """Tokens of a context, the opening tokens among them."""
+    """Tokens per context, including the opening tokens."""
     overlap: int = 0
-    """How many tokens of a context are the last ones of the context before it."""
+    """How many tokens a context repeats from the end of the context before it."""
 
 
 @dataclass(frozen=True, eq=False)
 class _Draft:
     sample_idx: int
-    """Its place among all samples of the dataset, from 0."""
+    """Its index among all samples of the dataset, from 0."""
     task_id: str
     text: str
     """Marked, unless it is a document."""
     token_ids: Int32[np.ndarray, " tokens"] | None = None
-    """Where the text is made of them, and not the other way round."""
+    """Set if the text was decoded from the tokens, not the other way round."""
     origin: dict[str, Any] = field(default_factory=lambda: dict(_PLAIN_ORIGIN))
-    """Which prompt of its task it is; enough to make and revert the augmentation again."""
+    """Which prompt of its task it is, with all that is needed to redo or revert the
+    augmentation."""
 
 
 @dataclass(frozen=True, eq=False)
 class PromptMaker:
-    """Makes the samples of records, always the same ones for the same settings."""
+    """Makes the samples of records. The same settings always give the same samples."""
 
     tokenizer: PromptTokenizer
     template: PromptTemplate
@@ -79,32 +80,32 @@ class PromptMaker:
     include_answer: bool
     seed: int
     add_generation_prompt: bool = False
-    """Whether a conversation ends where the assistant would go on."""
+    """Whether a conversation ends with the start of an assistant turn."""
     max_train_pairs: int | None = None
     split: SplitRules | None = None
     vocabulary: int | None = None
-    """How many rows the model's embedding has; None: as many as the tokenizer has tokens."""
+    """How many rows the model's embedding has; None means as many as the tokenizer has tokens."""
 
     def __post_init__(self) -> None:
-        """Refuse to make nothing."""
+        """Refuse to make no samples."""
         if self.predictions_per_task < 1:
             raise PromptError(f"predictions_per_task is {self.predictions_per_task}; it must be at least 1")
 
     def count(self, record: GoodRecord) -> int:
-        """How many sample numbers `record` has."""
+        """Return how many sample numbers `record` reserves."""
         return len(record.test) * self.predictions_per_task if isinstance(record, Task) else self.numbers_per_text
 
     @property
     def numbers_per_text(self) -> int:
-        """How many sample numbers a document, a conversation or a list of tokens has."""
+        """How many sample numbers a document, conversation or list of tokens reserves."""
         return 1 if self.split is None else MOST_PARTS
 
     def expected(self, record: GoodRecord) -> int:
-        """About how many samples `record` gives, without tokenising it."""
+        """Estimate how many samples `record` gives, without tokenising it."""
         return self.count(record) if isinstance(record, Task) else 1
 
     def refusal(self, record: GoodRecord) -> str | None:
-        """Why no sample can be made of `record`, such as what its chat template says; or None."""
+        """Return why `record` gives no sample, such as the chat template's own error; else None."""
         try:
             if isinstance(record, Conversation):
                 text = self._chat_text(record)
@@ -120,10 +121,11 @@ class PromptMaker:
         return None
 
     def make(self, records: Sequence[tuple[int, GoodRecord]]) -> list[Sample]:
-        """The samples of all `records`, each given with the `sample_idx` of its first sample.
+        """Make the samples of `records`; each record comes with the `sample_idx` of its first
+        sample.
 
-        Raises PromptError naming the task whose text is not valid Unicode, has no tokens, or has
-        one that the model's embedding lacks.
+        Raises PromptError, which names the task, for a text that is not valid Unicode, that has no
+        tokens, or that has a token that the model's embedding lacks.
         """
         if (task := next((record for _, record in records if isinstance(record, Task)), None)) is not None:
             self.template.require_followed(task, self.encoder)
@@ -147,16 +149,18 @@ class PromptMaker:
             samples += self._samples(draft, token_ids, labels)
         return samples
 
-    def shown(self, task: Task, *, with_answer: bool) -> Columns:
-        """The columns of the prompt that shows this task as it is, about its first test input."""
+    def show_task(self, task: Task, *, with_answer: bool) -> Columns:
+        """Return the columns of the prompt for the task's first test input, without
+        augmentation.
+        """
         text = self.tokenizer.chat.render(self.template.render(task, 0, self.encoder, with_answer))
         ((token_ids, offsets),) = self.tokenizer.encode_marked([text])
         return token_columns(token_ids, self.tokenizer.special_ids, _labels_of(text, offsets))
 
     def identity(self) -> dict[str, str | int | bool | None]:
-        """Everything here that decides the tokens of a given record, for the run fingerprint.
+        """Return everything here that decides the tokens of a record, for the run fingerprint.
 
-        What was added later is in it only where it is not the default, so that older runs go on.
+        Newer settings are included only if they are not the default, so that older runs resume.
         """
         return {
             "tokenizer": self.tokenizer.digest,
@@ -222,18 +226,18 @@ class PromptMaker:
 
     @cached_property
     def _beyond(self) -> list[str]:
-        """Added tokens that the embedding has no rows for, such as Gemma 3's for an image."""
+        """Added tokens without a row in the embedding, such as Gemma 3's image token."""
         return [] if self.vocabulary is None else self.tokenizer.added_beyond(self.vocabulary)
 
     def _check_rows_of(self, task_id: str, text: str) -> None:
-        """The same as `_check_rows`, of a text; few models and fewer texts need to be tokenised."""
+        """Do `_check_rows` for a text. Few models and fewer texts need tokenising for this."""
         if any(token in text for token in self._beyond):
             _check_unicode(task_id, text)
             (token_ids,) = self.tokenizer.encode_batch([plain(text)])
             self._check_rows(task_id, token_ids)
 
     def _check_rows(self, task_id: str, token_ids: Int32[np.ndarray, " tokens"]) -> None:
-        """Refuse a token that the model's embedding has no row for."""
+        """Refuse a token without a row in the model's embedding."""
         wrong = token_ids[token_ids >= self.vocabulary] if self._beyond else token_ids[:0]
         if wrong.size:
             raise PromptError(
@@ -242,7 +246,7 @@ class PromptMaker:
             )
 
     def _samples(self, draft: _Draft, token_ids: Int32[np.ndarray, " tokens"], labels: Columns | None) -> list[Sample]:
-        """The sample of a draft, or those of its contexts."""
+        """Return the sample of a draft, or the samples of its contexts."""
         if token_ids.size == 0:
             raise PromptError(
                 f"task {draft.task_id!r}: its text {draft.text!r} has no tokens; leave it out of the dataset"
@@ -283,7 +287,7 @@ class PromptMaker:
 
 
 def _labels_of(text: str, offsets: Int64[np.ndarray, "tokens 2"]) -> Columns:
-    return token_labels(roles_decided(marks_of(text)), offsets)
+    return token_labels(decide_roles(marks_of(text)), offsets)
 
 
 def _is_document(draft: _Draft) -> bool:

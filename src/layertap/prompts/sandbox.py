@@ -1,12 +1,12 @@
-"""Jinja2 templates written by others: compiled once, run in a sandbox, with their errors placed.
+"""Compile Jinja2 templates, run them in a sandbox, and locate their errors.
 
-Two kinds of template meet here, the user's own prompts and the chat template that came with a
-checkpoint. Neither is trusted: both run in Jinja's immutable sandbox. Both must also write the same
-text in every worker and after every restart, so what could make two renderings differ (`random`,
-`lipsum`, today's date) does not exist in these environments; a template that needs it fails with
-its line instead of writing another prompt each time.
+There are two kinds of templates: your own prompts, and the chat template of a checkpoint. We trust
+neither, so both run in Jinja's immutable sandbox. Both must also write the same text in every
+worker and after every restart. So these environments lack everything that could make two renderings
+differ (`random`, `lipsum`, today's date). A template that needs it fails with its line, instead of
+writing a different prompt each time.
 
-Text keeps its marks on the way through (marked.py).
+Text keeps its marks through a template (marked.py).
 """
 
 import json
@@ -29,14 +29,14 @@ from layertap.errors import PromptError
 from layertap.prompts.labels import GENERATED, ROLE_MASK
 from layertap.prompts.marked import Marked, concat, join, marks_of, plain
 
-# What an expression inside a template can raise; anything else is a defect of ours and must not be
-# blamed on the file.
+# Errors that an expression in a template can raise. Any other error is a bug in Layertap, not in
+# the file.
 _TEMPLATE_FAILURES = (jinja2.TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 
 
 @dataclass(frozen=True, eq=False)
 class SandboxedTemplate:
-    """One compiled template; `filename` is what its errors call it."""
+    """One compiled template; its errors call it `filename`."""
 
     filename: str
     source: str
@@ -45,7 +45,7 @@ class SandboxedTemplate:
     _template: jinja2.Template
 
     def render(self, **values: object) -> str:
-        """The text for these values; PromptError naming file and line where the template fails."""
+        """Render the template; PromptError, which names file and line, if it fails."""
         try:
             return self._template.render(values)
         except _TEMPLATE_FAILURES as error:
@@ -59,7 +59,7 @@ class SandboxedTemplate:
 
 
 def compile_template(environment: jinja2.Environment, source: str, filename: str) -> SandboxedTemplate:
-    """Compile `source`; PromptError naming `filename` and the line of a syntax error."""
+    """Compile `source`; PromptError, which names `filename` and the line, for a syntax error."""
     try:
         variables = find_undeclared_variables(environment.parse(source, filename=filename))
         code = environment.compile(source, name=filename, filename=filename)
@@ -70,13 +70,15 @@ def compile_template(environment: jinja2.Environment, source: str, filename: str
 
 
 def prompt_environment() -> jinja2.Environment:
-    """For prompt templates: an unknown name is an error, and block tags leave no blank lines."""
+    """Make the environment of prompts: unknown names are errors, block tags leave no blank
+    lines.
+    """
     environment = _Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     return _repeatable(environment)
 
 
 def chat_environment() -> jinja2.Environment:
-    """For chat templates: what `transformers` gives them, less today's date."""
+    """Make the environment of chat templates: like that of `transformers`, without today's date."""
     environment = _Environment(trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, loopcontrols])
     environment.filters["tojson"] = to_marked_json
     environment.globals["raise_exception"] = _raise_exception
@@ -84,14 +86,14 @@ def chat_environment() -> jinja2.Environment:
 
 
 _KEEPING = ("join", "replace")
-"""Methods of a plain text whose result may have the marks of what they are given."""
+"""Methods of a plain text whose result may have the marks of their arguments."""
 
 
 class _MarkingCode(CodeGenerator):
-    """Writes `~` so that it keeps marks."""
+    """Compiles `~` so that it keeps marks."""
 
     def visit_Concat(self, node: nodes.Concat, frame: Frame) -> None:
-        """Put the parts together by the environment's own `concat`."""
+        """Concatenate the parts with the environment's own `concat`."""
         self.write("environment.concat(map(str, (")
         for part in node.nodes:
             self.visit(part, frame)
@@ -106,7 +108,7 @@ class _Environment(ImmutableSandboxedEnvironment):
     concat = staticmethod(concat)
 
     def call(self, context: Context, called: Any, /, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - Jinja's own
-        """Call methods of plain texts as those of marked ones: `", ".join(parts)` is one."""
+        """Call methods of plain texts, such as `", ".join(parts)`, as methods of marked texts."""
         if isinstance(called, BuiltinMethodType) and type(called.__self__) is str and called.__name__ in _KEEPING:
             called = getattr(Marked(called.__self__), called.__name__)
         return super().call(context, called, *args, **kwargs)
@@ -122,13 +124,13 @@ def _repeatable(environment: jinja2.Environment) -> jinja2.Environment:
 class _GenerationTag(Extension):
     """`{% generation %}` marks what an assistant writes, as for training.
 
-    Like transformers', it is a call block: a name that is set inside is not known behind it.
+    It is a call block, as in transformers: a name that is set inside is unknown after it.
     """
 
     tags = {"generation"}  # noqa: RUF012  # Jinja's own declaration is a plain set
 
     def parse(self, parser: Parser) -> nodes.Node:
-        """The block, whose text `_mark_generated` gets."""
+        """Parse the block; its text is passed to `_mark_generated`."""
         line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
         return nodes.CallBlock(self.call_method("_mark_generated"), [], [], body).set_lineno(line)
@@ -139,20 +141,20 @@ class _GenerationTag(Extension):
 
 
 def _join(value: Iterable[object], separator: str = "", attribute: str | int | None = None) -> Marked:
-    """Jinja's `join` filter, which would make plain text of marked."""
+    """Replace Jinja's `join` filter, which would turn marked text into plain text."""
     parts = value if attribute is None else [_attribute(part, attribute) for part in value]
     return join(separator, map(str, parts))
 
 
 def _indent(text: str, width: int | str = 4, first: bool = False, blank: bool = False) -> Marked:
-    """Jinja's `indent`, by the same rules."""
+    """Replace Jinja's `indent`, with the same rules."""
     space = " " * width if isinstance(width, int) else width
     lines = concat((text, "\n")).splitlines()
     return join("\n", [space + line if ((blank or line) if at else first) else line for at, line in enumerate(lines)])
 
 
 def _format(pattern: str, *args: object, **named: object) -> str:
-    """Jinja's `format`; what `%s` alone puts in keeps its marks."""
+    """Replace Jinja's `format`; what a plain `%s` inserts keeps its marks."""
     pieces = Marked(pattern).split("%s")
     if named or len(pieces) != len(args) + 1 or any("%" in piece for piece in pieces):
         return str(pattern) % (named or args)
@@ -177,10 +179,10 @@ def to_marked_json(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    """As transformers' templates write JSON: Jinja's own filter escapes for HTML.
+    """Write JSON as transformers' templates do; Jinja's own filter escapes HTML.
 
-    The characters of a text keep their marks. All of a list or an object has the role of the first
-    text in it that has one.
+    The characters of a text keep their marks. A list or an object gets the role of the first text
+    in it that has one.
     """
     text = json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
     role = next((int(marks_of(part).max()) & ROLE_MASK for part in _texts(value) if marks_of(part).any()), 0)
@@ -191,7 +193,7 @@ def to_marked_json(
 
 
 def _texts(value: object) -> Iterator[str]:
-    """All texts in a JSON value, keys among them."""
+    """Yield all texts in a JSON value, including keys."""
     match value:
         case str() as text:
             yield text

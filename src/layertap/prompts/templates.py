@@ -1,14 +1,14 @@
 """Prompt templates: three Jinja2 files, `system.j2`, `user.j2` and `assistant.j2`.
 
-The bundled ones are in the folder `templates` beside this file, named by the version that
-`--prompt_version` gives. A user's own folder of the same three files goes through the
-same code. All of them see `examples` (a list of train pairs, each with `input` and `output`) and
-`test_input`, as texts; `assistant.j2` alone sees `answer` as well, so that no prompt can give its
-answer away by mistake.
+The bundled templates are in the folder `templates` beside this file, under the names that
+`--prompt_version` takes. Your own folder with the same three files goes through the same code. All
+templates get `examples` (a list of train pairs, each with `input` and `output`) and `test_input`,
+as texts. Only `assistant.j2` also gets `answer`, so that no prompt can reveal its answer by
+mistake.
 
-A prompt without an answer needs the words before the answer, and only these. They are found by
-rendering `assistant.j2` with a mark for the answer and cutting at the mark, so that a template may
-have text after the answer, too.
+A prompt without an answer needs exactly the words before the answer. To find them, we render
+`assistant.j2` with a mark as the answer and cut at the mark. So a template may also have text after
+the answer.
 """
 
 import difflib
@@ -43,15 +43,15 @@ class PromptTemplate:
     assistant: SandboxedTemplate
 
     def __post_init__(self) -> None:
-        """Refuse an `assistant.j2` that would leave every answer out."""
+        """Refuse an `assistant.j2` that never writes the answer."""
         if "answer" not in self.assistant.variables:
             raise PromptError(f"{self.assistant.filename}: never uses {{{{ answer }}}}, the text of the output grid")
 
     def render(self, task: Task, test_index: int, encoder: GridEncoder, include_answer: bool) -> Chat:
-        """The chat about test pair `test_index` of `task`.
+        """Write the chat about test pair `test_index` of `task`.
 
-        It has the answer only where `include_answer` is set and the test output is known. Raises
-        PromptError naming file and line where a template fails.
+        It has the answer only if `include_answer` is set and the test output is known. Raises
+        PromptError, which names file and line, if a template fails.
         """
         test = task.test[test_index]
         asked_about = encoder.encode(test.input).with_bits(grid_bits(TEST, "input"))
@@ -64,9 +64,9 @@ class PromptTemplate:
         return Chat((*asked, _message("assistant", answer)))
 
     def require_followed(self, task: Task, encoder: GridEncoder) -> None:
-        """Raise PromptError where a template writes grids in a way that loses which cell is where.
+        """Raise PromptError if a template writes grids in a way that loses the places of cells.
 
-        As `ChatTemplate.require_followed`, by a character at the end of each row.
+        The test puts a character at the end of each row, like `ChatTemplate.require_followed`.
         """
         asked = with_probes(encoder.encode(task.test[0].input).with_bits(grid_bits(TEST, "input")))
         examples = [{side: with_probes(text) for side, text in pair.items()} for pair in _examples(task, encoder)]
@@ -74,7 +74,7 @@ class PromptTemplate:
             if loses_marks(template.render(examples=examples, test_input=asked, **more)):
                 raise PromptError(
                     f"{template.filename}: writes grids in a way that Layertap cannot follow, so cells would have no"
-                    " labels; write them by +, ~, slices, strip, split, replace, join or indent"
+                    " labels; write them with +, ~, slices, strip, split, replace, join or indent"
                 )
 
     @property
@@ -87,14 +87,14 @@ class PromptTemplate:
         opening, mark, _ = self.assistant.render(**shown, answer=_ANSWER_MARK).partition(_ANSWER_MARK)
         if not mark:
             raise PromptError(
-                f"{self.assistant.filename}: does not write {{{{ answer }}}} as it is, so there is no telling where the"
-                " answer begins; use --include_answer, or write the answer without filters and conditions"
+                f"{self.assistant.filename}: changes {{{{ answer }}}}, so Layertap cannot find where the answer begins;"
+                " use --include_answer, or write the answer without filters and conditions"
             )
         return opening
 
 
 def load_template(version: str = PROMPT_VERSIONS[0], folder: str | None = None) -> PromptTemplate:
-    """The bundled template of this version, or the user's own in `folder`, where one is given.
+    """Load the bundled template of this version, or the user's own if `folder` is given.
 
     `folder` must hold `system.j2` (which may be empty), `user.j2` and `assistant.j2`. Raises
     PromptError for an unknown version, a missing or unreadable file, and syntax errors, with their
@@ -124,7 +124,7 @@ def _read(path: Traversable, shown_as: str) -> str:
     except FileNotFoundError as error:
         raise PromptError(
             f"{shown_as}: no such file; a prompt template is a folder with system.j2, user.j2 and assistant.j2"
-            " (system.j2 may be empty: it is asked for because chat templates fill in a system message of their own)"
+            " (system.j2 may be empty; it is required because chat templates otherwise insert their own system message)"
         ) from error
     except (OSError, UnicodeDecodeError) as error:
         raise PromptError(f"{shown_as}: cannot be read: {error}") from error
@@ -146,5 +146,5 @@ def _examples(task: Task, encoder: GridEncoder) -> list[dict[str, Marked]]:
 
 def _known(output: Grid | None, task: Task) -> Grid:
     if output is None:
-        raise PromptError(f"task {task.task_id!r}: a train pair has no output, and it cannot be shown as an example")
+        raise PromptError(f"task {task.task_id!r}: a train pair has no output, so it cannot be shown as an example")
     return output

@@ -1,19 +1,18 @@
-"""The tokenizer of a checkpoint, on the `tokenizers` library alone.
+"""The tokenizer of a checkpoint, with only the `tokenizers` library.
 
-The promise is the ids of `transformers.AutoTokenizer(text, add_special_tokens=False)`, id for id,
-without importing transformers, which costs seconds and pulls in much that no prompt needs.
-`tokenizer.json` says everything that decides ids. Three things in it or beside it would break the
-promise and are dealt with on loading: truncation and padding are switched off; BPE dropout is
-refused, because it is random; and so is a `tokenizer_config.json` that names added tokens which
-`tokenizer.json` does not have.
+It guarantees exactly the ids of `transformers.AutoTokenizer(text, add_special_tokens=False)`,
+without importing transformers, which takes seconds and loads much that prompts do not need.
+`tokenizer.json` decides the ids. Three things could break the guarantee, so loading handles them:
+truncation and padding are switched off; BPE dropout is refused, because it is random; a
+`tokenizer_config.json` is refused if it names added tokens that `tokenizer.json` does not have.
 
-Which characters a token is of follows from the bytes of the tokens where the vocabulary is of bytes
-and the text is ASCII, and the sum of the lengths confirms it. Elsewhere the library is asked, which
-then takes three times as long.
+If the vocabulary is of bytes and the text is ASCII, the characters of each token follow from the
+lengths of the tokens, and the sum of the lengths confirms it. Otherwise we ask the library for the
+offsets, which takes three times as long.
 
-The library encodes the texts of a batch on all cores and lets go of the interpreter lock meanwhile
-(`TOKENIZERS_PARALLELISM=false` keeps it to one core). Its encodings take many times the memory of
-the ids, so a batch is worked off in pieces, and each becomes arrays of 4 bytes a token before the
+The library encodes a batch on all cores and releases the interpreter lock meanwhile
+(`TOKENIZERS_PARALLELISM=false` limits it to one core). Its encodings need many times the memory of
+the ids. So a batch is encoded in pieces, and each becomes arrays of 4 bytes per token before the
 next one begins.
 """
 
@@ -39,23 +38,25 @@ _FILE_NAME = "tokenizer.json"
 
 @dataclass(frozen=True, eq=False)
 class PromptTokenizer:
-    """Texts to token ids, and conversations to texts."""
+    """Turns texts into token ids, and conversations into texts."""
 
     digest: str
     """SHA-256, in hex, of the bytes of `tokenizer.json` and of all that decides chat text."""
     vocab_size: int
-    """One more than the largest id; models may have more embedding rows than that."""
+    """One more than the largest id. A model may have more embedding rows."""
     ordinary_size: int
-    """The same of the ids that are no added tokens."""
+    """The same, without added tokens."""
     special_ids: frozenset[int]
-    """Ids of tokens such as `<|im_start|>`, which mean structure and not text."""
+    """Ids of tokens such as `<|im_start|>`, which mark structure, not text."""
     opening_ids: tuple[int, ...]
-    """What the tokenizer puts before every text, such as Llama's BOS; none for Qwen."""
+    """The tokens that the tokenizer puts before every text, such as Llama's BOS; none for Qwen."""
     chat: ChatTemplate
     _tokenizer: Tokenizer
 
     def encode_batch(self, texts: Sequence[str]) -> list[Int32[np.ndarray, " tokens"]]:
-        """The ids of each text, with nothing added, cut or padded. Texts must be valid Unicode."""
+        """Return the ids of each text, not extended, truncated or padded. Texts must be valid
+        Unicode.
+        """
         ids = []
         for start in range(0, len(texts), _TEXTS_AT_ONCE):
             piece = list(texts[start : start + _TEXTS_AT_ONCE])
@@ -66,7 +67,7 @@ class PromptTokenizer:
     def encode_marked(
         self, texts: Sequence[str]
     ) -> list[tuple[Int32[np.ndarray, " tokens"], Int64[np.ndarray, "tokens 2"]]]:
-        """The same ids, and for each token which characters it is of: from, and up to."""
+        """Return the same ids, and the range of characters of each token (begin, end)."""
         unmarked = [plain(text) for text in texts]
         found = []
         for text, ids in zip(unmarked, self.encode_batch(unmarked), strict=True):
@@ -78,12 +79,12 @@ class PromptTokenizer:
         return found
 
     def added_beyond(self, rows: int) -> list[str]:
-        """The added tokens whose ids an embedding of so many rows does not have."""
+        """Return the added tokens whose ids an embedding with this many rows lacks."""
         added = self._tokenizer.get_added_tokens_decoder()
         return [token.content for id_, token in added.items() if id_ >= rows]
 
     def _token_lengths(self, ids: Int32[np.ndarray, " tokens"]) -> Int64[np.ndarray, " tokens"]:
-        """How many bytes each of these tokens is, where the vocabulary is of bytes; else 0."""
+        """Return the length of each token in bytes if the vocabulary is of bytes; else 0."""
         unknown = np.unique(ids[self._lengths[ids] < 0])
         if len(unknown):
             self._lengths[unknown] = _byte_lengths(self._tokenizer, unknown.tolist())
@@ -91,23 +92,25 @@ class PromptTokenizer:
 
     @cached_property
     def _lengths(self) -> Int64[np.ndarray, " vocabulary"]:
-        """The lengths of the tokens that came so far, -1 of the others: all take half a second."""
+        """Lengths of the tokens seen so far, -1 for the others: computing all takes half a
+        second.
+        """
         return np.full(self.vocab_size, -1, np.int64)
 
     def _offsets(self, text: str) -> Int64[np.ndarray, "tokens 2"]:
-        """The library's own; it takes three times as long to track them."""
+        """Return the library's own offsets, which take three times as long."""
         encoding = self._tokenizer.encode(text, add_special_tokens=False)
         return np.array(encoding.offsets, np.int64).reshape(-1, 2)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of these ids, special tokens included."""
+        """Return the text of these ids, including special tokens."""
         return str(self._tokenizer.decode([int(token) for token in ids], skip_special_tokens=False))
 
 
 def load_tokenizer(folder: Path) -> PromptTokenizer:
-    """The tokenizer in a checkpoint folder, with its config and chat template if they are there.
+    """Load the tokenizer in a checkpoint folder, with its config and chat template if it has them.
 
-    Raises PromptError naming the file that is missing, malformed or at odds with another one.
+    Raises PromptError, which names the file, if one is missing, malformed or contradicts another.
     """
     path = folder / _FILE_NAME
     serialized = _read_bytes(path)
@@ -129,10 +132,10 @@ def load_tokenizer(folder: Path) -> PromptTokenizer:
 
 
 def find_tokenizer(model_path: str) -> PromptTokenizer:
-    """The tokenizer of a folder, or of a Hub id or id@revision that is in this machine's cache.
+    """Load the tokenizer of a folder, or of a Hub id or id@revision in this machine's cache.
 
-    Nothing is downloaded. Raises UsageError where this machine has none, PromptError where it is
-    not sound.
+    Nothing is downloaded. Raises UsageError if this machine does not have it, PromptError if it is
+    invalid.
     """
     from huggingface_hub import try_to_load_from_cache  # a fifth of a second
 
@@ -142,7 +145,7 @@ def find_tokenizer(model_path: str) -> PromptTokenizer:
             return load_tokenizer(folder)
         hub_id, _, revision = model_path.partition("@")
         cached = try_to_load_from_cache(hub_id, _FILE_NAME, revision=revision or None)
-    except (OSError, ValueError, RuntimeError):  # no permission; no Hub id; `~` stands for nobody
+    except (OSError, ValueError, RuntimeError):  # no permission; not a Hub id; `~` names an unknown user
         cached = None
     if not isinstance(cached, str):
         raise UsageError(f"{model_path} is neither a folder nor a Hub id whose {_FILE_NAME} is in this machine's cache")
@@ -164,27 +167,29 @@ def _parse(serialized: bytes, path: Path) -> Tokenizer:
     try:
         tokenizer = Tokenizer.from_buffer(serialized)
     except ValueError as error:
-        raise PromptError(f"{path}: is no tokenizer: {error}") from error
+        raise PromptError(f"{path}: is not a tokenizer: {error}") from error
     if getattr(tokenizer.model, "dropout", None):
-        raise PromptError(f"{path}: BPE dropout is set, which gives other tokens each time; set model.dropout to null")
+        raise PromptError(f"{path}: BPE dropout is set, which makes the tokens random; set model.dropout to null")
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
 
 
 def _byte_lengths(tokenizer: Tokenizer, ids: Sequence[int]) -> list[int]:
-    """How many bytes each token is, or 0 where the text of tokens is not just their bytes."""
+    """Return the length of each token in bytes; 0 if the tokens of a text are not just its
+    bytes.
+    """
     if not _keeps_bytes(tokenizer):
         return [0] * len(ids)
     added = tokenizer.get_added_tokens_decoder()
-    return [  # each character of a token of the vocabulary stands for a byte
+    return [  # in the vocabulary, each character of a token represents a byte
         len(added[number].content.encode()) if number in added else len(tokenizer.id_to_token(number) or "")
         for number in ids
     ]
 
 
 def _keeps_bytes(tokenizer: Tokenizer) -> bool:
-    """Whether the tokens of a text are its bytes, with none added or taken away."""
+    """Return whether the tokens of a text are exactly its bytes."""
     splitting = "" if tokenizer.pre_tokenizer is None else tokenizer.pre_tokenizer.__getstate__().decode()
     adds = '"add_prefix_space":true' in splitting.replace(" ", "")
     takes = any(token.lstrip or token.rstrip for token in tokenizer.get_added_tokens_decoder().values())
@@ -192,7 +197,7 @@ def _keeps_bytes(tokenizer: Tokenizer) -> bool:
 
 
 def _opening_ids(tokenizer: Tokenizer) -> tuple[int, ...]:
-    """The special tokens that come before a text, where the tokenizer adds any."""
+    """Return the special tokens that the tokenizer adds before a text, if any."""
     plain = tokenizer.encode("a", add_special_tokens=False).ids
     added = tokenizer.encode("a").ids
     places = [at for at in range(len(added)) if added[at : at + len(plain)] == plain]
@@ -203,7 +208,7 @@ def _read_config(path: Path) -> Mapping[str, Any]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        return {}  # it decides no ids, and a checkpoint without a chat template may lack it
+        return {}  # it does not decide ids, and a checkpoint without a chat template may lack it
     except (OSError, ValueError) as error:
         raise PromptError(f"{path}: cannot be read as JSON: {error}") from error
     if not isinstance(config, dict):
@@ -212,7 +217,9 @@ def _read_config(path: Path) -> Mapping[str, Any]:
 
 
 def _check_added_tokens(tokenizer: Tokenizer, config: Mapping[str, Any], folder: Path) -> None:
-    """`transformers` would add the missing ones; only a checkpoint made of two needs that."""
+    """Refuse missing added tokens. transformers would add them, but only mixed checkpoints lack
+    any.
+    """
     known = {str(id_): token.content for id_, token in tokenizer.get_added_tokens_decoder().items()}
     match config.get("added_tokens_decoder", {}):
         case dict() as named:

@@ -13,7 +13,7 @@ from typing import Protocol
 
 import numpy as np
 
-from layertap.core.columns import Columns, Norms, find_sinks, selected, usual_norms
+from layertap.core.columns import Columns, Norms, find_sinks, select, usual_norms
 from layertap.core.taps import Tap
 from layertap.reader.config import BatchConfig
 
@@ -59,7 +59,7 @@ def kept(tokens: Tokens, config: BatchConfig, count: int) -> np.ndarray:
     if config.selections:
         labels = {name: tokens.column(name) for name in ("role", "cells")}
         for names in config.selections:
-            chosen &= selected(labels, names)
+            chosen &= select(labels, names)
     if config.excluded_bits:
         chosen &= (tokens.column("flags") & config.excluded_bits) == 0
     if "sink" in config.exclude:

@@ -19,7 +19,7 @@ from typing import IO
 
 from layertap.config.extract import ExtractConfig
 from layertap.fleet.engines.base import RunningWorker, run_workers, say
-from layertap.process.ending import guarded
+from layertap.process.ending import run_guarded
 
 _GRACE_SECONDS = 60.0
 
@@ -79,7 +79,7 @@ def main() -> int:
     """Be a worker, with the settings on standard input; returns the exit status."""
     config = pickle.load(sys.stdin.buffer)  # from our own parent
     threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()
-    return guarded(lambda: _work(config))
+    return run_guarded(lambda: _work(config))
 
 
 def _work(config: ExtractConfig) -> int:

@@ -27,7 +27,7 @@ from layertap.config.extract import ExtractConfig
 from layertap.core.extras import install_command
 from layertap.errors import LayertapError, UsageError, WorkersFailedError
 from layertap.fleet.engines.base import RunningWorker, run_workers, say
-from layertap.process.ending import guarded
+from layertap.process.ending import run_guarded
 
 _GRACE_SECONDS = 12.0  # less than the grace after a SIGTERM
 _ANSWER_SECONDS = 10.0
@@ -147,4 +147,4 @@ def _work(config: ExtractConfig) -> tuple[int, str]:
             return error.exit_status
         return 0
 
-    return guarded(run), words
+    return run_guarded(run), words
