@@ -185,7 +185,7 @@ def test_a_model_keeps_its_own_settings_of_prompts(tiny_model: Path) -> None:
 
 
 def test_what_would_do_nothing_is_refused(tiny_model: Path) -> None:
-    with pytest.raises(UsageError, match="certify: what a model reads is not certified"):
+    with pytest.raises(UsageError, match="certify: works only with the command"):
         layertap.Model(tiny_model, certify=3)
 
 

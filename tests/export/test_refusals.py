@@ -30,7 +30,7 @@ def large(tmp_path: Path, value: float) -> Path:
 @pytest.mark.parametrize("form", exports.FORMS)
 def test_a_source_that_is_not_there(form: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     said = exports.refused(capsys, tmp_path / "absent", tmp_path / "out", "--to", form)
-    assert "absent: no metadata.json there or below; it is not the output of a run" in said
+    assert "absent: has no metadata.json there or below, so it is not the output of a run" in said
     assert not (tmp_path / "out").exists()
 
 

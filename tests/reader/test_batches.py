@@ -293,7 +293,7 @@ def test_inputs_and_targets_are_the_taps_that_were_named(
             for side, tap in ((batch.inputs, one.taps[0]), (batch.targets, PAIRED)):
                 expected = held.activation(*tap)[batch.positions[place]]
                 np.testing.assert_array_equal(np.asarray(side)[place], expected)
-        with pytest.raises(UsageError, match=r"take batch\.inputs and batch\.targets"):
+        with pytest.raises(UsageError, match=r"use batch\.inputs and batch\.targets"):
             _ = batch.activations
 
 
@@ -450,21 +450,21 @@ def test_mixed_storage_dtypes_need_one_to_be_named(tmp_path: Path) -> None:
         ({"seed": -1}, "seed must not be negative"),
         ({"seed": 1.5}, r"seed=1\.5: give a whole number"),
         ({"batch_size": 4.0}, r"batch_size=4\.0: give a whole number"),
-        ({"include": "cell"}, "include: cell is none of"),
+        ({"include": "cell"}, "include: cell is unknown; give"),
         ({"layers": []}, "at least one layer"),
         ({"layers": [0, 0]}, "given twice"),
         ({"layers": [1]}, "not layer 1"),
         ({"sites": ["attn"]}, "at attn"),
-        ({"exclude": {"pad"}}, "exclude: pad is none of first, special, sink"),
-        ({"columns": ["flags"]}, "token_ids is one of them"),
-        ({"columns": ["token_ids", "loss"]}, "columns: loss is none of token_ids"),
+        ({"exclude": {"pad"}}, "exclude: pad is unknown; give first, special, sink"),
+        ({"columns": ["flags"]}, "columns must include token_ids"),
+        ({"columns": ["token_ids", "loss"]}, "columns: loss is unknown; give token_ids"),
         ({"sink_factor": 0.0}, "sink_factor must be positive"),
-        ({"as_": "tf"}, "as_: tf is none of numpy, torch, jax"),
-        ({"dtype": "int8"}, "dtype: int8 is none of"),
+        ({"as_": "tf"}, "as_: tf is unknown; give numpy, torch, jax"),
+        ({"dtype": "int8"}, "dtype: int8 is unknown; give"),
         ({"sequence": 0}, "sequence must be at least 1"),
         ({"sequence": 3}, "4 is not a multiple of sequence=3"),
-        ({"inputs": ("mlp", 0)}, "inputs says one half .* give targets too"),
-        ({"targets": ("mlp", 0)}, "targets says one half .* give inputs too"),
+        ({"inputs": ("mlp", 0)}, "inputs is only half .* give targets too"),
+        ({"targets": ("mlp", 0)}, "targets is only half .* give inputs too"),
         ({"inputs": ("mlp", 0), "targets": ("mlp", 2), "layers": [0]}, "leave out layers and sites"),
         ({"inputs": ("mlp", 0), "targets": ("mlp", 1)}, "not layer 1 at mlp"),
         ({"inputs": (0, "mlp"), "targets": ("mlp", 2)}, "inputs: give a site and a layer"),
@@ -483,9 +483,9 @@ def test_a_state_is_good_for_what_it_was_made_of_alone(datasets: dict[str, Activ
     state = datasets["both"].batches(4, seed=1).state_dict()
     with pytest.raises(UsageError, match=r"another order.*\n  batch_size: 4 there, 5 now\n  seed: 1 there, 0 now$"):
         datasets["both"].batches(5).load_state_dict(state)
-    with pytest.raises(UsageError, match="the state is of another dataset"):
+    with pytest.raises(UsageError, match="the state is from another dataset"):
         datasets["pickle"].batches(4, seed=1).load_state_dict(state)
-    with pytest.raises(UsageError, match="of version None"):
+    with pytest.raises(UsageError, match="has version None"):
         datasets["both"].batches(4).load_state_dict({})
 
 

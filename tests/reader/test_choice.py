@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from layertap import ActivationDataset
 from layertap.core.columns import COLUMNS
 from layertap.core.taps import Tap
-from layertap.reader.choice import SampleTokens, cut_runs, kept
+from layertap.reader.choice import SampleTokens, choose_tokens, cut_runs
 from layertap.reader.config import BatchConfig
 
 TAPS = (Tap(0, "residual"), Tap(2, "residual"))
@@ -38,7 +38,7 @@ def test_a_sample_in_memory_is_chosen_from_as_a_stored_one(folder: Path, asked: 
     for number, one in enumerate(dataset):
         columns = {name: one.column(name) for name in COLUMNS}
         tokens = SampleTokens(columns, {tap: one.norms(*tap) for tap in TAPS})
-        found |= {(number, int(row)) for row in np.flatnonzero(kept(tokens, config, len(one)))}
+        found |= {(number, int(row)) for row in np.flatnonzero(choose_tokens(tokens, config, len(one)))}
     assert found == expected
     assert (len(found) == dataset.tokens) == (asked in ({}, {"exclude": frozenset({"nonfinite"})}))
 
@@ -51,7 +51,7 @@ def test_what_is_not_finite_in_memory_is_left_out_where_that_is_asked() -> None:
     columns = {name: values[:3] for name, values in outputs.sample(0, 3).columns.items()}
     norms = {TAPS[0]: np.array([1, np.inf, 2], np.float32), TAPS[1]: np.array([np.nan, 1, 2], np.float32)}
     config = BatchConfig(batch_size=1, taps=TAPS, exclude=frozenset({"nonfinite"}))
-    assert kept(SampleTokens(columns, norms), config, 3).tolist() == [False, False, True]
+    assert choose_tokens(SampleTokens(columns, norms), config, 3).tolist() == [False, False, True]
 
 
 @given(st.lists(st.lists(st.booleans(), max_size=12), max_size=4), st.integers(1, 4))

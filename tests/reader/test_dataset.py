@@ -76,7 +76,7 @@ def test_samples_are_a_sequence(folder: Path) -> None:
     assert dataset[-1].sample_idx == 5
     assert [sample.sample_idx for sample in dataset[1:4]] == [1, 2, 3]
     assert [sample.sample_idx for sample in dataset] == list(range(6))
-    with pytest.raises(IndexError, match="has 6 samples, there is none at 6"):
+    with pytest.raises(IndexError, match="has 6 samples, and none at index 6"):
         dataset[6]
 
 
@@ -90,7 +90,7 @@ def test_layers_and_sites_that_are_not_there_are_refused(folder: Path) -> None:
 
 def test_of_several_sites_one_must_be_named(tmp_path: Path) -> None:
     outputs.write(tmp_path, outputs.three_shards(SITES), outputs.shard_format(SITES))
-    with pytest.raises(UsageError, match="several sites; say which: residual, mlp"):
+    with pytest.raises(UsageError, match="several sites; give one of residual, mlp"):
         layertap.ActivationDataset(tmp_path)[0].activation(0)
 
 
@@ -157,7 +157,7 @@ def test_streams_under_one_name_are_told_apart_by_what_they_hold(tmp_path: Path,
 def test_the_same_samples_twice_are_refused(tmp_path: Path, form: str, changed: dict[str, Any]) -> None:
     write_run(tmp_path / "one", some_shards())
     write_run(tmp_path / "two", some_shards(), form, **changed)
-    with pytest.raises(UsageError, match="one and two hold the same samples, sample_idx 0 for one"):
+    with pytest.raises(UsageError, match="one and two hold the same samples, such as sample_idx 0"):
         layertap.ActivationDataset(tmp_path)
 
 
@@ -171,7 +171,7 @@ def test_a_part_of_the_samples_twice_is_refused(tmp_path: Path) -> None:
 
 def test_a_sample_twice_in_one_folder_is_damage(tmp_path: Path) -> None:
     write_run(tmp_path, [[outputs.sample(0)], [outputs.sample(0)]])
-    with pytest.raises(DamageError, match="sample 0 stands there twice"):
+    with pytest.raises(DamageError, match="has sample 0 twice"):
         layertap.ActivationDataset(tmp_path)
 
 
@@ -228,11 +228,11 @@ def test_done_manifests_tell_which_attempts_count(claimed: Path) -> None:
 
 
 def test_without_them_attempts_are_not_guessed_at(claimed: Path) -> None:
-    with pytest.raises(UsageError, match=r"aaaa: is not complete, .* give sharded_dataset="):
+    with pytest.raises(UsageError, match=r"aaaa: is incomplete, .* give sharded_dataset="):
         layertap.ActivationDataset(claimed / "out")
     attempt(claimed / "twice/tpu_0", "aaaa", "shard_00000", 0)
     attempt(claimed / "twice/tpu_1", "bbbb", "shard_00000", 0)
-    with pytest.raises(UsageError, match="both are there, as attempts at dataset shard shard_00000"):
+    with pytest.raises(UsageError, match="exist, as attempts at dataset shard shard_00000"):
         layertap.ActivationDataset(claimed / "twice")
 
 

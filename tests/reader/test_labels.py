@@ -120,7 +120,7 @@ def test_a_state_tells_what_was_included_only_where_something_was(output: Path) 
 
 @pytest.mark.parametrize("asked", [{"include": {"cell"}}, {"role": "nobody"}, {"include": {"role:user"}}])
 def test_unknown_names_are_refused_with_those_there_are(output: Path, asked: dict[str, Any]) -> None:
-    with pytest.raises(UsageError, match=r"is none of .*template, text, system, user, assistant, tool"):
+    with pytest.raises(UsageError, match=r"is unknown; give .*template, text, system, user, assistant, tool"):
         ActivationDataset(output).batches(3, **asked)
 
 

@@ -1,4 +1,4 @@
-"""Batches that come centred and scaled: by what was measured, of the tokens that come."""
+"""Batches that come centred and scaled: with what was measured on the selected tokens."""
 
 import json
 from collections.abc import Sequence
@@ -105,7 +105,7 @@ def test_sinks_do_not_rule_what_comes_without_them(dataset: ActivationDataset) -
     assert np.linalg.norm(of_some[tap].mean - (5, -3, 0, 20)) < 1 < np.linalg.norm(of_all[tap].mean - (5, -3, 0, 20))
     assert of_some[tap].factor > 100 * of_all[tap].factor
     assert of_all.measured == "the statistics of all 91 tokens"
-    assert of_some.measured == "86 of the tokens that come, from all over"
+    assert of_some.measured == "86 of the selected tokens, from all over"
 
 
 def test_a_mean_of_chosen_tokens_is_estimated_from_few_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,7 +157,7 @@ def test_a_map_of_something_else_is_refused(dataset: ActivationDataset) -> None:
         dataset.batches(8, normalisation=one)
     with pytest.raises(UsageError, match="was made with center=False, scale=unit_rms, you ask for center=True"):
         dataset.batches(8, layers=[0], normalisation=one, center=True)
-    with pytest.raises(UsageError, match="scale: rms is none of unit_rms, sqrt_d"):
+    with pytest.raises(UsageError, match="scale: rms is unknown; give unit_rms, sqrt_d"):
         dataset.batches(8, scale="rms")  # type: ignore[arg-type]
 
 
@@ -170,7 +170,7 @@ def test_a_state_of_another_normalisation_is_refused(dataset: ActivationDataset)
             if there == here:
                 batches.load_state_dict(state)
             else:
-                with pytest.raises(UsageError, match=r"normalised otherwise.*\n.* there\n.* now"):
+                with pytest.raises(UsageError, match=r"with another normalisation.*\n.* there\n.* now"):
                     batches.load_state_dict(state)
 
 
@@ -178,7 +178,7 @@ def test_a_dataset_without_tokens_has_nothing_to_measure(tmp_path: Path) -> None
     form = outputs.shard_format(name="safetensors")
     outputs.write(tmp_path, [[outputs.sample(0, 1)]], form)
     for center in (True, False):
-        with pytest.raises(UsageError, match="no finite token comes"):
+        with pytest.raises(UsageError, match="no selected token is finite"):
             ActivationDataset(tmp_path).batches(4, center=center, scale="unit_rms", exclude={"first"})
 
 

@@ -1,13 +1,13 @@
-"""Pools on the device: rows go there from the outputs of a step, and never visit the host.
+"""Pools on the device: rows go there from the outputs of a step, without passing through the host.
 
-A sample's rows are scattered to their places in the pool by one program, which works in place. Its
-shapes are few: the numbers of rows are rounded up to powers of two, and what is too many is
-dropped. A batch is a slice of the pool, by a program too, since a slice by numbers that Python
-knows would compile for each of them.
+One program scatters a sample's rows to their places in the pool, in place. It has few shapes,
+because the numbers of rows are rounded up to powers of two and the surplus is dropped. A batch is a
+slice of the pool. A program makes it too, because slicing with Python's numbers would compile for
+each of them.
 
-All taps of a step have to fit beside each other into the memory of the device; where they do not,
-DeviceError says so. It is done on one device alone: over a mesh the tokens of a step are on many,
-and the pool would be moved anyway.
+All taps of a step must fit in the memory of the device together; otherwise DeviceError says so. It
+works only on one device: over a mesh, the tokens of a step are on many devices, and the pool would
+have to be moved anyway.
 """
 
 from collections.abc import Sequence
@@ -33,17 +33,17 @@ _FEWEST = 256
 
 
 def stays_on_device(config: BatchConfig, opened: OpenedModel, form: ShardFormat) -> bool:
-    """Whether batches can be handed over on the device: for JAX, and for a torch that sees it.
+    """Return whether batches can stay on the device: for JAX, and for a torch that sees the device.
 
-    float16 is rounded on the host, where values that are too large are noticed.
+    float16 is rounded on the host, which detects values that are too large.
     """
     if opened.platform == "cpu" or opened.mesh is not None or "float16" in (form.dtype.name, config.dtype):
         return False
     return config.as_ == "jax" or (config.as_ == "torch" and torch_sees(opened.platform))
 
 
-def device_norms(sample: Sample, form: ShardFormat, taps: Sequence[Tap]) -> dict[Tap, np.ndarray]:
-    """The norms of a sample's tokens; raises StorageError for a NaN that is not to be kept."""
+def measure_norms(sample: Sample, form: ShardFormat, taps: Sequence[Tap]) -> dict[Tap, np.ndarray]:
+    """Return the norms of a sample's tokens; raises StorageError for a NaN unless NaNs are kept."""
     found = {}
     for tap in taps:
         tokens: Any = sample.activations[tap]
@@ -53,11 +53,11 @@ def device_norms(sample: Sample, form: ShardFormat, taps: Sequence[Tap]) -> dict
 
 
 class DeviceBlock(Block):
-    """A block whose activations are arrays of JAX."""
+    """A block whose activations are JAX arrays."""
 
     @staticmethod
     def make_room(layout: BlockLayout, rows: int) -> "DeviceBlock":
-        """A block that is to be filled."""
+        """Allocate a block to fill."""
         shape = (rows,) if layout.sequence is None else (rows, layout.sequence)
         dtype = jnp.dtype(layout.dtype)
         activations: Any
@@ -70,11 +70,11 @@ class DeviceBlock(Block):
         return DeviceBlock(activations, columns, np.empty(rows, np.int64))
 
     def put(self, places: np.ndarray | slice, rows: Rows) -> None:
-        """Gather `rows` from their step to these places; what was here before is given up."""
+        """Gather `rows` from their step into these places; the old arrays are freed."""
         tokens: Sequence[Any] = rows.activations
         where, sources = _padded(np.arange(len(self))[places], tokens[0].places, len(self))
         outputs = tuple(one.step.outputs[one.tap] for one in tokens)
-        # The one place where a block changes: JAX gives a new array for the old one.
+        # The only place where a block changes: JAX returns a new array for the old one.
         with device_errors(f"a pool of {len(self)} rows", "lower pool_tokens"):
             object.__setattr__(self, "activations", _scatter(self.activations, outputs, where, sources))
         self.put_columns(places, rows)
@@ -91,7 +91,7 @@ class DeviceBlock(Block):
 
 
 def _padded(where: np.ndarray, sources: np.ndarray, beyond: int) -> tuple[np.ndarray, np.ndarray]:
-    """Both with a power of two of rows; those that are too many go beyond the pool."""
+    """Pad both to a power of two of rows; surplus rows get a place beyond the pool."""
     rows = len(where)
     more = max(_FEWEST, 1 << max(rows - 1, 0).bit_length()) - rows
     padding = np.zeros((more, *sources.shape[1:]), sources.dtype)
@@ -100,7 +100,7 @@ def _padded(where: np.ndarray, sources: np.ndarray, beyond: int) -> tuple[np.nda
 
 @partial(jax.jit, donate_argnums=0)
 def _scatter(pool: Any, outputs: tuple[Array, ...], where: Array, sources: Array) -> Any:  # noqa: ANN401
-    """The pool with the tokens `sources` of a step in its rows `where`."""
+    """Return the pool with the tokens `sources` of a step in its rows `where`."""
     taken = [output.reshape(-1, output.shape[-1])[sources] for output in outputs]
     if isinstance(pool, list):
         return [one.at[where].set(rows.astype(one.dtype), mode="drop") for one, rows in zip(pool, taken, strict=True)]

@@ -1,4 +1,4 @@
-"""`layertap.extract`: the command as a function, which returns what it wrote as a dataset."""
+"""`layertap.extract`: the command as a function that returns its output as a dataset."""
 
 from dataclasses import fields
 
@@ -15,22 +15,24 @@ _SHARES = frozenset({"worker_id", "machine_id", "total_machines"})
 
 
 def extract(**settings: object) -> ActivationDataset:
-    """Extract activations, from where an earlier call of the same settings stopped.
+    """Extract activations; resumes where an earlier call with the same settings stopped.
 
         dataset = layertap.extract(dataset_path="tasks.jsonl", layers_to_extract=[12])
 
     `settings` are the flags of `layertap extract` without dashes: `dataset_path`, `model_path`,
     `layers_to_extract`, `activation_type`, `output_dir`, `format` and all the others, with the same
-    defaults. A list does for several values, and so does a range for layers. Workers that claim
-    shards, and models over several hosts, are started by the command.
+    defaults. Give several values as a list, and layers also as a range. For workers that claim
+    shards, and for models over several hosts, use the command.
 
-    Returns the dataset in `output_dir`. Committed shards are safe whatever happens: call it again
-    and it goes on. Raises what the command prints as an error: an InputError for what you can mend
-    (nothing extracted is one), StorageError where output cannot be written.
+    Returns the dataset in `output_dir`. Committed shards are always safe: call it again to resume.
+    Raises the errors that the command prints: an InputError for what you can fix (also if nothing
+    was extracted), StorageError if output cannot be written.
     """
     of_workers = [field.name for field in fields(ShardedConfig) if field.name in settings]
     if of_workers:
-        raise UsageError(f"{', '.join(of_workers)}: workers that claim shards are started by `layertap extract`")
+        raise UsageError(
+            f"{', '.join(of_workers)}: works only with the command `layertap extract`, which starts workers"
+        )
     config = from_keywords(ExtractConfig, settings, _GROUPS, _SHARES)
     summary = run.extract(config)
     if (reason := summary.nothing_extracted) is not None:

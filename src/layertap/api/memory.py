@@ -1,8 +1,8 @@
-"""Samples that a model has just read, shown as those of a dataset are.
+"""Samples that a model has just read, with the interface of a dataset's samples.
 
-Activations stay as the device gave them, bfloat16 in a bfloat16 model, and are widened each time
-that they are asked for: widening changes no number, and half the memory is kept. float16 is refused
-where it would make an infinity of a number.
+Activations keep the dtype of the device, bfloat16 in a bfloat16 model, and are widened on each
+access. Widening changes no value, and this needs half the memory. float16 is refused if it would
+turn a number into an infinity.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +15,7 @@ from layertap.core.columns import SINK_FACTOR, find_sinks, usual_norms
 from layertap.core.taps import Site, Tap
 from layertap.errors import UsageError
 from layertap.reader.asking import find_tap
-from layertap.reader.blocks import rounded
+from layertap.reader.blocks import round_to
 from layertap.reader.sample import Sample
 from layertap.shards.shard import Words
 from layertap.shards.statistics import measure
@@ -23,20 +23,20 @@ from layertap.shards.statistics import measure
 
 @dataclass(frozen=True, eq=False)
 class Reading:
-    """What was asked of a model: it resolves layers and sites, and decodes tokens."""
+    """One request to a model: it resolves layers and sites, and decodes tokens."""
 
     taps: Mapping[Tap, int]
-    """With widths."""
+    """The requested taps, with widths."""
     decode: Callable[[Sequence[int]], str]
     dtype: np.dtype
-    """As what activations are handed out."""
+    """The dtype of the activations that it returns."""
 
     def tap(self, layer: int, site: Site | None) -> Tap:
-        """The tap that is meant; raises UsageError where it was not read."""
+        """Return the tap of this layer and site; raises UsageError if it was not read."""
         return find_tap(self.taps, layer, site, "what the model read")
 
     def sample(self, read: core.Sample) -> Sample:
-        """The sample as a program sees it."""
+        """Return the sample in the form that a program uses."""
         return Sample(_Held(read, self.dtype), 0, "", self)
 
 
@@ -65,7 +65,7 @@ class _Held:
         return self._sample.columns["positions"][begin:end]
 
     def activations(self, tap: Tap, begin: int, end: int) -> np.ndarray:
-        return rounded(self._sample.activations[tap][begin:end], self._dtype)
+        return round_to(self._sample.activations[tap][begin:end], self._dtype)
 
     def norms(self, tap: Tap, begin: int, end: int) -> np.ndarray:
         return measure(self.activations(tap, begin, end), 0)[1].astype(np.float32)

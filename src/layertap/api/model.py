@@ -1,13 +1,13 @@
-"""`Model`: texts, conversations, token ids and ARC tasks in; samples with activations out.
+"""`Model`: reads texts, conversations, token ids and ARC tasks, and returns their activations.
 
-It is the run without its output. Prompts are made, packed and computed as `layertap extract` does
-it, so the numbers are those of the command. Config and tokenizer are read at once; weights come at
-the first `read`, up to the layer that is asked for, and stay. Each set of taps compiles once for
-each shape of step; the programs are also kept on disk, as the command keeps them.
+It is a run without output files. Prompts are made, packed and computed as in `layertap extract`, so
+the numbers are those of the command. Config and tokenizer are loaded at once. Weights are loaded at
+the first `read`, up to the highest layer requested, and stay. Each set of taps compiles once per
+shape of step; compiled programs are also cached on disk, as for the command.
 
-Samples come in the order of the inputs. Inputs are packed by windows of a few dozen, so a sample
-waits in memory until those before it have come, and a reading of any length needs no more memory
-than a window. Ctrl-C ends a reading and leaves the model as it was.
+Samples come in the order of the inputs. Inputs are packed in windows of a few dozen. A sample waits
+in memory until those before it are ready, so a reading of any length needs only the memory of a
+window. Ctrl-C ends a reading and leaves the model usable.
 """
 
 from collections import deque
@@ -40,7 +40,7 @@ from layertap.reader.config import Dtype
 from layertap.reader.sample import Sample
 
 _WINDOW = 64
-_DO_NOTHING = {"certify": "what a model reads is not certified; run `layertap extract` with it"}
+_DO_NOTHING = {"certify": "works only with the command; run `layertap extract` with it"}
 
 
 class Model:
@@ -54,12 +54,12 @@ class Model:
     """
 
     def __init__(self, model_path: str | PathLike[str] = "Qwen/Qwen2.5-0.5B", **settings: object) -> None:
-        """`model_path` is a folder with a checkpoint, or a model of the Hugging Face Hub.
+        """Open a model: a folder with a checkpoint, or a model on the Hugging Face Hub.
 
-        `settings` are those of `layertap extract` that concern models and prompts, by the names of
-        the flags: `revision`, `adapter`, `compute_dtype`, `mesh`, `batch_size`, `row_length`,
-        `max_seq_length`, `grid_encoder`, `prompt_version`, `predictions_per_task` and so on. Raises
-        an InputError (ModelError, PromptError, UsageError) where model or settings are not right.
+        `settings` are the flags of `layertap extract` for models and prompts: `revision`,
+        `adapter`, `compute_dtype`, `mesh`, `batch_size`, `row_length`, `max_seq_length`,
+        `grid_encoder`, `prompt_version`, `predictions_per_task` and so on. Raises an InputError
+        (ModelError, PromptError, UsageError) if the model or a setting is wrong.
         """
         given = {"window_samples": _WINDOW, **settings, "model_path": model_path}
         self._config = config = from_keywords(RunConfig, given, ("", "prompt", "model"))
@@ -72,7 +72,7 @@ class Model:
 
     @property
     def num_layers(self) -> int:
-        """How many layers it has; they are counted from 0."""
+        """How many layers it has, counted from 0."""
         return self._checkpoint.config.num_hidden_layers
 
     @property
@@ -81,7 +81,7 @@ class Model:
         return self._checkpoint.config.hidden_size
 
     def width(self, site: Site) -> int:
-        """How many numbers an activation has at this site."""
+        """Return how many numbers an activation has at this site."""
         return self._checkpoint.config.width(site)
 
     def read(
@@ -94,23 +94,23 @@ class Model:
         add_generation_prompt: bool | None = None,
         progress: bool | None = None,
     ) -> Iterator[Sample]:
-        """The samples of `inputs`, in their order, each when it is ready.
+        """Yield the samples of `inputs`, in their order, each as soon as it is ready.
 
-        An input is a text, a conversation (a list of messages with `role` and `content`), a list
-        or an array of token ids, or an ARC task; one alone does, too. A text, a conversation and a
-        list of ids give one sample. An ARC task gives `predictions_per_task` (8) for each of
-        its test inputs, as the command makes them. `inputs` may be a generator: it is read as
-        samples come.
+        An input is a text, a conversation (a list of messages with `role` and `content`), a list or
+        an array of token ids, or an ARC task. You may give a single input without a list. A text, a
+        conversation and a list of ids give one sample each. An ARC task gives
+        `predictions_per_task` (8) samples for each of its test inputs, as in the command. `inputs`
+        may be a generator; it is consumed as samples are made.
 
-        `layers` are as on the command line (`12`, `[6, 12]`, `"1-3"`; None: all), and so are
-        `sites`. `dtype` is what `sample.activation` gives: float32 holds every number of a bfloat16
-        model. `add_generation_prompt` ends conversations where the assistant would go on; None: as
-        the model was opened.
-        `progress` shows a bar, by default on a terminal and in a notebook.
+        `layers` and `sites` are as on the command line (`12`, `[6, 12]`, `"1-3"`; None: all).
+        `dtype` is the dtype of `sample.activation`; float32 holds every value of a bfloat16 model.
+        `add_generation_prompt` ends conversations with the start of an assistant turn; None keeps
+        the setting of the model. `progress` shows a bar, by default on a terminal and in a
+        notebook.
 
-        Raises BadTaskError for an input that is none, OverlongError for one that is longer than
-        `max_seq_length`, and an InputError for layers that the model lacks. What is wrong with the
-        arguments is raised at once, what is wrong with an input when its window is read.
+        Raises BadTaskError for an invalid input, OverlongError for one longer than
+        `max_seq_length`, and an InputError for layers that the model lacks. Wrong arguments raise
+        at once; a wrong input raises when its window is read.
         """
         asked = {} if layers is None else {"layers_to_extract": layers}
         wanted = from_keywords(RunConfig, {**asked, "model_path": self._config.model_path, "activation_type": sites})
@@ -137,7 +137,7 @@ class Model:
                 yield reading.sample(sample)
 
     def close(self) -> None:
-        """End the threads that compile. The model can be read again, which starts new ones."""
+        """End the threads that compile. You can read again; that starts new ones."""
         self._session.close()
 
     def __repr__(self) -> str:
@@ -149,7 +149,7 @@ class Model:
 
 
 def _sound(records: Iterator[GoodRecord], maker: PromptMaker) -> Iterator[GoodRecord]:
-    """The records; raises BadTaskError where no prompt can be made of one."""
+    """Yield the records; raises BadTaskError if a record gives no prompt."""
     for record in records:
         if (reason := maker.refusal(record)) is not None:
             raise BadTaskError(f"{record.task_id}: {reason}")
@@ -157,14 +157,14 @@ def _sound(records: Iterator[GoodRecord], maker: PromptMaker) -> Iterator[GoodRe
 
 
 def _noting_order(windows: Iterator[Window], order: deque[int]) -> Iterator[Window]:
-    """The same windows; the numbers of their samples come into `order` before these do."""
+    """Yield the windows; append the numbers of their samples to `order` first."""
     for window in windows:
         order.extend(sorted(sample.sample_idx for sample in window.samples))
         yield window
 
 
 def _in_order(stream: Iterator[tuple[Position, core.Sample]], order: deque[int]) -> Iterator[core.Sample]:
-    """The samples in that order; those that come early wait."""
+    """Yield the samples in that order; early samples wait."""
     waiting: dict[int, core.Sample] = {}
     for _, sample in stream:
         waiting[sample.sample_idx] = sample
@@ -173,7 +173,7 @@ def _in_order(stream: Iterator[tuple[Position, core.Sample]], order: deque[int])
 
 
 def _length(inputs: object) -> int | None:
-    """How many samples come, where that is plain to see."""
+    """Return the number of samples if it is obvious, else None."""
     return len(inputs) if isinstance(inputs, list) and all(isinstance(it, str) for it in inputs) else None
 
 

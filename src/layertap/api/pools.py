@@ -1,13 +1,13 @@
-"""Pools of rows straight from a running model: what a stream is made of.
+"""Pools of rows directly from a running model: the parts of a stream.
 
-The samples come in the order in which a run would store them (pipeline/stream.py), and their rows
-fill one pool after the other. A pool is then mixed row by row, by the seed, its epoch, its rank and
-its number. So a pool follows from the run, the settings and the place where it begins: the position
-before a sample of the run, and how many rows of that sample went into the pool before. A stream
-that is started at such a place makes the same pools, byte for byte.
+Samples come in the order in which a run would store them (pipeline/stream.py), and their rows fill
+one pool after another. Each pool is shuffled row by row with the seed, epoch, rank and number of
+the pool. So a pool depends only on the run, the settings and the place where it begins: the
+position before a sample of the run, and how many rows of that sample are in the pool before. A
+stream that starts at such a place makes the same pools, byte for byte.
 
-One pool is made while the one before is used. Leaving at any moment is allowed, also by Python's
-exit: the maker ends within a step of the device.
+One pool is made while the one before is used. You may leave at any moment, even when Python exits:
+the maker ends within one step of the device.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from layertap.api.device import DeviceBlock, device_norms
+from layertap.api.device import DeviceBlock, measure_norms
 from layertap.core.sample import Sample
 from layertap.core.taps import Tap
 from layertap.errors import UsageError
@@ -30,7 +30,7 @@ from layertap.pipeline.staying import DeviceTokens
 from layertap.pipeline.stream import stream_samples
 from layertap.pipeline.windows import Position
 from layertap.reader.blocks import Block, BlockLayout, shuffled_places
-from layertap.reader.choice import SampleTokens, cut_runs, kept
+from layertap.reader.choice import SampleTokens, choose_tokens, cut_runs
 from layertap.reader.config import BatchConfig
 from layertap.reader.pieces import Rows
 from layertap.reader.workers import Workers
@@ -42,58 +42,60 @@ class Place:
     """Where a pool begins."""
 
     position: Position = field(default_factory=Position)
-    """Before the sample that its first row is of, in the run."""
+    """The position in the run before the sample of its first row."""
     rows: int = 0
-    """How many rows of that sample went into the pools before."""
+    """How many rows of that sample are in earlier pools."""
     samples: int = 0
     """How many samples with a stored token come before that sample."""
 
     def to_json(self) -> dict[str, Any]:
-        """As a state has it."""
+        """Return the place as JSON, for a state."""
         return {"position": self.position.to_json(), "rows": self.rows, "samples": self.samples}
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> "Place":
-        """Read what `to_json` wrote; raises DamageError or UsageError where it is garbled."""
+        """Read what `to_json` wrote; raises DamageError or UsageError if it is damaged."""
         try:
             return cls(Position.from_json(raw["position"]), int(raw["rows"]), int(raw["samples"]))
         except (KeyError, TypeError, ValueError) as error:
-            raise UsageError(f"the state of the stream is garbled: {error!r}") from error
+            raise UsageError(f"the state of the stream is damaged: {error!r}") from error
 
 
 @dataclass(frozen=True, eq=False)
 class Pool:
-    """Rows in the order in which they are handed out."""
+    """Rows in the order of the batches."""
 
     number: int
-    """In its epoch, from 0."""
+    """The number of the pool in its epoch, from 0."""
     block: Block
     begins: Place
     ends: Place
-    """Where the next one begins."""
+    """Where the next pool begins."""
 
 
 @dataclass(frozen=True, eq=False)
 class RunningModel:
-    """A model, what it runs over, and how what it gives is rounded."""
+    """A model, its inputs, and the rounding of its activations."""
 
     session: Session
     opened: OpenedModel
     prompts: Prompts
     form: ShardFormat
-    """As what a run would store it."""
+    """The form in which a run would store the activations."""
     progress: Progress = field(default_factory=Progress)
-    """What was computed so far, in all epochs, and what for it was waited."""
+    """What was computed so far, in all epochs, and the time spent waiting."""
 
     def samples(self, start: Position, proceed: Callable[[], None]) -> Iterator[tuple[Position, Sample]]:
-        """The samples from `start` on, each with the position behind it; raises what runs raise."""
+        """Yield the samples from `start`, each with the position after it; raises what runs
+        raise.
+        """
         windows = self.prompts.windows(start)
         return stream_samples(
             self.session, self.opened, self.prompts.rules, windows, self.progress, proceed, self.prompts.kept
         )
 
     def of_rank(self, rank: int, world_size: int) -> "RunningModel":
-        """The same, over the records of one rank: every `world_size`-th."""
+        """Return the same model for the records of one rank: every `world_size`-th."""
         rules = replace(self.prompts.rules, machine_id=rank, total_machines=world_size)
         return replace(self, prompts=replace(self.prompts, rules=rules))
 
@@ -101,7 +103,7 @@ class RunningModel:
 def make_pools(
     model: RunningModel, config: BatchConfig, layout: BlockLayout, epoch: int, number: int, start: Place, stop: Workers
 ) -> Iterator[Pool]:
-    """The pools of an epoch from number `number` on, which begins at `start`.
+    """Yield the pools of an epoch from pool `number`, which begins at `start`.
 
     Raises CancelledError when `stop` is dismissed, and what a run raises.
     """
@@ -114,7 +116,7 @@ def make_pools(
         taken = 0
         while taken < len(rows):
             part = rows[taken : taken + size - filled]
-            assert isinstance(part, Rows)  # where there is one, it is of a sample
+            assert isinstance(part, Rows)  # not empty, so they are rows of a sample
             pool.put(places[filled : filled + len(part)], part)
             taken, filled = taken + len(part), filled + len(part)
             if filled == size:
@@ -133,8 +135,9 @@ def _places(config: BatchConfig, epoch: int, number: int, size: int) -> np.ndarr
 def _placed_rows(
     model: RunningModel, config: BatchConfig, start: Place, stop: Workers
 ) -> Iterator[tuple[Place, Rows | tuple[()]]]:
-    """The rows of each sample from `start` on, with the place of the first of them; and at last
-    none, with the place at the end.
+    """Yield the rows of each sample from `start`, with the place of the first row.
+
+    The last item has no rows and the place at the end.
     """
     position, skip, number = start.position, start.rows, start.samples
     stream = model.samples(position, partial(_refuse_to_go_on, stop))
@@ -154,9 +157,9 @@ def _refuse_to_go_on(stop: Workers) -> None:
 
 
 def choose_rows(sample: Sample, form: ShardFormat, config: BatchConfig, number: int) -> Rows:
-    """The rows that come of a sample, whose place among all is `number`.
+    """Return the selected rows of a sample, which is number `number` among all samples.
 
-    Raises StorageError for a NaN or an infinity that is not to be kept, or that float16 makes.
+    Raises StorageError for a NaN or an infinity, unless they are kept, or if float16 makes one.
     """
     values, norms = _values(sample, form, config)
     tokens = SampleTokens(sample.columns, norms)
@@ -164,7 +167,7 @@ def choose_rows(sample: Sample, form: ShardFormat, config: BatchConfig, number: 
     read = Rows(values, columns, np.full(sample.tokens, number))
     if not config.leaves_out and config.sequence is None:
         return read
-    chosen = kept(tokens, config, sample.tokens)
+    chosen = choose_tokens(tokens, config, sample.tokens)
     if config.sequence is None:
         return read[np.flatnonzero(chosen)]
     runs = _runs(chosen, sample, config.sequence)
@@ -173,22 +176,22 @@ def choose_rows(sample: Sample, form: ShardFormat, config: BatchConfig, number: 
 
 
 def _values(sample: Sample, form: ShardFormat, config: BatchConfig) -> tuple[list[Any], dict[Tap, np.ndarray]]:
-    """What is handed on of a sample at each tap, rounded as it would be stored, and its norms."""
+    """Return a sample's activations at each tap, rounded as if stored, and their norms."""
     if isinstance(sample.activations[config.taps[0]], DeviceTokens):
-        return [sample.activations[tap] for tap in config.taps], device_norms(sample, form, config.taps)
+        return [sample.activations[tap] for tap in config.taps], measure_norms(sample, form, config.taps)
     measured = {tap: measure_sample(sample, tap, form) for tap in config.taps}
     return [rounded for rounded, _, _ in measured.values()], {tap: norms for tap, (_, norms, _) in measured.items()}
 
 
 def count_rows(model: RunningModel, config: BatchConfig) -> tuple[int, int]:
-    """How many rows of an epoch this rank has, and how many tokens fill no run and do not come.
+    """Count this rank's rows per epoch, and the tokens left out because they fill no run.
 
-    It makes all prompts of the rank, and runs no model. Raises UsageError where only activations
-    tell which tokens come.
+    It makes all prompts of the rank, but does not run the model. Raises UsageError if only
+    activations decide which tokens are selected.
     """
     if config.exclude & {"sink", "nonfinite"}:
         raise UsageError(
-            "a stream cannot tell how many tokens come before it has run, since sinks and what is not finite show in"
+            "a stream cannot count its tokens before it has run, because sinks and non-finite values show only in"
             " activations; leave out count_batches, left_over and drop_last, or exclude=, or store the run and train"
             " from that"
         )
@@ -196,7 +199,7 @@ def count_rows(model: RunningModel, config: BatchConfig) -> tuple[int, int]:
     for window in model.prompts.windows():
         for whole in window.samples:
             sample = model.prompts.kept.of(whole)
-            chosen = kept(SampleTokens(sample.columns, {}), config, sample.tokens)
+            chosen = choose_tokens(SampleTokens(sample.columns, {}), config, sample.tokens)
             tokens += int(chosen.sum())
             rows += len(_runs(chosen, sample, config.sequence)) if config.sequence else int(chosen.sum())
     return rows, tokens - rows * config.tokens_a_row

@@ -1,26 +1,26 @@
-"""`ActivationStream`: batches to train from while the model runs, and no file anywhere.
+"""`ActivationStream`: batches to train from while the model runs, without any files.
 
-The arguments and the batches are those of `ActivationDataset.batches`, and so are the promises:
-each token that is wanted comes exactly once an epoch, on one rank, and a trainer that was killed
-goes on with exactly the batches that would have come, byte for byte. The tokens are those that
-`layertap extract` would store with the same settings.
+The arguments, batches and guarantees are those of `ActivationDataset.batches`. Each selected token
+comes exactly once per epoch, on one rank. A trainer that was killed resumes with exactly the same
+batches, byte for byte. The tokens are those that `layertap extract` would store with the same
+settings.
 
-What differs, because nobody has seen what is still to come:
+The differences, because a stream cannot see what is still to come:
 
-- Rows are mixed within a pool of `pool_tokens` that the run makes one after the other, and not over
-  the whole dataset. A larger pool mixes better. `piece_tokens` does nothing.
-- Ranks share records, not tokens: rank r of W has every W-th record, beginning with number r. So
-  shares differ by more than a token. `drop_last` counts the rows of all ranks beforehand, which
-  takes one reading of the dataset; the model does not run for it.
-- Where to normalise by is estimated from the first pool, unless `normalisation=` says it.
+- Rows are shuffled within a pool of `pool_tokens` consecutive tokens of the run, not over the whole
+  dataset. A larger pool shuffles better. `piece_tokens` has no effect.
+- Ranks split records, not tokens: rank r of W has every W-th record, from number r. So shares
+  differ by more than a token. `drop_last` first counts the rows of all ranks, which reads the
+  dataset once, without running the model.
+- The normalisation is estimated from the first pool, unless you give `normalisation=`.
 
 On an accelerator, batches for JAX, and for a torch that sees the same card, are made there: the
-activations never visit the host (device.py). Over several devices they do.
+activations never visit the host (device.py). With several devices they do.
 
-A pool is made by a thread while the one before is used, so two are in memory, beside the model. A
-state is the number of the batch and the place in the run where its pool begins: going on costs the
-making of that pool again, and no more. A digest of where the pool ends, and of all records up to
-there, tells that it is the same pool. A state is a rank's own.
+A thread makes a pool while you use the one before, so two pools are in memory beside the model. A
+state is the number of the batch and the place in the run where its pool begins, so resuming costs
+only making that pool again. A digest of where the pool ends, with all records up to there, proves
+that it is the same pool. Each rank has its own state.
 """
 
 import sys
@@ -48,7 +48,7 @@ from layertap.reader.asking import BatchSource
 from layertap.reader.blocks import Block, BlockLayout
 from layertap.reader.config import BatchConfig, require_same_order
 from layertap.reader.handover import Batch, HandOver, pool_dtype
-from layertap.reader.measuring import pool_statistics
+from layertap.reader.measuring import measure_pool
 from layertap.reader.sample import describe_taps
 from layertap.reader.scaling import Normalisation, same_summary
 from layertap.reader.workers import Ahead, Workers
@@ -57,8 +57,8 @@ from layertap.shards.manifest import fingerprint_of
 _GROUPS: tuple[Group, ...] = ("", "input", "prompt", "model", "tap")
 _OF_TOKENS = frozenset({"keep_tokens", "storage_dtype", "on_nonfinite"})
 _DO_NOTHING = {
-    "certify": "a stream is not certified; run `layertap extract` with it",
-    "max_tokens_total": "a stream does not stop at a number of tokens; leave the loop there, or give max_tasks",
+    "certify": "works only with the command; run `layertap extract` with it",
+    "max_tokens_total": "a stream does not stop at a number of tokens; leave the loop instead, or give max_tasks",
 }
 _STATE_VERSION = 1
 
@@ -74,11 +74,11 @@ class ActivationStream(BatchSource["StreamBatches"]):
     """
 
     def __init__(self, **settings: object) -> None:
-        """`settings` are the flags of `layertap extract` without dashes, but for those of its
-        output; `storage_dtype` says as what activations come, by default the compute dtype.
+        """Open a stream. `settings` are the flags of `layertap extract` without dashes.
 
-        Config, tokenizer and dataset are looked at here, weights are read by the first batch.
-        Raises an InputError where the settings are not right.
+        Flags of its output are not allowed, except `storage_dtype`, which is the dtype of the
+        activations (by default the compute dtype). Config, tokenizer and dataset are checked here;
+        the first batch loads the weights. Raises an InputError if a setting is wrong.
         """
         config = from_keywords(RunConfig, settings, _GROUPS, _OF_TOKENS)
         refuse(settings, _DO_NOTHING)
@@ -102,38 +102,39 @@ class ActivationStream(BatchSource["StreamBatches"]):
         self._latest: StreamBatches | None = None
         self._state: Mapping[str, Any] | None = None
         self.close = weakref.finalize(self, self._session.close)
-        """End the threads that compile; batches end theirs when they are closed or forgotten."""
+        """End the threads that compile; batches end theirs when they are closed or deleted."""
 
     @property
     def layers(self) -> tuple[int, ...]:
-        """The layers that are read."""
+        """The layers that it reads."""
         return tuple(sorted({tap.layer for tap in self._taps}))
 
     @property
     def sites(self) -> tuple[Site, ...]:
-        """The sites that are read."""
+        """The sites that it reads."""
         return tuple(site for site in SITES if any(tap.site == site for tap in self._taps))
 
     @property
     def taps(self) -> Mapping[Tap, int]:
-        """Every (layer, site) that is read, with its width."""
+        """Every (layer, site) that it reads, with its width."""
         return self._taps
 
     @property
     def progress(self) -> Progress:
-        """How many samples and tokens the model computed, and how many seconds were spent waiting
-        for weights, prompts and the device: `stream.progress.waited`.
+        """How many samples and tokens the model has computed.
+
+        `stream.progress.waited` has the seconds spent waiting for weights, prompts and the device.
         """
         return self._model.progress
 
     def state_dict(self) -> dict[str, Any]:
-        """The state of the batches that were made last; raises UsageError where none were made."""
+        """Return the state of the batches made last; raises UsageError if none were made."""
         if self._latest is None:
-            raise UsageError("no batches were made of this stream, so it has no state")
+            raise UsageError("no batches were made from this stream, so it has no state; call batches() first")
         return self._latest.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Have the batches that were made last go on from there, or else the next ones."""
+        """Load a state into the batches made last, or else into the next ones."""
         if self._latest is None:
             self._state = state
         else:
@@ -142,8 +143,8 @@ class ActivationStream(BatchSource["StreamBatches"]):
     def _make_batches(self, config: BatchConfig) -> "StreamBatches":
         if config.world_size > 1 and config.normalises and config.normalisation is None:
             raise UsageError(
-                "each rank would estimate another normalisation from its own first pool; make it once, in a stream of"
-                " one rank (stream.batches(...).normalisation), and give it to all by normalisation="
+                "each rank would estimate a different normalisation from its own first pool; estimate it once, in a"
+                " stream with one rank (stream.batches(...).normalisation), and give it to all with normalisation="
             )
         columns = {name: COLUMNS[name] for name in (*config.columns, "positions")}
         widths = tuple(self._taps[tap] for tap in config.taps)
@@ -163,15 +164,15 @@ class ActivationStream(BatchSource["StreamBatches"]):
 
 
 class StreamBatches:
-    """One way of going through a stream; `ActivationStream.batches` makes it.
+    """The batches of a stream with one configuration; `ActivationStream.batches` makes them.
 
-    Each `for` goes through the rest of an epoch, the next one through the next epoch. A loop that
-    was left goes on where it was.
+    Each `for` loop runs to the end of an epoch; the next loop runs through the next epoch. If you
+    leave a loop, the next one continues there.
     """
 
     def __init__(self, model: RunningModel, config: BatchConfig, layout: BlockLayout, run: str) -> None:
         self.taps: tuple[Tap, ...] = config.taps
-        """What stands along the axis of taps: the second one, but with `sequence` the third."""
+        """The taps along their axis: the second axis, or with `sequence` the third."""
         stays = stays_on_device(config, model.opened, model.form)
         model = replace(model, opened=replace(model.opened, stays=stays))
         self._all_ranks = model
@@ -191,23 +192,25 @@ class StreamBatches:
 
     @property
     def epoch(self) -> int:
-        """The epoch that the next batch is of, counted from 0."""
+        """The epoch of the next batch, counted from 0."""
         return self._epoch
 
     @property
     def normalisation(self) -> Normalisation | None:
-        """What is done to the activations; None where nothing is. It belongs into the trainer's
-        checkpoint, and is in the state too. Where it has to be estimated, the first pool is made.
+        """The map applied to the activations; None if there is none.
+
+        Save it in the trainer's checkpoint; the state has it too. Reading it may make the first
+        pool, to estimate it.
         """
         if self._normalisation is None and self._config.normalises:
             self._current()
         return self._normalisation
 
     def count_batches(self) -> int:
-        """The batches of an epoch on this rank.
+        """Count the batches per epoch on this rank.
 
-        It makes all prompts and runs no model; so it is no `len`, which Python calls by itself.
-        Raises UsageError where only the model can tell.
+        It makes all prompts, but does not run the model. It is not `len`, because Python sometimes
+        calls `len` by itself. Raises UsageError if only the model can decide it.
         """
         config = self._config
         if not config.drop_last:
@@ -219,15 +222,16 @@ class StreamBatches:
 
     @property
     def left_over(self) -> int:
-        """Tokens of this rank that fill no run of `sequence`, and so do not come.
+        """How many tokens of this rank are left out because they do not fill a run of `sequence`.
 
-        It makes all prompts. Raises UsageError where only the model can tell.
+        It makes all prompts. Raises UsageError if only the model can decide it.
         """
         return count_rows(self._model, self._config)[1]
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the next batch stands, as JSON. It is this rank's own, and takes some hundred
-        bytes, with a normalisation that was estimated some 20 a channel.
+        """Return the position of the next batch on this rank, as JSON.
+
+        It takes a few hundred bytes; an estimated normalisation adds about 20 per channel.
         """
         number, begins = self._place()
         made = self._normalisation
@@ -244,11 +248,15 @@ class StreamBatches:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from there; raises UsageError where another run or other settings were meant."""
+        """Continue from a state; raises UsageError if its run or settings differ."""
         if state.get("version") != _STATE_VERSION or "begins" not in state:
-            raise UsageError("the state is not one of a stream, or of another version of Layertap; start anew")
+            raise UsageError(
+                "the state is not from a stream, or is from another version of Layertap; start again without it"
+            )
         if state["run"] != self._run:
-            raise UsageError("the state is of another run: model, taps, prompts or packing differ; start anew")
+            raise UsageError(
+                "the state is from another run: model, taps, prompts or packing differ; start again without it"
+            )
         require_same_order(state["order"], self._order())
         self.close()
         self._take_normalisation(state)
@@ -265,12 +273,12 @@ class StreamBatches:
             self._batch += 1
             yield batch
             if own != self._iteration:
-                raise UsageError("another loop over these batches has begun meanwhile; go on with that one")
+                raise UsageError("another loop over these batches has started; continue with that one")
         self.close()
         self._epoch, self._batch, self._pool, self._begins, self._ends = self._epoch + 1, 0, None, Place(), None
 
     def close(self) -> None:
-        """End the thread that runs the model. A later loop goes on from the same batch."""
+        """End the thread that runs the model. A later loop continues with the same batch."""
         if self._ahead is not None:
             self._ahead.close()
             self._ends = self._known_end()
@@ -282,15 +290,16 @@ class StreamBatches:
         return self._config.pool_rows // self._config.batch_rows if self._config.shuffle else 1
 
     def _place(self) -> tuple[int, Place]:
-        """The number of the pool that the next batch is of, and where it begins."""
+        """Return the number of the next batch's pool, and where that pool begins."""
         number = self._batch // self._batches_a_pool
         if self._pool is None:
             return number, self._begins
         return number, self._pool.begins if number == self._pool.number else self._pool.ends
 
     def _known_end(self) -> str | None:
-        """A digest of where the pool of the next batch ends, with all records up to there; None
-        where that pool was not made yet.
+        """Return a digest of where the next batch's pool ends, with all records up to there.
+
+        None if that pool was not made yet.
         """
         if self._pool is None:
             return self._ends
@@ -298,17 +307,17 @@ class StreamBatches:
         return fingerprint_of(self._pool.ends.to_json()) if number == self._pool.number else None
 
     def _require_same_end(self, pool: Pool | None) -> None:
-        """Refuse another pool than the one that a state was taken in."""
+        """Refuse a pool that differs from the one in the state."""
         if self._pool is None and self._ends is not None:
             made = None if pool is None else fingerprint_of(pool.ends.to_json())
             if made != self._ends:
                 raise RunMismatchError(
-                    "the dataset is not the one that the state was taken with, so other batches would come; give the"
-                    " same dataset, or start anew"
+                    "the dataset differs from the one of the state, so the batches would differ; give the same"
+                    " dataset, or start again without the state"
                 )
 
     def _next_rows(self) -> Block | None:
-        """The rows of the next batch; None at the end of the epoch."""
+        """Return the rows of the next batch; None at the end of the epoch."""
         config = self._config
         if config.drop_last and config.world_size > 1 and self._batch >= self.count_batches():
             return None
@@ -320,7 +329,7 @@ class StreamBatches:
         return None if not len(rows) or (config.drop_last and len(rows) < config.batch_rows) else rows
 
     def _current(self) -> Pool | None:
-        """The pool that the next batch is of; None behind the last one."""
+        """Return the pool of the next batch; None after the last one."""
         number, begins = self._place()
         if self._pool is not None and self._pool.number == number:
             return self._pool
@@ -329,7 +338,7 @@ class StreamBatches:
             made = make_pools(self._model, self._config, self._layout, self._epoch, number, begins, stop)
             self._ahead = Ahead(made, [stop], "make-pools")
         with ExitStack() as undo:
-            undo.callback(self.close)  # after an error or Ctrl-C, a later loop makes this pool anew
+            undo.callback(self.close)  # after an error or Ctrl-C, a later loop makes this pool again
             pool = next(self._ahead, None)
             self._require_same_end(pool)
             if pool is not None:
@@ -339,15 +348,15 @@ class StreamBatches:
         return pool
 
     def _estimate(self, pool: Pool) -> None:
-        """Measure what is to be normalised by, of the first pool."""
+        """Estimate the normalisation from the first pool."""
         config = self._config
         if self._normalisation is None and config.normalises:
-            statistics = pool_statistics(pool.block, config)
+            statistics = measure_pool(pool.block, config)
             measured = f"the first {len(pool.block) * config.tokens_a_row} tokens of the stream"
             self._set_normalisation(Normalisation.of(statistics, config.center, config.scale, measured))
 
     def _take_normalisation(self, state: Mapping[str, Any]) -> None:
-        """Go on with that of a state; raises UsageError where another is asked for."""
+        """Use the normalisation of a state; raises UsageError if another one is requested."""
         told, config, given = state["normalisation"], self._config, self._config.normalisation
         made = None if told is None else Normalisation.from_state_dict(told)
         if made is None:  # nothing was normalised, or nothing was measured yet
@@ -358,8 +367,8 @@ class StreamBatches:
             same = same_summary(made.summary(), given.summary())
         if not same:
             raise UsageError(
-                "the state is of activations that were normalised otherwise, which an autoencoder would take for other"
-                " data; give normalisation=, as your checkpoint has it"
+                "the state is from activations with another normalisation, which are different data to an autoencoder;"
+                " give the normalisation= of your checkpoint"
             )
         if made is not None and given is None:
             self._set_normalisation(made)
@@ -368,10 +377,10 @@ class StreamBatches:
         self._normalisation, self._hand_over = made, HandOver(self._config, made)
 
     def _order(self) -> dict[str, Any]:
-        """All settings that decide which token comes when on this rank."""
+        """Return all settings that decide the order of tokens on this rank."""
         return self._config.order() | {"rank": self._config.rank}
 
 
 def _stored_as_computed(config: RunConfig) -> RunConfig:
-    """The settings with the dtype in which activations are handed on."""
+    """Return the settings with the dtype of the activations that a stream returns."""
     return replace(config, format="safetensors", storage_dtype=config.storage_dtype or config.compute_dtype)

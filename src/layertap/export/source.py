@@ -22,7 +22,7 @@ import numpy as np
 from layertap.core.columns import COLUMNS
 from layertap.core.taps import Site, Tap
 from layertap.errors import UsageError
-from layertap.reader.choice import kept
+from layertap.reader.choice import choose_tokens
 from layertap.reader.config import BatchConfig, Flag
 from layertap.reader.dataset import ActivationDataset
 from layertap.reader.pieces import Rows, ShardTokens
@@ -113,7 +113,7 @@ class Source:
         rows = Rows([content.activations(tap, begin, end, own=True) for tap in self.taps], columns, samples)
         if not config.leaves_out:
             return rows
-        return rows[np.flatnonzero(kept(ShardTokens(content, begin, end), config, end - begin))]
+        return rows[np.flatnonzero(choose_tokens(ShardTokens(content, begin, end), config, end - begin))]
 
     def samples(self, shard: int) -> Sequence[SampleWords]:
         """The samples of a shard; the first one's place in the dataset is `first_sample`."""

@@ -1,7 +1,7 @@
-"""What may be asked of anything that batches are made of: the arguments of `batches`, written once.
+"""The arguments of `batches`, defined once for datasets and streams.
 
-A dataset and a stream differ in where tokens come from. What a person asks of them, and what of
-that makes no sense, is the same.
+A dataset and a stream differ in where tokens come from. Their arguments, and the checks of these,
+are the same.
 """
 
 import operator
@@ -17,15 +17,15 @@ from layertap.reader.config import BatchConfig, Dtype, Flag, Framework
 from layertap.reader.scaling import Normalisation, Scale
 
 Pair = tuple[Site, int]
-"""A site and a layer, as `inputs` and `targets` name a tap."""
+"""A site and a layer: how `inputs` and `targets` name a tap."""
 BatchesT = TypeVar("BatchesT")
 
 
 class BatchSource(ABC, Generic[BatchesT]):
-    """Something with layers and sites, of which there are batches."""
+    """Something with layers and sites that makes batches."""
 
     path: str
-    """What messages call it."""
+    """The name of the source in messages."""
 
     @property
     @abstractmethod
@@ -44,7 +44,7 @@ class BatchSource(ABC, Generic[BatchesT]):
 
     @abstractmethod
     def _make_batches(self, config: BatchConfig) -> BatchesT:
-        """Batches as they were asked for."""
+        """Make the batches that `config` describes."""
 
     def batches(
         self,
@@ -73,20 +73,19 @@ class BatchSource(ABC, Generic[BatchesT]):
         pool_tokens: int = 131_072,
         piece_tokens: int = 1024,
     ) -> BatchesT:
-        """All tokens, each once an epoch, as batches of [tokens, taps, width]; see `BatchConfig`
-        for what is asked.
+        """Return all tokens, each once per epoch, as batches of [tokens, taps, width].
 
-        One layer, site, flag or name does without a list.
-        `layers` and `sites` stand for all where they are left out; the taps are every layer at the
-        first site, then at the next. In place of them, `inputs=("mlp_in", 12)` and
-        `targets=("mlp", 12)`, or lists of such pairs, make batches with `inputs` and `targets`.
+        `BatchConfig` describes the arguments. A single layer, site, flag or name needs no list.
+        `layers` and `sites` default to all; the taps are every layer at the first site, then at the
+        next. Instead of them, `inputs=("mlp_in", 12)` and `targets=("mlp", 12)`, or lists of such
+        pairs, make batches with `inputs` and `targets`.
 
-        With `center` or `scale`, `batches.normalisation` says what was done. It is measured of the
-        tokens that come where that is cheap, else of some of them; without `exclude` and `include`
-        of all finite tokens, sinks too, which can rule it (docs/reading.md). Activations are
-        then float32, unless `dtype` says otherwise.
+        With `center` or `scale`, `batches.normalisation` holds the map. It is measured on the
+        selected tokens if that is cheap, else on some of them. Without `exclude` and `include` it
+        is measured on all finite tokens, including sinks, which can dominate it (docs/reading.md).
+        Activations are then float32, unless `dtype` is given.
 
-        Raises UsageError where a tap is not there, or arguments contradict each other.
+        Raises UsageError if a tap is missing, or arguments contradict each other.
         """
         pairs = {"inputs": inputs, "targets": targets}
         sides = self._sides(pairs, layers is not None or sites is not None)
@@ -122,13 +121,13 @@ class BatchSource(ABC, Generic[BatchesT]):
         )
 
     def _sides(self, pairs: Mapping[str, object], other_taps: bool) -> dict[str, tuple[Tap, ...]]:
-        """The taps of inputs and of targets."""
+        """Return the taps of inputs and of targets."""
         given = [name for name, value in pairs.items() if value is not None]
         if len(given) == 1:
             other = "targets" if given == ["inputs"] else "inputs"
-            raise UsageError(f"{given[0]} says one half of what a transcoder needs; give {other} too")
+            raise UsageError(f"{given[0]} is only half of what a transcoder needs; give {other} too")
         if given and other_taps:
-            raise UsageError("inputs and targets say which taps come; leave out layers and sites")
+            raise UsageError("inputs and targets already choose the taps; leave out layers and sites")
         return {name: self._named(name, value) if given else () for name, value in pairs.items()}
 
     def _named(self, name: str, value: object) -> tuple[Tap, ...]:
@@ -141,17 +140,18 @@ class BatchSource(ABC, Generic[BatchesT]):
         return taps
 
     def tap(self, layer: int, site: Site | None = None) -> Tap:
-        """The tap of this layer and site; raises UsageError where it does not have it."""
+        """Return the tap of this layer and site; raises UsageError if it is missing."""
         return find_tap(self.taps, layer, site, self.path)
 
 
 def find_tap(taps: Mapping[Tap, int], layer: int, site: Site | None, place: str) -> Tap:
-    """The one of these taps that is meant; raises UsageError, which names the `place`, where there
-    is none, or where a site has to be named.
+    """Find the tap of this layer and site; None for the site means the only one.
+
+    Raises UsageError, which names `place`, if the tap is missing or you must name a site.
     """
     sites = [known for known in SITES if any(tap.site == known for tap in taps)]
     if site is None and len(sites) > 1:
-        raise UsageError(f"{place}: has several sites; say which: {', '.join(sites)}")
+        raise UsageError(f"{place}: has several sites; give one of {', '.join(sites)}")
     tap = Tap(_whole("layer", layer), sites[0] if site is None else site)
     if tap not in taps:
         layers = ", ".join(map(str, sorted({known.layer for known in taps})))
@@ -166,12 +166,12 @@ def _is_pair(value: object) -> bool:
 
 
 def _several(given: Any) -> Any:  # noqa: ANN401 - a collection of what was given
-    """What was given, in a list where it is one."""
+    """Return a single value as a list; a collection unchanged."""
     return [given] if isinstance(given, str | Integral) else given
 
 
 def _whole(name: str, value: object) -> int:
-    """A number as Python's own, as states need it; raises UsageError where it is not whole."""
+    """Convert to Python's int, which states need; raises UsageError if it is not a whole number."""
     try:
         return operator.index(value)  # type: ignore[arg-type]
     except TypeError as error:

@@ -1,18 +1,18 @@
-"""Tokens as batches to train from: seeded, dealt out to ranks, and resumable.
+"""Batches of tokens to train from: seeded, split between ranks, and resumable.
 
-Each token that is wanted (included, and not excluded) comes exactly once an epoch, on one rank. How
-that is done is told where it is done: pieces and shares of ranks in pieces.py, the mixing in
-blocks.py. A thread fills the next pool while the present one is used, so two are in memory, and the
-pieces that are under way.
+Each selected token (included, and not excluded) comes exactly once per epoch, on one rank.
+pieces.py explains pieces and the shares of ranks; blocks.py explains the shuffling. A thread fills
+the next pool while you use the current one, so two pools are in memory, plus the pieces that are
+being read.
 
-An iterator may be left at any batch and in any way, also by Python's exit (workers.py). Reading
-then ends with the pieces that are under way. For this the generators here have no clean-up of their
-own: a generator that is destroyed late at exit would find modules that are empty already.
+You may leave an iterator at any batch and in any way, even when Python exits (workers.py). Reading
+then stops after the pieces that are being read. So the generators here have no cleanup code: a
+generator that is destroyed late at exit would find modules that are already empty.
 
-A position is two numbers, the epoch and the batches of it that were handed out: where these stand
-follows from the configuration and the manifests (and, where tokens are chosen, from their columns).
-So a state is small, is good for every rank, and goes with the dataset when that is moved. What
-comes after it is byte for byte what would have come.
+A position is two numbers: the epoch, and how many of its batches were returned. The configuration
+and the manifests (and the columns, if tokens are selected) decide the rest. So a state is small, is
+valid for every rank, and stays valid when the dataset is moved. After a resume, the batches are the
+same, byte for byte.
 """
 
 import sys
@@ -34,20 +34,20 @@ _STATE_VERSION = 1
 
 
 class Batches:
-    """One way of going through a dataset; `ActivationDataset.batches` makes it.
+    """The batches of a dataset with one configuration; `ActivationDataset.batches` makes them.
 
-    Each `for` goes through the rest of an epoch, the next one through the next epoch. `len` is the
-    number of batches of an epoch on this rank.
+    Each `for` loop runs to the end of an epoch; the next loop runs through the next epoch. `len` is
+    the number of batches per epoch on this rank.
     """
 
     def __init__(
         self, shards: Shards, layout: BlockLayout, config: BatchConfig, normalisation: Normalisation | None
     ) -> None:
         self.taps: tuple[Tap, ...] = config.taps
-        """What stands along the axis of taps: the second one, but with `sequence` the third."""
+        """The taps along their axis: the second axis, or with `sequence` the third."""
         self.normalisation: Normalisation | None = normalisation
-        """What was done to the activations; None where nothing was. It belongs into the trainer's
-        checkpoint."""
+        """The map that was applied to the activations; None if there is none. Save it in the
+        trainer's checkpoint."""
         self._hand_over = HandOver(config, normalisation)
         self._shards = shards
         self._config = config
@@ -58,18 +58,20 @@ class Batches:
 
     @property
     def epoch(self) -> int:
-        """The epoch that the next batch is of, counted from 0."""
+        """The epoch of the next batch, counted from 0."""
         return self._epoch
 
     @property
     def left_over(self) -> int:
-        """Tokens that fill no run of `sequence`, of all ranks, and so do not come: the ends of
-        samples, and what stands between excluded tokens. Reads what decides it.
+        """How many tokens of all ranks are left out because they do not fill a run of `sequence`.
+
+        These are the ends of samples, and tokens between excluded ones. Reads the columns that
+        decide it.
         """
         return self._pieces.left_over
 
     def close(self) -> None:
-        """Do nothing, since no thread reads ahead; a trainer may close a stream's batches alike."""
+        """Do nothing. It exists because the batches of a stream have it too."""
 
     def __len__(self) -> int:
         config, rows = self._config, int(self._pieces.counts.sum())
@@ -79,26 +81,32 @@ class Batches:
         return -(-(end - begin) // config.batch_rows)
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the next batch stands, as JSON; the same on all ranks that have had as many
-        batches.
+        """Return the position of the next batch, as JSON.
+
+        All ranks that have returned equally many batches have the same state.
         """
         position = {"version": _STATE_VERSION, "epoch": self._epoch, "batch": self._batch}
         told = {} if self.normalisation is None else {"normalisation": self.normalisation.summary()}
         return position | {"order": self._config.order(), "dataset": self._shards.digest} | told
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from there; raises UsageError where another dataset or configuration was meant."""
+        """Continue from a state; raises UsageError if its dataset or configuration differs."""
         if state.get("version") != _STATE_VERSION:
-            raise UsageError(f"the state is of version {state.get('version')}, this is {_STATE_VERSION}")
+            raise UsageError(
+                f"the state has version {state.get('version')}; this Layertap reads version {_STATE_VERSION}"
+            )
         if state["dataset"] != self._shards.digest:
-            raise UsageError("the state is of another dataset, or of this one when it had other shards; start anew")
+            raise UsageError(
+                "the state is from another dataset, or from this one with other shards; start again without it"
+            )
         require_same_order(state["order"], self._config.order())
         made = state.get("normalisation")
         own = None if self.normalisation is None else self.normalisation.summary()
         if not same_summary(made, own):
             raise UsageError(
-                "the state is of activations that were normalised otherwise, which an autoencoder would take for other"
-                f" data; give normalisation=, as your checkpoint has it:\n  {made} there\n  {own} now"
+                "the state is from activations with another normalisation, which are different data to an autoencoder;"
+                " give"
+                f" the normalisation= of your checkpoint:\n  {made} there\n  {own} now"
             )
         self._epoch, self._batch = state["epoch"], state["batch"]
         self._iteration += 1
@@ -111,11 +119,11 @@ class Batches:
             self._batch += 1
             yield batch
             if own != self._iteration:
-                raise UsageError("another loop over these batches has begun meanwhile; go on with that one")
+                raise UsageError("another loop over these batches has started; continue with that one")
         self._epoch, self._batch = self._epoch + 1, 0
 
     def _rows(self) -> Iterator[Block]:
-        """What is left of the epoch, a batch at a time."""
+        """Yield the rest of the epoch, one batch at a time."""
         config = self._config
         left = len(self) - self._batch if config.drop_last and config.world_size > 1 else sys.maxsize
         blocks = self._blocks(self._epoch, self._batch)
@@ -129,7 +137,7 @@ class Batches:
                 yield rows
 
     def _blocks(self, epoch: int, batch: int) -> Ahead[Block]:
-        """Blocks from that batch on; each is made while the one before is used."""
+        """Return the blocks from that batch; each is made while the one before is used."""
         config = self._config
         row = batch * config.batch_rows
         pool = row // config.pool_rows if config.shuffle else 0
@@ -143,7 +151,7 @@ class Batches:
         return Ahead(_without_first(made, row - done), [supply.readers], "make-batches")
 
     def _share(self, epoch: int, done: int) -> Share:
-        """What this rank has of an epoch, but for the first `done` rows of it."""
+        """Return this rank's share of an epoch, without its first `done` rows."""
         config, pieces = self._config, self._pieces
         order = pieces.order(epoch)
         if config.world_size == 1 and not done:  # without reading flags
@@ -151,12 +159,12 @@ class Batches:
         rows = int(pieces.counts.sum())
         begin, end = rank_share(rows, config.rank, config.world_size)
         last = pieces.locate(order, end)
-        own = order[: last.piece + (last.row > 0)]  # what lies behind is not read ahead
+        own = order[: last.piece + (last.row > 0)]  # pieces after it are not read ahead
         return Share(own, pieces.locate(order, begin + done), max(0, end - begin - done))
 
 
-def layout_of(place: str, shards: Shards, config: BatchConfig) -> BlockLayout:
-    """What a row of a pool is; raises UsageError, which names the `place`, where no dtype tells."""
+def make_layout(place: str, shards: Shards, config: BatchConfig) -> BlockLayout:
+    """Define a row of a pool; raises UsageError, which names `place`, if the dtype is ambiguous."""
     sources = shards.sources
     stored = sorted({source.manifest.storage_dtype for source in sources})
     columns = {name: COLUMNS[name] for name in (*config.columns, "positions")}
@@ -165,7 +173,7 @@ def layout_of(place: str, shards: Shards, config: BatchConfig) -> BlockLayout:
 
 
 def _without_first(blocks: Iterator[Block], rows: int) -> Iterator[Block]:
-    """The same, but for the first `rows` of the first one."""
+    """Yield the blocks without the first `rows` rows of the first one."""
     for block in blocks:
         yield block[rows:]
         rows = 0

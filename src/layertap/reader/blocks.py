@@ -1,15 +1,15 @@
-"""Rows of batches, several batches at a time, out of a supply of tokens.
+"""Turn a supply of tokens into blocks of rows, each for several batches.
 
-Shuffled, a block is a pool: it is filled with pieces, which the epoch's order takes from all over
-the dataset, and each token goes straight to its place in a random permutation of the pool. That is
-the one copy that is made; batches are slices of the pool. A pool is never used again, so you may
-keep a batch (and keep its pool in memory).
+When shuffled, a block is a pool. It is filled with pieces from all over the dataset, in the order
+of the epoch. Each token is copied directly to its place in a random permutation of the pool. That
+is the only copy; batches are slices of the pool. A pool is never reused, so you may keep a batch
+(which keeps its pool in memory).
 
-In order, a block is a batch: a view of the piece where it lies in one, has one tap and keeps its
-dtype, else put together.
+In order, a block is a batch. It is a view of a piece if it lies in one piece, has one tap and keeps
+its dtype; otherwise it is assembled.
 
-A row is a token, or with `sequence` a run of tokens: then everything but `samples` has an axis of
-the run's tokens behind the first. What makes batches for the trainer of rows is handover.py.
+A row is a token, or with `sequence` a run of tokens. Then everything except `samples` has a second
+axis for the tokens of the run. handover.py turns rows into the trainer's batches.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,13 +27,13 @@ BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
 @dataclass(frozen=True, eq=False)
 class Block:
-    """Rows in the order in which they are handed out: whole batches, but for the last block of an
-    epoch.
+    """Rows in the order of the batches. Only the last block of an epoch may hold a partial
+    batch.
     """
 
     activations: np.ndarray | list[np.ndarray]
-    """[rows, taps, width] where all taps have one width, else one [rows, width] for each; with
-    runs, [rows, sequence, taps, width]."""
+    """[rows, taps, width] if all taps have one width, else one [rows, width] per tap; with runs,
+    [rows, sequence, taps, width]."""
     columns: Mapping[str, np.ndarray]
     samples: np.ndarray
 
@@ -46,24 +46,24 @@ class Block:
         return Block(activations, {name: values[rows] for name, values in self.columns.items()}, self.samples[rows])
 
     def tap(self, number: int) -> np.ndarray:
-        """What this tap gave; [rows, width], or with runs [rows, sequence, width]; a view."""
+        """Return a view of one tap; [rows, width], or with runs [rows, sequence, width]."""
         return self.activations[number] if isinstance(self.activations, list) else self.activations[..., number, :]
 
     def put(self, places: np.ndarray | slice, rows: Rows) -> None:
         """Copy `rows` to these places; raises UsageError for what float16 cannot hold."""
         for tap, activations in enumerate(rows.activations):
             target = self.tap(tap)
-            _plain(target)[places] = _plain(rounded(activations, target.dtype))
+            _plain(target)[places] = _plain(round_to(activations, target.dtype))
         self.put_columns(places, rows)
 
     def put_columns(self, places: np.ndarray | slice, rows: Rows) -> None:
-        """Copy what `rows` have beside activations to these places."""
+        """Copy the columns and sample numbers of `rows` to these places."""
         for name, values in rows.columns.items():
             self.columns[name][places] = values
         self.samples[places] = rows.samples
 
 
-def rounded(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
+def round_to(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
     """`values` as `dtype`; raises UsageError where float16 would make an infinity of a finite one,
     as of the sinks of some models.
     """
@@ -73,28 +73,28 @@ def rounded(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
         largest = float(np.abs(values[finite].astype(np.float64)).max())
         raise UsageError(
             f'an activation of {largest:g} is beyond what float16 holds (65504); give dtype="bfloat16" or'
-            ' "float32", or leave such tokens out of batches by exclude={"sink"}'
+            ' "float32", or leave such tokens out with exclude={"sink"}'
         )
     return made
 
 
 def _plain(array: np.ndarray) -> np.ndarray:
-    """16-bit floats as the integers that numpy copies as quickly as any."""
+    """View 16-bit floats as integers, which numpy copies fast."""
     return array.view(np.uint16) if array.dtype.itemsize == 2 else array
 
 
 @dataclass(frozen=True)
 class BlockLayout:
-    """What a row of a block is."""
+    """The shapes and dtypes of a row of a block."""
 
     widths: tuple[int, ...]
-    """Of each tap."""
+    """The width of each tap."""
     dtype: np.dtype
     columns: Mapping[str, np.dtype]
     sequence: int | None = None
 
     def make_room(self, rows: int) -> Block:
-        """A block that is to be filled."""
+        """Allocate a block to fill."""
         shape = (rows,) if self.sequence is None else (rows, self.sequence)
         activations: np.ndarray | list[np.ndarray]
         if len(set(self.widths)) == 1:
@@ -108,8 +108,9 @@ class BlockLayout:
 def fill_pools(
     supply: Supply, config: BatchConfig, layout: BlockLayout, epoch: int, first: int, most: int
 ) -> Iterator[Block]:
-    """Pools from number `first` of the epoch on, of at most `most` rows in all; the last one may
-    be shorter.
+    """Yield pools from number `first` of the epoch, with at most `most` rows in all.
+
+    The last one may be shorter.
     """
     number = first
     while most > 0:
@@ -124,15 +125,13 @@ def fill_pools(
 
 
 def shuffled_places(config: BatchConfig, epoch: int, number: int, size: int) -> np.ndarray:
-    """Where in a pool its rows go; their order among each other does not depend on how many there
-    are.
-    """
+    """Return where in a pool its rows go; their relative order does not depend on `size`."""
     shuffled = np.random.default_rng((config.seed, epoch, config.rank, number)).permutation(config.pool_rows)[:size]
     return shuffled if size == config.pool_rows else shuffled.argsort().argsort()
 
 
 def take_in_order(supply: Supply, config: BatchConfig, layout: BlockLayout) -> Iterator[Block]:
-    """Batches in the order of the supply."""
+    """Yield batches in the order of the supply."""
     while parts := list(supply.take(config.batch_rows)):
         yield _join(parts, layout)
 
@@ -149,5 +148,5 @@ def _join(parts: Sequence[Rows], layout: BlockLayout) -> Block:
 
 
 def numpy_dtype(name: str) -> np.dtype:
-    """The dtype of this name, bfloat16 too."""
+    """Return the dtype with this name, including bfloat16."""
     return BFLOAT16 if name == "bfloat16" else np.dtype(name)

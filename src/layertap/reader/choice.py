@@ -1,10 +1,8 @@
-"""Which tokens come, and how they are cut into runs; the same for tokens of a shard and for those
-of a sample that lies in memory.
+"""Choose tokens and cut them into runs, in the same way for a shard and for a sample in memory.
 
-A run (`sequence=N`) is N tokens of one sample whose positions follow each other. A token that is
-left out ends a run. Each stretch of tokens that follow each other is cut into runs from its
-beginning on, and what is left at its end, fewer than N tokens, is left out. So runs depend on their
-sample alone.
+A run (`sequence=N`) is N tokens of one sample with consecutive positions. A token that is left out
+ends a run. Each stretch of consecutive tokens is cut into runs from its beginning; fewer than N
+tokens at its end are left out. So the runs depend only on their sample.
 """
 
 from collections.abc import Mapping
@@ -19,42 +17,42 @@ from layertap.reader.config import BatchConfig
 
 
 class Tokens(Protocol):
-    """What is known of some tokens that follow each other, without their activations."""
+    """What is known about some consecutive tokens without their activations."""
 
     def column(self, name: str) -> np.ndarray:
-        """A value for each of them."""
+        """Return one value per token."""
 
     def norms(self, tap: Tap) -> np.ndarray:
-        """The Euclidean norm of each one's activation; float32."""
+        """Return the Euclidean norm of each activation; float32."""
 
     def sinks(self, tap: Tap, factor: float) -> np.ndarray:
-        """Which of them are sinks; bool."""
+        """Return which tokens are sinks; bool."""
 
 
 @dataclass(frozen=True, eq=False)
 class SampleTokens:
-    """All stored tokens of one sample that lies in memory."""
+    """All stored tokens of one sample in memory."""
 
     columns: Columns
     tap_norms: Mapping[Tap, Norms]
 
     def column(self, name: str) -> np.ndarray:
-        """A value for each of them."""
+        """Return one value per token."""
         return self.columns[name]
 
     def norms(self, tap: Tap) -> np.ndarray:
-        """The Euclidean norm of each one's activation; float32."""
+        """Return the Euclidean norm of each activation; float32."""
         return self.tap_norms[tap]
 
     def sinks(self, tap: Tap, factor: float) -> np.ndarray:
-        """Which of them are sinks, by the usual norm of the sample; bool."""
+        """Return which tokens are sinks, by the usual norm of the sample; bool."""
         norms = self.tap_norms[tap]
         (usual,) = usual_norms(norms, np.array([0, len(norms)]))
         return find_sinks(norms, usual, factor)
 
 
-def kept(tokens: Tokens, config: BatchConfig, count: int) -> np.ndarray:
-    """Which of `count` tokens are included and not excluded; bool."""
+def choose_tokens(tokens: Tokens, config: BatchConfig, count: int) -> np.ndarray:
+    """Return which of `count` tokens are included and not excluded; bool."""
     chosen = np.ones(count, bool)
     if config.selections:
         labels = {name: tokens.column(name) for name in ("role", "cells")}
@@ -72,10 +70,9 @@ def kept(tokens: Tokens, config: BatchConfig, count: int) -> np.ndarray:
 
 
 def cut_runs(chosen: np.ndarray, samples: np.ndarray, positions: np.ndarray, sequence: int) -> np.ndarray:
-    """The runs that the chosen tokens make, by the tokens' numbers; [runs, sequence].
+    """Cut the chosen tokens into runs; returns indices of tokens, [runs, sequence].
 
-    `samples` and `positions` say of each token which sample it is of, and where it stands there;
-    both rise.
+    `samples` and `positions` give the sample of each token and its position there; both ascend.
     """
     rows = np.flatnonzero(chosen)
     breaks = (np.diff(positions[rows]) != 1) | (np.diff(samples[rows]) != 0)

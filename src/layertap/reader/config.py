@@ -1,4 +1,4 @@
-"""What batches are asked for."""
+"""The configuration of batches."""
 
 import math
 from collections.abc import Collection, Mapping
@@ -21,91 +21,90 @@ _BITS: Mapping[str, int] = MappingProxyType({"first": FIRST, "special": SPECIAL}
 
 @dataclass(frozen=True, kw_only=True)
 class BatchConfig:
-    """One way of going through the tokens of a dataset."""
+    """How to go through the tokens of a dataset."""
 
     batch_size: int
-    """Tokens in a batch, on each rank."""
+    """Tokens per batch, on each rank."""
 
     taps: tuple[Tap, ...]
-    """What each token brings, in this order."""
+    """The activations of each token, in this order."""
 
     seed: int = 0
-    """Decides the order, with everything that `order` lists."""
+    """Decides the order, together with everything that `order` lists."""
 
     shuffle: bool = True
-    """False: the dataset's own order."""
+    """False keeps the dataset's own order."""
 
     rank: int = 0
-    """Which share of the tokens, of `world_size`."""
+    """Which of the `world_size` shares of the tokens."""
 
     world_size: int = 1
-    """How many shares there are; they have no token in common, and all tokens together."""
+    """How many shares there are. Together they have all tokens, and each token is in one share."""
 
     exclude: frozenset[Flag] = frozenset()
-    """Tokens with any of these flags are left out; with "sink", those that are one at any of the
-    taps, and with "nonfinite", those with a NaN or an infinity at any of them."""
+    """Leave out tokens with any of these flags. "sink" leaves out sinks at any of the taps,
+    "nonfinite" tokens with a NaN or an infinity at any of them."""
 
     include: frozenset[str] = frozenset()
-    """Only tokens that are one of these: cells, answer, or the name of a role. Empty: all."""
+    """Take only tokens that are one of these: cells, answer, or the name of a role. Empty: all."""
 
     role: frozenset[str] = frozenset()
-    """Only tokens of these roles. With `include`, those that are of both."""
+    """Take only tokens of these roles. With `include`, tokens must satisfy both."""
 
     columns: tuple[str, ...] = ("token_ids",)
-    """The columns that each token brings beside its activations."""
+    """The columns that come with the activations."""
 
     sink_factor: float = SINK_FACTOR
-    """With "sink": a token is one where its norm is over so many times the usual norm of its
-    sample."""
+    """With "sink": a sink has a norm over this many times the usual norm of its sample."""
 
     drop_last: bool = False
-    """Leave out what does not fill a batch on every rank, so that all ranks have as many
+    """Leave out what does not fill a batch on every rank, so that all ranks have equally many
     batches."""
 
     as_: Framework = "numpy"
-    """Whose arrays the activations are."""
+    """The framework of the activations' arrays."""
 
     dtype: Dtype | None = None
-    """As what they are given; None: as they are stored."""
+    """The dtype of the activations; None keeps the stored one."""
 
     pool_tokens: int = 131_072
-    """Tokens that are mixed with each other, and held in memory."""
+    """How many tokens are held in memory and shuffled together."""
 
     piece_tokens: int = 1024
-    """Tokens that follow each other in a shard and come into a pool together, where shards can be
-    read by parts."""
+    """How many consecutive tokens of a shard go into a pool together, if shards can be read in
+    parts."""
 
     inputs: tuple[Tap, ...] = ()
-    """With `targets`: what stands in `batch.inputs`, each one of `taps`. Empty: all taps stand in
+    """With `targets`: the taps in `batch.inputs`, each one of `taps`. Empty: all taps are in
     `batch.activations`."""
 
     targets: tuple[Tap, ...] = ()
-    """What stands in `batch.targets`."""
+    """The taps in `batch.targets`."""
 
     single: frozenset[str] = frozenset()
-    """Which of inputs and targets is one tap that was not given in a list, and so has no axis of
+    """Which of inputs and targets was given as one tap, not in a list, and so has no axis of
     taps."""
 
     sequence: int | None = None
-    """Runs of so many tokens that follow each other in a sample, in place of single tokens. A run
-    is what is shuffled, dealt out and counted."""
+    """Return runs of this many consecutive tokens of a sample instead of single tokens. Runs are
+    then shuffled, split between ranks and counted."""
 
     center: bool = False
-    """Take the mean of each tap from its activations (reader/scaling.py)."""
+    """Subtract the mean of each tap from its activations (reader/scaling.py)."""
 
     scale: Scale | None = None
-    """Then bring each tap to one size."""
+    """Then scale each tap to one size."""
 
     normalisation: Normalisation | None = None
-    """The map to apply, in place of one that is measured."""
+    """The map to apply, instead of a measured one."""
 
     def __post_init__(self) -> None:
-        """Refuse values that make no sense; raises UsageError."""
+        """Refuse invalid values; raises UsageError."""
         for name in ("batch_size", "world_size", "pool_tokens", "piece_tokens"):
             _require(getattr(self, name) >= 1, f"{name} must be at least 1, not {getattr(self, name)}")
         _require(0 <= self.rank < self.world_size, f"rank {self.rank}: ranks are 0 to {self.world_size - 1}")
         _require(self.seed >= 0, f"seed must not be negative, not {self.seed}")
-        _require("token_ids" in self.columns, "columns: token_ids is one of them")
+        _require("token_ids" in self.columns, "columns must include token_ids")
         _require(0 < self.sink_factor < math.inf, f"sink_factor must be positive, not {self.sink_factor}")
         _require(bool(self.taps), "give at least one layer and one site")
         _require(len(set(self.taps)) == len(self.taps), "a layer or site is given twice")
@@ -135,53 +134,49 @@ class BatchConfig:
         _require(not missing, f"normalisation: has no map of {', '.join(missing)}")
         _require(
             (given.center or not self.center) and self.scale in (None, given.scale),
-            f"normalisation: was made with center={given.center}, scale={given.scale}, you ask for center="
-            f"{self.center}, scale={self.scale}; leave these out, or leave it out and have it measured",
+            f"normalisation: was made with center={given.center}, scale={given.scale}, but you ask for center="
+            f"{self.center}, scale={self.scale}; leave out either these or normalisation",
         )
 
     @property
     def normalises(self) -> bool:
-        """Whether activations are handed out centred or scaled."""
+        """Whether activations are centred or scaled."""
         return self.center or self.scale is not None or self.normalisation is not None
 
     @property
     def tokens_a_row(self) -> int:
-        """How many tokens a row of a batch is: one, or those of a run."""
+        """How many tokens a row of a batch has: one, or those of a run."""
         return self.sequence or 1
 
     @property
     def batch_rows(self) -> int:
-        """Rows of a batch."""
+        """Rows per batch."""
         return self.batch_size // self.tokens_a_row
 
     @property
     def pool_rows(self) -> int:
-        """Rows of a pool: whole batches."""
+        """Rows per pool: whole batches."""
         return max(1, self.pool_tokens // self.batch_size) * self.batch_rows
 
     @property
     def excluded_bits(self) -> int:
-        """The flags of tokens that are left out."""
+        """The bits of flags of tokens to leave out."""
         return sum(_BITS.get(flag, 0) for flag in self.exclude)
 
     @property
     def selections(self) -> tuple[tuple[str, ...], ...]:
-        """What each token must be one of, by names of `core.selection`; one tuple after the other
-        narrows it.
-        """
+        """Names of `core.selection`. A token must match one name of every tuple."""
         asked = [[name if name in (CELLS, ANSWER) else f"role:{name}" for name in self.include]]
         asked.append([f"role:{name}" for name in self.role])
         return tuple(tuple(sorted(names)) for names in asked if names)
 
     @property
     def leaves_out(self) -> bool:
-        """Whether some tokens may not come."""
+        """Whether some tokens may be left out."""
         return bool(self.exclude or self.selections)
 
     def order(self) -> dict[str, Any]:
-        """Everything but the dataset that decides which token comes when, for all ranks alike; as
-        JSON.
-        """
+        """Return all settings that decide the order of tokens, the same for all ranks; as JSON."""
         names = ("batch_size", "seed", "shuffle", "world_size", "drop_last", "pool_tokens", "piece_tokens")
         own = {name: getattr(self, name) for name in names}
         if "sink" in self.exclude and self.sink_factor != SINK_FACTOR:
@@ -192,12 +187,13 @@ class BatchConfig:
 
 
 def require_same_order(there: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Raise UsageError where a state was taken of batches that come in another order."""
+    """Raise UsageError if a state is from batches in another order."""
     names = [name for name in dict.fromkeys((*now, *there)) if there.get(name) != now.get(name)]
     if names:
         differing = (f"{name}: {there.get(name)} there, {now.get(name)} now" for name in names)
         raise UsageError(
-            "the state is of another order; give the same settings, or start anew:\n  " + "\n  ".join(differing)
+            "the state is from batches in another order; give the same settings, or start without it:\n "
+            " " + "\n  ".join(differing)
         )
 
 
@@ -208,4 +204,4 @@ def _require(condition: bool, message: str) -> None:
 
 def _require_one_of(name: str, given: Collection[str], known: Collection[str]) -> None:
     unknown = sorted(set(given) - set(known))
-    _require(not unknown, f"{name}: {', '.join(unknown)} is none of {', '.join(known)}")
+    _require(not unknown, f"{name}: {', '.join(unknown)} is unknown; give {', '.join(known)}")

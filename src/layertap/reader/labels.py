@@ -1,4 +1,4 @@
-"""What each token of a prompt is: who says it, and in ARC prompts which cell it is."""
+"""The labels of a prompt's tokens: who says each, and in ARC prompts which cell it is."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,12 +14,12 @@ _ROLE_NAMES = np.array(ROLES)
 
 @dataclass(frozen=True, eq=False)
 class Labels:
-    """The label columns of a sample, one value a token (docs/formats.md)."""
+    """The label columns of a sample, one value per token (docs/formats.md)."""
 
     role: np.ndarray
-    """uint8: its number in `core.columns.ROLES`; `role_names` has it in words."""
+    """uint8: an index into `core.columns.ROLES`; `role_names` gives the names."""
     example: np.ndarray
-    """int16: the train pair, as the prompt shows it, from 0; -2 the test; -1 no grid."""
+    """int16: the train pair, in the prompt's order, from 0; -2 the test; -1 no grid."""
     side: np.ndarray
     """uint8: 0 no grid, 1 an input, 2 an output."""
     row: np.ndarray
@@ -30,7 +30,7 @@ class Labels:
     """int64: the colours of its cells, a decimal digit each, the first cell's the lowest; -1 no
     cell."""
     cells: np.ndarray
-    """uint8: how many cells it has characters of."""
+    """uint8: how many cells the token covers, in whole or in part."""
 
     @property
     def role_names(self) -> np.ndarray:
@@ -38,9 +38,9 @@ class Labels:
         return _ROLE_NAMES[self.role]
 
     def grids(self) -> Mapping[tuple[int | str, str], Grid | None]:
-        """The grids of an ARC prompt as it shows them: by `(0, "input")`, ..., `("test", "input")`.
+        """Return the grids of an ARC prompt as shown, by `(0, "input")`, ..., `("test", "input")`.
 
-        None where not all cells of one are there.
+        A grid is None if some of its cells are missing.
         """
         found = read_grids({name: getattr(self, name) for name in NO_LABELS})
         return {("test" if pair == TEST else pair, SIDES[side]): grid for (pair, side), grid in found.items()}

@@ -1,16 +1,16 @@
-"""The normalisation of a dataset's batches, from as little as tells it.
+"""Measure the normalisation of a dataset's batches, from as little data as possible.
 
     center  tokens left out  from                                               exact
     no      none             the statistics beside the shards                   yes
     yes     none             the statistics beside the shards                   yes
-    no      some             the stored norms of the tokens that come           but for float32
-    yes     some             SOME_TOKENS that come, from all over the dataset    an estimate
+    no      some             the stored norms of the selected tokens            to float32
+    yes     some             SOME_TOKENS selected, from all over the dataset    an estimate
 
-The tokens that come are what counts, since in these models a few sinks can hold nine tenths of
-E||x||^2 and move the mean of a channel by two deviations. Norms of all tokens are stored, so
-E||x|| and E||x||^2 of any choice of them are known; a mean is not. The estimate reads some
-tokens, a piece at a time, so it needs no memory to speak of; of a dataset that has no more it is
-exact. It depends on neither seed nor rank nor where the files lie. Tokens that are not finite never
+Only the selected tokens may count, because in these models a few sinks can hold nine tenths of
+E||x||^2 and move the mean of a channel by two standard deviations. The norms of all tokens are
+stored, so E||x|| and E||x||^2 of any selection are known; a mean is not. The estimate reads some
+tokens, one piece at a time, so it needs little memory. It is exact if the dataset has no more
+tokens. It does not depend on the seed, the rank or the place of the files. Non-finite tokens never
 count.
 """
 
@@ -23,7 +23,7 @@ import numpy as np
 from layertap.core.taps import Tap
 from layertap.errors import UsageError
 from layertap.reader.blocks import Block
-from layertap.reader.choice import kept
+from layertap.reader.choice import choose_tokens
 from layertap.reader.config import BatchConfig
 from layertap.reader.pieces import Cursor, Pieces, ShardTokens, Share, Supply
 from layertap.reader.scaling import AffineMap, Normalisation, factor_of
@@ -33,14 +33,14 @@ from layertap.shards.statistics import TapStatistics, measure, no_statistics
 from layertap.shards.statistics_files import merge_runs
 
 SOME_TOKENS = 131_072
-"""Tokens of which means are estimated."""
+"""How many tokens are read to estimate means."""
 
 
-def normalisation_of(shards: Shards, config: BatchConfig) -> Normalisation | None:
-    """What batches of these shards are normalised by, the one that was given or a measured one;
-    None where nothing was asked for.
+def choose_normalisation(shards: Shards, config: BatchConfig) -> Normalisation | None:
+    """Return the normalisation for batches of these shards, given or measured; None if not
+    requested.
 
-    Raises UsageError where there is nothing to measure.
+    Raises UsageError if there is nothing to measure.
     """
     if config.normalisation is not None or not config.normalises:
         return config.normalisation
@@ -49,8 +49,8 @@ def normalisation_of(shards: Shards, config: BatchConfig) -> Normalisation | Non
     return _from_some(shards, config) if config.center else _from_norms(shards, config)
 
 
-def pool_statistics(pool: Block, config: BatchConfig) -> dict[Tap, TapStatistics]:
-    """The statistics of each tap of a pool's tokens; what is not finite does not count."""
+def measure_pool(pool: Block, config: BatchConfig) -> dict[Tap, TapStatistics]:
+    """Measure the statistics of each tap over a pool; non-finite tokens do not count."""
     return _measure(config.taps, [np.asarray(pool.tap(number)) for number in range(len(config.taps))])
 
 
@@ -70,7 +70,7 @@ def _from_files(shards: Shards, config: BatchConfig) -> Normalisation:
 
 
 def _from_some(shards: Shards, config: BatchConfig) -> Normalisation:
-    """Of tokens from all over, which are measured piece by piece as they are read."""
+    """Read tokens from all over the dataset, and measure them piece by piece."""
     plain = replace(
         BatchConfig(batch_size=1, taps=config.taps),
         **{name: getattr(config, name) for name in ("exclude", "include", "role", "sink_factor")},
@@ -84,32 +84,32 @@ def _from_some(shards: Shards, config: BatchConfig) -> Normalisation:
             part = _measure(plain.taps, rows.activations)
             statistics = {tap: own.merge(part[tap]) for tap, own in statistics.items()}
             tokens += len(rows)
-    return _made(statistics, config, f"{tokens} of the tokens that come, from all over")
+    return _made(statistics, config, f"{tokens} of the selected tokens, from all over")
 
 
 def _made(statistics: Mapping[Tap, TapStatistics], config: BatchConfig, measured: str) -> Normalisation:
     if not all(own.count for own in statistics.values()):
-        raise UsageError("no finite token comes of which a normalisation could be measured; give normalisation=")
+        raise UsageError("no selected token is finite, so no normalisation can be measured; give normalisation=")
     return Normalisation.of(statistics, config.center, config.scale, measured)
 
 
 def _from_norms(shards: Shards, config: BatchConfig) -> Normalisation:
-    """Of what is chosen; reads flags or labels, and norms."""
+    """Measure the selected tokens; reads flags or labels, and norms."""
 
     def sums(shard: int) -> np.ndarray:
         content, tokens = shards.content(shard), shards.tokens[shard]
         own = ShardTokens(content, 0, tokens)
-        chosen = kept(own, config, tokens)
+        chosen = choose_tokens(own, config, tokens)
         norms = [own.norms(tap)[chosen].astype(np.float64) for tap in config.taps]
         finite = [values[np.isfinite(values)] for values in norms]
         return np.array([[len(values), values.sum(), (values * values).sum()] for values in finite])
 
     totals = sum(shards.each(sums), np.zeros((len(config.taps), 3)))
     if not totals[:, 0].all():
-        raise UsageError("no finite token comes of which a normalisation could be measured; give normalisation=")
+        raise UsageError("no selected token is finite, so no normalisation can be measured; give normalisation=")
     maps = {}
     for tap, (count, norm, square) in zip(config.taps, totals.tolist(), strict=True):
         width = shards.sources[0].manifest.taps[tap]
         factor = factor_of(tap, config.scale, width, norm / count, square / count)
         maps[tap] = AffineMap(np.zeros(width), factor)
-    return Normalisation(maps, False, config.scale, f"the norms of the {int(totals[0, 0])} tokens that come")
+    return Normalisation(maps, False, config.scale, f"the norms of the {int(totals[0, 0])} selected tokens")

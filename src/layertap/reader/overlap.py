@@ -1,15 +1,15 @@
-"""Whether two output folders hold the same samples.
+"""Detect output folders that hold the same samples.
 
-`sample_idx` alone does not tell: each stream of a dataset counts anew (docs/fleet.md). So where two
-folders share numbers, what stands behind the smallest shared one decides, and as little as possible
-is read for it:
+`sample_idx` alone does not decide it, because each stream of a dataset counts from 0
+(docs/fleet.md). So if two folders share numbers, the sample with the smallest shared number
+decides, and as little as possible is read:
 
-    the first shards have the same checksums                   the same: a copy, or a run made twice
+    the first shards have the same checksums                   the same: a copy, or a repeated run
     else, one fingerprint and other names of the dataset       other samples: two streams
     else the task, its augmentation and the tokens are read    the same, or not
 
-So the same data extracted twice, with other settings or into another format, is found too. Two
-folders that keep other tokens of one sample are the same where they share a position.
+This also finds the same data that was extracted twice, with other settings or into another format.
+If two folders keep different tokens of one sample, they are the same if they share a position.
 """
 
 import json
@@ -22,23 +22,20 @@ from layertap.reader.sources import Source
 
 _DATASET = ("dataset_path", "dataset_name", "dataset_config", "dataset_split", "column_name")
 Described = tuple[str, str, Mapping[int, int]]
-"""A sample: its task, its origin, and its tokens' ids by their positions."""
+"""A sample: its task, its origin, and its token ids by position."""
 Describe = Callable[[int, int], Described]
-"""What is told of a sample in a source, from the number of the source and the sample's
-`sample_idx`."""
+"""Describes a sample, given the number of its source and its `sample_idx`."""
 
 
 def require_each_once(place: str, sources: Sequence[Source], describe: Describe) -> None:
-    """Raise UsageError where two sources hold the same sample, DamageError where one holds a number
-    twice.
-    """
+    """Raise UsageError if two sources hold the same sample, DamageError if one repeats a number."""
     spans = [_span(place, source) for source in sources]
     for one, other, shared in _sharing(spans):
         if _same(sources, one, other, shared, describe):
             names = f"{sources[one].name or '.'} and {sources[other].name or '.'}"
             raise UsageError(
-                f"{place}: {names} hold the same samples, sample_idx {shared} for one; a trainer would see them twice."
-                " Open one of them alone, or move one away"
+                f"{place}: {names} hold the same samples, such as sample_idx {shared}; a trainer would see them twice."
+                " Open only one of them, or move one away"
             )
 
 
@@ -46,12 +43,12 @@ _Ranges = list[tuple[int, int]]
 
 
 def _span(place: str, source: Source) -> _Ranges:
-    """The numbers that a source holds, as few ascending ranges."""
+    """Return the sample numbers of a source, as few ascending ranges."""
     ranges: _Ranges = []
     for first, last in sorted(pair for shard in source.manifest.shards for pair in shard.sample_idx):
         if ranges and first <= ranges[-1][1]:
             raise DamageError(
-                f"{place}/{source.name}: sample {first} stands there twice; `layertap verify` says in which shards"
+                f"{place}/{source.name}: has sample {first} twice; `layertap verify` says in which shards"
             )
         if ranges and first == ranges[-1][1] + 1:
             ranges[-1] = (ranges[-1][0], last)
@@ -61,7 +58,7 @@ def _span(place: str, source: Source) -> _Ranges:
 
 
 def _sharing(spans: Sequence[_Ranges]) -> Iterator[tuple[int, int, int]]:
-    """Every two sources that share numbers, with the smallest one."""
+    """Yield each two sources that share numbers, with the smallest shared number."""
     order = sorted((number for number, ranges in enumerate(spans) if ranges), key=lambda number: spans[number][0])
     for place, one in enumerate(order):
         for other in order[place + 1 :]:
@@ -92,12 +89,12 @@ def _same(sources: Sequence[Source], one: int, other: int, shared: int, describe
 
 
 def _same_sample(one: Described, other: Described) -> bool:
-    """Whether both hold a token of one sample; two runs may keep other tokens of the same one."""
+    """Return whether both hold a token of one sample; two runs may keep different tokens of it."""
     shared = one[2].keys() & other[2].keys()
     return one[:2] == other[:2] and bool(shared) and all(one[2][place] == other[2][place] for place in shared)
 
 
-def described(task_id: str, origin: object, positions: np.ndarray, token_ids: np.ndarray) -> Described:
-    """What two samples are compared by, whichever format they were read from."""
+def describe_sample(task_id: str, origin: object, positions: np.ndarray, token_ids: np.ndarray) -> Described:
+    """Return what two samples are compared by, in any format."""
     ids = dict(zip(positions.tolist(), token_ids.tolist(), strict=True))
     return task_id, json.dumps(origin, sort_keys=True), ids

@@ -1,14 +1,14 @@
-"""Tokens in pieces: the unit in which a dataset is put into an order, dealt out to ranks, and read.
+"""Pieces: the units in which a dataset is ordered, split between ranks, and read.
 
-A piece of safetensors is a range of at most `piece_tokens` tokens of one shard. A piece of pickles
-is a shard, which cannot be read by parts. Where batches are made of runs of tokens, a piece is
-whole samples, and one sample at least: a run would break at its end. For this the offsets of all
-shards are read first.
+In safetensors, a piece is a range of at most `piece_tokens` tokens of one shard. In pickles it is a
+whole shard, because parts cannot be read. For batches of runs, a piece is one or more whole
+samples, because a run would break at the end of a piece. For this, the offsets of all shards are
+read first.
 
-What a piece gives is rows: tokens that are not excluded, or runs of these (choice.py). Rank r of W
-has the rows from r/W to (r+1)/W of the sequence of pieces, in the order of the epoch. Shares differ
-by one row at most, and a rank reads its own share and no more (both ranks read a piece on their
-boundary). Pieces are read ahead, several at once.
+A piece gives rows: tokens that are not excluded, or runs of these (choice.py). Rank r of W has the
+rows from r/W to (r+1)/W of the sequence of pieces, in the order of the epoch. Shares differ by at
+most one row, and a rank reads only its own share (both ranks read a piece on their boundary).
+Several pieces are read ahead at once.
 """
 
 from collections import deque
@@ -20,7 +20,7 @@ from functools import cached_property, partial
 import numpy as np
 
 from layertap.core.taps import Tap
-from layertap.reader.choice import cut_runs, kept
+from layertap.reader.choice import choose_tokens, cut_runs
 from layertap.reader.config import BatchConfig
 from layertap.reader.shards import Shards
 from layertap.reader.workers import Workers
@@ -31,14 +31,14 @@ _LONG_PIECE = 16_384
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """Tokens that were read and not excluded, or runs of these."""
+    """Tokens that were read and not excluded, or runs of them."""
 
     activations: Sequence[np.ndarray]
-    """One [rows, width] for each tap, or [rows, sequence, width]."""
+    """One [rows, width] per tap, or [rows, sequence, width]."""
     columns: Mapping[str, np.ndarray]
-    """Each [rows], or [rows, sequence]."""
+    """Each [rows] or [rows, sequence]."""
     samples: np.ndarray
-    """Each row's sample, by its place in the dataset."""
+    """The sample of each row, as an index into the dataset."""
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -53,14 +53,14 @@ class Rows:
 
 @dataclass(frozen=True)
 class Cursor:
-    """A place in an epoch's order: so many pieces, and so many rows of the next."""
+    """A place in an epoch's order: a number of pieces, then a number of rows of the next."""
 
     piece: int
     row: int
 
 
 class Pieces:
-    """All tokens of a dataset as one configuration cuts them."""
+    """All tokens of a dataset, cut into pieces by one configuration."""
 
     def __init__(self, shards: Shards, config: BatchConfig) -> None:
         self._shards = shards
@@ -70,7 +70,7 @@ class Pieces:
         return len(self._spans)
 
     def order(self, epoch: int) -> np.ndarray:
-        """The numbers of the pieces as they come in an epoch."""
+        """Return the numbers of the pieces in the order of an epoch."""
         if not self._config.shuffle:
             return np.arange(len(self))
         return np.random.default_rng((self._config.seed, epoch)).permutation(len(self))
@@ -82,12 +82,12 @@ class Pieces:
 
     @property
     def counts(self) -> np.ndarray:
-        """How many rows each piece gives; reads what decides it, where something does."""
+        """How many rows each piece gives; reads columns if tokens are selected."""
         return self._counted[0]
 
     @property
     def left_over(self) -> int:
-        """Tokens that are not excluded and fill no run."""
+        """How many tokens are not excluded but do not fill a run."""
         return self._counted[1]
 
     @cached_property
@@ -98,13 +98,13 @@ class Pieces:
         return np.concatenate([np.empty(0, np.int64), *(counts for counts, _ in parts)]), sum(own for _, own in parts)
 
     def locate(self, order: np.ndarray, row: int) -> Cursor:
-        """The place of the row that has `row` others before it."""
+        """Return the place of row number `row`, counted from 0."""
         ends = np.cumsum(self.counts[order])
         piece = int(np.searchsorted(ends, row, side="right"))
         return Cursor(piece, row - int(ends[piece - 1] if piece else 0))
 
     def read(self, number: int) -> Rows:
-        """The rows of a piece."""
+        """Read the rows of a piece."""
         shard, begin, end = self._spans[number].tolist()
         content, config = self._shards.content(shard), self._config
         activations = [content.activations(tap, begin, end, own=config.shuffle) for tap in config.taps]
@@ -119,17 +119,17 @@ class Pieces:
         return chosen if config.sequence is None else Rows(chosen.activations, chosen.columns, samples[rows[:, 0]])
 
     def _choose(self, content: Shard, begin: int, end: int) -> tuple[np.ndarray, int]:
-        """Which tokens come, counted from `begin`, as [rows] or [rows, sequence]; and how many are
-        left over.
+        """Return the chosen tokens, counted from `begin`, as [rows] or [rows, sequence]; and how
+        many are left over.
         """
-        chosen = kept(ShardTokens(content, begin, end), self._config, end - begin)
+        chosen = choose_tokens(ShardTokens(content, begin, end), self._config, end - begin)
         if self._config.sequence is None:
             return np.flatnonzero(chosen), 0
         rows = cut_runs(chosen, _samples(content, begin, end), content.positions(begin, end), self._config.sequence)
         return rows, int(chosen.sum()) - rows.size
 
     def _count(self, spans: np.ndarray, shard: int) -> tuple[np.ndarray, int]:
-        """The rows of each piece of a shard, and its tokens that are left over."""
+        """Count the rows of each piece of a shard, and the shard's left-over tokens."""
         tokens = self._shards.tokens[shard]
         rows, left_over = self._choose(self._shards.content(shard), 0, tokens)
         bounds = np.append(spans[spans[:, 0] == shard, 1], tokens)
@@ -174,13 +174,14 @@ class ShardTokens:
 
 
 def _samples(content: Shard, begin: int, end: int) -> np.ndarray:
-    """Which sample of its shard each token is of."""
+    """Return the sample of each token, as an index into its shard."""
     return np.searchsorted(content.offsets(), np.arange(begin, end), side="right") - 1
 
 
 def _at_samples(offsets: np.ndarray, length: int) -> np.ndarray:
-    """Where pieces begin that are of whole samples, and no longer than `length` where one sample is
-    not.
+    """Return where pieces of whole samples begin.
+
+    A piece is at most `length` tokens, unless a single sample is longer.
     """
     begins, end = [0], 0
     for bound in offsets[1:].tolist():
@@ -191,13 +192,13 @@ def _at_samples(offsets: np.ndarray, length: int) -> np.ndarray:
 
 
 def rank_share(rows: int, rank: int, world_size: int) -> tuple[int, int]:
-    """The rows of a rank, from and to."""
+    """Return the range of rows of a rank (begin, end)."""
     return rank * rows // world_size, (rank + 1) * rows // world_size
 
 
 @dataclass(frozen=True, eq=False)
 class Share:
-    """What is still to come: from a place in the epoch's order on, at most so many rows."""
+    """What is still to read: from a place in the epoch's order, at most this many rows."""
 
     order: np.ndarray
     start: Cursor
@@ -205,9 +206,9 @@ class Share:
 
 
 class Supply:
-    """Hands out a share in whatever lengths you ask for.
+    """Returns a share in parts of any length.
 
-    Dismiss its `readers` in the end. Asked for more after that, it raises CancelledError.
+    Dismiss its `readers` at the end. After that, `take` raises CancelledError.
     """
 
     def __init__(self, pieces: Pieces, share: Share) -> None:
@@ -220,7 +221,7 @@ class Supply:
         self.readers = Workers(pieces.readers, "read-activations")
 
     def take(self, wanted: int) -> Iterator[Rows]:
-        """The next rows, `wanted` in all, or as many as there are."""
+        """Yield the next rows, `wanted` in all, or as many as there are."""
         wanted = min(wanted, self._left)
         while wanted and (rows := self._next()) is not None:
             self._open = rows[wanted:] if len(rows) > wanted else None
@@ -230,7 +231,7 @@ class Supply:
             yield part
 
     def _next(self) -> Rows | None:
-        """What is left of the open piece, or the next one."""
+        """Return the rest of the open piece, or the next one."""
         if self._open is not None:
             return self._open
         while len(self._ahead) < 2 * self._pieces.readers and (number := next(self._numbers, None)) is not None:

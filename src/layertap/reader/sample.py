@@ -1,10 +1,10 @@
-"""One sample, read as far as it is asked for: of a dataset, or as a model has just read it.
+"""One sample of a dataset or of a running model, read lazily.
 
-What is not asked for is not read, and activations of local safetensors are views of the mapped
-file. A sample of a pickle holds on to its whole shard.
+Only what you ask for is read, and activations of local safetensors are views of the mapped file. A
+sample from a pickle keeps its whole shard in memory.
 
-Tokens as text need the tokenizer of the model. It is looked for when it is first asked for, on this
-machine alone, so that opening a dataset costs nothing and downloads nothing.
+The text of tokens needs the tokenizer of the model. We look for it on first use, and only on this
+machine, so that opening a dataset is fast and downloads nothing.
 """
 
 import html
@@ -25,26 +25,26 @@ _SHOWN_TOKENS = 12
 
 
 class Content(Protocol):
-    """What holds samples; a `Shard` is one. Rows are counted over the tokens of all of them."""
+    """Something that holds samples, such as a `Shard`. Rows count the tokens of all its samples."""
 
     def offsets(self) -> np.ndarray:
-        """Where each sample begins, and the end of the last one; int64 [samples + 1]."""
+        """Return where each sample begins, and the end of the last one; int64 [samples + 1]."""
         ...
 
     def sample_idx(self) -> np.ndarray:
-        """The samples' numbers; int64 [samples]."""
+        """Return the `sample_idx` of each sample; int64 [samples]."""
         ...
 
     def words(self) -> list[Words]:
-        """Of each sample."""
+        """Return the texts of each sample."""
         ...
 
     def column(self, name: str, begin: int, end: int) -> np.ndarray:
-        """A column at these rows."""
+        """Return a column at these rows."""
         ...
 
     def positions(self, begin: int, end: int) -> np.ndarray:
-        """Where in its prompt each row's token is."""
+        """Return the position of each row's token in its prompt."""
         ...
 
     def activations(self, tap: Tap, begin: int, end: int) -> np.ndarray:
@@ -52,29 +52,29 @@ class Content(Protocol):
         ...
 
     def norms(self, tap: Tap, begin: int, end: int) -> np.ndarray:
-        """The Euclidean norm of each row; float32."""
+        """Return the Euclidean norm of each row; float32."""
         ...
 
     def sinks(self, tap: Tap, begin: int, end: int) -> np.ndarray:
-        """Which rows are sinks; bool."""
+        """Return which rows are sinks; bool."""
         ...
 
 
 class Context(Protocol):
-    """What a sample needs to know of where it comes from."""
+    """What a sample needs from its source."""
 
     @property
     def taps(self) -> Mapping[Tap, int]:
-        """What it has activations of, with widths."""
+        """The taps with activations, and their widths."""
         ...
 
     def tap(self, layer: int, site: Site | None) -> Tap:
-        """The tap that is asked for; raises UsageError where there is none."""
+        """Return the requested tap; raises UsageError if it is missing."""
         ...
 
     @property
     def decode(self) -> Callable[[Sequence[int]], str]:
-        """Token ids to text; raises UsageError where the tokenizer is not at hand."""
+        """A function from token ids to text; raises UsageError if the tokenizer is missing."""
         ...
 
 
@@ -83,7 +83,7 @@ class Sample:
 
     def __init__(self, content: Content, number: int, source: str, context: Context) -> None:
         self.source = source
-        """The folder that it is from, below the dataset's; samples of several streams may have one
+        """Its output folder, below the dataset's. Samples of several streams may share a
         `sample_idx`."""
         self._content = content
         self._number = number
@@ -91,44 +91,45 @@ class Sample:
 
     @cached_property
     def sample_idx(self) -> int:
-        """Its number in the run that it is from. `dataset.sample(sample_idx)` finds it; its place
-        in the dataset, as in `dataset[i]`, may be another.
+        """Its number in its run, for `dataset.sample(sample_idx)`.
+
+        Its index in the dataset, as in `dataset[i]`, may differ.
         """
         return int(self._content.sample_idx()[self._number])
 
     @property
     def task_id(self) -> str:
-        """The task, or the document, that the prompt was made of."""
+        """The task or document that the prompt was made from."""
         return self._words.task_id
 
     @property
     def text_preview(self) -> str:
-        """The prompt's first 200 characters."""
+        """The first 200 characters of the prompt."""
         return self._words.text_preview
 
     @property
     def origin(self) -> Mapping[str, Any]:
-        """How the prompt was made of its task."""
+        """How the prompt was made from its task."""
         return self._words.origin
 
     @cached_property
     def token_ids(self) -> np.ndarray:
-        """The prompt's tokens; int32 [tokens]."""
+        """The ids of the prompt's tokens; int32 [tokens]."""
         return self.column("token_ids")
 
     @cached_property
     def text(self) -> str:
-        """The whole text of the tokens, special ones included.
+        """The text of all tokens, including special ones.
 
-        Raises UsageError where this machine does not have the model's tokenizer.
+        Raises UsageError if this machine does not have the model's tokenizer.
         """
         return self._context.decode(self.token_ids.tolist())
 
     @cached_property
     def tokens(self) -> list[str]:
-        """The text of each token by itself; one that is a part of a character gives `\ufffd`.
+        """The text of each single token; a token that is part of a character gives `\ufffd`.
 
-        Raises UsageError where this machine does not have the model's tokenizer.
+        Raises UsageError if this machine does not have the model's tokenizer.
         """
         decode, ids = self._context.decode, self.token_ids.tolist()
         words = {id_: decode([id_]) for id_ in set(ids)}
@@ -136,42 +137,41 @@ class Sample:
 
     @property
     def positions(self) -> np.ndarray:
-        """The place of each token in the prompt: 0, 1, 2, ..., but for tokens that were not kept;
-        int32 [tokens].
+        """The position of each token in the prompt: 0, 1, 2, ..., with gaps for tokens that were
+        not kept; int32 [tokens].
         """
         return self._content.positions(*self._rows)
 
     @cached_property
     def labels(self) -> Labels:
-        """Who says each token, and which cell of which grid it is; raises UsageError where the run
-        was stored without labels.
+        """Who says each token, and which cell of which grid it is.
+
+        Raises UsageError if the run was stored without labels.
         """
         return Labels(**{name: self.column(name) for name in NO_LABELS})
 
     def column(self, name: str) -> np.ndarray:
-        """A column of the prompt's tokens, by its name; raises UsageError where the run stored
-        none.
-        """
+        """Return a column of the prompt's tokens by name; raises UsageError if the run lacks it."""
         return self._content.column(name, *self._rows)
 
     def activation(self, layer: int, site: Site | None = None) -> np.ndarray:
-        """What the site gave at each token; [tokens, width] in the dtype that it was stored or
-        asked for in.
+        """Return the activation of each token; [tokens, width] in the stored or requested dtype.
 
-        `site` may be left out where there is one. Raises UsageError where that layer or site was
-        not read.
+        You may leave out `site` if there is only one. Raises UsageError if that layer or site was
+        not extracted.
         """
         return self._content.activations(self._context.tap(layer, site), *self._rows)
 
     def flags(self, layer: int, site: Site | None = None) -> np.ndarray:
-        """First, special and sink tokens, as bits (docs/formats.md); which are sinks differs by
-        layer and site.
+        """Return the bits for first, special and sink tokens (docs/formats.md).
+
+        The sinks differ between layers and sites.
         """
         sinks = self._content.sinks(self._context.tap(layer, site), *self._rows)
         return self.column("flags") | np.where(sinks, np.uint8(SINK), np.uint8(0))
 
     def norms(self, layer: int, site: Site | None = None) -> np.ndarray:
-        """The Euclidean norm of each token's activation, as it is stored; float32 [tokens]."""
+        """Return the Euclidean norm of each token's stored activation; float32 [tokens]."""
         return self._content.norms(self._context.tap(layer, site), *self._rows)
 
     def __len__(self) -> int:
@@ -182,7 +182,7 @@ class Sample:
         return "\n".join(self._lines())
 
     def _repr_html_(self) -> str:
-        """As a notebook shows it: the same facts, and the first tokens with their roles."""
+        """Show the same facts in a notebook, and the first tokens with their roles."""
         facts = "<br>".join(html.escape(line) for line in self._lines())
         head = "".join(f"<th>{name}</th>" for name in ("position", "id", "token", "role"))
         rows = "".join(f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>" for row in self._first())
@@ -191,7 +191,7 @@ class Sample:
         return f"<div><p>{facts}</p><table><tr>{head}</tr>{rows}</table>{more}</div>"
 
     def _lines(self) -> list[str]:
-        """What a person wants to know, in three lines; nothing but small facts is read for it."""
+        """Describe the sample in three lines; reads only small facts."""
         preview = " ".join(self.text_preview.split())
         cut = preview[:_SHOWN_CHARACTERS] + "..." * (len(preview) > _SHOWN_CHARACTERS)
         of = f" of {self.source}" if self.source else ""
@@ -202,7 +202,9 @@ class Sample:
         ]
 
     def _first(self) -> list[tuple[str, str, str, str]]:
-        """Position, id, text and role of the first tokens; texts and roles where they are known."""
+        """Return position, id, text and role of the first tokens; unknown texts and roles are
+        empty.
+        """
         ids = self.token_ids[:_SHOWN_TOKENS].tolist()
         positions = self.positions[:_SHOWN_TOKENS].tolist()
         try:
@@ -226,7 +228,7 @@ class Sample:
 
 
 def describe_taps(taps: Mapping[Tap, int]) -> str:
-    """Which layers at which sites, and how wide: `residual of layers 6, 12 (896 wide)`."""
+    """Describe layers, sites and widths: `residual of layers 6, 12 (896 wide)`."""
     layers: dict[tuple[Site, int], list[int]] = {}
     for tap, width in taps.items():
         layers.setdefault((tap.site, width), []).append(tap.layer)
@@ -236,7 +238,7 @@ def describe_taps(taps: Mapping[Tap, int]) -> str:
 
 
 def _short(layers: Sequence[int]) -> str:
-    """The layers, as a range where they are one."""
+    """List the layers, or write them as a range."""
     ordered = sorted(layers)
     if len(ordered) > 2 and ordered == list(range(ordered[0], ordered[-1] + 1)):
         return f"{ordered[0]}-{ordered[-1]}"

@@ -1,18 +1,18 @@
-"""Normalisation: one affine map a tap, (x - mean) * factor, known before training begins.
+"""Normalisation: one affine map per tap, (x - mean) * factor, known before training begins.
 
-The map belongs to the trained autoencoder, which without it is of no use: put `state_dict()` into
-the checkpoint, or `fold` the map into the weights, so that they work on activations as the model
-has them. Both are exact, but for the rounding of float64.
+The trained autoencoder is useless without the map. Save `state_dict()` in the checkpoint, or `fold`
+the map into the weights, so that they work on the model's own activations. Both are exact up to the
+rounding of float64.
 
-`scale` says what the factor does, with the tap's mean taken out before if you asked for that:
+`scale` defines the factor, after the tap's mean is subtracted if you asked for that:
 
     unit_rms    the mean square of a channel is 1, so E||x||^2 = width
-    sqrt_d      E||x|| = sqrt(width), as SAELens has it ("expected_average_only_in"). The mean norm
-                is not known of centred activations, of which the statistics hold E||x||^2 alone.
-                There the root of that stands in its place, and the factor is that of unit_rms.
+    sqrt_d      E||x|| = sqrt(width), as in SAELens ("expected_average_only_in"). For centred
+                activations the statistics have only E||x||^2, not the mean norm. Then the root of
+                that replaces it, and the factor equals that of unit_rms.
 
-Arrays may be numpy's, JAX's or torch's: what is done to them is spelled alike in all three, so that
-none is imported here. 16-bit floats are widened to float32 first, and stay so.
+Arrays may be from numpy, JAX or torch. The operations are written the same in all three, so none is
+imported here. 16-bit floats become float32 first.
 """
 
 from collections.abc import Mapping, Sequence
@@ -32,9 +32,7 @@ _CLOSE = 1e-6
 
 
 class Folded(NamedTuple):
-    """The weights of an autoencoder that takes and gives activations as the model has them; float64
-    arrays of numpy.
-    """
+    """The weights of an autoencoder for the model's own activations; float64 numpy arrays."""
 
     W_enc: np.ndarray
     b_enc: np.ndarray
@@ -47,33 +45,33 @@ class AffineMap:
     """x -> (x - mean) * factor, for one tap."""
 
     mean: np.ndarray
-    """float64 [width]; zeros where nothing is centred."""
+    """float64 [width]; zeros if activations are not centred."""
     factor: float
-    """1 where nothing is scaled."""
+    """1 if activations are not scaled."""
 
     def apply(self, activations: Any) -> Any:  # noqa: ANN401 - of any framework
-        """[..., width], normalised."""
+        """Normalise activations [..., width]."""
         wide = widen(activations)
         return (wide - constant(self.mean, wide)) * self.factor
 
     def undo(self, normalised: Any) -> Any:  # noqa: ANN401
-        """[..., width], as the model had them."""
+        """Undo the normalisation of activations [..., width]."""
         wide = widen(normalised)
         return wide / self.factor + constant(self.mean, wide)
 
     def fold_encoder(self, weight: Any, bias: Any) -> tuple[np.ndarray, np.ndarray]:  # noqa: ANN401
-        """`weight` [width, features] and `bias` [features] of an encoder of normalised activations,
-        as those of one that takes activations as the model has them.
+        """Convert an encoder of normalised activations to one for the model's own activations.
 
-        For a crosscoder go from tap to tap, each with its own weight and the bias of the one
-        before.
+        `weight` is [width, features], `bias` [features]. For a crosscoder, go from tap to tap, each
+        with its own weight and the bias returned for the one before.
         """
         scaled = _float64(weight) * self.factor
         return scaled, _float64(bias) - self.mean @ scaled
 
     def fold_decoder(self, weight: Any, bias: Any) -> tuple[np.ndarray, np.ndarray]:  # noqa: ANN401
-        """`weight` [features, width] and `bias` [width] of a decoder, so that it gives activations
-        as the model has them.
+        """Convert a decoder to one that returns the model's own activations.
+
+        `weight` is [features, width], `bias` [width].
         """
         return _float64(weight) / self.factor, _float64(bias) / self.factor + self.mean
 
@@ -88,16 +86,15 @@ def fold(
     *,
     subtracts_b_dec: bool = False,
 ) -> Folded:
-    """The weights of the same autoencoder, for activations that are not normalised.
+    """Return the weights of the same autoencoder for activations that are not normalised.
 
     `W_enc` is [width, features], `W_dec` [features, width], as in SAELens; `torch.nn.Linear` has
-    both the other way round. Features keep their activations, and so do thresholds and top k. What
-    a feature writes changes its length, by one factor for all of them: where yours have to be of
-    length 1, normalise in place of folding. `targets` is the map of what a transcoder predicts;
-    left out: that of `inputs`. `subtracts_b_dec` is for autoencoders that take b_dec from their
-    input before they encode it.
+    both transposed. Feature activations, thresholds and top k stay the same. The decoder vectors
+    change in length, all by one factor: if yours must have length 1, normalise instead of folding.
+    `targets` is the map of a transcoder's targets; by default that of `inputs`. `subtracts_b_dec`
+    is for autoencoders that subtract b_dec from their input before they encode it.
 
-    Raises UsageError where a width does not fit, or where b_dec is to be taken from inputs of
+    Raises UsageError if a width does not fit, or if b_dec would be subtracted from inputs of
     another tap.
     """
     targets = inputs if targets is None else targets
@@ -105,30 +102,34 @@ def fold(
     features = arrays[1].shape[-1]
     expected = [(len(inputs.mean), features), (features,), (features, len(targets.mean)), (len(targets.mean),)]
     if [array.shape for array in arrays] != expected:
-        raise UsageError(f"weights are of shapes {[array.shape for array in arrays]}, should be of {expected}")
+        raise UsageError(f"weights have the shapes {[array.shape for array in arrays]}, not {expected}")
     if subtracts_b_dec and targets is not inputs:
-        raise UsageError("subtracts_b_dec: b_dec is of the targets, and cannot be taken from inputs of another tap")
+        raise UsageError(
+            "subtracts_b_dec: b_dec belongs to the targets, and cannot be subtracted from inputs of another tap"
+        )
     weight, bias = inputs.fold_encoder(arrays[0], arrays[1])
-    # (x - b_dec') * factor, with b_dec' = b_dec / factor + mean, is y - b_dec already.
+    # (x - b_dec') * factor, with b_dec' = b_dec / factor + mean, already equals y - b_dec.
     return Folded(weight, arrays[1] if subtracts_b_dec else bias, *targets.fold_decoder(arrays[2], arrays[3]))
 
 
 @dataclass(frozen=True, eq=False)
 class Normalisation:
-    """The maps of all taps of a run of training: `normalisation[12, "mlp"]` is one of them."""
+    """The maps of all taps of a training run: `normalisation[12, "mlp"]` is one of them."""
 
     maps: Mapping[Tap, AffineMap]
     center: bool
-    """Whether means are taken out."""
+    """Whether means are subtracted."""
     scale: Scale | None
     measured: str
-    """What the numbers are of, in words."""
+    """What the numbers were measured on, in words."""
 
     @staticmethod
     def of(
         statistics: Mapping[Tap, TapStatistics], center: bool, scale: Scale | None, measured: str
     ) -> "Normalisation":
-        """From statistics of each tap; raises UsageError where a tap has no size to scale by."""
+        """Make the maps from the statistics of each tap; UsageError if a tap has no size to scale
+        by.
+        """
         maps = {tap: _map(tap, own, center, scale) for tap, own in statistics.items()}
         return Normalisation(maps, center, scale, measured)
 
@@ -139,9 +140,9 @@ class Normalisation:
         return self.maps[cast(Tap, tap)]
 
     def apply(self, activations: Any, taps: Sequence[Tap]) -> Any:  # noqa: ANN401
-        """[..., taps, width], normalised."""
+        """Normalise activations [..., taps, width]."""
         mapped = widen(activations)
-        own = mapped is not activations  # what is given is not written to; of JAX's arrays nothing is
+        own = mapped is not activations  # never write to the caller's array (JAX's arrays are immutable)
         means = np.stack([self[tap].mean for tap in taps])
         factors = np.array([[self[tap].factor] for tap in taps])
         if means.any():
@@ -149,12 +150,12 @@ class Normalisation:
         return _multiply(mapped, constant(factors, mapped), own) if (factors != 1).any() else mapped
 
     def summary(self) -> dict[str, Any]:
-        """What tells it from others, as small JSON."""
+        """Return what distinguishes it from others, as small JSON."""
         taps = {f"{tap.site}.{tap.layer}": [own.factor, float(np.linalg.norm(own.mean))] for tap, own in self._sorted()}
         return {"center": self.center, "scale": self.scale, "factor_and_norm_of_mean": taps}
 
     def state_dict(self) -> dict[str, Any]:
-        """All of it as JSON; some 20 bytes a channel and tap."""
+        """Return all of it as JSON; about 20 bytes per channel and tap."""
         taps = [
             {"layer": tap.layer, "site": tap.site, "factor": own.factor, "mean": own.mean.tolist()}
             for tap, own in self._sorted()
@@ -164,11 +165,13 @@ class Normalisation:
 
     @staticmethod
     def from_state_dict(state: Mapping[str, Any]) -> "Normalisation":
-        """What `state_dict` was taken of, equal to the last bit; raises UsageError where it is
-        none.
+        """Read what `state_dict` returned, exact to the last bit; raises UsageError if it is
+        invalid.
         """
         if state.get("version") != _STATE_VERSION:
-            raise UsageError(f"normalisation: is of version {state.get('version')}, this is {_STATE_VERSION}")
+            raise UsageError(
+                f"normalisation: has version {state.get('version')}; this Layertap reads version {_STATE_VERSION}"
+            )
         try:
             maps = {
                 Tap(own["layer"], own["site"]): AffineMap(np.array(own["mean"], np.float64), float(own["factor"]))
@@ -176,14 +179,14 @@ class Normalisation:
             }
             return Normalisation(maps, bool(state["center"]), state["scale"], str(state["measured"]))
         except (LookupError, TypeError, ValueError) as error:
-            raise UsageError(f"normalisation: its state is garbled: {error!r}") from error
+            raise UsageError(f"normalisation: its state is damaged: {error!r}") from error
 
     def _sorted(self) -> list[tuple[Tap, AffineMap]]:
         return sorted(self.maps.items())
 
 
 def same_summary(one: Mapping[str, Any] | None, other: Mapping[str, Any] | None) -> bool:
-    """Whether two normalisations are the same, but for how another processor rounds."""
+    """Return whether two normalisations are equal, except for the rounding of another processor."""
     if one is None or other is None:
         return one is other
     told = [summary["factor_and_norm_of_mean"] for summary in (one, other)]
@@ -195,12 +198,12 @@ def same_summary(one: Mapping[str, Any] | None, other: Mapping[str, Any] | None)
 
 
 def factor_of(tap: Tap, scale: Scale | None, width: int, mean_norm: float, mean_square_norm: float) -> float:
-    """What a tap is multiplied with; raises UsageError where that would be nothing finite."""
+    """Return the factor of a tap; raises UsageError if it would not be finite and positive."""
     size = {None: width**0.5, "unit_rms": mean_square_norm**0.5, "sqrt_d": mean_norm}[scale]
     if not 0 < size < np.inf:
         raise UsageError(
-            f"layer {tap.layer} at {tap.site}: its activations are of size {size}, by which nothing can be scaled;"
-            " leave out scale, or the tap"
+            f"layer {tap.layer} at {tap.site}: its activations have the size {size}, so they cannot be scaled; leave"
+            " out scale, or the tap"
         )
     return float(width**0.5 / size)
 
@@ -215,14 +218,14 @@ def _map(tap: Tap, statistics: TapStatistics, center: bool, scale: Scale | None)
 
 
 def widen(array: Any) -> Any:  # noqa: ANN401 - of any framework
-    """`array`, in float32 where it was narrower."""
+    """Convert `array` to float32 if it is narrower."""
     if hasattr(array, "new_tensor"):  # torch's
         return array.float() if array.element_size() < 4 else array
     return array.astype(np.float32) if array.dtype.itemsize < 4 else array
 
 
 def constant(values: np.ndarray, like: Any) -> Any:  # noqa: ANN401 - of any framework
-    """`values` in the framework, dtype, place and number of axes of `like`."""
+    """Convert `values` to the framework, dtype, device and number of axes of `like`."""
     shaped = values.reshape((1,) * (like.ndim - values.ndim) + values.shape)
     if hasattr(like, "new_tensor"):
         return like.new_tensor(shaped)
@@ -230,7 +233,7 @@ def constant(values: np.ndarray, like: Any) -> Any:  # noqa: ANN401 - of any fra
 
 
 def _subtract(array: Any, other: Any, own: bool) -> Any:  # noqa: ANN401
-    """The difference, in the memory of `array` where that may be written to."""
+    """Return the difference, in the memory of `array` if that may be written to."""
     if not own:
         return array - other
     array -= other

@@ -1,7 +1,7 @@
-"""The shards of a dataset in their order, and what is kept of them.
+"""The shards of a dataset in order, with a cache of their small parts.
 
-Of safetensors, what is small is kept once it was read: layouts, offsets, numbers of samples and
-their usual norms. That is some 20 bytes a sample and 1 kB a file. Of pickles nothing is kept here.
+For safetensors, small parts stay in memory once read: layouts, offsets, sample numbers and usual
+norms. That is about 20 bytes per sample and 1 kB per file. For pickles nothing is kept here.
 """
 
 import hashlib
@@ -29,9 +29,9 @@ class Shards:
         self._entries = tuple((source, entry) for source in sources for entry in source.manifest.shards)
         self.tokens = tuple(entry.tokens for _, entry in self._entries)
         self.first_samples = tuple(accumulate((entry.samples for _, entry in self._entries), initial=0))
-        """The place in the dataset of each one's first sample, and behind the last."""
+        """The index in the dataset of each shard's first sample, then the number of all samples."""
         self.by_parts = tuple(source.manifest.format == "safetensors" for source, _ in self._entries)
-        """Whether parts of it can be read."""
+        """Whether parts of each shard can be read."""
         self._kept: dict[int, Shard] = {}
 
     def __len__(self) -> int:
@@ -44,11 +44,11 @@ class Shards:
         return iter(self._entries)
 
     def local(self, number: int) -> bool:
-        """Whether it lies on this machine."""
+        """Return whether a shard is on this machine."""
         return self._entries[number][0].store.local
 
     def content(self, number: int) -> Shard:
-        """What it holds."""
+        """Open a shard."""
         found = self._kept.get(number)
         if found is None:
             source, entry = self._entries[number]
@@ -59,17 +59,17 @@ class Shards:
 
     @property
     def readers(self) -> int:
-        """How many are read at once; of pickles few, since each is a shard in memory."""
+        """How many pieces are read at once; few for pickles, because each is a whole shard."""
         return _READERS if all(self.by_parts) else 2
 
     def each(self, call: Callable[[int], T]) -> list[T]:
-        """What `call` gives for the number of each shard, several at once."""
+        """Call `call` with the number of each shard, several at once, and return the results."""
         with ThreadPoolExecutor(self.readers) as pool:
             return list(pool.map(call, range(len(self))))
 
     @property
     def digest(self) -> str:
-        """Equal where the same bytes lie in the same order, wherever that is."""
+        """Equal for the same bytes in the same order, wherever they are."""
         return self.digests[-1]
 
     @cached_property

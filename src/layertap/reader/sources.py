@@ -1,14 +1,13 @@
-"""Which output folders a dataset is made of, and that they belong together.
+"""Find the output folders of a dataset, and check that they belong together.
 
-Every folder below the path that has a `metadata.json` is one source: a worker's, a host's, or an
-attempt's at a shard of a claimed dataset. They must hold the same layers, sites and width of one
-model, computed in one precision. Format and storage dtype may differ. The order of samples is the
-order of the folders' names, then that of their shards.
+Every folder below the path with a `metadata.json` is one source: the output of a worker, a host, or
+an attempt at a shard of a claimed dataset. All must have the same layers, sites and widths of one
+model, computed in one precision. Format and storage dtype may differ. Samples are ordered by the
+names of the folders, then by shard.
 
-Of a claimed dataset, several attempts at a shard may lie there, and a folder does not tell whether
-it is the one that counts. The done-manifests do, in the sharded dataset's own folder
-(docs/fleet.md). Without them, a shard that stands there twice, or is not complete, is refused
-rather than guessed at.
+A claimed dataset may have several attempts at a shard, and a folder does not show whether it
+counts. The done-manifests in the sharded dataset's own folder do (docs/fleet.md). Without them, a
+shard that occurs twice or is incomplete is refused, because we do not guess.
 """
 
 import json
@@ -32,27 +31,31 @@ class Source:
     """One output folder."""
 
     name: str
-    """Its path below the dataset's, with `/`; empty where it is the dataset itself."""
+    """Its path below the dataset's, with `/`; empty if it is the dataset itself."""
     manifest: Manifest
     store: ObjectStore
     """Its files."""
 
     @property
     def part(self) -> str | None:
-        """Which shard of a claimed dataset it is an attempt at, if it is one."""
+        """The shard of a claimed dataset that it is an attempt at; None otherwise."""
         part = self.manifest.identity.get("dataset", {}).get("part")
         return None if part is None else str(part)
 
 
 def find_sources(store: ObjectStore, sharded_dataset: str | None) -> tuple[Source, ...]:
-    """The output folders below a store's URL that count; raises UsageError where there is none."""
+    """Find the output folders below a store's URL that count; raises UsageError if there is
+    none.
+    """
     found = tuple(_found(store))
     if sharded_dataset is not None:
         found = tuple(_committed(store, found, sharded_dataset))
     else:
         _require_plain_parts(store, found)
     if not found:
-        raise UsageError(f"{store.url}: no {FILE_NAME} there or below; it is not the output of a run")
+        raise UsageError(
+            f"{store.url}: has no {FILE_NAME} there or below, so it is not the output of a run; check the path"
+        )
     _require_compatible(store, found)
     return found
 
@@ -73,21 +76,19 @@ def _require_plain_parts(store: ObjectStore, sources: Sequence[Source]) -> None:
     for source in sources:
         if source.part is None:
             continue
-        share = json.dumps(source.manifest.identity["dataset"], sort_keys=True)  # hosts of a slice have one each
+        share = json.dumps(source.manifest.identity["dataset"], sort_keys=True)  # each host of a slice has one
         twice, complete = seen.get(share), source.manifest.complete
         if twice is not None or not complete:
-            what = f"{source.name}: is not complete" if not complete else f"{twice} and {source.name}: both are there"
+            what = f"{source.name}: is incomplete" if not complete else f"both {twice} and {source.name} exist"
             raise UsageError(
-                f"{store.url}: {what}, as attempts at dataset shard {source.part}. Which attempt counts is told by the"
-                " done-manifests; give sharded_dataset=, the folder or URL of the sharded dataset"
+                f"{store.url}: {what}, as attempts at dataset shard {source.part}. The done-manifests record which"
+                " attempt counts; give sharded_dataset=, the folder or URL of the sharded dataset"
             )
         seen[share] = source.name
 
 
 def _committed(store: ObjectStore, sources: Sequence[Source], url: str) -> Iterator[Source]:
-    """The attempts that done-manifests name, in order; raises DamageError where one of them is not
-    there.
-    """
+    """Yield the attempts that done-manifests name, in order; DamageError if one is missing."""
     attempts = {
         (source.part, PurePosixPath(source.name).name, source.manifest.fingerprint): source
         for source in sources
@@ -107,7 +108,7 @@ def _committed(store: ObjectStore, sources: Sequence[Source], url: str) -> Itera
 
 
 def _outcomes(shards: ObjectStore, name: str) -> list[tuple[str, str, Mapping[str, Any]]]:
-    """The shard, the attempt and what came of it; one for each host of a slice."""
+    """Return shard, attempt and outcome, once for each host of a slice."""
     found = shards.read(name)
     try:
         done = json.loads(b"" if found is None else found.data)
@@ -116,7 +117,7 @@ def _outcomes(shards: ObjectStore, name: str) -> list[tuple[str, str, Mapping[st
             for outcome in done.get("hosts") or [done]
         ]
     except (ValueError, KeyError, TypeError) as error:
-        raise DamageError(f"{shards.url}/{name}: is no done-manifest ({error!r}); reset the shard") from error
+        raise DamageError(f"{shards.url}/{name}: is not a valid done-manifest ({error!r}); reset the shard") from error
 
 
 def _require_compatible(store: ObjectStore, sources: Sequence[Source]) -> None:
@@ -126,8 +127,8 @@ def _require_compatible(store: ObjectStore, sources: Sequence[Source]) -> None:
         differing = [name for (name, there), here in pairs if there != here]
         if differing:
             raise UsageError(
-                f"{store.url}: {first.name or '.'} and {source.name} differ in {', '.join(differing)}; they cannot be"
-                " read as one dataset, open them one by one"
+                f"{store.url}: {first.name or '.'} and {source.name} differ in {', '.join(differing)}, so they cannot"
+                " be read as one dataset; open them separately"
             )
 
 

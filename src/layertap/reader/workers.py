@@ -1,13 +1,11 @@
-"""Threads whose work may be left at any moment, and which hold up neither the one who leaves nor
-Python's exit.
+"""Threads that you can abandon at any moment, without delaying the caller or Python's exit.
 
-They are daemons, and not an executor's threads: at exit, Python waits for an executor to work off
-what was queued, and its ways to stop earlier are gone by the time that a forgotten iterator is
-destroyed. `dismiss` needs nothing but an attribute, a `SimpleQueue` and the threads, and waits for
-them 5 s at most. It may run in any thread, within the garbage collector or at exit. It takes no
-lock that its caller might hold already.
+They are daemons, not threads of an executor. At exit, Python waits until an executor has finished
+its queue, and when a forgotten iterator is destroyed, it is too late to stop an executor. `dismiss`
+needs only an attribute, a `SimpleQueue` and the threads, and waits for them at most 5 s. It may run
+in any thread, inside the garbage collector or at exit. It takes no lock that its caller might hold.
 
-A call that has begun is not interrupted. Calls that have not begun are cancelled.
+A running call is not interrupted. Calls that have not started are cancelled.
 """
 
 import threading
@@ -23,13 +21,13 @@ from typing import Any, Generic, TypeVar
 T = TypeVar("T")
 
 _PATIENCE = 5.0
-"""Seconds to wait for all threads to end their last calls. A bound, since storage may hang, and
-since the garbage collector may run `dismiss` in a thread that holds a lock which such a call
-needs."""
+"""Seconds to wait until all threads have finished their last calls. It is bounded because storage
+may hang, and because the garbage collector may run `dismiss` in a thread that holds a lock that
+such a call needs."""
 
 
 class Workers:
-    """`count` threads that run calls in the order in which these were submitted."""
+    """`count` threads that run calls in the order of submission."""
 
     def __init__(self, count: int, name: str, at_end: Callable[[], object] | None = None) -> None:
         """Each thread calls `at_end` when it ends."""
@@ -41,12 +39,12 @@ class Workers:
             thread.start()
 
     def submit(self, call: Callable[[], T]) -> "Future[T]":
-        """Have `call` run; raises CancelledError where the workers are dismissed."""
+        """Submit `call`; raises CancelledError if the workers are dismissed."""
         if self.dismissed:
             raise CancelledError
         result: Future[T] = Future()
         self._calls.put((result, call))
-        if self.dismissed:  # meanwhile: the threads may have left before they saw it
+        if self.dismissed:  # in the meantime: the threads may have ended before they saw it
             result.cancel()
         return result
 
@@ -58,7 +56,7 @@ class Workers:
                 result.cancel()
             elif result.set_running_or_notify_cancel():
                 _run(call, result)
-            del result, call  # or what the last call made would live until the next one comes
+            del result, call  # otherwise the last result would live until the next call
         if self._at_end is not None:
             self._at_end()
 
@@ -66,14 +64,14 @@ class Workers:
 def _run(call: Callable[[], T], result: "Future[T]") -> None:
     try:
         value = call()
-    except BaseException as error:  # noqa: BLE001 - handed on to whoever asks for the result
+    except BaseException as error:  # noqa: BLE001 - raised again for whoever asks for the result
         result.set_exception(error)
     else:
         result.set_result(value)
 
 
 def dismiss(teams: Sequence[Workers]) -> None:
-    """Let these threads end, after the calls that they have begun, and wait for them."""
+    """End these threads after their running calls, and wait for them."""
     for team in teams:
         team.dismissed = True
     for team in teams:
@@ -87,16 +85,16 @@ def dismiss(teams: Sequence[Workers]) -> None:
 
 
 class Ahead(Generic[T]):
-    """The same items, each made by a thread while the one before is used.
+    """Iterates over `items`; a thread makes each item while you use the one before.
 
-    The threads, and those of `teams` that make the items, are dismissed at the end of the items, at
-    an error, by `close`, and in any case when the iterator is destroyed or Python exits. So `items`
-    must not lead back to it.
+    The thread, and those of `teams` that make the items, are dismissed at the end of the items,
+    after an error, by `close`, and always when the iterator is destroyed or Python exits. So
+    `items` must not refer to this object.
     """
 
     def __init__(self, items: Iterator[T], teams: Sequence[Workers], name: str) -> None:
-        # The thread that makes the items closes them: a generator that is left to Python's exit
-        # would clean up among modules that are empty already.
+        # The thread that makes the items closes them: a generator that Python's exit destroys would
+        # clean up when modules are already empty.
         maker = Workers(1, name, getattr(items, "close", None))
         self.close = weakref.finalize(self, dismiss, (maker, *teams))
         self._make: Callable[[], Future[T | None]] = partial(maker.submit, partial(next, items, None))

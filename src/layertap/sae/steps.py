@@ -12,7 +12,7 @@ from itertools import pairwise
 import numpy as np
 
 from layertap.errors import UsageError
-from layertap.reader.choice import kept
+from layertap.reader.choice import choose_tokens
 from layertap.reader.config import BatchConfig
 from layertap.reader.pieces import ShardTokens
 from layertap.reader.shards import Shards
@@ -53,7 +53,7 @@ def take_steps(shards: Shards, config: BatchConfig, start: Place, most: int) -> 
 def _of_shard(shards: Shards, number: int, config: BatchConfig, start: Place, most: int, done: int) -> Iterator[Step]:
     content, tokens = shards.content(number), shards.tokens[number]
     offsets, (tap,) = content.offsets(), config.taps
-    chosen = np.flatnonzero(kept(ShardTokens(content, 0, tokens), config, tokens))
+    chosen = np.flatnonzero(choose_tokens(ShardTokens(content, 0, tokens), config, tokens))
     answers = _answers(content, offsets)
     last = max(len(chosen) - 1, 0) // most
     for step in range(start.steps, last + 1):
