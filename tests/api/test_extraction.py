@@ -49,5 +49,5 @@ def test_nothing_extracted_is_an_error(tiny_model: Path, tmp_path: Path) -> None
 
 
 def test_what_only_the_command_does_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="sharded_dataset_dir: workers that claim shards"):
+    with pytest.raises(UsageError, match="sharded_dataset_dir: works only with the command"):
         layertap.extract(sharded_dataset_dir=tmp_path, layers_to_extract=1)

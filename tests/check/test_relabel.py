@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from runs import changed, finished, out, small_run
 
-from layertap.check.relabel import Relabelling, relabelling
+from layertap.check.relabel import Relabelling, open_relabelling
 from layertap.check.verify import verify
 from layertap.core.columns import NO_LABELS
 from layertap.objects import open_store
@@ -29,7 +29,7 @@ def columns_of(folder: Path, number: int = 0) -> dict[str, np.ndarray]:
 def opened(folder: Path) -> Relabelling:
     manifest = load_manifest(open_store(str(folder)))
     assert manifest is not None
-    return relabelling(manifest)
+    return open_relabelling(manifest)
 
 
 def test_two_samples_of_each_shard_are_made_again(folder: Path) -> None:
@@ -65,7 +65,7 @@ def test_without_the_runs_own_tokenizer_nothing_is_compared(folder: Path, tiny_m
         manifest, identity={**manifest.identity, "prompts": {**manifest.identity["prompts"], "tokenizer": ""}}
     )
     for lacking in (gone, other):
-        labels = relabelling(lacking)
+        labels = open_relabelling(lacking)
         columns = columns_of(folder)
         columns["token_ids"][1] += 1
         assert labels.finding(columns) is None

@@ -19,20 +19,20 @@ def test_a_sample_in_two_shards_is_found(folder):
     outputs.write(folder, [outputs.three_shards()[0], [twice, *outputs.three_shards()[1]]], outputs.shard_format())
     (folder / THIRD).unlink()
     (folder / "statistics" / "shard_0003.safetensors").unlink()
-    assert outputs.the_finding(folder) == "sample 1 stands in shard 1 and in shard 2"
+    assert outputs.the_finding(folder) == "sample 1 is in shard 1 and in shard 2"
 
 
 def test_a_sample_twice_in_one_shard_is_found(tmp_path):
     outputs.write(tmp_path, [[outputs.sample(3), outputs.sample(3)]], outputs.shard_format())
-    assert outputs.the_finding(tmp_path) == "sample 3 stands in shard 1 and in shard 1"
+    assert outputs.the_finding(tmp_path) == "sample 3 is in shard 1 and in shard 1"
 
 
 def test_every_shard_that_repeats_a_long_range_is_found(tmp_path):
     everything = [outputs.sample(index) for index in range(6)]
     outputs.write(tmp_path, [everything, everything[1:2], everything[4:5]], outputs.shard_format())
     assert outputs.findings(tmp_path) == [
-        "sample 1 stands in shard 1 and in shard 2",
-        "sample 4 stands in shard 1 and in shard 3",
+        "sample 1 is in shard 1 and in shard 2",
+        "sample 4 is in shard 1 and in shard 3",
     ]
 
 
@@ -115,7 +115,7 @@ def change_a_token(entry):
 )
 def test_layers_that_disagree_about_a_sample_are_found(folder, change):
     outputs.rewrite(folder, SECOND, lambda shard: change(shard[2][1]))
-    expected = f"{SECOND}, layer 2: other samples, task ids or columns than in {SECOND}, layer 0"
+    expected = f"{SECOND}, layer 2: has other samples, task ids or columns than {SECOND}, layer 0"
     assert outputs.the_finding(folder) in (expected, f"{SECOND}: layer 2 holds other samples or tokens than layer 0")
 
 
@@ -124,7 +124,7 @@ def test_sites_that_disagree_about_token_ids_are_found(two_sites):
     outputs.rewrite(two_sites, name, lambda shard: [change_a_token(entry) for entry in each(shard, 0)])
     reference = f"residual/{THIRD}, layer 0"
     assert outputs.findings(two_sites) == [
-        f"{name}, layer {layer}: other samples, task ids or columns than in {reference}" for layer in outputs.LAYERS
+        f"{name}, layer {layer}: has other samples, task ids or columns than {reference}" for layer in outputs.LAYERS
     ]
 
 
@@ -220,7 +220,7 @@ def test_tokens_that_were_kept_are_sound_with_gaps_in_their_positions(kept):
         ("positions", 2, 2, "positions do not rise"),
         ("positions", 0, -1, "positions do not rise"),
         ("flags", 0, 1, "flags of token 0 are 1, should be 0"),
-        ("cells", 1, 0, "the token at position 2 is none of cells, which alone are kept"),
+        ("cells", 1, 0, "the token at position 2 is not in cells, but only these are kept"),
     ],
 )
 def test_what_was_not_to_be_kept_or_does_not_fit_is_found(kept, column, row, value, complaint):

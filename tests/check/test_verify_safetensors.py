@@ -209,7 +209,7 @@ def test_statistics_taken_out_of_the_manifest_are_missed(tensors):
 
 def test_an_edited_identity_is_found(tensors):
     outputs.edit_manifest(tensors, lambda document: document["identity"].update(layertap="9"))
-    assert outputs.the_finding(tensors).startswith("metadata.json: the fingerprint is not that of the identity")
+    assert outputs.the_finding(tensors).startswith("metadata.json: the fingerprint does not match the identity")
 
 
 def whole_run(document, samples, skipped=(), dataset=None):
@@ -224,8 +224,8 @@ def whole_run(document, samples, skipped=(), dataset=None):
     ("samples", "skipped", "findings"),
     [
         (6, [], []),
-        (9, [], ["samples 6 to 8 stand in no shard"]),
-        (9, [6, 8], ["samples 7 to 7 stand in no shard"]),
+        (9, [], ["samples 6 to 8 are in no shard"]),
+        (9, [6, 8], ["samples 7 to 7 are in no shard"]),
         (9, [6, 7, 8], []),
     ],
 )
@@ -238,11 +238,11 @@ def test_samples_that_a_complete_run_lacks_are_found(folder, samples, skipped, f
     ("numbers", "end", "findings"),
     [
         ([0, 1, 10, 20], 30, []),  # three texts of two contexts and one, and one
-        ([0, 1, 20], 30, ["samples 2 to 19 stand in no shard"]),
-        ([0, 1, 10, 22], 32, ["samples 11 to 21 stand in no shard"]),
+        ([0, 1, 20], 30, ["samples 2 to 19 are in no shard"]),
+        ([0, 1, 10, 22], 32, ["samples 11 to 21 are in no shard"]),
         ([0, 1, 2, 12], 22, []),  # two tasks come before the first text
-        ([0, 10], 30, ["samples 11 to 29 stand in no shard"]),
-        ([1, 11], 21, ["samples 0 to 0 stand in no shard"]),
+        ([0, 10], 30, ["samples 11 to 29 are in no shard"]),
+        ([1, 11], 21, ["samples 0 to 0 are in no shard"]),
     ],
 )
 def test_texts_that_may_be_split_have_gaps_only_behind_their_contexts(tmp_path, numbers, end, findings):
@@ -260,15 +260,15 @@ def test_a_last_shard_taken_out_with_its_files_is_found(folder):
     outputs.edit_manifest(folder, lambda document: (whole_run(document, 6), document["shards"].pop()))
     for path in folder.rglob("shard_0003*"):
         path.unlink()
-    assert outputs.the_finding(folder) == "samples 4 to 5 stand in no shard"
+    assert outputs.the_finding(folder) == "samples 4 to 5 are in no shard"
 
 
 @pytest.mark.parametrize(
     ("first", "end", "findings"),
     [
         (2, 6, []),
-        (1, 6, ["samples 1 to 1 stand in no shard"]),
-        (2, 8, ["samples 6 to 7 stand in no shard"]),
+        (1, 6, ["samples 1 to 1 are in no shard"]),
+        (2, 8, ["samples 6 to 7 are in no shard"]),
     ],
 )
 def test_samples_that_a_shard_of_a_dataset_lacks_are_found(tmp_path, first, end, findings):

@@ -167,7 +167,7 @@ def test_a_claim_that_changed_is_not_taken_over(store: ObjectStore) -> None:
 def test_who_was_robbed_notices_and_cannot_commit(store: ObjectStore) -> None:
     lease = held(store)
     thief = stolen(store, 1)
-    lost = "the lease ran out, and another worker has taken it over; what was extracted of it here does not count"
+    lost = "the lease ran out, and another worker has taken it over; what this worker extracted from it does not count"
     for act in (lambda: lease.beat({}), lambda: lease.commit({"by": 0}), lambda: lease.fail("x")):
         with pytest.raises(LeaseLostError, match=f"^dataset shard {SHARD}: {lost}$"):
             act()
@@ -375,7 +375,7 @@ def test_a_claim_is_given_back_where_it_ends_before_the_lease_is_known(
 @pytest.mark.parametrize("content", [b"", b"[]", b"{}", b'{"lost_by": 3}'])
 def test_a_garbled_claim_is_named(store: ObjectStore, content: bytes) -> None:
     store.create(claim_name(SHARD), content)
-    with pytest.raises(DamageError, match=r"claims/shard_00000\.json: is no claim .* layertap shards reset"):
+    with pytest.raises(DamageError, match=r"claims/shard_00000\.json: is not a valid claim .* layertap shards reset"):
         read_claim(store, SHARD)
 
 

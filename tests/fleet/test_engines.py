@@ -115,7 +115,7 @@ def test_wrong_input_stops_all_workers(small: ExtractConfig, dataset: str, log: 
     wrong = worker_of(changed(small, model_path=str(tmp_path / "nothing")), dataset)
     with engine(wrong, log, "local", 2) as process:
         assert process.wait(120) == 2
-    assert "cannot go on, as it said above" in log.read_text()
+    assert "stopped with the error above" in log.read_text()
 
 
 @pytest.mark.timeout(900)  # three processes load a model on what may be a busy machine
@@ -149,7 +149,7 @@ def test_a_worker_whose_parent_is_gone_is_interrupted(small: ExtractConfig, data
     try:
         started.stdin.write(pickle.dumps(worker_of(small, dataset)))
         started.stdin.flush()
-        while b"waiting for the 1" not in (line := started.stdout.readline()):
+        while b"waiting for 1" not in (line := started.stdout.readline()):
             assert line
         started.stdout.close()
         started.stdin.close()
@@ -253,7 +253,7 @@ def test_a_ray_worker_killed_in_mid_shard_is_started_again_and_nothing_is_lost(
         assert victim is not None, log.read_text()
         os.kill(victim, signal.SIGKILL)
         assert process.wait(400) == 0, log.read_text()
-    assert "worker 5 died; it is started again in 0.5 s" in log.read_text()
+    assert "worker 5 died; restarting it in 0.5 s" in log.read_text()
     assert f"6 of 6 dataset shards of {dataset} are done" in log.read_text()
     assert {manifest["worker"] for manifest in done(open_store(dataset))} <= {5, 6}
     assert not list(open_store(dataset).list("claims/"))
@@ -307,5 +307,5 @@ def test_an_address_is_tried_before_ray_waits_for_it(
 @pytest.mark.usefixtures("_own_variables")
 def test_resources_that_ray_does_not_take_are_refused(small: ExtractConfig) -> None:
     ray = pytest.importorskip("ray")
-    with pytest.raises(UsageError, match=r"--resources_per_worker: Ray does not take .*'TPU': 3.* supported"):
+    with pytest.raises(UsageError, match=r"--resources_per_worker: Ray refuses .*'TPU': 3.* supported"):
         _WorkerTask(ray, {"CPU": 1, "TPU": 3}, small)

@@ -18,7 +18,7 @@ from layertap.demo.tasks import make_tasks, write_tasks
 from layertap.errors import BadTaskError, DamageError, RunMismatchError, UsageError
 from layertap.fleet.claims import claim_name, done_name, take
 from layertap.fleet.sharded import RUN, create_shards, read_dataset
-from layertap.fleet.status import free_shards, read_done, shard_states
+from layertap.fleet.status import free_shards, read_done, read_shard_states
 from layertap.objects import open_store
 from layertap.objects.base import ObjectStore
 
@@ -72,7 +72,7 @@ def test_again_changes_nothing_and_another_cut_is_refused(cut: CreateShardsConfi
     assert not create_shards(cut)[1]
     before = {info.name: info.version for info in store.list()}
     assert create_shards(cut)[1]
-    with pytest.raises(RunMismatchError, match=r"dataset\.json: holds another dataset, or another cut"):
+    with pytest.raises(RunMismatchError, match=r"dataset\.json: holds another dataset, or another split"):
         create_shards(changed(cut, num_shards=3))
     assert {info.name: info.version for info in store.list()} == before
 
@@ -113,7 +113,7 @@ def test_bad_tasks_stop_it_or_are_listed(tmp_path: Path, demo_tasks: Path) -> No
 @pytest.mark.parametrize("content", [b"[", b"{}", b'{"format_version": 2}', b'{"format_version": 1, "shards": 3}'])
 def test_a_garbled_manifest_is_refused(store: ObjectStore, content: bytes) -> None:
     store.create("dataset.json", content)
-    with pytest.raises(DamageError, match=r"dataset\.json: is (no manifest|of format version 2)"):
+    with pytest.raises(DamageError, match=r"dataset\.json: (is not a valid manifest|has format version 2)"):
         read_dataset(store)
 
 
@@ -154,7 +154,7 @@ def test_create_status_reset(demo_tasks: Path, place: str, store: ObjectStore, c
     status, text = run(capsys, "reset", place, "0", "1")
     assert status == 2
     assert "worker 1@here is busy with it" in text
-    assert run(capsys, "reset", place, "0", "2", "3") == (0, "1 of 3 shards were not free, and are now\n")
+    assert run(capsys, "reset", place, "0", "2", "3") == (0, "freed 1 of 3 shards; the others were already free\n")
     assert run(capsys, "reset", place, "9")[0] == 2
     assert run(capsys, "reset", place)[0] == 2
     store.create(RUN, b"{}")
@@ -192,7 +192,7 @@ def test_a_lost_lease_is_told_by_the_far_end_s_clock(demo_tasks: Path, gcs: Fake
     create_shards(CreateShardsConfig(dataset_path=str(demo_tasks), output=bucket.url, num_shards=2))
     assert take(bucket, "shard_00001", claim(5)) is not None
     gcs.state.skew = 123
-    free, lost = shard_states(bucket, read_dataset(bucket))
+    free, lost = read_shard_states(bucket, read_dataset(bucket))
     assert (free.condition, lost.condition) == ("free", "lost")
     assert free_shards(bucket, [lost.shard], force=False) == 1
 
@@ -207,11 +207,11 @@ def test_looking_costs_two_listings_and_two_requests_for_each_claim(
             lease.commit({"shard": lease.shard})
     dataset = read_dataset(bucket)
     gcs.faults.log.clear()
-    shard_states(bucket, dataset)
+    read_shard_states(bucket, dataset)
     assert [gcs.faults.count(kind) for kind in ("list", "stat", "media")] == [2, 3, 3]
     assert len(gcs.faults.log) == 8
     assert read_done(bucket, "shard_00001") == {"shard": "shard_00001"}
     assert read_done(bucket, "shard_00009") is None
     bucket.create(done_name("shard_00009"), b'{"shard": "shard_00008"}')
-    with pytest.raises(DamageError, match="is no done-manifest"):
+    with pytest.raises(DamageError, match="is not a valid done-manifest"):
         read_done(bucket, "shard_00009")

@@ -123,16 +123,16 @@ def test_streams_that_were_changed_are_named(streams: StreamsConfig, damage: str
         path.write_bytes(path.read_bytes().replace(b"1", b"2", 1))
     else:
         path.unlink()
-    with pytest.raises(DamageError, match=r"stream_001\.jsonl: is gone or was changed"):
+    with pytest.raises(DamageError, match=r"stream_001\.jsonl: is missing or was changed"):
         create_streams(streams)
 
 
 @pytest.mark.parametrize(
     ("name", "text", "said"),
     [
-        ("notes.txt", "mine", "holds files that are no streams"),
-        ("manifest.json", "{", "is no manifest of streams"),
-        ("manifest.json", "null", "is no manifest of streams"),
+        ("notes.txt", "mine", "holds files that are not streams"),
+        ("manifest.json", "{", "is not a valid manifest of streams"),
+        ("manifest.json", "null", "is not a valid manifest of streams"),
         ("manifest.json", '{"format_version": 1, "streams": 7}', "num_streams: null there, 3 now"),
     ],
 )

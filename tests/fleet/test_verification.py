@@ -114,7 +114,7 @@ DAMAGE = {
     "an output that is gone": (lambda output, _: shutil.rmtree(attempt(output, 1)), "shard_00001", "no such file"),
     "another shard's output": (swap, "shard_00000", "is of shard_00001, not of shard_00000"),
     "another manifest": (leave_unfinished, "shard_00001", "is not the one that done/shard_00001.json names"),
-    "a garbled done-manifest": (edit_done, "done/shard_00002.json", "is no done-manifest"),
+    "a garbled done-manifest": (edit_done, "done/shard_00002.json", "is not a valid done-manifest"),
 }
 
 
@@ -142,7 +142,7 @@ def test_what_nobody_has_finished_is_no_damage(finished, tmp_path: Path, capsys)
     (tmp_path / "dataset" / "done" / "shard_00002.json").unlink()
     status, report = verified(capsys, tmp_path / "dataset")
     assert (status, report["sound"], report["complete"]) == (0, True, False)
-    assert report["unfinished"] == ["shard_00002: nobody has finished it yet"]
+    assert report["unfinished"] == ["shard_00002: is not finished yet"]
 
 
 def test_a_place_without_output_is_refused(tmp_path: Path, finished, capsys) -> None:

@@ -176,7 +176,7 @@ def test_a_commit_that_nobody_settled_is_settled_without_waiting_for_the_lease(
         patch.setattr("layertap.fleet.claims.settle", lambda *_: None)
         dead.commit({"shard": "shard_00001", "worker": 7})
     assert main(["shards", "status", place]) == 0
-    assert "shard 1: it is committed, and the next worker" in capsys.readouterr().out
+    assert "shard 1: is committed; the next worker" in capsys.readouterr().out
     assert work(worker_of(fleet, place, lease_seconds=1.0)).shards == COUNT - 1
     assert [manifest["worker"] for manifest in done(store)] == [0, 7, 0]
     assert not list(store.list("claims/"))
@@ -355,7 +355,7 @@ def test_a_shard_whose_unfinished_output_was_deleted_begins_anew(
         with pytest.raises(KeyboardInterrupt):
             work(changed(uploader, sharded=dataclasses.replace(uploader.sharded, preferred_shard_id=1)))
     delete_output(f"gs://{BUCKET}/activations/tpu_4/shard_00001")
-    with pytest.raises(DamageError, match="is gone"):
+    with pytest.raises(DamageError, match="is missing"):
         work(changed(uploader, sharded=dataclasses.replace(uploader.sharded, preferred_shard_id=1)))
     assert not list(bucket.list("claims/"))
     assert work(uploader).shards == COUNT

@@ -55,7 +55,7 @@ def test_a_run_stops_with_the_sample_that_reaches_the_limit(
     assert manifest(limited)["progress"]["max_tokens_total"] == limit
     report = verify(out(limited))
     assert report.sound, report.findings
-    assert f"complete, as it stopped at --max_tokens_total {limit}" in report.describe()
+    assert f"complete, stopped at --max_tokens_total {limit}" in report.describe()
     assert f"stopped at --max_tokens_total {limit}; with more tokens" in summary.describe()
 
 
@@ -120,7 +120,7 @@ def test_a_sample_that_is_missing_before_is_found(limited: ExtractConfig) -> Non
     assert document["progress"]["sample_idx"] > 0
     document["progress"]["sample_idx"] += 100
     path.write_text(json.dumps(document))
-    assert any("stand in no shard" in finding for finding in verify(out(limited)).findings)
+    assert any("are in no shard" in finding for finding in verify(out(limited)).findings)
 
 
 def test_it_is_refused_where_it_would_not_be_one_number(config: ExtractConfig) -> None:

@@ -1,7 +1,7 @@
-"""Whether labels can be true: values in their ranges, and columns that fit each other.
+"""Check that labels are possible: values in range, and columns that fit each other.
 
-That needs nothing but the columns. Whether they are the right ones for the text is found for some
-samples by making the prompt again (relabel.py).
+This needs only the columns. For some samples, relabel.py also checks that the labels are right for
+the text, by making the prompt again.
 """
 
 from collections.abc import Iterator
@@ -14,8 +14,8 @@ _MOST_SIDE = 30
 _MOST_DIGITS = 18
 
 
-def wrong_labels(columns: Columns) -> Iterator[tuple[int, str]]:
-    """What cannot be, with the first row where it is; nothing where there are no labels."""
+def find_wrong_labels(columns: Columns) -> Iterator[tuple[int, str]]:
+    """Yield each impossible combination with its first row; nothing if there are no labels."""
     if not NO_LABELS.keys() <= columns.keys():
         return
     for finding, wrong in _impossible(columns):

@@ -1,8 +1,7 @@
-"""Several output folders checked together: those of many workers, or those that done-manifests
-name.
+"""Check several output folders together: those of many workers, or those that done-manifests name.
 
-Each is checked as one alone is (verify.py); a folder that cannot be checked at all is a finding,
-and hides no other.
+Each is checked like a single one (verify.py). A folder that cannot be checked is a finding, and
+does not hide others.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,11 +22,11 @@ class PlacesReport:
 
     place: str
     reports: Mapping[str, VerifyReport]
-    """By the path or URL that the folder was opened by."""
+    """By the path or URL of the folder."""
     findings: tuple[str, ...] = ()
-    """What is wrong beside what is wrong within a folder."""
+    """Findings that are not within one folder."""
     unfinished: tuple[str, ...] = ()
-    """What is still to come; no damage."""
+    """What is unfinished, which is not damage."""
 
     @property
     def sound(self) -> bool:
@@ -36,11 +35,11 @@ class PlacesReport:
 
     @property
     def complete(self) -> bool:
-        """Whether nothing is still to come."""
+        """Whether nothing is unfinished."""
         return not self.unfinished and all(report.manifest.complete for report in self.reports.values())
 
     def describe(self) -> str:
-        """Lines for a person: what is wrong or unfinished, then all in one."""
+        """Return lines for the user: what is wrong or unfinished, then a summary."""
         reports = self.reports.values()
         open_ones = [f"{report.folder}: is not complete" for report in reports if not report.manifest.complete]
         empty = [f"{it.folder}: is complete, and EMPTY: it holds no sample" for it in reports if it.empty]
@@ -54,7 +53,7 @@ class PlacesReport:
         )
 
     def to_json(self) -> Json:
-        """The same for a program."""
+        """Return the same for a program."""
         return {
             "place": self.place,
             "sound": self.sound,
@@ -75,22 +74,22 @@ class PlacesReport:
         }
 
 
-def outputs_below(store: ObjectStore) -> list[str]:
-    """The output folders below the store's URL, as paths from there; raises UsageError where there
-    is none.
-    """
+def find_outputs(store: ObjectStore) -> list[str]:
+    """Find the output folders below the store's URL, as relative paths; UsageError if none."""
     paths = (PurePosixPath(info.name) for info in store.list())
     found = [path.parent.as_posix() for path in paths if path.name == FILE_NAME]
     if not found:
-        raise UsageError(f"{store.url}: no {FILE_NAME} there or below; it is not the output of a run")
+        raise UsageError(
+            f"{store.url}: has no {FILE_NAME} there or below, so it is not the output of a run; check the path"
+        )
     return found
 
 
 def verify_places(place: str, outputs: Sequence[str], on_read: OnRead = lambda _done, _total: None) -> PlacesReport:
     """Check the output folders at these paths or URLs.
 
-    `on_read` is told how many of about how many bytes are read: folders to come are taken to be as
-    large as the others.
+    `on_read` gets the bytes read, and an estimate of all bytes: it assumes that the remaining
+    folders are as large as the others.
     """
     reports: dict[str, VerifyReport] = {}
     findings: list[str] = []
@@ -107,7 +106,7 @@ def verify_places(place: str, outputs: Sequence[str], on_read: OnRead = lambda _
 
 
 class _Count:
-    """Tells how far all folders are, from how far one of them is."""
+    """Reports the progress over all folders from the progress in one."""
 
     def __init__(self, on_read: OnRead, before: int, scale: float) -> None:
         self.total = 0

@@ -1,13 +1,13 @@
-"""The labels of some samples made once more, and compared with those that are stored.
+"""Make the labels of some samples again, and compare them with the stored ones.
 
-From the stored labels the grids of an ARC prompt can be read back. With these, the run's own
-template, encoder and tokenizer make the prompt again: its token ids and its labels must be the
-stored ones, so a label that is wrong anywhere in the prompt is found. That is worth a few
-milliseconds a sample, so two samples of each shard are made again, and not all.
+The stored labels give back the grids of an ARC prompt. From these, the run's own template, encoder
+and tokenizer make the prompt again. Its token ids and labels must equal the stored ones, so this
+finds a wrong label anywhere in the prompt. It takes a few milliseconds per sample, so only two
+samples of each shard are checked.
 
-It needs the libraries of a run, the tokenizer, in the folder that the run names or in this
-machine's cache of the Hub, and a prompt template that comes with Layertap. Where these are not at
-hand, or the prompt is no ARC prompt, nothing is compared: `verify` says how many were.
+It needs the libraries of a run, the tokenizer (in the folder that the run names or in this
+machine's Hub cache) and a prompt template that comes with Layertap. If one is missing, or the
+prompt is not an ARC prompt, nothing is compared. `verify` reports how many samples were.
 """
 
 from dataclasses import dataclass, field
@@ -29,27 +29,27 @@ _INPUT, _OUTPUT = SIDES.index("input"), SIDES.index("output")
 
 @dataclass
 class Relabelling:
-    """Makes labels again, where that can be done."""
+    """Makes labels again, if that is possible."""
 
     _maker: "PromptMaker | None"
     compared: int = field(default=0, init=False)
-    """How many samples' labels were made again."""
+    """How many samples were compared."""
 
     def finding(self, columns: Columns) -> str | None:
-        """What is wrong with the labels of a sample with these columns; None where nothing is, or
-        where it cannot be told.
+        """Return what is wrong with a sample's labels; None if nothing is, or if it cannot be
+        checked.
         """
         if self._maker is None or not NO_LABELS.keys() <= columns.keys() or (columns["example"] == NONE).all():
             return None
         grids = read_grids(columns)
         task = _shown_task(grids) if None not in grids.values() else None
         if task is None:
-            return None if _is_cut(columns) else "the labels of its cells make no whole grids"
+            return None if _is_cut(columns) else "the labels of its cells do not form whole grids"
         self.compared += 1
         made = self._maker.show_task(task, with_answer=task.test[0].output is not None)
         at = columns["positions"]
         if at.size and at[-1] >= len(made["token_ids"]):
-            return f"its tokens end at {at[-1]}, but made again the prompt has {len(made['token_ids'])}"
+            return f"its tokens end at {at[-1]}, but the prompt made again has {len(made['token_ids'])} tokens"
         for name in ("token_ids", *NO_LABELS):
             wrong = np.flatnonzero(columns[name] != made[name][at])
             if wrong.size:
@@ -59,11 +59,11 @@ class Relabelling:
         return None
 
 
-def relabelling(manifest: Manifest) -> Relabelling:
-    """What makes the labels of this run again; one that compares nothing where that cannot be."""
+def open_relabelling(manifest: Manifest) -> Relabelling:
+    """Prepare to make the labels of this run again; if impossible, nothing will be compared."""
     try:
         from layertap.prompts import PromptMaker, find_tokenizer, load_template, parse_grid_encoder
-    except ModuleNotFoundError:  # where outputs are only read (docs/reading.md)
+    except ModuleNotFoundError:  # an installation that only reads outputs (docs/reading.md)
         return Relabelling(None)
     prompts = manifest.identity.get("prompts", {})
     try:
@@ -78,13 +78,13 @@ def relabelling(manifest: Manifest) -> Relabelling:
 
 
 def _is_cut(columns: Columns) -> bool:
-    """Whether the prompt ends within its answer, or not all of its tokens were stored."""
+    """Return whether the prompt ends within its answer, or some tokens were not stored."""
     within = columns["example"][-1] == TEST and columns["side"][-1] == _OUTPUT
     return bool(within) or not np.array_equal(columns["positions"], np.arange(len(columns["positions"])))
 
 
 def _shown_task(grids: dict[tuple[int, int], Grid | None]) -> Task | None:
-    """The task as the prompt shows it; None where not all of it is there."""
+    """Return the task as the prompt shows it; None if parts are missing."""
     numbers = sorted(example for example, side in grids if example >= 0 and side == _INPUT)
     train = [(grids.get((number, _INPUT)), grids.get((number, _OUTPUT))) for number in numbers]
     asked = grids.get((TEST, _INPUT))

@@ -1,9 +1,9 @@
-"""Checking one shard: its files against the manifest, their content against each other and its
+"""Check one shard: its files against the manifest, their content against each other and the
 statistics.
 
-A file is read once, whole, and one is in memory at a time: of safetensors that is a shard.
-Facts about samples (numbers, task ids, columns) are kept from every tap as checksums, so that they
-can be compared with each other.
+Each file is read once, whole, and one is in memory at a time; a safetensors file is a shard. Facts
+about samples (numbers, task ids, columns) are kept from every tap as checksums, to compare them
+with each other.
 """
 
 from collections.abc import Callable, Iterator, Sequence, Set
@@ -14,7 +14,7 @@ from typing import cast
 import google_crc32c
 import numpy as np
 
-from layertap.check.labels import wrong_labels
+from layertap.check.labels import find_wrong_labels
 from layertap.check.relabel import Relabelling
 from layertap.core.columns import FIRST, SINK_FACTOR, Columns, derived_columns, select
 from layertap.core.selection import ALL, NAMES, NO_PREFIX
@@ -36,17 +36,17 @@ _Told = tuple[int, str, str, int]
 _Norms = dict[int, tuple[np.ndarray, np.ndarray]]
 
 _BY_LABELS = frozenset(NAMES) - {ALL, NO_PREFIX}
-"""What labels alone tell to be kept."""
+"""Selections that labels alone decide."""
 
 _ROUNDING = 1e-9
-"""How far, relative to their size, sums may differ that another processor made in another order."""
+"""How far sums may differ, relative to their size, if another processor added in another order."""
 _FLOAT32_ROUNDING = 1e-6
-"""The same for norms, which are stored as float32, and for statistics, which encoding takes in
+"""The same for norms, which are stored as float32, and for statistics, which encoding computes in
 float32 (shards/measuring.py)."""
 
 
 class ShardCheck:
-    """One shard under examination; `findings` fills as `run` goes on."""
+    """The check of one shard; `run` fills `findings`."""
 
     def __init__(
         self,
@@ -69,7 +69,7 @@ class ShardCheck:
         self._nonfinite = 0
 
     def run(self) -> list[str]:
-        """Everything that is wrong with the shard."""
+        """Check the shard, and return everything that is wrong with it."""
         held, expected = list(map(_content, self._entry.files)), _expected_files(self._manifest)
         if held != expected:
             self._find(f"shard {self._entry.index}: has files of {_named(held)}; should have {_named(expected)}")
@@ -87,7 +87,7 @@ class ShardCheck:
                 f"shard {self._entry.index}: {self._nonfinite} activations have a NaN or an infinity, should be"
                 f" {self._entry.nonfinite}"
             )
-        if not self.findings:  # what is wrong with activations would be said twice
+        if not self.findings:  # otherwise errors of activations would be reported twice
             self._compare_statistics()
         return self.findings
 
@@ -127,7 +127,7 @@ class ShardCheck:
             for finding in (*unfit, *self._wrong_norms(shard, tap, norms, span)):
                 self._find(f"{path}: {name}, sample {number}: {finding}")
         if len(self._told) == 1:  # labels are the same at all taps
-            for row, impossible in wrong_labels(columns):
+            for row, impossible in find_wrong_labels(columns):
                 place = int(np.searchsorted(offsets, row, side="right")) - 1
                 token = f"sample {numbers[place]}: token {row - offsets[place]} {impossible}"
                 self._find(f"{path}: {name}, {token}")
@@ -158,9 +158,7 @@ class ShardCheck:
                 yield f"norm of token {at} is {stored[at]:g}, should be {norms[span][at]:g}; {wrong.size} are wrong"
 
     def _wrong_sinks(self, shard: Shard, tap: Tap, norms: np.ndarray) -> Iterator[str]:
-        """What is wrong with the flags of sinks that version 1 stored, by the median norm of the
-        shard.
-        """
+        """Yield errors in the sink flags of version 1, which used the median norm of the shard."""
         if self._manifest.format_version > 1 or not np.isfinite(norms).all() or not norms.size:
             return
         threshold = SINK_FACTOR * np.median(norms)
@@ -170,10 +168,10 @@ class ShardCheck:
             yield f"the flag of sinks is wrong at {wrong.size} tokens, first at row {wrong[0]} of the shard"
 
     def _compare_statistics(self) -> None:
-        """The statistics are those of the activations."""
+        """Compare the statistics with those of the activations."""
         path = next(file.path for file in self._entry.files if file.kind == KIND)
         if self._statistics.keys() != self._measured.keys():
-            self._find(f"{path}: is of other layers and sites than the activations")
+            self._find(f"{path}: has other layers and sites than the activations")
             return
         for tap, (measured, norms_of) in self._measured.items():
             wrong = _wrong_statistics(self._statistics[tap], measured, norms_of)
@@ -181,19 +179,17 @@ class ShardCheck:
                 self._find(f"{path}: layer {tap.layer}, {tap.site}: {wrong}")
 
     def _compare_samples(self) -> None:
-        """The samples are those of the manifest, and the same ones in the same order at every
-        tap.
-        """
+        """Compare the samples with the manifest, and between taps, including their order."""
         reference, samples = self._told[0]
         self.findings += [f"{reference}: {finding}" for finding in _wrong_samples(self._entry, samples)]
         for name, others in self._told[1:]:
             if others != samples:
-                self._find(f"{name}: other samples, task ids or columns than in {reference}")
+                self._find(f"{name}: has other samples, task ids or columns than {reference}")
 
 
 class _WholeFiles:
-    """What a `Shard` reads through: a file comes whole and is compared with its checksum once; the
-    last one is kept.
+    """The store of a `Shard`: it reads a file whole, checks its checksum once, and keeps the
+    last.
     """
 
     def __init__(self, store: ObjectStore, entry: ShardEntry) -> None:
@@ -205,23 +201,21 @@ class _WholeFiles:
         self._content = b""
 
     def read_whole(self, path: str) -> bytes:
-        """The content of a file of the shard; raises DamageError where it is not what the manifest
-        says.
-        """
+        """Return the content of a file; raises DamageError if it does not match the manifest."""
         if path != self._path:
             self._path, self._content = "", b""
             self._content, self._path = read_stored(self._store, self._files[path]), path
         return self._content
 
     def view(self, path: str, start: int, length: int) -> np.ndarray:
-        """A part of a file; raises DamageError where it ends earlier."""
+        """Return a part of a file; raises DamageError if the file ends earlier."""
         part = np.frombuffer(self.read_whole(path), np.uint8)[start : start + length]
         if len(part) != length:
             raise DamageError(f"{path}: ends before byte {start + length}")
         return part
 
     def open(self, path: str, _size: int | None = None) -> BytesIO:
-        """A file, to be read in order."""
+        """Open a file for reading in order."""
         return BytesIO(self.read_whole(path))
 
 
@@ -246,7 +240,7 @@ def _named(files: list[tuple[str, str | None, int | None]]) -> str:
 
 
 def _checksum(columns: Columns, span: slice) -> int:
-    """Of the columns that are the same at all taps."""
+    """Return the checksum of the columns, which are the same at all taps."""
     crc = 0
     for values in columns.values():
         crc = google_crc32c.extend(crc, values[span].tobytes())
@@ -254,16 +248,16 @@ def _checksum(columns: Columns, span: slice) -> int:
 
 
 def _wrong_columns(columns: Columns, special: Set[int], kept: Sequence[str]) -> Iterator[str]:
-    """What is wrong with the columns that follow from the tokens, and from which are kept."""
+    """Yield errors in the columns that follow from the tokens and from `kept`."""
     expected = derived_columns(columns["token_ids"], special)
     if ALL not in kept:
         positions = columns["positions"]
         if (positions[:1] < 0).any() or (np.diff(positions) <= 0).any():
-            yield "positions do not rise from 0 or more"
+            yield "positions do not ascend from 0 or more"
         expected["positions"] = positions
         expected["flags"][:1] &= np.where(positions[:1] == 0, np.uint8(0xFF), np.uint8(0xFF & ~FIRST))
         if _BY_LABELS.issuperset(kept) and not (chosen := select(columns, kept)).all():
-            yield f"the token at position {positions[~chosen][0]} is none of {', '.join(kept)}, which alone are kept"
+            yield f"the token at position {positions[~chosen][0]} is not in {', '.join(kept)}, but only these are kept"
     for name, values in columns.items():
         wrong = np.flatnonzero(values != expected.get(name, values))
         if wrong.size:

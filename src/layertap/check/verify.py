@@ -1,20 +1,22 @@
-"""Reading a whole output folder back, and checking that it is what its manifest says.
+"""Read a whole output folder back, and check that it matches its manifest.
 
-Checked, for both formats: the manifest in itself; every file is there with its size and CRC-32C,
-and no shard file is there that the manifest does not name; every shard holds the samples, layers,
-sites, tokens, shapes and dtype that it should, with the same token ids at every layer and site,
-offsets and positions that count them, the flags that follow from them, the statistics of its
-activations, and no NaN or infinity but as many as the manifest says were kept; every sample stands
-once, and in a complete run that is one machine's, of a whole dataset or of one shard of it, none is
-missing. All findings are collected:
-one damaged shard does not hide the next, and no content, however damaged, ends the check.
+For both formats it checks:
 
-The labels of two samples of each shard are made again (relabel.py), where that can be done.
+- The manifest is consistent.
+- Every file exists with its size and CRC-32C, and the manifest names every shard file.
+- Every shard holds the right samples, layers, sites, tokens, shapes and dtype; the same token ids
+  at every layer and site; matching offsets, positions and flags; the statistics of its activations;
+  and exactly as many NaNs or infinities as the manifest says were kept.
+- Every sample occurs once. In a complete run of one machine, over a whole dataset or one shard of
+  it, none is missing.
+- The labels of two samples of each shard are the same when made again (relabel.py), if possible.
 
-Each file is read once, one in memory at a time (twice its size for pickles).
+It collects all findings: one damaged shard does not hide the next, and no damage stops the check.
 
-What a killed run leaves is no damage: temporary files, and, in a run that is not complete, files of
-the shards that come after those that the manifest names. The same command writes them again.
+Each file is read once, and one is in memory at a time (twice its size for pickles).
+
+What a killed run leaves is not damage: temporary files, and, if the run is not complete, files of
+shards after those that the manifest names. The same command writes them again.
 """
 
 from collections.abc import Callable, Iterator
@@ -23,7 +25,7 @@ from pathlib import Path, PurePosixPath
 
 import google_crc32c
 
-from layertap.check.relabel import relabelling
+from layertap.check.relabel import open_relabelling
 from layertap.check.shard_check import ShardCheck
 from layertap.objects import open_store
 from layertap.objects.base import ObjectStore
@@ -41,10 +43,10 @@ class VerifyReport:
     folder: str
     manifest: Manifest
     head_crc32c: str
-    """Of `metadata.json`, eight hexadecimal digits."""
+    """The checksum of `metadata.json`, eight hexadecimal digits."""
     findings: tuple[str, ...]
     relabelled: int = 0
-    """How many samples' labels were made again and compared (relabel.py)."""
+    """How many samples had their labels made again and compared (relabel.py)."""
 
     @property
     def sound(self) -> bool:
@@ -53,20 +55,20 @@ class VerifyReport:
 
     @property
     def empty(self) -> bool:
-        """Whether the run has ended and extracted nothing; a machine's share of few tasks can be
-        so, too.
+        """Whether the run has ended without any sample. One machine's share of few tasks may be
+        empty.
         """
         return self.manifest.complete and not self.manifest.samples
 
     def describe(self) -> str:
-        """Lines for a person."""
+        """Return lines for the user."""
         manifest = self.manifest
         what = f"{len(manifest.shards)} shards, {manifest.samples} samples, {manifest.tokens} tokens"
         if not self.sound:
             return "\n".join((f"{self.folder}: DAMAGED; {len(self.findings)} findings in {what}:", *self.findings))
         if self.empty:
             return f"{self.folder}: complete, and EMPTY: it holds no sample"
-        stopped = f"complete, as it stopped at --max_tokens_total {manifest.stopped_at}"
+        stopped = f"complete, stopped at --max_tokens_total {manifest.stopped_at}"
         state = "sound so far, the run is not complete" if not manifest.complete else "complete"
         state = state if manifest.stopped_at is None else stopped
         kept = (
@@ -76,7 +78,7 @@ class VerifyReport:
         return f"{self.folder}: {state}; {what}, every file read back and checked{again}{kept}"
 
     def to_json(self) -> Json:
-        """The same for a program."""
+        """Return the same for a program."""
         manifest = self.manifest
         return {
             "folder": self.folder,
@@ -98,9 +100,9 @@ def verify(folder: Path, on_read: OnRead = lambda _done, _total: None) -> Verify
 
 
 def verify_folder(store: ObjectStore, on_read: OnRead = lambda _done, _total: None) -> VerifyReport:
-    """Check an output folder, telling `on_read` how many of how many bytes are read.
+    """Check an output folder; `on_read` gets the bytes read and the total.
 
-    Raises UsageError where it holds no manifest, StorageError where it cannot be read.
+    Raises UsageError if it has no manifest, StorageError if it cannot be read.
     """
     head = read_head(store)
     manifest = parse_manifest(store, head)
@@ -119,7 +121,7 @@ def verify_folder(store: ObjectStore, on_read: OnRead = lambda _done, _total: No
         done += size
         on_read(done, total)
 
-    labels = relabelling(manifest)
+    labels = open_relabelling(manifest)
     for shard in manifest.shards:
         findings += ShardCheck(store, manifest, shard, count, labels).run()
     return VerifyReport(store.url, manifest, f"{google_crc32c.value(head):08x}", tuple(findings), labels.compared)
@@ -127,7 +129,7 @@ def verify_folder(store: ObjectStore, on_read: OnRead = lambda _done, _total: No
 
 def _wrong_fingerprint(manifest: Manifest) -> Iterator[str]:
     if manifest.fingerprint != fingerprint_of(manifest.identity):
-        yield f"{FILE_NAME}: the fingerprint is not that of the identity; one of them was edited"
+        yield f"{FILE_NAME}: the fingerprint does not match the identity; one of them was edited"
 
 
 def _unexpected_files(store: ObjectStore, manifest: Manifest) -> Iterator[str]:
@@ -142,7 +144,7 @@ def _unexpected_files(store: ObjectStore, manifest: Manifest) -> Iterator[str]:
 def _misnumbered_shards(manifest: Manifest) -> Iterator[str]:
     for expected, shard in enumerate(manifest.shards, 1):
         if shard.index != expected:
-            yield f"shard {shard.index}: stands in {FILE_NAME} where shard {expected} should"
+            yield f"shard {shard.index}: is in {FILE_NAME} where shard {expected} should be"
 
 
 def _repeated_samples(manifest: Manifest) -> Iterator[str]:
@@ -150,17 +152,17 @@ def _repeated_samples(manifest: Manifest) -> Iterator[str]:
     reach, holder = -1, 0
     for first, last, shard in ranges:
         if first <= reach:
-            yield f"sample {first} stands in shard {holder} and in shard {shard}"
+            yield f"sample {first} is in shard {holder} and in shard {shard}"
         if last > reach:
             reach, holder = last, shard
 
 
 def _missing_samples(manifest: Manifest) -> Iterator[str]:
-    """Gaps in the numbers of a complete run, where it stopped inside a window in those before it;
-    several machines that share a dataset have gaps by nature.
+    """Yield gaps in the sample numbers of a complete run.
 
-    A text that may be split has many numbers and uses the first of them. So behind numbers without
-    a gap the next text may begin as far on as that.
+    Machines that share a dataset always have gaps, so they are not checked. If the run stopped
+    inside a window, only numbers before the end are checked. A text that may be split reserves many
+    numbers and uses the first ones, so the next text may begin that much later.
     """
     per_text = manifest.identity.get("prompts", {}).get("numbers_per_text", 1)
     dataset = manifest.identity.get("dataset", {})
@@ -181,6 +183,6 @@ def _missing_samples(manifest: Manifest) -> Iterator[str]:
     for first, last in [*ranges, (end, end)]:
         if first > expected:
             if not begin + per_text <= first < expected + per_text:
-                yield f"samples {expected} to {first - 1} stand in no shard"
+                yield f"samples {expected} to {first - 1} are in no shard"
             begin = first
         expected = max(expected, last + 1)

@@ -1,22 +1,22 @@
-"""One attempt at a dataset shard: a run of its own, by all hosts of a worker.
+"""One attempt at a dataset shard: a separate run by all hosts of a worker.
 
 {place of the worker, or of its host}/shard_00003/{attempt}/
 {the same}/shard_00003/{attempt}.ended
 
-The place is below `--output_dir`, a folder (an uploaded copy has the same names) or a URL. Where it
-is a URL, a worker that was started on another machine finds its attempts there, and goes on.
+The place is below `--output_dir`, a folder (an uploaded copy has the same names) or a URL. If it is
+a URL, a worker that is restarted on another machine finds its attempts there and resumes them.
 
-A worker never goes on in an attempt that has ended. Either it was committed: if its shard is free
-again, it was reset because its output was deleted or damaged somewhere, and the files on this disk
-prove nothing. Or it was found damaged when a worker went on in it: the next start begins again.
+A worker never resumes an attempt that has ended. Either the attempt was committed: if its shard is
+free again, somebody reset it because its output was deleted or damaged, and the files in this place
+prove nothing. Or it was damaged when a worker resumed it: the next start begins again.
 
-A worker has one host, or the hosts of a slice. Host 0 leads: it alone claims, beats and commits. It
-tells the others which attempt is next. Each host extracts its share of the shard into its own
-folder (pipeline/hosts.py) and says what came of it, and the done-manifest names the files of all.
-All fail a shard together if it cannot be extracted as things are. Any other end of a host ends all,
-as in any run over several hosts: the shard is free once its lease has run out, and the same slice,
-started again, goes on in it at once. Hosts wait for the leader's next word in a collective, for as
-long as other workers are busy with the last shards.
+A worker has one host, or the hosts of a slice. Host 0 leads: it alone claims, beats and commits,
+and tells the others which attempt is next. Each host extracts its share of the shard into its own
+folder (pipeline/hosts.py) and reports the outcome; the done-manifest names the files of all. If a
+shard cannot be extracted, all hosts fail it together. If a host ends for another reason, all hosts
+end, as in any run over several hosts. Then the shard is free once its lease has run out, and the
+same slice resumes it at once when restarted. Hosts wait for the leader's next order in a
+collective, as long as other workers are busy with the last shards.
 """
 
 import json
@@ -44,7 +44,7 @@ from layertap.shards.manifest_files import load_manifest, read_head
 _ENDED = ".ended"
 
 Outcome = Mapping[str, Any]
-"""What came of an attempt on one host: where the output is, how much, and each file of it."""
+"""The outcome of an attempt on one host: where the output is, its size, and its files."""
 
 
 @dataclass(frozen=True)
@@ -60,10 +60,10 @@ class Attempts:
     session: Session
 
     def find_unfinished(self, shards: Iterable[DatasetShard]) -> dict[str, str]:
-        """The unfinished attempts at these shards in this place, by the names of their shards.
+        """Find the unfinished attempts at these shards in this place, by the names of their shards.
 
-        An attempt with the settings of another run does not count. Costs a look at each, and the
-        first time one listing.
+        An attempt with the settings of another run does not count. It costs one check for each
+        attempt, and one listing the first time.
         """
         found = {}
         for shard in shards:
@@ -96,9 +96,9 @@ class Attempts:
         self._unfinished[shard.name].discard(attempt)
 
     def lead(self, shard: DatasetShard, attempt: str, watch: Watch) -> list[Outcome]:
-        """Have all hosts extract a shard; what came of it on each.
+        """Have all hosts extract a shard; return the outcome of each.
 
-        Raises an InputError if the shard cannot be extracted as things are, on any host.
+        Raises an InputError if the shard cannot be extracted on any host.
         """
         self.setup.hosts.exchange(json.dumps({"shard": shard.id, "attempt": attempt}))
         return self._extract(shard, attempt, watch)
@@ -108,10 +108,10 @@ class Attempts:
         self.setup.hosts.exchange(json.dumps({}))
 
     def follow(self, dataset: ShardedDataset, watch: Watch) -> int:
-        """Extract what the leader says until nothing is left; how many shards that were."""
+        """Extract the shards that the leader names until none is left; return how many."""
         shards = 0
         while order := json.loads(self.setup.hosts.exchange("{}")[0]):
-            with suppress(HostsStoppedError):  # the leader has heard it too, and says so
+            with suppress(HostsStoppedError):  # the leader has received it too, and reports it
                 self._extract(dataset.shard(order["shard"]), order["attempt"], watch)
                 shards += 1
         return shards

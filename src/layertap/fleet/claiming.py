@@ -1,14 +1,14 @@
-"""Which dataset shard a worker takes next.
+"""Choose the dataset shard that a worker takes next.
 
-In this order: the preferred shard; shards of which this worker has an unfinished attempt on its
-disk; free shards, in random order, so that workers that start together ask for different ones; and
-shards whose holders have been silent for the length of their lease. A worker takes over its own
-unfinished attempt at once: it holds the lock on its folder, so its earlier process has ended.
+The order is: the preferred shard; shards with an unfinished attempt on this worker's disk; free
+shards, in random order, so that workers that start together ask for different ones; and shards
+whose holders have been silent for the length of their lease. A worker takes over its own unfinished
+attempt at once: it holds the lock on its folder, so its earlier process has ended.
 
-While others are busy with the rest, the worker waits, and looks again each quarter of a lease. If
-one of them dies, its shard is taken over, so a shrinking fleet still finishes. A look costs two
-listings of the dataset and one of the worker's disk, however many shards there are. A claim is read
-only if it is older than a lease, or if nothing else is left to do.
+While others are busy with the rest, the worker waits, and checks every quarter of a lease. If one
+of them dies, its shard is taken over, so a shrinking fleet still finishes. A check costs two
+listings of the dataset and one of the worker's disk, for any number of shards. A claim is read only
+if it is older than a lease, or if nothing else is left to do.
 """
 
 import random
@@ -39,13 +39,13 @@ class Claimer:
     store: ObjectStore
     dataset: ShardedDataset
     make_claim: Callable[[str | None], Claim]
-    """A claim that goes on in an unfinished attempt, or begins a new one."""
+    """Makes a claim that resumes an unfinished attempt, or begins a new one."""
     find_unfinished: Callable[[Iterable[DatasetShard]], Mapping[str, str]]
-    """From the names of shards to unfinished attempts on this worker's disk."""
+    """Finds unfinished attempts on this worker's disk, by the names of their shards."""
     note: Callable[[str], None]
     preferred: int | None = None
     failed: dict[str, str] = field(default_factory=dict)
-    """Shards that were found to have failed, with the versions of their claims."""
+    """Failed shards, with the versions of their claims."""
 
     def take_next(self) -> tuple[DatasetShard, Lease] | None:
         """Take a shard; waits while others may give one up. None if all are done or failed."""
@@ -65,18 +65,18 @@ class Claimer:
             others = [shard for shard in left if shard.name not in self.failed]
             if not others:
                 return None
-            if not closely:  # at once, before any wait: the rest may have failed, or been given up
+            if not closely:  # at once, without waiting: the other shards may have failed or been given up
                 closely = True
                 continue
             if not waiting:
-                self.note(f"no shard is free; waiting for the {len(others)} that others are busy with")
+                self.note(f"no shard is free; waiting for {len(others)} shards that other workers have")
                 waiting = True
             time.sleep(self.make_claim(None).seconds / 4)
 
     def _try(
         self, shard: DatasetShard, listed: ObjectInfo | None, attempt: str | None, *, closely: bool
     ) -> Lease | None:
-        """Take the shard, to go on in `attempt` if this worker has begun one."""
+        """Take the shard, and resume `attempt` if this worker has begun one."""
         claim = self.make_claim(attempt)
         if listed is None:
             return take(self.store, shard.name, claim)

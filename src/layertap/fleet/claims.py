@@ -1,30 +1,30 @@
-"""Claims and leases: of all workers, one at a time has a dataset shard, and only one commits it.
+"""Claims and leases: one worker at a time has a dataset shard, and only one commits it.
 
-A claim is one small JSON object for a shard. Every step is one conditional write of that object:
+A claim is a small JSON object for a shard. Every step is one conditional write of that object:
 
-    take        create the claim. Of any number of racing workers, one succeeds
-    beat        replace your own version of it, now and then. Refused: somebody else has the shard
+    take        create the claim. Of any number of racing workers, exactly one succeeds
+    beat        replace your own version regularly. If refused, somebody else has the shard
     take over   replace the version of a holder that was silent for the length of its lease
-    commit      replace your own version by one that names the output: the moment that counts
+    commit      replace your own version by one that names the output: this decides
     fail        replace your own version by one that says why, until `layertap shards reset`
     settle      write the done-manifest from a committed claim, and delete the claim. Anybody may
     release     delete your own version, or settle it if you were interrupted after the commit
 
 So a worker that has lost its lease, even a microsecond ago, cannot commit, and nobody takes over a
-committed claim. Done-manifests are made from committed claims alone, so each shard gets one, and it
-names the files of one attempt. A holder that dies between commit and done-manifest has committed:
-the next worker that looks settles it.
+committed claim. Done-manifests are made only from committed claims, so each shard gets one, and it
+names the files of one attempt. A holder that dies between commit and done-manifest has committed;
+the next worker that sees the claim settles it.
 
-Whether a lease has run out depends on the clock of the far end, its time of the last write, and the
-length that the holder gave its lease. No worker's clock is used. Time decides who works, never who
+Whether a lease has run out depends on the server's clock, its time of the last write, and the
+length that the holder gave the lease. No worker's clock is used. Time decides who works, never who
 is right.
 
-Replies can be lost. The store settles that for each call (objects/base.py). If a call gave up, the
+Replies can be lost. The store handles that for each call (objects/base.py). If a call gave up, the
 claim is read back: it is still ours if it has our nonce, which nobody else writes.
 
-Why not a claim and a done-manifest that are created separately, as is common: a worker that was
-stopped between a look at its lease and the done-manifest would commit after losing the lease. Our
-way costs no request more.
+Why not create a claim and a done-manifest separately, as is common? A worker that was suspended
+between checking its lease and writing the done-manifest would commit after losing the lease. Our
+way needs no extra request.
 """
 
 import json
@@ -45,7 +45,7 @@ State = Literal["held", "committed", "failed"]
 CLAIMS = "claims/"
 DONE = "done/"
 
-_CLOCK_STEP = 1.0  # bucket clocks tell whole seconds
+_CLOCK_STEP = 1.0  # bucket clocks have whole seconds
 
 
 @dataclass(frozen=True)
@@ -55,18 +55,18 @@ class Claim:
     worker: int
     """The id of the worker that holds it."""
     host: str
-    """Where that worker runs, for people."""
+    """Where that worker runs, for people to read."""
     nonce: str
     """Differs each time that a worker takes a shard."""
     attempt: str
-    """The output's folder, in that of the shard; a worker goes on in it after a crash."""
+    """The output's folder inside the shard's folder; after a crash, a worker resumes it."""
     seconds: float
-    """How long the lease runs after each heartbeat."""
+    """How long the lease lasts after each heartbeat."""
     state: State = "held"
     beats: int = 0
-    """Heartbeats since it was taken."""
+    """Heartbeats since the claim was taken."""
     metrics: Mapping[str, Any] = field(default_factory=dict)
-    """How far the holder was at the last heartbeat."""
+    """The holder's progress at the last heartbeat."""
     lost_by: tuple[str, ...] = ()
     """Earlier holders that fell silent, as worker@host."""
     done: Mapping[str, Any] | None = None
@@ -81,27 +81,27 @@ class Claim:
 
 
 def claim_name(shard: str) -> str:
-    """The object that is the claim of a shard."""
+    """Return the name of a shard's claim."""
     return f"{CLAIMS}{shard}.json"
 
 
 def done_name(shard: str) -> str:
-    """The object that is the done-manifest of a shard."""
+    """Return the name of a shard's done-manifest."""
     return f"{DONE}{shard}.json"
 
 
 def shard_of(name: str) -> str:
-    """The shard of a claim or done-manifest with this name."""
+    """Return the shard of a claim or done-manifest with this name."""
     return name.rpartition("/")[2].removesuffix(".json")
 
 
 def encode_claim(claim: Claim) -> bytes:
-    """A claim as it is stored."""
+    """Encode a claim as it is stored."""
     return dump_json(asdict(claim), indent=1).encode() + b"\n"
 
 
 def decode_claim(data: bytes, where: str) -> Claim:
-    """The claim in `data`; raises DamageError naming `where`."""
+    """Decode the claim in `data`; raises DamageError, which names `where`."""
     try:
         raw = json.loads(data)
         claim = Claim(**(raw | {"lost_by": tuple(raw["lost_by"])}))
@@ -113,12 +113,14 @@ def decode_claim(data: bytes, where: str) -> Claim:
         ):
             raise ValueError(f"state {claim.state!r}")
     except (ValueError, TypeError, KeyError) as error:
-        raise DamageError(f"{where}: is no claim ({error!r}); free the shard with layertap shards reset") from error
+        raise DamageError(
+            f"{where}: is not a valid claim ({error!r}); free the shard with layertap shards reset"
+        ) from error
     return claim
 
 
 def encode_done(done: Mapping[str, Any]) -> bytes:
-    """A done-manifest as it is stored: every worker writes the same bytes."""
+    """Encode a done-manifest as it is stored: every worker writes the same bytes."""
     return dump_json(done, indent=1, sort_keys=True).encode() + b"\n"
 
 
@@ -132,7 +134,7 @@ class Lease:
         self._version = version
 
     def beat(self, metrics: Mapping[str, Any]) -> None:
-        """Show that the holder lives; raises LeaseLostError if another worker has the shard."""
+        """Show that the holder is alive; raises LeaseLostError if another worker has the shard."""
         self._replace(replace(self.claim, beats=self.claim.beats + 1, metrics=metrics))
 
     def commit(self, done: Mapping[str, Any]) -> None:
@@ -145,10 +147,10 @@ class Lease:
         self._replace(replace(self.claim, state="failed", error=error))
 
     def release(self) -> None:
-        """Let others have the shard at once; nothing happens if they have it already.
+        """Free the shard for others at once; does nothing if they already have it.
 
-        A commit is settled instead. If the claim is not as this process last knew it, it is read
-        back: an interruption can come between a write and its answer.
+        A committed claim is settled instead. If the claim has changed since this process last saw
+        it, it is read back: an interruption can come between a write and its answer.
         """
         if self.claim.state == "held" and self._store.delete_if(claim_name(self.shard), self._version):
             return
@@ -176,7 +178,7 @@ class Lease:
                 return version
         raise LeaseLostError(
             f"dataset shard {self.shard}: the lease ran out, and another worker has taken it over;"
-            " what was extracted of it here does not count"
+            " what this worker extracted from it does not count"
         )
 
 
@@ -187,8 +189,8 @@ def take(store: ObjectStore, shard: str, claim: Claim) -> Lease | None:
         return None
     lease = Lease(store, shard, claim, version)
     with ExitStack() as undo:
-        undo.callback(lease.release)  # also if the look fails: else nobody gets the shard until the lease ends
-        # A claim is deleted after its done-manifest is written: you see that with the claim.
+        undo.callback(lease.release)  # also if the check fails; otherwise nobody gets the shard until the lease ends
+        # A claim is deleted only after its done-manifest is written, so we would see the latter.
         if store.stat(done_name(shard)) is None:
             undo.pop_all()
             return lease
@@ -196,13 +198,13 @@ def take(store: ObjectStore, shard: str, claim: Claim) -> Lease | None:
 
 
 def take_over(store: ObjectStore, shard: str, seen: StoredBytes, claim: Claim) -> Lease | None:
-    """Take a shard whose claim is still as you have `seen` it; None if it changed."""
+    """Take a shard whose claim still equals `seen`; None if it changed."""
     version = store.replace_if(claim_name(shard), encode_claim(claim), seen.version)
     return None if version is None else Lease(store, shard, claim, version)
 
 
 def has_run_out(store: ObjectStore, seen: StoredBytes, claim: Claim) -> bool:
-    """Whether the holder of a claim has been silent for the length of its lease."""
+    """Return whether the holder of a claim has been silent for the length of its lease."""
     return store.server_time() - seen.updated > claim.seconds + _CLOCK_STEP
 
 
@@ -215,7 +217,7 @@ def settle(store: ObjectStore, shard: str, claim: Claim, version: str) -> None:
 
 
 def read_claim(store: ObjectStore, shard: str) -> tuple[StoredBytes, Claim] | None:
-    """The claim of a shard as it is now; raises DamageError if it is garbled."""
+    """Read the current claim of a shard; raises DamageError if it is damaged."""
     seen = store.read(claim_name(shard))
     return None if seen is None else (seen, decode_claim(seen.data, f"{store.url}/{claim_name(shard)}"))
 
@@ -223,8 +225,8 @@ def read_claim(store: ObjectStore, shard: str) -> tuple[StoredBytes, Claim] | No
 class Heartbeat:
     """Beats in a thread during the block; `check` raises once the lease is known to be lost.
 
-    After another failure (no network, say) the next beat tries again. Whether the lease still runs
-    shows then, or at the commit.
+    After another failure (such as no network) the next beat tries again. That beat, or the commit,
+    shows whether the lease is still valid.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""What `layertap shards ...` does, and `layertap fleet status`, which is `shards status`."""
+"""The commands `layertap shards ...`, and `layertap fleet status`, which is `shards status`."""
 
 import time
 
@@ -10,7 +10,7 @@ from layertap.fleet.streams import FilesSummary
 
 
 def create(config: CreateShardsConfig) -> int:
-    """`layertap shards create`."""
+    """Run `layertap shards create`."""
     dataset, there = create_shards(config)
     counts = [shard.records for shard in dataset.shards]
     print(FilesSummary("shards", counts, config.output, MANIFEST, len(dataset.skipped), there).describe())
@@ -18,17 +18,17 @@ def create(config: CreateShardsConfig) -> int:
 
 
 def reset_shards(config: ResetShardsConfig) -> int:
-    """`layertap shards reset`."""
+    """Run `layertap shards reset`."""
     with open_claimable(config.dataset) as store:
         dataset = read_dataset(store)
         shards = dataset.shards if config.all else [dataset.shard(number) for number in config.shard_id]
         freed = free_shards(store, shards, force=config.force)
-    print(f"{freed} of {len(shards)} shards were not free, and are now")
+    print(f"freed {freed} of {len(shards)} shards; the others were already free")
     return 0
 
 
 def status(config: ShardsStatusConfig) -> int:
-    """`layertap shards status`; with `--watch`, 1 if shards failed."""
+    """Run `layertap shards status`; with `--watch`, return 1 if shards failed."""
     with open_claimable(config.dataset) as store:
         watch = FleetWatch(store, read_dataset(store))
         while True:

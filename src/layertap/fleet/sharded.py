@@ -1,4 +1,4 @@
-"""A dataset in shards, in a folder or bucket that all workers reach.
+"""A dataset in shards, in a folder or bucket that all workers can reach.
 
     dataset.json                which records each shard holds, and how many samples precede it
     tasks/shard_00003.jsonl     the records of one shard
@@ -6,14 +6,14 @@
     claims/shard_00003.json     who has the shard, or why it failed (claims.py)
     done/shard_00003.json       who finished the shard, and which output files hold its activations
 
-A shard is a run of consecutive records. `dataset.json` says how many documents and test inputs
-precede it. With `--predictions_per_task` this gives the number of its first sample. So `sample_idx`
-is the same as in a run over the whole dataset, whichever worker extracts the shard.
+A shard holds consecutive records. `dataset.json` says how many documents and test inputs precede
+it. With `--predictions_per_task` this gives the number of its first sample. So `sample_idx` is the
+same as in a run over the whole dataset, whichever worker extracts the shard.
 
-The length of a shard depends on the number of records, so the records are written to a temporary
-local file first: this costs disk space for one copy of the dataset, and memory for one shard.
-`dataset.json` is written last and once: all shards exist, or there is no dataset. The same command
-again finds its own shards, and writes the missing ones.
+The length of a shard depends on the number of records, so the records are first written to a local
+temporary file. This costs disk space for one copy of the dataset, and memory for one shard.
+`dataset.json` is written last and once: either all shards exist, or there is no dataset. The same
+command, run again, finds its own shards and writes the missing ones.
 """
 
 import json
@@ -40,7 +40,7 @@ MANIFEST = "dataset.json"
 RUN = "run.json"
 FORMAT_VERSION = 1
 
-_DOCUMENT = 0  # as the number of test inputs of a record
+_DOCUMENT = 0  # stands in for a record's number of test inputs
 
 
 @dataclass(frozen=True)
@@ -60,43 +60,43 @@ class DatasetShard:
 
     @property
     def name(self) -> str:
-        """What its claim, its done-manifest and its output folder are called."""
+        """The name of its claim, its done-manifest and its output folder."""
         return shard_name(self.id)
 
     def first_sample(self, predictions_per_task: int, per_text: int = 1) -> int:
-        """The number of its first sample, counted over the whole dataset, where a text has so many
+        """Return the number of its first sample in the whole dataset; a text has `per_text`
         numbers.
         """
         return self.test_inputs_before * predictions_per_task + self.documents_before * per_text
 
     def samples(self, predictions_per_task: int, per_text: int = 1) -> int:
-        """How many sample numbers it has."""
+        """Return how many sample numbers it has."""
         return self.test_inputs * predictions_per_task + self.documents * per_text
 
 
 @dataclass(frozen=True)
 class ShardedDataset:
-    """What `dataset.json` says."""
+    """The content of `dataset.json`."""
 
     shards: tuple[DatasetShard, ...]
     skipped: tuple[dict[str, Any], ...]
-    """Malformed records that are in no shard."""
+    """Malformed records, which are in no shard."""
 
     def shard(self, shard_id: int) -> DatasetShard:
-        """The shard of this id; raises UsageError."""
+        """Return the shard with this id; raises UsageError."""
         if not 0 <= shard_id < len(self.shards):
-            raise UsageError(f"there is no dataset shard {shard_id}; they are 0 to {len(self.shards) - 1}")
+            raise UsageError(f"there is no dataset shard {shard_id}; give 0 to {len(self.shards) - 1}")
         return self.shards[shard_id]
 
 
 def shard_name(shard_id: int) -> str:
-    """`shard_00003` for 3."""
+    """Return `shard_00003` for 3."""
     return f"shard_{shard_id:05d}"
 
 
 @contextmanager
 def open_claimable(url: str, flag: str = "", retry: Retry | None = None) -> Iterator[ObjectStore]:
-    """The store of a sharded dataset, named by `flag`; raises UsageError if it has no claims."""
+    """Open the store of a sharded dataset, given by `flag`; UsageError if it cannot hold claims."""
     store = open_store(url, retry)
     try:
         if not store.conditional:
@@ -107,28 +107,29 @@ def open_claimable(url: str, flag: str = "", retry: Retry | None = None) -> Iter
 
 
 def read_dataset(store: ObjectStore) -> ShardedDataset:
-    """The dataset in `store`; raises UsageError if there is none, DamageError if it is garbled."""
+    """Read the dataset in `store`; raises UsageError if there is none, DamageError if damaged."""
     found = store.read(MANIFEST)
     if found is None:
-        raise UsageError(
-            f"{store.url}: holds no {MANIFEST}; make one with: layertap shards create --output {store.url}"
-        )
+        raise UsageError(f"{store.url}: has no {MANIFEST}; create it with: layertap shards create --output {store.url}")
     return _parse(found.data, f"{store.url}/{MANIFEST}")
 
 
 def read_shard(store: ObjectStore, shard: DatasetShard) -> bytes:
-    """The records of a shard, as JSON lines; raises DamageError if they were changed."""
+    """Return the records of a shard, as JSON lines; raises DamageError if they were changed."""
     found = store.read(shard.path)
     if found is None or _crc32c(found.data) != shard.crc32c:
-        state = "is gone" if found is None else "was changed"
-        raise DamageError(f"{store.url}/{shard.path}: {state}; restore it, or make the dataset again in another place")
+        state = "is missing" if found is None else "was changed"
+        raise DamageError(
+            f"{store.url}/{shard.path}: {state}; restore it, or create the dataset again in another place"
+        )
     return found.data
 
 
 def create_shards(config: CreateShardsConfig) -> tuple[ShardedDataset, bool]:
-    """Cut the dataset into shards at `config.output`; the dataset, and whether it existed already.
+    """Split the dataset into shards at `config.output`; return it, and whether it already existed.
 
-    Raises an InputError if the dataset cannot be cut, RunMismatchError if another one exists there.
+    Raises an InputError if the dataset cannot be split, RunMismatchError if another one exists
+    there.
     """
     with open_claimable(config.output, "--output") as store, tempfile.TemporaryFile(prefix="layertap-shards-") as spool:
         there = store.read(MANIFEST)
@@ -152,7 +153,7 @@ def create_shards(config: CreateShardsConfig) -> tuple[ShardedDataset, bool]:
 
 
 def _cut(spool: IO[bytes], counts: "array[int]", config: CreateShardsConfig) -> Iterator[tuple[DatasetShard, bytes]]:
-    """Each shard with its records: lines of `spool`, whose numbers of test inputs are `counts`."""
+    """Yield each shard with its lines of `spool`; `counts` has each record's test inputs."""
     documents = tests = 0
     for number, (begin, end) in enumerate(_spans(len(counts), config)):
         own = counts[begin:end]
@@ -174,7 +175,9 @@ def _cut(spool: IO[bytes], counts: "array[int]", config: CreateShardsConfig) -> 
 
 
 def _spans(records: int, config: CreateShardsConfig) -> Iterator[tuple[int, int]]:
-    """The records of each shard, from and to: equally many, except for one more or for the last."""
+    """Return the range of records of each shard: equally many, up to one more or a short last
+    one.
+    """
     if config.tasks_per_shard is not None:
         count = -(-records // config.tasks_per_shard)
         edges = [min(number * config.tasks_per_shard, records) for number in range(count + 1)]
@@ -195,7 +198,7 @@ def _write(store: ObjectStore, name: str, data: bytes) -> None:
 
 def _differs(store: ObjectStore, name: str) -> RunMismatchError:
     return RunMismatchError(
-        f"{store.url}/{name}: holds another dataset, or another cut of it; give another --output, or delete that one"
+        f"{store.url}/{name}: holds another dataset, or another split of it; give another --output, or delete it"
     )
 
 
@@ -216,11 +219,11 @@ def _parse(data: bytes, where: str) -> ShardedDataset:
     try:
         raw = json.loads(data)
         if raw["format_version"] != FORMAT_VERSION:
-            raise DamageError(f"{where}: is of format version {raw['format_version']}; this Layertap reads 1")
+            raise DamageError(f"{where}: has format version {raw['format_version']}; this Layertap reads version 1")
         shards = tuple(DatasetShard(**shard) for shard in raw["shards"])
         return ShardedDataset(shards, tuple(raw["skipped"]["list"]))
     except (ValueError, KeyError, TypeError) as error:
-        raise DamageError(f"{where}: is no manifest of a sharded dataset ({error!r}); restore it") from error
+        raise DamageError(f"{where}: is not a valid manifest of a sharded dataset ({error!r}); restore it") from error
 
 
 def _crc32c(data: bytes) -> str:

@@ -1,9 +1,8 @@
-"""How far the shards of a dataset are, who works on what, how fast, and when it will be done; and
-how to free some shards.
+"""Report the progress of a sharded dataset and its workers; free shards.
 
-All of it comes from the sharded dataset: from claims, which heartbeats keep current, and from
-done-manifests. No worker is asked and no service has to run, so it works from any machine that may
-read the bucket. A done-manifest never changes, so `--watch` reads each once.
+All facts come from the sharded dataset: from claims, which heartbeats keep current, and from
+done-manifests. No worker is contacted and no service has to run, so it works from any machine that
+may read the bucket. A done-manifest never changes, so `--watch` reads each only once.
 """
 
 import json
@@ -30,18 +29,18 @@ class ShardState:
 
     shard: DatasetShard
     condition: Condition
-    """lost: the holder was silent for the length of its lease; the next worker takes it over."""
+    """lost: the holder was silent for the length of its lease, so the next worker takes it over."""
     claim: Claim | None = None
     heard: float | None = None
     """Seconds since the claim was last written."""
 
     def metric(self, name: str) -> float:
-        """What the holder said with its last heartbeat; 0 if it said nothing of it."""
+        """Return a metric of the holder's last heartbeat; 0 if it has none."""
         return self.claim.metrics.get(name, 0) if self.claim else 0
 
 
-def shard_states(store: ObjectStore, dataset: ShardedDataset) -> list[ShardState]:
-    """The state of every shard; costs two listings, and a read for each claimed shard."""
+def read_shard_states(store: ObjectStore, dataset: ShardedDataset) -> list[ShardState]:
+    """Read the state of every shard; costs two listings, and one read per claimed shard."""
     # Claims first: a shard that is committed in between is then in both lists, not in none.
     claimed = {shard_of(info.name) for info in store.list(CLAIMS)}
     done = {shard_of(info.name) for info in store.list(DONE)}
@@ -66,23 +65,23 @@ def _read_state(store: ObjectStore, shard: DatasetShard) -> ShardState:
 
 
 def read_done(store: ObjectStore, shard: str) -> Mapping[str, Any] | None:
-    """The done-manifest of a shard; raises DamageError if it is garbled."""
+    """Read the done-manifest of a shard; raises DamageError if it is damaged."""
     found = store.read(done_name(shard))
     if found is None:
         return None
     try:
         done = json.loads(found.data)
         if done["shard"] != shard:
-            raise ValueError(f"is of {done['shard']}")
+            raise ValueError(f"belongs to {done['shard']}")
     except (ValueError, KeyError, TypeError) as error:
         raise DamageError(
-            f"{store.url}/{done_name(shard)}: is no done-manifest ({error!r}); reset the shard"
+            f"{store.url}/{done_name(shard)}: is not a valid done-manifest ({error!r}); reset the shard"
         ) from error
     return done
 
 
 def read_all_done(store: ObjectStore, shards: Sequence[str]) -> dict[str, Mapping[str, Any]]:
-    """The done-manifests of these shards, without those that were deleted meanwhile."""
+    """Read the done-manifests of these shards, except those deleted in the meantime."""
     with ThreadPoolExecutor(_READERS) as pool:
         found = pool.map(partial(read_done, store), shards)
         return {shard: done for shard, done in zip(shards, found, strict=True) if done is not None}
@@ -95,7 +94,7 @@ class WorkerStatus:
     worker: int
     host: str
     shard: int | None
-    """The dataset shard that it has."""
+    """The dataset shard that it holds."""
     condition: Condition | None
     """claimed, or lost if the worker was silent for the length of its lease."""
     tokens_per_second: float
@@ -111,15 +110,15 @@ class FleetStatus:
     """The fleet at one moment."""
 
     shards: Mapping[Condition, tuple[int, ...]]
-    """Which dataset shards are in which condition."""
+    """The dataset shards in each condition."""
     unsettled: tuple[int, ...]
-    """Of the claimed and lost ones: those that are committed, without a done-manifest yet."""
+    """Claimed or lost shards that are committed but have no done-manifest yet."""
     samples_left: int | None
-    """None before any worker has begun: only workers know how many prompts a task gives."""
+    """None before any worker has started: only workers know how many prompts a task gives."""
     tokens_per_second: float
-    """Of all workers that are heard of."""
+    """The speed of all live workers together."""
     seconds_left: float | None
-    """None if nobody works, or the speed is unknown yet."""
+    """None if nobody works, or the speed is not known yet."""
     takeovers: int
     """How often a shard was taken over from a silent worker."""
     failures: Mapping[int, str]
@@ -132,7 +131,7 @@ class FleetStatus:
         return all(condition in ("done", "failed") or not shards for condition, shards in self.shards.items())
 
     def to_json(self) -> str:
-        """Everything, for a program."""
+        """Return everything as JSON."""
         return dump_json(asdict(self), indent=1)
 
 
@@ -145,8 +144,8 @@ class FleetWatch:
         self._done: dict[str, Mapping[str, Any]] = {}
 
     def read_status(self) -> FleetStatus:
-        """The fleet now."""
-        states = shard_states(self._store, self._dataset)
+        """Read the current status of the fleet."""
+        states = read_shard_states(self._store, self._dataset)
         self._read_done([state.shard.name for state in states if state.condition == "done"])
         busy = [state for state in states if state.condition == "claimed"]
         claims = [(state.shard.id, state.claim) for state in states if state.claim]
@@ -178,7 +177,10 @@ class FleetWatch:
         try:
             predictions = int(json.loads(run.data)["prompts"]["predictions_per_task"])
         except (ValueError, KeyError, TypeError) as error:
-            raise DamageError(f"{self._store.url}/{RUN}: is not what workers write ({error!r})") from error
+            raise DamageError(
+                f"{self._store.url}/{RUN}: was not written by workers ({error!r}); reset with layertap shards reset"
+                " --all"
+            ) from error
         waiting = (state for state in states if state.condition not in ("done", "failed"))
         return sum(max(0, state.shard.samples(predictions) - int(state.metric("samples"))) for state in waiting)
 
@@ -218,7 +220,7 @@ def _worker_status(number: int, holding: ShardState | None, done: list[Mapping[s
 
 
 def describe_fleet(status: FleetStatus) -> str:
-    """Lines for a person."""
+    """Return lines for the user."""
     counts = ", ".join(f"{len(shards)} {condition}" for condition, shards in status.shards.items())
     left = "?" if status.seconds_left is None else _describe_seconds(status.seconds_left)
     lines = [
@@ -235,7 +237,7 @@ def describe_fleet(status: FleetStatus) -> str:
             f" {worker.tokens_per_second:>9.0f} {heard:>7} {worker.shards_done:>5} {worker.tokens_done:>12}"
         )
     lines += [
-        f"shard {shard}: it is committed, and the next worker that looks writes that down" for shard in status.unsettled
+        f"shard {shard}: is committed; the next worker will write its done-manifest" for shard in status.unsettled
     ]
     lines += [f"shard {shard} failed: {error}" for shard, error in status.failures.items()]
     return "\n".join(lines)
@@ -248,15 +250,15 @@ def _describe_seconds(seconds: float) -> str:
 
 
 def free_shards(store: ObjectStore, shards: Iterable[DatasetShard], *, force: bool) -> int:
-    """Make these shards free; how many were not.
+    """Free these shards; return how many were not free.
 
-    Once nothing is claimed or done, what workers agreed to extract is forgotten too. Raises
-    UsageError at a shard that a worker is busy with, unless `force`.
+    Once nothing is claimed or done, the workers' agreed settings are deleted too. Raises UsageError
+    at a shard that a worker is busy with, unless `force`.
     """
     freed = sum(_free(store, shard.name, force=force) for shard in shards)
     run = store.read(RUN)
     if run is not None and not _in_use(store) and store.delete_if(RUN, run.version) and _in_use(store):
-        store.create(RUN, run.data)  # a worker that had agreed on it has claimed a shard meanwhile
+        store.create(RUN, run.data)  # a worker with these settings has claimed a shard in the meantime
     return freed
 
 
@@ -273,7 +275,7 @@ def _free(store: ObjectStore, shard: str, *, force: bool) -> bool:
     if done is not None:
         store.delete_if(done_name(shard), done.version)
     if seen is not None and not store.delete_if(claim_name(shard), seen.version):
-        raise UsageError(f"dataset shard {shard}: its worker was heard of just now; try again")
+        raise UsageError(f"dataset shard {shard}: its worker has just sent a heartbeat; try again")
     return seen is not None or done is not None
 
 
@@ -281,9 +283,9 @@ def _require_idle(store: ObjectStore, shard: str) -> None:
     try:
         found = read_claim(store, shard)
     except DamageError:
-        return  # garbled: nobody can hold it
+        return  # damaged: nobody can hold it
     if found is not None and found[1].state != "failed" and not has_run_out(store, *found):
         raise UsageError(
-            f"dataset shard {shard}: worker {found[1].holder} is busy with it; stop that worker and wait for"
+            f"dataset shard {shard}: worker {found[1].holder} is busy with it; stop that worker and wait"
             f" {found[1].seconds:.0f} s, or pass --force"
         )

@@ -1,14 +1,14 @@
-"""A dataset as one JSONL file for each worker: record i goes to stream i modulo `num_streams`.
+"""Split a dataset into one JSONL file per worker: record i goes to stream i modulo `num_streams`.
 
 An id occurs once in the dataset, and so in one stream. A record with the id of an earlier record is
 refused or left out, never renamed, because the augmentations of a prompt depend on the id. A record
-without an id gets one from its place in the dataset, and its stream says so. So the prompts of a
-record are the same in every stream, and the same as without streams. Only `sample_idx` starts again
-in each stream.
+without an id gets one from its place in the dataset, and its stream stores that id. So the prompts
+of a record are the same in every stream, and the same as without streams. Only `sample_idx` starts
+from 0 in each stream.
 
 The streams are written into a hidden folder beside the output folder. Their manifest is written
 last, and then the folder is renamed: the output folder holds everything, or does not exist. A
-folder that holds streams already is never written to: the dataset is dealt out again and compared.
+folder that already holds streams is never written to: the dataset is split again and compared.
 Memory holds one record at a time.
 """
 
@@ -35,7 +35,7 @@ MANIFEST = "manifest.json"
 
 @dataclass
 class Stream:
-    """One file: its name, and what it holds so far."""
+    """One file: its name and its content so far."""
 
     path: str
     records: int = 0
@@ -53,18 +53,18 @@ class Stream:
 
 @dataclass(frozen=True)
 class FilesSummary:
-    """Into how many files a dataset is divided now, and how large they are."""
+    """The files of a split dataset, and their sizes."""
 
     kind: str
     records: Sequence[int]
-    """How many each file holds."""
+    """How many records each file holds."""
     place: object
     manifest: str
     skipped: int
     already_there: bool
 
     def describe(self) -> str:
-        """Lines for a person."""
+        """Return lines for the user."""
         least, most = min(self.records), max(self.records)
         held = f"{least}" if least == most else f"{least} to {most}"
         text = f"{sum(self.records)} records in {len(self.records)} {self.kind} of {held} in {self.place}"
@@ -74,10 +74,10 @@ class FilesSummary:
 
 
 def create_streams(config: StreamsConfig) -> FilesSummary:
-    """Deal the dataset out into `config.output_folder`.
+    """Split the dataset into streams in `config.output_folder`.
 
-    Raises an InputError if the dataset cannot be dealt out, RunMismatchError if the folder holds
-    other streams, DamageError if a stream there was changed, StorageError if writing fails.
+    Raises an InputError if the dataset cannot be split, RunMismatchError if the folder holds other
+    streams, DamageError if a stream there was changed, StorageError if writing fails.
     """
     output = config.output_folder
     output = output.resolve() if output.is_symlink() else output
@@ -86,7 +86,7 @@ def create_streams(config: StreamsConfig) -> FilesSummary:
     skipped: list[dict[str, Any]] = []
     with exclusive(hidden):
         try:
-            for left in hidden.iterdir():  # by a command that was killed
+            for left in hidden.iterdir():  # leftovers of a command that was killed
                 if left.name != ".lock":
                     left.unlink()
             streams = _deal(read_sound_records(config, skipped), hidden, config)
@@ -102,9 +102,9 @@ def create_streams(config: StreamsConfig) -> FilesSummary:
 
 
 def read_sound_records(config: DealtConfig, skipped: list[dict[str, Any]]) -> Iterator[GoodRecord]:
-    """The sound records of a dataset, in order; the others are added to `skipped`.
+    """Yield the valid records of a dataset in order; add the others to `skipped`.
 
-    Raises BadTaskError at the first malformed record with `--on_bad_task error`.
+    With `--on_bad_task error`, raises BadTaskError at the first malformed record.
     """
     for line in opening_lines(config):
         print(line, file=sys.stderr, flush=True)
@@ -118,7 +118,7 @@ def read_sound_records(config: DealtConfig, skipped: list[dict[str, Any]]) -> It
 
 
 def encode_record(record: GoodRecord) -> bytes:
-    """A record as a line of JSONL, in ASCII."""
+    """Encode a record as a line of JSONL, in ASCII."""
     return json.dumps(as_row(record), separators=(",", ":")).encode() + b"\n"
 
 
@@ -152,11 +152,11 @@ def _publish(hidden: Path, output: Path, manifest: dict[str, Any]) -> None:
     try:
         os.rename(hidden, output)
     except OSError as error:
-        raise StorageError(f"{output}: cannot be made: {error.strerror or error}") from error
+        raise StorageError(f"{output}: cannot be created: {error.strerror or error}") from error
 
 
 def _read_manifest(output: Path) -> dict[str, Any] | None:
-    """The manifest of the streams in a folder; None if it is empty or does not exist."""
+    """Read the manifest of the streams in a folder; None if it is empty or does not exist."""
     advice = "give a new folder as --output_dir"
     try:
         if not output.exists() or not any(output.iterdir()):
@@ -166,17 +166,19 @@ def _read_manifest(output: Path) -> dict[str, Any] | None:
             raise ValueError("no object")
         return manifest
     except FileNotFoundError as error:
-        raise UsageError(f"{output}: holds files that are no streams; {advice}") from error
+        raise UsageError(f"{output}: holds files that are not streams; {advice}") from error
     except NotADirectoryError as error:
         raise UsageError(f"{output}: is a file; {advice}") from error
     except OSError as error:
         raise StorageError(f"{output}: cannot be read: {error.strerror or error}") from error
     except ValueError as error:
-        raise DamageError(f"{output / MANIFEST}: is no manifest of streams; {advice}, or remove that one") from error
+        raise DamageError(
+            f"{output / MANIFEST}: is not a valid manifest of streams; {advice}, or remove that one"
+        ) from error
 
 
 def _require_same(output: Path, there: dict[str, Any], now: dict[str, Any]) -> None:
-    """Raise RunMismatchError if the manifests differ, DamageError if a file is not as they say."""
+    """Raise RunMismatchError if the manifests differ, DamageError if a file does not match them."""
     if there != now:
         raise RunMismatchError(
             f"{output} holds other streams ({_difference(MANIFEST, there, now)}); give another --output_dir, or"
@@ -185,11 +187,11 @@ def _require_same(output: Path, there: dict[str, Any], now: dict[str, Any]) -> N
     for stream in now["streams"]:
         path = output / stream["path"]
         if not path.is_file() or file_crc32c(path) != stream["crc32c"]:
-            raise DamageError(f"{path}: is gone or was changed; remove {output} and run the same command again")
+            raise DamageError(f"{path}: is missing or was changed; remove {output} and run the same command again")
 
 
 def _difference(name: str, there: object, now: object) -> str:
-    """The first value that differs, as deep as both have the same shape."""
+    """Describe the first value that differs, as deep as both have the same structure."""
     if isinstance(there, dict) and isinstance(now, dict):
         pairs = {key: (there.get(key), now.get(key)) for key in now | there}
     elif isinstance(there, list) and isinstance(now, list) and len(there) == len(now):

@@ -1,10 +1,10 @@
-"""`layertap verify`: the output of one run, of all runs below a place, or of a sharded dataset.
+"""`layertap verify`: check one run, all runs below a place, or a sharded dataset.
 
-Each done-manifest of a sharded dataset names one attempt's folder (of several hosts, one each),
-with the checksum of its manifest. That folder is checked as that of any run (check/verify.py), and
-against the done-manifest and `dataset.json`: so the dataset has every sample once, whoever
+Each done-manifest of a sharded dataset names one attempt's folder (one per host if there are
+several), with the checksum of its manifest. That folder is checked like any run (check/verify.py),
+and against the done-manifest and `dataset.json`. So the dataset has every sample once, whoever
 extracted it. Attempts that no done-manifest names do not count and are not read. An unfinished
-shard is no damage.
+shard is not damage.
 """
 
 from collections.abc import Iterator, Mapping
@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Any
 
-from layertap.check.places import PlacesReport, outputs_below, verify_places
+from layertap.check.places import PlacesReport, find_outputs, verify_places
 from layertap.check.verify import OnRead, VerifyReport, verify_folder
 from layertap.config.fleet import VerifyConfig
 from layertap.errors import DamageError
@@ -30,22 +30,22 @@ _BELOW_ROOT = 3  # tpu_0/shard_00003/{attempt}
 
 @dataclass(frozen=True)
 class _Expected:
-    """What `dataset.json` and a done-manifest say of an output folder."""
+    """What `dataset.json` and a done-manifest say about an output folder."""
 
     shard: DatasetShard
     crc32c: str
-    """Of its manifest."""
+    """The checksum of its manifest."""
 
 
 def verify_at(config: VerifyConfig, on_read: OnRead) -> VerifyReport | PlacesReport:
-    """Check what is at `config.path`; raises UsageError if it holds no output."""
+    """Check the output at `config.path`; raises UsageError if there is none."""
     dataset, root = (config.path, None) if config.sharded_dataset is None else (config.sharded_dataset, config.path)
     if root is None:
         with closing(open_store(config.path)) as store:
             if store.stat(FILE_NAME) is not None:
                 return verify_folder(store, on_read)
             if store.stat(DATASET) is None:
-                outputs = [f"{config.path.rstrip('/')}/{name}" for name in outputs_below(store)]
+                outputs = [f"{config.path.rstrip('/')}/{name}" for name in find_outputs(store)]
                 return verify_places(store.url, outputs, on_read)
     with closing(open_store(dataset)) as store:
         return verify_dataset(store, on_read, root)
@@ -54,10 +54,9 @@ def verify_at(config: VerifyConfig, on_read: OnRead) -> VerifyReport | PlacesRep
 def verify_dataset(
     store: ObjectStore, on_read: OnRead = lambda _done, _total: None, root: str | None = None
 ) -> PlacesReport:
-    """Check the outputs of the sharded dataset in `store`: where done-manifests say, or below
-    `root`.
+    """Check the outputs of the sharded dataset in `store`, in the recorded places or below `root`.
 
-    Raises UsageError where `store` holds no sharded dataset.
+    Raises UsageError if `store` holds no sharded dataset.
     """
     findings: list[str] = []
     unfinished: list[str] = []
@@ -70,7 +69,7 @@ def verify_dataset(
             findings.append(str(error))
             continue
         if done is None:
-            unfinished.append(f"{shard.name}: nobody has finished it yet")
+            unfinished.append(f"{shard.name}: is not finished yet")
     report = verify_places(store.url, list(expected), on_read)
     for output, checked in report.reports.items():
         findings += (f"{output}: {finding}" for finding in _differences(checked, expected[output]))
@@ -78,14 +77,14 @@ def verify_dataset(
 
 
 def _outputs(shard: DatasetShard, done: Mapping[str, Any], name: str, root: str | None) -> dict[str, _Expected]:
-    """The folders that a done-manifest names, one a host; raises DamageError if it is garbled."""
+    """Return the folders that a done-manifest names, one per host; DamageError if it is damaged."""
     try:
         return {
             _place(outcome["output"], root): _Expected(shard, str(outcome["manifest"]["crc32c"]))
             for outcome in done.get("hosts") or [done]
         }
     except (KeyError, TypeError, AttributeError) as error:
-        raise DamageError(f"{name}: is no done-manifest ({error!r}); reset the shard") from error
+        raise DamageError(f"{name}: is not a valid done-manifest ({error!r}); reset the shard") from error
 
 
 def _place(output: str, root: str | None) -> str:
@@ -100,7 +99,7 @@ def _differences(report: VerifyReport, expected: _Expected) -> Iterator[str]:
     if not manifest.complete:
         yield f"is not complete, though {done_name(shard.name)} names it"
     if dataset.get("part") != shard.name:
-        yield f"is of {dataset.get('part') or 'no shard'}, not of {shard.name}"
+        yield f"belongs to {dataset.get('part') or 'no shard'}, not to {shard.name}"
         return
     predictions = manifest.identity["prompts"]["predictions_per_task"]
     per_text = manifest.identity["prompts"].get("numbers_per_text", 1)

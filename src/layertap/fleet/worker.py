@@ -1,23 +1,23 @@
 """One worker on a sharded dataset: it claims, extracts and commits shards until none is left.
 
-Each shard is a run of its own (pipeline/run.py), with its own folder, manifest and resume, and with
+Each shard is a separate run (pipeline/run.py) with its own folder, manifest and resume. It reuses
 the model and programs of the run before. The folder is
 
     {output_dir}/tpu_{worker_id}/shard_00003/{attempt}/    and the same below the bucket's prefix
 
-and `output_dir` may be a URL. The name of an attempt is random, and a restarted worker goes on in
-the one that it finds there. So two attempts at a shard never write to one place, and no file of a
-committed attempt is written over. The done-manifest names the attempt that counts, and every file
-of it. What no done-manifest names does not count, and may be deleted.
+and `output_dir` may be a URL. The name of an attempt is random, and a restarted worker resumes the
+one that it finds there. So two attempts at a shard never write to the same place, and no file of a
+committed attempt is overwritten. The done-manifest names the attempt that counts, with all its
+files. What no done-manifest names does not count, and may be deleted.
 
 All workers of a sharded dataset extract the same: the first one writes the settings that decide the
-bytes to `run.json`, and a worker with other settings is refused. (Only JAX's version and the kind
-of device may differ.)
+bytes to `run.json`, and a worker with other settings is refused. (Only the version of JAX and the
+kind of device may differ.)
 
-A shard that cannot be extracted as things are (a sample is too long, say) is marked as failed and
-left out. The worker does the others first, and then says which failed. If something is wrong with
-the worker itself (its disk is full, its copy of the model is damaged), the worker ends at once, and
-its shard is free for another one: a worker that failed shards for its own trouble would fail them
+A shard that cannot be extracted (for example, a sample is too long) is marked as failed and left
+out. The worker does the others first, and then reports which failed. If something is wrong with the
+worker itself (its disk is full, its copy of the model is damaged), it ends at once, and its shard
+is free for another worker. A worker that failed shards because of its own trouble would fail them
 all, for everybody.
 """
 
@@ -62,7 +62,7 @@ from layertap.pipeline.session import Session
 from layertap.pipeline.setup import Setup, prepare
 from layertap.shards.manifest import differences
 
-_OF_THE_SHARD = (DatasetError, PromptError, HostsStoppedError)  # any worker would meet them
+_OF_THE_SHARD = (DatasetError, PromptError, HostsStoppedError)  # any worker would get them
 
 
 @dataclass(frozen=True)
@@ -78,15 +78,15 @@ class WorkSummary:
     tokens: int
     seconds: float
     leads: bool = True
-    """Whether it counts samples; of the hosts of a slice, host 0 does."""
+    """Whether it counts samples; only host 0 of a slice does."""
 
     @property
     def nothing_extracted(self) -> bool:
-        """Whether it committed shards, and left out every task or sample of them."""
+        """Whether it committed shards, but left out every task or sample in them."""
         return self.leads and self.shards > 0 and self.samples == 0
 
     def describe(self) -> str:
-        """Lines for a person."""
+        """Return a line for the user."""
         lost = f"; {self.lost} were lost to other workers" if self.lost else ""
         return (
             f"worker {self.worker}: committed {self.shards} dataset shards, {self.samples} samples,"
@@ -106,7 +106,7 @@ def work(config: ExtractConfig) -> WorkSummary:
         dataset = read_dataset(store)
         if own.preferred_shard_id is not None:
             dataset.shard(own.preferred_shard_id)
-        backend.configure()  # before hosts meet, which compiles
+        backend.configure()  # before the hosts connect, which compiles
         hosts = join(config.hosts)
         with _own_place(config, hosts) as (place, scratch):
             setup = prepare(config, hosts)
@@ -137,9 +137,9 @@ def _own_place(config: ExtractConfig, hosts: Hosts) -> Iterator[tuple[ObjectStor
 
 
 def _agree(store: ObjectStore, setup: Setup) -> str:
-    """Write down what is extracted, or check that it is the same; the version of `run.json`.
+    """Record the settings, or check that they are the same; return the version of `run.json`.
 
-    Raises RunMismatchError if other workers extract something else.
+    Raises RunMismatchError if other workers extract with other settings.
     """
     identity = {name: value for name, value in setup.manifest.identity.items() if name not in ("backend", "dataset")}
     data = dump_json(identity, indent=1, sort_keys=True).encode() + b"\n"
@@ -152,12 +152,12 @@ def _agree(store: ObjectStore, setup: Setup) -> str:
         differing = differences(json.loads(there.data), identity)
     except ValueError as error:
         raise DamageError(
-            f"{store.url}/{RUN}: is not JSON: {error}; delete it, if all workers extract the same"
+            f"{store.url}/{RUN}: is not JSON: {error}; delete it if all workers have the same settings"
         ) from error
     if differing:
         raise RunMismatchError(
-            f"{store.url}: other workers extract something else from this dataset; give the same settings, or make"
-            " another sharded dataset (or, when nothing of it is needed any more: layertap shards reset --all):\n  "
+            f"{store.url}: other workers extract this dataset with other settings; give the same settings, or create"
+            " another sharded dataset (or, if you need none of its output: layertap shards reset --all):\n  "
             + "\n  ".join(differing)
         )
     return there.version
@@ -201,20 +201,20 @@ class _Worker:
                 with ExitStack() as undo:
                     undo.callback(
                         taken[1].release
-                    )  # so that nobody has to wait; harmless if another one has it already
+                    )  # so that nobody has to wait; harmless if another worker already has it
                     self._extract(*taken)
                     undo.pop_all()
             except LeaseLostError as error:
                 if self.setup.hosts.count > 1:
-                    raise  # the others are in the middle of a step that this host has left
+                    raise  # the other hosts are in the middle of a step that this host has left
                 self.metrics.leases_lost += 1
                 self._note(str(error))
         self.attempts.dismiss()
         if claimer.failed:
             raise WorkersFailedError(
                 f"worker {config.worker} committed {self.metrics.dataset_shards} dataset shards, but these"
-                f" failed: {', '.join(sorted(claimer.failed))}. `layertap shards status {self.store.url}` says why;"
-                " repair, then free them with `layertap shards reset`"
+                f" failed: {', '.join(sorted(claimer.failed))}. `layertap shards status {self.store.url}` shows"
+                " why; fix the cause, then free them with `layertap shards reset`"
             )
 
     def _extract(self, shard: DatasetShard, lease: Lease) -> None:
@@ -229,13 +229,13 @@ class _Worker:
                 outcomes = self.attempts.lead(shard, attempt, watch)
         except _OF_THE_SHARD as error:
             if self.setup.hosts.count > 1 and not isinstance(error, HostsStoppedError):
-                raise  # the other hosts have not met it
+                raise  # the other hosts did not get this error
             lease.fail(str(error))
             self._note(f"{shard.name} failed: {error}")
             return
         except DamageError:
             self.attempts.end(shard, attempt)
-            self._note(f"{shard.name}: what there is of it is damaged; it begins anew at the next start")
+            self._note(f"{shard.name}: its output so far is damaged; the next start begins it again")
             raise
         lease.commit(_make_done(shard, lease.claim, outcomes, time.monotonic() - begun))
         self.attempts.end(shard, attempt)
@@ -244,16 +244,16 @@ class _Worker:
         self.tokens += sum(outcome["tokens"] for outcome in outcomes)
 
     def _agree_again(self) -> None:
-        """Agree once more if `shards reset --all` came before this worker had a claim.
+        """Agree again if `shards reset --all` ran before this worker had a claim.
 
-        Call it while you hold a claim: a reset that did not see the claim puts `run.json` back.
+        Call it while you hold a claim: a reset that did not see the claim restores `run.json`.
         """
         there = self.store.stat(RUN)
         if there is None or there.version != self.agreement:
             self.agreement = _agree(self.store, self.setup)
 
     def _make_claim(self, attempt: str | None) -> Claim:
-        """A claim that goes on in an unfinished attempt, or begins a new one."""
+        """Make a claim that resumes an unfinished attempt, or begins a new one."""
         return Claim(
             worker=self.setup.config.worker,
             host=socket.gethostname(),
@@ -264,14 +264,16 @@ class _Worker:
 
     def _count_failed_beat(self, error: LayertapError) -> None:
         self.metrics.failed_heartbeats += 1
-        self._note(f"the heartbeat failed, and is tried again: {error}")
+        self._note(f"the heartbeat failed and will be retried: {error}")
 
     def _note(self, message: str) -> None:
         print(f"worker {self.setup.config.worker}: {message}", file=sys.stderr, flush=True)
 
 
 def _make_done(shard: DatasetShard, claim: Claim, outcomes: Sequence[Outcome], seconds: float) -> Mapping[str, Any]:
-    """The done-manifest: the files with this shard's activations, by host if there are several."""
+    """Make the done-manifest: the files with this shard's activations, by host if there are
+    several.
+    """
     alone = {} if len(outcomes) > 1 else outcomes[0]
     return {
         "format_version": 1,

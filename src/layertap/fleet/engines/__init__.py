@@ -1,1 +1,1 @@
-"""Several workers, started again when they die: as processes here, or as tasks of a Ray cluster."""
+"""Several workers, restarted if they die: as local processes, or as tasks of a Ray cluster."""

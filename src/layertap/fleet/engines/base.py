@@ -1,11 +1,11 @@
-"""What every engine does: keep several workers going until the dataset is done.
+"""Keep several workers running until the dataset is done; all engines share this.
 
-An engine says how a worker is started, polled, interrupted and killed. The rest is here. Which
-worker has which shard is between the workers and their claims. A worker that ends with 0 is done.
-One that ends with 2 (its input is wrong) stops all, since the others would say the same. After any
-other end a worker is started again, after a pause that grows while no shard is finished. After
-`_MOST_DEATHS` deaths for each worker with no shard finished in between, all are stopped. (A plain
-limit on restarts would give up a fleet of preemptible machines after some days.)
+An engine defines how to start, poll, interrupt and kill a worker. The workers choose their shards
+themselves, through claims. A worker that ends with 0 is done. One that ends with 2 (its input is
+wrong) stops all, because the others would fail the same way. After any other end a worker is
+restarted, after a pause that grows while no shard is finished. All workers are stopped after
+`_MOST_DEATHS` deaths per worker with no shard finished in between. (A plain limit on restarts would
+give up a fleet of preemptible machines after some days.)
 """
 
 import sys
@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from layertap.config.extract import ExtractConfig
 from layertap.errors import InputError, UsageError, WorkersFailedError
 from layertap.fleet.sharded import open_claimable, read_dataset
-from layertap.fleet.status import shard_states
+from layertap.fleet.status import read_shard_states
 from layertap.objects.base import ObjectStore
 
 _MOST_DEATHS = 5
@@ -27,15 +27,15 @@ _POLL_SECONDS = 0.05
 
 
 class RunningWorker(ABC):
-    """A worker that was started: a process, or a task of a cluster."""
+    """A started worker: a process, or a task of a cluster."""
 
     @abstractmethod
     def poll(self) -> int | None:
-        """Its exit status, once it has ended; not asked again after that."""
+        """Return its exit status once it has ended; do not call it again after that."""
 
     @abstractmethod
     def interrupt(self) -> None:
-        """Have it give its shard back and end."""
+        """Make it release its shard and end."""
 
     @abstractmethod
     def kill(self) -> None:
@@ -44,7 +44,7 @@ class RunningWorker(ABC):
 
 @dataclass
 class _Worker:
-    """One of the workers to keep going."""
+    """One of the workers to keep running."""
 
     config: ExtractConfig
     running: RunningWorker | None = None
@@ -54,11 +54,11 @@ class _Worker:
 
 
 def run_workers(config: ExtractConfig, start: Callable[[ExtractConfig], RunningWorker], grace_seconds: float) -> str:
-    """Run `config.sharded.num_workers` workers until the dataset is done; what to print at the end.
+    """Run `config.sharded.num_workers` workers until the dataset is done; return a closing message.
 
-    Their ids are counted from `config.worker`. In the end all are interrupted, and killed if they
-    take longer than `grace_seconds`. Raises WorkersFailedError if shards failed or workers keep
-    dying, InputError if a worker says that its input is wrong.
+    Their ids are counted from `config.worker`. At the end all are interrupted, and killed if they
+    need longer than `grace_seconds`. Raises WorkersFailedError if shards failed or workers keep
+    dying, InputError if a worker reports wrong input.
     """
     url, count = config.sharded.sharded_dataset_dir, config.sharded.num_workers
     if url is None or count is None:
@@ -74,14 +74,14 @@ def run_workers(config: ExtractConfig, start: Callable[[ExtractConfig], RunningW
 
 
 def say(words: str) -> None:
-    """Write to standard error; a fleet goes on if nobody reads it any more (`2>&1 | head`)."""
+    """Write to standard error; a fleet continues if nobody reads it any more (`2>&1 | head`)."""
     with suppress(OSError):
         sys.stderr.write(words)
         sys.stderr.flush()
 
 
 def _numbered(config: ExtractConfig, number: int) -> ExtractConfig:
-    """The settings of one worker of several: its own id, and its own port."""
+    """Return the settings of one worker, with its own id and port."""
     port = config.metrics_port
     return replace(config, worker_id=config.worker + number, metrics_port=port + number if port else port)
 
@@ -98,7 +98,9 @@ def _keep_going(
                 continue
             worker.running = None
             if status == InputError.exit_status:
-                raise InputError(f"worker {worker.config.worker} cannot go on, as it said above; all are stopped")
+                raise InputError(
+                    f"worker {worker.config.worker} stopped with the error above, so all workers are stopped"
+                )
             pause = None if status == 0 else progress.pause_after_death(worker.config.worker, len(workers))
             worker.needed, worker.due = pause is not None, time.monotonic() + (pause or 0.0)
         time.sleep(_POLL_SECONDS)
@@ -119,7 +121,7 @@ def _stop(workers: Sequence[_Worker], grace_seconds: float) -> None:
 
 
 class _Progress:
-    """How far the dataset is, each time that a worker dies."""
+    """Tracks the progress of the dataset when workers die."""
 
     def __init__(self, store: ObjectStore) -> None:
         self._store = store
@@ -128,7 +130,7 @@ class _Progress:
         self._done = 0
 
     def pause_after_death(self, worker: int, workers: int) -> float | None:
-        """Seconds until the worker is started again; None if nothing is left to do.
+        """Return seconds until the worker is restarted; None if nothing is left to do.
 
         Raises WorkersFailedError if workers keep dying.
         """
@@ -140,21 +142,21 @@ class _Progress:
         self._done = done
         if self._deaths >= _MOST_DEATHS * workers:
             raise WorkersFailedError(
-                f"workers died {self._deaths} times, and no dataset shard was finished meanwhile; the last was worker"
-                f" {worker}. What is committed is safe; see above what they said, mend it, start again"
+                f"workers died {self._deaths} times without finishing a dataset shard; the last was worker {worker}."
+                " Committed shards are safe; fix the errors above and run the same command again"
             )
         pause = min(_LONGEST_PAUSE, 0.5 * 2 ** min(self._deaths - 1, 10))
-        say(f"worker {worker} died; it is started again in {pause:.1f} s\n")
+        say(f"worker {worker} died; restarting it in {pause:.1f} s\n")
         return pause
 
     def describe(self) -> str:
-        """What became of the dataset; raises WorkersFailedError if shards failed."""
+        """Describe the outcome; raises WorkersFailedError if shards failed."""
         conditions = self._conditions()
         if failed := conditions.count("failed"):
             raise WorkersFailedError(
-                f"{failed} dataset shards failed; layertap shards status {self._store.url} says why"
+                f"{failed} dataset shards failed; `layertap shards status {self._store.url}` shows why"
             )
         return f"{conditions.count('done')} of {len(conditions)} dataset shards of {self._store.url} are done"
 
     def _conditions(self) -> list[str]:
-        return [state.condition for state in shard_states(self._store, self._dataset)]
+        return [state.condition for state in read_shard_states(self._store, self._dataset)]

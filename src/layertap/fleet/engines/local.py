@@ -1,11 +1,11 @@
-"""Several workers as processes of this machine; base.py says when they are started again.
+"""Run several workers as processes of this machine; base.py decides when to restart them.
 
-A restarted worker goes on in its own shard at once.
+A restarted worker resumes its own shard at once.
 
-Ctrl-C and SIGTERM go to the parent, which sends one SIGTERM to each worker: workers have sessions
-of their own, so a terminal's Ctrl-C does not reach them twice. If the parent is killed, its workers
+Ctrl-C and SIGTERM go to the parent, which sends one SIGTERM to each worker. Workers have their own
+sessions, so a terminal's Ctrl-C does not reach them twice. If the parent is killed, its workers
 read the end of the pipe that it held, and stop. `python -m layertap.fleet.engines.local` is such a
-worker, and reads its settings from that pipe.
+worker; it reads its settings from that pipe.
 """
 
 import os
@@ -43,7 +43,7 @@ class _WorkerProcess(RunningWorker):
         self._settings = self._process.stdin
         self._reader = threading.Thread(target=_pass_on, args=(config.worker, self._process.stdout), daemon=True)
         self._reader.start()
-        with suppress(BrokenPipeError):  # it died at once, which `poll` will tell
+        with suppress(BrokenPipeError):  # it died at once, which `poll` will report
             self._settings.write(pickle.dumps(config))
             self._settings.flush()
 
@@ -62,21 +62,21 @@ class _WorkerProcess(RunningWorker):
         self._close()
 
     def _close(self) -> None:
-        """Wait for the last words of a process that has ended, and close the pipe to it."""
+        """Wait for the last output of a process that has ended, and close the pipe to it."""
         self._reader.join(_GRACE_SECONDS)
         with suppress(BrokenPipeError):  # it has not read everything
             self._settings.close()
 
 
 def _pass_on(worker: int, lines: IO[bytes]) -> None:
-    """Say every line of a worker with its number; to the end, or the worker would wait."""
+    """Print every line of a worker with its number; read to the end, or the worker would block."""
     with lines:
         for line in lines:
             say(f"[{worker}] {line.decode(errors='replace')}")
 
 
 def main() -> int:
-    """Be a worker, with the settings on standard input; returns the exit status."""
+    """Run a worker with the settings on standard input; return the exit status."""
     config = pickle.load(sys.stdin.buffer)  # from our own parent
     threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()
     return run_guarded(lambda: _work(config))
@@ -90,7 +90,7 @@ def _work(config: ExtractConfig) -> int:
 
 
 def _end_with_parent() -> None:
-    """Wait for the parent's end, then stop as after a SIGTERM; later words go nowhere."""
+    """Wait for the parent's end, then stop as after a SIGTERM; later output is discarded."""
     while os.read(sys.stdin.fileno(), 1):
         pass
     nowhere = os.open(os.devnull, os.O_WRONLY)

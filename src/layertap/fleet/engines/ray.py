@@ -1,17 +1,17 @@
-"""Several workers on a Ray cluster, or on a small one that is started here. Ray places them.
+"""Run several workers on a Ray cluster, or on a small one started here. Ray places them.
 
-Each start of a worker is one Ray task, in a process of its own. If its process or machine is lost,
-the worker is handed to Ray again, which finds a place for it (base.py says when, and when to give
-up). Ray's own retries are off: they count deaths, and ignore whether shards were finished in
-between. Exactness depends on the leases, never on Ray: two processes of one worker, on two sides of
-a broken network, commit a shard once all the same.
+Each start of a worker is one Ray task in its own process. If its process or machine is lost, the
+worker is submitted to Ray again, which finds a place for it (base.py decides when to do so, and
+when to give up). Ray's own retries are off, because they count deaths without regard to finished
+shards. Exactness depends on the leases, never on Ray: two processes of one worker, on two sides of
+a broken network, still commit a shard only once.
 
-A worker that is restarted on the same disk goes on in its own shard at once. On another machine
-that shard waits until its lease has run out, and begins again.
+A worker that is restarted on the same disk resumes its own shard at once. On another machine, that
+shard waits until its lease has run out, and begins again.
 
-Why tasks and not actors: you can interrupt a running task as Ctrl-C does a process (it gives its
-shard back), but you can only kill a running method of an actor. Only settings and a closing line go
-through Ray.
+Why tasks and not actors? You can interrupt a running task as Ctrl-C interrupts a process (it
+releases its shard), but you can only kill a running method of an actor. Only settings and a closing
+line go through Ray.
 """
 
 import os
@@ -33,32 +33,30 @@ _GRACE_SECONDS = 12.0  # less than the grace after a SIGTERM
 _ANSWER_SECONDS = 10.0
 _DIED = 1
 
-# Every worker's lines, also where two say the same.
+# Show every worker's lines, even if two are the same.
 _ANYWHERE = {"RAY_DEDUP_LOGS": "0"}
-# Ray's processes listen on loopback alone (the switch has its name from the systems where that is
-# Ray's default), to those who know this user's token, and report to nobody.
+# Ray's processes listen only on loopback (the switch is named after the systems where that is Ray's
+# default), accept only this user's token, and send no usage reports.
 _HERE = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     "RAY_AUTH_MODE": "token",
     "RAY_USAGE_STATS_ENABLED": "0",
 }
-# Next to the least object store that Ray takes: nothing of size goes through it.
+# Nearly the smallest object store that Ray accepts: nothing large goes through it.
 _SMALL: dict[str, Any] = {"address": "local", "include_dashboard": False, "object_store_memory": 80_000_000}
 
 
 def run_ray(config: ExtractConfig) -> str:
     """Run workers as Ray tasks until the dataset is done; raises UsageError if Ray is missing."""
     needs = config.sharded.worker_resources
-    with _connected(config.sharded.ray_address) as ray:
+    with _connect(config.sharded.ray_address) as ray:
         return run_workers(config, partial(_WorkerTask, ray, needs), _GRACE_SECONDS)
 
 
 @contextmanager
-def _connected(address: str | None) -> Iterator[ModuleType]:
-    """Ray, connected to `address`, or to a cluster of its own during the block; Ctrl-C stays
-    ours.
-    """
-    ray = _imported(_ANYWHERE if address else _ANYWHERE | _HERE)
+def _connect(address: str | None) -> Iterator[ModuleType]:
+    """Connect Ray to `address`, or to its own cluster during the block; Ctrl-C stays ours."""
+    ray = _import_ray(_ANYWHERE if address else _ANYWHERE | _HERE)
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     if address not in (None, "auto"):
         _require_answer(address)
@@ -76,8 +74,8 @@ def _connected(address: str | None) -> Iterator[ModuleType]:
         ray.shutdown()
 
 
-def _imported(environment: Mapping[str, str]) -> ModuleType:
-    """Ray, which reads the environment at its import; raises UsageError if it is not installed."""
+def _import_ray(environment: Mapping[str, str]) -> ModuleType:
+    """Import Ray, which then reads the environment; raises UsageError if it is not installed."""
     for name, value in environment.items():
         os.environ.setdefault(name, value)
     try:
@@ -88,20 +86,22 @@ def _imported(environment: Mapping[str, str]) -> ModuleType:
 
 
 def _require_answer(address: str) -> None:
-    """Raise UsageError if nobody listens at HOST:PORT: Ray itself would try for minutes."""
+    """Raise UsageError if nobody listens at HOST:PORT; Ray itself would try for minutes."""
     host, _, port = address.rpartition(":")
     try:
         socket.create_connection((host.strip("[]"), int(port)), _ANSWER_SECONDS).close()
     except OSError as error:
         raise UsageError(
             f"--ray_address {address}: does not answer ({error.strerror or error}); give the address that `ray start"
-            " --head` named, and see that its machine can be reached from here"
+            " --head` printed, and check that its machine can be reached from here"
         ) from error
 
 
 class _WorkerTask(RunningWorker):
     def __init__(self, ray: ModuleType, needs: Mapping[str, float], config: ExtractConfig) -> None:
-        """Hand the worker to Ray; raises UsageError if it does not take 1.5 GPUs, say."""
+        """Submit the worker to Ray; raises UsageError if Ray refuses its resources, such as 1.5
+        GPUs.
+        """
         self._ray = ray
         self._worker = config.worker
         options: dict[str, Any] = {"num_cpus": needs.get("CPU", 0), "num_gpus": needs.get("GPU", 0)}
@@ -110,7 +110,7 @@ class _WorkerTask(RunningWorker):
             remote = ray.remote(max_calls=1, max_retries=0, scheduling_strategy="SPREAD", **options)(_work)
             self._task = remote.options(name=f"worker {config.worker}").remote(config)
         except ValueError as error:
-            raise UsageError(f"--resources_per_worker: Ray does not take {dict(needs)}: {error}") from error
+            raise UsageError(f"--resources_per_worker: Ray refuses {dict(needs)}: {error}") from error
         self._future = self._task.future()
 
     def poll(self) -> int | None:
@@ -133,7 +133,7 @@ class _WorkerTask(RunningWorker):
 
 
 def _work(config: ExtractConfig) -> tuple[int, str]:
-    """In Ray's process: the exit status of a worker, and what it says at the end."""
+    """Run a worker in Ray's process; return its exit status and closing message."""
     words = ""
 
     def run() -> int:
