@@ -124,7 +124,7 @@ def test_dropout_is_refused(byte_folder, byte_tokenizer):
 def test_a_missing_or_malformed_tokenizer_is_named(tmp_path, content):
     if content is not None:
         (tmp_path / "tokenizer.json").write_bytes(content)
-    complaint = "no such file" if content is None else "is no tokenizer"
+    complaint = "no such file" if content is None else "is not a tokenizer"
     with pytest.raises(PromptError, match=rf"tokenizer\.json: {complaint}"):
         load_tokenizer(tmp_path)
 

@@ -98,7 +98,7 @@ def test_a_failed_creation_clears_away_nothing_but_its_own_traces(
 def test_what_cannot_be_deleted_now_is_nothing_that_the_user_got_wrong(cloud: FakeCloudTpu, client: Cloud) -> None:
     lost = lost_member(cloud, client)
     cloud.held = {NAME}
-    with pytest.raises(UnreachableError, match=r"not in its present state \(Node"):
+    with pytest.raises(UnreachableError, match=r"not possible in its current state \(Node"):
         client.delete(lost)
 
 

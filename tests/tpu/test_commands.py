@@ -84,7 +84,7 @@ def test_a_stockout_everywhere_is_told_and_leaves_nothing(
     cloud.stockouts, cloud.litters = {"us-central1-a"}, litters
     assert tpu("create --zones us-central1-a --workers_per_zone 2") == 1
     error = capsys.readouterr().err.splitlines()[-1]
-    assert error.startswith("error: workers that could not be made: 2")
+    assert error.startswith("error: 2 workers could not be created")
     assert "no more capacity" in error
     assert "--watch" in error
     assert not cloud.nodes
@@ -96,7 +96,7 @@ def test_a_quota_is_told_apart_from_a_stockout_and_other_zones_get_theirs(
     cloud.quotas = {"us-central1-a": 3}
     assert tpu(f"create {TWO_ZONES}") == 1
     error = capsys.readouterr().err.splitlines()[-1]
-    assert "could not be made: 1" in error
+    assert "1 workers could not be created" in error
     assert "may not have more TPUs there" in error
     assert "iam-admin/quotas" in error
     names = cloud.workers().values()
@@ -116,7 +116,7 @@ def test_a_quota_is_told_apart_from_a_stockout_and_other_zones_get_theirs(
         ({}, "--zones us-central1-a --workers_per_zone 0", "--workers_per_zone must be at least 1"),
         ({}, "--zones us-central1-a --startup /nowhere.sh", "/nowhere.sh"),
         ({}, "--zones us-central1-a --watch --dry_run", "contradict"),
-        ({}, "--zones us-central1-a --package p.whl", "--package is for the set-up script"),
+        ({}, "--zones us-central1-a --package p.whl", "--package is read by the startup script"),
         ({}, f"--zones us-central1-a --startup {SETUP} --extract_flags=--dataset_path=x", "wants --package"),
         ({}, f"--zones us-central1-a --startup {SETUP} --package p.whl", "wants --extract_flags"),
     ],

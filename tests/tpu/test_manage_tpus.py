@@ -77,7 +77,7 @@ def test_watch_leaves_a_zone_alone_that_does_not_have_what_others_have(cloud: Fa
     cloud.refusing = {"us-central1-b"}
     with running(cloud, "create --zones us-central1-a,us-central1-b --watch") as process:
         wait_for(lambda: sorted(cloud.workers()) == [0, 1], process)
-        assert "Google does not know something that was named" in interrupt(process)
+        assert "Google does not find something by its name" in interrupt(process)
     assert set(cloud.workers().values()) == {"tpu-us-central1-a-0", "tpu-us-central1-a-1"}
 
 
@@ -109,7 +109,7 @@ def test_ctrl_c_in_mid_create_and_the_next_call_goes_on(cloud: FakeCloudTpu) -> 
     cloud.stuck = True
     with running_script(cloud, command) as process:
         wait_for(lambda: sent(cloud, "POST") == 4, process)
-        assert "what Cloud TPU has accepted goes on there" in interrupt(process)
+        assert "Cloud TPU continues what it has accepted" in interrupt(process)
     assert list(cloud.states().values()) == ["CREATING"] * 4
     cloud.stuck = False
     with running_script(cloud, command) as process:
@@ -137,7 +137,7 @@ def test_a_create_makes_nothing_anew_while_delete_takes_the_fleet_down(cloud: Fa
     assert not cloud.nodes
     assert sent(cloud, "POST") == 2
     assert create.returncode == 1, errors
-    assert "missing and were not made: 2, because somebody deletes this fleet: worker 0, 1" in errors
+    assert "2 missing workers were not created, because somebody is deleting this fleet: worker 0, 1" in errors
     assert output.splitlines()[1].split() == ["us-central1-a", *"0000001"]
 
 

@@ -9,7 +9,7 @@ from fakes.cloud_tpu import FakeCloudTpu
 from manage_tpus import ALL, TWO_ZONES
 
 from layertap.cli import main
-from layertap.tpu.machine import chips
+from layertap.tpu.machine import count_chips
 
 CREATES = [f"create {name} for worker {worker}" for worker, name in ALL.items()]
 COST = "That is 8 TPUs of type v5litepod-8 (8 chips each, 64 chips in all), spot, one for each worker."
@@ -33,7 +33,7 @@ def test_without_credentials_it_is_the_plan_for_an_empty_project(capsys: pytest.
     assert "gcloud auth application-default login" in reason
     assert "In a project that has no TPUs yet" in told.err
     assert cost == COST
-    assert idle == "Without --startup they would do nothing, and cost as much."
+    assert idle == "Without --startup they would be idle but cost the same."
 
 
 @pytest.mark.usefixtures("nobody")
@@ -74,4 +74,4 @@ def test_without_googles_client_too(tmp_path: Path) -> None:
     [("v5litepod-8", 8), ("v6e-8", 8), ("v4-8", 4), ("v5p-8", 4), ("v3-8", 4), ("v2-8", 4), ("tpu9", None)],
 )
 def test_chips_are_counted_from_the_type(tpu_type: str, count: int | None) -> None:
-    assert chips(tpu_type) == count
+    assert count_chips(tpu_type) == count

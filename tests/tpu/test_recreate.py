@@ -63,7 +63,7 @@ def test_recreating_what_never_was_is_refused(
     cloud: FakeCloudTpu, tpu: Tpu, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert tpu("recreate-preempted --zones us-central1-a") == 2
-    assert "make one with `create`" in capsys.readouterr().err
+    assert "create one with `create`" in capsys.readouterr().err
 
 
 def test_suspended_and_failed_requests_are_replaced(cloud: FakeCloudTpu, tpu: Tpu) -> None:

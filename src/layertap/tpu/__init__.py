@@ -1,6 +1,7 @@
-"""A fleet of TPUs in Google Cloud: made, watched, mended and taken down.
+"""Create, watch, repair and delete a fleet of TPUs in Google Cloud.
 
-`fleet` says what a fleet is, `decision` what to do (a pure function), `cloud` does it through
-Google's client, and `drive` goes round: look, decide, act. It is a room of its own because it needs
-nothing of extraction: it runs on a laptop, without JAX, and knows neither datasets nor shards.
+`fleet` defines a fleet, `decision` decides what to do (a pure function), `cloud` does it through
+Google's client, and `drive` runs the loop: look, decide, act. It is a separate room because it
+needs nothing from extraction: it runs on a laptop, without JAX, and knows neither datasets nor
+shards.
 """

@@ -1,12 +1,11 @@
 """A fleet in Google Cloud, through Google's own client over REST.
 
-REST and not gRPC: one port of plain HTTPS passes every proxy, and a server for tests is a page of
-Python. The client is in the extra `tpu-ops` and is imported when a command needs it (a third of a
-second).
+We use REST and not gRPC because plain HTTPS on one port passes every proxy, and a test server is
+one page of Python. The client is in the extra `tpu-ops`, and is imported only when a command needs
+it (a third of a second).
 
-A command's first look covers all zones that the project can use, not only those it names: ids must
-be unique over the whole fleet, whichever part of it is spoken of. That is two requests a zone, in
-parallel.
+A command first looks at all zones that the project can use, not only those that you name, because
+ids must be unique over the whole fleet. That takes two requests per zone, in parallel.
 """
 
 import os
@@ -35,7 +34,7 @@ from layertap.tpu.refusals import translated
 
 _SCOPES = ("https://www.googleapis.com/auth/cloud-platform",)
 _AT_ONCE = 32
-# A TPU takes minutes to make; after this long the operation is left to itself, and the next look
+# Creating a TPU takes minutes. After this long we stop waiting for the operation; the next look
 # shows its result.
 _LONGEST_OPERATION = 1800.0
 
@@ -49,8 +48,8 @@ class Cloud:
     def __init__(self, config: TpuConfig) -> None:
         """Connect with the user's credentials, or without any to a plain http:// endpoint.
 
-        An unsteady answer is waited for twice as long as a poll. Raises AccessError where there are
-        no credentials, UsageError where no project is known.
+        Transient errors are retried for twice the poll interval. Raises AccessError if there are no
+        credentials, UsageError if no project is known.
         """
         self._config = config
         credentials, project = _credentials(config)
@@ -59,7 +58,7 @@ class Cloud:
             raise UsageError("no Google Cloud project is known: give --project, or set GOOGLE_CLOUD_PROJECT")
         self.project = project
         self.prefix = config.name_prefix
-        self._client = _connected(config, credentials)
+        self._client = _connect(config, credentials)
         patience = 2 * config.poll_seconds
         transient = if_exception_type(exceptions.ServerError, RequestsConnectionError)
         first = min(1.0, patience / 30)
@@ -69,20 +68,20 @@ class Cloud:
         )
 
     def close(self) -> None:
-        """Give the connections back."""
+        """Close the connections."""
         transport = self._client.transport
         transport.close()  # type: ignore[no-untyped-call]
-        # Operations are polled over a session of their own, which has no public way to be closed.
+        # Operations are polled over a separate session, which has no public method to close it.
         transport.operations_client.transport._session.close()
 
     def reconnect(self) -> None:
-        """Read the credentials again, after a login; raises AccessError where there are none."""
-        fresh = _connected(self._config, _credentials(self._config)[0])
+        """Read the credentials again after a login; raises AccessError if there are none."""
+        fresh = _connect(self._config, _credentials(self._config)[0])
         self.close()
         self._client = fresh
 
     def zones(self) -> tuple[str, ...]:
-        """Every zone of the project that can have TPUs."""
+        """Return every zone of the project that can have TPUs."""
         found: list[str] = []
         page = ""
         with translated(f"listing the TPU zones of project {self.project}"):
@@ -95,7 +94,7 @@ class Cloud:
                     return tuple(found)
 
     def observe(self, zones: Iterable[str]) -> Observed:
-        """One look at these zones; raises UnreachableError rather than leaving one out."""
+        """Look at these zones once; raises UnreachableError if one of them cannot be read."""
         looks = in_parallel(self._observe_zone, sorted(set(zones)))
         return Observed(
             tuple(sorted(chain.from_iterable(look.members for look in looks), key=lambda m: (m.worker, m.name))),
@@ -103,18 +102,18 @@ class Cloud:
         )
 
     def create(self, action: Create, machine: Machine) -> bool:
-        """Make a TPU, or join the queue for it; returns once Google says that it is done.
+        """Create a TPU, or join the queue for it; returns once Google reports that it is done.
 
-        False where something of that name exists already: the next look will show whose it is. What
-        a failed creation leaves behind is deleted. Raises DeletedError, NoCapacityError,
-        QuotaError, AccessError, UsageError or UnreachableError.
+        Returns False if the name already exists; the next look shows whose it is. Leftovers of a
+        failed creation are deleted. Raises DeletedError, NoCapacityError, QuotaError, AccessError,
+        UsageError or UnreachableError.
         """
         if action.replaces:
             self.delete(action.replaces)
         with translated(f"creating {action.name} in {action.zone}"):
             try:
                 operation = self._begin(action, machine)
-            except exceptions.Conflict:  # over REST every 409 is one, AlreadyExists among them
+            except exceptions.Conflict:  # over REST every 409 is a Conflict, also AlreadyExists
                 return False
             try:
                 self._await(operation)
@@ -122,18 +121,17 @@ class Cloud:
                 going = self._clear(action) and not isinstance(error, exceptions.TooManyRequests)
                 if going or isinstance(error, exceptions.Cancelled):
                     raise DeletedError(
-                        f"creating {action.name}: somebody deleted it while it was being made"
+                        f"creating {action.name}: somebody deleted it while it was being created"
                     ) from error
                 raise
         return True
 
     def delete(self, member: Member) -> None:
-        """Delete a member's request and TPU; returns once both are gone. What is gone already is no
-        error.
+        """Delete a member's request and TPU; returns once both are gone. It may already be gone.
 
-        It looks once more, since minutes can pass between a look and this: what has a lost member's
-        name by then and is not lost is somebody's replacement. It is left alone, as is what is not
-        the fleet's.
+        It looks again first, because minutes can pass after the last look. If a lost member's name
+        now belongs to a TPU that is not lost, that TPU is somebody's replacement. It is left alone,
+        and so is anything that is not the fleet's.
         """
         with translated(f"deleting {member.name} in {member.zone}"):
             for found in self._look(member.zone, member.request or member.name):
@@ -141,7 +139,7 @@ class Cloud:
                     self._remove(found)
 
     def _look(self, zone: str, name: str) -> tuple[Member, ...]:
-        """The member of that name, if there is one."""
+        """Return the member with that name, if there is one."""
         parent = self._parent(zone)
         requests, nodes = (
             _if_there(
@@ -174,14 +172,16 @@ class Cloud:
         )
 
     def _clear(self, action: Create) -> bool:
-        """Delete what a failed creation left behind; returns whether somebody else does so now."""
+        """Delete what a failed creation left behind; return whether somebody else is doing so."""
         try:
             found = self._look(action.zone, action.name)
             for left in found:
-                if left.phase is not Phase.RUNNING and not left.being_deleted:  # else somebody was luckier, or quicker
+                if (
+                    left.phase is not Phase.RUNNING and not left.being_deleted
+                ):  # otherwise somebody else succeeded, or is deleting it
                     self._remove(left)
         except (exceptions.GoogleAPIError, RequestException):
-            return False  # the failure that is being reported is the better one; the next look finds what is left
+            return False  # the original failure is more useful; the next look finds what is left
         return any(left.being_deleted for left in found)
 
     def _remove(self, member: Member) -> None:
@@ -201,7 +201,7 @@ class Cloud:
 
 
 def in_parallel(do: Callable[[T], R], things: Iterable[T]) -> list[R]:
-    """`do` to each thing at the same time; an interruption does not wait for those under way."""
+    """Call `do` with each thing in parallel; an interruption does not wait for running calls."""
     given = list(things)
     pool = ThreadPoolExecutor(max(1, min(_AT_ONCE, len(given))))
     try:
@@ -210,20 +210,20 @@ def in_parallel(do: Callable[[T], R], things: Iterable[T]) -> list[R]:
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _connected(config: TpuConfig, credentials: Credentials) -> tpu_v2.TpuClient:
+def _connect(config: TpuConfig, credentials: Credentials) -> tpu_v2.TpuClient:
     options = ClientOptions(api_endpoint=config.api_endpoint) if config.api_endpoint else None
     return tpu_v2.TpuClient(credentials=credentials, client_options=options, transport="rest")
 
 
 def _credentials(config: TpuConfig) -> tuple[Credentials, str | None]:
     if config.api_endpoint and config.api_endpoint.startswith("http://"):
-        return AnonymousCredentials(), None  # type: ignore[no-untyped-call]  # a token is a secret that does not travel in the clear
+        return AnonymousCredentials(), None  # type: ignore[no-untyped-call]  # never send a token unencrypted
     with translated("looking for Google Cloud credentials"):
         return google.auth.default(scopes=_SCOPES, quota_project_id=config.project)
 
 
 def _if_there(do: Callable[[], R]) -> list[R]:
-    """What `do` gives; nothing where what it is about is gone."""
+    """Return the result of `do` in a list; an empty list if its object is gone."""
     try:
         return [do()]
     except exceptions.NotFound:
@@ -232,4 +232,6 @@ def _if_there(do: Callable[[], R]) -> list[R]:
 
 def _whole(unreachable: Iterable[str], zone: str) -> None:
     if list(unreachable):
-        raise UnreachableError(f"looking at zone {zone}: Cloud TPU could not reach all of it; a worker may be hidden")
+        raise UnreachableError(
+            f"looking at zone {zone}: Cloud TPU could not reach all of it, so a worker may be missing; try later"
+        )

@@ -1,12 +1,11 @@
-"""The commands `layertap tpu create | status | recreate-preempted | delete | list`, each returning
-its exit status.
+"""The commands `layertap tpu create | status | recreate-preempted | delete | list`.
 
-What happens on the way goes to the standard error output, the result to the standard output. Exit
-status: 0 as wanted, 1 Google had no room (or no answer), 2 only the user can help.
+Each returns its exit status: 0 for success, 1 if Google had no capacity (or no answer), 2 if only
+the user can fix it. Progress goes to standard error, the result to standard output.
 
-A newcomer tries `create --dry_run` first, before there is a project, credentials, or Google's
-client. Nothing can be looked at then, so what is printed is decided for an empty project, and says
-so. Google's client is therefore imported only when a command connects.
+A newcomer tries `create --dry_run` first, without a project, credentials or Google's client. Then
+the command cannot look at the project, so it plans for an empty one, and says so. This is why
+Google's client is imported only when a command connects.
 """
 
 import json
@@ -30,7 +29,7 @@ from layertap.tpu.config import (
 )
 from layertap.tpu.decision import Create, Decision, decide, decide_deletion
 from layertap.tpu.fleet import Machine, Member, Observed, as_json, members_table, zones_table
-from layertap.tpu.machine import altered, cost, like, new_machine
+from layertap.tpu.machine import alter, choose_machine, describe_cost, new_machine
 
 if TYPE_CHECKING:
     from layertap.tpu.cloud import Cloud
@@ -38,7 +37,7 @@ if TYPE_CHECKING:
 
 
 def create(config: CreateConfig) -> int:
-    """Bring the fleet to strength with machines as the flags say."""
+    """Create missing workers with the machines that the flags describe."""
     machine = new_machine(config)
     if config.dry_run:
         return _preview(config, machine)
@@ -46,28 +45,28 @@ def create(config: CreateConfig) -> int:
 
 
 def _preview(config: CreateConfig, machine: Machine) -> int:
-    """Print what would be made; in an empty project where this one cannot be looked at."""
+    """Print what would be created; assume an empty project if this one cannot be read."""
     with ExitStack() as stack:
         try:
-            observed = stack.enter_context(_driving(config)).look
-        except (AccessError, UsageError) as error:  # nothing has been asked of Cloud TPU yet
+            observed = stack.enter_context(_drive(config)).look
+        except (AccessError, UsageError) as error:  # Cloud TPU has not been asked yet
             print(f"{error}\nIn a project that has no TPUs yet, the command would:", file=sys.stderr)
             observed = Observed
         now = decide(config.wanted, observed())
     _print_actions(config, now)
     if count := sum(isinstance(action, Create) for action in now.actions):
-        print(cost(machine, count), file=sys.stderr)
+        print(describe_cost(machine, count), file=sys.stderr)
     return 0
 
 
 def recreate(config: RecreateConfig) -> int:
-    """Bring the fleet to strength with machines as they were."""
+    """Create missing workers with the same machines as before."""
 
     def as_it_was(action: Create, last_seen: Mapping[int, Member]) -> Machine:
-        machine = like(action, last_seen)
+        machine = choose_machine(action, last_seen)
         if machine is None:
-            raise UsageError(f"there is no TPU of the fleet {config.name_prefix!r} to copy; make one with `create`")
-        return altered(machine, config)
+            raise UsageError(f"there is no TPU of the fleet {config.name_prefix!r} to copy; create one with `create`")
+        return alter(machine, config)
 
     return _bring_to_strength(config, as_it_was)
 
@@ -75,7 +74,7 @@ def recreate(config: RecreateConfig) -> int:
 def delete(config: DeleteConfig) -> int:
     """Delete the fleet, or its part in the given zones."""
     zones = set(config.zone_list) or None
-    with _driving(config) as drive:
+    with _drive(config) as drive:
         now = decide_deletion(drive.look(), zones)
         if config.dry_run:
             return _print_actions(config, now)
@@ -96,7 +95,7 @@ def delete(config: DeleteConfig) -> int:
 
 
 def status(config: StatusConfig) -> int:
-    """Count the workers, zone by zone."""
+    """Count the workers in each zone."""
     observed = _observe(config)
     zones = config.zone_list or tuple(sorted({member.home for member in observed.members}))
     _print_zones(config, observed, zones, [m for m in observed.members if m.home in zones or m.zone in zones])
@@ -104,7 +103,7 @@ def status(config: StatusConfig) -> int:
 
 
 def list_members(config: ListConfig) -> int:
-    """List every TPU and request, zone by zone."""
+    """List every TPU and request, by zone."""
     members = [m for m in _observe(config).members if not config.zone_list or m.zone in config.zone_list]
     print(json.dumps(as_json(config.name_prefix, members), indent=1) if config.json else members_table(members))
     return 0
@@ -112,7 +111,7 @@ def list_members(config: ListConfig) -> int:
 
 def _bring_to_strength(config: FleetConfig, machine_for: "MachineFor") -> int:
     to_strength = partial(decide, config.wanted)
-    with _driving(config) as drive:
+    with _drive(config) as drive:
         if config.dry_run:
             return _print_actions(config, to_strength(drive.look()))
         if config.watch:
@@ -124,19 +123,20 @@ def _bring_to_strength(config: FleetConfig, machine_for: "MachineFor") -> int:
         raise InputError("; ".join(left.blocked))
     if left.withheld:
         raise TpuError(
-            f"workers that are missing and were not made: {left.withheld}, because somebody deletes this fleet: worker"
-            f" {', '.join(map(str, sorted(drive.deleted)))} was deleted under this command. Call it again to make them"
+            f"{left.withheld} missing workers were not created, because somebody is deleting this fleet: worker"
+            f" {', '.join(map(str, sorted(drive.deleted)))} was deleted during this command. Run it again to create"
+            " them"
         )
     if left.waiting:
         raise TpuError(
-            f"workers that could not be made: {left.waiting}. {'; '.join(reasons)}."
-            " Call again later, stay with --watch, or stand in Google's queue with create --queued"
+            f"{left.waiting} workers could not be created. {'; '.join(reasons)}."
+            " Run it again later, keep trying with --watch, or join Google's queue with create --queued"
         )
     return 0
 
 
 @contextmanager
-def _connected(config: TpuConfig) -> "Iterator[Cloud]":
+def _connect(config: TpuConfig) -> "Iterator[Cloud]":
     try:
         from layertap.tpu.cloud import Cloud
     except ModuleNotFoundError as error:
@@ -148,27 +148,27 @@ def _connected(config: TpuConfig) -> "Iterator[Cloud]":
 
 
 @contextmanager
-def _driving(config: TpuConfig) -> "Iterator[Drive]":
-    with _connected(config) as cloud:
+def _drive(config: TpuConfig) -> "Iterator[Drive]":
+    with _connect(config) as cloud:
         from layertap.tpu.drive import Drive
 
         try:
             yield Drive(cloud, config.zone_list, config.poll_seconds, _say)
         except KeyboardInterrupt:
-            _say("what Cloud TPU has accepted goes on there; the same command goes on from what it then finds")
+            _say("Cloud TPU continues what it has accepted; run the same command to continue from there")
             raise
 
 
 def _observe(config: TpuConfig) -> Observed:
-    """One look at all zones."""
-    with _connected(config) as cloud:
+    """Look at all zones once."""
+    with _connect(config) as cloud:
         return cloud.observe({*cloud.zones(), *config.zone_list})
 
 
 def _confirm(members: Iterable[Member]) -> None:
     print(members_table(members), file=sys.stderr)
     if not sys.stdin.isatty():
-        raise UsageError("deleting needs a yes, and nobody is there to be asked: give --yes")
+        raise UsageError("deleting needs confirmation, but standard input is not a terminal; give --yes")
     print("Delete all of these? [y/N] ", end="", file=sys.stderr, flush=True)
     if sys.stdin.readline().strip().lower() not in ("y", "yes"):
         raise UsageError("nothing was deleted")
@@ -184,7 +184,7 @@ def _print_zones(
 
 
 def _print_actions(config: TpuConfig, now: Decision) -> int:
-    """Print the actions, one a line or as JSON, and what stands in the way of others."""
+    """Print the actions, one per line or as JSON, and what blocks others."""
     actions = [str(action) for action in now.actions]
     if config.json:
         print(json.dumps({"fleet": config.name_prefix, "actions": actions}))
@@ -200,5 +200,5 @@ def _never(_action: Create, _last_seen: Mapping[int, Member]) -> Machine:
 
 
 def _say(text: str) -> None:
-    # The line with its end, in one write: many threads have something to say.
+    # Write the line and its end in one call, because many threads print.
     print(f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S}Z  {text}\n", end="", file=sys.stderr, flush=True)

@@ -2,8 +2,8 @@
 sentence.
 
 They are here because nothing else reads them. Neither Google's client nor JAX is imported, so that
-`--help` is quick and works without the `tpu-ops` extra. The flags of the workers are read too, as
-`layertap extract` will read them: otherwise many billed machines would find a mistake.
+`--help` is fast and works without the `tpu-ops` extra. The flags of the workers are parsed too,
+just as `layertap extract` will parse them, so that a mistake is found before machines are billed.
 """
 
 import math
@@ -21,36 +21,36 @@ from layertap.tpu.fleet import Wanted
 
 @dataclass(frozen=True)
 class TpuConfig:
-    """What every command about a fleet needs."""
+    """The flags of every command on a fleet."""
 
-    zones: Annotated[str, Flag(metavar="ZONE,...", default="all zones, where nothing is created")] = ""
+    zones: Annotated[str, Flag(metavar="ZONE,...", default="all zones; required to create workers")] = ""
     """Zones, separated by commas, such as us-central1-a,us-central1-b."""
 
     name_prefix: Annotated[str, Flag(metavar="NAME")] = "tpu"
-    """The name of the fleet. Its TPUs are called NAME-{zone}-{worker id}, and have the name as a
+    """The name of the fleet. Its TPUs are named NAME-{zone}-{worker id}, and have the name as a
     label."""
 
-    project: Annotated[str | None, Flag(default="GOOGLE_CLOUD_PROJECT, or that of your credentials")] = None
+    project: Annotated[str | None, Flag(default="$GOOGLE_CLOUD_PROJECT, or that of your credentials")] = None
     """The Google Cloud project."""
 
     api_endpoint: Annotated[str | None, Flag(metavar="URL", default="Google's")] = None
-    """Where the Cloud TPU API is. A plain http:// address gets no credentials."""
+    """The address of the Cloud TPU API. No credentials are sent to a plain http:// address."""
 
     json: bool = False
     """Print the result as JSON. Progress goes to standard error."""
 
     poll_seconds: Annotated[float, Flag(metavar="SECONDS")] = 30.0
-    """How long to wait between two looks at the cloud, and at first after a zone had no
+    """How long to wait between two checks of the cloud, and at first after a zone had no
     capacity."""
 
     def __post_init__(self) -> None:
-        """Refuse a zone that is named twice, and no pause; raises UsageError."""
+        """Refuse a repeated zone, and polling without a pause; raises UsageError."""
         require(len(set(self.zone_list)) == len(self.zone_list), f"--zones {self.zones}: names a zone twice")
         require(0 < self.poll_seconds < math.inf, f"--poll_seconds must be positive, not {self.poll_seconds}")
 
     @property
     def zone_list(self) -> tuple[str, ...]:
-        """`zones`, taken apart."""
+        """`zones` as a tuple."""
         return tuple(zone.strip() for zone in self.zones.split(",") if zone.strip())
 
 
@@ -61,10 +61,10 @@ class ListConfig(TpuConfig):
 
 @dataclass(frozen=True)
 class StatusConfig(TpuConfig):
-    """Count the workers of the fleet by zone, and by what they are doing."""
+    """Count the workers of the fleet by zone and state."""
 
     workers_per_zone: int | None = None
-    """How many workers each zone should have. The status then says how many are missing."""
+    """How many workers each zone should have. The status then shows how many are missing."""
 
     def __post_init__(self) -> None:
         """Refuse a negative number; raises UsageError."""
@@ -75,18 +75,18 @@ class StatusConfig(TpuConfig):
 
 @dataclass(frozen=True)
 class DeleteConfig(TpuConfig):
-    """Delete the fleet, or its part in the given zones. Asks first."""
+    """Delete the fleet, or its part in the given zones, after you confirm."""
 
     yes: bool = False
-    """Do not ask."""
+    """Do not ask for confirmation."""
 
     dry_run: bool = False
-    """Print what the command would do, and do nothing."""
+    """Print what the command would do, but do nothing."""
 
 
 @dataclass(frozen=True)
 class FleetConfig(TpuConfig):
-    """What the commands share that bring a fleet to strength."""
+    """The flags of the commands that create missing workers."""
 
     workers_per_zone: int = 1
     """How many workers each zone should have. Each worker is one TPU of --tpu_type, with all its
@@ -96,42 +96,41 @@ class FleetConfig(TpuConfig):
     """The type of each worker's TPU, such as v5litepod-8 (one machine with 8 chips), v4-8 or
     v6e-8."""
 
-    runtime_version: Annotated[str | None, Flag(metavar="NAME", default="the one that Google names for the type")] = (
-        None
-    )
+    runtime_version: Annotated[str | None, Flag(metavar="NAME", default="Google's image for the type")] = None
     """The image of the TPU VM."""
 
     startup: Annotated[str | None, Flag(metavar="FILE")] = None
-    """A script that each TPU VM runs whenever it boots, such as scripts/setup_tpu_worker.sh.
-    Without it, the TPUs do nothing and cost as much."""
+    """A script that each TPU VM runs at every boot, such as scripts/setup_tpu_worker.sh. Without
+    it, the TPUs are idle but cost the same."""
 
     package: Annotated[str | None, Flag(metavar="URL")] = None
     """What the startup script installs: a wheel (gs:// or https://), or git+https://...@commit."""
 
     extract_flags: Annotated[str | None, Flag(metavar="FLAGS")] = None
-    """The flags of `layertap extract` on each worker, as one string. {worker} stands for the id of
-    the worker."""
+    """The flags of `layertap extract` on each worker, as one string. {worker} stands for the
+    worker's id."""
 
-    service_account: Annotated[str | None, Flag(metavar="EMAIL", default="the default one of the project")] = None
+    service_account: Annotated[str | None, Flag(metavar="EMAIL", default="the project's default")] = None
     """The account that the workers use."""
 
-    network: Annotated[str | None, Flag(metavar="NAME", default="the default one of the project")] = None
+    network: Annotated[str | None, Flag(metavar="NAME", default="the project's default")] = None
     """The network of the workers."""
 
     subnetwork: Annotated[str | None, Flag(metavar="NAME")] = None
     """The subnetwork of the workers."""
 
     watch: bool = False
-    """Keep running, and replace what is lost, until interrupted."""
+    """Keep running, and replace lost workers, until interrupted."""
 
     dry_run: bool = False
-    """Print what the command would do, and do nothing."""
+    """Print what the command would do, but do nothing."""
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be a fleet; raises UsageError."""
+        """Refuse an impossible fleet; raises UsageError."""
         super().__post_init__()
         require(
-            len(self.zone_list) > 0, "--zones is missing: give one or several, as --zones us-central1-a,us-central1-b"
+            len(self.zone_list) > 0,
+            "--zones is missing: give one or several, such as --zones us-central1-a,us-central1-b",
         )
         require_counts(self, "workers_per_zone")
         require(not (self.watch and self.dry_run), "--watch and --dry_run contradict each other")
@@ -152,37 +151,36 @@ class FleetConfig(TpuConfig):
 
 @dataclass(frozen=True)
 class CreateConfig(FleetConfig):
-    """Create the workers that are missing, and replace those that were lost."""
+    """Create missing workers, and replace lost ones."""
 
     spot: bool = True
-    """Use spot TPUs, which cost less and can be taken away at any time. With --no_spot, use
-    on-demand ones."""
+    """Use spot TPUs, which are cheaper but can be preempted at any time. --no_spot uses on-demand
+    TPUs."""
 
     queued: bool = False
-    """Wait in Google's queue (queued resources), instead of asking for a TPU at once."""
+    """Wait in Google's queue (queued resources), instead of requesting a TPU at once."""
 
     external_ips: bool = True
-    """Give the workers external addresses. Without them, the network needs Cloud NAT and Private
+    """Give the workers external IP addresses. Without them, the network needs Cloud NAT and Private
     Google Access."""
 
 
 @dataclass(frozen=True)
 class RecreateConfig(FleetConfig):
-    """Replace workers that were preempted or failed by new ones of the same kind."""
+    """Replace preempted or failed workers with new ones of the same kind."""
 
 
 def _check_worker_flags(text: str, workers: int) -> None:
-    """Read the flags as the first and the last worker will; raises UsageError where one could not
-    start.
+    """Parse the flags as the first and the last worker will; raises UsageError if one cannot start.
 
-    It also does where they would do the same work.
+    It also raises if both would do the same work.
     """
     first, last = (_worker_config(text, worker) for worker in (0, workers - 1))
     claims = first.sharded.sharded_dataset_dir is not None
     require(
         workers == 1 or claims or _reads(first) != _reads(last),
-        "--extract_flags: every worker would do the same work. Give each its own by {worker}, as --machine_id"
-        f" {{worker}} --total_machines {workers}, or --use_sharded_dataset",
+        "--extract_flags: every worker would do the same work. Give each its own share with {worker}: --machine_id"
+        f" {{worker}} --total_machines {workers}; or use --sharded_dataset_dir",
     )
     same = first.output_url is not None and first.output_url == last.output_url
     require(
@@ -197,14 +195,14 @@ def _worker_config(text: str, worker: int) -> ExtractConfig:
     try:
         words = ["--worker_id", str(worker), *shlex.split(flags)]
         return parse(ExtractConfig, words, prog="layertap extract")
-    except (UsageError, ValueError) as error:  # of shlex: a quote without its pair
+    except (UsageError, ValueError) as error:  # from shlex: an unclosed quote
         raise UsageError(f"--extract_flags, for worker {worker}: {error}") from error
-    except SystemExit as error:  # tyro has said what is wrong
+    except SystemExit as error:  # tyro has printed the reason
         raise UsageError(f"--extract_flags {flags}: these are not flags of `layertap extract`") from error
 
 
 def _reads(config: ExtractConfig) -> ExtractConfig:
-    """What decides a run's work: all but who does it and where it goes."""
+    """Return the settings that decide a run's work, without its worker and its output."""
     here = ExtractConfig(dataset_path="")
     names = ("output_dir", "checkpoint_dir", "upload", "metrics_port")
     return replace(config, worker_id=0, **{name: getattr(here, name) for name in names})

@@ -1,18 +1,17 @@
-"""From the fleet as it should be and the fleet as it is to what must be done: a pure function.
+"""Decide what to do to turn the observed fleet into the wanted one: a pure function.
 
-What it promises, and tests/tpu/test_decision.py proves on random fleets:
+It guarantees, and tests/tpu/test_decision.py proves on random fleets:
 
-- Done and decided again until nothing is left to do, it ends with `workers_per_zone` workers
-  counting in each zone.
-- No two TPUs keep the same worker id, and a lost worker's id goes to its replacement.
-- Ids are dense: a new worker gets the lowest one that nobody has.
-- Only members are named in its actions, and running ones only where a worker runs twice.
+- If you act and decide again until nothing is left to do, each zone has `workers_per_zone` workers.
+- No two TPUs keep the same worker id, and a lost worker's id goes to its replacement. - Ids are
+dense: a new worker gets the lowest free id. - Actions name only members, and running members only
+if a worker runs twice.
 
-A lost TPU is deleted in the same action that replaces it, and only when there is somewhere to put
-the replacement: the TPU's label is what remembers the id. If the two are torn apart (Ctrl-C), the
-id is free, and as the lowest free id it is the next to be given out. Should two zones mend at once,
-they may swap such ids; that costs nothing, since what a worker has done is kept under its id in the
-bucket, not in its zone.
+A lost TPU is deleted in the same action that replaces it, and only if there is a place for the
+replacement, because the TPU's label stores the id. If an interruption separates the two (Ctrl-C),
+the id is free, and is assigned next as the lowest free id. If two zones are repaired at once, they
+may swap such ids. That is harmless, because the bucket keeps a worker's output under its id, not
+its zone.
 """
 
 from collections.abc import Iterable, Iterator, Set
@@ -24,7 +23,7 @@ from layertap.tpu.fleet import Member, Observed, Phase, Wanted, worker_name
 
 @dataclass(frozen=True)
 class Create:
-    """Make a worker's TPU, after deleting the lost one whose place it takes."""
+    """Create a worker's TPU, after deleting the lost one that it replaces."""
 
     zone: str
     worker: int
@@ -33,7 +32,7 @@ class Create:
     replaces: Member | None = None
 
     def __str__(self) -> str:
-        """The action as a log line says it."""
+        """Return the action as a log line."""
         away = "" if self.zone == self.home else f", away from home {self.home}"
         after = f", after deleting {self.replaces.name} ({self.replaces.state})" if self.replaces else ""
         return f"create {self.name} for worker {self.worker}{away}{after}"
@@ -47,7 +46,7 @@ class Delete:
     reason: str
 
     def __str__(self) -> str:
-        """The action as a log line says it."""
+        """Return the action as a log line."""
         return f"delete {self.member.name} ({self.member.state}), worker {self.member.worker}: {self.reason}"
 
 
@@ -60,24 +59,24 @@ class Decision:
 
     actions: tuple[Action, ...] = ()
     blocked: tuple[str, ...] = ()
-    """A sentence for each worker whose name a foreign TPU has: only the user can help."""
+    """A sentence for each worker whose name belongs to a foreign TPU: only the user can fix it."""
     waiting: int = 0
-    """Workers that are wanted, but whose zones are closed for the time being."""
+    """How many wanted workers wait because their zones are closed."""
     withheld: int = 0
-    """Workers that are wanted, but not made, because somebody is deleting the fleet."""
+    """How many wanted workers are not created because somebody is deleting the fleet."""
 
     def without_creations(self) -> "Decision":
-        """The same, with nothing made any more."""
+        """Return the decision without creations."""
         kept = tuple(action for action in self.actions if isinstance(action, Delete))
         return replace(self, actions=kept, withheld=len(self.actions) - len(kept))
 
 
 def decide(wanted: Wanted, observed: Observed, dry: Set[str] = frozenset(), full: Set[str] = frozenset()) -> Decision:
-    """Decide what brings `observed` nearer to `wanted`.
+    """Decide what brings `observed` closer to `wanted`.
 
-    A zone in `dry` has no capacity for now: its workers go to the next zone of the list. A zone in
-    `full` has used up the project's quota: its workers wait, since moving them would spend a quota
-    that was meant for others.
+    A zone in `dry` has no capacity now, so its workers go to the next zone of the list. A zone in
+    `full` has used up the project's quota, so its workers wait: moving them would use a quota meant
+    for others.
     """
     duplicates = list(_running_twice(wanted, observed))
     actions: list[Action] = [Delete(member, "this worker runs twice") for member in duplicates]
@@ -104,13 +103,15 @@ def decide(wanted: Wanted, observed: Observed, dry: Set[str] = frozenset(), full
 
 
 def decide_deletion(observed: Observed, zones: Set[str] | None) -> Decision:
-    """Delete every member that is or counts in `zones` (None: in any)."""
+    """Delete every member that is in `zones` or counts there (None: all members)."""
     chosen = (m for m in observed.members if zones is None or m.zone in zones or m.home in zones)
     return Decision(tuple(Delete(m, "asked for") for m in chosen if m.phase is not Phase.LEAVING))
 
 
 def _place(wanted: Wanted, observed: Observed, worker: int, home: str, dry: Set[str], full: Set[str]) -> str | None:
-    """The first open zone, from home on, where the worker's name is free; None: it has to wait."""
+    """Return the first open zone, from home, where the worker's name is free; None if it must
+    wait.
+    """
     if home in full:
         return None
     start = wanted.zones.index(home)
@@ -122,12 +123,12 @@ def _place(wanted: Wanted, observed: Observed, worker: int, home: str, dry: Set[
 
 
 def _running_twice(wanted: Wanted, observed: Observed) -> Iterator[Member]:
-    """Members whose worker also has another TPU, where that one is the better to keep."""
+    """Yield members whose worker has another TPU that is better to keep."""
     order = [Phase.RUNNING, Phase.COMING, Phase.STOPPED]
     kept: set[int] = set()
     for member in sorted(
         (m for m in observed.members if m.phase in order),
-        # One that counts in a zone that was not named is not ours to delete now: keep it first.
+        # A member of a zone that was not named must not be deleted now, so keep it first.
         key=lambda m: (m.home in wanted.zones, order.index(m.phase), m.zone != m.home, m.name),
     ):
         if member.worker in kept and member.home in wanted.zones:
@@ -136,7 +137,7 @@ def _running_twice(wanted: Wanted, observed: Observed) -> Iterator[Member]:
 
 
 def _split_lost(members: list[Member], taken: Set[int], missing: int) -> tuple[list[Member | None], list[Member]]:
-    """The lost members that are replaced, lowest id first, and those that need not be."""
+    """Return the lost members to replace, lowest id first, and those that need no replacement."""
     lost = sorted((m for m in members if m.phase is Phase.LOST), key=lambda m: (m.worker, m.name))
     first_of_id = {member.worker: member for member in reversed(lost)}
     replaced = [m for m in lost if m is first_of_id[m.worker] and m.worker not in taken][:missing]
@@ -150,6 +151,6 @@ def _free_ids(members: Iterable[Member]) -> Iterator[int]:
 
 def _name_is_taken(prefix: str, zone: str, worker: int) -> str:
     return (
-        f"worker {worker} cannot be made: {zone} has a TPU named {worker_name(prefix, zone, worker)} that does not bear"
-        f" this fleet's labels, and is left alone. Choose another --name_prefix, or delete that TPU yourself"
+        f"worker {worker} cannot be created: {zone} has a TPU named {worker_name(prefix, zone, worker)} without this"
+        " fleet's labels, which is left alone. Choose another --name_prefix, or delete that TPU yourself"
     )

@@ -1,22 +1,22 @@
-"""Look, decide, act, and again, until the fleet is as it should be; with `--watch`, for good.
+"""Look, decide and act in a loop, until the fleet is as wanted; with `--watch`, forever.
 
-Two things are remembered between looks: which zones are closed, which only saves requests, and what
-each worker's TPU was last like, because a lost one is deleted before the next is made and may have
-been the last that was left to copy. Neither decides what is done. So an interruption at any point
-leaves nothing that the next call, here or on another machine, could misunderstand: what Google has
-begun goes on, and the labels say whose it is.
+Two things are remembered between looks. One is which zones are closed, which only saves requests.
+The other is the last configuration of each worker's TPU, because a lost TPU is deleted before the
+next is created, and may have been the last one to copy. Neither decides what to do. So an
+interruption at any point leaves nothing that the next command, here or on another machine, could
+misread: Google continues what it has begun, and the labels say whose it is.
 
 A zone is closed for a while after it refused a TPU: no capacity, no quota, no answer. The first
-wait is one poll, each further one twice as long, up to twenty; a zone that gives a TPU starts again
-at one. Waits are not spread at random: creations are named, so clients that come at the same time
-cannot do each other's work twice.
+wait is one poll interval, and each further wait is twice as long, up to twenty intervals. A zone
+that gives a TPU starts again at one. Waits have no random jitter: creations have fixed names, so
+simultaneous clients cannot create a worker twice.
 
-A command makes nothing more once a worker's TPU, which it has made or found, is being deleted or is
-gone, though neither lost nor deleted by this command. Somebody takes the fleet down, and what would
-be made after `delete` has said that nothing is left, would be billed and nobody would know. It ends
-all creations and not that worker's alone, since another's may just be on its way to a zone where
-`delete` no longer looks. Only a `--watch` goes on, because it is there to keep the fleet whatever
-happens.
+A command stops creating once a worker's TPU that it created or found is being deleted or is gone,
+unless it was lost or this command deleted it. Somebody is then deleting the fleet. A TPU created
+after `delete` has reported that nothing is left would be billed without anybody knowing. This stops
+all creations, not only that worker's, because another TPU may be on its way to a zone where
+`delete` no longer looks. Only `--watch` continues, because its purpose is to keep the fleet in any
+case.
 """
 
 import time
@@ -39,7 +39,7 @@ from layertap.tpu.fleet import Machine, Member, Observed, Phase
 
 Decide = Callable[[Observed, set[str], set[str]], Decision]
 MachineFor = Callable[[Create, Mapping[int, Member]], Machine]
-"""What to make for a worker, given how each worker's TPU was when it was last seen."""
+"""Chooses the machine for a worker, given each worker's TPU when it was last seen."""
 Say = Callable[[str], None]
 
 _STANDING = (Phase.RUNNING, Phase.COMING, Phase.STOPPED)
@@ -48,7 +48,7 @@ _LONGEST_WAIT = 20
 
 
 class _Closing(NamedTuple):
-    """Why a zone refused last time, and until when nothing is asked of it."""
+    """Why a zone refused last time, and until when it gets no requests."""
 
     reason: LayertapError
     wait: float
@@ -56,13 +56,13 @@ class _Closing(NamedTuple):
 
 
 class Drive:
-    """One command's way with one fleet."""
+    """Runs one command on one fleet."""
 
     def __init__(self, cloud: Cloud, zones: Iterable[str], poll_seconds: float, say: Say) -> None:
-        """Look everywhere once, then at `zones` and where the fleet is; report by `say`."""
+        """Look everywhere once, then only at `zones` and the fleet's zones; report with `say`."""
         self.observed = Observed()
         self.deleted: set[int] = set()
-        """Workers whose TPU somebody else has deleted under this command."""
+        """Workers whose TPU somebody else deleted during this command."""
         self._closings: dict[str, _Closing] = {}
         self._made: set[int] = set()
         self._has_made = False
@@ -76,11 +76,11 @@ class Drive:
 
     @property
     def reasons(self) -> list[str]:
-        """What each zone said that refused last time."""
+        """The last reason of each zone that refused."""
         return [str(self._closings[zone].reason) for zone in sorted(self._closings)]
 
     def look(self) -> Observed:
-        """One look; says what has changed since the last one."""
+        """Look once, and report changes since the last look."""
         before = self.observed
         self.observed = self._cloud.observe(self._seen_in or {*self._cloud.zones(), *self._named})
         self._seen_in = {*self._named, *(member.zone for member in self.observed.members)}
@@ -93,10 +93,10 @@ class Drive:
         return self.observed
 
     def until_done(self, decide: Decide, machine_for: MachineFor) -> Decision:
-        """Go on until nothing more can be done now; returns the plan that says what is left.
+        """Act until nothing more can be done now; return the decision that says what is left.
 
-        Requests in Google's queue are left there. Nothing more is made once somebody deletes what
-        this command has made or found.
+        Requests in Google's queue stay there. Nothing more is created once somebody deletes what
+        this command created or found.
         """
         while True:
             now = self._decide(decide)
@@ -110,7 +110,7 @@ class Drive:
                 return now
 
     def for_good(self, decide: Decide, machine_for: MachineFor) -> None:
-        """Keep the fleet at strength until interrupted, or until an error that will not pass."""
+        """Keep the fleet complete until interrupted, or until a permanent error."""
         told: Decision | None = None
         while True:
             try:
@@ -136,7 +136,9 @@ class Drive:
         return now
 
     def _may_pass(self, error: InputError) -> bool:
-        """Whether a watch outlasts it: logins are renewed, and Google took these flags before."""
+        """Return whether a watch continues: logins are renewed, and Google accepted the flags
+        before.
+        """
         if isinstance(error, AccessError | NotFoundError):
             return self._has_worked
         return self._has_made
@@ -149,7 +151,7 @@ class Drive:
                 self._say(str(still))
 
     def _decide(self, decide: Decide) -> Decision:
-        """Look and decide; workers wait where a quota is used up, and leave other closed zones."""
+        """Look and decide; workers wait if a quota is used up, and move from other closed zones."""
         observed = self.look()
         closed = self._closed(time.monotonic())
         full = {zone for zone in closed if isinstance(self._closings[zone].reason, QuotaError)}
@@ -159,7 +161,7 @@ class Drive:
         return {zone for zone, closing in self._closings.items() if closing.until > now}
 
     def _act(self, actions: Iterable[Action], machine_for: MachineFor) -> None:
-        """Do all actions at once, then raise the first error that only the user can mend."""
+        """Do all actions in parallel, then raise the first error that only the user can fix."""
         work = [(it, machine_for(it, self._last_seen) if isinstance(it, Create) else None) for it in actions]
         outcomes = in_parallel(lambda pair: self._try(*pair), work)
         done = [(action, outcome) for (action, _), outcome in zip(work, outcomes, strict=True)]
@@ -193,7 +195,7 @@ class Drive:
         for zone, reason in refused.items():
             before = self._closings.get(zone)
             wait = min(2 * before.wait, _LONGEST_WAIT * self._poll) if before else self._poll
-            if before is None or before.until <= now:  # else it was asked before it closed
+            if before is None or before.until <= now:  # otherwise the request was sent before it closed
                 self._closings[zone] = _Closing(reason, wait, now + wait)
         for zone in {zone for zone, error in created if error is None} - refused.keys():
             self._closings.pop(zone, None)
@@ -202,11 +204,11 @@ class Drive:
         for sentence in now.blocked:
             self._say(sentence)
         if now.waiting:
-            self._say(f"workers that wait for a zone to open again: {now.waiting}")
+            self._say(f"{now.waiting} workers wait for a zone to open again")
 
 
 def _changes(before: Observed, after: Observed) -> list[str]:
-    """One line for each member that has come, gone, or changed its state."""
+    """Return one line for each member that appeared, disappeared or changed its state."""
     old = {(member.zone, member.name): member for member in before.members}
     new = {(member.zone, member.name): member for member in after.members}
     lines = [_describe(member) for place, member in new.items() if _state(old.get(place)) != _state(member)]
@@ -214,7 +216,7 @@ def _changes(before: Observed, after: Observed) -> list[str]:
 
 
 def _asks_for_a_pause(action: Action, outcome: LayertapError | None) -> bool:
-    """Whether the same action would be tried again at once: no zone is closed after it."""
+    """Return whether the action would be retried at once, because no zone is closed after it."""
     return outcome is not None and (isinstance(action, Delete) or _says_nothing_of_the_zone(outcome))
 
 

@@ -1,15 +1,14 @@
-"""What a fleet is: workers with numbers that stay, on TPUs that come and go; as a table and as JSON
-too.
+"""Define a fleet: workers with fixed ids, on TPUs that come and go; print it as a table or JSON.
 
-A fleet has the name given by `--name_prefix`, as a label on each of its TPUs; nothing without that
-label belongs to it. Each worker has an id, counted from 0 over all zones of the fleet, and a home
-zone, in whose number it counts. Both are labels too, so that the cloud itself is the only record:
-any machine may go on where another was interrupted.
+A fleet is named by `--name_prefix`. The name is a label on each of its TPUs, and nothing without
+that label belongs to the fleet. Each worker has an id, counted from 0 over all zones of the fleet,
+and a home zone, where it counts. Both are labels too, so the cloud itself is the only record, and
+any machine can continue where another was interrupted.
 
-A worker's TPU is called `{prefix}-{zone}-{id}`. The id in the name is the worker's, not a number
-within the zone: so a worker that moves to another zone for want of capacity can never clash with a
-worker that lives there, and two calls at the same time ask for the same names, of which the cloud
-grants each once.
+A worker's TPU is named `{prefix}-{zone}-{id}`. The id in the name is the worker's, not a number
+within the zone. So a worker that moves to another zone for lack of capacity never collides with a
+worker of that zone. Two simultaneous commands ask for the same names, and the cloud grants each
+name once.
 """
 
 from collections import Counter
@@ -27,13 +26,13 @@ _QUEUED = "queued"
 
 
 class Phase(Enum):
-    """What a TPU is to its fleet; several states of the API fall into each."""
+    """The state of a TPU for its fleet; each covers several states of the API."""
 
     RUNNING = "running"
     COMING = "coming"
-    """Being made, waiting in a queue, or in repair: it will run without our doing."""
+    """Being created, queued or repaired: it will run without further action."""
     STOPPED = "stopped"
-    """Someone stopped it. It keeps its place, and is neither started nor deleted."""
+    """Somebody stopped it. It keeps its place, and is neither started nor deleted."""
     LEAVING = "leaving"
     """Being deleted or suspended."""
     LOST = "lost"
@@ -45,7 +44,7 @@ _COUNTED = (Phase.COMING, Phase.LOST, Phase.LEAVING, Phase.STOPPED)
 
 @dataclass(frozen=True)
 class Machine:
-    """What a TPU is made like, apart from whose it is."""
+    """The configuration of a TPU, without its worker."""
 
     tpu_type: str
     runtime_version: str
@@ -60,36 +59,36 @@ class Machine:
 
 @dataclass(frozen=True)
 class Member:
-    """A TPU of the fleet, or the request for one, as it was last seen."""
+    """A TPU of the fleet, or a request for one, as last seen."""
 
     name: str
     zone: str
     worker: int
     home: str
-    """The zone in whose number it counts; it is elsewhere if home had no capacity."""
+    """The zone where it counts; the TPU is elsewhere if home had no capacity."""
     phase: Phase
     state: str
-    """The API's own word, such as PREEMPTED or WAITING_FOR_RESOURCES."""
+    """The state in the API, such as PREEMPTED or WAITING_FOR_RESOURCES."""
     machine: Machine
     request: str | None = None
-    """The id of the queued resource it came from."""
+    """The id of its queued resource."""
     has_node: bool = True
     note: str = ""
     """What the API says about its health, or why it failed."""
 
     @property
     def queueing(self) -> bool:
-        """Whether it is a request that no TPU belongs to yet; that can take days."""
+        """Whether it is a request that has no TPU yet; that can take days."""
         return self.phase is Phase.COMING and not self.has_node
 
     @property
     def does(self) -> str:
-        """What it does, in a word; "queued" while it only waits in Google's queue."""
+        """Its phase in a word; "queued" while it waits in Google's queue."""
         return _QUEUED if self.queueing else self.phase.value
 
     @property
     def being_deleted(self) -> bool:
-        """Whether somebody deletes it; Google itself never deletes a preempted one."""
+        """Whether somebody is deleting it; Google itself never deletes a preempted TPU."""
         return self.state == "DELETING"
 
 
@@ -102,13 +101,13 @@ class Observed:
     """(zone, name) of every TPU and request without the labels of this fleet."""
 
     def of_home(self, zone: str) -> list[Member]:
-        """The members that count in this zone's number."""
+        """Return the members that count in this zone."""
         return [member for member in self.members if member.home == zone]
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """The fleet as it should be: so many workers in each of these zones."""
+    """The wanted fleet: this many workers in each of these zones."""
 
     prefix: str
     zones: tuple[str, ...]
@@ -116,17 +115,17 @@ class Wanted:
 
 
 def worker_name(prefix: str, zone: str, worker: int) -> str:
-    """The name of a worker's TPU, and of its queued resource, in a zone."""
+    """Return the name of a worker's TPU and queued resource in a zone."""
     return f"{prefix}-{zone}-{worker}"
 
 
 def identity(prefix: str, worker: int, home: str) -> dict[str, str]:
-    """The labels that make a TPU this worker of this fleet."""
+    """Return the labels that make a TPU this worker of this fleet."""
     return {FLEET_LABEL: prefix, WORKER_LABEL: str(worker), HOME_LABEL: home}
 
 
 def read_identity(labels: Mapping[str, str], prefix: str, zone: str) -> tuple[int, str] | None:
-    """Worker id and home zone of a TPU with these labels; None: it is not of the fleet."""
+    """Return worker id and home zone of a TPU with these labels; None if it is not of the fleet."""
     worker = labels.get(WORKER_LABEL, "")
     if labels.get(FLEET_LABEL) != prefix or not (worker.isascii() and worker.isdecimal()):
         return None
@@ -134,7 +133,7 @@ def read_identity(labels: Mapping[str, str], prefix: str, zone: str) -> tuple[in
 
 
 def members_table(members: Iterable[Member]) -> str:
-    """One line for each member."""
+    """Return a table with one line per member."""
     rows = [
         (str(m.worker), m.name, m.zone, m.state, m.machine.tpu_type, "spot" if m.machine.spot else "on-demand", m.note)
         for m in members
@@ -143,7 +142,9 @@ def members_table(members: Iterable[Member]) -> str:
 
 
 def zones_table(observed: Observed, zones: Sequence[str], wanted: int | None) -> str:
-    """A line for each zone: its workers by what they do, and how many of `wanted` are missing."""
+    """Return a table with one line per zone: workers by phase, and how many of `wanted` are
+    missing.
+    """
     words = [Phase.RUNNING.value, _QUEUED, *(phase.value for phase in _COUNTED)]
     rows = []
     for zone in zones:
@@ -156,7 +157,7 @@ def zones_table(observed: Observed, zones: Sequence[str], wanted: int | None) ->
 
 
 def as_json(prefix: str, members: Iterable[Member], **more: list[str]) -> dict[str, Any]:
-    """The fleet as plain values."""
+    """Return the fleet as plain values."""
     listed = list(members)
     counts = Counter(member.does for member in listed)
     return {"fleet": prefix, **more, "counts": dict(counts), "members": [_plain(member) for member in listed]}

@@ -1,4 +1,4 @@
-"""What a new TPU is like: as the flags say, or as the one it replaces; and what is billed."""
+"""Choose the configuration of a new TPU, from flags or from the TPU it replaces; and its cost."""
 
 import re
 from collections.abc import Mapping
@@ -30,21 +30,21 @@ EXTRACT_FLAGS = "layertap-extract-flags"
 
 
 def new_machine(config: CreateConfig) -> Machine:
-    """The machine that the flags of `create` describe.
+    """Return the machine that the flags of `create` describe.
 
-    Raises UsageError for a type that has no known image, and where the set-up script and what it
-    reads are not both there: such TPUs would be billed and do nothing.
+    Raises UsageError for a type without a known image, and if the startup script or what it reads
+    is missing: such TPUs would be billed and do nothing.
     """
     tpu_type = config.tpu_type or _USUAL_TYPE
     runtime = config.runtime_version or _runtime_for(tpu_type)
     blank = Machine(tpu_type, runtime, config.spot, config.queued, external_ips=config.external_ips)
-    machine = altered(blank, config)
+    machine = alter(blank, config)
     _check_startup(machine.metadata)
     return machine
 
 
-def altered(machine: Machine, config: FleetConfig) -> Machine:
-    """`machine` with what the flags say about it put in the place of what it was."""
+def alter(machine: Machine, config: FleetConfig) -> Machine:
+    """Return `machine` with the changes that the flags give."""
     runtime = config.runtime_version or (_runtime_for(config.tpu_type) if config.tpu_type else None)
     return replace(
         machine,
@@ -57,8 +57,8 @@ def altered(machine: Machine, config: FleetConfig) -> Machine:
     )
 
 
-def like(action: Create, last_seen: Mapping[int, Member]) -> Machine | None:
-    """The machine to make again: the worker's own, else a running one of its home, else any."""
+def choose_machine(action: Create, last_seen: Mapping[int, Member]) -> Machine | None:
+    """Return the machine to copy: the worker's own, else a running one of its home, else any."""
     if own := action.replaces or last_seen.get(action.worker):
         return own.machine
     others = sorted(
@@ -88,9 +88,9 @@ def _check_startup(metadata: Mapping[str, str]) -> None:
     script = metadata.get(STARTUP)
     for name, flag in ((PACKAGE, "--package"), (EXTRACT_FLAGS, "--extract_flags")):
         if script is None and name in metadata:
-            raise UsageError(f"{flag} is for the set-up script: give --startup scripts/setup_tpu_worker.sh as well")
+            raise UsageError(f"{flag} is read by the startup script; give --startup scripts/setup_tpu_worker.sh too")
         if script is not None and name in script and not metadata.get(name):
-            raise UsageError(f"the script of --startup wants {flag}, without which the TPUs would do nothing")
+            raise UsageError(f"the script of --startup needs {flag}; without it the TPUs would do nothing")
 
 
 def _script(config: FleetConfig) -> str:
@@ -100,17 +100,17 @@ def _script(config: FleetConfig) -> str:
         raise UsageError(f"--startup {config.startup}: cannot be read as text: {error}") from error
 
 
-def cost(machine: Machine, count: int) -> str:
-    """What so many of them are, as they are billed; and a warning where they would be idle."""
-    each = chips(machine.tpu_type)
+def describe_cost(machine: Machine, count: int) -> str:
+    """Describe `count` machines as they are billed; warn if they would be idle."""
+    each = count_chips(machine.tpu_type)
     total = "" if each is None else f" ({each} chips each, {count * each} chips in all)"
     price = "spot" if machine.spot else "on-demand"
-    idle = "" if STARTUP in machine.metadata else "\nWithout --startup they would do nothing, and cost as much."
+    idle = "" if STARTUP in machine.metadata else "\nWithout --startup they would be idle but cost the same."
     return f"That is {count} TPUs of type {machine.tpu_type}{total}, {price}, one for each worker.{idle}"
 
 
-def chips(tpu_type: str) -> int | None:
-    """How many chips a TPU of this type has; None for a name that is not of the usual form."""
+def count_chips(tpu_type: str) -> int | None:
+    """Return how many chips a TPU of this type has; None for a name in an unknown form."""
     match = _TYPE.fullmatch(tpu_type)
     if match is None:
         return None

@@ -1,4 +1,4 @@
-"""Between the Cloud TPU API's messages and a fleet's words. No call is made here."""
+"""Translate between the Cloud TPU API's messages and a fleet. Nothing here calls the API."""
 
 from collections.abc import Iterable
 
@@ -21,7 +21,7 @@ _NODE_PHASES = {
     _State.TERMINATED: Phase.LOST,
     _State.UNKNOWN: Phase.LOST,  # "unknown state after a failed repair"
 }
-# A request in one of these decides, whatever its TPU says; in the others its TPU, if there is one.
+# In these states the request decides, whatever its TPU says; otherwise its TPU does, if it has one.
 _REQUEST_PHASES = {
     _Request.FAILED: Phase.LOST,
     _Request.SUSPENDED: Phase.LOST,
@@ -33,9 +33,9 @@ _REQUEST_PHASES = {
 def read_zone(
     prefix: str, zone: str, requests: Iterable[tpu_v2.QueuedResource], nodes: Iterable[tpu_v2.Node]
 ) -> Observed:
-    """What is in one zone; `requests` must have been listed before `nodes`.
+    """Return what is in one zone; `requests` must have been listed before `nodes`.
 
-    In that order, because an active request whose TPU is not listed afterwards has lost it.
+    The order matters: if an active request's TPU is not listed afterwards, the TPU is lost.
     """
     by_name = {_id(node.name): node for node in nodes}
     members: list[Member] = []
@@ -57,7 +57,7 @@ def read_zone(
 
 
 def write_node(action: Create, machine: Machine, prefix: str) -> tpu_v2.Node:
-    """The TPU to ask for: this machine as this worker."""
+    """Return the TPU to request: this machine for this worker."""
     node = tpu_v2.Node(
         accelerator_type=machine.tpu_type,
         runtime_version=machine.runtime_version,
@@ -75,7 +75,7 @@ def write_node(action: Create, machine: Machine, prefix: str) -> tpu_v2.Node:
 
 
 def write_request(parent: str, name: str, node: tpu_v2.Node, *, spot: bool) -> tpu_v2.QueuedResource:
-    """The place in Google's queue for one TPU."""
+    """Return a request to Google's queue for one TPU."""
     spec = tpu_v2.QueuedResource.Tpu.NodeSpec(parent=parent, node_id=name, node=node)
     request = tpu_v2.QueuedResource(tpu=tpu_v2.QueuedResource.Tpu(node_spec=[spec]))
     if spot:

@@ -1,13 +1,13 @@
-"""What Cloud TPU's refusals mean, and what can be done about each: translated once, here.
+"""Translate the errors of Cloud TPU, and say what to do about each.
 
-A want of capacity and a want of quota have the same status, RESOURCE_EXHAUSTED, and only the text
-tells them apart: every quota message names a "quota", no capacity message does. Capacity errors
-come seldom as the answer to the request and mostly as the result of the operation that it began,
-minutes later; both ways end here.
+Lack of capacity and lack of quota have the same status, RESOURCE_EXHAUSTED, and only the text
+distinguishes them: every quota message contains "quota", and no capacity message does. A capacity
+error rarely answers the request. Usually it is the result of the operation, minutes later. Both are
+handled here.
 
-The client's exceptions tell less than they seem to: over REST they are chosen by HTTP status, so a
-direct answer is never AlreadyExists or FailedPrecondition but Conflict or BadRequest, and its
-message begins with the URL. Google's own status and words are in the answer's body.
+The client's exceptions are less precise than they seem. Over REST the HTTP status selects them, so
+a direct answer is never AlreadyExists or FailedPrecondition but Conflict or BadRequest, and its
+message begins with the URL. Google's own status and text are in the answer's body.
 """
 
 from collections.abc import Iterator
@@ -36,7 +36,9 @@ _COME_BACK_LATER = ("FAILED_PRECONDITION", "ABORTED", "CANCELLED")
 
 @contextmanager
 def translated(what: str) -> Iterator[None]:
-    """Turn errors of Google's client into our own; each begins with `what` was being done."""
+    """Turn errors of Google's client into our own; each message begins with `what` was being
+    done.
+    """
     try:
         yield
     except exceptions.GoogleAPICallError as error:
@@ -46,7 +48,7 @@ def translated(what: str) -> Iterator[None]:
     except GoogleAuthError as error:
         if error.retryable or isinstance(error, TransportError):
             raise UnreachableError(
-                f"{what}: no answer from where credentials are checked ({_first_line(error)})"
+                f"{what}: no answer from the server that checks credentials ({_first_line(error)})"
             ) from error
         raise AccessError(f"{what}: your credentials do not work ({_first_line(error)}). Run: {LOGIN}") from error
 
@@ -54,7 +56,7 @@ def translated(what: str) -> Iterator[None]:
 def _refusal(error: exceptions.GoogleAPICallError, what: str) -> LayertapError:
     status, says = _status_and_words(error)
     if status in _COME_BACK_LATER:
-        return UnreachableError(f"{what}: not in its present state ({says})")
+        return UnreachableError(f"{what}: not possible in its current state ({says})")
     match error:
         case exceptions.TooManyRequests():
             return _exhausted(error, what, says)
@@ -71,7 +73,7 @@ def _refusal(error: exceptions.GoogleAPICallError, what: str) -> LayertapError:
         case exceptions.BadRequest() | exceptions.NotFound():
             kind = NotFoundError if isinstance(error, exceptions.NotFound) else UsageError
             return kind(
-                f"{what}: Google does not know something that was named ({says}). Check --zones, --tpu_type,"
+                f"{what}: Google does not find something by its name ({says}). Check --zones, --tpu_type,"
                 " --runtime_version, --network and --service_account; `gcloud compute tpus accelerator-types list"
                 " --zone ZONE` and `gcloud compute tpus versions list --zone ZONE` list what a zone has"
             )
@@ -79,8 +81,8 @@ def _refusal(error: exceptions.GoogleAPICallError, what: str) -> LayertapError:
 
 
 def _status_and_words(error: exceptions.GoogleAPICallError) -> tuple[str, str]:
-    """Google's name for the refusal ("" where it gives none), and what it says."""
-    if isinstance(error.response, Response):  # what an operation ended with has its own exception
+    """Return Google's name for the error ("" if it has none) and its text."""
+    if isinstance(error.response, Response):  # the result of an operation has its own exception
         try:
             body = error.response.json()["error"]
             return str(body["status"]), str(body["message"])
@@ -95,8 +97,8 @@ def _exhausted(error: exceptions.GoogleAPICallError, what: str, says: str) -> La
         return UnreachableError(f"{what}: too many requests ({says})")
     if "quota" in says.lower():
         return QuotaError(
-            f"{what}: the project may not have more TPUs there ({says}). Ask for more at {QUOTA_PAGE} (Cloud TPU API),"
-            " or for fewer workers, or name other zones. Spot and on-demand TPUs have quotas of their own"
+            f"{what}: the project may not have more TPUs there ({says}). Request more quota at {QUOTA_PAGE} (Cloud TPU"
+            " API), use fewer workers, or name other zones. Spot and on-demand TPUs have separate quotas"
         )
     return NoCapacityError(f"{what}: no free TPU of this type there now ({says})")
 
