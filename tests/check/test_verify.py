@@ -154,7 +154,7 @@ def taps(**changed):
         ("tokens", 8, f"{SECOND}: holds 7 tokens, should hold 8"),
         ("sample_idx", [[2, 2]], f"{SECOND}: holds samples 2 to 3, should hold 2 to 2"),
         ("sample_idx", [], f"{SECOND}: holds samples 2 to 3, should hold none"),
-        ("index", 7, "shard 7: stands in metadata.json where shard 2 should"),
+        ("index", 7, "shard 7: is in metadata.json where shard 2 should be"),
     ],
 )
 def test_an_edited_shard_entry_is_found(folder, field, value, finding):
@@ -191,7 +191,7 @@ def test_a_shard_taken_out_of_the_middle_is_found(folder):
     assert outputs.findings(folder) == [
         f"{SECOND}: not named by metadata.json",
         "statistics/shard_0002.safetensors: not named by metadata.json",
-        "shard 3: stands in metadata.json where shard 2 should",
+        "shard 3: is in metadata.json where shard 2 should be",
     ]
 
 

@@ -217,8 +217,8 @@ def test_tokens_that_were_kept_are_sound_with_gaps_in_their_positions(kept):
 @pytest.mark.parametrize(
     ("column", "row", "value", "complaint"),
     [
-        ("positions", 2, 2, "positions do not rise"),
-        ("positions", 0, -1, "positions do not rise"),
+        ("positions", 2, 2, "positions do not ascend"),
+        ("positions", 0, -1, "positions do not ascend"),
         ("flags", 0, 1, "flags of token 0 are 1, should be 0"),
         ("cells", 1, 0, "the token at position 2 is not in cells, but only these are kept"),
     ],

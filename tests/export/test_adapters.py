@@ -90,7 +90,7 @@ def test_one_of_several_taps(dataset: ActivationDataset) -> None:
     (found,) = for_saelens(batches, tap=(2, "mlp"), epochs=1)
     values = np.concatenate([sample.activation(2, "mlp") for sample in dataset])
     assert np.array_equal(found.numpy(), values.astype(np.float32))
-    with pytest.raises(UsageError, match=r"several taps; say which by tap=, one of \(0, 'residual'\)"):
+    with pytest.raises(UsageError, match=r"several taps; give tap=, one of \(0, 'residual'\)"):
         for_saelens(batches)
     with pytest.raises(UsageError, match=r"no tap \(1, 'mlp'\); they have"):
         for_saelens(batches, tap=(1, "mlp"))
@@ -171,7 +171,7 @@ def test_a_worker_of_a_data_loader_is_refused(dataset: ActivationDataset, tmp_pa
     # In a process of its own: a worker is a fork, which JAX here would warn of.
     done = commands.run(["-c", WITH_A_WORKER, str(tmp_path / "run")], tmp_path)
     assert done.returncode == 1
-    assert "the batches read ahead by themselves; give the DataLoader num_workers=0" in done.stderr
+    assert "the batches already read ahead; give the DataLoader num_workers=0" in done.stderr
 
 
 def test_importing_them_brings_no_framework(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ def test_a_source_that_is_not_there(form: str, tmp_path: Path, capsys: pytest.Ca
 def test_a_run_without_a_shard(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_manifest(open_store(str(tmp_path / "run")), outputs.manifest(outputs.shard_format()))
     said = exports.refused(capsys, tmp_path / "run", tmp_path / "out", "--to", "hf")
-    assert "holds no shard yet; there is nothing to export" in said
+    assert "has no shard yet, so there is nothing to export" in said
     assert not (tmp_path / "out").exists()
 
 
@@ -45,8 +45,8 @@ def test_a_folder_with_something_else(run: Path, tmp_path: Path, capsys: pytest.
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "notes.txt").write_text("mine")
     said = exports.refused(capsys, run, tmp_path / "out", "--to", "hf")
-    assert "is no export, and holds notes.txt; give a new folder to export to" in said
-    assert "is no export, and holds" in exports.refused(capsys, run, run, "--to", "hf")
+    assert "is not an export, and holds notes.txt; give a new folder to export to" in said
+    assert "is not an export, and holds" in exports.refused(capsys, run, run, "--to", "hf")
     assert "is a file" in exports.refused(capsys, run, tmp_path / "out" / "notes.txt", "--to", "hf")
 
 

@@ -75,7 +75,7 @@ def test_a_run_that_has_grown_is_another_source(tmp_path: Path, capsys: pytest.C
         [outputs.sample(0)], {"record": 1}, complete=False
     )
     said = exports.told(capsys, tmp_path / "run", tmp_path / "out", "--to", "memmap")
-    assert "the run is not complete: what it had committed is exported" in said
+    assert "the run is not complete: only the shards committed so far are exported" in said
     manifest = load_manifest(store)
     assert manifest is not None
     ShardWriter(store, manifest, form, lambda _: None).commit([outputs.sample(1)], {"record": 2}, complete=True)

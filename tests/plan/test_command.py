@@ -25,7 +25,7 @@ def test_in_words_and_as_json(capsys: Captured) -> None:
     assert plan(*flags, "--price_per_hour", "3.5", "--layers_to_extract", "6", "13") == 0
     text = capsys.readouterr().out
     assert "residual of 2 layers (14 run)" in text
-    assert "14,336 bytes of activations a token" in text
+    assert "14,336 bytes of activations per token" in text
     assert "bottleneck: " in text
     assert "for computing" in text
     assert plan(*flags, "--json") == 0
@@ -46,9 +46,9 @@ def test_without_an_accelerator_what_depends_on_no_machine_is_told(
     names = [line.split(" ", 1)[0] for line in text.splitlines() if not line.startswith(" ")]
     assert names == ["run", "output", "cost", "more"]
     assert "(exact)" in text
-    assert text.endswith("more     --accelerator NAME, as v5litepod-8 or h100x1, adds memory, time and cost\n")
+    assert text.endswith("more     --accelerator NAME, such as v5litepod-8 or h100x1, adds memory, time and cost\n")
     assert plan(*flags, "--accelerator", "cpu") == 0
-    assert capsys.readouterr().out == text + " " * 9 + "how fast this machine is, a run with --max_tasks 10 tells\n"
+    assert capsys.readouterr().out == text + " " * 9 + "to measure the speed of this machine, run with --max_tasks 10\n"
 
     assert plan(*flags, "--json") == 0
     without = json.loads(capsys.readouterr().out)
@@ -84,7 +84,7 @@ def test_the_plan_of_the_guide_is_as_printed(capsys: Captured) -> None:
 @pytest.mark.parametrize(
     ("given", "says", "planned"),
     [
-        ([], "recommended --batch_size 8, rows of 4,096 tokens a chip: ", 8),
+        ([], "recommended --batch_size 8, rows of 4,096 tokens per chip: ", 8),
         (["--batch_size", "2"], "memory   --batch_size 2, rows of", 2),
         (["--batch_size", "16"], "--batch_size 16 does not fit; recommended --batch_size 8, rows of", 16),
     ],
@@ -104,7 +104,7 @@ def test_a_batch_size_is_recommended_and_a_given_one_kept(
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ("--tokens 5 --accelerator abacus", "--accelerator abacus: not known. Known are TPUs"),
+        ("--tokens 5 --accelerator abacus", "--accelerator abacus: not known. Give a TPU"),
         ("", "either --dataset_path"),
         ("--tokens 5 --dataset_path x", "either --dataset_path"),
         ("--tokens 5 --sharded_dataset_dir x", "give the dataset before it was split"),
@@ -135,7 +135,7 @@ def test_a_size_can_be_counted_with_a_tokenizer_from_elsewhere(
 def test_a_number_of_tokens_to_stop_at_is_for_one_host(tiny_model: Path, few_tasks: Path, capsys: Captured) -> None:
     flags = ("--model", tiny_model, "--max_tokens_total", "5000")
     assert plan(*flags, "--dataset_path", few_tasks, "--accelerator", "v5litepod-16") == 2
-    assert "--max_tokens_total does not go with the 4 hosts of v5litepod-16" in capsys.readouterr().err
+    assert "--max_tokens_total does not work with the 4 hosts of v5litepod-16" in capsys.readouterr().err
     assert plan(*flags, "--tokens", "5000") == 2
     assert "--max_tokens_total and --tokens" in capsys.readouterr().err
 

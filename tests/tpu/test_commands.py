@@ -117,8 +117,8 @@ def test_a_quota_is_told_apart_from_a_stockout_and_other_zones_get_theirs(
         ({}, "--zones us-central1-a --startup /nowhere.sh", "/nowhere.sh"),
         ({}, "--zones us-central1-a --watch --dry_run", "contradict"),
         ({}, "--zones us-central1-a --package p.whl", "--package is read by the startup script"),
-        ({}, f"--zones us-central1-a --startup {SETUP} --extract_flags=--dataset_path=x", "wants --package"),
-        ({}, f"--zones us-central1-a --startup {SETUP} --package p.whl", "wants --extract_flags"),
+        ({}, f"--zones us-central1-a --startup {SETUP} --extract_flags=--dataset_path=x", "needs --package"),
+        ({}, f"--zones us-central1-a --startup {SETUP} --package p.whl", "needs --extract_flags"),
     ],
 )
 def test_what_only_the_user_can_mend_is_explained(

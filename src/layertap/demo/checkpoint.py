@@ -1,19 +1,19 @@
 """A Qwen 2.5 checkpoint with random weights, in the layout of Hugging Face, without a download.
 
-For demos, tests and benchmarks: real shapes, real file layout, and activations that mean nothing.
-Weights go to the disk as they are drawn, so memory stays at some tens of MiB for any size, and
-`config.json` is written last, so that a folder holding one is complete. The safetensors layout (a
-length, a JSON header, raw bytes) is written here by hand because the library wants whole files in
+It is for demos, tests and benchmarks: shapes and file layout are real, the activations mean
+nothing. Weights are written to disk as they are drawn, so memory stays at some tens of MiB for any
+size. `config.json` is written last, so a folder that has one is complete. The safetensors layout (a
+length, a JSON header, raw bytes) is written by hand here, because the library needs whole files in
 memory.
 
-Fresh weights as libraries initialise them hide bugs: where norm scales are one and biases zero, a
-forward pass that forgets them is right. Here scales spread around one, and biases are half as large
+Weights as libraries initialise them hide bugs: if norm scales are one and biases zero, a forward
+pass that forgets them is still right. Here scales spread around one, and biases are half as large
 as what they are added to. Projections keep the variance of their input, and what a layer adds to
-the residual stream is scaled by 1/sqrt(2 layers), so that the stream neither vanishes nor explodes
-at any depth and width.
+the residual stream is scaled by 1/sqrt(2 layers), so the stream neither vanishes nor explodes at
+any depth and width.
 
-Every tensor has its own generator, seeded by (seed, tensor name), so any one can be made again
-without the others. They come in chunks, so memory stays bounded at any model size. numpy keeps such
+Every tensor has its own generator, seeded by (seed, tensor name), so each can be made again without
+the others. Tensors come in chunks, so memory stays bounded for any model size. numpy keeps such
 streams the same across platforms and, by custom rather than by promise, across versions.
 """
 
@@ -70,7 +70,7 @@ _SHAPE = (
     "rope_theta",
     "tie_word_embeddings",
 )
-_CONTEXT = 32_768  # as published; only what generates text reads it
+_CONTEXT = 32_768  # as published; only text generation reads it
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class WeightTensor:
         return math.prod(self.shape)
 
     def chunks(self, seed: int, dtype: WeightDtype) -> Iterator[NDArray[Any]]:
-        """The numbers in row-major order, piece by piece; they follow from seed, name and dtype."""
+        """Yield the numbers in row-major order in chunks; seed, name and dtype decide them."""
         digest = hashlib.sha256(f"{seed}/{self.name}".encode()).digest()
         generator = np.random.Generator(np.random.SFC64(int.from_bytes(digest, "little")))
         for start in range(0, self.size, _CHUNK):
@@ -110,17 +110,17 @@ def write_checkpoint(
 
     The same arguments give the same bytes.
 
-    `size` is "tiny" (four layers of width 64), a published one ("0.5b" to "72b") or a shape of your
-    own; `layers` replaces its number of layers. `tokenizer` is a folder to copy one from; without
-    it one is trained on `demo_texts`. With `max_file_bytes`, weights that take more are split into
-    several files with an index, none of them larger unless a single tensor is.
+    `size` is "tiny" (four layers of width 64), a published size ("0.5b" to "72b") or your own
+    shape; `layers` replaces its number of layers. `tokenizer` is a folder to copy the tokenizer
+    from; without it, one is trained on `demo_texts`. With `max_file_bytes`, larger weights are
+    split into several files with an index; a file is larger only if a single tensor is.
 
-    Raises ModelError where `folder` already holds a checkpoint, the size is not known or the
-    vocabulary does not cover the tokenizer; PromptError where `tokenizer` holds none; UsageError
-    for numbers that make no sense.
+    Raises ModelError if `folder` already holds a checkpoint, the size is unknown or the vocabulary
+    does not cover the tokenizer; PromptError if `tokenizer` holds none; UsageError for invalid
+    numbers.
     """
     if (layers is not None and layers < 1) or (max_file_bytes is not None and max_file_bytes < 1):
-        raise UsageError(f"layers ({layers}) and max_file_bytes ({max_file_bytes}) must be at least 1 where given")
+        raise UsageError(f"layers ({layers}) and max_file_bytes ({max_file_bytes}) must be at least 1 if given")
     _refuse_occupied(folder)
     shape = published_config(size) if isinstance(size, str) and size != "tiny" else size
     tokens = _write_tokenizer(folder, tokenizer)
@@ -135,14 +135,14 @@ def write_checkpoint(
 
 
 def config_json(config: DecoderConfig, dtype: WeightDtype) -> dict[str, Any]:
-    """The `config.json` of such a checkpoint as Qwen 2.5's are; transformers 4 and 5 read it.
+    """Return the `config.json` of such a checkpoint, like Qwen 2.5's; transformers 4 and 5 read it.
 
     Token ids (`bos_token_id`, `eos_token_id`) are left out: they belong to a tokenizer, and nothing
     here generates.
     """
     shape = {name: getattr(config, name) for name in _SHAPE}
     if config.head_dim == config.hidden_size // config.num_attention_heads:
-        del shape["head_dim"]  # what every reader derives; published files do not name it
+        del shape["head_dim"]  # every reader derives it; published files omit it
     return {
         "architectures": ["Qwen2ForCausalLM"],
         "model_type": "qwen2",
@@ -179,7 +179,9 @@ def _refuse_occupied(folder: Path) -> None:
 
 
 def _write_tokenizer(folder: Path, source: Path | None) -> int:
-    """The number of ids up to the highest: rows of the embedding are looked up by id."""
+    """Write the tokenizer; return its highest id plus one, because the embedding is indexed by
+    id.
+    """
     if source is None:
         return write_tokenizer(folder, demo_texts())
     tokens = load_tokenizer(source).vocab_size
@@ -220,7 +222,7 @@ def _split(tensors: Iterable[WeightTensor], dtype: WeightDtype, limit: int | Non
 
 
 def _write_safetensors(path: Path, tensors: Iterable[WeightTensor], seed: int, dtype: WeightDtype) -> None:
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers 4 wants it
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers 4 requires it
     end = 0
     for tensor in tensors:
         begin, end = end, end + _num_bytes(tensor, dtype)
@@ -244,7 +246,7 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def weight_tensors(config: DecoderConfig) -> list[WeightTensor]:
-    """Every tensor of such a checkpoint, in the order of the forward pass; no `lm_head` if tied."""
+    """Return every tensor of such a checkpoint, in forward order; no `lm_head` if tied."""
     vocabulary, hidden = config.vocab_size, config.hidden_size
     tensors = [WeightTensor("model.embed_tokens.weight", (vocabulary, hidden), 0.0, 1.0)]
     for layer in range(config.num_hidden_layers):

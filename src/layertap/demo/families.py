@@ -1,8 +1,8 @@
-"""Families of puzzles in the manner of ARC, all of our own making.
+"""Families of ARC-style puzzles, all written for Layertap.
 
-None is meant to be hard: the demo needs prompts that look like ARC's in structure and length, not a
-benchmark. Where an answer grows, its question is kept small, so that no grid passes ARC's 30 cells
-a side.
+They are not meant to be hard: the demo needs prompts that look like ARC's in structure and length,
+not a benchmark. If an answer is larger than its question, the question is kept small, so that no
+grid exceeds ARC's 30 cells a side.
 """
 
 from functools import partial
@@ -161,7 +161,7 @@ def largest_object(task: Random) -> Draw:
 
 
 def sort_columns(task: Random) -> Draw:
-    """Bars that stand on the lower edge are ordered by height."""
+    """Bars on the lower edge are ordered by height."""
     step = task.choice((1, -1))
 
     def scene(rng: Random) -> Cells:
@@ -242,7 +242,7 @@ def scale_up(task: Random) -> Draw:
 
 
 def mirror_concatenate(task: Random) -> Draw:
-    """The picture and its mirror image stand side by side."""
+    """The picture and its mirror image are side by side."""
     axis = task.randrange(2)
     return applied(lambda cells: np.concatenate([cells, np.flip(cells, axis)], axis), partial(speckled, high=10))
 

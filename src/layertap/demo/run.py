@@ -26,13 +26,13 @@ docs/formats.md shows how a shard is read, with nothing but gzip, pickle and num
 
 
 def demo(config: DemoConfig) -> None:
-    """Make, extract, verify, and print what was done; DamageError if the output is not sound."""
+    """Make, extract, verify, and print the steps; DamageError if the output is damaged."""
     from layertap.pipeline.run import extract
 
     folder = local_path(config.output_dir)
     model, tasks, output = folder / "model", folder / "tasks.jsonl", folder / "activations"
     if output.exists():
-        raise UsageError(f"{output} is there already; remove {folder} to run the demo again, or give --output_dir")
+        raise UsageError(f"{output} already exists; remove {folder} to run the demo again, or give --output_dir")
     shape = write_checkpoint(model, "tiny", seed=config.seed)
     print(f"{model}: a Qwen2 checkpoint with random weights, {shape.num_hidden_layers} layers of {shape.hidden_size}")
     write_tasks(tasks, make_tasks(config.num_tasks, config.seed))

@@ -26,17 +26,17 @@ _PLACING_TRIES = 40
 
 
 def draw_size(rng: Random, low: int, high: int) -> tuple[int, int]:
-    """Rows and columns, each between `low` and `high`."""
+    """Draw rows and columns, each between `low` and `high`."""
     return rng.randint(low, high), rng.randint(low, high)
 
 
 def draw_colours(rng: Random, count: int, *, but: Collection[int] = ()) -> list[int]:
-    """`count` different colours that are neither the background nor in `but`."""
+    """Draw `count` different colours, none of them the background or in `but`."""
     return rng.sample([colour for colour in range(1, 10) if colour not in but], count)
 
 
 def applied(rule: Rule, scene: Callable[[Random], Cells] | None = None) -> Draw:
-    """Pairs of a scene (speckles, where none is given) and what the rule makes of it."""
+    """Make pairs of a scene (speckles by default) and the result of the rule."""
 
     def draw(rng: Random) -> tuple[Cells, Cells]:
         cells = (scene or speckled)(rng)
@@ -46,7 +46,7 @@ def applied(rule: Rule, scene: Callable[[Random], Cells] | None = None) -> Draw:
 
 
 def turned(draw: Draw, quarters: int) -> Draw:
-    """The pairs of `draw` in another direction: both pictures turned by `quarters` of a circle."""
+    """Make the pairs of `draw` with both pictures rotated by `quarters` of a circle."""
 
     def turned_draw(rng: Random) -> tuple[Cells, Cells]:
         given, answer = draw(rng)
@@ -58,7 +58,7 @@ def turned(draw: Draw, quarters: int) -> Draw:
 def speckled(
     rng: Random, *, low: int = 3, high: int = 14, density: float = 0.5, palette: Sequence[int] | None = None
 ) -> Cells:
-    """A grid of `low` to `high` a side whose cells are each coloured with probability `density`."""
+    """Make a grid of `low` to `high` a side; each cell is coloured with probability `density`."""
     rows, columns = draw_size(rng, low, high)
     palette = palette or draw_colours(rng, 3)
     cells = [rng.choice(palette) if rng.random() < density else 0 for _ in range(rows * columns)]
@@ -66,7 +66,7 @@ def speckled(
 
 
 def solid(rng: Random, colour: int, *, low: int = 1, high: int = 3) -> Cells:
-    """A filled rectangle of `low` to `high` a side."""
+    """Make a filled rectangle of `low` to `high` a side."""
     return np.full(draw_size(rng, low, high), colour)
 
 
@@ -89,18 +89,18 @@ def placed(rng: Random, stamps: Iterable[Cells], *, low: int = 8, high: int = 14
 
 
 def boxes(rng: Random, *, but: int = 0) -> Cells:
-    """Two to five rectangles, each of its own colour, none of them of the colour `but`."""
+    """Make two to five rectangles in different colours, none of them `but`."""
     return placed(rng, [solid(rng, colour, high=4) for colour in draw_colours(rng, rng.randint(2, 5), but=(but,))])
 
 
 def grown(mask: Mask) -> Mask:
-    """The mask and the cells that share a side with it."""
+    """Return the mask with the cells that share a side with it."""
     padded = np.pad(mask, 1)
     return padded[1:-1, 1:-1] | padded[:-2, 1:-1] | padded[2:, 1:-1] | padded[1:-1, :-2] | padded[1:-1, 2:]
 
 
 def flooded(mask: Mask, start: tuple[int, int]) -> Mask:
-    """The part of `mask` that can be reached from the cell `start`, side by side."""
+    """Return the part of `mask` that can be reached from the cell `start` over sides."""
     reached = np.zeros_like(mask)
     reached[start] = mask[start]
     while True:
@@ -111,7 +111,7 @@ def flooded(mask: Mask, start: tuple[int, int]) -> Mask:
 
 
 def components(mask: Mask) -> list[Mask]:
-    """The connected parts of `mask`, by their first cell in reading order."""
+    """Return the connected parts of `mask`, by their first cell in reading order."""
     left, parts = mask.copy(), []
     while left.any():
         row, column = np.argwhere(left)[0]
@@ -121,6 +121,6 @@ def components(mask: Mask) -> list[Mask]:
 
 
 def enclosed(mask: Mask) -> Mask:
-    """The cells outside `mask` from which no path leads out of the grid."""
+    """Return the cells outside `mask` from which no path leads out of the grid."""
     free = np.pad(~mask, 1, constant_values=True)
     return (free & ~flooded(free, (0, 0)))[1:-1, 1:-1]

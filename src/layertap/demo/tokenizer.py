@@ -22,8 +22,7 @@ from layertap.objects.files import atomic_write
 
 _FILES = resources.files("layertap.demo")
 
-# Part of what a Qwen vocabulary means, like the vocabulary itself: with another pattern the same
-# text has other ids.
+# The pattern belongs to a Qwen vocabulary: with another pattern the same text has other ids.
 _SPLIT_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"

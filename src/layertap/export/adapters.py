@@ -1,17 +1,17 @@
-"""Batches as trainers want them: no copy on disk, no file of another format.
+"""Give trainers the batches they expect, without a copy on disk or another file format.
 
-Trainers take an iterator of torch tensors [tokens, width]. Ours take anything that yields `Batch`
-objects, a dataset's batches or a stream's, epoch after epoch. What is done to a batch is to choose
-a tap, to make a torch tensor of it where it is none (JAX arrays go by DLPack and stay on their
-device), and to copy it, in `dtype`, to `device`. Runs of tokens (`sequence=N`) come as tokens.
+Trainers take an iterator of torch tensors [tokens, width]. Our adapters take anything that yields
+`Batch` objects, from a dataset or a stream, epoch after epoch. They choose a tap, convert it to a
+torch tensor if needed (JAX arrays go through DLPack and stay on their device), and copy it to
+`device` in `dtype`. Runs of tokens (`sequence=N`) become single tokens.
 
-The copy is the trainer's own. dictionary_learning divides its batches in place, and a batch that is
-not shuffled is a view of a file's map: the next epoch would have been divided twice.
+The trainer owns the copy. It is needed because dictionary_learning divides its batches in place,
+and an unshuffled batch is a view of a mapped file: the next epoch would be divided twice.
 
-Where a trainer stands is known to the batches themselves: keep `batches.state_dict()` in the
-trainer's checkpoint, and it goes on with exactly the batches that would have come.
+The batches know the trainer's position: save `batches.state_dict()` in the trainer's checkpoint,
+and training resumes with exactly the next batches.
 
-torch is imported when an adapter is called, not before.
+torch is imported only when you call an adapter.
 """
 
 from collections.abc import Iterator, Mapping
@@ -25,19 +25,19 @@ from layertap.errors import UsageError
 from layertap.reader.handover import Batch, convert, require_framework
 
 Tensor = Any
-"""A torch.Tensor; torch may not be there."""
+"""A torch.Tensor; torch may not be installed."""
 
 
 class BatchSource(Protocol):
-    """`ActivationDataset.batches(...)`, or a stream's."""
+    """The batches of an `ActivationDataset` or an `ActivationStream`."""
 
     taps: tuple[Tap, ...]
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the next batch stands."""
+        """Return the position of the next batch."""
 
     def __iter__(self) -> Iterator[Batch]:
-        """The batches of what is left of an epoch, and next time of the next one."""
+        """Iterate over the rest of an epoch, and next time over the next one."""
 
 
 class TensorIterator(Iterator[Tensor]):
@@ -61,7 +61,7 @@ class TensorIterator(Iterator[Tensor]):
         taps = batches.taps if self._tap is None else (self._tap,)
         self._place = None if self._tap is None else batches.taps.index(self._tap)
         self.config: Mapping[str, Any] = {"source": "layertap", "taps": [list(one) for one in taps], "dtype": dtype}
-        """What a trainer may keep beside what it trained."""
+        """Facts that a trainer may save with its result."""
 
     def __next__(self) -> Tensor:
         return next(self._tensors)
@@ -72,7 +72,9 @@ class TensorIterator(Iterator[Tensor]):
         found = batch.activations
         if self._place is None:
             if isinstance(found, Mapping):  # taps of several widths
-                raise UsageError("the taps differ in width, and a crosscoder takes one array of all; choose others")
+                raise UsageError(
+                    "the taps differ in width, but a crosscoder needs one array of all; choose taps of one width"
+                )
             found = found.reshape(-1, *found.shape[-2:])
         else:
             one = found[self._tap] if isinstance(found, Mapping) else found[..., self._place, :]
@@ -88,11 +90,11 @@ def for_saelens(
     device: object = None,
     dtype: str = "float32",
 ) -> TensorIterator:
-    """The `data_provider` of SAELens' `SAETrainer`: an iterator of tensors [tokens, width].
+    """Make the `data_provider` of SAELens' `SAETrainer`: an iterator of tensors [tokens, width].
 
-    `tap` is (layer, site), and may be left out where the batches have one. `epochs` is how many
-    there are, by default without end, as the trainer stops by itself. `dtype` is that of the SAE.
-    Raises UsageError where torch is not installed, or a tap is not there.
+    `tap` is (layer, site); you may leave it out if the batches have one tap. `epochs` is the number
+    of epochs, by default infinite, because the trainer stops by itself. `dtype` is the dtype of the
+    SAE. Raises UsageError if torch is not installed, or the tap is missing.
     """
     return TensorIterator(batches, tap, epochs, device, dtype)
 
@@ -106,11 +108,11 @@ def for_dictionary_learning(
     dtype: str = "float32",
     crosscoder: bool = False,
 ) -> TensorIterator:
-    """The `data` of dictionary_learning's `trainSAE`: an iterator of tensors [tokens, width].
+    """Make the `data` of dictionary_learning's `trainSAE`: an iterator of tensors [tokens, width].
 
-    `crosscoder`: [tokens, taps, width] instead, all taps of the batches, which have one width. Its
-    `config` goes into the trained dictionary's config.json. Raises UsageError as `for_saelens`
-    does.
+    With `crosscoder`, tensors are [tokens, taps, width], with all taps of the batches, which must
+    have one width. Its `config` goes into the trained dictionary's config.json. Raises UsageError
+    like `for_saelens`.
     """
     if crosscoder and tap is not None:
         raise UsageError("a crosscoder takes all taps of the batches; give tap= or crosscoder=True")
@@ -125,10 +127,10 @@ def for_sparsify(
     device: object = None,
     dtype: str = "float32",
 ) -> TensorIterator:
-    """What EleutherAI's `sparsify.SparseCoder` is called with, in a loop of your own: tensors
-    [tokens, width], of one epoch where you ask for no other number.
+    """Make the inputs of EleutherAI's `sparsify.SparseCoder`, for your own training loop.
 
-    (Its own `Trainer` runs the language model itself.) Raises UsageError as `for_saelens` does.
+    It yields tensors [tokens, width], by default for one epoch. (sparsify's own `Trainer` runs the
+    language model itself.) Raises UsageError like `for_saelens`.
     """
     return TensorIterator(batches, tap, epochs, device, dtype)
 
@@ -139,21 +141,21 @@ def as_iterable_dataset(
     tap: tuple[int, str] | None = None,
     epochs: int | None = 1,
     dtype: str = "float32",
-) -> Any:  # noqa: ANN401 - torch may not be there
-    """A torch `IterableDataset` of tensors [tokens, width], for `DataLoader(it, batch_size=None)`.
+) -> Any:  # noqa: ANN401 - torch may not be installed
+    """Make a torch `IterableDataset` for `DataLoader(it, batch_size=None)`.
 
-    Batches read ahead by themselves: workers of a DataLoader would each hand out every token, so
-    they are refused. Raises UsageError as `for_saelens` does.
+    It yields tensors [tokens, width]. Workers of a DataLoader are refused: each would return every
+    token, and the batches read ahead by themselves. Raises UsageError like `for_saelens`.
     """
     require_framework("torch")
     from torch.utils.data import IterableDataset, get_worker_info
 
     class Activations(IterableDataset):  # type: ignore[type-arg, misc, unused-ignore]
-        """The batches of `epochs` epochs, each time."""
+        """Iterates over the batches of `epochs` epochs, each time."""
 
         def __iter__(self) -> Iterator[Tensor]:
             if get_worker_info() is not None:
-                raise UsageError("the batches read ahead by themselves; give the DataLoader num_workers=0")
+                raise UsageError("the batches already read ahead; give the DataLoader num_workers=0")
             return TensorIterator(batches, tap, epochs, None, dtype)
 
     return Activations()
@@ -164,7 +166,7 @@ def _chosen(taps: tuple[Tap, ...], tap: tuple[int, str] | None) -> Tap:
         return taps[0]
     offered = ", ".join(str(tuple(one)) for one in taps)
     if tap is None:
-        raise UsageError(f"the batches have several taps; say which by tap=, one of {offered}")
+        raise UsageError(f"the batches have several taps; give tap=, one of {offered}")
     found = next((one for one in taps if tuple(one) == tuple(tap)), None)
     if found is None:
         raise UsageError(f"the batches have no tap {tuple(tap)}; they have {offered}")
@@ -172,13 +174,14 @@ def _chosen(taps: tuple[Tap, ...], tap: tuple[int, str] | None) -> Tap:
 
 
 def _epochs(batches: BatchSource, epochs: int | None) -> Iterator[Batch]:
-    """The batches of so many epochs, or of what is left of the first one; raises UsageError where a
-    whole epoch has none.
+    """Yield the batches of this many epochs; the first may be partial.
+
+    Raises UsageError if a whole epoch has no batch.
     """
     for epoch in count():
         if epochs is not None and epoch >= epochs:
             return
-        some = batches.state_dict()["batch"] > 0  # of an epoch that was begun, nothing may be left
+        some = batches.state_dict()["batch"] > 0  # an epoch that was begun may have nothing left
         for batch in batches:
             some = True
             yield batch

@@ -1,17 +1,17 @@
-"""Folders that the `datasets` library opens (`load_from_disk`), written with pyarrow alone.
+"""Write folders that the `datasets` library opens (`load_from_disk`), with pyarrow alone.
 
-Such a folder is Arrow streams, one for each shard here, and two JSON files that are written last:
+Such a folder has Arrow streams, here one per shard, and two JSON files that are written last:
 `state.json`, which lists the streams, and `dataset_info.json`, which has the type of each column.
-Without them nobody takes the folder for a dataset. Streams are not compressed, so `datasets` maps
+Without these files, the folder is not a dataset. Streams are not compressed, so `datasets` can map
 them into memory.
 
-A matrix for each row is the library's own type `Array2D`: lists of lists, with the name of an Arrow
-extension type in the field. Plain lists of lists would be refused, because the type in
-`dataset_info.json` is another. Lists count in 32 bits, so a record batch has less than 2^31 values;
-ours have some 64 MiB. The JSON says `Sequence` where new versions of `datasets` write `List`: old
-and new ones read that.
+A column of matrices has the library's own type `Array2D`: lists of lists, with the name of an Arrow
+extension type in the field. Plain lists of lists would be refused, because they do not match the
+type in `dataset_info.json`. Lists count in 32 bits, so a record batch has fewer than 2^31 values;
+ours have about 64 MiB. The JSON says `Sequence`, which old and new versions of `datasets` read,
+although new ones write `List`.
 
-`datasets` itself is not used, since it would cost every installation its 20 dependencies.
+We do not use `datasets` itself, because every installation would then need its 20 dependencies.
 """
 
 import io
@@ -33,7 +33,7 @@ Arrow = Any
 
 @dataclass(frozen=True)
 class Matrix:
-    """A column with a matrix for each row; `rows` is None where they differ in length."""
+    """A column with one matrix per row; `rows` is None if they differ in length."""
 
     rows: int | None
     width: int
@@ -42,7 +42,7 @@ class Matrix:
 
 @dataclass(frozen=True)
 class Values:
-    """A column with a list of numbers for each row; `length` is None where they differ."""
+    """A column with one list of numbers per row; `length` is None if they differ."""
 
     length: int | None
     dtype: np.dtype
@@ -50,7 +50,7 @@ class Values:
 
 @dataclass(frozen=True)
 class Single:
-    """A column with a number or, where `dtype` is None, a word for each row."""
+    """A column with one number per row, or one text if `dtype` is None."""
 
     dtype: np.dtype | None
 
@@ -59,13 +59,13 @@ Column = Matrix | Values | Single
 
 
 def schema(columns: Mapping[str, Column]) -> Arrow:
-    """The Arrow schema of such columns, as `datasets` writes it."""
+    """Make the Arrow schema of such columns, as `datasets` writes it."""
     described = dump_json({"info": {"features": features(columns)}})
     return pa.schema([_field(name, column) for name, column in columns.items()], {"huggingface": described})
 
 
 def features(columns: Mapping[str, Column]) -> dict[str, Any]:
-    """The columns in the words of `dataset_info.json`."""
+    """Describe the columns in the format of `dataset_info.json`."""
     return {name: _feature(column) for name, column in columns.items()}
 
 
@@ -97,29 +97,29 @@ def _number(dtype: np.dtype) -> Arrow:
 
 
 def numbers(values: np.ndarray) -> Arrow:
-    """All numbers of an array as one of Arrow, without a copy."""
+    """Convert all numbers of an array to an Arrow array, without a copy."""
     flat = np.ascontiguousarray(values).reshape(-1)
     return pa.Array.from_buffers(_number(flat.dtype), len(flat), [None, pa.py_buffer(flat)])
 
 
 def words(values: Sequence[str]) -> Arrow:
-    """Words as a column."""
+    """Convert texts to a column."""
     return pa.array(values, pa.string())
 
 
 def lists(values: Arrow, lengths: np.ndarray) -> Arrow:
-    """Lists of these lengths."""
+    """Split values into lists of these lengths."""
     return pa.ListArray.from_arrays(numbers(_offsets(lengths)), values)
 
 
 def matrices(values: np.ndarray, lengths: np.ndarray) -> Arrow:
-    """Of [tokens, width], a matrix for each length."""
+    """Split [tokens, width] into matrices of these lengths."""
     tokens, width = values.shape
     return lists(lists(numbers(values), np.full(tokens, width)), lengths)
 
 
 def fixed_lists(values: np.ndarray) -> Arrow:
-    """Of [rows, length], a list for each row."""
+    """Convert [rows, length] to one list per row."""
     return pa.FixedSizeListArray.from_arrays(numbers(values), values.shape[1])
 
 
@@ -128,7 +128,7 @@ def _offsets(lengths: np.ndarray) -> np.ndarray:
 
 
 class _Sink(io.RawIOBase):
-    """An open file, as pyarrow wants one."""
+    """An open file in the form that pyarrow needs."""
 
     def __init__(self, sink: Checksummed) -> None:
         self._sink = sink
@@ -141,7 +141,7 @@ class _Sink(io.RawIOBase):
 
 
 def write_stream(path: Path, own: Arrow, batches: Iterable[Sequence[Arrow]]) -> None:
-    """Write record batches, each given as its columns; the file is whole or not there.
+    """Write record batches, each given as its columns; the file is complete or does not exist.
 
     Raises StorageError.
     """
@@ -151,36 +151,34 @@ def write_stream(path: Path, own: Arrow, batches: Iterable[Sequence[Arrow]]) -> 
 
 
 def read_stream(path: Path) -> Generator[Mapping[str, Arrow]]:
-    """The columns of each record batch, in memory of their own; raises DamageError where it is no
-    such stream.
-    """
+    """Yield the columns of each record batch, copied into memory; DamageError if it is damaged."""
     try:
         with pa.OSFile(str(path)) as file, pa.ipc.open_stream(file) as stream:
             for batch in stream:
                 yield {name: _plain(batch.column(name)) for name in batch.schema.names}
     except (OSError, pa.ArrowInvalid) as error:
-        raise DamageError(f"{path}: is no Arrow stream that ends well: {error}") from error
+        raise DamageError(f"{path}: is not a complete Arrow stream: {error}") from error
 
 
 def _plain(column: Arrow) -> Arrow:
-    """The lists themselves, where `datasets` was imported and has registered its type."""
+    """Return the plain lists, also if `datasets` was imported and has registered its type."""
     return column.storage if isinstance(column, pa.ExtensionArray) else column
 
 
 def flat(column: Arrow) -> np.ndarray:
-    """All numbers of a column, whatever its lists."""
+    """Return all numbers of a column, without its lists."""
     while not pa.types.is_primitive(column.type):
         column = column.flatten()
     return column.to_numpy(zero_copy_only=False)
 
 
 def lengths_of(column: Arrow) -> np.ndarray:
-    """The length of each list of a column; int64."""
+    """Return the length of each list of a column; int64."""
     return column.value_lengths().to_numpy(zero_copy_only=False).astype(np.int64)
 
 
 def write_index(folder: Path, columns: Mapping[str, Column], files: Sequence[str], fingerprint: str) -> None:
-    """Write the two JSON files, that of the list last."""
+    """Write the two JSON files, the list of files last."""
     state: dict[str, Any] = {
         "_data_files": [{"filename": name} for name in files],
         "_fingerprint": fingerprint,

@@ -1,11 +1,11 @@
-"""`layertap export`: a dataset into a folder of another format, shard by shard.
+"""`layertap export`: copy a dataset into a folder of another format, shard by shard.
 
     records of a shard -> its files -> a note that it is there     for each shard, in order
     the files that make a reader accept the folder                 when all shards are there
     records of a shard, made again = what its files hold           for each shard: the check
 
-The check reads the source a second time. That costs as much again, and finds what a checksum of
-written bytes cannot: a format that says something else than was meant.
+The check reads the source a second time. That costs the same again, but finds what a checksum of
+the written bytes cannot: a bug in the format itself.
 """
 
 from collections.abc import Callable
@@ -25,15 +25,15 @@ from layertap.reader.blocks import numpy_dtype
 from layertap.reader.dataset import ActivationDataset
 
 Show = Callable[[int, int], None]
-"""Called with how many of how many bytes are done."""
+"""Gets the bytes done and the total."""
 
 
 def export(config: ExportConfig, show: Show) -> str:
-    """Export as `config` says, or go on with it; what is there in the end, in words.
+    """Export as `config` says, or resume; return a description of the result.
 
-    Raises UsageError where the source is empty or the folder holds something else, InputError where
-    a value does not fit the dtype, StorageError where a file cannot be written, DamageError where
-    the check finds a difference.
+    Raises UsageError if the source is empty or the folder holds something else, InputError if a
+    value does not fit the dtype, StorageError if a file cannot be written, DamageError if the check
+    finds a difference.
     """
     with closing(ActivationDataset(config.source, sharded_dataset=config.sharded_dataset)) as dataset:
         source = Source(dataset, _wanted(config), ["token_ids"] if config.to == "saelens" else None)
@@ -68,7 +68,7 @@ def _default_dtype(to: str, source: Source) -> str:
 
 
 def _plan(config: ExportConfig, source: Source, form: Form) -> dict[str, Any]:
-    """All that decides the bytes."""
+    """Return everything that decides the bytes."""
     return {
         "to": config.to,
         "dataset": source.digest,
@@ -82,7 +82,7 @@ def _plan(config: ExportConfig, source: Source, form: Form) -> dict[str, Any]:
 
 
 class _Progress:
-    """Bytes of activations that went through, in the dtype in which they are stored."""
+    """Counts the bytes of activations done, in their stored dtype."""
 
     def __init__(self, source: Source, show: Show, times: int) -> None:
         self._source = source
@@ -92,7 +92,7 @@ class _Progress:
         self._done = 0
 
     def of(self, shard: int) -> Callable[[int], None]:
-        """To be called with the tokens of this shard that are done, one after the other."""
+        """Return a function to call with the number of tokens just done of this shard."""
         begin = self._done
         self._done += self._source.tokens(shard) * self._token_bytes
         done = 0
@@ -105,7 +105,7 @@ class _Progress:
         return show
 
     def passed(self) -> None:
-        """All tokens of the last shard are done, those that were left out too."""
+        """Report that all tokens of the last shard are done, also those left out."""
         self._show(self._done, self._total)
 
 

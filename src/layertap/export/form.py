@@ -1,9 +1,8 @@
-"""What a format of exports is: records of arrays, made of a shard, written, and read back.
+"""The interface of an export format: make records from a shard, write them, and read them back.
 
-A record is some tokens as the format has them. Records are a pure function of the shard and the
-settings: writing consumes them, and the check makes them again and compares them with what the
-files hold. So a format is told once what it should contain, and both directions are tested on every
-export.
+A record is some tokens in the form of the format. Records are a pure function of the shard and the
+settings. Writing consumes them; the check makes them again and compares them with the files. So a
+format defines its content once, and every export tests both directions.
 """
 
 from abc import ABC, abstractmethod
@@ -21,16 +20,15 @@ from layertap.export.values import convert, worst_error
 from layertap.reader.pieces import Rows
 
 Record = Mapping[str, np.ndarray | list[Any]]
-"""Arrays, and lists of words, by their names in the format."""
+"""Arrays and lists of texts, by their names in the format."""
 Part = Mapping[str, Any]
-"""What is known of a shard that was written, as JSON: `tokens` and `rows`; `left_out`, the wanted
-tokens that the format has no place for; and where precision was lost `errors`, the worst of each
-tap by its name."""
+"""Facts about a written shard, as JSON: `tokens` and `rows`; `left_out`, the wanted tokens that the
+format cannot hold; and `errors`, the worst loss of precision of each tap, if any."""
 
 
 Take = Callable[[Record | None], Record | None]
-"""The next record of a file, of the length of the one that is given; None at the end, where None is
-given."""
+"""Reads the next record of a file, with the length of the given one; None at the end. Given None,
+it checks that the file has ended."""
 
 
 class Form(ABC):
@@ -41,57 +39,57 @@ class Form(ABC):
         self.folder = folder
         self.dtype = dtype
         self.parts: list[Part] = []
-        """The shards that are written, in their order."""
+        """The shards written so far, in order."""
         self._wanted = 0
         self._errors: dict[str, float] | None = None
-        """Those of the shard that is being written."""
+        """The errors of the shard being written."""
 
     @abstractmethod
     def name_of(self, tap: Tap) -> str:
-        """What the format calls a tap."""
+        """Return the format's name of a tap."""
 
     @abstractmethod
     def files(self, shard: int) -> tuple[str, ...]:
-        """The files that are written of a shard, by their paths below the folder."""
+        """Return the files of a shard, as paths below the folder."""
 
     @abstractmethod
     def records(self, shard: int) -> Iterator[Record]:
-        """What the format should hold of a shard."""
+        """Make the records that the format should hold for a shard."""
 
     @abstractmethod
     def write(self, shard: int, records: Iterable[Record]) -> None:
-        """Write the files of a shard; each is whole or not there. Raises StorageError."""
+        """Write the files of a shard; each is complete or does not exist. Raises StorageError."""
 
     @abstractmethod
     def reading(self, shard: int) -> AbstractContextManager[Take]:
-        """What the files of a shard hold, one record after the other."""
+        """Open the files of a shard, to read one record after another."""
 
     @abstractmethod
     def rows(self, record: Record) -> int:
-        """How many rows of the format a record is."""
+        """Return how many rows of the format a record has."""
 
     @abstractmethod
     def tokens(self, record: Record) -> int:
-        """How many tokens a record has."""
+        """Return how many tokens a record has."""
 
     @abstractmethod
     def finish(self) -> None:
-        """Write what makes a reader accept the folder, when all parts are there."""
+        """Write the files that make a reader accept the folder, once all parts are written."""
 
     @abstractmethod
     def describe(self) -> list[str]:
-        """What is there, and then what the format could not carry, a line each."""
+        """Describe the content, then what the format could not hold, one line each."""
 
     def settings(self) -> dict[str, Any]:
-        """What decides the bytes, of this format alone."""
+        """Return the settings of this format that decide the bytes."""
         return {}
 
     def total(self, name: str) -> int:
-        """The sum of `tokens`, `rows` or `left_out` over all parts."""
+        """Return the sum of `tokens`, `rows` or `left_out` over all parts."""
         return sum(part[name] for part in self.parts)
 
     def export(self, shard: int, show: Callable[[int], None]) -> Part:
-        """Write a shard; what is known of it. `show` is called with so many tokens more."""
+        """Write a shard and return its facts; calls `show` with the number of new tokens."""
         self._wanted, self._errors = 0, {}
         told = {"tokens": 0, "rows": 0}
 
@@ -118,12 +116,12 @@ class Form(ABC):
                     if not _equal(wanted.get(name), found.get(name)):
                         raise self.damage(shard, f"{name} is not what was written", name)
                 show(self.tokens(wanted))
-                del wanted, found  # or they would be in memory while the next ones are made
+                del wanted, found  # otherwise they stay in memory while the next ones are made
             if take(None) is not None:
-                raise self.damage(shard, "goes on where it should end")
+                raise self.damage(shard, "has data after its end")
 
     def damage(self, shard: int, what: str, name: str = "") -> DamageError:
-        """The error to raise where a file is not right, of several the one for `name`."""
+        """Make the error for a wrong file; of several files, the one for `name`."""
         files = self.files(shard)
         own = next((file for file in files if file.startswith(f"{name}/")), files[0])
         return DamageError(
@@ -131,13 +129,13 @@ class Form(ABC):
         )
 
     def chunks(self, shard: int) -> Iterator[Rows]:
-        """The wanted tokens of a shard, counted."""
+        """Yield the wanted tokens of a shard, and count them."""
         for rows in self.source.chunks(shard):
             self._wanted += len(rows)
             yield rows
 
     def converted(self, tap: Tap, values: np.ndarray) -> np.ndarray:
-        """A tap's values in the dtype of the export; what is lost is taken note of."""
+        """Convert a tap's values to the dtype of the export, and record the loss of precision."""
         written = convert(values, self.dtype, tap)
         if self._errors is not None and (error := worst_error(values, written)):
             name = self.name_of(tap)
@@ -146,14 +144,14 @@ class Form(ABC):
 
 
 def listed(names: Collection[str]) -> str:
-    """Names in words; of many the first ones and their number."""
+    """List names; of many, only the first ones and the count."""
     most = 6
     words = ", ".join(list(names)[:most])
     return words if len(names) <= most else f"{words}, ... ({len(names)} in all)"
 
 
 def _equal(wanted: np.ndarray | list[Any] | None, found: np.ndarray | list[Any] | None) -> bool:
-    """Equal to the last bit, NaN too; the dtypes as well."""
+    """Return whether both are equal to the last bit, including NaN and dtype."""
     if not isinstance(wanted, np.ndarray) or not isinstance(found, np.ndarray):
         return type(wanted) is type(found) and wanted == found
     if (wanted.dtype, wanted.shape) != (found.dtype, found.shape):

@@ -1,9 +1,9 @@
-"""`--to hf`: a folder for `datasets.load_from_disk`, with a row for each sample.
+"""`--to hf`: a folder for `datasets.load_from_disk`, with one row per sample.
 
-A row has what is known of the sample (`task_id`, `origin` as JSON, ...), a list with a number a
+A row has the facts about the sample (`task_id`, `origin` as JSON, ...), a list with one number per
 token for each column (`token_ids`, `positions`, `flags`, the labels), and for each tap a matrix
-[tokens, width], named as in our own shards: `residual.12`. Samples keep their lengths. Of a sample
-without a wanted token there is no row.
+[tokens, width], named as in our own shards: `residual.12`. Samples keep their lengths. A sample
+without wanted tokens has no row.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -28,7 +28,7 @@ _LENGTHS = "tokens"
 
 
 class HuggingFaceForm(Form):
-    """A row for each sample, for the `datasets` library."""
+    """One row per sample, for the `datasets` library."""
 
     def __init__(self, source: Source, folder: Path, dtype: np.dtype) -> None:
         super().__init__(source, folder, dtype)
@@ -88,7 +88,7 @@ class HuggingFaceForm(Form):
         if isinstance(column, arrow.Single):
             return found.to_pylist() if column.dtype is None else arrow.flat(found)
         if not np.array_equal(arrow.lengths_of(found), lengths):
-            raise self.damage(shard, "its lists differ in length from each other")
+            raise self.damage(shard, "its lists differ in length")
         values = arrow.flat(found)
         return values.reshape(-1, column.width) if isinstance(column, arrow.Matrix) else values
 
@@ -100,15 +100,15 @@ class HuggingFaceForm(Form):
 
     def finish(self) -> None:
         if not self.total("rows"):
-            raise UsageError("no sample has a token that is wanted; ask for other tokens by --exclude and --include")
+            raise UsageError("no sample has a wanted token; choose other tokens with --exclude and --include")
         files = [name for shard in range(len(self.source)) for name in self.files(shard)]
         arrow.write_index(self.folder, self._columns, files, self.source.digest[:16])
 
     def describe(self) -> list[str]:
         return [
             f"{self.total('rows')} samples; columns {listed(self.source.columns)},"
-            f" {listed([tensor_name(tap) for tap in self.source.taps])}, and what is known of the sample",
-            "norms, which each shard has for each token and tap: left out; the values have them",
+            f" {listed([tensor_name(tap) for tap in self.source.taps])}, and facts about the sample",
+            "norms per token and tap: left out, because they follow from the values",
         ]
 
 
@@ -131,7 +131,7 @@ def _encoded(column: arrow.Column, values: np.ndarray | list[Any], lengths: np.n
 
 
 def whole_samples(chunks: Iterable[Rows]) -> Iterator[Rows]:
-    """The same tokens, cut between samples alone."""
+    """Yield the same tokens, cut only between samples."""
     rest: list[Rows] = []
     for chunk in chunks:
         if not len(chunk):

@@ -1,15 +1,14 @@
-"""What is written in an export's folder already, so that the same command goes on.
+"""Record what is already written in an export's folder, so that the same command resumes.
 
     layertap_export.json               what is exported, and how; written first and last
-    layertap_export/part_00001.json    what is known of the first shard, and its files' sizes
+    layertap_export/part_00001.json    facts about the first shard, and its files' sizes
 
-A part's note is written when its files are whole, so a shard counts if it has a note and its files
-have these sizes. Of a process that was killed, at most one shard is written again. Nothing in the
-notes tells when or where they were written: an export that was stopped and went on is byte for byte
-one that was not.
+A shard's note is written once its files are complete. So a shard counts if it has a note and its
+files have these sizes. After a process was killed, at most one shard is written again. The notes do
+not contain times or places, so a resumed export is byte for byte the same as an uninterrupted one.
 
-Two processes with the same command do no harm to each other, since both write the same bytes and
-each file is whole or not there; at worst one of them misses a temporary file and says so.
+Two processes with the same command do not harm each other, because both write the same bytes, and
+each file is complete or does not exist. At worst one of them reports a missing temporary file.
 """
 
 import json
@@ -28,13 +27,15 @@ _VERSION = 1
 
 
 class Ledger:
-    """The notes in an export's folder; made, or found and compared.
+    """The notes in an export's folder: created, or found and compared.
 
-    Raises UsageError where something else is there, and RunMismatchError where another export is.
+    Raises UsageError if something else is there, RunMismatchError if it is another export.
     """
 
     def __init__(self, folder: Path, plan: Mapping[str, Any], source: str) -> None:
-        """`plan` is all that decides the bytes, as JSON; `source` is where they come from."""
+        """`plan` is everything that decides the bytes, as JSON; `source` is where they come
+        from.
+        """
         self.folder = folder
         self._head = {"format_version": _VERSION, "source": source, **plan}
         found = _read_json(folder / HEAD) if _is_begun(folder) else None
@@ -45,7 +46,7 @@ class Ledger:
             remove_leftovers(folder)
 
     def part(self, shard: int) -> Mapping[str, Any] | None:
-        """What is known of a shard that was written; None where it is to be written."""
+        """Return the facts about a written shard; None if it must be written."""
         note = _read_json(self._note(shard))
         if note is None:
             return None
@@ -56,13 +57,13 @@ class Ledger:
         return note if whole else None
 
     def commit(self, shard: int, part: Mapping[str, Any], files: tuple[str, ...]) -> Mapping[str, Any]:
-        """Note that a shard is written; the note."""
+        """Record that a shard is written; return the note."""
         note = {**part, "files": {name: (self.folder / name).stat().st_size for name in files}}
         _write_json(self._note(shard), note)
         return note
 
     def complete(self, totals: Mapping[str, Any]) -> None:
-        """Note that all is written."""
+        """Record that everything is written."""
         _write_json(self.folder / HEAD, {**self._head, "complete": True, **totals})
 
     def _note(self, shard: int) -> Path:
@@ -70,14 +71,16 @@ class Ledger:
 
 
 def _is_begun(folder: Path) -> bool:
-    """Whether an export was begun there; raises UsageError where something else is."""
+    """Return whether an export was begun there; raises UsageError if something else is there."""
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder}: is a file; give a new folder to export to")
     if (folder / HEAD).is_file():
         return True
     others = sorted(path.name for path in folder.iterdir() if HEAD not in path.name) if folder.is_dir() else []
     if others:
-        raise UsageError(f"{folder}: is no export, and holds {', '.join(others[:3])}; give a new folder to export to")
+        raise UsageError(
+            f"{folder}: is not an export, and holds {', '.join(others[:3])}; give a new folder to export to"
+        )
     return False
 
 

@@ -1,15 +1,15 @@
-"""`--to memmap`: plain arrays on disk, bfloat16 too, as the ActivationCache of dictionary_learning
-lays them out.
+"""`--to memmap`: plain arrays on disk, including bfloat16, in the layout of dictionary_learning's
+ActivationCache.
 
     layer_12_out/shard_0.memmap    a tap's values in a shard, [tokens, width] in C order, no header
     layer_12_out/shard_0.meta      {"shape": [tokens, width], "dtype": "torch.bfloat16"}
-    layer_12_out/config.json       how many shards there are, and tokens
-    columns/shard_0.npz            token_ids, positions, flags, labels, and which sample it is from
-    tokens.pt                      all token ids, as that cache wants them: a torch file, int64
+    layer_12_out/config.json       the number of shards and of tokens
+    columns/shard_0.npz            token_ids, positions, flags, labels, and the sample of each token
+    tokens.pt                      all token ids, as that cache needs them: a torch file, int64
 
-`np.memmap(path, dtype, "r", shape=shape)` reads a shard. numpy has no bfloat16: it is mapped as
-`int16` and viewed as `ml_dtypes.bfloat16`, or as torch.bfloat16. A shard without a wanted token has
-no file, since an empty file cannot be mapped; so shards may be fewer than the run's.
+`np.memmap(path, dtype, "r", shape=shape)` reads a shard. numpy has no bfloat16: map it as `int16`
+and view it as `ml_dtypes.bfloat16` or torch.bfloat16. A shard without wanted tokens has no file,
+because an empty file cannot be mapped. So there may be fewer shards than in the run.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -32,7 +32,7 @@ _SAMPLE = "sample"
 
 
 class MemmapForm(Form):
-    """Raw arrays, one for each tap and shard."""
+    """Raw arrays, one per tap and shard."""
 
     def name_of(self, tap: Tap) -> str:
         return submodule_name(tap)
@@ -112,7 +112,7 @@ class MemmapForm(Form):
 
     def finish(self) -> None:
         if not self.total("tokens"):
-            raise UsageError("no token is wanted; ask for other tokens by --exclude and --include")
+            raise UsageError("no token is wanted; choose other tokens with --exclude and --include")
         shards = self._number(len(self.parts))
         for name, width in self._widths.items():
             _write_json(self.folder / name / "config.json", self._config(name, width, shards))
@@ -120,7 +120,7 @@ class MemmapForm(Form):
         write_int64(self.folder / "tokens.pt", ids, self.total("tokens"))
 
     def _config(self, name: str, width: int, shards: int) -> dict[str, Any]:
-        """The keys of that cache's own config; what it asks of its making is null."""
+        """Return the keys of that cache's own config; settings of its own extraction are null."""
         return {
             "batch_size": None,
             "context_len": None,
@@ -138,7 +138,7 @@ class MemmapForm(Form):
     def describe(self) -> list[str]:
         return [
             f"{self.total('tokens')} tokens in {self._number(len(self.parts))} shards; folders {listed(self._widths)}",
-            "task, origin and text of samples: left out; columns/*.npz say by `sample` which one a token is from",
+            "task, origin and text of samples: left out; `sample` in columns/*.npz gives the sample of each token",
         ]
 
     @property
@@ -146,7 +146,7 @@ class MemmapForm(Form):
         return {submodule_name(tap): width for tap, width in self.source.widths.items()}
 
     def _number(self, shard: int) -> int:
-        """How many shards before this one have tokens."""
+        """Return how many shards before this one have tokens."""
         return sum(part["tokens"] > 0 for part in self.parts[:shard])
 
     def _array(self, name: str, number: int) -> Path:

@@ -1,8 +1,8 @@
-"""What a tap is called in the formats of others.
+"""The names of taps in other formats.
 
-SAELens looks for a column by the name of TransformerLens' hook (core/hooks.py). It reads any
-column, as long as its `hook_name` is the same. The folders of `--to memmap` are named as the
-ActivationCache names them: a submodule, and whether its input or its output was read.
+SAELens looks for a column with the name of a TransformerLens hook (core/hooks.py). It reads any
+column whose name equals its `hook_name`. The folders of `--to memmap` are named as in
+ActivationCache: a submodule, and whether its input or its output was read.
 """
 
 from collections.abc import Mapping
@@ -23,5 +23,5 @@ _SUBMODULES: Mapping[Site, str] = {
 
 
 def submodule_name(tap: Tap) -> str:
-    """`layer_12_out`: the folder of a tap."""
+    """Return the folder of a tap, such as `layer_12_out`."""
     return _SUBMODULES[tap.site].format(tap.layer)

@@ -1,13 +1,13 @@
-"""`--to saelens`: what SAELens' ActivationsStore reads as cached activations.
+"""`--to saelens`: the cached activations that SAELens' ActivationsStore reads.
 
-A row is a context of `context_size` tokens: for each tap a column of [context_size, width], named
-as TransformerLens names the hook, and `token_ids`. All taps are in one folder; SAELens reads the
-one that its `hook_name` says. (Its own cache runner writes one hook at a time.)
+A row is a context of `context_size` tokens. It has `token_ids`, and for each tap a column
+[context_size, width] with the name of the TransformerLens hook. All taps are in one folder; SAELens
+reads the one that its `hook_name` names. (Its own cache runner writes one hook at a time.)
 
-Rows have one length, and there is no mask, so a padded row would be trained on. Samples are
-therefore put one behind the other, as SAELens itself does with texts, and cut. The rest of a shard,
-shorter than a context, is left out. To an SAE the order of tokens is nothing; who wants to look at
-contexts takes `--to hf`.
+Rows have one length and no mask, so an SAE would be trained on padding. Therefore samples are
+concatenated, as SAELens itself does with texts, and cut. The rest of a shard, shorter than a
+context, is left out. The order of tokens does not matter to an SAE; to look at contexts, use `--to
+hf`.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -93,8 +93,7 @@ class SaeLensForm(Form):
     def finish(self) -> None:
         if not self.total("rows"):
             raise UsageError(
-                f"no shard has {self._size} tokens that are wanted, so there is not one context; give a smaller"
-                " --context_size"
+                f"no shard has {self._size} wanted tokens, so there is no context; give a smaller --context_size"
             )
         files = [name for shard in range(len(self.source)) for name in self.files(shard)]
         arrow.write_index(self.folder, self._columns, files, self.source.digest[:16])
@@ -104,9 +103,9 @@ class SaeLensForm(Form):
         share = left / max(1, left + rows * self._size)
         return [
             f"{rows} contexts of {self._size} tokens; columns {listed(self._columns)}",
-            "samples of unequal length: they follow each other and are cut, and nothing is padded, as SAELens has no"
-            f" mask; {left} tokens ({share:.2%}) at the ends of shards fill no context and are left out",
-            "flags, labels and positions: left out; choose tokens by --exclude and --include, or export to hf",
+            "samples: concatenated and cut, without padding, because SAELens has no mask;"
+            f" {left} tokens ({share:.2%}) at the ends of shards do not fill a context and are left out",
+            "flags, labels and positions: left out; choose tokens with --exclude and --include, or export to hf",
         ]
 
 
@@ -115,8 +114,9 @@ def _width(column: arrow.Column) -> tuple[int, ...]:
 
 
 def in_contexts(chunks: Iterable[Rows], size: int, most: int) -> Iterator[Rows]:
-    """The tokens of chunks in whole contexts of `size`, some `most` tokens at once; what fills none
-    in the end is left out.
+    """Yield the tokens in whole contexts of `size`, about `most` tokens at once.
+
+    A rest that does not fill a context is left out.
     """
     step = max(1, most // size) * size
     rest: list[Rows] = []

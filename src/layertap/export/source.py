@@ -1,14 +1,13 @@
-"""What is exported: the tokens of a dataset that are wanted, shard by shard.
+"""The wanted tokens of a dataset, shard by shard.
 
-A shard is the unit of an export. What is written of it follows from the shard and the settings
-alone, so an export that was stopped goes on with the first shard that is not there, and shards are
-never joined. Within a shard, tokens come in chunks of some `_CHUNK_BYTES`: of safetensors no more
-is in memory, of pickles, which can only be read whole, the shard and a chunk. From afar, where a
-chunk is a request for each tap and column, as many chunks are read at once as the reader reads
-pieces.
+A shard is the unit of an export. Its output depends only on the shard and the settings. So an
+export resumes at the first missing shard, and shards are never joined. Within a shard, tokens come
+in chunks of about `_CHUNK_BYTES`. For safetensors, no more is in memory; for pickles, which must be
+read whole, the shard and a chunk. From a bucket, where a chunk is one request per tap and column,
+several chunks are read at once, as many as the reader's pieces.
 
-Chunks are read into memory of their own. A map of the file would count every page that was touched
-as the process's own, and memory would seem to grow with the data.
+Chunks are copied into memory. With a mapped file, every touched page would count as the process's
+own, and memory would seem to grow with the data.
 """
 
 from collections import deque
@@ -33,7 +32,7 @@ _CHUNK_BYTES = 16 << 20
 
 @dataclass(frozen=True)
 class Wanted:
-    """Which layers, sites and tokens; empty: all."""
+    """The wanted layers, sites and tokens; empty means all."""
 
     layers: tuple[int, ...] = ()
     sites: tuple[Site, ...] = ()
@@ -43,10 +42,10 @@ class Wanted:
 
 @dataclass(frozen=True)
 class SampleWords:
-    """What is known of a sample beside its tokens."""
+    """The facts about a sample besides its tokens."""
 
     source: str
-    """The folder that it is from, below the dataset's."""
+    """Its output folder, below the dataset's."""
     sample_idx: int
     words: Words
 
@@ -54,24 +53,24 @@ class SampleWords:
 class Source:
     """The wanted tokens of a dataset.
 
-    Raises UsageError where the dataset is empty, or does not hold what is wanted.
+    Raises UsageError if the dataset is empty, or lacks what is wanted.
     """
 
     def __init__(self, dataset: ActivationDataset, wanted: Wanted, columns: Collection[str] | None = None) -> None:
-        """`columns` are those that are read; None: all that every run stored."""
+        """`columns` are the ones to read; None means all that every run stored."""
         self.dataset = dataset
         self._shards = dataset.shards
         self.taps = tuple(
             Tap(layer, site) for site in wanted.sites or dataset.sites for layer in wanted.layers or dataset.layers
         )
         self.widths = {tap: dataset.width(*tap) for tap in self.taps}
-        """How many numbers each tap has a token."""
+        """How many numbers each tap has per token."""
         if not len(self._shards):
-            raise UsageError(f"{dataset.path}: holds no shard yet; there is nothing to export")
+            raise UsageError(f"{dataset.path}: has no shard yet, so there is nothing to export; extract first")
         stored = [source.manifest.columns for source in self._shards.sources]
         common = [name for name in COLUMNS if name == "positions" or all(name in own for own in stored)]
         self.columns = tuple(name for name in common if columns is None or name in columns)
-        """The columns that each token brings."""
+        """The columns of each token."""
         self._config = BatchConfig(
             batch_size=1, taps=self.taps, columns=self.columns, exclude=wanted.exclude, include=wanted.include
         )
@@ -81,25 +80,25 @@ class Source:
 
     @property
     def digest(self) -> str:
-        """Equal where the same shards lie in the same order."""
+        """Equal for the same shards in the same order."""
         return self._shards.digest
 
     @property
     def token_values(self) -> int:
-        """How many numbers a token has at all taps."""
+        """How many numbers a token has at all taps together."""
         return sum(self.widths.values())
 
     @property
     def chunk_tokens(self) -> int:
-        """How many tokens are read at once, if they can be."""
+        """How many tokens are read at once, if possible."""
         return max(1, _CHUNK_BYTES // (4 * self.token_values))
 
     def tokens(self, shard: int) -> int:
-        """How many tokens the shard has, wanted or not."""
+        """Return how many tokens the shard has, wanted or not."""
         return self._shards.tokens[shard]
 
     def chunks(self, shard: int) -> Iterator[Rows]:
-        """The wanted tokens of a shard, in their order."""
+        """Return the wanted tokens of a shard, in order."""
         read = partial(self._read, self._shards.content(shard), self.first_sample(shard), self.tokens(shard))
         begins = range(0, self.tokens(shard), self.chunk_tokens)
         if self._shards.local(shard) or not self._shards.by_parts[shard]:
@@ -116,18 +115,18 @@ class Source:
         return rows[np.flatnonzero(choose_tokens(ShardTokens(content, begin, end), config, end - begin))]
 
     def samples(self, shard: int) -> Sequence[SampleWords]:
-        """The samples of a shard; the first one's place in the dataset is `first_sample`."""
+        """Return the samples of a shard; the first one's index in the dataset is `first_sample`."""
         content, name = self._shards.content(shard), self._shards[shard][0].name
         numbers = content.sample_idx().tolist()
         return [SampleWords(name, number, words) for number, words in zip(numbers, content.words(), strict=True)]
 
     def first_sample(self, shard: int) -> int:
-        """The place in the dataset of the shard's first sample."""
+        """Return the index in the dataset of the shard's first sample."""
         return self._shards.first_samples[shard]
 
 
 def _read_ahead(read: Callable[[int], Rows], begins: Iterable[int], at_once: int) -> Iterator[Rows]:
-    """The same as `map`, several at once."""
+    """Do the same as `map`, with several calls at once."""
     pool, coming = ThreadPoolExecutor(at_once, "read-activations"), deque[Future[Rows]]()
     try:
         for begin in begins:
@@ -141,7 +140,7 @@ def _read_ahead(read: Callable[[int], Rows], begins: Iterable[int], at_once: int
 
 
 def join(parts: Sequence[Rows]) -> Rows:
-    """Tokens that follow each other, as one; of one part no copy is made."""
+    """Concatenate consecutive tokens; a single part is not copied."""
     if len(parts) == 1:
         return parts[0]
     first = parts[0]

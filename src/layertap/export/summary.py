@@ -1,7 +1,7 @@
-"""What an export says in the end: what is there, and what the format could not carry.
+"""The closing report of an export: what it wrote, and what the format could not hold.
 
-Nothing is lost in silence. Each line names what was left out or changed, what was done instead, and
-of numbers the worst that happened to one.
+Nothing is lost silently. Each line names what was left out or changed, and what was done instead;
+for numbers, it gives the worst error.
 """
 
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from layertap.export.values import is_exact
 
 
 def describe(form: Form, to: str, *, checked: bool) -> str:
-    """The words for the terminal."""
+    """Return the report for the terminal."""
     dataset = form.source.dataset
     head, *losses = form.describe()
     written = _bytes(form.folder)
@@ -23,16 +23,16 @@ def describe(form: Form, to: str, *, checked: bool) -> str:
         *(f"  {line}" for line in [*_values(form), *losses]),
     ]
     if not dataset.complete:
-        lines.append("  the run is not complete: what it had committed is exported, and later shards are not")
+        lines.append("  the run is not complete: only the shards committed so far are exported")
     return "\n".join(lines)
 
 
 def _values(form: Form) -> Iterator[str]:
-    """What became of the values."""
+    """Describe how the values were converted."""
     target = form.dtype.name
     for stored in form.source.dataset.storage_dtypes:
         if stored == target:
-            yield f"values: {stored}, as they are stored"
+            yield f"values: {stored}, as stored"
         elif is_exact(stored, target):
             yield f"values: {stored} written as {target}, exactly"
         else:
@@ -44,7 +44,7 @@ def _values(form: Form) -> Iterator[str]:
             yield f"values: {stored} written as {target}; the worst error of a token is {error}"
     nonfinite = sum(source.manifest.nonfinite for source in form.source.dataset.shards.sources)
     if nonfinite:
-        yield f"{nonfinite} activations of the run are not finite; those that are wanted are exported as they are"
+        yield f"{nonfinite} activations of the run are not finite; wanted ones are exported unchanged"
 
 
 def _bytes(folder: Path) -> int:

@@ -1,10 +1,9 @@
-"""Activations in the dtype of an export, and what that does to them.
+"""Convert activations to the dtype of an export, and measure the loss.
 
-Widening is exact (bfloat16 or float16 to float32). Where precision is lost, how much is measured on
-every token that is written: ‖written - stored‖ / ‖stored‖, the measure of a run's own certificate
-(docs/formats.md). A finite value that the new dtype cannot hold stops the export: an infinity would
-go into every mean that a trainer takes. NaN and infinities that a run was told to keep stay what
-they are.
+Widening is exact (bfloat16 or float16 to float32). If precision is lost, the loss is measured on
+every written token: ‖written - stored‖ / ‖stored‖, the measure of a run's own certificate
+(docs/formats.md). A finite value that the new dtype cannot hold stops the export, because an
+infinity would spoil every mean of a trainer. NaNs and infinities that the run kept are unchanged.
 """
 
 from collections.abc import Mapping
@@ -16,16 +15,16 @@ from layertap.core.taps import Tap
 from layertap.errors import InputError
 
 _BITS: Mapping[str, tuple[int, int]] = {"float32": (8, 23), "bfloat16": (8, 7), "float16": (5, 10)}
-"""Of the exponent and the mantissa."""
+"""Bits of the exponent and the mantissa."""
 
 
 def is_exact(stored: str, written: str) -> bool:
-    """Whether each value of the one dtype is one of the other."""
+    """Return whether `written` holds every value of `stored`."""
     return all(own <= there for own, there in zip(_BITS[stored], _BITS[written], strict=True))
 
 
 def convert(values: np.ndarray, dtype: np.dtype, tap: Tap) -> np.ndarray:
-    """`values` as `dtype`; raises InputError for a finite one that it cannot hold."""
+    """Convert `values` to `dtype`; raises InputError for a finite value that it cannot hold."""
     if values.dtype == dtype:
         return values
     with np.errstate(over="ignore", invalid="ignore"):
@@ -41,7 +40,7 @@ def _require_held(values: np.ndarray, written: np.ndarray, tap: Tap) -> None:
         largest = float(np.abs(values[lost].astype(np.float64)).max())
         raise InputError(
             f"layer {tap.layer}, {tap.site}: has a value of {largest:g}, beyond what {written.dtype.name} holds"
-            f" ({_largest(written.dtype):g}); give --dtype float32, or leave such tokens out by"
+            f" ({_largest(written.dtype):g}); give --dtype float32, or leave such tokens out with"
             " --exclude sink"
         )
 
@@ -51,8 +50,9 @@ def _largest(dtype: np.dtype) -> float:
 
 
 def worst_error(values: np.ndarray, written: np.ndarray) -> float:
-    """The largest ‖written - stored‖ / ‖stored‖ of a token; tokens that are zero or not finite do
-    not count.
+    """Return the largest ‖written - stored‖ / ‖stored‖ of a token.
+
+    Tokens that are zero or not finite do not count.
     """
     if is_exact(values.dtype.name, written.dtype.name) or not len(values):
         return 0.0

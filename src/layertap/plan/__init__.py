@@ -1,1 +1,1 @@
-"""What a run would need, before money is spent: memory, time, bytes."""
+"""Estimate what a run needs before you spend money: memory, time, bytes."""

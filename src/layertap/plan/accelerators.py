@@ -1,5 +1,5 @@
-"""What can be rented, by name, with the figures that decide how fast it can be; and what a plan
-takes for granted beside them, each figure with its source. A plan prints those that it used.
+"""Accelerators by name, with the figures that decide their speed; and the other assumptions of a
+plan, each with its source. A plan prints the assumptions that it used.
 
     accelerator type        chips                      topology, as the TPU compiler names it
     v5litepod-N             N (v5e; 16 GB each)        v5e:XxY
@@ -7,12 +7,12 @@ takes for granted beside them, each figure with its source. A plan prints those 
     v4-N, v5p-N             N / 2 (32 GB, 95 GB each)  v4:XxYxZ, v5p:XxYxZ; N counts cores
     a100xN, h100xN, h200xN  N, 1 to 8: SXM modules of one host
 
-Sources: for TPUs cloud.google.com/tpu/docs/v4, v5e, v5p and v6e, and the scaling book (tpus); for
+Sources: for TPUs cloud.google.com/tpu/docs/v4, v5e, v5p and v6e, and the scaling book (tpus). For
 GPUs NVIDIA's data sheets (dense bfloat16 peak, memory, NVLink in one direction, PCIe 4 or 5 x16
-less a fifth); for the cores of hosts Google's machine types (a2-ultragpu 6 a card, a3-highgpu 13,
-a3-ultragpu 14, ct5lp-hightpu 12 to 14 a chip, other TPUs more). Memory is in decimal GB as Google
-prints it. The compiler grants a little less than the binary figure (15.75 GiB on v5e), so a step
-that fits in the decimal one fits.
+minus a fifth). For the cores of hosts Google's machine types (a2-ultragpu 6 per card, a3-highgpu
+13, a3-ultragpu 14, ct5lp-hightpu 12 to 14 per chip, other TPUs more). Memory is in decimal GB, as
+Google prints it. The compiler allows a little less than the binary figure (15.75 GiB on v5e), so a
+step that fits in the decimal figure fits.
 """
 
 import math
@@ -24,7 +24,7 @@ from layertap.errors import UsageError
 
 
 class Assumption(NamedTuple):
-    """A figure that was not measured on the machine that is planned for."""
+    """A figure that was not measured on the planned machine."""
 
     what: str
     value: float
@@ -46,10 +46,10 @@ FAST_SHARE_OF_PEAK = Assumption(
     "matrix products reach, at best",
     0.5,
     "of the peak",
-    "MaxText's published training runs: 39 to 50 % on v6e, 51 % on H100; nothing of ours ran on either yet",
+    "MaxText's published training runs: 39 to 50 % on v6e, 51 % on H100; Layertap has run on neither yet",
 )
 TYPICAL_MEDIAN = Assumption("median prompt", 1110, "tokens", "ARC-AGI-1 training, 8 predictions, Qwen 2.5's tokenizer")
-TYPICAL_MEAN = Assumption("mean prompt", 1617, "tokens", "the same 3,328 prompts; lengths taken as log-normal")
+TYPICAL_MEAN = Assumption("mean prompt", 1617, "tokens", "the same 3,328 prompts; lengths assumed log-normal")
 TYPICAL_TEXT_BYTES = Assumption(
     "a sample's task id, origin and preview",
     600,
@@ -62,7 +62,7 @@ MEASURING_SECONDS_A_VALUE = Assumption(
 GZIP_BYTES_A_SECOND = {
     "float32": Assumption("gzip of float32 that was bfloat16", 300e6, "B/s, one core", "the same"),
     "bfloat16": Assumption("gzip of bfloat16", 290e6, "B/s, one core", "the same"),
-    "float16": Assumption("gzip of float16", 290e6, "B/s, one core", "taken to be as bfloat16"),
+    "float16": Assumption("gzip of float16", 290e6, "B/s, one core", "assumed equal to bfloat16"),
     "exact": Assumption("gzip of float32 products", 1068e6, "B/s, one core", "isal level 1, synthetic data"),
 }
 GZIP_RATIO = {
@@ -83,19 +83,19 @@ TPU_DISK = Assumption(
     "B/s a host",
     "Google's limits for the 100 GB boot disk, a balanced persistent disk",
 )
-TPU_DISK_BYTES = Assumption("a TPU VM's disk holds", 100e9, "bytes", "the boot disk that Google makes, unless told")
+TPU_DISK_BYTES = Assumption("a TPU VM's disk holds", 100e9, "bytes", "Google's default boot disk")
 GPU_DISK = Assumption("the disk writes", 2e9, "B/s a host", "a guess: one NVMe drive")
 NETWORK = Assumption("uploads", 0.5e9, "B/s a host", "a guess: 4 streams to a bucket of the region")
 
-# float32 products are six bfloat16 ones on TPU (jax.lax.Precision.HIGHEST).
+# On TPU, a float32 product takes six bfloat16 products (jax.lax.Precision.HIGHEST).
 _TPU_FLOAT32_PASSES = 6
-# A slice of more than 8 v5e or v6e chips is made of VMs with 4.
+# A slice of more than 8 v5e or v6e chips consists of VMs with 4 chips.
 _CHIPS_PER_HOST_IN_SLICES = 4
 
 
 @dataclass(frozen=True)
 class Accelerator:
-    """One thing that is rented as a whole; rates are of one chip, where nothing else is said."""
+    """One unit that you rent; rates are per chip unless stated otherwise."""
 
     name: str
     platform: Literal["tpu", "gpu"]
@@ -106,17 +106,17 @@ class Accelerator:
     """Peak."""
     float32_flops: float
     memory_bandwidth: float
-    """Bytes a second between the chip and its own memory."""
+    """Bytes per second between the chip and its own memory."""
     host_bandwidth: float
-    """Bytes a second from the chip to its host."""
+    """Bytes per second from the chip to its host."""
     link_bandwidth: float
-    """Bytes a second that a chip gathers from its neighbours; on TPU both ways along one axis."""
+    """Bytes per second that a chip gathers from its neighbours; on TPU both ways along one axis."""
     disk: Assumption
     """What the disk of a host writes."""
     cores_per_chip: int
     """Cores of its host (two virtual ones each), shared out among the chips there."""
     topology: str | None = None
-    """As the TPU compiler names it."""
+    """The TPU compiler's name of the topology."""
 
 
 # Memory; bfloat16 and float32 peaks; rates of memory, to the host, and of NVLink; at the end cores.
@@ -136,7 +136,7 @@ class _TpuKind:
     link_bandwidth: float
     chips_per_host: int
     cores_in_name: int
-    """By how much the number in the accelerator type counts a chip."""
+    """How much one chip counts in the number of the accelerator type."""
     dimensions: int
 
 
@@ -149,7 +149,7 @@ _TPUS = {
 
 
 def parse_accelerator(name: str) -> Accelerator:
-    """The accelerator of that name; raises UsageError, naming what is known."""
+    """Return the accelerator with that name; raises UsageError, which lists known names."""
     if (match := re.fullmatch(r"([a-z]\d+)x([1248])", name)) and match[1] in _GPUS:
         return replace(_GPUS[match[1]], name=name, chips=int(match[2]))
     if match := re.fullmatch(r"(v4|v5e|v5p|v6e):(\d+(?:x\d+){1,2})", name):
@@ -162,9 +162,9 @@ def parse_accelerator(name: str) -> Accelerator:
         if chips and not rest and not chips & (chips - 1):
             return _tpu(name, generation, _even_grid(chips, _TPUS[generation].dimensions))
     raise UsageError(
-        f"--accelerator {name}: not known. Known are TPUs, by Google's types (v4-32, v5litepod-64, v5p-8, v6e-8) or"
-        f" topologies (v5e:8x8), and GPUs of one host ({', '.join(f'{gpu}x1' for gpu in _GPUS)}, also x2, x4, x8)."
-        " With cpu, or none, a plan has no speed; a run of `layertap extract` with --max_tasks tells it"
+        f"--accelerator {name}: not known. Give a TPU, by Google's types (v4-32, v5litepod-64, v5p-8, v6e-8) or"
+        f" topologies (v5e:8x8), or GPUs of one host ({', '.join(f'{gpu}x1' for gpu in _GPUS)}, also x2, x4, x8)."
+        " With cpu, or none, a plan has no speed; measure it with `layertap extract --max_tasks 10`"
     )
 
 
@@ -188,7 +188,7 @@ def _tpu(name: str, generation: str, grid: tuple[int, ...]) -> Accelerator:
 
 
 def _even_grid(chips: int, dimensions: int) -> tuple[int, ...]:
-    """The most even grid of powers of two, in the cloud's order: 8 is 2x4, 4 is 2x2x1."""
+    """Return the most even grid of powers of two, in the cloud's order: 8 is 2x4, 4 is 2x2x1."""
     powers = chips.bit_length() - 1
     sides = [powers // dimensions + (position >= dimensions - powers % dimensions) for position in range(dimensions)]
     return tuple(2**side for side in sorted(sides, key=lambda side: (side == 0, side)))

@@ -1,7 +1,8 @@
-"""`layertap plan`: everything that is known before a run, in one piece, as JSON and in words.
+"""`layertap plan`: everything that can be known before a run, as JSON and in words.
 
-Without an accelerator that is what no machine changes: samples, tokens, bytes, shards and files, as
-one device writes them with any number of rows a step. Of this machine no more is planned than that.
+Without an accelerator, the plan has only what no machine changes: samples, tokens, bytes, shards
+and files, as one device writes them with any number of rows per step. The same holds for this
+machine.
 """
 
 from collections.abc import Callable
@@ -31,30 +32,30 @@ _THIS_MACHINE = "cpu"
 
 @dataclass(frozen=True)
 class OnAccelerator:
-    """What an accelerator decides of a run."""
+    """What the accelerator decides about a run."""
 
     accelerator: Accelerator
     mesh: str
     fit: Fit
     times: Times
     disk_bytes: float | None
-    """What the disk of one host has room for; None: not known."""
+    """The size of one host's disk; None if unknown."""
     assumptions: tuple[Assumption, ...]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run would be."""
+    """The plan of a run."""
 
     run: PlannedRun
     placed: OnAccelerator | None
-    """None where no accelerator was named, or cpu."""
+    """None without an accelerator, or with cpu."""
     weight_bytes: int
     asked_rows: int | None
-    """`--batch_size`, where it was given."""
+    """`--batch_size`, if it was given."""
     work: Workload
     stored_bytes: float
-    """What lies on disks in the end, without manifests."""
+    """Bytes on disk at the end, without manifests."""
     exact: bool
     """Whether `stored_bytes` is exact."""
     costs: Costs
@@ -62,7 +63,7 @@ class Plan:
 
     @property
     def kept_tokens(self) -> float:
-        """How many tokens are stored, of those that are computed."""
+        """How many of the computed tokens are stored."""
         return self.work.output.activations / self.run.form.bytes_per_token
 
     @property
@@ -87,7 +88,7 @@ class Plan:
         return self.placed.disk_bytes if self.share_of_a_host > self.placed.disk_bytes else None
 
     def to_json(self) -> dict[str, Any]:
-        """All of it as plain values; None is what only an accelerator decides."""
+        """Return everything as plain values; None for what only an accelerator decides."""
         run, form, counted, placed = self.run, self.run.form, self.work, self.placed
         work = asdict(replace(counted, steps={}))
         steps = [{"rows": rows, "length": length, "count": n} for (rows, length), n in counted.steps.items()]
@@ -121,7 +122,7 @@ class Plan:
         }
 
     def describe(self) -> str:
-        """Lines for a person; `to_json` has every figure."""
+        """Return lines for the user; `to_json` has every figure."""
         placed = self.placed
         sections = {
             "run": _run(self),
@@ -138,10 +139,10 @@ class Plan:
 
 
 def make_plan(config: PlanConfig, note: Callable[[str], None]) -> Plan:
-    """Plan the run; `note` is called with what takes time.
+    """Plan the run; calls `note` before slow work.
 
-    Raises an InputError as the run would, UsageError for an unknown accelerator, DoesNotFitError
-    where not even one row fits.
+    Raises an InputError as the run would, UsageError for an unknown accelerator, DoesNotFitError if
+    not even one row fits.
     """
     name = config.accelerator
     accelerator = None if name is None or name == _THIS_MACHINE else parse_accelerator(name)
@@ -176,7 +177,9 @@ def _placed(run: PlannedRun, accelerator: Accelerator, fit: Fit, work: Workload,
 def _workload(run: PlannedRun, accelerator: Accelerator | None, note: Callable[[str], None]) -> Workload:
     hosts, chips = (1, 1) if accelerator is None else (accelerator.hosts, accelerator.chips)
     if run.config.max_tokens_total is not None and accelerator is not None and hosts > 1:
-        raise UsageError(f"--max_tokens_total does not go with the {hosts} hosts of {accelerator.name}")
+        raise UsageError(
+            f"--max_tokens_total does not work with the {hosts} hosts of {accelerator.name}; use --max_tasks instead"
+        )
     if run.config.tokens is not None:
         return usual_workload(run.config, run.form, devices=chips // hosts, hosts=hosts, context=run.model.context)
     checkpoint = run.checkpoint()
@@ -202,14 +205,14 @@ def _run(plan: Plan) -> list[str]:
 
 def _output(plan: Plan) -> list[str]:
     run, output = plan.run, plan.work.output
-    # Each of several workers closes a last shard of its own, with headers of its own.
+    # Each of several workers closes its own last shard, with its own headers.
     exact = plan.work.counted and run.config.workers == 1
     whole = f"{output.uncompressed:,} bytes" if exact else f"about {_size(output.uncompressed)}"
     kept = ""
     if ALL not in run.config.keep_tokens:
         kept = f", of {plan.kept_tokens:,.0f} tokens ({', '.join(run.config.keep_tokens)})"
     lines = [
-        f"{run.form.bytes_per_token:,} bytes of activations a token, {run.form.dtype.name},"
+        f"{run.form.bytes_per_token:,} bytes of activations per token, {run.form.dtype.name},"
         f" {_size(output.activations)} in all" + kept,
         f"{run.form.name}: {whole} in {output.shards:,} shards, {output.files:,} files"
         + (", before compression" if run.is_compressed else "")
@@ -235,12 +238,12 @@ def _memory(plan: Plan, placed: OnAccelerator) -> list[str]:
     refused = f"--batch_size {asked} does not fit; " if asked not in (None, fit.rows) else ""
     rows = f"{refused}{'' if asked == fit.rows else 'recommended '}--batch_size {fit.rows}"
     lines = [
-        f"{rows}, rows of {plan.run.config.row_length:,} tokens a chip: {_of(fit.memory, capacity)}",
+        f"{rows}, rows of {plan.run.config.row_length:,} tokens per chip: {_of(fit.memory, capacity)}",
         f"the longest row, {fit.longest_row:,} tokens: {_of(fit.longest_memory, capacity)}",
         f"--mesh {placed.mesh}, weights {_size(plan.weight_bytes)}",
     ]
     if plan.work.longest > fit.longest_row:
-        lines.append(f"some samples are longer than {fit.longest_row:,} tokens, and would not fit")
+        lines.append(f"some samples are longer than {fit.longest_row:,} tokens and would not fit")
     return lines
 
 
@@ -251,7 +254,7 @@ def _of(memory: int, capacity: int) -> str:
 def _time(times: Times, tokens: float) -> list[str]:
     rates = (f"{tokens / max(seconds, 1e-9):,.0f}" for seconds in (times.slow, times.fast))
     lines = [f"{_span(*rates)} tokens/s: {_span(_duration(times.fast), _duration(times.slow))}"]
-    lines.append("loading weights and compiling come on top: some minutes")
+    lines.append("plus a few minutes to load weights and compile")
     for stage in times.stages:
         if stage.slow > 0:
             lines.append(f"  {stage.name}: {_span(_duration(stage.fast), _duration(stage.slow))}")
@@ -265,16 +268,16 @@ def _cost(plan: Plan) -> list[str]:
     if costs.compute_slow is not None and costs.compute_fast is not None:
         lines.append(f"{costs.compute_fast:,.2f} to {costs.compute_slow:,.2f} for computing")
     if costs.storage_per_month is not None:
-        lines.append(f"{costs.storage_per_month:,.2f} a month for storage")
+        lines.append(f"{costs.storage_per_month:,.2f} per month for storage")
     if not lines and plan.placed is not None:
         lines.append("give --price_per_hour and --price_per_gb_month")
     return lines
 
 
 def _more(accelerator: str | None) -> list[str]:
-    lines = ["--accelerator NAME, as v5litepod-8 or h100x1, adds memory, time and cost"]
+    lines = ["--accelerator NAME, such as v5litepod-8 or h100x1, adds memory, time and cost"]
     if accelerator == _THIS_MACHINE:
-        lines.append("how fast this machine is, a run with --max_tasks 10 tells")
+        lines.append("to measure the speed of this machine, run with --max_tasks 10")
     return lines
 
 

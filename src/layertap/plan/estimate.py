@@ -1,9 +1,9 @@
-"""From work and rates to hours and money: pure arithmetic.
+"""Turn work and rates into hours and money: pure arithmetic.
 
-A run is a pipeline: while the device computes a step, activations of the one before go to the host,
-a shard is encoded and another is uploaded. So it takes as long as its slowest stage, which is the
-bottleneck. Each stage is estimated at a slow and at a fast end; the ends differ where we do not
-know how well the device will be used.
+A run is a pipeline: while the device computes a step, the activations of the step before go to the
+host, one shard is encoded and another is uploaded. So it takes as long as its slowest stage, the
+bottleneck. Each stage has a slow and a fast estimate; they differ if we do not know how well the
+device will be used.
 """
 
 from collections.abc import Sequence
@@ -32,7 +32,7 @@ StageName = Literal["compute", "interconnect", "device to host", "input", "encod
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of the pipeline, with its seconds where one accelerator does all the work."""
+    """One stage of the pipeline, with its seconds if one accelerator does all the work."""
 
     name: StageName
     slow: float
@@ -41,7 +41,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Times:
-    """How long a run takes on all its accelerators, in seconds, and what it waits for."""
+    """How long a run takes on all its accelerators, in seconds, and its bottleneck."""
 
     stages: tuple[Stage, ...]
     slow: float
@@ -53,7 +53,7 @@ class Times:
 
 @dataclass(frozen=True)
 class Costs:
-    """Money, in the currency of the prices; None where no price was given, or no accelerator."""
+    """Money, in the currency of the prices; None without a price or an accelerator."""
 
     compute_slow: float | None
     compute_fast: float | None
@@ -63,7 +63,7 @@ class Costs:
 def stages_on(
     run: PlannedRun, accelerator: Accelerator, mesh: MeshShape, work: Workload, stored_bytes: float
 ) -> tuple[list[Stage], list[Assumption]]:
-    """The stages on an accelerator, and what is assumed of it."""
+    """Estimate the stages on an accelerator; return them with their assumptions."""
     transfer = transfer_dtype(run.compute_dtype, run.form.dtype).itemsize
     moved = work.computed_tokens * run.values_per_token * transfer
     # At every step each chip reads all kernels, and receives all but its own part of them.
@@ -82,8 +82,8 @@ def stages_on(
 
 
 def _computing(run: PlannedRun, accelerator: Accelerator, work: Workload, share: Assumption) -> float:
-    """Seconds at this share of the peak."""
-    # The TPU kernel works through whole rows, the GPU kernel leaves out blocks of other samples.
+    """Return the seconds at this share of the peak."""
+    # The TPU kernel computes whole rows; the GPU kernel skips blocks of other samples.
     pairs = work.row_pairs if accelerator.platform == "tpu" else work.own_pairs
     bf16 = run.config.compute_dtype == "bfloat16"
     peak = accelerator.chips * (accelerator.bf16_flops if bf16 else accelerator.float32_flops)
@@ -141,13 +141,13 @@ def _even(name: StageName, seconds: float) -> Stage:
 
 
 def _compressible_as(run: PlannedRun) -> str:
-    """What decides compression: the storage dtype, or "exact" for float32 products in float32."""
+    """Return what decides compression: the storage dtype, or "exact" for float32 from float32."""
     dtype = run.form.dtype.name
     return "exact" if (dtype, run.config.compute_dtype) == ("float32", "float32") else dtype
 
 
 def stored_bytes_of(run: PlannedRun, work: Workload) -> tuple[float, list[Assumption]]:
-    """What lies on the disk in the end, and what is assumed of compression."""
+    """Estimate the bytes on disk at the end; return them with the assumption about compression."""
     if not run.is_compressed:
         return work.output.uncompressed, []
     ratio = GZIP_RATIO[_compressible_as(run)]
@@ -155,7 +155,7 @@ def stored_bytes_of(run: PlannedRun, work: Workload) -> tuple[float, list[Assump
 
 
 def pipelined(stages: Sequence[Stage], accelerators: int) -> Times:
-    """The time of stages that overlap, shared by so many accelerators."""
+    """Return the time of stages that overlap, split over this many accelerators."""
     shared = tuple(Stage(stage.name, stage.slow / accelerators, stage.fast / accelerators) for stage in stages)
     slowest = max(shared, key=lambda stage: stage.slow)
     fastest = max(shared, key=lambda stage: stage.fast)
@@ -163,7 +163,7 @@ def pipelined(stages: Sequence[Stage], accelerators: int) -> Times:
 
 
 def costs(run: PlannedRun, times: Times | None, stored_bytes: float) -> Costs:
-    """What it costs by the prices that were given, as far as the times are known."""
+    """Estimate the costs from the given prices, for the known times."""
     hourly, monthly = run.config.price_per_hour, run.config.price_per_gb_month
     rate = None if hourly is None else hourly * run.config.workers / 3600
     return Costs(

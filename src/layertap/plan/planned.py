@@ -1,14 +1,13 @@
-"""The run that is being thought of: its model's shape, its taps and its files. No weight of it is
-read.
+"""The planned run: its model's shape, its taps and its files. No weights are read.
 
-Also how many operations its forward pass is (products and causal attention; norms and the like are
-less than a percent), and what a step takes of a chip's memory: an estimate from shapes, within 10 %
-of the TPU compiler's own figures for every configuration in docs/tpu.md. It is good enough to
-choose a number of rows, not to go to the limit: a step may take `_USABLE` of a chip's memory, since
-frameworks keep some for themselves.
+It also counts the operations of the forward pass (products and causal attention; norms and the rest
+are less than a percent), and estimates the memory of a step on a chip. The estimate uses shapes,
+and is within 10 % of the TPU compiler's own figures for every configuration in docs/tpu.md. That is
+good enough to choose a number of rows, but not to go to the limit. So a step may use only `_USABLE`
+of a chip's memory, also because frameworks need some for themselves.
 
-Without a number of rows, the plan recommends the largest power of two that fits, `_MOST_ROWS` at
-most: more rows make products no faster, and more of a window is left over for steps of one row.
+Without a number of rows, the plan recommends the largest power of two that fits, at most
+`_MOST_ROWS`. More rows do not make products faster, and leave more of a window to steps of one row.
 """
 
 import os
@@ -36,16 +35,17 @@ from layertap.pipeline.step import transfer_dtype
 from layertap.plan.accelerators import Accelerator
 from layertap.shards.encode import ShardFormat
 
-# "7b", "Qwen/Qwen2.5-7B", "Qwen2.5-Coder-7B-Instruct": every release of one size has one shape.
+# "7b", "Qwen/Qwen2.5-7B", "Qwen2.5-Coder-7B-Instruct": all releases of one size have one shape.
 _PUBLISHED = re.compile(r"(?:(?:Qwen/)?Qwen2\.5-(?:(?:Coder|Math)-)?)?(\d+(?:\.\d+)?b)(?:-Instruct)?", re.IGNORECASE)
 _USABLE = 0.9
 _MOST_ROWS = 16
-# Float32 values of the stream's width that a token takes at once: the stream, queries, keys,
-# temporaries; and the share of all activations that is on a TPU, on its way to the host. Fitted to
-# the compiler's figures (docs/LOG.md).
+# How many float32 vectors of the stream's width a token needs at once (the stream, queries, keys,
+# temporaries); and the share of all activations that are on a TPU, on their way to the host. Both
+# are fitted to the compiler's figures (docs/LOG.md).
 _STREAMS = 6
 _ON_THEIR_WAY = 0.7
-# Float32 values of the MLP's width, for the tokens that go through it together.
+# How many float32 vectors of the MLP's width a token needs, for the tokens that go through
+# together.
 _MLP_VALUES = 3
 _TOKEN_BLOCK = 2048
 _FLOAT32 = 4
@@ -55,7 +55,7 @@ _IN_FLIGHT = 2  # steps whose outputs are on a GPU
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """A run, resolved as far as its shapes go."""
+    """A run with all its shapes resolved."""
 
     config: PlanConfig
     model: DecoderConfig
@@ -69,12 +69,12 @@ class PlannedRun:
 
     @property
     def compute_dtype(self) -> np.dtype:
-        """Operands of matrix products."""
+        """The dtype of the operands of matrix products."""
         return np.dtype(self.config.compute_dtype)
 
     @property
     def values_per_token(self) -> int:
-        """Numbers that are saved of a token, over all taps."""
+        """How many numbers are stored per token, over all taps."""
         return self.form.bytes_per_token // self.form.dtype.itemsize
 
     @property
@@ -83,7 +83,7 @@ class PlannedRun:
         return self.form.name == "pickle" and self.form.compress
 
     def checkpoint(self) -> Checkpoint:
-        """Where the tokenizer is; raises UsageError or ModelError where it cannot be had."""
+        """Find the tokenizer; raises UsageError or ModelError if there is none."""
         if self.config.tokenizer is not None:
             return Checkpoint(local_path(self.config.tokenizer), None, self.model)
         if not Path(self.config.model_path).expanduser().is_dir() and "/" not in self.config.model_path:
@@ -95,16 +95,16 @@ class PlannedRun:
 
 
 def planned_run(config: PlanConfig) -> PlannedRun:
-    """Resolve `config`; raises ModelError where there is no such model, or it lacks a layer."""
+    """Resolve `config`; raises ModelError if there is no such model, or it lacks a layer."""
     model = model_config(config.model_path, config.revision, config.adapter)
     taps = resolve_run_taps(config, model)
     return PlannedRun(config, model, taps, format_of_shards(config, model, taps))
 
 
 def model_config(model: str, revision: str | None = None, adapters: Sequence[str] = ()) -> DecoderConfig:
-    """The shape of a checkpoint folder, a Hub id, or a published size, of which no file is needed.
+    """Return the shape of a checkpoint folder, a Hub id, or a published size, which needs no file.
 
-    Raises ModelError where there is no such model, or it is one that Layertap does not run.
+    Raises ModelError if there is no such model, or if Layertap does not support it.
     """
     match = _PUBLISHED.fullmatch(model)
     if match and revision is None and not os.path.isdir(os.path.expanduser(model)):
@@ -113,58 +113,57 @@ def model_config(model: str, revision: str | None = None, adapters: Sequence[str
 
 
 def layer_products(config: DecoderConfig) -> int:
-    """Elements of one layer's kernels, each of which is multiplied once for a token."""
+    """Count the elements of one layer's kernels; each is multiplied once per token."""
     heads = config.num_attention_heads * config.head_dim
     qkv = heads + 2 * config.num_key_value_heads * config.head_dim
     return config.hidden_size * (qkv + heads + 3 * config.intermediate_size)
 
 
 def forward_flops(config: DecoderConfig, layers: int, tokens: float, attended: float) -> float:
-    """Operations of `layers` layers on tokens with `attended` (query, key) pairs."""
+    """Count the operations of `layers` layers on tokens with `attended` (query, key) pairs."""
     heads = config.num_attention_heads * config.head_dim
     return 2.0 * layers * (layer_products(config) * tokens + 2 * heads * attended)
 
 
 def causal_pairs(tokens: float) -> float:
-    """(query, key) pairs of a sample of so many tokens: each sees itself and those before it."""
+    """Count the (query, key) pairs of a sample: each token sees itself and those before it."""
     return tokens * (tokens + 1) / 2
 
 
 @dataclass(frozen=True)
 class Fit:
-    """The steps that fit, and the bytes that they take of one chip at the worst moment."""
+    """The steps that fit, and the bytes of one chip that they use at the peak."""
 
     rows: int
-    """Rows of the first rung on each chip: those asked for, where they fit; else recommended."""
+    """Rows of the first rung on each chip: the requested ones if they fit, else the recommended."""
     memory: int
     longest_row: int
-    """The longest row, of which there is one on each chip."""
+    """The longest row; each chip gets one."""
     longest_memory: int
 
 
 def mesh_shape(run: PlannedRun, accelerator: Accelerator) -> MeshShape:
-    """How the accelerator's chips share rows and weights: the run's own rule."""
+    """Choose how the accelerator's chips share rows and weights, by the run's own rule."""
     if run.config.mesh != "auto":
         return parse_mesh(run.config.mesh)
     return auto_shape(accelerator.chips, run_weight_bytes(run), accelerator.memory_bytes)
 
 
 def run_weight_bytes(run: PlannedRun) -> int:
-    """Bytes of what is loaded: the embedding and the layers up to the last tap."""
+    """Return the bytes of the loaded weights: the embedding and the layers up to the last tap."""
     return _bytes_of(run.model, run.num_layers, run.compute_dtype)
 
 
 @cache
 def _bytes_of(model: DecoderConfig, layers: int, dtype: np.dtype) -> int:
-    """Kept: the shapes of a large model take a second, and each number of rows is asked about."""
+    """Cached, because the shapes of a large model take a second and are needed for each trial."""
     return weight_bytes(weights.abstract_model(model, layers, dtype))
 
 
 def fit_on(run: PlannedRun, accelerator: Accelerator) -> Fit:
-    """The most rows of the first rung (those asked for, halved and halved again), and the longest
-    row, that fit.
+    """Find the most rows of the first rung that fit, by halving, and the longest row that fits.
 
-    Raises DoesNotFitError where one row of the first rung is too much.
+    Raises DoesNotFitError if one row of the first rung is too large.
     """
     ladder = row_ladder(run.config.row_length, run.config.max_seq_length)
     most = run.config.batch_size or _MOST_ROWS
@@ -176,28 +175,30 @@ def fit_on(run: PlannedRun, accelerator: Accelerator) -> Fit:
 def _first_that_fits(
     run: PlannedRun, accelerator: Accelerator, shapes: Sequence[tuple[int, int]]
 ) -> tuple[int, int, int]:
-    """Rows, their length, and the bytes of a chip that they take."""
+    """Return the first shape that fits: rows, their length, and the bytes of a chip that they
+    use.
+    """
     mesh = mesh_shape(run, accelerator)
     for rows, length in shapes:
         memory = estimate_memory(run, accelerator, mesh, rows * length)
         if memory <= _USABLE * accelerator.memory_bytes:
             return rows, length, memory
     raise DoesNotFitError(
-        f"{run.config.model_path} on {accelerator.name}, {rows} rows of {length} tokens a chip: would take"
-        f" {memory / 1e9:.1f} GB of {accelerator.memory_bytes / 1e9:.0f} GB, by estimate; take shorter rows, more"
+        f"{run.config.model_path} on {accelerator.name}, {rows} rows of {length} tokens per chip: needs"
+        f" {memory / 1e9:.1f} GB of {accelerator.memory_bytes / 1e9:.0f} GB, estimated; use shorter rows, more"
         " chips, or fewer layers"
     )
 
 
 def estimate_memory(run: PlannedRun, accelerator: Accelerator, mesh: MeshShape, tokens: int) -> int:
-    """Bytes of one chip that a step of so many tokens a chip takes at its worst moment."""
+    """Estimate the peak bytes of one chip for a step with `tokens` tokens per chip."""
     model, width = run.model, run.model.hidden_size
     one_layer = _bytes_of(replace(model, vocab_size=1), 1, run.compute_dtype)
     held = run_weight_bytes(run) // mesh.fsdp + (_GATHERED * one_layer if mesh.fsdp > 1 else 0)
     block = gcd(_TOKEN_BLOCK, tokens)
     passing = tokens * width * _STREAMS * _FLOAT32 + block * model.intermediate_size * _MLP_VALUES * _FLOAT32
     captured = tokens * run.values_per_token * transfer_dtype(run.compute_dtype, run.form.dtype).itemsize
-    # A TPU program hands activations to the host as it goes on; others hold all of them until the
+    # A TPU program passes activations to the host while it runs; others keep all of them until the
     # step has ended.
     outputs = captured * (_ON_THEIR_WAY if accelerator.platform == "tpu" else _IN_FLIGHT)
     return round(held + passing + outputs)

@@ -1,13 +1,12 @@
-"""How much work a run is: its samples and tokens, the steps they are packed into, and the bytes
-that come out.
+"""Count the work of a run: its samples and tokens, their packing into steps, and the output bytes.
 
-With a dataset, the run's own code reads it, makes its prompts, tokenises and packs them: what is
-counted is exact. Its formats write into a sink that only counts: activations are zeros of the right
-shape, views of buffers that are never touched, and large buffers are handed on without a copy, so a
-terabyte is counted in seconds. What compression makes of it depends on the values.
+With a dataset, the run's own code reads it, makes its prompts, tokenises and packs them, so the
+counts are exact. Its formats write to a sink that only counts. Activations are zeros of the right
+shape, views of buffers that are never touched, and large buffers are passed on without a copy, so a
+terabyte is counted in seconds. The size after compression depends on the values.
 
-For a number of tokens alone, windows of prompts of the usual lengths stand in (log-normal, as
-ARC-AGI-1's are), and are packed by the same code; nothing is exact then but the activations' bytes.
+With only a number of tokens, we use windows of prompts of typical lengths (log-normal, like those
+of ARC-AGI-1), packed by the same code. Then only the activations' bytes are exact.
 """
 
 import math
@@ -48,59 +47,59 @@ _STATISTICS_BYTES_A_VALUE = 16
 
 @dataclass(frozen=True)
 class OutputSize:
-    """Bytes of a run's output; the manifest comes on top."""
+    """Bytes of a run's output, without the manifest."""
 
     activations: int = 0
-    """Activations alone."""
+    """Bytes of the activations alone."""
     shard_files: int = 0
-    """The files that hold them, uncompressed, with headers, columns and the facts about samples."""
+    """Bytes of the files that hold them, uncompressed, with headers, columns and sample facts."""
     statistics_files: int = 0
     shards: int = 0
     files: int = 0
 
     @property
     def uncompressed(self) -> int:
-        """All files."""
+        """Bytes of all files."""
         return self.shard_files + self.statistics_files
 
 
 @dataclass(frozen=True)
 class Workload:
-    """What a run holds."""
+    """The work of a run."""
 
     samples: float
     tokens: float
     steps: Mapping[Shape, float]
-    """How many steps there are of each shape (rows on all devices, tokens a row)."""
+    """How many steps there are of each shape (rows on all devices, tokens per row)."""
     own_pairs: float
     """(query, key) pairs within samples, in one layer and head."""
     longest: int
     """The longest sample."""
     output: OutputSize
     counted: bool
-    """Whether a dataset was counted; else it is what is usual."""
+    """Whether a dataset was counted; otherwise these are typical numbers."""
     seconds: float = 0.0
-    """How long one host takes for reading, prompts and tokens, if it is like this machine."""
+    """How long one host like this machine needs for reading, prompts and tokens."""
 
     @property
     def computed_tokens(self) -> float:
-        """Tokens that are computed, padding included."""
+        """How many tokens are computed, including padding."""
         return sum(count * rows * length for (rows, length), count in self.steps.items())
 
     @property
     def row_pairs(self) -> float:
-        """(query, key) pairs where a kernel works through whole rows, whatever they hold."""
+        """(query, key) pairs if a kernel computes whole rows, whatever they hold."""
         return sum(count * rows * causal_pairs(length) for (rows, length), count in self.steps.items())
 
 
 def count_dataset(
     config: PlanConfig, checkpoint: Checkpoint, form: ShardFormat, *, devices: int, hosts: int = 1
 ) -> Workload:
-    """Count the dataset exactly, for `hosts` of so many devices each; raises an
-    InputError as the run would.
+    """Count the dataset exactly, for `hosts` hosts with `devices` devices each.
 
-    Each host takes its share of the tasks and writes its own shards; in each window all run as many
-    steps of a shape as the one that needs most (pipeline/hosts.py).
+    Each host takes its share of the tasks and writes its own shards. In each window all hosts run
+    as many steps of a shape as the host that needs most (pipeline/hosts.py). Raises an InputError
+    as the run would.
     """
     maker = prompt_maker(config, checkpoint)
     kept = kept_tokens(config.keep_tokens, maker)
@@ -125,7 +124,7 @@ def count_dataset(
 
 
 class OutputCounter:
-    """Counts shard by shard, as samples come in the order in which the run emits them."""
+    """Counts shard by shard, for samples in the order of the run."""
 
     def __init__(self, form: ShardFormat, manifest: Manifest, shard_bytes: int, longest: int) -> None:
         self._form = replace(form, compress=False)
@@ -137,7 +136,7 @@ class OutputCounter:
         self._shards = 0
 
     def add(self, samples: Sequence[Sample], steps: Sequence[Step]) -> int:
-        """Count the samples of a window that these steps hold; how many tokens they have."""
+        """Count the samples of a window in these steps; return how many tokens they have."""
         placed = [samples[place.sample] for step in steps for place in step.placements]
         for sample in placed:
             if not sample.tokens:
@@ -148,7 +147,7 @@ class OutputCounter:
         return sum(sample.tokens for sample in placed)
 
     def finish(self) -> OutputSize:
-        """The sum, with the last shard."""
+        """Close the last shard, and return the sum."""
         if len(self._buffer):
             self._close()
         counted = self._bytes
@@ -171,7 +170,7 @@ class OutputCounter:
         self._bytes.update(statistics=sink.size, files=1, activations=tokens * self._form.bytes_per_token)
 
     def _values(self, samples: Iterable[Sample], width: int) -> TapValues:
-        """Activations and norms of the samples at a tap of this width."""
+        """Return stand-ins for the samples' activations and norms at a tap of this width."""
         spans = [slice(sample.tokens) for sample in samples]
         return TapValues(width, [(self._zeros[width][span], self._norms[span]) for span in spans])
 
@@ -185,7 +184,7 @@ class _CountingSink:
 
 
 def _up_to(tokens: int, steps: Sequence[Step], samples: Sequence[Sample]) -> Iterator[Step]:
-    """The steps that a run takes until it has stored so many tokens, without what it leaves."""
+    """Yield the steps of a run until it has stored this many tokens, without samples left out."""
     for step in steps:
         if tokens <= 0:
             return
@@ -210,7 +209,7 @@ class _Tally:
 
 
 def _workload(hosts: Sequence[_Tally], part: float = 1.0) -> Workload:
-    """What the hosts' tallies add up to, taken `part` times."""
+    """Add up the hosts' tallies, multiplied by `part`."""
     steps: Counter[Shape] = Counter()
     for windows in zip_longest(*(host.windows for host in hosts), fillvalue=Counter[Shape]()):
         most: Counter[Shape] = Counter()
@@ -230,7 +229,7 @@ def _workload(hosts: Sequence[_Tally], part: float = 1.0) -> Workload:
 
 
 def blank_manifest(config: PlanConfig, model_type: str, form: ShardFormat, special_ids: frozenset[int]) -> Manifest:
-    """The run's manifest as far as shards repeat it; any fingerprint has 64 digits."""
+    """Make a manifest with the parts that shards repeat; any fingerprint has 64 digits."""
     return Manifest(
         fingerprint="0" * 64,
         identity={},
@@ -248,12 +247,16 @@ def blank_manifest(config: PlanConfig, model_type: str, form: ShardFormat, speci
 def usual_workload(
     config: PlanConfig, form: ShardFormat, *, devices: int, hosts: int = 1, context: int | None = None
 ) -> Workload:
-    """What `config.tokens` of usual prompts are, for `hosts` of so many devices each."""
+    """Estimate the work of `config.tokens` tokens of typical prompts, for these hosts and
+    devices.
+    """
     assert config.tokens is not None
     rules = window_rules(config, Hosts(0, hosts), devices, context)
     lengths = typical_lengths(rules)
     share = config.tokens / hosts
-    lengths = lengths[: max(1, round(len(lengths) * share / sum(lengths)))]  # less than a window
+    lengths = lengths[
+        : max(1, round(len(lengths) * share / sum(lengths)))
+    ]  # shorten a window if the tokens do not fill it
     tally, part = _Tally(), share / sum(lengths)
     tally.add(lengths, pack_window(lengths, rules.ladder, rules.batch_size, rules.devices))
     work = _workload([tally] * hosts, part)
@@ -261,11 +264,11 @@ def usual_workload(
 
 
 def typical_lengths(rules: WindowRules) -> list[int]:
-    """A window of prompts of the usual lengths, long and short in turn, none over the limit."""
+    """Return a window of typical prompt lengths, long and short mixed, none over the limit."""
     spread = math.sqrt(2 * math.log(TYPICAL_MEAN.value / TYPICAL_MEDIAN.value))
     quantiles = NormalDist(math.log(TYPICAL_MEDIAN.value), spread)
     count = rules.window_samples
-    places = [(number * 0.6180339887 + 0.5 / count) % 1 for number in range(count)]  # evenly spread at any number
+    places = [(number * 0.6180339887 + 0.5 / count) % 1 for number in range(count)]  # evenly spread for any number
     drawn = [math.exp(quantiles.inv_cdf(min(max(place, 1e-4), 1 - 1e-4))) for place in places]
     return [max(1, min(round(length), rules.longest)) for length in drawn]
 
@@ -274,7 +277,7 @@ def _usual_output(tokens: int, samples: float, form: ShardFormat, shard_bytes: i
     activations = tokens * form.bytes_per_token
     shards = max(1, math.ceil(activations / shard_bytes))
     taps, text = len(form.taps), TYPICAL_TEXT_BYTES.value
-    repeats = taps if form.name == "pickle" else 1  # of what is the same at all taps
+    repeats = taps if form.name == "pickle" else 1  # for what is the same at all taps
     beside = taps * tokens * _NORM_BYTES + repeats * (tokens * _COLUMN_BYTES + samples * text)
     return OutputSize(
         activations=activations,
