@@ -57,7 +57,7 @@ def test_shapes_are_built_once_for_all_questions(
 
 def test_72b_does_not_fit_on_one_h200(planned: Callable[..., PlanConfig]) -> None:
     config = planned(model_path="72b", tokens=1000, layers_to_extract=())
-    with pytest.raises(DoesNotFitError, match=r"72b on h200x1.*by estimate"):
+    with pytest.raises(DoesNotFitError, match=r"72b on h200x1.*estimated"):
         fit_on(planned_run(config), parse_accelerator("h200x1"))
     four = parse_accelerator("h200x8")
     assert fit_on(planned_run(config), four).rows == 2
