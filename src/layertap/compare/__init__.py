@@ -1,1 +1,1 @@
-"""`layertap compare`: dumps of other tools, held against our float32 truth."""
+"""`layertap compare`: compare other tools' dumps with our float32 activations."""

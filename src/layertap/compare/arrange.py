@@ -1,10 +1,9 @@
-"""Which axis of an array is what: samples, tokens, layers, channels.
+"""Find the meaning of an array's axes: samples, tokens, layers, channels.
 
-The token ids say how many samples and tokens there are, the model how wide its sites are. The axes
-of an array are matched with these sizes, in the orders in which tools write them. An array may have
-a few rows more or less than there are token ids: a first token that is missing is one of the faults
-that are looked for. Heads may be an axis of their own. Channels may have come before tokens, which
-is a fault, and said to be one.
+The token ids give the numbers of samples and tokens, the model the widths of its sites. We match
+the axes of an array with these sizes, in the orders that tools write. An array may have a few rows
+more or fewer than there are token ids, because a missing first token is one of the faults we look
+for. Heads may have their own axis. If channels come before tokens, that is reported as a fault.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,23 +19,23 @@ from layertap.compare.claims import claim_of, claim_of_slice
 from layertap.compare.dump import DumpArray, Prompt
 
 _MISCOUNTED = 4
-"""How many rows an array may have more or less than there are tokens."""
+"""By how many rows an array may differ from the number of tokens."""
 _ROLES = (("tokens",), ("samples", "tokens"), ("tokens", "layers"), ("samples", "tokens", "layers"))
 
 
 @dataclass(frozen=True, eq=False)
 class Stored:
-    """An array in a file; nothing is read until it is asked for."""
+    """An array in a file; nothing is read until you call `read`."""
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     read: Callable[[tuple[slice, ...]], np.ndarray]
-    """The part that these slices cut out."""
+    """Reads the part that these slices select."""
 
 
 class Span(NamedTuple):
-    """Where the tokens of a sample are in the table of ids."""
+    """The place of a sample's tokens in the table of ids."""
 
     row: int
     start: int
@@ -45,38 +44,36 @@ class Span(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class IdTable:
-    """Token ids as they are stored, and which of them are samples."""
+    """Stored token ids, and which of them are samples."""
 
     rows: int
     columns: int
-    """Of a table; ids in one row are one row."""
+    """Columns of the table; a flat list of ids has one row."""
     samples: int
-    """How many there are, as far as they were looked for."""
+    """How many samples were found."""
     spans: Sequence[Span]
-    """Those that are compared."""
+    """The samples to compare."""
     prompts: Sequence[Prompt]
     total: int
-    """Tokens of all samples of the file, without padding."""
+    """How many tokens all samples of the file have, without padding."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """The axes of an array by what they are; None where it has no such axis."""
+    """The axes of an array by meaning; None if it has no such axis."""
 
     tokens: int
     width: int
     samples: int | None = None
     layers: int | None = None
     heads: int | None = None
-    """Heads before the size of one: both together are the width."""
+    """The axis of heads, before the head size; both together are the width."""
     transposed: bool = False
     """Whether channels come before tokens."""
 
 
 def arrays_of(stored: Stored, ids: IdTable, facts: ModelFacts) -> list[DumpArray]:
-    """The arrays in a stored one: one for each of its layers; none where its shape fits no
-    reading.
-    """
+    """Split a stored array into one array per layer; none if its shape has no possible meaning."""
     layout = next(_layouts(stored.shape, ids, facts), None)
     if layout is None:
         return []
@@ -98,7 +95,7 @@ def _place(layout: Layout, layer: int) -> list[str]:
 
 
 def _layouts(shape: tuple[int, ...], ids: IdTable, facts: ModelFacts) -> Iterator[Layout]:
-    """Every reading of the axes, the likeliest first."""
+    """Yield every possible meaning of the axes, the likeliest first."""
     widths, last = {*facts.widths.values(), facts.vocab_size}, len(shape) - 1
     if last >= 1 and shape[last] in widths:
         yield from _matched(shape, ids, tuple(range(last)), width=last)
@@ -114,7 +111,7 @@ def _layouts(shape: tuple[int, ...], ids: IdTable, facts: ModelFacts) -> Iterato
 def _matched(
     shape: tuple[int, ...], ids: IdTable, axes: tuple[int, ...], width: int, heads: int | None = None
 ) -> Iterator[Layout]:
-    """The other axes, by every order of what they can be; exact sizes come first."""
+    """Match the other axes in every order of possible meanings; exact sizes come first."""
     for slack in (0, _MISCOUNTED):
         for roles in _ROLES:
             for order in permutations(roles) if len(roles) == len(axes) else ():
@@ -135,7 +132,7 @@ def _fits(shape: tuple[int, ...], ids: IdTable, places: Mapping[str, int], slack
 
 
 def _reader(stored: Stored, ids: IdTable, layout: Layout, layer: int) -> Callable[[int], list[np.ndarray]]:
-    """Reads the rows of each sample, so many at most where it has more tokens."""
+    """Return a function that reads the rows of each sample, up to a number of tokens."""
 
     def read(tokens: int) -> list[np.ndarray]:
         places = _rows_of(stored.shape, ids, layout)
@@ -148,7 +145,7 @@ def _reader(stored: Stored, ids: IdTable, layout: Layout, layer: int) -> Callabl
 
 
 def _rows_of(shape: tuple[int, ...], ids: IdTable, layout: Layout) -> list[Span]:
-    """Where each sample's rows are on the axes of samples and tokens."""
+    """Return where each sample's rows are on the axes of samples and tokens."""
     tokens = shape[layout.tokens]
     if layout.samples is not None or (ids.rows == 1 and tokens != ids.total):
         more = tokens - ids.columns

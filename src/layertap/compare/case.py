@@ -1,8 +1,8 @@
-"""One array beside all that it could be, and which rows of it belong to which rows of the truth.
+"""One array with all its candidates, and the pairing of its rows with rows of the truth.
 
-`Truth` holds what our model gives at every candidate for the tokens of some prompts. An `Alignment`
-says which row of the array is held against which row of a truth: the plain one holds each token
-against itself, others shift it, or take their rows from a truth of other prompts.
+`Truth` holds the activations of our model at every candidate, for the tokens of some prompts. An
+`Alignment` says which row of the array is compared with which row of a truth. The plain one
+compares each token with itself; others shift it, or use rows from a truth of other prompts.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,7 +18,7 @@ from layertap.compare.rounding import Grid, grid_of
 from layertap.core.taps import Tap
 
 SEARCHED = 64
-"""How many rows are looked at while many candidates are tried; the choice is judged by all."""
+"""How many rows are used while many candidates are tried; the final choice uses all rows."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,27 +29,27 @@ class Truth:
     final_norm: FinalNorm | None
 
     def rows(self, candidate: Candidate, prompt: int, index: np.ndarray) -> Rows:
-        """Some rows of a prompt."""
+        """Return some rows of a prompt."""
         values = self.prompts[prompt][candidate.tap][index]
         return self.normed(values) if candidate.normed else values
 
     def normed(self, values: Rows) -> Rows:
-        """What the final norm makes of rows."""
+        """Apply the final norm to rows."""
         assert self.final_norm is not None, "there are no candidates with the norm then"
         return self.final_norm(values)
 
     def lengths(self) -> list[int]:
-        """The tokens of each prompt."""
+        """Return the number of tokens of each prompt."""
         return [len(next(iter(taps.values()))) for taps in self.prompts]
 
 
 @dataclass(frozen=True, eq=False)
 class Alignment:
-    """Rows of an array, and where in a truth their equals should be."""
+    """Rows of an array, paired with rows of a truth."""
 
     truth: Truth
     pairs: Sequence[tuple[np.ndarray, np.ndarray]]
-    """For each prompt: rows of the array, and the rows of the truth that belong to them."""
+    """For each prompt: rows of the array, and their rows of the truth."""
     fault: str = ""
     """What went wrong where this is right; empty where nothing did."""
     shift: int | None = None

@@ -1,9 +1,9 @@
-"""What the name of an array says it holds.
+"""Read what the name of an array claims.
 
-Names are those of our own files, of TransformerLens' hooks, of Hugging Face modules and of
-`hidden_states` with its number, which counts layers that were run: `hidden_states.13` is what
-`residual` of layer 12 is. A name with a layer and no site is good for any site of that layer. Where
-a name says nothing, nothing is claimed, and the array cannot be another one than it should be.
+We know the names of our own files, of TransformerLens hooks, of Hugging Face modules, and of
+`hidden_states` with its number. That number counts the layers that were run, so `hidden_states.13`
+equals `residual` of layer 12. A name with a layer but no site fits any site of that layer. A name
+that says nothing claims nothing, so the array cannot contradict its name.
 """
 
 import re
@@ -34,22 +34,23 @@ _SHORT: dict[str, Site] = {"pre": "residual_in", "mid": "residual_mid", "post": 
 
 @dataclass(frozen=True)
 class Claim:
-    """What an array is said to be; any of `candidates` makes that true."""
+    """What a name claims about an array; any of `candidates` makes it true."""
 
     candidates: frozenset[Candidate]
     words: str
 
 
 def claim_of(name: str, facts: ModelFacts) -> Claim | None:
-    """What `name` says, if it says anything."""
+    """Return what `name` claims, if anything."""
     return next((claim for rule, read in _RULES for claim in _read(rule, read, name, facts)), None)
 
 
 def claim_of_slice(name: str, number: int, slices: int, facts: ModelFacts) -> Claim | None:
-    """What slice `number` of an array with `slices` layers is, where all layers are in it.
+    """Return the claim for slice `number` of an array with all `slices` layers.
 
-    One more than there are layers are transformers' `hidden_states`, embeddings first. As many as
-    there are layers may lack the first or the last of these: only a name that is not theirs says.
+    One slice more than layers means transformers' `hidden_states`, embeddings first. If there are
+    as many slices as layers, the first or the last of these may be missing, so only another name
+    decides.
     """
     if slices == facts.num_layers + 1:
         return _hidden_state(number, facts)

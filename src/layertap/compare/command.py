@@ -34,7 +34,7 @@ class Finding:
 
     array: DumpArray
     diagnosis: Diagnosis | None
-    """None where it is as wide as no site."""
+    """None if no site has its width."""
     verdict: Verdict
 
 
@@ -46,10 +46,10 @@ class Comparison:
     dump: Dump
     facts: ModelFacts
     tokens: int
-    """Of each prompt, no more than so many were compared."""
+    """The most tokens that were compared of each prompt."""
     findings: Sequence[Finding]
     texts: Sequence[Sequence[str]]
-    """Of the tokens of each prompt."""
+    """The texts of the tokens of each prompt."""
 
     @property
     def sound(self) -> bool:
@@ -58,10 +58,10 @@ class Comparison:
 
 
 def compare(config: CompareConfig) -> Comparison:
-    """Hold a dump against its model.
+    """Compare a dump with its model.
 
-    Raises DumpError for what is no dump of the model's tokens, ModelError or PromptError for a
-    model that does not run, UsageError for layers that it does not have.
+    Raises DumpError if it is not a dump of the model's tokens, ModelError or PromptError if the
+    model cannot run, UsageError for layers that it lacks.
     """
     with closing(TruthReader(config.model_path, config.revision, config.max_tokens)) as reader:
         facts = reader.facts
@@ -85,20 +85,20 @@ def _require_layers(layers: Sequence[int], facts: ModelFacts) -> None:
 
 
 def _taps(layers: Sequence[int], sites: Sequence[Site], facts: ModelFacts, widths: set[int]) -> tuple[Tap, ...]:
-    """The taps that an array of the dump can be, by its width."""
+    """Return the taps that an array of the dump can be, by its width."""
     fitting = [site for site in sites if facts.widths[site] in widths]
     return candidate_taps(layers or range(facts.num_layers), fitting)
 
 
 def _affordable(tokens: int, dump: Dump, taps: Sequence[Tap], facts: ModelFacts) -> int:
-    """How many tokens of each prompt fit into the memory."""
+    """Return how many tokens of each prompt fit in memory."""
     numbers = max(sum(facts.widths[tap.site] for tap in taps), sum(array.width for array in dump.arrays), 1)
     context = tokens if facts.context is None else facts.context - LONGEST_OPENING
     return max(1, min(tokens, context, MEMORY // (4 * numbers * len(dump.prompts))))
 
 
 def _with_remark(dump: Dump, tokens: int, asked: int) -> Dump:
-    """The dump, where fewer tokens fit than were asked for."""
+    """Add a remark to the dump if fewer tokens fit than requested."""
     if tokens == asked or max(map(len, dump.prompts)) <= tokens:
         return dump
     told = f"the first {tokens} tokens of each sample are compared: more do not fit into the memory or the context"
@@ -111,17 +111,17 @@ def _diagnose(
     norm = reader.final_norm()
     truth = Truth(reader.read([prompt.token_ids[:tokens] for prompt in prompts], taps), norm)
     names = [prompt.name for prompt in prompts]
-    with np.errstate(all="ignore"):  # what is not finite, or far too large, is told as such
+    with np.errstate(all="ignore"):  # non-finite and far too large values are reported as such
         cases = [_case(array, truth, taps, tokens, reader.facts, names) for array in arrays]
         found = _one_by_one([case for case in cases if case.candidates])
         return _with_contexts(reader, prompts, found, norm, tokens)
 
 
 def _one_by_one(cases: Sequence[Case]) -> dict[str, Diagnosis]:
-    """Each array by itself, but for what explained the one before.
+    """Diagnose each array alone, but first try what explained the one before.
 
-    Where nothing explains a number of them, the others are no longer searched at length: a dump of
-    another model has as many arrays as one of this model.
+    If nothing explains several arrays, the others are searched only briefly: a dump of another
+    model has as many arrays as a dump of this one.
     """
     found: dict[str, Diagnosis] = {}
     like, in_vain = None, 0
@@ -147,10 +147,10 @@ def _case(
 def _with_contexts(
     reader: TruthReader, prompts: Sequence[Prompt], found: dict[str, Diagnosis], norm: FinalNorm, tokens: int
 ) -> dict[str, Diagnosis]:
-    """The same, where arrays that are not explained to the last bit are held against other prompts.
+    """Compare arrays that are not explained to the last bit with other prompts.
 
-    A context that explains some of them much better is what was run, and then good for all that it
-    explains any better.
+    A context that explains some of them much better is what was run. Then it is used for every
+    array that it explains better at all.
     """
     for context in _contexts(reader, prompts, found, tokens):
         tried = {name: one for name, one in found.items() if not _settled(one)}
@@ -172,7 +172,7 @@ def _settled(diagnosis: Diagnosis) -> bool:
 def _apply(
     reader: TruthReader, context: Context, found: Mapping[str, Diagnosis], norm: FinalNorm, factor: float
 ) -> dict[str, Diagnosis]:
-    """Those arrays that a context explains better by that factor."""
+    """Return the arrays that a context explains better by that factor."""
     likely = {name: _likely(one) for name, one in found.items()}
     truth = Truth(reader.read(context.runs, _taps_of(likely.values())), norm) if found else None
     explained = {}
@@ -194,7 +194,7 @@ def _taps_of(likely: Iterable[Sequence[Candidate]]) -> tuple[Tap, ...]:
 def _contexts(
     reader: TruthReader, prompts: Sequence[Prompt], found: dict[str, Diagnosis], tokens: int
 ) -> Iterator[Context]:
-    """What may have been run instead, told by the first array that is not explained."""
+    """Yield what may have been run instead, judged by the first array that is not explained."""
     first = next((one for one in found.values() if not _settled(one)), None)
     if first is None:
         return
@@ -208,7 +208,7 @@ def _contexts(
 
 
 def _fitting_openers(reader: TruthReader, diagnosis: Diagnosis, ids: np.ndarray) -> list[tuple[int, ...]]:
-    """Those behind which the first tokens of the first prompt are right."""
+    """Return the openers after which the first tokens of the first prompt are right."""
     case, likely = diagnosis.case, _likely(diagnosis)
     start = replace(
         case, found=[case.found[0][: _PROBED + 1]], truth=Truth(case.truth.prompts[:1], case.truth.final_norm)
@@ -224,9 +224,7 @@ def _fitting_openers(reader: TruthReader, diagnosis: Diagnosis, ids: np.ndarray)
 
 
 def _likely(diagnosis: Diagnosis) -> list[Candidate]:
-    """What the array is said to be, and what it is nearest to, by tokens that attention leaves
-    alone and by all.
-    """
+    """Return the claimed candidates, and those nearest to the array."""
     case = diagnosis.case
     claimed = [candidate for candidate in case.candidates if case.claim and candidate in case.claim.candidates]
     nearest = [candidate for _, candidate in case.ranking(case.shifted(0))[:_LIKELY]]
@@ -243,5 +241,5 @@ def _finding(array: DumpArray, diagnosis: Diagnosis | None, facts: ModelFacts) -
 
 
 def rows_compared(diagnosis: Diagnosis) -> int:
-    """How many rows of an array were compared."""
+    """Return how many rows of an array were compared."""
     return int(np.sum([len(errors) for errors in diagnosis.best.errors]))

@@ -1,8 +1,8 @@
-"""Other prompts that an array may come from: what a tool ran is not always what it wrote down.
+"""Other prompts that an array may come from, because a tool may not record what it ran.
 
-Each context is some token ids to run, and where in them the rows of the dump's prompts are. They
-are run one after the other, at the few candidates that are nearest, and only while there is an
-array that nothing else explains.
+Each context is some token ids to run, and the place of the dump's rows in them. Contexts are run
+one after another, at the few nearest candidates, and only while an array is not explained
+otherwise.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,7 +15,7 @@ from layertap.compare.case import Alignment, Case, Truth
 from layertap.compare.dump import Prompt
 
 MOST_TOKENS = 4096
-"""The most tokens of one run that the dump does not have as a prompt."""
+"""The most tokens of a run that is not a prompt of the dump."""
 LONGEST_OPENING = 64
 """How many tokens may have come before a prompt."""
 _MOST_OPENERS = 32
@@ -23,7 +23,7 @@ _MOST_OPENERS = 32
 
 @dataclass(frozen=True)
 class Piece:
-    """Rows `first` to `end` of a prompt are those of a run from its token `token` on."""
+    """Rows `first` to `end` of a prompt are the rows of a run from its token `token`."""
 
     run: int
     token: int
@@ -32,7 +32,7 @@ class Piece:
 
 
 Pieces = Sequence[Sequence[Piece]]
-"""Of each prompt of the dump; none where it is not looked at."""
+"""The pieces of each prompt of the dump; none if it is not compared."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,10 +42,10 @@ class Context:
     runs: Sequence[np.ndarray]
     """Token ids."""
     readings: Sequence[tuple[str, Pieces]]
-    """What went wrong then, in words, and where the rows are."""
+    """A description of the fault, and where the rows are."""
 
     def alignments(self, case: Case, truth: Truth) -> Iterator[Alignment]:
-        """The rows of an array, against what was read of these runs."""
+        """Yield alignments of an array's rows with the activations of these runs."""
         yield from (self._align(case, truth, fault, pieces) for fault, pieces in self.readings)
 
     def _align(self, case: Case, truth: Truth, fault: str, of_prompts: Pieces) -> Alignment:
@@ -72,7 +72,7 @@ def _joined(rows: list[np.ndarray], places: list[np.ndarray]) -> tuple[np.ndarra
 
 
 def contexts(prompts: Sequence[Prompt], tokens: int, facts: ModelFacts) -> Iterator[Context]:
-    """What may have been run instead of these prompts, of which so many tokens are compared."""
+    """Yield what may have been run instead of these prompts, for the compared tokens."""
     most = min(MOST_TOKENS, facts.context or MOST_TOKENS)
     yield from _without_first([prompt.token_ids[:tokens] for prompt in prompts])
     yield from _padded(prompts, tokens, most)
@@ -80,8 +80,8 @@ def contexts(prompts: Sequence[Prompt], tokens: int, facts: ModelFacts) -> Itera
 
 
 def openers(facts: ModelFacts) -> list[tuple[int, ...]]:
-    """What may have come before each prompt: what the tokenizer or its chat template puts there,
-    or a special token.
+    """Return possible openings of each prompt: of the tokenizer, its chat template, or a special
+    token.
     """
     special = [(token,) for token in sorted(facts.special_ids)[:_MOST_OPENERS]]
     usual = [facts.opening_ids, facts.chat_opening, facts.opening_ids + facts.chat_opening]
@@ -89,7 +89,7 @@ def openers(facts: ModelFacts) -> list[tuple[int, ...]]:
 
 
 def opened(ids: Sequence[np.ndarray], opener: tuple[int, ...], text: str) -> Context:
-    """The prompts behind tokens that the dump does not list."""
+    """Return the context of prompts that follow tokens missing from the dump."""
     runs = [np.concatenate([np.array(opener, np.int32), prompt]) for prompt in ids]
     told = f"the model had {text!r} before the tokens, which the token ids lack"
     return Context(
@@ -102,7 +102,7 @@ def opened(ids: Sequence[np.ndarray], opener: tuple[int, ...], text: str) -> Con
 
 
 def _without_first(ids: list[np.ndarray]) -> Iterator[Context]:
-    """The model had not the first token, which the dump lists."""
+    """Yield the context without the first token that the dump lists."""
     if min(map(len, ids)) < 2:
         return
     told = "the model did not have the first of the token ids"
@@ -116,7 +116,7 @@ def _without_first(ids: list[np.ndarray]) -> Iterator[Context]:
 
 
 def _padded(prompts: Sequence[Prompt], tokens: int, most: int) -> Iterator[Context]:
-    """Padding on the left that was attended to."""
+    """Yield the context in which padding on the left was attended to."""
     if not any(len(prompt.before) for prompt in prompts):
         return
     runs = [np.concatenate([prompt.before, prompt.token_ids[:tokens]])[:most] for prompt in prompts]
@@ -125,7 +125,7 @@ def _padded(prompts: Sequence[Prompt], tokens: int, most: int) -> Iterator[Conte
 
 
 def _leaked(prompts: Sequence[Prompt], tokens: int, most: int) -> Iterator[Context]:
-    """Prompts in one row whose tokens attended to those of the prompts before."""
+    """Yield the context of prompts in one row that attended to the prompts before."""
     whole, pieces, before = [], [], 0
     for prompt in prompts:
         fits = before + min(tokens, len(prompt)) <= most

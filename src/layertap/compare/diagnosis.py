@@ -1,14 +1,14 @@
-"""The explanation of an array: which candidate it is, and what was done to it.
+"""Explain an array: which candidate it is, and what was done to it.
 
-Explanations are tried from the simplest to those with more freedom: as it is, shifted by some
-tokens, changed by a few constants (transforms.py), its channels in another order
-(permutations.py), its rows in another order; then, for arrays that none of these explain, other
-prompts (contexts.py). An explanation counts where what it leaves is rounding (rounding.py) in all
-but a few tokens. Of two that count, the one with more freedom has to be several times nearer.
+We try explanations from the simplest to those with more freedom: unchanged, shifted by some tokens,
+changed by a few constants (transforms.py), channels in another order (permutations.py), rows in
+another order. Arrays that none of these explain are compared with other prompts (contexts.py). An
+explanation holds if the rest is rounding (rounding.py) in all but a few tokens. Of two that hold,
+the one with more freedom must be several times nearer.
 
-What is found first and always is the nearest candidate, so that also an array which nothing
-explains has a row in the table, with the distance to the second nearest beside it: where these two
-are alike, the name of the nearest means little.
+The nearest candidate is always found first. So an unexplained array has a row in the table too,
+with the distance to the second nearest beside it. If these two distances are similar, the name of
+the nearest means little.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -26,24 +26,24 @@ from layertap.compare.transforms import FITS, SIMPLER, Fit, Fitted
 
 _SHIFTS = (1, -1, 2, -2, 3, -3, 4, -4)
 _TAIL = 25.0
-"""A token so many times as far off as the median one is not rounded, but wrong."""
+"""A token with an error this many times the median is wrong, not rounded."""
 _FEW = 0.02
 _SOME = 2
-"""The share of tokens, or their number, that may be wrong where the others decide what an array is.
-Rows of zeros, and rows that are not finite, are not counted: they are a fault of their own."""
+"""The share of tokens, or their number, that may be wrong while the others decide what an array is.
+Rows of zeros and non-finite rows are not counted, because they are separate faults."""
 _SIMILAR = 4  # candidates that changes are tried on, for each way of being like them
 _COMPARED = 32  # rows by which they are chosen
 
 
 @dataclass(frozen=True, eq=False)
 class Explanation:
-    """A candidate, what was done to it, and how far the array is from that."""
+    """A candidate, what was done to it, and the array's distance from the result."""
 
     candidate: Candidate
     alignment: Alignment
     change: Fitted | None
     errors: Sequence[PerToken]
-    """For each prompt, of the rows that the alignment compares."""
+    """For each prompt, the errors of the rows that the alignment compares."""
     full: Sequence[np.ndarray]
     """For each prompt, which of these rows are finite and not all zeros."""
     cosine: float
@@ -51,25 +51,25 @@ class Explanation:
 
     @property
     def error(self) -> float:
-        """Of the median token."""
+        """The error of the median token."""
         return self.rounding.error
 
     @property
     def faults(self) -> tuple[str, ...]:
-        """What was done, in words; none where the array is the candidate as it is."""
+        """What was done, in words; empty if the array is the unchanged candidate."""
         place = Candidate(self.candidate.tap).describe()
         norm = (f"the final norm was applied to {place}",) if self.candidate.normed else ()
         return (*norm, *filter(None, (self.alignment.fault, self.change.fault if self.change else "")))
 
     @property
     def wrong(self) -> list[np.ndarray]:
-        """For each prompt, whether the error of a row that holds anything is more than rounding."""
+        """For each prompt, whether the error of a counted row is more than rounding."""
         bound = _TAIL * max(self.error, FLOAT32)
         return [~(errors <= bound) & full for errors, full in zip(self.errors, self.full, strict=True)]
 
     @property
     def counted(self) -> int:
-        """How many of the rows hold anything."""
+        """How many rows count: finite and not all zeros."""
         return sum(int(full.sum()) for full in self.full)
 
     @property
@@ -79,7 +79,7 @@ class Explanation:
 
     @property
     def holds(self) -> bool:
-        """Whether rounding is all that it leaves, in all but a few tokens."""
+        """Whether the rest is only rounding, in all but a few tokens."""
         few = max(_FEW * self.counted, min(_SOME, self.counted / 4))
         return self.rounding.level is not None and self.counted - self.right <= few
 
@@ -90,10 +90,10 @@ class Explanation:
 
     @property
     def settled(self) -> bool:
-        """Whether no other prompt has to be thought of.
+        """Whether other prompts need not be tried.
 
-        Values that were rounded to half precision are off as such values are. Where float32 values
-        are off by as much, a prompt that hardly matters at this layer would look the same.
+        Values rounded to half precision have errors of that size. If float32 values have such
+        errors, another prompt that hardly matters at this layer would look the same.
         """
         halved = self.rounding.grid in ("bfloat16", "float16")
         return self.exact or (self.holds and halved and not self.faults and self.right == self.counted)
@@ -101,27 +101,27 @@ class Explanation:
 
 @dataclass(frozen=True, eq=False)
 class Diagnosis:
-    """What an array is."""
+    """The result for one array."""
 
     case: Case
     nearest: Explanation
-    """The nearest candidate, with nothing done to it."""
+    """The nearest unchanged candidate."""
     second: tuple[float, Candidate] | None
-    """The one after it, and its error."""
+    """The second nearest candidate, and its error."""
     explanation: Explanation | None
-    """What explains the array; None where nothing does."""
+    """What explains the array; None if nothing does."""
 
     @property
     def best(self) -> Explanation:
-        """The explanation, or the nearest candidate in its place."""
+        """The explanation, or else the nearest candidate."""
         return self.explanation or self.nearest
 
 
 def diagnose(case: Case, like: Explanation | None = None, *, briefly: bool = False) -> Diagnosis:
-    """Explain an array by all that needs no other prompts.
+    """Explain an array with everything except other prompts.
 
-    `like` explained another array of the dump: what was done to that one is tried first. `briefly`
-    looks at nothing but the candidates as they are, and `like`.
+    `like` explained another array of the dump, so the same change is tried first. `briefly` tries
+    only the unchanged candidates and `like`.
     """
     plain = case.shifted(0)
     ranking = case.ranking(plain)
@@ -140,7 +140,7 @@ def diagnose(case: Case, like: Explanation | None = None, *, briefly: bool = Fal
 
 
 def explain(case: Case, alignment: Alignment, candidate: Candidate, change: Fitted | None = None) -> Explanation:
-    """How far the array is from what this would make of it, over all rows."""
+    """Measure the array's distance from the result of this change, over all rows."""
     pairs = [
         (found, truth if change is None else change.predict(truth).astype(np.float32))
         for found, truth in case.rows(alignment, candidate)
@@ -159,10 +159,10 @@ def explain(case: Case, alignment: Alignment, candidate: Candidate, change: Fitt
 def better(
     best: Explanation | None, other: Explanation, nearest: Explanation, factor: float = SIMPLER
 ) -> Explanation | None:
-    """`other`, where it holds and is nearer by that factor than what was found before it.
+    """Return `other` if it holds and is nearer than `best` by that factor; else `best`.
 
-    The nearest candidate does not hold where many tokens are wrong. What explains the others too
-    leaves those that are right as near as they were.
+    The nearest candidate does not hold if many tokens are wrong. An explanation that covers those
+    too must keep the right tokens as near as they were.
     """
     if not other.holds or other.error > SIMPLER * max(nearest.error, FLOAT32):
         return best
@@ -170,7 +170,7 @@ def better(
 
 
 def _with_second(diagnosis: Diagnosis) -> Diagnosis:
-    """Beside an explanation that holds, the second nearest is the nearest other candidate."""
+    """For an explanation that holds, make the nearest other candidate the second."""
     best = diagnosis.explanation
     if best is None or best.change is not None or best.alignment.truth is not diagnosis.case.truth:
         return diagnosis
@@ -180,7 +180,7 @@ def _with_second(diagnosis: Diagnosis) -> Diagnosis:
 
 
 def _shifted(case: Case) -> Iterator[Explanation]:
-    """The nearest candidate where rows and tokens are shifted against each other."""
+    """Yield the nearest candidate with rows shifted against tokens."""
     tried = [(ranking[0], alignment) for alignment in _shifts(case) for ranking in [case.ranking(alignment)]]
     for (_, candidate), alignment in sorted(tried, key=lambda entry: entry[0][0])[:1]:
         yield explain(case, alignment, candidate)
@@ -191,7 +191,7 @@ def _shifts(case: Case) -> list[Alignment]:
 
 
 def _or_changed(case: Case, nearest: Explanation) -> Explanation:
-    """The candidate that holds, or this one with a change, where that is much nearer.
+    """Return the candidate that holds, or the same with a change if that is much nearer.
 
     Small changes look like rounding: in trained models the mean over channels is a hundredth.
     """
@@ -203,7 +203,7 @@ def _or_changed(case: Case, nearest: Explanation) -> Explanation:
 
 
 def _like(case: Case, like: Explanation, nearest: Explanation) -> Explanation | None:
-    """What was done to another array, done to this one."""
+    """Apply the change of another array to this one."""
     best = None
     alignment = case.shifted(like.alignment.shift or 0)
     for candidate in similar(case, alignment) if alignment.count else ():
@@ -215,7 +215,7 @@ def _like(case: Case, like: Explanation, nearest: Explanation) -> Explanation | 
 
 
 def _changed(case: Case) -> Iterator[Explanation]:
-    """Each change, with the constants and the candidate that suit it best."""
+    """Yield each change with its best constants and candidate."""
     alignments = [alignment for alignment in map(case.shifted, (0, 1, -1)) if alignment.count]
     likely = [(alignment, similar(case, alignment)) for alignment in alignments]
     for fit in (*FITS, fit_order):
@@ -239,8 +239,9 @@ def _fitted(case: Case, alignment: Alignment, candidates: Iterable[Candidate], f
 
 
 def similar(case: Case, alignment: Alignment) -> list[Candidate]:
-    """What the array is said to be, and the candidates that are like it in a way that scaling,
-    centring or another order of the channels leaves as it is.
+    """Return the claimed candidates, and those similar to the array.
+
+    The similarity does not change under scaling, centring or another order of channels.
     """
     claimed = [one for one in case.candidates if case.claim is not None and one in case.claim.candidates]
     scores = [_likenesses(*case.searched(alignment, one)) for one in case.candidates]
@@ -249,7 +250,7 @@ def similar(case: Case, alignment: Alignment) -> list[Candidate]:
 
 
 def _likenesses(found: Rows, truth: Rows) -> tuple[float, float, float]:
-    """Cosines of rows, of rows less the mean over tokens, and of rows that are sorted."""
+    """Return the cosines of rows, of rows minus the mean over tokens, and of sorted rows."""
     x, y = found[:_COMPARED], truth[:_COMPARED]
     if not len(x):
         return 0.0, 0.0, 0.0
@@ -263,5 +264,5 @@ def _number(value: float) -> float:
 
 
 def _reordered(case: Case) -> Iterator[Explanation]:
-    """Rows that are those of other tokens, or of other prompts, in any order."""
+    """Yield explanations by rows of other tokens or prompts, in any order."""
     yield from (explain(case, alignment, candidate) for alignment, candidate in reorder(case))

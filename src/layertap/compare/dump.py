@@ -1,8 +1,8 @@
-"""What every dump becomes, whichever file it was in.
+"""The common form of all dumps, whatever file they come from.
 
-A dump is some prompts, as token ids, and arrays with a row for each token of them. Arrays are read
-one after the other when they are looked at, and no further than the first tokens of the first
-prompts, so memory does not grow with the file.
+A dump is some prompts, as token ids, and arrays with one row for each of their tokens. Arrays are
+read one after another when they are compared, and only the first tokens of the first prompts, so
+memory does not grow with the file.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,11 +19,11 @@ class Prompt:
     """One sequence that the other tool ran."""
 
     name: str
-    """Where in the dump it is from, in words."""
+    """Its place in the dump, in words."""
     token_ids: Int32[np.ndarray, " tokens"]
-    """Without padding; all that are read."""
+    """The token ids, without padding."""
     before: Int32[np.ndarray, " pads"]
-    """The padding on its left, as the file has it."""
+    """The padding on its left, as in the file."""
 
     def __len__(self) -> int:
         return len(self.token_ids)
@@ -35,23 +35,23 @@ class DumpArray:
 
     name: str
     dtype: str
-    """As it is stored."""
+    """The stored dtype."""
     width: int
     claim: Claim | None
-    """What its name, or its place among others, says it is."""
+    """What its name, or its place among others, claims."""
     read: Callable[[int], list[np.ndarray]]
-    """The rows of the first so many tokens of each prompt, [rows, width] float32; of shorter
-    prompts all that there are, which may be more or less than their tokens."""
+    """Reads the rows of the first tokens of each prompt, [rows, width] float32; for shorter prompts
+    all rows, which may be more or fewer than their tokens."""
     remark: str = ""
-    """What is wrong with the way it is stored."""
+    """A fault in the way it is stored."""
 
 
 @dataclass(frozen=True, eq=False)
 class Dump:
-    """All that was recognised in a file or folder."""
+    """Everything that was recognised in a file or folder."""
 
     kind: str
-    """What it is, in words."""
+    """The kind of dump, in words."""
     prompts: Sequence[Prompt]
     arrays: Sequence[DumpArray]
     remarks: Sequence[str] = ()
@@ -64,4 +64,4 @@ class Limits:
 
     samples: int
     tokens: int
-    """Of each sample."""
+    """Tokens of each sample."""

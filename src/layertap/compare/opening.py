@@ -1,4 +1,4 @@
-"""Which kind of dump a path is, found out from its content.
+"""Open a dump; detect its kind from the content.
 
     safetensors       a file, or a folder of files with ids in each (vLLM's hs_0.safetensors, ...)
     .npz              a file with token ids in it
@@ -6,7 +6,7 @@
     SAELens           the folder of cached activations
     Layertap          an output folder, or a URL of one
 
-A pickle is refused, whoever wrote it: reading one runs what is in it.
+A pickle is always refused, because reading one executes code in it.
 """
 
 import json
@@ -33,9 +33,7 @@ _HEAD = 16
 
 
 def open_dump(path: str, token_ids: str | None, facts: ModelFacts, limits: Limits) -> Dump:
-    """What is in a file or folder; raises DumpError where it is no dump, or not one of this model's
-    tokens.
-    """
+    """Open a file or folder; raises DumpError if it is not a dump of this model's tokens."""
     if "://" in path:
         return open_output(path, facts, limits)
     place = Path(path).expanduser()
@@ -60,7 +58,7 @@ def _is_output(folder: Path) -> bool:
 
 
 def _open_folder(folder: Path, given: Mapping[str, Stored], facts: ModelFacts, limits: Limits) -> Dump:
-    """Safetensors files, each with token ids of its own, in the order of their numbers."""
+    """Open safetensors files, each with its own token ids, in the order of their numbers."""
     files = sorted(folder.glob("*.safetensors"), key=lambda path: _numbers(path.name))
     chosen = [(path, {**open_tensors(path), **given}) for path in files[: limits.samples]]
     return _dump("a folder of safetensors files", chosen, facts, limits, len(files))
@@ -109,7 +107,7 @@ def _ids_beside(path: Path) -> dict[str, Stored]:
 
 
 def _open_ids(path: Path) -> dict[str, Stored]:
-    """Token ids of --token_ids, under the name that they are looked for by."""
+    """Open the token ids of --token_ids, under the name that we search for."""
     if not path.is_file():
         raise DumpError(f"--token_ids {path}: no such file")
     with path.open("rb") as file:
@@ -123,7 +121,7 @@ def _open_ids(path: Path) -> dict[str, Stored]:
 
 
 def _listed_ids(path: Path) -> dict[str, Stored]:
-    """A JSON list of ids, or a list of lists of any lengths."""
+    """Read a JSON list of ids, or a list of lists of any lengths."""
     try:
         listed = json.loads(path.read_text(encoding="utf-8"))
         rows = listed if listed and isinstance(listed[0], list) else [listed]
@@ -145,7 +143,7 @@ def _held(name: str, values: np.ndarray) -> Stored:
 def _dump(
     kind: str, files: Sequence[tuple[Path, Mapping[str, Stored]]], facts: ModelFacts, limits: Limits, of: int = 1
 ) -> Dump:
-    """The samples of the files one after the other; an array has the rows of all of them."""
+    """Combine the samples of the files; an array has the rows of all files."""
     prompts, parts, remarks = list[Prompt](), dict[str, list[DumpArray]](), list[str]()
     for number, (path, arrays) in enumerate(files):
         ids = find_ids(arrays, str(path))

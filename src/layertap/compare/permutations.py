@@ -1,8 +1,8 @@
-"""Channels in another order: heads permuted, halves interleaved, two axes swapped.
+"""Find channels in another order: heads permuted, halves interleaved, two axes swapped.
 
-Whether two rows have the same numbers in another order shows when both are sorted; that costs
-little and needs no guess. Only then the order itself is looked for, channel by channel: each one of
-the array is that of the truth which has the same values at some tens of tokens.
+To see whether two rows have the same numbers in another order, we sort both; that is cheap and
+needs no guess. Only then we look for the order itself, channel by channel: a channel of the array
+matches the channel of the truth that has the same values at some tens of tokens.
 """
 
 import numpy as np
@@ -11,13 +11,13 @@ from jaxtyping import Int
 from layertap.compare.measure import Rows, median, row_lengths, token_errors
 from layertap.compare.transforms import Fitted
 
-_SAME = 0.05  # a relative error, of rows that are sorted
-_BLOCK = 512  # channels that are looked for at a time
+_SAME = 0.05  # a relative error of sorted rows
+_BLOCK = 512  # channels that are matched at a time
 _BIJECTIVE = 0.98
 
 
 def fit_order(found: Rows, truth: Rows) -> Fitted | None:
-    """Another order of the channels, the same for all tokens."""
+    """Fit another order of channels, the same for all tokens."""
     if len(found) < 2 or median(token_errors(np.sort(found, axis=1), np.sort(truth, axis=1))) > _SAME:
         return None
     order = _find_order(found, truth)
@@ -28,7 +28,7 @@ def fit_order(found: Rows, truth: Rows) -> Fitted | None:
 
 
 def _find_order(found: Rows, truth: Rows) -> Int[np.ndarray, " width"]:
-    """For each channel of the array, the nearest one of the truth."""
+    """Return the nearest channel of the truth for each channel of the array."""
     lengths = row_lengths(truth)[:, None]
     scale = 1 / np.where(lengths == 0, np.float32(1), lengths)
     x, y = found * scale, truth * scale

@@ -1,8 +1,8 @@
-"""The token ids of a dump, and which of them are samples and which are padding.
+"""Read the token ids of a dump, and separate samples from padding.
 
-Ids in one row are one sample, unless lengths or offsets beside them say where others begin. Ids in
-a table are a sample a row. A mask says which are padding; without one, a run of the same special
-token at an end of a row is taken for padding, which costs nothing: tokens before it do not see it.
+Ids in one row are one sample, unless lengths or offsets say where others begin. In a table, each
+row is a sample. A mask marks padding. Without a mask, a run of the same special token at the end of
+a row counts as padding, which is harmless: tokens before it do not see it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,13 +21,13 @@ LENGTHS = ("lengths", "seq_lens", "sequence_lengths", "num_tokens")
 OFFSETS = ("sample_offsets", "offsets", "cu_seqlens", "starts")
 NAMED = (*IDS, *MASKS, *LENGTHS, *OFFSETS)
 
-_PADS = 2  # the same special token so often is padding
+_PADS = 2  # the same special token this often is padding
 _MOST_IDS = 1 << 22
 _AT_ONCE = 1 << 24
 
 
 def find_ids(arrays: Mapping[str, Stored], place: str) -> Stored:
-    """The token ids among arrays; raises DumpError where there are none."""
+    """Find the token ids among arrays; raises DumpError if there are none."""
     named = [arrays[name] for name in IDS if name in arrays and arrays[name].dtype in _INTEGERS]
     if not named:
         raise DumpError(
@@ -39,9 +39,7 @@ def find_ids(arrays: Mapping[str, Stored], place: str) -> Stored:
 
 
 def id_table(arrays: Mapping[str, Stored], ids: Stored, facts: ModelFacts, limits: Limits, place: str) -> IdTable:
-    """The samples in the ids, no more than `limits` has; raises DumpError where these are none of
-    the model.
-    """
+    """Find the samples in the ids, up to `limits`; DumpError if the ids do not fit the model."""
     if ids.dtype not in _INTEGERS or len(ids.shape) not in (1, 2) or 0 in ids.shape:
         raise DumpError(f"{place}: {ids.name} {ids.dtype}{list(ids.shape)} is not a row or a table of token ids")
     rows, columns = ids.shape if len(ids.shape) == 2 else (1, ids.shape[0])
@@ -55,7 +53,7 @@ _INTEGERS = {f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64
 
 
 def _told_spans(arrays: Mapping[str, Stored], rows: int, columns: int, place: str) -> tuple[list[Span], int] | None:
-    """Samples as lengths or offsets tell them; None where there are none."""
+    """Read the samples from lengths or offsets; None if there are neither."""
     lengths, offsets = _vector(arrays, LENGTHS), _vector(arrays, OFFSETS)
     if rows > 1 or (lengths is None and offsets is None):
         if lengths is None or len(lengths) != rows:
@@ -72,7 +70,7 @@ def _told_spans(arrays: Mapping[str, Stored], rows: int, columns: int, place: st
 def _padded_spans(
     arrays: Mapping[str, Stored], ids: Stored, facts: ModelFacts, limits: Limits, place: str
 ) -> tuple[list[Span], int]:
-    """Each row without its padding, and the tokens of all rows."""
+    """Return each row without padding, and the number of tokens of all rows."""
     rows, columns = ids.shape if len(ids.shape) == 2 else (1, ids.shape[0])
     mask = next((arrays[name] for name in MASKS if name in arrays and arrays[name].shape == ids.shape), None)
     first = range(min(rows, limits.samples))
@@ -83,7 +81,7 @@ def _padded_spans(
 
 
 def _count(mask: Stored, rows: int) -> int:
-    """How many tokens are no padding, read by so many rows."""
+    """Count the tokens that are not padding, reading this many rows at a time."""
     if len(mask.shape) == 1:
         return int(np.count_nonzero(mask.read((slice(None),))))
     starts = range(0, mask.shape[0], rows)
@@ -130,7 +128,7 @@ def _unpadded(ids: np.ndarray, row: int, facts: ModelFacts) -> Span:
 
 
 def _run(ids: np.ndarray) -> int:
-    """How many of the first ids are the same."""
+    """Count how many of the first ids are equal."""
     other = np.flatnonzero(ids != ids[0])
     return int(other[0]) if len(other) else len(ids)
 

@@ -1,8 +1,8 @@
-"""Rows in another order: prompts that changed places, batches that were written by columns.
+"""Find rows in another order: swapped prompts, or batches written by columns.
 
-Each row of an array is held against all tokens of all prompts. Where most rows have one that is
-near, and these are not their own, the order of the rows is what is wrong. This costs a product of
-all rows with all tokens for each candidate, so only some rows are looked for first.
+Each row of an array is compared with all tokens of all prompts. If most rows match a token other
+than their own, the order of rows is wrong. This costs a product of all rows with all tokens per
+candidate, so only some rows are tried first.
 """
 
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ _MOST = 0.9
 
 
 def reorder(case: Case) -> Iterator[tuple[Alignment, Candidate]]:
-    """The candidate at which most rows are those of other tokens, if there is one."""
+    """Yield the candidate at which most rows match other tokens, if there is one."""
     if len(case.truth.prompts) == 1 and len(case.found[0]) < 2:
         return
     whole = [np.nan_to_num(rows, posinf=0, neginf=0) for rows in case.found]
@@ -42,7 +42,7 @@ def _all_rows(case: Case, candidate: Candidate) -> Rows:
 
 
 def _nearest(found: Rows, truth: Rows) -> tuple[np.ndarray, np.ndarray]:
-    """For each row the nearest one of the truth, and the distance by that one's length."""
+    """Return for each row the nearest row of the truth, and the relative distance."""
     squares = np.sum(truth * truth, axis=1)
     nearest = np.argmin(squares - 2 * (found @ truth.T), axis=1)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -54,7 +54,7 @@ def _near_share(found: Rows, truth: Rows) -> float:
 
 
 def _in_words(case: Case, places: list[np.ndarray]) -> str:
-    """Where a row is that is not at its own place."""
+    """Describe the first row that is out of place."""
     starts = np.cumsum([0, *case.truth.lengths()])
     for prompt, at in enumerate(places):
         away = np.flatnonzero(at != starts[prompt] + np.arange(len(at)))

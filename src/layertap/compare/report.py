@@ -1,4 +1,4 @@
-"""A comparison as lines for a person, or as JSON for a program."""
+"""Print a comparison as text for people, or as JSON for programs."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -14,12 +14,12 @@ _WORST = 3
 
 
 def describe(comparison: Comparison) -> str:
-    """A line an array, what is wrong in sentences, and where the worst tokens are."""
+    """Return one line per array, sentences about faults, and the worst tokens."""
     return "\n".join([*_opening(comparison), "", *_table(comparison), "", *_verdicts(comparison), *_worst(comparison)])
 
 
 def to_json(comparison: Comparison) -> Mapping[str, Any]:
-    """All of it, with the error of each token."""
+    """Return everything as JSON values, with the error of each token."""
     return {
         "dump": comparison.path,
         "kind": comparison.dump.kind,
@@ -65,7 +65,7 @@ def _largest(best: Explanation) -> float:
 
 
 def _verdicts(comparison: Comparison) -> Iterator[str]:
-    """Arrays with the same verdict stand together."""
+    """Yield the verdicts; arrays with the same verdict share a line."""
     groups: dict[tuple[bool, str], list[str]] = {}
     for finding in comparison.findings:
         groups.setdefault((finding.verdict.fault, finding.verdict.words), []).append(finding.array.name)
@@ -88,7 +88,7 @@ def _worst(comparison: Comparison) -> Iterator[str]:
 
 
 def _tokens(comparison: Comparison, best: Explanation) -> Iterator[str]:
-    """The tokens with the largest errors."""
+    """Yield the tokens with the largest errors."""
     errors = [(float(error), prompt, at) for prompt, each in enumerate(best.errors) for at, error in enumerate(each)]
     for error, prompt, at in sorted(errors, key=lambda entry: -np.nan_to_num(entry[0], nan=np.inf))[:_WORST]:
         row = int(best.alignment.pairs[prompt][0][at])

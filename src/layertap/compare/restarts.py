@@ -1,8 +1,8 @@
-"""Prompts that were not run in one go: texts cut into contexts, or several texts in one row.
+"""Detect prompts that were run in parts: texts cut into contexts, or several texts in one row.
 
-Such an array is right up to some token, and from there on it is what the rest of the tokens gives
-when it is run alone. The place is found in the data, not guessed: where the rows begin to be wrong,
-the rest is run, and so on until no row is wrong, or a rest does not begin right.
+Such an array is right up to some token. From there it equals the activations of the remaining
+tokens run alone. We find the place in the data instead of guessing: where rows begin to be wrong,
+we run the rest, and repeat until no row is wrong, or until a rest does not begin right.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,7 +26,7 @@ _TAIL = 25.0
 
 @dataclass(eq=False)
 class _Parts:
-    """Where the parts of one prompt begin, as far as they are known."""
+    """The known beginnings of the parts of one prompt."""
 
     ids: np.ndarray
     starts: list[int] = field(default_factory=lambda: [0])
@@ -34,8 +34,8 @@ class _Parts:
 
 
 def right_rows(case: Case) -> tuple[Candidate, list[int]]:
-    """The candidate at which most rows are right from the first one on, and how many those are in
-    each prompt.
+    """Return the candidate with the most right rows from the first on, and their number per
+    prompt.
     """
     plain = case.shifted(0)
     counts = {}
@@ -47,12 +47,12 @@ def right_rows(case: Case) -> tuple[Candidate, list[int]]:
 
 
 def bound(case: Case, candidate: Candidate) -> float:
-    """The most that a single token may be off, given the grid that the numbers lie on."""
+    """Return the largest error that a single token may have, given the grid of the numbers."""
     return usual_bound("bfloat16", candidate.depth) if case.grid == "bfloat16" else _TAIL * FLOAT32
 
 
 def find_restarts(case: Case, prompts: Sequence[Prompt], read: Read) -> Context | None:
-    """The parts that the prompts were run in; None where that is not what happened."""
+    """Find the parts in which the prompts were run; None if they were not run in parts."""
     candidate, counts = right_rows(case)
     limit = bound(case, candidate)
     parts = [

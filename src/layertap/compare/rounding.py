@@ -1,19 +1,18 @@
-"""Which rounding explains a distance: none that matters, how numbers are stored, or how products
-are computed.
+"""Decide which rounding explains a distance: none that matters, storage, or the products.
 
-Three things are looked at.
+We look at three things.
 
-- **The grid** that the numbers lie on, whatever dtype they are kept in: bfloat16 values that were
-  widened to float32 are bfloat16 values still.
-- **Whether the numbers are the truth on that grid.** Values that were computed in float32 and
-  stored in bfloat16 are our float32 values, rounded, all but those few that lay between two
-  bfloat16 numbers. Values that were computed in bfloat16 are others, and further away.
-- **How far they are**, for their depth: each layer adds its own rounding to that of the layers
-  before, so the bound grows with the square root of the layers.
+- **The grid** of the numbers, whatever their dtype: bfloat16 values that were widened to float32
+  are still bfloat16 values.
+- **Whether the numbers are the truth on that grid.** Values computed in float32 and stored in
+  bfloat16 are our float32 values, rounded, except a few that lie between two bfloat16 numbers.
+  Values computed in bfloat16 differ, and are further away.
+- **Their distance**, for their depth: each layer adds its own rounding, so the bound grows with the
+  square root of the layers.
 
-The bounds are wide, some three times what was measured (docs/compare-dumps.md): a distance within
-them is what such rounding may leave, and a fault that is smaller cannot be told from it. They are
-narrower for an explanation that has many constants, which could fit what it does not explain.
+The bounds are wide, about three times what we measured (docs/compare-dumps.md). A distance within
+them may be rounding, and a smaller fault cannot be distinguished from it. They are narrower for an
+explanation with many constants, which might fit what it does not explain.
 """
 
 from collections.abc import Sequence
@@ -29,10 +28,10 @@ from layertap.compare.measure import median, token_errors
 Grid = Literal["bfloat16", "float16", "tf32", "float32"]
 Level = Literal["float32", "stored", "tf32", "bfloat16"]
 Freedom = Literal["none", "few", "many"]
-"""How many constants were fitted before the distance was taken."""
+"""How many constants were fitted before the distance was measured."""
 
 FLOAT32 = 2e-5
-"""The most that float32 leaves in the median token; 1e-6 is usual."""
+"""The largest float32 error of the median token; 1e-6 is typical."""
 _UNITS: dict[str, float] = {"tf32": 2.0**-11, "bfloat16": 2.0**-8}
 _ON_GRID = 0.999
 _STORED = 0.95
@@ -41,20 +40,20 @@ _TF32_TAIL = np.uint32(0x1FFF)
 
 @dataclass(frozen=True)
 class Rounding:
-    """What is left between an array and what it should be."""
+    """The difference that remains between an array and the truth."""
 
     grid: Grid
     level: Level | None
-    """Which rounding explains it; None: it is more than any leaves."""
+    """Which rounding explains it; None if it is larger than any rounding."""
     error: float
-    """Of the median token."""
+    """The error of the median token."""
     storage: float
-    """What rounding the truth to the grid leaves in the median token."""
+    """The error of the median token if the truth is rounded to the grid."""
     equal: float
-    """The share of its numbers that are the truth's, rounded to the grid."""
+    """The share of its numbers that equal the truth rounded to the grid."""
 
     def describe(self) -> str:
-        """In words."""
+        """Describe the rounding in words."""
         match self.level:
             case "float32":
                 return "equal within float32 rounding"
@@ -76,9 +75,9 @@ class Rounding:
 
 
 def grid_of(parts: Sequence[np.ndarray]) -> Grid:
-    """The coarsest grid on which all but a thousandth of the finite numbers lie.
+    """Return the coarsest grid that holds all but a thousandth of the finite numbers.
 
-    A number in a thousand may have been touched by something else.
+    One number in a thousand may have been changed by something else.
     """
     values = np.concatenate([part[np.isfinite(part) & (part != 0)] for part in parts])
     grids: tuple[Grid, ...] = ("bfloat16", "float16", "tf32")
@@ -88,7 +87,7 @@ def grid_of(parts: Sequence[np.ndarray]) -> Grid:
 
 
 def rounded(values: np.ndarray, grid: Grid) -> np.ndarray:
-    """The nearest numbers of a grid, as float32."""
+    """Round to the nearest numbers of a grid; returns float32."""
     match grid:
         case "bfloat16":
             return values.astype(ml_dtypes.bfloat16).astype(np.float32)
@@ -110,9 +109,9 @@ def judge(
     freedom: Freedom = "none",
     stretch: float = 1.0,
 ) -> Rounding:
-    """Which rounding explains the distance of rows from the truth, `depth` layers deep.
+    """Decide which rounding explains the distance of rows from the truth, `depth` layers deep.
 
-    `stretch` is how many times as long activations were before something was taken out of them.
+    `stretch` is how much longer activations were before something was subtracted from them.
     """
     error = median([token_errors(x, y) for x, y in zip(found, truth, strict=True)])
     stored = [rounded(y, grid) for y in truth]

@@ -21,12 +21,12 @@ STATE, INFO = "state.json", "dataset_info.json"
 
 
 def is_saved_dataset(folder: Path) -> bool:
-    """Whether `datasets` wrote it, by `save_to_disk`."""
+    """Return whether `datasets` wrote the folder with `save_to_disk`."""
     return (folder / STATE).is_file() and (folder / INFO).is_file()
 
 
 def open_saved_dataset(folder: Path) -> dict[str, Stored]:
-    """Its columns, each row an item of the first axis; raises DumpError where it is damaged."""
+    """Return its columns, with rows along the first axis; raises DumpError if it is damaged."""
     files, features = _read_json(folder)
     rows = [_rows(path) for path in files]
     shapes = {name: shape for name, feature in features.items() if (shape := _shape(feature)) is not None}
@@ -51,7 +51,7 @@ def _read_json(folder: Path) -> tuple[list[Path], dict[str, Any]]:
 
 
 def _shape(feature: object) -> tuple[str, tuple[int, ...]] | None:
-    """The dtype and shape of an item; None where it is not an array of one shape."""
+    """Return the dtype and shape of an item; None if it is not an array with one shape."""
     match feature:
         case {"_type": "Array2D" | "Array3D", "dtype": str(dtype), "shape": list(shape)}:
             return dtype, tuple(shape)
@@ -88,7 +88,7 @@ def _reader(
 def _items(
     files: list[Path], name: str, dtype: str, shape: tuple[int, ...], begin: int, end: int
 ) -> Iterator[np.ndarray]:
-    """The items from `begin` to `end`, one by one."""
+    """Yield the items from `begin` to `end`, one at a time."""
     seen = 0
     for path in files:
         for batch in _batches(path):

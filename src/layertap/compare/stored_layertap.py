@@ -1,4 +1,4 @@
-"""Layertap's own output folders, in either format, as a dump."""
+"""Open Layertap's own output folders, in either format, as a dump."""
 
 from collections.abc import Callable
 
@@ -13,7 +13,7 @@ from layertap.reader import ActivationDataset
 
 
 def open_output(path: str, facts: ModelFacts, limits: Limits) -> Dump:
-    """The first samples of a run's output; raises DumpError where only some tokens were kept."""
+    """Open the first samples of a run's output; raises DumpError if only some tokens were kept."""
     dataset = ActivationDataset(path)
     count = min(limits.samples, len(dataset))
     prompts = [_prompt(dataset, number, facts) for number in range(count)]

@@ -1,8 +1,8 @@
-"""Arrays of numpy's files, of which no more is read than is asked for, and nothing is unpickled.
+"""Read arrays from numpy's files, only the requested part, without unpickling.
 
-`.npy` files are mapped. Members of an `.npz` are streams: what lies before the part that is asked
-for is read and dropped, an item of the first axis at a time. numpy has no bfloat16, and stores it
-as two bytes of nothing (`V2`); these are taken for bfloat16.
+`.npy` files are mapped. Members of an `.npz` are streams: what comes before the requested part is
+read and dropped, one item of the first axis at a time. numpy has no bfloat16, and stores it as two
+untyped bytes (`V2`), which we read as bfloat16.
 """
 
 import zipfile
@@ -20,7 +20,7 @@ _NO_PICKLES = "holds Python objects, which only unpickling reads, and Layertap d
 
 
 def open_npy(path: Path) -> Stored:
-    """The one array of a `.npy` file; raises DumpError where it is not one."""
+    """Open the array of a `.npy` file; raises DumpError if it is not one."""
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:
@@ -30,7 +30,7 @@ def open_npy(path: Path) -> Stored:
 
 
 def open_npz(path: Path) -> dict[str, Stored]:
-    """The arrays of an `.npz` file by name; raises DumpError where it is not one."""
+    """Open the arrays of an `.npz` file by name; raises DumpError if it is not one."""
     try:
         with zipfile.ZipFile(path) as archive:
             names = [name for name in archive.namelist() if name.endswith(".npy")]

@@ -1,4 +1,4 @@
-"""Tensors of a safetensors file, read slice by slice."""
+"""Read tensors of a safetensors file, slice by slice."""
 
 from pathlib import Path
 
@@ -19,9 +19,9 @@ _NAMES = {
 
 
 def open_tensors(path: Path) -> dict[str, Stored]:
-    """The tensors of a file by name; raises DumpError where it is not one.
+    """Open the tensors of a file by name; raises DumpError if it is not a safetensors file.
 
-    A tensor in a dtype that numpy lacks is listed under the name that safetensors has for it.
+    A dtype that numpy lacks is listed under its name in safetensors.
     """
     try:
         with safe_open(path, framework="numpy") as file:

@@ -1,8 +1,8 @@
-"""What tools do to activations before they store them: scale, normalise, centre, permute.
+"""Changes that tools make before they store activations: scale, normalise, centre.
 
-Each fit is given rows of the array and of the truth, and finds the few constants of its kind. What
-it then predicts is held against all rows, so that a fit which has many constants cannot explain an
-array by having learnt it.
+Each fit gets rows of the array and of the truth, and finds the constants of its kind. Its
+prediction is then compared with all rows, so that a fit with many constants cannot explain an array
+by memorising it.
 """
 
 from collections.abc import Callable
@@ -17,9 +17,9 @@ from layertap.compare.rounding import FLOAT32, Freedom
 Predict = Callable[[Rows], Rows]
 
 SIMPLER = 4.0
-"""How many times nearer an explanation has to be than a simpler one, to be preferred."""
+"""How many times nearer an explanation must be than a simpler one to be preferred."""
 _ENOUGH_ROWS = 8
-_USUAL_LENGTH = 10.0  # rows so many times as long as the median one decide no constants
+_USUAL_LENGTH = 10.0  # rows longer than this many times the median do not decide constants
 _NEAR = 0.05
 _SAME = 1e-3
 
@@ -31,17 +31,18 @@ class Fitted:
     fault: str
     """What was done, in words."""
     predict: Predict
-    """What the truth's rows become."""
+    """Changes rows of the truth."""
     freedom: Freedom = "few"
     """How many constants it has."""
     constant: Rows | None = None
-    """The vector that it adds to each token, where it does."""
+    """The vector that it adds to each token, if it does."""
     fit: "Fit | None" = None
-    """What found the constants."""
+    """The function that found the constants."""
 
     def stretch(self, rows: Rows) -> float:
-        """How many times as far off rounding is, measured by what is left once the constant is
-        added: that is shorter where most of an activation is the same in all tokens.
+        """Return by what factor the constant makes relative rounding errors larger.
+
+        If most of an activation is the same in all tokens, the rest is shorter.
         """
         if self.constant is None or not len(rows):
             return 1.0
@@ -55,7 +56,7 @@ Fit = Callable[[Rows, Rows], Fitted | None]
 
 
 def fit_scale(found: Rows, truth: Rows) -> Fitted | None:
-    """One factor for all."""
+    """Fit one factor for everything."""
     factor = _factor(found, truth)
     if not np.isfinite(factor) or factor == 0:
         return None
@@ -66,12 +67,12 @@ def fit_scale(found: Rows, truth: Rows) -> Fitted | None:
 
 
 def _shown(factor: float, found: Rows, predicted: Rows) -> str:
-    """With as many digits as are known."""
+    """Format a factor with as many digits as are known."""
     return f"{factor:.6g}" if np.median(token_errors(found, predicted)) < FLOAT32 else f"{factor:.3g}"
 
 
 def fit_length(found: Rows, truth: Rows) -> Fitted | None:
-    """All tokens of one length."""
+    """Fit one length for all tokens."""
     lengths = row_lengths(found)
     length = np.float32(np.median(lengths)) if lengths.size else np.float32(0)
     if length == 0 or np.std(lengths) > 0.02 * length:
@@ -82,13 +83,13 @@ def fit_length(found: Rows, truth: Rows) -> Fitted | None:
 
 
 def fit_centred_channels(found: Rows, truth: Rows) -> Fitted | None:
-    """The mean over a token's channels taken out."""
+    """Fit the subtraction of the mean over a token's channels."""
     del found, truth
     return Fitted("the mean over its channels was subtracted from each token", _centred)
 
 
 def fit_layer_norm(found: Rows, truth: Rows) -> Fitted | None:
-    """The mean over a token's channels taken out, and all tokens of one length."""
+    """Fit the subtraction of the mean over a token's channels, and one length for all tokens."""
     fitted = fit_length(found, _centred(truth))
     if fitted is None:
         return None
@@ -97,7 +98,7 @@ def fit_layer_norm(found: Rows, truth: Rows) -> Fitted | None:
 
 
 def fit_offset(found: Rows, truth: Rows) -> Fitted | None:
-    """A constant vector taken out, and perhaps a factor for all."""
+    """Fit the subtraction of a constant vector, and perhaps one factor."""
     if len(found) < _ENOUGH_ROWS or is_constant(found):
         return None
     plain = np.median(truth - found, axis=0)
@@ -115,7 +116,7 @@ def fit_offset(found: Rows, truth: Rows) -> Fitted | None:
 
 
 def fit_channels(found: Rows, truth: Rows) -> Fitted | None:
-    """A factor for each channel, and perhaps a constant for each."""
+    """Fit a factor for each channel, and perhaps a constant for each."""
     usual = _usual(truth)
     x, y = found[usual], truth[usual]
     if len(x) < 2 * _ENOUGH_ROWS or is_constant(x):
@@ -149,13 +150,13 @@ FITS: tuple[Fit, ...] = (
 
 
 def is_constant(rows: Rows) -> bool:
-    """Whether all rows are the same, or nearly: constants alone would explain them."""
+    """Return whether all rows are nearly equal: then constants alone would explain them."""
     middle = np.median(rows, axis=0)
     return bool(np.median(row_lengths(rows - middle)) <= _SAME * row_lengths(middle[None])[0])
 
 
 def _simpler(simple: Fitted, full: Fitted, found: Rows, truth: Rows) -> Fitted:
-    """The one with fewer constants, unless the other is several times as near."""
+    """Return the fit with fewer constants, unless the other is several times nearer."""
     return full if SIMPLER * _distance(found, full, truth) < _distance(found, simple, truth) else simple
 
 
@@ -164,7 +165,7 @@ def _distance(found: Rows, fitted: Fitted, truth: Rows) -> float:
 
 
 def _factor(found: Rows, truth: Rows) -> float:
-    """The median over tokens of the best factor for each."""
+    """Return the median over tokens of each token's best factor."""
     with np.errstate(divide="ignore", invalid="ignore"):
         ratios = np.einsum("td,td->t", found, truth) / np.einsum("td,td->t", truth, truth)
     ratios = ratios[np.isfinite(ratios)]

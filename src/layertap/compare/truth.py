@@ -1,8 +1,8 @@
-"""Our own activations of a dump's prompts, in float32.
+"""Compute our own activations of a dump's prompts, in float32.
 
-They come from `layertap.Model`, whose float32 is as near to float64 as transformers' own
-(docs/numerics.md). What is read is bounded: the taps whose width an array of the dump has, of so
-many tokens that all of it stays within `MEMORY`.
+They come from `layertap.Model`, whose float32 is as close to float64 as transformers' own
+(docs/numerics.md). The size is bounded: only taps with the width of an array of the dump, and only
+as many tokens as fit in `MEMORY`.
 """
 
 from collections.abc import Sequence
@@ -20,19 +20,16 @@ from layertap.prompts.marked import plain
 from layertap.prompts.tokenizer import PromptTokenizer, load_tokenizer
 
 MEMORY = 2 << 30
-"""The bytes that activations of the truth may take; those of the dump take as many again at
-most."""
+"""The most bytes for activations of the truth; those of the dump need at most the same again."""
 _NORM = "model.norm.weight"
 _ROW = 256  # tokens: a row of the usual length, with all taps of thirty layers, takes gigabytes
 
 
 class TruthReader:
-    """The model that a dump is held against; raises ModelError or PromptError where it is not one
-    that Layertap runs.
-    """
+    """The model to compare a dump with; ModelError or PromptError if Layertap cannot run it."""
 
     def __init__(self, model_path: str, revision: str | None = None, longest: int = MOST_TOKENS) -> None:
-        """`longest` is how many tokens a prompt may have at most."""
+        """`longest` is the most tokens that a prompt may have."""
         self._checkpoint = open_checkpoint(model_path, revision)
         self._model = Model(
             model_path,
@@ -56,14 +53,14 @@ class TruthReader:
         )
 
     def final_norm(self) -> FinalNorm:
-        """The norm behind the last layer; raises ModelError where the checkpoint lacks it."""
+        """Read the norm after the last layer; raises ModelError if the checkpoint lacks it."""
         config = self._checkpoint.config
         with self._checkpoint.open_tensors([_NORM]) as tensors:
             scale = tensors[_NORM].read(slice(None)).astype(np.float32)
         return FinalNorm(scale + np.float32(config.offset_norms), config.rms_norm_eps)
 
     def read(self, prompts: Sequence[np.ndarray], taps: Sequence[Tap]) -> list[dict[Tap, np.ndarray]]:
-        """[tokens, width] float32 at each tap, for each prompt's token ids."""
+        """Compute [tokens, width] float32 at each tap, for each prompt's token ids."""
         found: list[dict[Tap, np.ndarray]] = [{} for _ in prompts]
         ids = [prompt.tolist() for prompt in prompts]
         for group in _groups(taps):
@@ -80,7 +77,7 @@ class TruthReader:
 
 
 def _chat_opening(tokenizer: PromptTokenizer) -> tuple[int, ...]:
-    """What comes before a user's words; nothing where the template refuses such a chat."""
+    """Return the tokens before a user's message; none if the template refuses such a chat."""
     said = "\N{SNOWMAN}"
     try:
         text = plain(tokenizer.chat.render(Chat(({"role": "user", "content": said},))))
@@ -90,7 +87,7 @@ def _chat_opening(tokenizer: PromptTokenizer) -> tuple[int, ...]:
 
 
 def _groups(taps: Sequence[Tap]) -> list[list[Tap]]:
-    """Taps that are read together: the embeddings need no layer to run."""
+    """Group taps that are read together; the embeddings need no layers."""
     alone = [tap for tap in taps if tap == EMBEDDINGS]
     rest = [tap for tap in taps if tap != EMBEDDINGS]
     return [group for group in (alone, rest) if group]

@@ -1,8 +1,8 @@
-"""A diagnosis in words, and whether it is a fault.
+"""Describe a diagnosis in words, and decide whether it is a fault.
 
-Rounding is no fault, whichever dtype it is of: it is said, and how much it is. A fault is that the
-array is another one than its name says, that something was done to it, that some tokens are wrong,
-or that nothing explains it.
+Rounding of any dtype is not a fault; the verdict reports it with its size. It is a fault if the
+array is not what its name says, if something was done to it, if some tokens are wrong, or if
+nothing explains it.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,7 +18,7 @@ from layertap.compare.restarts import right_rows
 from layertap.compare.transforms import is_constant
 
 _ALIKE = 1.5
-"""Two candidates whose errors differ by no more than this factor cannot be told apart."""
+"""Two candidates cannot be distinguished if their errors differ by at most this factor."""
 _FAR = 0.5
 
 
@@ -31,7 +31,7 @@ class Verdict:
 
 
 def judge_diagnosis(diagnosis: Diagnosis) -> Verdict:
-    """The verdict on an array that was looked at."""
+    """Judge an array that was compared."""
     best = _as_claimed(diagnosis)
     case, nearest = diagnosis.case, diagnosis.nearest
     if best is None and 2 * nearest.right > nearest.counted and nearest.rounding.level is not None:
@@ -47,7 +47,7 @@ def judge_diagnosis(diagnosis: Diagnosis) -> Verdict:
 
 
 def judge_width(width: int, facts: ModelFacts) -> Verdict:
-    """The verdict on an array that is as wide as no site is."""
+    """Judge an array whose width no site has."""
     if width == facts.vocab_size:
         return Verdict(True, "as wide as the vocabulary: logits, which Layertap does not compute")
     if facts.sites_of(width):
@@ -59,7 +59,7 @@ def judge_width(width: int, facts: ModelFacts) -> Verdict:
 
 
 def _as_claimed(diagnosis: Diagnosis) -> Explanation | None:
-    """The explanation by what the array is said to be, where that is as good as the best one."""
+    """Return the explanation by the array's claim if it is as good as the best one."""
     best, claim = diagnosis.explanation, diagnosis.case.claim
     if best is None or claim is None or best.candidate in claim.candidates:
         return best
@@ -83,7 +83,7 @@ def _another(candidate: Candidate, claim: Claim | None) -> Iterator[str]:
 
 
 def _bad_rows(case: Case, best: Explanation) -> Iterator[str]:
-    """Rows that are not what the others are."""
+    """Yield sentences about rows that differ from the others."""
     for words, bad in (
         ("NaN or infinite", [~np.isfinite(rows).all(axis=1) for rows in case.found]),
         ("all zeros", [(rows == 0).all(axis=1) for rows in case.found]),
@@ -108,7 +108,7 @@ def _first(case: Case, bad: Sequence[np.ndarray], best: Explanation | None = Non
 
 
 def _clues(diagnosis: Diagnosis) -> Iterator[str]:
-    """What can be said of an array that nothing explains."""
+    """Describe an array that nothing explains."""
     case, nearest = diagnosis.case, diagnosis.nearest
     candidate, counts = right_rows(case)
     bad = sum(int((~np.isfinite(rows).all(axis=1)).sum()) for rows in case.found)
