@@ -218,7 +218,7 @@ def test_a_site_that_was_not_read_is_named(model: layertap.Model) -> None:
     sample = next(iter(model.read("some text", layers=[1, 2], sites=["mlp", "neurons"])))
     with pytest.raises(UsageError, match="holds layers 1, 2 at mlp, neurons, not layer 3 at mlp"):
         sample.activation(3, "mlp")
-    with pytest.raises(UsageError, match="say which: mlp, neurons"):
+    with pytest.raises(UsageError, match="give one of mlp, neurons"):
         sample.activation(1)
 
 

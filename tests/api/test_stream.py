@@ -291,7 +291,7 @@ def test_a_pool_that_cannot_be_measured_is_never_handed_out_as_it_is(stream: lay
     stream._model = _Zeros(model.session, model.opened, model.prompts, model.form)
     batches = stream.batches(250, scale="unit_rms", pool_tokens=500)
     for _ in range(2):
-        with pytest.raises(UsageError, match="of size 0"):
+        with pytest.raises(UsageError, match="the size 0"):
             next(iter(batches))
 
 

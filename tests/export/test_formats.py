@@ -100,7 +100,7 @@ def test_memmap_is_read_by_numpy_alone(
         np.concatenate([part["sample"] for part in columns]).tolist()
         == np.repeat(range(6), (3, 5, 3, 4, 2, 6)).tolist()
     )
-    assert "values: bfloat16, as they are stored" in said
+    assert "values: bfloat16, as stored" in said
 
 
 def test_the_token_ids_of_memmap_are_a_file_of_torch(run: Path, tmp_path: Path) -> None:

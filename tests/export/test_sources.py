@@ -51,7 +51,7 @@ def test_many_workers_are_one_export(workers: Path, tmp_path: Path, capsys: pyte
     for row, sample in zip(rows, ActivationDataset(workers), strict=True):
         assert np.array_equal(row["residual.2"], sample.activation(2).astype(np.float32))
     assert "bfloat16 written as float32, exactly" in said
-    assert "float32, as they are stored" in said
+    assert "float32, as stored" in said
 
 
 @pytest.mark.parametrize("form", ["pickle", "safetensors"])

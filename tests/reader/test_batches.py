@@ -437,7 +437,7 @@ def test_mixed_storage_dtypes_need_one_to_be_named(tmp_path: Path) -> None:
         form = outputs.shard_format(dtype=dtype, name="safetensors")
         outputs.write(tmp_path / str(number), [[outputs.sample(number)]], form)
     dataset = ActivationDataset(tmp_path)
-    with pytest.raises(UsageError, match="is stored as bfloat16 and float32; give dtype="):
+    with pytest.raises(UsageError, match="is stored as bfloat16 and float32; choose one with dtype="):
         dataset.batches(4)
     assert [batch.activations.dtype for batch in dataset.batches(6, dtype="float32")] == [np.float32]
 

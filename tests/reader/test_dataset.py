@@ -165,7 +165,7 @@ def test_a_part_of_the_samples_twice_is_refused(tmp_path: Path) -> None:
     shards = outputs.three_shards()
     write_run(tmp_path / "one", shards[:2])
     write_run(tmp_path / "two", shards[1:], identity={"packing": 2})
-    with pytest.raises(UsageError, match="sample_idx 2 for one"):
+    with pytest.raises(UsageError, match="such as sample_idx 2"):
         layertap.ActivationDataset(tmp_path)
 
 

@@ -155,7 +155,7 @@ def test_a_map_of_something_else_is_refused(dataset: ActivationDataset) -> None:
     assert one is not None
     with pytest.raises(UsageError, match="has no map of layer 2 at residual, layer 2 at mlp"):
         dataset.batches(8, normalisation=one)
-    with pytest.raises(UsageError, match="was made with center=False, scale=unit_rms, you ask for center=True"):
+    with pytest.raises(UsageError, match="was made with center=False, scale=unit_rms, but you ask for center=True"):
         dataset.batches(8, layers=[0], normalisation=one, center=True)
     with pytest.raises(UsageError, match="scale: rms is unknown; give unit_rms, sqrt_d"):
         dataset.batches(8, scale="rms")  # type: ignore[arg-type]

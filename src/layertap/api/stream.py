@@ -57,7 +57,7 @@ from layertap.shards.manifest import fingerprint_of
 _GROUPS: tuple[Group, ...] = ("", "input", "prompt", "model", "tap")
 _OF_TOKENS = frozenset({"keep_tokens", "storage_dtype", "on_nonfinite"})
 _DO_NOTHING = {
-    "certify": "works only with the command; run `layertap extract` with it",
+    "certify": "a stream cannot be certified; run `layertap extract` with it",
     "max_tokens_total": "a stream does not stop at a number of tokens; leave the loop instead, or give max_tasks",
 }
 _STATE_VERSION = 1
