@@ -83,7 +83,7 @@ def test_what_an_interrupted_command_left_is_completed(cut: CreateShardsConfig, 
     second = store.read("tasks/shard_00001.jsonl")
     store.delete_if("dataset.json", manifest.version)
     store.delete_if("tasks/shard_00001.jsonl", second.version)
-    with pytest.raises(UsageError, match=r"holds no dataset\.json"):
+    with pytest.raises(UsageError, match=r"has no dataset\.json"):
         read_dataset(store)
     assert not create_shards(cut)[1]
     assert store.read("dataset.json").data == manifest.data
