@@ -377,7 +377,7 @@ def test_what_a_shard_costs_in_requests(config: ExtractConfig, gcs: FakeGcs, buc
 
 
 def test_a_place_that_is_no_sharded_dataset_is_named(config: ExtractConfig, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"holds no dataset\.json"):
+    with pytest.raises(UsageError, match=r"has no dataset\.json"):
         work(worker_of(config, str(tmp_path / "nothing")))
     cut(config.dataset_path, str(tmp_path / "set"), 2)
     with pytest.raises(UsageError, match="there is no dataset shard 9; they are 0 to 1"):
