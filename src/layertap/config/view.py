@@ -64,7 +64,4 @@ class ViewConfig:
         require(0 < self.max_mb < math.inf, f"--max_mb must be positive, not {self.max_mb}")
         require(min(self.channels, default=0) >= 0, "--channels must not be negative; channels are counted from 0")
         require(min(self.features, default=0) >= 0, "--features must not be negative; features are counted from 0")
-        require(
-            bool(self.sae) or not (self.features or self.sae_tap),
-            "--features and --sae_tap describe an autoencoder; give --sae",
-        )
+        require(bool(self.sae) or not (self.features or self.sae_tap), "--features and --sae_tap need --sae")
