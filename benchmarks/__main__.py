@@ -132,8 +132,8 @@ def _measure(config: BenchmarkConfig, about: dict[str, Any]) -> None:
 
 def _settings(config: ContenderConfig) -> dict[str, Any]:
     """What tells the runs of a measure apart."""
-    names = ("contender", "size", "dtype", "tasks", "layers", "activation_type", "format", "storage_dtype", "cores")
-    return {name: getattr(config, name) for name in names}
+    names = ("contender", "size", "dtype", "tasks", "layers", "activation_type", "format", "storage_dtype")
+    return {name: getattr(config, name) for name in (*names, "cores", "prefix")}
 
 
 def with_data(config: BenchmarkConfig, size: str) -> ContenderConfig:

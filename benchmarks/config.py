@@ -8,7 +8,9 @@ Device = Literal["cpu", "gpu"]
 Contender = Literal[
     "padded", "best", "layertap", "forward", "ceiling", "stages", "formats", "encode", "stream", "saelens"
 ]
-Measure = Literal["compare", "depth", "sites", "stages", "formats", "encode", "memory", "output", "start", "stream"]
+Measure = Literal[
+    "compare", "depth", "sites", "stages", "formats", "encode", "memory", "output", "start", "stream", "prefix"
+]
 
 _BASELINE_BATCHES = 4
 
@@ -24,7 +26,8 @@ class _Settings:
     what the whole pipeline writes where the device costs nothing. memory: the peak for the tasks
     and for four times as many. output: the whole run as pickle against safetensors. start: a first
     start against a second one. stream: batches from a running model against SAELens' own and
-    against a run to disk; give one of --layers."""
+    against a run to disk; give one of --layers. prefix: what all prompts begin with computed once,
+    against with each prompt."""
 
     device: Device = "cpu"
     """Where everything computes; gpu: one NVIDIA card, the first of CUDA_VISIBLE_DEVICES, for torch
@@ -59,6 +62,9 @@ class _Settings:
 
     format: Literal["pickle", "safetensors"] = "pickle"
     """What Layertap writes."""
+
+    prefix: Literal["shared", "whole"] = "shared"
+    """Whether Layertap computes once what all prompts begin with; `--measure prefix` takes both."""
 
     shard_size_gb: float = 1.0
     """Layertap's shards; smaller ones show sooner whether memory stays bounded."""

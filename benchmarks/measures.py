@@ -183,6 +183,43 @@ def _compared(turns: Sequence[Mapping[str, Figures]]) -> str:
     )
 
 
+def prefix(config: ContenderConfig, run: Run) -> str:
+    """The whole run with what all prompts begin with computed once, and with each prompt.
+
+    The two take turns, and change who is first. The processor's seconds are told too, since other
+    work on the machine changes them less.
+    """
+
+    def sentence(config: ContenderConfig) -> str:
+        variants = {"shared": replace(config, prefix="shared"), "whole": replace(config, prefix="whole")}
+        for variant in variants.values():
+            run(variant)
+        turns = []
+        for turn in range(config.repeats):
+            names = list(variants) if turn % 2 == 0 else list(variants)[::-1]
+            turns.append({name: run(variants[name]) for name in names})
+        return _once_and_each(turns)
+
+    return _by_dtype(config, sentence)
+
+
+def _once_and_each(turns: Sequence[Mapping[str, Figures]]) -> str:
+    def ratio(what: str) -> str:
+        found = sorted(turn["whole"][what] / turn["shared"][what] for turn in turns)
+        return f"{statistics.median(found):.2f} times ({found[0]:.2f} to {found[-1]:.2f})"
+
+    speed = {
+        name: statistics.median(turn[name]["tokens"] / turn[name]["seconds"] for turn in turns)
+        for name in ("shared", "whole")
+    }
+    share = turns[0]["shared"]["shared_tokens"] / turns[0]["shared"]["tokens"]
+    return (
+        f"{share:.1%} of {turns[0]['shared']['tokens']:,.0f} tokens are a prefix; computed once {speed['shared']:.0f},"
+        f" with each prompt {speed['whole']:.0f} tokens/s: {ratio('seconds')} in {len(turns)} turns, and by the"
+        f" processor's seconds {ratio('processor_seconds')}"
+    )
+
+
 MEASURES: Mapping[str, Callable[[ContenderConfig, Run], str]] = {
     "depth": depth,
     "sites": sites,
@@ -193,4 +230,5 @@ MEASURES: Mapping[str, Callable[[ContenderConfig, Run], str]] = {
     "output": output,
     "start": start,
     "stream": stream,
+    "prefix": prefix,
 }

@@ -62,6 +62,8 @@ class TpuStep:
     """None stand for all."""
     sites: tuple[Site, ...] = ("residual",)
     mesh: str = "auto"
+    prefix: int = 0
+    """How many tokens its samples go on from; their keys and values are arguments."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,7 @@ def compile_here(text: str) -> CompiledStep:
     mesh = make_mesh(shape, described.devices)
     program = StepProgram(model, taps, plan_for("tpu", np.dtype(ml_dtypes.bfloat16), mesh))
     chips_of_a_host = sum(device.process_index == 0 for device in mesh.devices.flat)
-    compiled = program.lower_and_compile((step.rows * chips_of_a_host, step.row_length))
+    compiled = program.lower_and_compile((step.rows * chips_of_a_host, step.row_length), step.prefix)
     memory = compiled.memory_analysis()
     assert memory is not None  # it is optional to JAX; the TPU compiler gives it
     # What the compiler counts as temporary, and as the peak, has what it writes to the host in it.

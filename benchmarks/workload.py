@@ -69,6 +69,7 @@ def extraction(config: ContenderConfig) -> ExtractConfig:
         layers_to_extract=config.layers,
         activation_type=config.activation_type,
         format=config.format,
+        share_prefix=config.prefix == "shared",
         shard_size_gb=config.shard_size_gb,
         output_dir=str(Path(config.output_dir) / f"activations-{os.getpid()}"),
         checkpointing=False,
@@ -81,6 +82,7 @@ def run_figures(summary: "RunSummary") -> Figures:
     return figures | {
         "tokens": summary.tokens,
         "computed_tokens": summary.computed_tokens,
+        "shared_tokens": summary.shared_tokens,
         "seconds": summary.seconds - summary.waited["loading"],
     }
 

@@ -55,7 +55,7 @@ MEASURES = [
     pytest.param("stages", marks=pytest.mark.slow),
     *(
         pytest.param(measure, marks=pytest.mark.proof)
-        for measure in ("depth", "sites", "formats", "encode", "memory", "output", "start")
+        for measure in ("depth", "sites", "formats", "encode", "memory", "output", "start", "prefix")
     ),
 ]
 

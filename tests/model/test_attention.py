@@ -3,6 +3,7 @@
 That they compile for TPUs is shown in tests/plan; for GPUs they are lowered to Triton here.
 """
 
+from collections.abc import Sequence
 from functools import partial
 
 import jax
@@ -13,7 +14,7 @@ from gpus import lowered_for_gpu
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from layertap.model.attention import Attend, attend_dense, attend_flash
+from layertap.model.attention import Attend, Shared, attend_dense, attend_flash
 from layertap.model.attention_gpu import attend_triton, blocks_for
 from layertap.model.attention_tpu import attend_splash
 from layertap.model.config import published_config
@@ -130,6 +131,62 @@ def test_a_window_is_so_many_tokens_with_the_token_itself() -> None:
     np.testing.assert_allclose(mixed[:, :, 0, 0], value[:, :, 0], rtol=1e-6)
 
 
+# --- behind a prefix
+
+
+def _prefix(tokens: int, kv_heads: int, size: int, dtype: jnp.dtype = jnp.float32) -> Shared:
+    keys, values = (jax.random.normal(seed, (tokens, kv_heads, size)) for seed in jax.random.split(jax.random.key(1)))
+    return keys.astype(dtype), values.astype(dtype)
+
+
+def _with_prefix_in_front(inputs: Sequence[jax.Array], shared: Shared, window: int | None) -> jax.Array:
+    """The definition: one sample whose first tokens are the prefix."""
+    query, key, value = inputs
+    tokens = shared[0].shape[0]
+    key, value = (
+        jnp.concatenate([jnp.broadcast_to(before[None], (2, *before.shape)), rows], axis=1)
+        for before, rows in zip(shared, (key, value), strict=True)
+    )
+    query = jnp.pad(query, ((0, 0), (tokens, 0), (0, 0), (0, 0), (0, 0)))
+    starts = jnp.zeros(query.shape[:2], jnp.int32)
+    return attend_dense(query, key, value, starts, window=window)[:, tokens:]
+
+
+@pytest.mark.parametrize("window", [None, 1, 100, 600])
+def test_a_prefix_stands_before_the_sample(window: int | None) -> None:
+    inputs, shared = _inputs(256, 1, 2, 16, jnp.float32), _prefix(37, 1, 16)
+    mixed = attend_dense(*inputs, jnp.zeros((2, 256), jnp.int32), window=window, shared=shared)
+    np.testing.assert_allclose(mixed, _with_prefix_in_front(inputs, shared, window), rtol=1e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("tokens", [5, 298, 701])  # one piece, and three with padding
+@pytest.mark.parametrize(("window", "cap"), [(None, None), (1, None), (400, 2.0)])
+def test_flash_begins_with_the_prefix(tokens: int, window: int | None, cap: float | None) -> None:
+    inputs, starts, shared = _inputs(512, 2, 2, 64, jnp.float32), _packed(512), _prefix(tokens, 2, 64)
+    mixed = jax.jit(partial(attend_flash, window=window, cap=cap))(*inputs, starts, shared=shared)
+    expected = attend_dense(*inputs, starts, window=window, cap=cap, shared=shared)
+    np.testing.assert_allclose(mixed, expected, rtol=1e-5, atol=2e-6)
+    assert np.allclose(expected, attend_dense(*inputs, starts, window=window, cap=cap), atol=1e-3) is (window == 1)
+
+
+@both
+@pytest.mark.parametrize(("window", "cap"), [(None, None), (400, 2.0)])
+def test_kernels_begin_with_the_prefix(attend: Attend, window: int | None, cap: float | None) -> None:
+    inputs, starts, shared = _inputs(512, 2, 2, 64, jnp.float32), _packed(512), _prefix(298, 2, 64)
+    mixed = attend(*inputs, starts, window=window, cap=cap, shared=shared, interpret=True)
+    expected = attend_dense(*inputs, starts, window=window, cap=cap, shared=shared)
+    np.testing.assert_allclose(mixed, expected, rtol=1e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("attend", [attend_flash, attend_splash, attend_triton])
+def test_kernels_begin_with_the_prefix_in_bfloat16(attend: Attend) -> None:
+    inputs, starts, shared = _inputs(256, 2, 2, 64, jnp.bfloat16), _packed(256), _prefix(100, 2, 64, jnp.bfloat16)
+    more = {} if attend is attend_flash else {"interpret": True}
+    mixed = attend(*inputs, starts, shared=shared, **more)
+    assert mixed.dtype == jnp.bfloat16
+    np.testing.assert_allclose(mixed, attend_dense(*inputs, starts, shared=shared), rtol=0.03, atol=0.02)
+
+
 @both
 def test_kernels_equal_dense_in_bfloat16(attend: Attend) -> None:
     inputs, starts = _inputs(512, 2, 7, 64, jnp.bfloat16), _packed(512)
@@ -176,7 +233,14 @@ def test_the_gpu_kernel_lowers_to_triton(size: str, tokens: int, dtype: jnp.dtyp
     assert "attend_packed" in lowered
     capped = lowered_for_gpu(partial(attend_triton, window=1000, cap=50.0), queries, keys, keys, starts)
     assert "attend_packed" in capped
+    prefix = jax.ShapeDtypeStruct((298, kv_heads, config.head_dim), dtype)
+    begun = lowered_for_gpu(_behind_prefix, queries, keys, keys, starts, prefix, prefix)
+    assert "attend_packed" in begun
     assert "triton" in lowered
+
+
+def _behind_prefix(*given: jax.Array) -> jax.Array:
+    return attend_triton(*given[:4], window=1000, shared=given[4:])
 
 
 @pytest.mark.parametrize("size", [64, 128])

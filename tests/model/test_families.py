@@ -82,3 +82,22 @@ def test_packed_equals_alone(folder: Path) -> None:
         for tap, value in forward.activations(folder, own, _plan()).items():
             found = packed[tap][0][starts[index] : starts[index] + len(own)]
             np.testing.assert_allclose(found, value, rtol=2e-5, atol=2e-5)
+
+
+def test_samples_that_go_on_behind_a_prefix_equal_whole_ones(folder: Path) -> None:
+    """Two of them in one row; the prefix is longer than some windows, and is no whole block."""
+    whole = _ids(_TOKENS)
+    prefix, rest, other = whole[:250], whole[250:], _ids(90, seed=2)
+    model = weights.load(open_checkpoint(str(folder)), 4, jnp.float32)
+    program = StepProgram(model, resolve_taps((), SITES, 4), _plan())
+    beginning = program.begin(model, prefix)
+    placements = (Placement(0, 0, 0, len(rest)), Placement(1, 0, len(rest), len(other)))
+    outputs = program.dispatch(model, *batch_arrays(Step(1, 1024, placements, 1), [rest, other]), beginning)
+    found = program.harvest(outputs, beginning)
+    for place, ids in zip(placements, (whole, np.concatenate([prefix, other])), strict=True):
+        for tap, expected in forward.activations(folder, ids, _plan()).items():
+            own = found[tap][0][place.start : place.start + place.length]
+            joined = np.concatenate([beginning.activations[tap], own])
+            assert huggingface.relative_errors(joined, expected).max() <= 1e-5
+            if ids is whole:
+                assert huggingface.relative_errors(joined, truth_of(folder)[tap]).max() <= 1e-4

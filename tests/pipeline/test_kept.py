@@ -18,7 +18,7 @@ from layertap.core.columns import COLUMNS, ROLES
 from layertap.errors import RunMismatchError, UsageError
 from layertap.model.checkpoint import open_checkpoint
 from layertap.pipeline.inputs import prompt_maker
-from layertap.pipeline.kept import kept_tokens
+from layertap.pipeline.prefix import find_prefixes
 from layertap.pipeline.run import extract
 
 ASSISTANT, USER = ROLES.index("assistant"), ROLES.index("user")
@@ -79,16 +79,20 @@ def test_no_prefix_leaves_out_what_all_prompts_begin_with_and_no_more(
 
 
 def test_the_prefix_follows_from_template_and_tokenizer_alone(answered: ExtractConfig, tiny_model: Path) -> None:
-    def prefixes(**changes: Any) -> dict[str, list[int]]:
+    def prefixes(**changes: Any) -> dict[str, list[list[int]]]:
         maker = dataclasses.replace(prompt_maker(answered, open_checkpoint(str(tiny_model))), **changes)
-        return {kind: ids.tolist() for kind, ids in kept_tokens(("no_prefix",), maker).prefixes.items()}
+        found = find_prefixes(maker, share=True).by_kind
+        return {kind: [ids.tolist() for ids in prefixes] for kind, prefixes in found.items()}
 
     found = prefixes()
     assert found == prefixes(seed=7, predictions_per_task=5)
     maker = prompt_maker(answered, open_checkpoint(str(tiny_model)))
-    assert maker.tokenizer.decode(found["puzzle"]).startswith("<|im_start|>system")
-    assert maker.tokenizer.decode(found["conversation"]) in ("<|im_start|>", "<|im_start|>system\n")
-    assert found["text"] == []
+    (puzzle,) = found["puzzle"]
+    assert maker.tokenizer.decode(puzzle).startswith("<|im_start|>system")
+    bare, common = found["conversation"]
+    assert maker.tokenizer.decode(common) in ("<|im_start|>", "<|im_start|>system\n")
+    assert maker.tokenizer.decode(bare).endswith("<|im_start|>user\n")
+    assert found["text"] == [[]]
 
 
 def test_texts_are_kept_whole_by_no_prefix(part: ExtractConfig, tmp_path: Path) -> None:

@@ -89,8 +89,10 @@ def test_prometheus_reads_what_is_served_on_loopback(tmp_path: Path, capsys: pyt
     with pytest.raises(urllib.error.URLError):
         get(url)
     kinds = {name: family.type for name, family in families.items()}
-    names = ("samples", "tokens", "dataset_shards", "leases_lost", "failed_heartbeats", "waited_seconds")
-    assert kinds == dict.fromkeys(map("layertap_{}".format, names), "counter") | {"layertap_tokens_per_second": "gauge"}
+    counted = "samples tokens computed_tokens dataset_shards leases_lost failed_heartbeats waited_seconds"
+    assert kinds == dict.fromkeys(map("layertap_{}".format, counted.split()), "counter") | {
+        "layertap_tokens_per_second": "gauge"
+    }
     (tokens,) = families["layertap_tokens"].samples
     assert (tokens.name, tokens.value, tokens.labels) == ("layertap_tokens_total", 50, {"worker": "3"})
     stages = families["layertap_waited_seconds"].samples

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from layertap.pipeline.packing import Placement, Step, batch_arrays, pack_window, row_ladder, step_shapes
+from layertap.pipeline.packing import Placement, Step, batch_arrays, pack_window, row_ladder, step_kinds, step_shapes
 
 LADDER = row_ladder(512, 2000)
 lengths_of_windows = st.lists(st.integers(1, 2000), max_size=120)
@@ -110,3 +110,20 @@ def test_rows_of_the_first_rung_run_together_and_what_is_left_of_them_alone() ->
 def test_without_batches_there_is_one_shape_a_rung() -> None:
     assert step_shapes((512, 1024), 1) == [(1, 1024), (1, 512)]
     assert step_shapes((512, 1024), 3) == [(1, 1024), (3, 512), (1, 512)]
+
+
+@given(st.lists(st.tuples(st.integers(1, 2048), st.integers(0, 2)), min_size=1, max_size=60))
+def test_samples_of_different_prefixes_are_never_in_one_step(samples: list[tuple[int, int]]) -> None:
+    lengths, prefixes = zip(*samples, strict=True)
+    steps = pack_window(lengths, LADDER, 2, prefixes=prefixes)
+    placed = [(place.sample, place.length, step.prefix) for step in steps for place in step.placements]
+    assert sorted(placed) == [(number, *sample) for number, sample in enumerate(samples)]
+    kinds = step_kinds(LADDER, 2, prefixes=2)
+    order = [kinds.index(step.kind) for step in steps]
+    assert order == sorted(order)
+
+
+def test_of_a_sample_with_a_prefix_the_rest_is_placed() -> None:
+    (step,) = pack_window([3], LADDER, 1, prefixes=[1])
+    tokens, _ = batch_arrays(step, [np.array([7, 8, 9, 10, 11], np.int32)])
+    assert tokens[0, :4].tolist() == [9, 10, 11, 0]

@@ -455,7 +455,7 @@ def test_mixed_storage_dtypes_need_one_to_be_named(tmp_path: Path) -> None:
         ({"layers": [0, 0]}, "given twice"),
         ({"layers": [1]}, "not layer 1"),
         ({"sites": ["attn"]}, "at attn"),
-        ({"exclude": {"pad"}}, "exclude: pad is unknown; give first, special, sink"),
+        ({"exclude": {"pad"}}, "exclude: pad is unknown; give first, special, prefix, sink"),
         ({"columns": ["flags"]}, "columns must include token_ids"),
         ({"columns": ["token_ids", "loss"]}, "columns: loss is unknown; give token_ids"),
         ({"sink_factor": 0.0}, "sink_factor must be positive"),

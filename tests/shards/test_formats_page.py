@@ -13,7 +13,7 @@ import pytest
 import shards
 from safetensors import safe_open
 
-from layertap.core.columns import COLUMNS, FIRST, SINK, SINK_FACTOR, SPECIAL
+from layertap.core.columns import COLUMNS, FIRST, PREFIX, SINK, SINK_FACTOR, SPECIAL
 from layertap.core.taps import Tap
 from layertap.shards.manifest import Manifest, ShardEntry, StoredFile
 
@@ -116,7 +116,7 @@ def test_the_page_lists_the_tensors_of_the_statistics_in_their_order(tmp_path):
 def test_the_page_tells_the_flags_as_they_are():
     table = PAGE[PAGE.index("You filter by flags") :].split("| --- |", 1)[1].split("\n\n", 1)[0]
     values = [int(line.split("|")[2]) for line in table.splitlines()[1:]]
-    assert values == [FIRST, SPECIAL]
+    assert values == [FIRST, SPECIAL, PREFIX]
     assert f"`sink_factor` ({SINK_FACTOR:.0f})" in PAGE
     assert f"Flags have a third bit, {SINK}," in PAGE
 

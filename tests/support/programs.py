@@ -19,16 +19,27 @@ from layertap.pipeline.step import StepProgram
 @pytest.fixture(scope="session", autouse=True)
 def compiled_once() -> Iterator[None]:
     compile_anew = StepProgram.lower_and_compile
+    begin_anew = StepProgram.lower_and_compile_beginning
     programs: dict[Any, Any] = {}
 
-    def compile_once(self: StepProgram, shape: tuple[int, int]) -> Any:
+    def key_of(self: StepProgram, *asked: object) -> Any:
         leaves, structure = jax.tree.flatten(self._abstract)
         described = tuple((leaf.shape, leaf.dtype, leaf.sharding) for leaf in leaves)
-        key = (shape, self._taps, self._plan, self._hosts, structure, described)
+        return (asked, self._taps, self._plan, self._hosts, structure, described)
+
+    def compile_once(self: StepProgram, shape: tuple[int, int], prefix: int = 0) -> Any:
+        key = key_of(self, shape, prefix)
         if key not in programs:
-            programs[key] = compile_anew(self, shape)
+            programs[key] = compile_anew(self, shape, prefix)
+        return programs[key]
+
+    def begin_once(self: StepProgram, tokens: int) -> Any:
+        key = key_of(self, tokens)
+        if key not in programs:
+            programs[key] = begin_anew(self, tokens)
         return programs[key]
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(StepProgram, "lower_and_compile", compile_once)
+        patch.setattr(StepProgram, "lower_and_compile_beginning", begin_once)
         yield

@@ -13,7 +13,7 @@ from clouds import BUCKET
 from fakes.gcs import FakeGcs
 
 from layertap.cli import main
-from layertap.core.columns import token_columns
+from layertap.core.columns import PREFIX, token_columns
 from layertap.core.sample import Sample
 from layertap.core.taps import Tap
 from layertap.prompts.tokenizer import load_tokenizer
@@ -160,11 +160,12 @@ def test_every_token_has_a_line_with_its_text_flags_and_norms(output, tiny_model
 
 def test_special_tokens_are_flagged(tmp_path, capsys):
     columns = token_columns(np.array([3, 9, 5], np.int32), {3, 5})
+    columns["flags"][0] |= PREFIX
     sample = dataclasses.replace(outputs.sample(0), columns=columns)
     outputs.write(tmp_path, [[sample]], outputs.shard_format())
     text = look(capsys, tmp_path, "--sample", "0")
-    assert row(text, "0", "3")[2:4] == ["first", "special"]
-    assert "3 tokens: 1 first of a sample, 2 special;" in text
+    assert row(text, "0", "3")[2:5] == ["first", "special", "prefix"]
+    assert "3 tokens: 1 first of a sample, 2 special, 1 of the prefix;" in text
     assert row(text, "2", "5")[2] == "special"
     assert "special" not in row(text, "1", "9")
 

@@ -74,9 +74,10 @@ class DeviceBlock(Block):
         tokens: Sequence[Any] = rows.activations
         where, sources = _padded(np.arange(len(self))[places], tokens[0].places, len(self))
         outputs = tuple(one.step.outputs[one.tap] for one in tokens)
+        before = tuple(one.step.before[one.tap].values for one in tokens if one.step.before is not None)
         # The only place where a block changes: JAX returns a new array for the old one.
         with device_errors(f"a pool of {len(self)} rows", "lower pool_tokens"):
-            object.__setattr__(self, "activations", _scatter(self.activations, outputs, where, sources))
+            object.__setattr__(self, "activations", _scatter(self.activations, outputs, before, where, sources))
         self.put_columns(places, rows)
 
     def __getitem__(self, rows: slice | np.ndarray) -> "DeviceBlock":
@@ -99,9 +100,18 @@ def _padded(where: np.ndarray, sources: np.ndarray, beyond: int) -> tuple[np.nda
 
 
 @partial(jax.jit, donate_argnums=0)
-def _scatter(pool: Any, outputs: tuple[Array, ...], where: Array, sources: Array) -> Any:  # noqa: ANN401
-    """Return the pool with the tokens `sources` of a step in its rows `where`."""
+def _scatter(pool: Any, outputs: tuple[Array, ...], before: tuple[Array, ...], where: Array, sources: Array) -> Any:  # noqa: ANN401
+    """Return the pool with the tokens `sources` of a step in its rows `where`.
+
+    Tokens of the prefix of its samples are counted behind those of the step.
+    """
     taken = [output.reshape(-1, output.shape[-1])[sources] for output in outputs]
+    if before:
+        behind = sources - outputs[0].shape[0] * outputs[0].shape[1]
+        choose = (behind >= 0)[..., None]
+        taken = [
+            jnp.where(choose, first[jnp.maximum(behind, 0)], rows) for first, rows in zip(before, taken, strict=True)
+        ]
     if isinstance(pool, list):
         return [one.at[where].set(rows.astype(one.dtype), mode="drop") for one, rows in zip(pool, taken, strict=True)]
     return pool.at[where].set(jnp.stack(taken, axis=-2).astype(pool.dtype), mode="drop")

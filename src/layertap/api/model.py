@@ -1,9 +1,11 @@
 """`Model`: reads texts, conversations, token ids and ARC tasks, and returns their activations.
 
 It is a run without output files. Prompts are made, packed and computed as in `layertap extract`, so
-the numbers are those of the command. Config and tokenizer are loaded at once. Weights are loaded at
-the first `read`, up to the highest layer requested, and stay. Each set of taps compiles once per
-shape of step; compiled programs are also cached on disk, as for the command.
+the numbers are those of the command. The prefix of the prompts is computed with each of them unless
+you pass `share_prefix=True`: that compiles more programs, which does not pay for a few prompts.
+Config and tokenizer are loaded at once. Weights are loaded at the first `read`, up to the highest
+layer requested, and stay. Each set of taps compiles once per shape of step; compiled programs are
+also cached on disk, as for the command.
 
 Samples come in the order of the inputs. Inputs are packed in windows of a few dozen. A sample waits
 in memory until those before it are ready, so a reading of any length needs only the memory of a
@@ -61,7 +63,7 @@ class Model:
         `grid_encoder`, `prompt_version`, `predictions_per_task` and so on. Raises an InputError
         (ModelError, PromptError, UsageError) if the model or a setting is wrong.
         """
-        given = {"window_samples": _WINDOW, **settings, "model_path": model_path}
+        given = {"window_samples": _WINDOW, "share_prefix": False, **settings, "model_path": model_path}
         self._config = config = from_keywords(RunConfig, given, ("", "prompt", "model"))
         refuse(settings, _DO_NOTHING)
         backend.configure()

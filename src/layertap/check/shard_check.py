@@ -16,7 +16,7 @@ import numpy as np
 
 from layertap.check.labels import find_wrong_labels
 from layertap.check.relabel import Relabelling
-from layertap.core.columns import FIRST, SINK_FACTOR, Columns, derived_columns, select
+from layertap.core.columns import FIRST, PREFIX, SINK_FACTOR, Columns, derived_columns, select
 from layertap.core.selection import ALL, NAMES, NO_PREFIX
 from layertap.core.taps import Tap
 from layertap.errors import DamageError
@@ -250,6 +250,10 @@ def _checksum(columns: Columns, span: slice) -> int:
 def _wrong_columns(columns: Columns, special: Set[int], kept: Sequence[str]) -> Iterator[str]:
     """Yield errors in the columns that follow from the tokens and from `kept`."""
     expected = derived_columns(columns["token_ids"], special)
+    prefix = columns["flags"] & PREFIX  # template and tokenizer tell of it, which are not here
+    if (np.diff(prefix.astype(np.int8)) > 0).any():
+        yield "tokens are flagged as prefix behind others that are not"
+    expected["flags"] |= prefix
     if ALL not in kept:
         positions = columns["positions"]
         if (positions[:1] < 0).any() or (np.diff(positions) <= 0).any():

@@ -11,7 +11,7 @@ from layertap.core.taps import Site
 
 Form = Literal["saelens", "memmap", "hf"]
 Dtype = Literal["float32", "float16", "bfloat16"]
-_Left = Literal["first", "special", "sink", "nonfinite"]
+_Left = Literal["first", "special", "prefix", "sink", "nonfinite"]
 _Taken = Literal["cells", "answer", "template", "text", "system", "user", "assistant", "tool"]
 
 

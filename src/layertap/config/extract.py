@@ -156,6 +156,9 @@ class RunConfig(SourceConfig):
     """How several devices share the work, such as data=8,fsdp=8. Rows are split over both, weights
     over fsdp. auto splits the weights only if they do not fit in memory otherwise."""
 
+    share_prefix: Annotated[bool, Flag("model")] = True
+    """Compute once what all prompts of a run begin with, and go on from there."""
+
     row_length: Annotated[int, Flag("model", "TOKENS")] = 4096
     """The length of a row. Several prompts are packed into one row. A longer prompt gets a row that
     is two, four, ... times as long."""

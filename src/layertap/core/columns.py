@@ -6,7 +6,7 @@ column and stay readable.
 
     token_ids   the token's id in the tokenizer
     positions   the token's place in its sample, from 0
-    flags       bits: FIRST, SPECIAL
+    flags       bits: FIRST, SPECIAL, PREFIX
     role        who says it: an index into ROLES
     example     ARC: the train pair of its grid, in the order shown, from 0; or TEST; or NONE
     side        ARC: which grid of the pair: an index into SIDES
@@ -15,8 +15,10 @@ column and stay readable.
                 cell's the lowest (for one cell, the colour itself); or NONE
     cells       ARC: how many cells the token covers, in whole or in part
 
-The first three follow from the tokens. The others are labels, which are set when the prompt is
-made.  Norms are not a column, because there is one for each token and tap. They are float32
+The first three follow from the tokens, except PREFIX, which follows from template and tokenizer
+(pipeline/prefix.py). The others are labels, which are set when the prompt is made.
+
+Norms are not a column, because there is one for each token and tap. They are float32
 Euclidean norms of the stored values. A sink is a token whose norm at a tap is more than a factor
 times the usual norm of its sample at that tap. The usual norm is the lower median of the sample's
 norms, which a few sinks cannot move. So a sink depends only on its sample, not on where a shard
@@ -29,7 +31,7 @@ from itertools import pairwise
 import numpy as np
 from jaxtyping import Bool, Float32, Int32, Int64
 
-from layertap.core.selection import ANSWER, CELLS, ROLE_NAMES
+from layertap.core.selection import ANSWER, CELLS, NO_PREFIX, ROLE_NAMES
 
 COLUMNS: Mapping[str, np.dtype] = {
     "token_ids": np.dtype(np.int32),
@@ -62,8 +64,9 @@ NO_LABELS: Mapping[str, int] = {
 }
 """The labels of a token of plain text."""
 
-FIRST, SPECIAL, SINK = 1, 2, 4
-"""Bits of flags. Format version 1 stored SINK; now it is found from the norms."""
+FIRST, SPECIAL, SINK, PREFIX = 1, 2, 4, 8
+"""Bits of flags. Format version 1 stored SINK; now it is found from the norms. PREFIX is what the
+prompts of a run begin with."""
 SINK_FACTOR = 10.0
 """The default factor: a sink's norm exceeds this many times the usual norm."""
 
@@ -95,13 +98,16 @@ def derived_columns(token_ids: Int32[np.ndarray, " tokens"], special: Set[int]) 
 
 
 def select(columns: Columns, names: Iterable[str]) -> Bool[np.ndarray, " tokens"]:
-    """Return which tokens these names of `core.selection` select, according to the labels.
+    """Return which tokens these names of `core.selection` select, by labels and flags.
 
-    `all` and `no_prefix` are not allowed here, because labels do not decide them.
+    `all` is not allowed here. `flags` are needed for `no_prefix` only.
     """
     chosen = np.zeros(len(columns["role"]), bool)
     for name in names:
-        chosen |= columns["cells"] > 0 if name == CELLS else columns["role"] == _BY_ROLE[name]
+        if name == NO_PREFIX:
+            chosen |= (columns["flags"] & PREFIX) == 0
+        else:
+            chosen |= columns["cells"] > 0 if name == CELLS else columns["role"] == _BY_ROLE[name]
     return chosen
 
 

@@ -4,7 +4,7 @@
     cells        tokens that cover cells of a grid
     answer       what the assistant says: role:assistant
     role:NAME    what a role says, by its name in ROLE_NAMES
-    no_prefix    all except the tokens that every prompt of the run begins with (pipeline/kept.py)
+    no_prefix    all except the tokens that every prompt of the run begins with (pipeline/prefix.py)
 
 Several names select the tokens of each. `core.columns.select` finds the tokens. This module needs
 no numpy, because the command line parses flags without it.

@@ -25,6 +25,7 @@ from layertap.reader.choice import choose_tokens
 from layertap.reader.config import BatchConfig, Flag
 from layertap.reader.dataset import ActivationDataset
 from layertap.reader.pieces import Rows, ShardTokens
+from layertap.reader.sources import require_prefix_flags
 from layertap.shards.shard import Shard, Words
 
 _CHUNK_BYTES = 16 << 20
@@ -71,6 +72,8 @@ class Source:
         common = [name for name in COLUMNS if name == "positions" or all(name in own for own in stored)]
         self.columns = tuple(name for name in common if columns is None or name in columns)
         """The columns of each token."""
+        if "prefix" in wanted.exclude:
+            require_prefix_flags(dataset.path, self._shards.sources)
         self._config = BatchConfig(
             batch_size=1, taps=self.taps, columns=self.columns, exclude=wanted.exclude, include=wanted.include
         )

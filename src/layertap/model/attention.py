@@ -4,10 +4,16 @@ One int32 array says who sees whom: token q of a row attends to token k where se
 q. It never falls inside a row. A window is such an array too, in which the start moves on with q.
 Padding tokens carry their own index, attend to themselves alone, and so never make a NaN.
 
+With a prefix (`shared`), every token sees those tokens first, whose keys and values are the same
+for all rows and come from outside. The online softmax begins with them in place of nothing. They
+stand before the sample, so a token that is i tokens into its sample is i + P tokens into what it
+sees, and a window counts so.
+
 Shapes (one legend for the package `model`):
 
     B rows a step       T tokens a row          H hidden size
     D head size         K key-value heads       G query heads of a key-value head
+    P tokens of the prefix
 
 `attend_dense` is the definition, for tests; its memory is quadratic in T. `attend_flash` computes
 the same with an online softmax (Milakov and Gimelshein 2018, arXiv 1805.02867) over key blocks. It
@@ -21,22 +27,23 @@ Queries arrive scaled by D ** -0.5. Products take the operands' dtype and sum in
 is float32; the result has the operands' dtype, which is what the output projection takes.
 """
 
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 Queries = Float[Array, "B T K G D"]
 Keys = Float[Array, "B T K D"]
 SegStart = Int[Array, "B T"]
+Shared = tuple[Float[Array, "P K D"], Float[Array, "P K D"]]  # keys and values of the prefix
 
 
 @runtime_checkable
 class Attend(Protocol):
     """What every kernel is: with a `window` a token sees so many tokens, itself included; with a
-    `cap` scores s become cap * tanh(s / cap).
+    `cap` scores s become cap * tanh(s / cap); with `shared` all samples go on from that prefix.
     """
 
     def __call__(
@@ -48,6 +55,7 @@ class Attend(Protocol):
         *,
         window: int | None = None,
         cap: float | None = None,
+        shared: Shared | None = None,
     ) -> Float[Array, "B T K G D"]:
         """What each head gathers."""
         ...
@@ -59,6 +67,9 @@ BLOCK = 128
 
 # Blocks of keys at a time where every query sees all of them: no mask, and fewer turns of the loop.
 _CLEAR = 2
+
+# Tokens of a prefix at a time.
+_PIECE = 320
 
 # Columns of ones beside the values, so that the product which sums values also sums weights: 10 %
 # faster than a reduction of its own, and the sum is then of the same rounded weights. 16 keep the
@@ -76,13 +87,20 @@ def attend_dense(
     *,
     window: int | None = None,
     cap: float | None = None,
+    shared: Shared | None = None,
 ) -> Float[Array, "B T K G D"]:
-    """Attention by its definition. Memory grows with B * heads * T * T."""
-    seg_start = within(seg_start, window)
+    """Attention by its definition. Memory grows with B * heads * T * (T + P)."""
+    own, index = within(seg_start, window), jnp.arange(queries.shape[1])
+    visible = (index[None, None, :] >= own[:, :, None]) & (index[None, None, :] <= index[None, :, None])
+    if shared is not None:
+        firsts, place = firsts_of(seg_start, shared, window), jnp.arange(shared[0].shape[0])
+        visible = jnp.concatenate([place[None, None, :] >= firsts[:, :, None], visible], axis=-1)
+        keys, values = (
+            jnp.concatenate([jnp.broadcast_to(before[None], (len(rows), *before.shape)), rows], axis=1)
+            for before, rows in zip(shared, (keys, values), strict=True)
+        )
     scores = jnp.einsum("bqkgd,bskd->bkgqs", queries, keys, preferred_element_type=jnp.float32, precision=_of(queries))
     scores = capped(scores, cap)
-    index = jnp.arange(queries.shape[1])
-    visible = (index[None, None, :] >= seg_start[:, :, None]) & (index[None, None, :] <= index[None, :, None])
     weights = jax.nn.softmax(jnp.where(visible[:, None, None], scores, _MASKED), axis=-1).astype(values.dtype)
     mixed = jnp.einsum("bkgqs,bskd->bqkgd", weights, values, preferred_element_type=jnp.float32, precision=_of(values))
     return mixed.astype(values.dtype)
@@ -96,13 +114,18 @@ def attend_flash(
     *,
     window: int | None = None,
     cap: float | None = None,
+    shared: Shared | None = None,
 ) -> Float[Array, "B T K G D"]:
     """The same as `attend_dense`, block by block.
 
     T must be a multiple of `BLOCK`, or no larger than it.
     """
-    seg_start = within(seg_start, window)
-    return lax.map(lambda row: _attend_row(*row, cap=cap), (queries, keys, values, seg_start))
+    own = within(seg_start, window)
+    if shared is None:
+        return lax.map(lambda row: _attend_row(*row, cap=cap), (queries, keys, values, own))
+    prefix = _pieces_of(shared, in_part=window is not None)
+    firsts = firsts_of(seg_start, shared, window) + prefix.padding
+    return lax.map(lambda row: _attend_row(*row, prefix=prefix, cap=cap), (queries, keys, values, own, firsts))
 
 
 def within(seg_start: SegStart, window: int | None) -> SegStart:
@@ -113,35 +136,91 @@ def within(seg_start: SegStart, window: int | None) -> SegStart:
     return jnp.maximum(seg_start, first[None, :])
 
 
+def firsts_of(seg_start: SegStart, shared: Shared, window: int | None) -> Int[Array, "B T"]:
+    """The first token of the prefix that each token sees; P where the window hides all of it."""
+    if window is None:
+        return jnp.zeros_like(seg_start)
+    tokens = shared[0].shape[0]
+    places = tokens + jnp.arange(seg_start.shape[1], dtype=seg_start.dtype)[None, :] - seg_start
+    return jnp.clip(places - (window - 1), 0, tokens)
+
+
+class _Pieces(NamedTuple):
+    """A prefix by heads, with padding before it, for as many equal pieces as it has."""
+
+    keys: Float[Array, "K P D"]
+    values: Float[Array, "K P D1"]
+    pieces: int
+    padding: int
+    in_part: bool
+    """Whether some token may see a part of it only."""
+
+    @property
+    def masked(self) -> bool:
+        """Whether there is anything that is not to be seen."""
+        return self.in_part or self.padding > 0
+
+
+def _pieces_of(shared: Shared, *, in_part: bool) -> _Pieces:
+    tokens = shared[0].shape[0]
+    count = -(-tokens // _PIECE)
+    padding = -tokens % count
+    keys, values = (jnp.pad(part, ((padding, 0), (0, 0), (0, 0))) for part in shared)
+    return _Pieces(keys.transpose(1, 0, 2), _with_ones(values), count, padding, in_part)
+
+
+def _with_ones(values: Float[Array, "T K D"]) -> Float[Array, "K T D1"]:
+    ones = jnp.ones((*values.shape[:2], _ONES), values.dtype)
+    return jnp.concatenate([values, ones], axis=-1).transpose(1, 0, 2)
+
+
 def _attend_row(
     queries: Float[Array, "T K G D"],
     keys: Float[Array, "T K D"],
     values: Float[Array, "T K D"],
     seg_start: Int[Array, " T"],
+    firsts: Int[Array, " T"] | None = None,
     *,
     cap: float | None,
+    prefix: _Pieces | None = None,
 ) -> Float[Array, "T K G D"]:
     tokens, kv_heads, group, size = queries.shape
     block = min(BLOCK, tokens)
     by_head_q = queries.transpose(1, 2, 0, 3)  # [K, G, T, D]
-    ones = jnp.ones((tokens, kv_heads, _ONES), values.dtype)
     by_head_k = keys.transpose(1, 0, 2)  # [K, T, D]
-    by_head_v = jnp.concatenate([values, ones], axis=-1).transpose(1, 0, 2)  # [K, T, D + ones]
+    by_head_v = _with_ones(values)
 
     def query_block(i: Int[Array, ""]) -> Float[Array, "K G q D"]:
         starts = lax.dynamic_slice_in_dim(seg_start, i * block, block)
         rows = i * block + jnp.arange(block)
         q = lax.dynamic_slice_in_dim(by_head_q, i * block, block, axis=2).reshape(kv_heads, group * block, size)
+        nothing = _no_softmax(kv_heads, group * block, size)
 
-        def fold(softmax: _Softmax, first: Int[Array, ""], count: int, *, masked: bool) -> _Softmax:
-            k = lax.dynamic_slice_in_dim(by_head_k, first, count, axis=1)
-            v = lax.dynamic_slice_in_dim(by_head_v, first, count, axis=1)
+        def fold(softmax: _Softmax, k: Array, v: Array, visible: Bool[Array, "q k"] | None) -> _Softmax:
             scores = capped(_heads_product(q, k, contract=2), cap)
-            if masked:
-                columns = first + jnp.arange(count)
-                visible = (columns[None, :] >= starts[:, None]) & (columns[None, :] <= rows[:, None])
+            if visible is not None:
                 scores = jnp.where(jnp.tile(visible, (group, 1))[None], scores, _MASKED)
             return _accumulate(softmax, scores, v)
+
+        def fold_own(softmax: _Softmax, first: Int[Array, ""], count: int, *, masked: bool) -> _Softmax:
+            k = lax.dynamic_slice_in_dim(by_head_k, first, count, axis=1)
+            v = lax.dynamic_slice_in_dim(by_head_v, first, count, axis=1)
+            if not masked:
+                return fold(softmax, k, v, None)
+            columns = first + jnp.arange(count)
+            return fold(softmax, k, v, (columns[None, :] >= starts[:, None]) & (columns[None, :] <= rows[:, None]))
+
+        def after(prefix: _Pieces, firsts: Int[Array, " T"]) -> _Softmax:
+            count = prefix.keys.shape[1] // prefix.pieces
+            sees = lax.dynamic_slice_in_dim(firsts, i * block, block)
+
+            def piece(n: Int[Array, ""], softmax: _Softmax) -> _Softmax:
+                k, v = (lax.dynamic_slice_in_dim(part, n * count, count, axis=1) for part in prefix[:2])
+                visible = n * count + jnp.arange(count)[None, :] >= sees[:, None] if prefix.masked else None
+                return fold(softmax, k, v, visible)
+
+            begin = jnp.min(sees) // count if prefix.masked else 0
+            return lax.fori_loop(begin, prefix.pieces, piece, nothing)
 
         # `seg_start` never falls inside a row: the first query needs the earliest keys, and what
         # the last one sees of the blocks before this one, all see.
@@ -151,12 +230,14 @@ def _attend_row(
         before, behind = clear - needed, clear + turns * wide
 
         def clear_blocks(n: Int[Array, ""], softmax: _Softmax) -> _Softmax:
-            return fold(softmax, (clear + n * wide) * block, wide * block, masked=False)
+            return fold_own(softmax, (clear + n * wide) * block, wide * block, masked=False)
 
         def edge_block(n: Int[Array, ""], softmax: _Softmax) -> _Softmax:
-            return fold(softmax, jnp.where(n < before, needed + n, behind + n - before) * block, block, masked=True)
+            place = jnp.where(n < before, needed + n, behind + n - before)
+            return fold_own(softmax, place * block, block, masked=True)
 
-        softmax = lax.fori_loop(0, turns, clear_blocks, _no_softmax(kv_heads, group * block, size))
+        begun = nothing if prefix is None or firsts is None else after(prefix, firsts)
+        softmax = lax.fori_loop(0, turns, clear_blocks, begun)
         _, summed = lax.fori_loop(0, before + i + 1 - behind, edge_block, softmax)
         mixed = summed[..., :size] / summed[..., size:][..., :1]
         return mixed.astype(values.dtype).reshape(kv_heads, group, block, size)

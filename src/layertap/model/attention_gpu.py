@@ -2,8 +2,8 @@
 
 Each program takes one block of queries of one head, and walks over key blocks with an online
 softmax, from the first one that the block's first query needs up to the diagonal: as on CPU
-(`attention.py`), a packed row pays nothing for its neighbours. Key-value heads are found by index,
-so they are never repeated for the query heads of a group.
+(`attention.py`), a packed row pays nothing for its neighbours. With a prefix the walk begins there.
+Key-value heads are found by index, so they are never repeated for the query heads of a group.
 
 Not taken: JAX's own Triton kernel (segment ids, but it visits every block below the diagonal, and
 repeats key-value heads), and cuDNN's packed layout (Hopper only, through a private function of JAX,
@@ -14,8 +14,9 @@ JAX calls its Triton backend deprecated from 0.11 on, and has it in 0.12 still. 
 hence `lax` here.
 """
 
+from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +26,7 @@ from jax.experimental.pallas import triton
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from layertap.model.attention import Keys, Queries, SegStart, capped, within
+from layertap.model.attention import Keys, Queries, SegStart, Shared, capped, firsts_of, within
 
 _ROW_MULTIPLE = 128
 _MASKED = -1e30
@@ -59,63 +60,81 @@ def attend_triton(
     *,
     window: int | None = None,
     cap: float | None = None,
+    shared: Shared | None = None,
     interpret: bool = False,
 ) -> Float[Array, "B T K G D"]:
     """Attention; T must be a multiple of 128, D a power of two. `interpret` needs no GPU."""
-    seg_start = within(seg_start, window)
     rows, tokens, kv_heads, group, size = queries.shape
     if tokens % _ROW_MULTIPLE:
         raise ValueError(f"rows of {tokens} tokens are not a multiple of {_ROW_MULTIPLE}")
     blocks = blocks_for(queries.dtype, size)
     query_block = pl.BlockSpec((None, blocks.queries, None, size), lambda row, head, block: (row, block, head, 0))
+    numbers = pl.BlockSpec((None, blocks.queries), lambda row, _h, block: (row, block))
     all_keys = pl.BlockSpec((None, tokens, None, size), lambda row, head, _block: (row, 0, head // group, 0))
+    specs, given = [query_block, all_keys, all_keys, numbers], [keys, values, within(seg_start, window)]
+    if shared is not None:
+        padding = -shared[0].shape[0] % blocks.keys
+        before = [jnp.pad(part, ((padding, 0), (0, 0), (0, 0))) for part in shared]
+        all_before = pl.BlockSpec((before[0].shape[0], None, size), lambda _row, head, _block: (0, head // group, 0))
+        specs += [all_before, all_before, numbers]
+        given += [*before, firsts_of(seg_start, shared, window) + padding]
     kernel = pl.pallas_call(
         partial(_attend_block, blocks, cap),
         grid=(rows, kv_heads * group, tokens // blocks.queries),
-        in_specs=[
-            query_block,
-            all_keys,
-            all_keys,
-            pl.BlockSpec((None, blocks.queries), lambda row, _h, block: (row, block)),
-        ],
+        in_specs=specs,
         out_specs=query_block,
         out_shape=jax.ShapeDtypeStruct((rows, tokens, kv_heads * group, size), values.dtype),  # type: ignore[no-untyped-call]
         compiler_params=triton.CompilerParams(num_warps=blocks.warps, num_stages=2),
         interpret=interpret,
         name="attend_packed",
     )
-    mixed = kernel(queries.reshape(rows, tokens, kv_heads * group, size), keys, values, seg_start)
+    mixed = kernel(queries.reshape(rows, tokens, kv_heads * group, size), *given)
     return mixed.reshape(queries.shape)
 
 
-def _attend_block(blocks: Blocks, cap: float | None, query_ref, key_ref, value_ref, start_ref, mixed_ref) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001
-    """Attention of query block [q, D] of one head over keys and values [T, D]."""
+def _attend_block(blocks: Blocks, cap: float | None, query_ref, key_ref, value_ref, start_ref, *refs) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN002
+    """Attention of query block [q, D] of one head over keys and values [T, D], and over those of
+    the prefix [P, D] before them, where `refs` has them.
+    """
+    *before, mixed_ref = refs
     query, starts = query_ref[...], start_ref[...]
     first = pl.program_id(2) * blocks.queries
     rows = first + jnp.arange(blocks.queries)
 
-    def key_block(j, carry):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-        mixed, maximum, total = carry
-        span = pl.ds(j * blocks.keys, blocks.keys)
-        columns = j * blocks.keys + jnp.arange(blocks.keys)
-        visible = (columns[None, :] >= starts[:, None]) & (columns[None, :] <= rows[:, None])
-        scores = jnp.where(visible, capped(_product(query, key_ref[span, :], contract=1), cap), _MASKED)
-        new_maximum = jnp.maximum(maximum, jnp.max(scores, axis=1))
-        # A query that sees no key here has met none yet: its maximum is the mask, and exp(0) is 1.
-        weights = jnp.where(visible, jnp.exp(scores - new_maximum[:, None]), 0.0)
-        shrink = jnp.exp(maximum - new_maximum)
-        summed = _product(weights.astype(value_ref.dtype), value_ref[span, :], contract=0)
-        return mixed * shrink[:, None] + summed, new_maximum, total * shrink + jnp.sum(weights, axis=1)
+    def folded(key_ref: Any, value_ref: Any, see: Callable[[Array], Array]) -> Any:  # noqa: ANN401
+        def key_block(j, carry):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+            mixed, maximum, total = carry
+            span = pl.ds(j * blocks.keys, blocks.keys)
+            visible = see(j * blocks.keys + jnp.arange(blocks.keys))
+            scores = jnp.where(visible, capped(_product(query, key_ref[span, :], contract=1), cap), _MASKED)
+            new_maximum = jnp.maximum(maximum, jnp.max(scores, axis=1))
+            # A query that sees no key here has met none yet: its maximum is the mask, exp(0) is 1.
+            weights = jnp.where(visible, jnp.exp(scores - new_maximum[:, None]), 0.0)
+            shrink = jnp.exp(maximum - new_maximum)
+            summed = _product(weights.astype(value_ref.dtype), value_ref[span, :], contract=0)
+            return mixed * shrink[:, None] + summed, new_maximum, total * shrink + jnp.sum(weights, axis=1)
 
-    nothing = (
+        return key_block
+
+    carry = (
         jnp.zeros(query.shape, jnp.float32),
         jnp.full((blocks.queries,), _MASKED, jnp.float32),
         jnp.zeros((blocks.queries,), jnp.float32),
     )
+    if before:
+        shared_keys, shared_values, first_ref = before
+        firsts, count = first_ref[...], shared_keys.shape[0] // blocks.keys
+        begin = folded(shared_keys, shared_values, partial(_sees, firsts))
+        carry = lax.fori_loop(jnp.min(firsts) // blocks.keys, count, begin, carry)
     # `seg_start` never falls inside a row: the first query of a block needs the earliest keys.
     bounds = jnp.min(starts) // blocks.keys, (first + blocks.queries) // blocks.keys
-    mixed, _, total = lax.fori_loop(*bounds, key_block, nothing)
+    see_own = lambda columns: _sees(starts, columns) & (columns[None, :] <= rows[:, None])  # noqa: E731
+    mixed, _, total = lax.fori_loop(*bounds, folded(key_ref, value_ref, see_own), carry)
     mixed_ref[...] = (mixed / total[:, None]).astype(mixed_ref.dtype)
+
+
+def _sees(firsts: Array, columns: Array) -> Array:
+    return columns[None, :] >= firsts[:, None]
 
 
 def _product(left: Array, right: Array, *, contract: int) -> Array:

@@ -9,6 +9,11 @@ for its whole length. That is why rows should stay short on TPU (2,048 to 4,096 
 all operations). Blocks of 1,024 were a third faster than 512 on v6e (axlearn#958); scores are
 computed 512 keys at a time to stay within VMEM.
 
+A prefix is no part of the rows: segment ids are equal or not, so one key cannot be of several
+samples. Its part is a product of all queries with its few keys, left to XLA in blocks of queries,
+and merged with the kernel's result by the sums of the weights, which the kernel gives as
+logarithms.
+
 Shapes as in `attention.py`. The query heads of a group share one key-value head (splash's
 multi-query form); rows and key-value heads are mapped over. Matrix products take bfloat16 operands;
 float32 operands are given full precision, through the context in which the kernel is traced, since
@@ -16,20 +21,23 @@ it has no argument for it.
 """
 
 from contextlib import nullcontext
-from functools import cache
-from typing import cast
+from functools import cache, partial
+from math import gcd
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
-from layertap.model.attention import Keys, Queries, SegStart
+from layertap.model.attention import Keys, Queries, SegStart, Shared, capped, firsts_of
 
 _LARGEST_BLOCK = 1024
 _LARGEST_COMPUTE_BLOCK = 512
 _SMALLEST_BLOCK = 128  # of the kernel
+_MERGED_QUERIES = 512  # at a time with the prefix: their scores are a few dozen MB
 
 
 def attend_splash(
@@ -40,26 +48,73 @@ def attend_splash(
     *,
     window: int | None = None,
     cap: float | None = None,
+    shared: Shared | None = None,
     interpret: bool = False,
 ) -> Float[Array, "B T K G D"]:
     """Attention; T must be a multiple of 128. `interpret` needs no TPU."""
     tokens, group = queries.shape[1], queries.shape[3]
-    kernel = _kernel(tokens, group, window, cap, interpret)
+    kernel = _kernel(tokens, group, window, cap, shared is not None, interpret)
 
-    def one_head(query: Array, key: Array, value: Array, start: Array) -> Array:
-        return cast(Array, kernel(query, key, value, segment_ids=splash.SegmentIds(start, start)))
+    def one_head(query: Array, key: Array, value: Array, start: Array) -> Any:  # noqa: ANN401 - as the kernel gives it
+        return kernel(query, key, value, segment_ids=splash.SegmentIds(start, start))
 
     over_heads = jax.vmap(one_head, in_axes=(0, 0, 0, None))
     with jax.default_matmul_precision("highest") if queries.dtype == jnp.float32 else nullcontext():
-        mixed = jax.vmap(over_heads)(
+        found = jax.vmap(over_heads)(
             queries.transpose(0, 2, 3, 1, 4), keys.transpose(0, 2, 1, 3), values.transpose(0, 2, 1, 3), seg_start
         )  # [B, K, G, T, D]
-    return mixed.transpose(0, 3, 1, 2, 4).astype(values.dtype)
+    if shared is None:
+        return cast(Array, found).transpose(0, 3, 1, 2, 4).astype(values.dtype)
+    own, (own_sum,) = found
+    with_prefix = partial(_merge_prefix, shared=shared, cap=cap)
+    block = gcd(tokens, _MERGED_QUERIES)
+
+    def in_blocks(array: Array, *, axis: int) -> Array:
+        cut = (*array.shape[:axis], tokens // block, block, *array.shape[axis + 1 :])
+        return jnp.moveaxis(array.reshape(cut), axis, 0)
+
+    merged = lax.map(
+        lambda parts: with_prefix(*parts),
+        (
+            in_blocks(queries, axis=1),
+            in_blocks(own.transpose(0, 3, 1, 2, 4), axis=1),
+            in_blocks(own_sum.transpose(0, 3, 1, 2), axis=1),
+            in_blocks(firsts_of(seg_start, shared, window), axis=1),
+        ),
+    )  # [T / block, B, block, K, G, D]
+    return jnp.moveaxis(merged, 0, 1).reshape(queries.shape).astype(values.dtype)
+
+
+def _merge_prefix(
+    queries: Queries,
+    own: Float[Array, "B T K G D"],
+    own_sum: Float[Array, "B T K G"],
+    firsts: Int[Array, "B T"],
+    *,
+    shared: Shared,
+    cap: float | None,
+) -> Float[Array, "B T K G D"]:
+    """What queries gather from the prefix and from their own row, of which `own_sum` is the
+    logarithm of the sum of the weights.
+    """
+    keys, values = shared
+    precision = lax.Precision.HIGHEST if queries.dtype == jnp.float32 else lax.Precision.DEFAULT
+    product = partial(jnp.einsum, preferred_element_type=jnp.float32, precision=precision)
+    scores = capped(product("btkgd,pkd->btkgp", queries, keys), cap)
+    visible = (jnp.arange(keys.shape[0])[None, None, :] >= firsts[:, :, None])[:, :, None, None, :]
+    scores = jnp.where(visible, scores, -jnp.inf)
+    highest = jnp.maximum(jnp.max(scores, axis=-1), own_sum)
+    weights = jnp.exp(scores - highest[..., None])
+    of_own = jnp.exp(own_sum - highest)
+    summed = product("btkgp,pkd->btkgd", weights.astype(values.dtype), values) + of_own[..., None] * own.astype(
+        jnp.float32
+    )
+    return summed / (jnp.sum(weights, axis=-1) + of_own)[..., None]
 
 
 @cache
 def _kernel(
-    tokens: int, group: int, window: int | None, cap: float | None, interpret: bool
+    tokens: int, group: int, window: int | None, cap: float | None, sums: bool, interpret: bool
 ) -> splash.SplashAttentionKernel:
     square = (tokens, tokens)
     one = masks.CausalMask(square) if window is None else masks.LocalMask(square, (window - 1, 0), 0)
@@ -69,7 +124,13 @@ def _kernel(
     # Made outside of any trace: the kernel keeps arrays that tell which blocks to visit.
     with jax.ensure_compile_time_eval():
         return splash.make_splash_mqa(
-            mask, block_sizes=sizes, attn_logits_soft_cap=cap, head_shards=1, q_seq_shards=1, interpret=interpret
+            mask,
+            block_sizes=sizes,
+            save_residuals=sums,
+            attn_logits_soft_cap=cap,
+            head_shards=1,
+            q_seq_shards=1,
+            interpret=interpret,
         )
 
 

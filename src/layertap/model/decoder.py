@@ -10,6 +10,8 @@ transformers, and why:
   and biases stay float32, and products sum in float32: in bfloat16 this is closer to the float32
   truth than transformers, which rounds after each step.
 - Layers are unrolled, and captured values returned. `sow` under `lax.scan` captures nothing.
+- What all samples begin with can be run alone, once (`begin`). Its keys and values of each layer
+  then go into every step, whose samples go on behind it.
 
 Shapes: B rows, T tokens, H hidden, F intermediate, D head, K key-value heads, G query heads per
 key-value head, V vocabulary.
@@ -30,7 +32,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from layertap.core.taps import Site, Tap
-from layertap.model.attention import Attend, Keys, Queries, attend_flash
+from layertap.model.attention import Attend, Keys, Queries, Shared, attend_flash
 from layertap.model.config import DecoderConfig, Rope
 from layertap.model.frequencies import inverse_frequencies
 from layertap.model.mesh import look_up, whole
@@ -39,6 +41,7 @@ Hidden = Float[Array, "B T H"]
 Captured = Float[Array, "B T _"]  # as wide as its site
 
 Read = dict[Site, Captured]
+KeysOfLayer = Shared | None
 
 # How far into a layer a site is.
 _DEPTH: dict[Site, int] = {
@@ -138,9 +141,11 @@ class Attention(nnx.Module):
         query = query.reshape(rows, tokens, self.kv_heads, self.group, self.head_dim)
         return query, rotate(key, angles).astype(dtype), value.astype(dtype)
 
-    def mix(self, query: Queries, key: Keys, value: Keys, seg_start: Int[Array, "B T"], attend: Attend) -> Queries:
-        """What each head gathers."""
-        return attend(query, key, value, seg_start, window=self.window, cap=self.score_cap)
+    def mix(
+        self, query: Queries, key: Keys, value: Keys, seg_start: Int[Array, "B T"], attend: Attend, before: KeysOfLayer
+    ) -> Queries:
+        """What each head gathers, from the prefix too where there is one."""
+        return attend(query, key, value, seg_start, window=self.window, cap=self.score_cap, shared=before)
 
     def side_by_side(self, mixed: Queries) -> Captured:
         """The heads' results in the order of the query heads."""
@@ -183,20 +188,22 @@ class DecoderLayer(nnx.Module):
         seg_start: Int[Array, "B T"],
         plan: ForwardPlan,
         sites: tuple[Site, ...],
+        before: KeysOfLayer,
         *,
         last: bool,
-    ) -> tuple[Hidden, Read]:
-        """Run the layer on the residual stream; returns the new stream, and what is read at
-        `sites`.
+    ) -> tuple[Hidden, Read, tuple[Keys, Keys] | None]:
+        """Run the layer on the residual stream; returns the new stream, what is read at `sites`,
+        and keys and values.
 
-        Of the `last` layer no more is run than its sites need, and the stream is of no use then.
+        Of the `last` layer no more is run than its sites need. The stream is of no use then, and
+        there may be no keys.
         """
         depth = max((_DEPTH[site] for site in sites), default=0) if last else _DEPTH["residual"]
 
         def kept(read: Read) -> Read:
             return {site: value.astype(plan.capture_dtype) for site, value in read.items() if site in sites}
 
-        def before(x: Hidden, cosine: Half, sine: Half) -> tuple[tuple[Array, ...], Read]:
+        def project(x: Hidden, cosine: Half, sine: Half) -> tuple[tuple[Array, ...], Read]:
             normed = self.attention_norm(x)
             read = kept({"residual_in": x, "attn_in": normed})
             if depth < _DEPTH["heads"]:
@@ -226,14 +233,13 @@ class DecoderLayer(nnx.Module):
                 read |= {"mlp": transformed, "residual": x}
             return x, kept(read)
 
-        projected, read = in_blocks(before, plan.token_block, x, *angles)
+        projected, read = in_blocks(project, plan.token_block, x, *angles)
         if not projected:
-            return x, read
+            return x, read, None
         query, key, value = projected
-        x, read_after = in_blocks(
-            after, plan.token_block, x, self.attention.mix(query, key, value, seg_start, plan.attend)
-        )
-        return x, read | read_after
+        mixed = self.attention.mix(query, key, value, seg_start, plan.attend, before)
+        x, read_after = in_blocks(after, plan.token_block, x, mixed)
+        return x, read | read_after, (key, value)
 
 
 class Decoder(nnx.Module):
@@ -247,22 +253,49 @@ class Decoder(nnx.Module):
         self.layers = nnx.List([DecoderLayer(config, layer, dtype) for layer in range(num_layers)])
 
     def __call__(
-        self, token_ids: Int[Array, "B T"], seg_start: Int[Array, "B T"], *, taps: tuple[Tap, ...], plan: ForwardPlan
+        self,
+        token_ids: Int[Array, "B T"],
+        seg_start: Int[Array, "B T"],
+        prefix: "Prefix | None" = None,
+        *,
+        taps: tuple[Tap, ...],
+        plan: ForwardPlan,
     ) -> tuple[Captured, ...]:
         """The activations at `taps`, in their order; [B, T, width] each, in `plan.capture_dtype`.
 
         `seg_start[b, t]` is where the sample of token t begins in row b; positions count from
-        there.
+        there. With `prefix`, as `begin` made it, every sample goes on behind it.
         """
+        return self._run(token_ids, seg_start, prefix, taps, plan)[0]
+
+    def begin(
+        self, token_ids: Int[Array, "B T"], seg_start: Int[Array, "B T"], *, taps: tuple[Tap, ...], plan: ForwardPlan
+    ) -> tuple[tuple[Captured, ...], "Prefix"]:
+        """The same of what samples begin with, and its keys and values for each layer that has
+        any.
+        """
+        return self._run(token_ids, seg_start, None, taps, plan)
+
+    def _run(
+        self,
+        token_ids: Int[Array, "B T"],
+        seg_start: Int[Array, "B T"],
+        prefix: "Prefix | None",
+        taps: tuple[Tap, ...],
+        plan: ForwardPlan,
+    ) -> tuple[tuple[Captured, ...], "Prefix"]:
         # Where weights are not float32, operands are rounded far more coarsely than sums.
         if self.embedding[...].dtype != jnp.float32:
             plan = replace(plan, terms=None)
         x = look_up(self.embedding[...], token_ids, plan.mesh).astype(jnp.float32)
         positions = jnp.arange(seg_start.shape[1], dtype=seg_start.dtype)[None, :] - seg_start
+        if prefix:
+            positions = positions + prefix[0][0].shape[1]
         if self.embedding_scale != 1:
             x = x * self.embedding_scale
         angles = {rope: rotation(positions, self.rotary_dim, rope) for rope in dict.fromkeys(self.ropes)}
         captured: dict[tuple[int, Site], Captured] = {}
+        keys: list[tuple[Keys, Keys]] = []
         before = x
         beyond = (len(self.layers), "residual_in")  # the input of a layer that is not run
         for index, layer in enumerate(self.layers):
@@ -270,20 +303,34 @@ class Decoder(nnx.Module):
             gathered = whole(layer, plan.mesh, after=before)
             before = x
             wide = widened(gathered, after=x) if plan.widen else gathered
-            x, read = wide(
+            x, read, of_layer = wide(
                 x,
                 angles[self.ropes[index]],
                 seg_start,
                 plan,
                 sites,
+                _of_this_device(prefix, index),
                 last=index == len(self.layers) - 1 and beyond not in taps,
             )
+            keys += [] if of_layer is None else [of_layer]
             x, read = _handed_over(x, read, plan)
             captured |= {(index, site): value for site, value in read.items()}
         if beyond in taps:
             _, read = _handed_over(x, {"residual_in": x.astype(plan.capture_dtype)}, plan)
             captured |= {(len(self.layers), site): value for site, value in read.items()}
-        return tuple(captured[tap.layer, tap.site] for tap in taps)
+        return tuple(captured[tap.layer, tap.site] for tap in taps), tuple(keys)
+
+
+Prefix = tuple[tuple[Float[Array, "B P K D"], Float[Array, "B P K D"]], ...]
+"""Keys and values of each layer. Each device has its own row, so B is 1 where they are used."""
+
+
+def _of_this_device(prefix: Prefix | None, layer: int) -> KeysOfLayer:
+    """Keys and values of the prefix in a layer; None where the layer needs none."""
+    if not prefix or layer >= len(prefix):
+        return None
+    keys, values = prefix[layer]
+    return keys[0], values[0]
 
 
 def _handed_over(x: Hidden, read: Read, plan: ForwardPlan) -> tuple[Hidden, Read]:

@@ -24,7 +24,6 @@ import numpy as np
 from layertap.core.sample import Sample
 from layertap.core.taps import Tap
 from layertap.pipeline.inputs import Prompts
-from layertap.pipeline.packing import pack_window
 from layertap.pipeline.progress import Progress, Watch
 from layertap.pipeline.session import OpenedModel, Session
 from layertap.pipeline.stream import stream_samples
@@ -67,9 +66,7 @@ def _first_window(prompts: Prompts, count: int) -> Window:
     """The first prompts, packed among themselves."""
     first = next(prompts.windows(), None)
     samples = [] if first is None else first.samples[:count]
-    lengths = [len(sample.token_ids) for sample in samples]
-    rules = prompts.rules
-    return Window(Position(), samples, pack_window(lengths, rules.ladder, rules.batch_size, rules.devices), Position())
+    return Window(Position(), samples, prompts.rules.pack(samples), Position())
 
 
 def _compute(window: Window, model: OpenedModel, rules: WindowRules, session: Session) -> list[Sample]:

@@ -3,7 +3,7 @@
 Each host reads its own share of the dataset (round robin by task), packs its own windows, writes
 its own output folder, and resumes where that folder ends, knowing nothing of the others. All that
 hosts must agree on is which program runs next. For each window they tell each other how many steps
-of each shape they have, and those with fewer add empty ones (`agree_on_steps`). So windows need not
+of each kind they have, and those with fewer add empty ones (`agree_on_steps`). So windows need not
 be in step: after a restart one host may be in its third while another is in its fifth. Finished
 hosts run empty steps until every host is finished. A step's rows are those of all hosts side by
 side; no activation leaves its host.
@@ -32,12 +32,10 @@ from jax.experimental import multihost_utils
 from layertap.config.extract import HostsConfig
 from layertap.errors import DeviceError, HostsStoppedError, InputError, UsageError
 from layertap.pipeline import backend
-from layertap.pipeline.packing import Step
+from layertap.pipeline.packing import Kind, Step
 from layertap.pipeline.windows import Window
 from layertap.process.supervised import HEARTBEAT_SECONDS
 from layertap.shards.manifest import differences
-
-Shape = tuple[int, int]
 
 _MEETING_SECONDS = 300
 # How long a host that ends in an error waits for the others, before they hear of it. Longer than a
@@ -142,16 +140,16 @@ class Agreed:
     """Each with how many samples of the window come before it."""
 
 
-def agree_on_steps(windows: Iterator[Window], shapes: Sequence[Shape], hosts: Hosts) -> Iterator[Agreed]:
+def agree_on_steps(windows: Iterator[Window], kinds: Sequence[Kind], hosts: Hosts) -> Iterator[Agreed]:
     """One host's windows with the steps left to run, filled up with empty ones to what others have.
 
-    `shapes` are all that steps can have, in the order in which a window runs them. Where the input
+    `kinds` are all that steps can be of, in the order in which a window runs them. Where the input
     of one host is wrong, all raise HostsStoppedError, which names it, before that window.
     """
     while True:
         window, trouble = _next_window(windows, hosts)
         own = _steps_left(window)
-        counts = [sum((step.rows, step.length) == shape for _, step in own) for shape in shapes]
+        counts = [sum(step.kind == kind for _, step in own) for kind in kinds]
         state = _TROUBLED if trouble else _HAS_MORE if window is not None else _DONE
         everyones = hosts.gather([state, *counts])
         if troubled := np.flatnonzero(everyones[:, 0] == _TROUBLED).tolist():
@@ -160,9 +158,10 @@ def agree_on_steps(windows: Iterator[Window], shapes: Sequence[Shape], hosts: Ho
         if not everyones[:, 0].any():
             return
         steps: list[tuple[int, Step]] = []
-        for shape, most in zip(shapes, everyones[:, 1:].max(axis=0).tolist(), strict=True):
-            mine = [(before, step) for before, step in own if (step.rows, step.length) == shape]
-            steps += mine + [(0, Step(*shape, ()))] * (most - len(mine))
+        for kind, most in zip(kinds, everyones[:, 1:].max(axis=0).tolist(), strict=True):
+            mine = [(before, step) for before, step in own if step.kind == kind]
+            rows, length, prefix = kind
+            steps += mine + [(0, Step(rows, length, (), prefix))] * (most - len(mine))
         yield Agreed(window, steps)
 
 

@@ -16,6 +16,7 @@ from layertap.pipeline import backend
 from layertap.pipeline.hosts import Hosts
 from layertap.pipeline.kept import KeptTokens
 from layertap.pipeline.packing import row_ladder
+from layertap.pipeline.prefix import Prefixes
 from layertap.pipeline.windows import Position, Window, WindowRules, read_windows
 from layertap.prompts import PromptMaker, SplitRules, load_template, load_tokenizer, parse_grid_encoder
 
@@ -70,9 +71,15 @@ def prompt_maker(config: RunConfig, checkpoint: Checkpoint) -> PromptMaker:
     )
 
 
-def window_rules(config: RunConfig, hosts: Hosts, devices: int, context: int | None = None) -> WindowRules:
-    """What the windows of one of `hosts` depend on, where `devices` of its own share its steps, and
-    the model knows positions up to `context`.
+def window_rules(
+    config: RunConfig,
+    hosts: Hosts,
+    devices: int,
+    context: int | None = None,
+    prefixes: Prefixes = Prefixes(),  # noqa: B008 - it is frozen
+) -> WindowRules:
+    """What the windows of one of `hosts` depend on, where `devices` of its own share its steps, the
+    model knows positions up to `context`, and samples begin with `prefixes`.
     """
     machine, machines = hosts.share(config.machine_id, config.total_machines)
     return WindowRules(
@@ -86,4 +93,5 @@ def window_rules(config: RunConfig, hosts: Hosts, devices: int, context: int | N
         machine_id=machine,
         total_machines=machines,
         devices=devices,
+        prefixes=prefixes,
     )

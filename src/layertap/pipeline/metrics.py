@@ -39,6 +39,7 @@ _SECONDS_FOR_THE_LAST = 10.0
 _HELP = {
     "samples": ("counter", "Samples extracted since the process began."),
     "tokens": ("counter", "Tokens extracted since the process began."),
+    "computed_tokens": ("counter", "Tokens that the device computed since the process began, padding included."),
     "tokens_per_second": ("gauge", "Real tokens a second, over the current run or dataset shard."),
     "dataset_shards": ("counter", "Dataset shards committed since the process began."),
     "leases_lost": ("counter", "Dataset shards that were taken over from this worker."),
@@ -88,6 +89,7 @@ class Metrics:
             "dataset_shard": self.dataset_shard,
             "samples": sum(run.samples for run in runs),
             "tokens": sum(run.tokens for run in runs),
+            "computed_tokens": sum(run.computed_tokens for run in runs),
             "tokens_per_second": round(runs[-1].tokens_per_second, 1) if runs else 0.0,
             "waiting_for": runs[-1].waits_for if runs else None,
             "waited_seconds": {stage: round(sum(run.waited[stage] for run in runs), 3) for stage in stages},

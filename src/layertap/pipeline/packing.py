@@ -3,6 +3,9 @@
 Pure functions of the samples' lengths, so that a window is packed the same way by every run that
 reads it.
 
+Of a sample that begins with a prefix that is computed once (prefix.py), only what is behind it is
+placed. Samples of different prefixes, or of none, are never in one step.
+
 Rows come in a short ladder of lengths: `row_length`, twice, four times, ... up to the longest
 sample allowed. Samples are placed longest first, each into the open row that it fills best, else
 into a new row of the shortest rung that holds it (best-fit decreasing; at most 11/9 of the optimal
@@ -22,11 +25,17 @@ import numpy as np
 from jaxtyping import Int32
 
 _LENGTH_MULTIPLE = 256
+_PREFIX_MULTIPLE = 128  # what every kernel's blocks divide
+
+Kind = tuple[int, int, int]
+"""Rows, length and prefix of a step."""
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Sample number `sample` of the window is in row `row`, `length` tokens from `start`."""
+    """The last `length` tokens of sample number `sample` of the window, which are all but those of
+    its step's prefix, are in row `row` from `start` on.
+    """
 
     sample: int
     row: int
@@ -41,6 +50,13 @@ class Step:
     rows: int
     length: int
     placements: tuple[Placement, ...]
+    prefix: int = 0
+    """Which prefix all its samples go on from, counted from 1; 0: none."""
+
+    @property
+    def kind(self) -> Kind:
+        """What decides its program."""
+        return self.rows, self.length, self.prefix
 
     @property
     def computed_tokens(self) -> int:
@@ -58,26 +74,45 @@ def row_ladder(row_length: int, longest: int) -> tuple[int, ...]:
     return tuple(rungs)
 
 
+def prefix_row(tokens: int) -> int:
+    """The length of the row in which a prefix of so many tokens is computed."""
+    return -(-tokens // _PREFIX_MULTIPLE) * _PREFIX_MULTIPLE
+
+
 def step_shapes(ladder: Sequence[int], batch_size: int, devices: int = 1) -> list[tuple[int, int]]:
     """Every (rows, length) that steps can have, in the order in which `pack_window` runs them."""
     shapes = [(devices, length) for length in reversed(ladder)]
     return shapes if batch_size == 1 else [*shapes[:-1], (batch_size * devices, ladder[0]), shapes[-1]]
 
 
-def pack_window(lengths: Sequence[int], ladder: Sequence[int], batch_size: int, devices: int = 1) -> list[Step]:
+def step_kinds(ladder: Sequence[int], batch_size: int, devices: int = 1, prefixes: int = 0) -> list[Kind]:
+    """The same of steps that go on from one of so many prefixes, or from none."""
+    return [(*shape, prefix) for prefix in range(prefixes + 1) for shape in step_shapes(ladder, batch_size, devices)]
+
+
+def pack_window(
+    lengths: Sequence[int],
+    ladder: Sequence[int],
+    batch_size: int,
+    devices: int = 1,
+    prefixes: Sequence[int] | None = None,
+) -> list[Step]:
     """Pack samples of these lengths (1 to the last rung) into steps, each sample once.
 
     A step has `batch_size` rows of the first rung for each of `devices`, or one row for each.
+    `prefixes` has the number of each sample's prefix, whose tokens are not in `lengths`.
     """
-    rows = _fill_rows(lengths, ladder, devices)
+    numbers = [0] * len(lengths) if prefixes is None else prefixes
     steps = []
-    for length in reversed(ladder):
-        of_length = [row for row in rows if row.length == length]
-        while of_length:
-            full = length == ladder[0] and len(of_length) >= batch_size * devices
-            count = (batch_size if full else 1) * devices
-            steps.append(_step(of_length[:count], count, lengths))
-            of_length = of_length[count:]
+    for prefix in sorted(set(numbers)):
+        rows = _fill_rows([n for n, own in enumerate(numbers) if own == prefix], lengths, ladder, devices)
+        for length in reversed(ladder):
+            of_length = [row for row in rows if row.length == length]
+            while of_length:
+                full = length == ladder[0] and len(of_length) >= batch_size * devices
+                count = (batch_size if full else 1) * devices
+                steps.append(_step(of_length[:count], count, lengths, prefix))
+                of_length = of_length[count:]
     return steps
 
 
@@ -92,7 +127,7 @@ def batch_arrays(
     seg_start = np.tile(np.arange(step.length, dtype=np.int32), (step.rows, 1))
     for place in step.placements:
         span = slice(place.start, place.start + place.length)
-        tokens[place.row, span] = token_ids[place.sample]
+        tokens[place.row, span] = token_ids[place.sample][-place.length :]
         seg_start[place.row, span] = place.start
     return tokens, seg_start
 
@@ -104,9 +139,9 @@ class _Row:
     samples: list[int]
 
 
-def _fill_rows(lengths: Sequence[int], ladder: Sequence[int], devices: int) -> list[_Row]:
+def _fill_rows(samples: Sequence[int], lengths: Sequence[int], ladder: Sequence[int], devices: int) -> list[_Row]:
     rows: list[_Row] = []
-    for sample in sorted(range(len(lengths)), key=lambda index: (-lengths[index], index)):
+    for sample in sorted(samples, key=lambda index: (-lengths[index], index)):
         need = lengths[sample]
         fitting = [row for row in rows if row.length - row.used >= need]
         if fitting:
@@ -123,11 +158,11 @@ def _fill_rows(lengths: Sequence[int], ladder: Sequence[int], devices: int) -> l
     return rows
 
 
-def _step(rows: Sequence[_Row], count: int, lengths: Sequence[int]) -> Step:
+def _step(rows: Sequence[_Row], count: int, lengths: Sequence[int], prefix: int) -> Step:
     placements = []
     for number, row in enumerate(rows):
         start = 0
         for sample in row.samples:
             placements.append(Placement(sample, number, start, lengths[sample]))
             start += lengths[sample]
-    return Step(count, rows[0].length, tuple(placements))
+    return Step(count, rows[0].length, tuple(placements), prefix)

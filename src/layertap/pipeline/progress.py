@@ -36,6 +36,8 @@ class Progress:
         self.samples = self.tokens = 0
         self.computed_tokens = 0
         """Tokens that the device computed, padding included."""
+        self.shared_tokens = 0
+        """Tokens of samples that were computed for another one: a prefix after its first time."""
         self.resumed_samples, self.resumed_tokens = samples, tokens
         self.waited: dict[Stage, float] = dict.fromkeys(get_args(Stage), 0.0)
         """Seconds that the main thread waited for each stage."""
@@ -58,10 +60,11 @@ class Progress:
         """Start to measure speed: the model is loaded, the first step goes out."""
         self._begun = time.monotonic()
 
-    def add(self, samples: int, tokens: int) -> None:
-        """Count what came out of a step."""
+    def add(self, samples: int, tokens: int, shared_tokens: int = 0) -> None:
+        """Count what came out of a step; `shared_tokens` of the tokens it did not compute."""
         self.samples += samples
         self.tokens += tokens
+        self.shared_tokens += shared_tokens
 
     @property
     def seconds(self) -> float:
@@ -70,7 +73,7 @@ class Progress:
 
     @property
     def tokens_per_second(self) -> float:
-        """Real tokens a second since `begin`."""
+        """Tokens of samples a second since `begin`."""
         return self.tokens / (time.monotonic() - self._begun) if self._begun is not None else 0.0
 
 
@@ -147,6 +150,8 @@ class RunSummary:
     tokens: int
     computed_tokens: int
     """Tokens that the device computed, padding included."""
+    shared_tokens: int
+    """Tokens of samples that were not computed for them: the prefix that they go on from."""
     seconds: float
     waited: dict[Stage, float]
     """Seconds that the main thread waited for each stage."""
@@ -194,11 +199,16 @@ class RunSummary:
         return max(self.seconds - self.waited["loading"], 1e-9)
 
     def _speed(self) -> str:
-        real = self.tokens / max(self.computed_tokens, 1)
+        real = (self.tokens - self.shared_tokens) / max(self.computed_tokens, 1)
+        once = (
+            f", {self.shared_tokens / self.tokens:.1%} are a prefix that was computed once"
+            if self.shared_tokens
+            else ""
+        )
         waits = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in self.waited.items())
         return (
             f"{self.seconds:.1f} s, {self.tokens / self._working:.0f} tokens/s,"
-            f" {real:.1%} of computed tokens were real; waited for {waits}"
+            f" {real:.1%} of computed tokens were real{once}; waited for {waits}"
         )
 
 

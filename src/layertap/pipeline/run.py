@@ -199,6 +199,7 @@ class _Run:
             samples=progress.samples,
             tokens=progress.tokens,
             computed_tokens=progress.computed_tokens,
+            shared_tokens=progress.shared_tokens,
             seconds=progress.seconds,
             waited=dict(progress.waited),
             writing=dict(self._writer.spent),

@@ -45,7 +45,8 @@ from layertap.objects.retry import Retry
 from layertap.pipeline import backend
 from layertap.pipeline.hosts import Hosts
 from layertap.pipeline.inputs import Prompts, prompt_maker, read_dataset, window_rules
-from layertap.pipeline.kept import kept_tokens
+from layertap.pipeline.kept import KeptTokens
+from layertap.pipeline.prefix import find_prefixes
 from layertap.pipeline.session import OpenedModel, open_model
 from layertap.pipeline.step import resolve_taps
 from layertap.shards.encode import ShardFormat
@@ -137,8 +138,9 @@ def open_run(
     taps = resolve_run_taps(config, checkpoint.config)
     maker = prompt_maker(config, checkpoint)
     model = open_model(checkpoint, taps, DTYPES[config.compute_dtype], DTYPES[handed_on], config.mesh, hosts)
-    rules = window_rules(config, hosts, model.devices, checkpoint.config.context)
-    return model, Prompts(partial(read_dataset, config), maker, rules, kept_tokens(config.keep_tokens, maker))
+    prefixes = find_prefixes(maker, share=config.share_prefix)
+    rules = window_rules(config, hosts, model.devices, checkpoint.config.context, prefixes)
+    return model, Prompts(partial(read_dataset, config), maker, rules, KeptTokens(config.keep_tokens))
 
 
 def for_part(setup: Setup, part: Part) -> Setup:
@@ -221,7 +223,8 @@ def identity_of(config: RunConfig, model: OpenedModel, prompts: Prompts, shard_f
         },
         "certify": config.certify,
         "packing": {name: getattr(config, name) for name in packing}
-        | {"truncate": config.overlong == "truncate", "devices": rules.devices},
+        | {"truncate": config.overlong == "truncate", "devices": rules.devices}
+        | {"share_prefix": config.share_prefix},
         "storage": {
             "format": config.format,
             "dtype": config.stored_as,

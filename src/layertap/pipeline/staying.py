@@ -8,6 +8,8 @@ them (api/device.py).
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,13 +25,20 @@ class DeviceStep:
 
     outputs: Mapping[Tap, Float[Array, "rows length _"]]
     norms: Mapping[Tap, np.ndarray]
-    """The Euclidean norm of each token, row after row; float32 [rows x length]."""
+    """The Euclidean norm of each token, row after row; float32 [rows x length]. Those of `before`
+    follow."""
+    before: Mapping[Tap, "DeviceTokens"] | None = None
+    """What its samples begin with, where that was computed before."""
 
     @classmethod
-    def of(cls, outputs: Mapping[Tap, Float[Array, "rows length _"]]) -> "DeviceStep":
+    def of(
+        cls, outputs: Mapping[Tap, Float[Array, "rows length _"]], before: Mapping[Tap, "DeviceTokens"] | None = None
+    ) -> "DeviceStep":
         """Wait for a step, and fetch the norms alone; raises what JAX raises where it failed."""
-        found = jax.device_get(_norms(tuple(outputs.values())))
-        return cls(outputs, dict(zip(outputs, found, strict=True)))
+        found = dict(zip(outputs, jax.device_get(_norms(tuple(outputs.values()))), strict=True))
+        if before is not None:
+            found = {tap: np.concatenate([norms, before[tap].norms]) for tap, norms in found.items()}
+        return cls(outputs, found, before)
 
     def rows(self) -> dict[Tap, dict[int, "DeviceTokens"]]:
         """Each row of the step at each tap."""
@@ -61,6 +70,22 @@ class DeviceTokens:
     def norms(self) -> np.ndarray:
         """Their Euclidean norms; float32."""
         return self.step.norms[self.tap][self.places]
+
+    @cached_property
+    def values(self) -> Float[Array, "tokens _"]:
+        """Their activations, gathered on the device."""
+        return jnp.take(self.step.outputs[self.tap].reshape(-1, self.step.outputs[self.tap].shape[-1]), self.places, 0)
+
+    def behind(self, before: "DeviceTokens") -> "DeviceTokens":
+        """Tokens of what the step's samples begin with, and these."""
+        rows, length, _ = self.step.outputs[self.tap].shape
+        places = np.concatenate([before.places + rows * length, self.places]).astype(np.int32)
+        return DeviceTokens(self.step, self.tap, places)
+
+
+def joined(before: Any, own: Any) -> Any:  # noqa: ANN401 - both arrays, or both tokens that stay
+    """Activations of what a sample begins with, and of the rest of it, as one new array."""
+    return own.behind(before) if isinstance(own, DeviceTokens) else np.concatenate([before, own])
 
 
 @jax.jit

@@ -6,6 +6,10 @@ for ever. `dispatch` returns at once, with copies to the host already begun; `ha
 gives numpy arrays when they are there. Activations are rounded on the device to the narrower of
 compute and storage dtype, so that a bfloat16 run moves two bytes a value.
 
+What all samples of a step begin with may have been computed before (`begin`): a small program of
+its own gives its activations, and its keys and values of each layer, which the step takes as
+inputs. Each device computes that for itself, so they never cross a wire either.
+
 Over several devices the step is one `shard_map`: each device computes its own rows, and this host
 harvests the rows of its own devices. No activation crosses a wire.
 
@@ -16,10 +20,10 @@ go through a small staging buffer at a tenth of the speed (jax#21438), and hold 
 the host gets to it.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, cast
 
@@ -35,9 +39,10 @@ from layertap.core.taps import Site, Tap
 from layertap.errors import DeviceError
 from layertap.model.attention_gpu import attend_triton
 from layertap.model.attention_tpu import attend_splash
-from layertap.model.decoder import Decoder, ForwardPlan
+from layertap.model.decoder import Decoder, ForwardPlan, Prefix
 from layertap.model.mesh import ROWS, partition_model, placed
 from layertap.pipeline import backend
+from layertap.pipeline.packing import prefix_row
 from layertap.pipeline.staying import DeviceStep
 
 # 16,384 tokens of 72B at once would need 4 GB for the MLP's intermediate values alone; 2,048 keep
@@ -51,26 +56,58 @@ Outputs = tuple[Float[Array, "rows length _"], ...]  # each as wide as its site
 HostOutputs = Mapping[Tap, Mapping[int, Any]]
 
 
+@dataclass(frozen=True, eq=False)
+class Beginning:
+    """Tokens that samples begin with, computed."""
+
+    tokens: int
+    computed_tokens: int
+    """With padding, on all devices of this host."""
+    keys: Prefix
+    """On the devices, a row for each."""
+    activations: Mapping[Tap, Any]
+    """[tokens, width of the site], as a row of `HostOutputs`."""
+
+
 def run_step(
     model: Decoder,
     token_ids: Int[Array, "rows length"],
     seg_start: Int[Array, "rows length"],
+    prefix: Prefix = (),
     *,
     taps: tuple[Tap, ...],
     plan: ForwardPlan,
 ) -> Outputs:
     """The activations at `taps`, [rows, length, width of the site] each in `plan.capture_dtype`."""
+    forward = partial(Decoder.__call__, taps=taps, plan=plan)
+    return cast(Outputs, _on_mesh(forward, model, token_ids, seg_start, prefix, plan=plan))
 
-    def forward(model: Decoder, token_ids: Array, seg_start: Array) -> Outputs:
-        return model(token_ids, seg_start, taps=taps, plan=plan)
 
+def run_beginning(
+    model: Decoder,
+    token_ids: Int[Array, "rows length"],
+    seg_start: Int[Array, "rows length"],
+    *,
+    tokens: int,
+    taps: tuple[Tap, ...],
+    plan: ForwardPlan,
+) -> tuple[Outputs, Prefix]:
+    """The same of rows that begin with `tokens` to go on from, and keys and values of these."""
+
+    def begin(model: Decoder, token_ids: Array, seg_start: Array) -> tuple[Outputs, Prefix]:
+        outputs, keys = model.begin(token_ids, seg_start, taps=taps, plan=plan)
+        return outputs, jax.tree.map(lambda rows: rows[:, :tokens], keys)
+
+    return cast(tuple[Outputs, Prefix], _on_mesh(begin, model, token_ids, seg_start, plan=plan))
+
+
+def _on_mesh(function: Callable[..., Any], model: Decoder, *rows: Any, plan: ForwardPlan) -> Any:  # noqa: ANN401
+    """`function(model, *rows)` of the rows of each device."""
     if plan.mesh is None:
-        return forward(model, token_ids, seg_start)
+        return function(model, *rows)
     # check_vma=False: kernels do not say over which axes their results vary.
-    mapped = jax.shard_map(
-        forward, mesh=plan.mesh, in_specs=(partition_model(model), ROWS, ROWS), out_specs=ROWS, check_vma=False
-    )
-    return mapped(model, token_ids, seg_start)
+    in_specs = (partition_model(model), *[ROWS] * len(rows))
+    return jax.shard_map(function, mesh=plan.mesh, in_specs=in_specs, out_specs=ROWS, check_vma=False)(model, *rows)
 
 
 class StepProgram:
@@ -89,40 +126,106 @@ class StepProgram:
         self._rows = NamedSharding(plan.mesh, ROWS) if plan.mesh else SingleDeviceSharding(jax.devices()[0])
         self._hosts = len({device.process_index for device in plan.mesh.devices.flat}) if plan.mesh else 1
         self._pinned = self._rows.with_memory_kind("pinned_host")
-        self._compiled: dict[Shape, Future[Compiled]] = {}
+        self._outputs = self._pinned if self._plan.outputs == "offloaded" else self._rows
+        self._compiled: dict[tuple[Shape, int], Future[Compiled]] = {}
+        self._beginnings: dict[int, Any] = {}
         self._compilers: ThreadPoolExecutor | None = None
 
-    def compile(self, shape: Shape) -> Future[Compiled]:
-        """Begin to compile for steps of `rows` x `length`, once. `close` afterwards."""
-        if shape not in self._compiled:
+    def compile(self, shape: Shape, prefix: int = 0) -> Future[Compiled]:
+        """Begin to compile for steps of `rows` x `length`, once. `close` afterwards.
+
+        With `prefix` their samples go on behind so many tokens, whose program compiles too.
+        """
+        if prefix:
+            self._compile_once((self.beginning_shape(prefix), -prefix))
+        return self._compile_once((shape, prefix))
+
+    def _compile_once(self, key: tuple[Shape, int]) -> Future[Compiled]:
+        if key not in self._compiled:
             if self._compilers is None:
                 self._compilers = ThreadPoolExecutor(max_workers=2, thread_name_prefix="compile")
-            self._compiled[shape] = self._compilers.submit(self.lower_and_compile, shape)
-        return self._compiled[shape]
+            self._compiled[key] = self._compilers.submit(self._maker(*key))
+        return self._compiled[key]
 
-    def lower_and_compile(self, shape: Shape) -> Compiled:
+    def _maker(self, shape: Shape, prefix: int) -> Callable[[], Compiled]:
+        """Compiles a step behind `prefix` tokens; where that is negative, what computes them."""
+        if prefix < 0:
+            return partial(self.lower_and_compile_beginning, -prefix)
+        return partial(self.lower_and_compile, shape, prefix)
+
+    def lower_and_compile(self, shape: Shape, prefix: int = 0) -> Compiled:
         """Compile for steps of `rows` x `length` in this thread; needs no weights and no device."""
-        outputs = self._pinned if self._plan.outputs == "offloaded" else self._rows
-        step = jax.jit(partial(run_step, taps=self._taps, plan=self._plan), out_shardings=outputs)
-        numbers = jax.ShapeDtypeStruct(self._global(shape), jnp.int32, sharding=self._rows)  # type: ignore[no-untyped-call]
-        return step.lower(self._abstract, numbers, numbers).compile()
+        step = jax.jit(partial(run_step, taps=self._taps, plan=self._plan), out_shardings=self._outputs)
+        numbers, keys = self._numbers(shape), self._keys_of(prefix) if prefix else ()
+        return step.lower(self._abstract, numbers, numbers, keys).compile()
+
+    def lower_and_compile_beginning(self, tokens: int) -> Compiled:
+        """The same for the program that computes so many tokens to go on from."""
+        numbers = self._numbers(self.beginning_shape(tokens))
+        return cast(Compiled, self._beginning(tokens).lower(self._abstract, numbers, numbers).compile())
+
+    def beginning_shape(self, tokens: int) -> Shape:
+        """Rows and length of that program: each device computes a row of its own."""
+        devices = self._plan.mesh.size // self._hosts if self._plan.mesh else 1
+        return devices, prefix_row(tokens)
+
+    def _beginning(self, tokens: int) -> Any:  # noqa: ANN401 - a function that was jitted
+        if tokens not in self._beginnings:
+            run = partial(run_beginning, tokens=tokens, taps=self._taps, plan=self._plan)
+            self._beginnings[tokens] = jax.jit(run, out_shardings=(self._outputs, self._rows))
+        return self._beginnings[tokens]
+
+    def _keys_of(self, prefix: int) -> Any:  # noqa: ANN401 - as `Prefix`, of shapes
+        """Shapes of the keys and values of a prefix."""
+        numbers = self._numbers(self.beginning_shape(prefix))
+        _, keys = self._beginning(prefix).eval_shape(self._abstract, numbers, numbers)
+
+        def place(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=self._rows)  # type: ignore[no-untyped-call]
+
+        return jax.tree.map(place, keys)
+
+    def _numbers(self, shape: Shape) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(self._global(shape), jnp.int32, sharding=self._rows)  # type: ignore[no-untyped-call]
 
     def dispatch(
         self,
         model: Decoder,
         token_ids: Int32[np.ndarray, "rows length"],
         seg_start: Int32[np.ndarray, "rows length"],
+        beginning: Beginning | None = None,
     ) -> Outputs:
-        """Start one step; compiles where the shape is new. Raises DeviceError where that fails."""
+        """Start one step; compiles where the shape is new. Raises DeviceError where that fails.
+
+        Its samples go on behind `beginning`, all of them.
+        """
         shape = cast(Shape, token_ids.shape)
         with _step_errors(shape):
-            program = self._program(shape)
-            outputs = program(model, self._to_devices(token_ids), self._to_devices(seg_start))
-            if self._plan.outputs == "moved":
-                outputs = jax.device_put(outputs, self._pinned)
-            for output in () if self._stays else outputs:
-                output.copy_to_host_async()
-            return outputs
+            program = self._program(shape, beginning.tokens if beginning else 0)
+            given = self._to_devices(token_ids), self._to_devices(seg_start), beginning.keys if beginning else ()
+            return self._on_their_way(program(model, *given))
+
+    def _on_their_way(self, outputs: Outputs) -> Outputs:
+        """The outputs, moving to the host where that is where they go."""
+        if self._plan.outputs == "moved":
+            outputs = jax.device_put(outputs, self._pinned)
+        for output in () if self._stays else outputs:
+            output.copy_to_host_async()
+        return outputs
+
+    def begin(self, model: Decoder, token_ids: Int32[np.ndarray, " tokens"]) -> Beginning:
+        """Compute what samples begin with, for steps to go on from; raises DeviceError."""
+        tokens = len(token_ids)
+        shape = self.beginning_shape(tokens)
+        numbers = np.zeros(shape, np.int32)
+        numbers[:, :tokens] = token_ids
+        seg_start = np.tile(np.r_[np.zeros(tokens), tokens : shape[1]].astype(np.int32), (shape[0], 1))
+        with _step_errors(shape):
+            program = self._program(shape, -tokens)
+            outputs, keys = program(model, self._to_devices(numbers), self._to_devices(seg_start))
+        rows = self.harvest(self._on_their_way(outputs))
+        activations = {tap: found[0][:tokens].copy() for tap, found in rows.items()}
+        return Beginning(tokens, shape[0] * shape[1], keys, activations)
 
     def close(self) -> None:
         """End the threads that compile, after what they began; Ctrl-C does not wait for them.
@@ -132,14 +235,15 @@ class StepProgram:
         if self._compilers is not None:
             self._compilers.shutdown(wait=False, cancel_futures=True)
             self._compilers = None
-            self._compiled = {shape: made for shape, made in self._compiled.items() if not made.cancelled()}
+            self._compiled = {key: made for key, made in self._compiled.items() if not made.cancelled()}
 
-    def _program(self, shape: Shape) -> Compiled:
-        if shape not in self._compiled:
+    def _program(self, shape: Shape, prefix: int) -> Compiled:
+        key = shape, prefix
+        if key not in self._compiled:
             made: Future[Compiled] = Future()
-            made.set_result(self.lower_and_compile(shape))
-            self._compiled[shape] = made
-        return self._compiled[shape].result()
+            made.set_result(self._maker(*key)())
+            self._compiled[key] = made
+        return self._compiled[key].result()
 
     def _global(self, shape: Shape) -> Shape:
         return self._hosts * shape[0], shape[1]
@@ -157,7 +261,7 @@ class StepProgram:
         """Whether the step has ended."""
         return all(output.is_ready() for output in outputs)  # type: ignore[attr-defined]  # missing in jax.Array
 
-    def harvest(self, outputs: Outputs) -> HostOutputs:
+    def harvest(self, outputs: Outputs, beginning: Beginning | None = None) -> HostOutputs:
         """The step's activations on this host as numpy arrays (bfloat16 as `ml_dtypes.bfloat16`),
         without a copy where the device's memory is the host's; or what says where they stay.
 
@@ -165,7 +269,8 @@ class StepProgram:
         """
         with _step_errors(cast(Shape, outputs[0].shape[:2])):
             if self._stays:
-                return DeviceStep.of(dict(zip(self._taps, outputs, strict=True))).rows()
+                before = None if beginning is None else beginning.activations
+                return DeviceStep.of(dict(zip(self._taps, outputs, strict=True)), before).rows()
             return {tap: _rows_here(output) for tap, output in zip(self._taps, outputs, strict=True)}
 
 

@@ -3,6 +3,9 @@
     read-ahead thread      this thread
     window             ->  dispatch step i+1, then harvest step i and cut it into samples
 
+What all samples of a step begin with is computed by the first step that needs it, and then stands
+before each of its samples (prefix.py).
+
 Programs compile while weights load. The device always has a step queued while this thread harvests
 the step before; windows are read, rendered and tokenised one ahead. In memory at any time: two
 windows of token ids and the outputs of two steps.
@@ -16,20 +19,26 @@ is being read is finished by its thread and dropped too.
 """
 
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
+from typing import Any
+
+import numpy as np
 
 from layertap.core.sample import Sample
+from layertap.core.taps import Tap
 from layertap.errors import InputError
 from layertap.model.decoder import Decoder
 from layertap.pipeline.background import read_ahead
 from layertap.pipeline.hosts import Agreed, agree_on_steps
 from layertap.pipeline.kept import KeptTokens
-from layertap.pipeline.packing import Placement, Step, batch_arrays, step_shapes
+from layertap.pipeline.packing import Placement, Step, batch_arrays, step_kinds
+from layertap.pipeline.prefix import Prefixes
 from layertap.pipeline.progress import Progress
 from layertap.pipeline.session import OpenedModel, Session
-from layertap.pipeline.step import HostOutputs, Outputs, StepProgram
+from layertap.pipeline.staying import joined
+from layertap.pipeline.step import Beginning, HostOutputs, Outputs, StepProgram
 from layertap.pipeline.windows import Position, Window, WindowRules
 
 _POLL_SECONDS = 0.005
@@ -53,15 +62,17 @@ def stream_samples(
     HostsStoppedError where another host is in trouble, and DeviceError.
     """
     program = session.program(model)
-    shapes = step_shapes(rules.ladder, rules.batch_size, rules.devices)
+    prefixes = rules.prefixes
+    kinds = step_kinds(rules.ladder, rules.batch_size, rules.devices, len(prefixes.shared))
     with read_ahead(windows) as ahead:
-        agreements = _compile_ahead(agree_on_steps(ahead, shapes, model.hosts), program, progress)
+        agreements = _compile_ahead(agree_on_steps(ahead, kinds, model.hosts), program, prefixes, progress)
         with session.loading(model) as loading:
             first = next(agreements, None)  # its programs compile while weights load
             with progress.waiting_for("loading"):
                 weights = loading.result()
         progress.begin()
-        for flight in _one_behind(_dispatch(chain([first] if first else [], agreements), program, weights, progress)):
+        device = _Device(program, weights, prefixes, progress)
+        for flight in _one_behind(device.dispatch(chain([first] if first else [], agreements))):
             yield from _land(flight, program, progress, proceed, kept)
             del flight  # or its outputs would live until the step after the next one has been dispatched
 
@@ -75,9 +86,13 @@ class _Flight:
     before: int
     """How many samples of the window earlier steps emit."""
     outputs: Outputs
+    beginning: Beginning | None
+    """What its samples go on from."""
 
 
-def _compile_ahead(agreements: Iterator[Agreed], program: StepProgram, progress: Progress) -> Iterator[Agreed]:
+def _compile_ahead(
+    agreements: Iterator[Agreed], program: StepProgram, prefixes: Prefixes, progress: Progress
+) -> Iterator[Agreed]:
     """The same, each when the compilation of its steps has begun."""
     while True:
         with progress.waiting_for("input"):
@@ -85,21 +100,39 @@ def _compile_ahead(agreements: Iterator[Agreed], program: StepProgram, progress:
         if current is None:
             return
         for _, step in current.steps:
-            program.compile((step.rows, step.length))
+            program.compile((step.rows, step.length), prefixes.length(step.prefix))
         yield current
 
 
-def _dispatch(
-    agreements: Iterator[Agreed], program: StepProgram, weights: Decoder, progress: Progress
-) -> Iterator[_Flight]:
-    """Start the steps."""
-    for current in agreements:
-        window = current.window
-        token_ids = [sample.token_ids for sample in window.samples] if window is not None else []
-        for before, step in current.steps:
-            with progress.waiting_for("device"):
-                outputs = program.dispatch(weights, *batch_arrays(step, token_ids))
-            yield _Flight(window, step, before, outputs)
+class _Device:
+    """Runs steps, and remembers what samples begin with."""
+
+    def __init__(self, program: StepProgram, weights: Decoder, prefixes: Prefixes, progress: Progress) -> None:
+        self._program = program
+        self._weights = weights
+        self._prefixes = prefixes
+        self._progress = progress
+        self._beginnings: dict[int, Beginning] = {}
+
+    def dispatch(self, agreements: Iterator[Agreed]) -> Iterator[_Flight]:
+        """Start the steps."""
+        for current in agreements:
+            window = current.window
+            token_ids = [sample.token_ids for sample in window.samples] if window is not None else []
+            for before, step in current.steps:
+                with self._progress.waiting_for("device"):
+                    beginning = self._beginning(step.prefix)
+                    outputs = self._program.dispatch(self._weights, *batch_arrays(step, token_ids), beginning)
+                yield _Flight(window, step, before, outputs, beginning)
+
+    def _beginning(self, number: int) -> Beginning | None:
+        if number == 0:
+            return None
+        if number not in self._beginnings:
+            computed = self._program.begin(self._weights, self._prefixes.shared[number - 1])
+            self._beginnings[number] = computed
+            self._progress.computed_tokens += computed.computed_tokens
+        return self._beginnings[number]
 
 
 def _one_behind(flights: Iterator[_Flight]) -> Iterator[_Flight]:
@@ -130,25 +163,40 @@ def _land(
             proceed()
             time.sleep(_POLL_SECONDS)  # a blocking wait would hold back Ctrl-C until the step ends
     with progress.waiting_for("transfer"):
-        arrays = program.harvest(flight.outputs)
+        arrays = program.harvest(flight.outputs, flight.beginning)
     progress.computed_tokens += flight.step.computed_tokens
     window = flight.window
     if window is None:
         return
     for emitted, place in enumerate(flight.step.placements, flight.before + 1):
         if emitted > window.start.emitted:
-            sample = _cut_out(window.samples[place.sample], place, arrays, kept)
-            progress.add(1, place.length)
+            whole = window.samples[place.sample]
+            sample = _cut_out(whole, place, arrays, flight.beginning, kept)
+            progress.add(1, whole.tokens, whole.tokens - place.length)
             yield window.position(emitted), sample
 
 
-def _cut_out(sample: Sample, place: Placement, arrays: HostOutputs, kept: KeptTokens) -> Sample:
-    """What is kept of the sample, with its part of the step's outputs."""
+def _cut_out(
+    sample: Sample, place: Placement, arrays: HostOutputs, beginning: Beginning | None, kept: KeptTokens
+) -> Sample:
+    """What is kept of the sample, with its part of the step's outputs behind its beginning."""
     chosen = kept.rows(sample)
     span = slice(place.start, place.start + place.length)
+    if beginning is not None:
+        return _joined(sample, {tap: rows[place.row][span] for tap, rows in arrays.items()}, beginning, chosen)
     # Copied: a view would keep the whole step in memory for as long as one of its samples waits to
     # be written.
     if chosen is None:
         return sample.with_activations({tap: rows[place.row][span].copy() for tap, rows in arrays.items()})
     own = {tap: rows[place.row][span][chosen] for tap, rows in arrays.items()}
     return sample.only(chosen).with_activations(own)
+
+
+def _joined(sample: Sample, own: Mapping[Tap, Any], beginning: Beginning, chosen: np.ndarray | None) -> Sample:
+    """The chosen tokens of a sample, of which `own` are the activations behind its beginning."""
+    before = beginning.activations
+    if chosen is None:
+        return sample.with_activations({tap: joined(before[tap], rows) for tap, rows in own.items()})
+    first, rest = chosen[: beginning.tokens], chosen[beginning.tokens :]
+    parts = {tap: joined(before[tap][first], rows[rest]) for tap, rows in own.items()}
+    return sample.only(chosen).with_activations(parts)

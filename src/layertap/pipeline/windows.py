@@ -34,6 +34,7 @@ from layertap.core.records import BadTask, GoodRecord, Record
 from layertap.core.sample import Sample
 from layertap.errors import BadTaskError, DamageError, OverlongError, RunMismatchError
 from layertap.pipeline.packing import Step, pack_window
+from layertap.pipeline.prefix import Prefixes
 from layertap.prompts import PromptMaker
 
 _NUMBERS = ("record", "sample_idx", "emitted", "overlong_before")
@@ -117,6 +118,14 @@ class WindowRules:
     """Samples of the whole dataset before the first record."""
     context: int | None = None
     """How many positions the model knows, where it says so."""
+    prefixes: Prefixes = Prefixes()  # noqa: RUF009 - it is frozen
+    """What samples begin with."""
+
+    def pack(self, samples: Sequence[Sample]) -> list[Step]:
+        """The samples of a window, in steps; of each what is behind the prefix it goes on from."""
+        numbers = [self.prefixes.number(sample) for sample in samples]
+        lengths = [sample.tokens - self.prefixes.length(n) for sample, n in zip(samples, numbers, strict=True)]
+        return pack_window(lengths, self.ladder, self.batch_size, self.devices, numbers)
 
 
 def read_windows(
@@ -140,10 +149,8 @@ def read_windows(
             tally.require(tally.records, start.window_digest)
         if tally.records == begin.record:
             return
-        samples = tally.within_length(maker.make(own))
-        lengths = [len(sample.token_ids) for sample in samples]
-        steps = pack_window(lengths, rules.ladder, rules.batch_size, rules.devices)
-        yield Window(begin, samples, steps, tally.position())
+        samples = [rules.prefixes.marked(sample) for sample in tally.within_length(maker.make(own))]
+        yield Window(begin, samples, rules.pack(samples), tally.position())
         emitted = 0
 
 

@@ -199,7 +199,9 @@ def _run(plan: Plan) -> list[str]:
     if plan.placed is not None:
         on, many = plan.placed.accelerator, f"{run.config.workers} times " if run.config.workers > 1 else ""
         lines.insert(1, f"on {many}{on.name}: {_number(on.chips, 'chip')}, {_number(on.hosts, 'host')}")
-        lines.append(f"{work.tokens / max(work.computed_tokens, 1):.1%} of computed tokens are real")
+        lines.append(f"{work.real_share:.1%} of computed tokens are real")
+    if work.shared_tokens:
+        lines.append(f"{work.shared_tokens / work.tokens:.1%} of all tokens are a prefix that is computed once")
     return lines
 
 

@@ -84,7 +84,7 @@ def stages_on(
 def _computing(run: PlannedRun, accelerator: Accelerator, work: Workload, share: Assumption) -> float:
     """Return the seconds at this share of the peak."""
     # The TPU kernel computes whole rows; the GPU kernel skips blocks of other samples.
-    pairs = work.row_pairs if accelerator.platform == "tpu" else work.own_pairs
+    pairs = work.row_pairs if accelerator.platform == "tpu" else work.sample_pairs
     bf16 = run.config.compute_dtype == "bfloat16"
     peak = accelerator.chips * (accelerator.bf16_flops if bf16 else accelerator.float32_flops)
     return forward_flops(run.model, run.num_layers, work.computed_tokens, pairs) / (share.value * peak)

@@ -27,8 +27,9 @@ from layertap.core.sample import Sample
 from layertap.model.checkpoint import Checkpoint
 from layertap.pipeline.hosts import Hosts
 from layertap.pipeline.inputs import prompt_maker, read_dataset, window_rules
-from layertap.pipeline.kept import kept_tokens
-from layertap.pipeline.packing import Step, pack_window
+from layertap.pipeline.kept import KeptTokens
+from layertap.pipeline.packing import Step, pack_window, prefix_row
+from layertap.pipeline.prefix import find_prefixes
 from layertap.pipeline.step import Shape
 from layertap.pipeline.windows import Position, WindowRules, read_windows
 from layertap.plan.accelerators import TYPICAL_MEAN, TYPICAL_MEDIAN, TYPICAL_TEXT_BYTES
@@ -71,8 +72,14 @@ class Workload:
     tokens: float
     steps: Mapping[Shape, float]
     """How many steps there are of each shape (rows on all devices, tokens per row)."""
+    shared_tokens: float
+    """Tokens of the prefix, which are not computed for each sample."""
     own_pairs: float
-    """(query, key) pairs within samples, in one layer and head."""
+    """(query, key) pairs within samples, in one layer and head, but for those with the prefix."""
+    prefix_pairs: float
+    """Those with the prefix."""
+    prefix_rows: float
+    """Tokens of the rows in which prefixes are computed, once on each device."""
     longest: int
     """The longest sample."""
     output: OutputSize
@@ -84,12 +91,23 @@ class Workload:
     @property
     def computed_tokens(self) -> float:
         """How many tokens are computed, including padding."""
-        return sum(count * rows * length for (rows, length), count in self.steps.items())
+        return self.prefix_rows + sum(count * rows * length for (rows, length), count in self.steps.items())
 
     @property
     def row_pairs(self) -> float:
         """(query, key) pairs if a kernel computes whole rows, whatever they hold."""
-        return sum(count * rows * causal_pairs(length) for (rows, length), count in self.steps.items())
+        of_rows = sum(count * rows * causal_pairs(length) for (rows, length), count in self.steps.items())
+        return of_rows + self.prefix_pairs
+
+    @property
+    def sample_pairs(self) -> float:
+        """(query, key) pairs if a kernel skips what is of other samples."""
+        return self.own_pairs + self.prefix_pairs
+
+    @property
+    def real_share(self) -> float:
+        """The share of computed tokens that are not padding."""
+        return (self.tokens - self.shared_tokens) / max(self.computed_tokens, 1)
 
 
 def count_dataset(
@@ -102,10 +120,10 @@ def count_dataset(
     as the run would.
     """
     maker = prompt_maker(config, checkpoint)
-    kept = kept_tokens(config.keep_tokens, maker)
+    kept, prefixes = KeptTokens(config.keep_tokens), find_prefixes(maker, share=config.share_prefix)
     tallies, outputs, seconds = [], [], 0.0
     for index in range(hosts):
-        rules = window_rules(config, Hosts(index, hosts), devices, checkpoint.config.context)
+        rules = window_rules(config, Hosts(index, hosts), devices, checkpoint.config.context, prefixes)
         windows = read_windows(read_dataset(config), maker, rules, Position())
         manifest = blank_manifest(config, checkpoint.config.model_type, form, maker.tokenizer.special_ids)
         output, tally = OutputCounter(form, manifest, config.shard_bytes, rules.longest), _Tally()
@@ -115,12 +133,16 @@ def count_dataset(
             stored = [kept.of(sample) for sample in window.samples]
             steps = list(_up_to(left, window.steps, stored))
             left -= output.add(stored, steps)
-            tally.add([place.length for step in steps for place in step.placements], steps)
+            tally.add(
+                [(place.length, prefixes.length(step.prefix)) for step in steps for place in step.placements], steps
+            )
             begun = time.monotonic()
         tallies.append(tally)
         outputs.append(output.finish())
     whole = OutputSize(*map(sum, zip(*map(astuple, outputs), strict=True)))
-    return replace(_workload(tallies), output=whole, counted=True, seconds=seconds / hosts)
+    used = {before for tally in tallies for _, before in tally.lengths if before}
+    rows = hosts * devices * sum(map(prefix_row, used))
+    return replace(_workload(tallies), output=whole, counted=True, seconds=seconds / hosts, prefix_rows=rows)
 
 
 class OutputCounter:
@@ -200,10 +222,11 @@ class _Tally:
     """Sums over one host's windows."""
 
     def __init__(self) -> None:
-        self.lengths: Counter[int] = Counter()
+        self.lengths: Counter[tuple[int, int]] = Counter()
+        """How many samples there are with so many tokens behind so many of a prefix."""
         self.windows: list[Counter[Shape]] = []
 
-    def add(self, lengths: Sequence[int], steps: Sequence[Step]) -> None:
+    def add(self, lengths: Sequence[tuple[int, int]], steps: Sequence[Step]) -> None:
         self.lengths.update(lengths)
         self.windows.append(Counter((step.rows, step.length) for step in steps))
 
@@ -216,13 +239,16 @@ def _workload(hosts: Sequence[_Tally], part: float = 1.0) -> Workload:
         for of_host in windows:
             most |= of_host
         steps.update(most)
-    lengths = sum((host.lengths for host in hosts), Counter[int]())
+    lengths = sum((host.lengths for host in hosts), Counter[tuple[int, int]]())
     return Workload(
         samples=part * lengths.total(),
-        tokens=part * sum(length * count for length, count in lengths.items()),
+        tokens=part * sum((own + before) * count for (own, before), count in lengths.items()),
+        shared_tokens=part * sum(before * count for (_, before), count in lengths.items()),
         steps={(len(hosts) * rows, length): part * count for (rows, length), count in steps.items()},
-        own_pairs=part * sum(causal_pairs(length) * count for length, count in lengths.items()),
-        longest=max(lengths, default=0),
+        own_pairs=part * sum(causal_pairs(own) * count for (own, _), count in lengths.items()),
+        prefix_pairs=part * sum(own * before * count for (own, before), count in lengths.items()),
+        prefix_rows=0,
+        longest=max(map(sum, lengths), default=0),
         output=OutputSize(),
         counted=False,
     )
@@ -258,7 +284,8 @@ def usual_workload(
         : max(1, round(len(lengths) * share / sum(lengths)))
     ]  # shorten a window if the tokens do not fill it
     tally, part = _Tally(), share / sum(lengths)
-    tally.add(lengths, pack_window(lengths, rules.ladder, rules.batch_size, rules.devices))
+    steps = pack_window(lengths, rules.ladder, rules.batch_size, rules.devices)
+    tally.add([(length, 0) for length in lengths], steps)
     work = _workload([tally] * hosts, part)
     return replace(work, output=_usual_output(config.tokens, work.samples, form, config.shard_bytes))
 

@@ -6,17 +6,17 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Literal, get_args
 
-from layertap.core.columns import COLUMNS, FIRST, SINK_FACTOR, SPECIAL
+from layertap.core.columns import COLUMNS, FIRST, PREFIX, SINK_FACTOR, SPECIAL
 from layertap.core.selection import ANSWER, CELLS, ROLE_NAMES
 from layertap.core.taps import Tap
 from layertap.errors import UsageError
 from layertap.reader.scaling import Normalisation, Scale
 
-Flag = Literal["first", "special", "sink", "nonfinite"]
+Flag = Literal["first", "special", "prefix", "sink", "nonfinite"]
 Framework = Literal["numpy", "torch", "jax"]
 Dtype = Literal["float32", "float16", "bfloat16"]
 
-_BITS: Mapping[str, int] = MappingProxyType({"first": FIRST, "special": SPECIAL})
+_BITS: Mapping[str, int] = MappingProxyType({"first": FIRST, "special": SPECIAL, "prefix": PREFIX})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,7 +23,7 @@ from layertap.reader.measuring import choose_normalisation
 from layertap.reader.overlap import Described, describe_sample, require_each_once
 from layertap.reader.sample import Sample, describe_taps
 from layertap.reader.shards import Shards
-from layertap.reader.sources import find_sources
+from layertap.reader.sources import find_sources, require_prefix_flags
 from layertap.shards.manifest import Manifest
 from layertap.shards.shard import Shard
 
@@ -162,6 +162,8 @@ class ActivationDataset(Sequence[Sample], BatchSource[Batches]):
 
     def _make_batches(self, config: BatchConfig) -> Batches:
         self._require_columns({*config.columns, *(("role", "cells") if config.selections else ())})
+        if "prefix" in config.exclude:
+            require_prefix_flags(self.path, self._shards.sources)
         layout = make_layout(self.path, self._shards, config)
         return Batches(self._shards, layout, config, choose_normalisation(self._shards, config))
 

@@ -60,6 +60,15 @@ def find_sources(store: ObjectStore, sharded_dataset: str | None) -> tuple[Sourc
     return found
 
 
+def require_prefix_flags(path: str, sources: Sequence[Source]) -> None:
+    """Raise UsageError for runs that were stored before the prefix was flagged."""
+    if any("share_prefix" not in source.manifest.identity.get("packing", {}) for source in sources):
+        raise UsageError(
+            f"{path}: a version of Layertap stored it that flagged no prefix, so to exclude it would leave nothing out;"
+            " extract it again, or do not exclude 'prefix'"
+        )
+
+
 def _found(store: ObjectStore) -> Iterator[Source]:
     for info in store.list():
         path = PurePosixPath(info.name)

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from layertap.core.columns import FIRST, NO_LABELS, ROLES, SIDES, SINK, SPECIAL, TEST
+from layertap.core.columns import FIRST, NO_LABELS, PREFIX, ROLES, SIDES, SINK, SPECIAL, TEST
 from layertap.view.shard import SampleSeen, ShardSeen, TapSeen
 
 
@@ -43,7 +43,7 @@ def norm_facts(at_tap: TapSeen, seen: ShardSeen) -> NormFacts:
 
 def flag_names(flags: int) -> Iterator[str]:
     """The names of the flags that are the same at all taps."""
-    return (name for name, bit in (("first", FIRST), ("special", SPECIAL)) if flags & bit)
+    return (name for name, bit in (("first", FIRST), ("special", SPECIAL), ("prefix", PREFIX)) if flags & bit)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from math import ceil
 
 import numpy as np
 
-from layertap.core.columns import FIRST, NO_LABELS, SINK, SINK_FACTOR, SPECIAL, Norms
+from layertap.core.columns import FIRST, NO_LABELS, PREFIX, SINK, SINK_FACTOR, SPECIAL, Norms
 from layertap.core.selection import ALL
 from layertap.core.table import table
 from layertap.core.taps import Tap
@@ -138,9 +138,9 @@ def _largest(norms: Norms, most: int) -> Iterator[tuple[int, float]]:
 def _norms(seen: ShardSeen) -> Iterator[str]:
     yield table([_NORMS, *(_norm_row(tap, norm_facts(at_tap, seen)) for tap, at_tap in seen.taps.items())])
     flags = np.concatenate(next(iter(seen.taps.values())).flags)
-    first, special = (int(((flags & bit) > 0).sum()) for bit in (FIRST, SPECIAL))
+    first, special, prefix = (int(((flags & bit) > 0).sum()) for bit in (FIRST, SPECIAL, PREFIX))
     yield (
-        f"{len(flags)} tokens: {first} first of a sample, {special} special;"
+        f"{len(flags)} tokens: {first} first of a sample, {special} special, {prefix} of the prefix;"
         f" a sink's norm is over {SINK_FACTOR:g} times the usual norm"
     )
 

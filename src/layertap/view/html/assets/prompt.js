@@ -23,7 +23,7 @@ function drawPrompt(values, scale) {
 }
 
 function drawDetail() {
-  const token = state.token, flags = { 1: "first", 2: "special", 4: "sink" };
+  const token = state.token, flags = { 1: "first", 2: "special", 4: "sink", 8: "prefix" };
   if (token < 0 || token >= shown.tokens) {
     element("detail-text").textContent = "Choose a token or a cell.";
     return element("detail-chart").replaceChildren();
