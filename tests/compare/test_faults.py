@@ -208,7 +208,7 @@ def test_samples_in_a_row_that_do_not(look: Look, tiny_model: Path, prompts) -> 
     row = np.concatenate(prompts)
     right(look, states, row, lengths=np.array([40, 25]))
     right(look, states, row, cu_seqlens=np.array([0, 40, 65]))
-    told = "run in parts that do not see each other: sample 0 begins anew at token 40"
+    told = "run in parts that do not see each other: sample 0 starts again at token 40"
     assert told in fault(look, states, row)  # nobody says that these are two
 
 
@@ -220,7 +220,7 @@ def test_samples_that_changed_places(look: Look, tiny_model: Path, prompts) -> N
 
 def test_a_text_cut_into_contexts(look: Look, tiny_model: Path, prompts) -> None:
     states = np.concatenate([run(tiny_model, prompts[0][at : at + 16]) for at in (0, 16, 32)])
-    assert "sample 0 begins anew at token 16, 32" in fault(look, states)
+    assert "sample 0 starts again at token 16, 32" in fault(look, states)
 
 
 def padded(prompts, pad: int, *, left: bool) -> tuple[np.ndarray, np.ndarray]:

@@ -93,5 +93,5 @@ def _context(parts: Sequence[_Parts]) -> Context:
         runs += [part.ids[begin:end] for begin, end in zip(part.starts, ends, strict=True)]
     number = next(at for at, part in enumerate(parts) if len(part.starts) > 1)
     at = ", ".join(map(str, parts[number].starts[1:]))
-    told = f"the text was run in parts that do not see each other: sample {number} begins anew at token {at}"
+    told = f"the text was run in parts that do not see each other: sample {number} starts again at token {at}"
     return Context(runs, [(told, pieces)])
