@@ -112,7 +112,7 @@ def leave_unfinished(output: Path, _dataset: Path) -> None:
 DAMAGE = {
     "a flipped bit": (flip, "shard_00001", "CRC-32C"),
     "an output that is gone": (lambda output, _: shutil.rmtree(attempt(output, 1)), "shard_00001", "no such file"),
-    "another shard's output": (swap, "shard_00000", "is of shard_00001, not of shard_00000"),
+    "another shard's output": (swap, "shard_00000", "belongs to shard_00001, not to shard_00000"),
     "another manifest": (leave_unfinished, "shard_00001", "is not the one that done/shard_00001.json names"),
     "a garbled done-manifest": (edit_done, "done/shard_00002.json", "is not a valid done-manifest"),
 }

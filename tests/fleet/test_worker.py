@@ -355,7 +355,7 @@ def test_a_shard_whose_unfinished_output_was_deleted_begins_anew(
         with pytest.raises(KeyboardInterrupt):
             work(changed(uploader, sharded=dataclasses.replace(uploader.sharded, preferred_shard_id=1)))
     delete_output(f"gs://{BUCKET}/activations/tpu_4/shard_00001")
-    with pytest.raises(DamageError, match="is missing"):
+    with pytest.raises(DamageError, match="is gone"):
         work(changed(uploader, sharded=dataclasses.replace(uploader.sharded, preferred_shard_id=1)))
     assert not list(bucket.list("claims/"))
     assert work(uploader).shards == COUNT
@@ -380,7 +380,7 @@ def test_a_place_that_is_no_sharded_dataset_is_named(config: ExtractConfig, tmp_
     with pytest.raises(UsageError, match=r"has no dataset\.json"):
         work(worker_of(config, str(tmp_path / "nothing")))
     cut(config.dataset_path, str(tmp_path / "set"), 2)
-    with pytest.raises(UsageError, match="there is no dataset shard 9; they are 0 to 1"):
+    with pytest.raises(UsageError, match="there is no dataset shard 9; give 0 to 1"):
         work(worker_of(config, str(tmp_path / "set"), preferred_shard_id=9))
     (tmp_path / "set" / "run.json").write_text("{")
     with pytest.raises(LayertapError, match=r"run\.json: is not JSON"):
