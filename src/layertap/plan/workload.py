@@ -75,9 +75,9 @@ class Workload:
     shared_tokens: float
     """Tokens of the prefix, which are not computed for each sample."""
     own_pairs: float
-    """(query, key) pairs within samples, in one layer and head, but for those with the prefix."""
+    """(query, key) pairs within samples, in one layer and head, without those with the prefix."""
     prefix_pairs: float
-    """Those with the prefix."""
+    """(query, key) pairs with the prefix."""
     prefix_rows: float
     """Tokens of the rows in which prefixes are computed, once on each device."""
     longest: int
