@@ -277,6 +277,8 @@ def test_a_list_that_does_not_fit_has_the_most_interesting_features(tmp_path: Pa
         (["--sae", "{sae}", "--sae_tap", "nonsense"], "give --sae_tap, one of residual.1"),
         (["--sae", "{sae}", "{sae}", "{sae}", "--sae_tap", "residual.1", "residual.3"], "--sae_tap: gives 2; give one"),
         (["--features", "3"], "need --sae"),
+        (["--neuronpedia", "np"], "need --sae"),
+        (["--sae", "{sae}", "--neuronpedia", "np", "--terminal"], "--terminal writes nothing"),
         (["--sae", "nowhere"], "no such file"),
         (["--sae", "{sae}", "--max_mb", "0.07"], "--max_mb: not even"),
     ],
@@ -288,3 +290,50 @@ def test_an_autoencoder_that_does_not_fit_is_refused(
     given: list[Any] = [flag.format(sae=autoencoder) for flag in flags]
     assert view(run, "--out", tmp_path / "page.html", *given) == 2
     assert message.format(sae=autoencoder) in capsys.readouterr().err
+
+
+def test_features_are_written_for_neuronpedia_beside_the_page(
+    run: Path, autoencoder: Path, table: FeatureTable, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wide, np_ = write_autoencoder(tmp_path / "wide", width=160), tmp_path / "np"
+    flags = ("--sae_tap", "neurons.1", "--neuronpedia", np_, "--max_samples", "1")
+    assert view(run, "--out", tmp_path / "page.html", "--sae", autoencoder, wide, *flags) == 0
+    files = sorted(str(path.relative_to(np_)) for path in np_.rglob("*.json"))
+    assert files == ["neurons.1/batch-0.json", "residual.3/batch-0.json"]
+    assert f"2 files for Neuronpedia below {np_}" in capsys.readouterr().out
+    batch = json.loads((np_ / "residual.3" / "batch-0.json").read_text())
+    model = Path(layertap.ActivationDataset(run).model_path).name
+    assert (batch["model_id"], batch["layer"], batch["sae_set"]) == (model.lower(), 3, autoencoder.name)
+    assert [feature["feature_index"] for feature in batch["features"]] == np.flatnonzero(table.active).tolist()
+    assert [feature["frac_nonzero"] for feature in batch["features"]] == table.density[table.active > 0].tolist()
+
+
+def test_two_autoencoders_of_one_place_have_folders_of_their_own(run: Path, autoencoder: Path, tmp_path: Path) -> None:
+    other = write_autoencoder(tmp_path / "other", features=30, hook="blocks.3.hook_resid_post")
+    flags = ("--neuronpedia", tmp_path / "np", "--max_samples", "1")
+    assert view(run, "--out", tmp_path / "page.html", "--sae", autoencoder, other, *flags) == 0
+    assert sorted(path.name for path in (tmp_path / "np").iterdir()) == ["residual.3-1", "residual.3-2"]
+
+
+def test_files_of_another_autoencoder_are_not_uploaded_with_it(
+    run: Path, autoencoder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    left = tmp_path / "np" / "residual.3" / "batch-1.json"
+    left.parent.mkdir(parents=True)
+    left.write_text("{}")
+    flags = ("--sae", autoencoder, "--neuronpedia", tmp_path / "np", "--max_samples", "1")
+    assert view(run, "--out", tmp_path / "page.html", *flags) == 2
+    assert "has batch-1.json of another autoencoder" in capsys.readouterr().err
+    left.unlink()
+    assert view(run, "--out", tmp_path / "page.html", *flags) == 0
+
+
+def test_without_a_tokenizer_nothing_is_written_for_neuronpedia(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_autoencoder(tmp_path / "sae", width=4, features=8, hook="blocks.2.hook_resid_post")
+    flags = ("--sae", folder, "--neuronpedia", tmp_path / "np")
+    assert view(texts(tmp_path / "run"), "--out", tmp_path / "page.html", *flags) == 2
+    assert "no tokenizer for the text" in capsys.readouterr().err
+    assert not (tmp_path / "np").exists()
+    assert not (tmp_path / "page.html").exists()

@@ -49,6 +49,9 @@ class ViewConfig:
     features: Annotated[tuple[int, ...], Flag(metavar="FEATURE ...", default="40 that stand out")] = ()
     """Which features of each of --sae to draw in full, counted from 0; all are listed."""
 
+    neuronpedia: Annotated[str | None, Flag(metavar="FOLDER", default="none")] = None
+    """Also write features as Neuronpedia imports them, in a folder for each of --sae below this."""
+
     max_samples: Annotated[int, Flag(metavar="SAMPLES")] = 50
     """The most samples to show."""
 
@@ -64,4 +67,10 @@ class ViewConfig:
         require(0 < self.max_mb < math.inf, f"--max_mb must be positive, not {self.max_mb}")
         require(min(self.channels, default=0) >= 0, "--channels must not be negative; channels are counted from 0")
         require(min(self.features, default=0) >= 0, "--features must not be negative; features are counted from 0")
-        require(bool(self.sae) or not (self.features or self.sae_tap), "--features and --sae_tap need --sae")
+        require(
+            bool(self.sae) or not (self.features or self.sae_tap or self.neuronpedia),
+            "--features, --sae_tap and --neuronpedia need --sae",
+        )
+        require(
+            not (self.terminal and self.neuronpedia), "--terminal writes nothing, so --neuronpedia cannot go with it"
+        )

@@ -22,6 +22,7 @@ import numpy as np
 
 from layertap.core.columns import FIRST, SINK, SPECIAL
 from layertap.core.strict_json import dump_json
+from layertap.errors import UsageError
 from layertap.objects.files import atomic_write
 from layertap.reader.config import Flag
 from layertap.reader.dataset import ActivationDataset
@@ -65,12 +66,14 @@ def write_neuronpedia(
     `model_id` and `sae_set` are Neuronpedia's names of the model and of the set of autoencoders,
     `prompts` the dataset as it is called on the Hugging Face Hub. `exclude` is what `table` was
     counted with. `show` is called with how many samples of how many are read. Raises UsageError
-    where the run's tokenizer is not at hand, StorageError where a file cannot be written.
+    where the run's tokenizer is not at hand, or the folder has more batches, of another call, which
+    would be uploaded with these; StorageError where a file cannot be written.
     """
     decode = dataset.decode
+    fired = np.flatnonzero(table.active).tolist()
+    _refuse_others(folder, {f"batch-{number}.json" for number in range(-(-len(fired) // _FEATURES))})
     ids, values = _windows(dataset, autoencoder, table, exclude, show)
     texts = {id_: decode([id_]) for id_ in np.unique(ids).tolist() if id_ != _NO_TOKEN}
-    fired = np.flatnonzero(table.active).tolist()
     paths = []
     for number, begin in enumerate(range(0, len(fired), _FEATURES)):
         features = [_feature(table, own, ids[own], values[own], texts) for own in fired[begin : begin + _FEATURES]]
@@ -87,6 +90,15 @@ def write_neuronpedia(
         with atomic_write(paths[-1]) as file:
             file.write(dump_json(batch).encode())
     return tuple(paths)
+
+
+def _refuse_others(folder: Path, own: Collection[str]) -> None:
+    others = sorted(path.name for path in folder.glob("batch-*.json") if path.name not in own)
+    if others:
+        raise UsageError(
+            f"{folder}: has {others[0]} of another autoencoder or run, which would be uploaded too; delete its files,"
+            " or name another folder"
+        )
 
 
 def _windows(

@@ -32,6 +32,7 @@ from layertap.shards.statistics_files import merge_runs
 from layertap.view.html.asked import Count, resolve_asked
 from layertap.view.html.features_part import write_features
 from layertap.view.html.figures import Asked, measure_tokens
+from layertap.view.html.neuronpedia import write_uploads
 from layertap.view.html.payload import pack_sample, shorten
 from layertap.view.html.run import describe_run
 
@@ -59,7 +60,8 @@ def write_page(
     show: Callable[[int, int], None] = lambda _done, _total: None,
     count: Count | None = None,
 ) -> tuple[Path, str]:
-    """Write the page that `config` asks for; returns where, and a sentence of what is in it.
+    """Write the page that `config` asks for, and Neuronpedia's files where it asks for them.
+    Returns where the page is, and a sentence of what was written.
     `count` makes the table of an autoencoder; left out, it is counted over the run.
 
     Raises UsageError for what is not there, DamageError for what cannot be believed, StorageError
@@ -68,6 +70,8 @@ def write_page(
     path = local_path(config.out)
     with closing(ActivationDataset(config.path, tokenizer=config.tokenizer)) as dataset:
         taps = _choose_taps(dataset, config)
+        if config.neuronpedia is not None:
+            _ = dataset.decode  # refuses before anything is counted
         asked = resolve_asked(config, dataset, taps, count or partial(_count, show))
         statistics = merge_runs(dataset.runs)
         run = describe_run(dataset, taps, statistics, show)
@@ -88,6 +92,7 @@ def write_page(
                 _write(file, _element(f"sample-{len(shown)}", packed))
                 shown = listed
             _write(file, _closing(shown))
+        told += write_uploads(config, dataset, asked, show)
         return path, _sentence(path, dataset, len(shown), path.stat().st_size) + told
 
 
