@@ -48,10 +48,16 @@ class Page:
         return json.loads(found[1])
 
     def unpack(self, number: int) -> tuple[dict[str, Any], np.ndarray]:
-        """The header of a sample, and its figures [names, taps, tokens]."""
+        """The header of a sample, and its figures [names, taps, tokens]; of a feature those of its
+        own tap are known.
+        """
         header, rest = self._packed(f"sample-{number}")
-        codes = np.frombuffer(rest, "<u2")
-        return header, decode(codes.reshape(len(self.run["names"]), len(self.run["taps"]), header["tokens"]))
+        rows = decode(np.frombuffer(rest, "<u2").reshape(-1, header["tokens"]))
+        count, taps = len(self.run["features"]), len(self.run["taps"])
+        everywhere = rows[: len(rows) - count].reshape(len(self.run["names"]) - count, taps, header["tokens"])
+        features = np.full((count, taps, header["tokens"]), np.nan)
+        features[np.arange(count), header["feature_taps"]] = rows[len(rows) - count :]
+        return header, np.concatenate([everywhere, features])
 
     def top(self, number: int) -> tuple[dict[str, Any], np.ndarray]:
         """The header of a sample in which features are largest, and heats [features, tokens]."""

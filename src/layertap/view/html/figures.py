@@ -8,6 +8,9 @@
     channel c  the value of one channel
     feature f  what a feature of a sparse autoencoder gives, at the tap where that was trained
 
+A feature has one row of values, of its own tap, and not one for each tap: 40 features at 24 layers
+would be four fifths of the numbers of a sample, all but 40 of 1,056 rows of them unknown.
+
 The mean and the variance are those of the whole run, which lie beside its shards, so a sample is
 read once and by itself.
 """
@@ -27,11 +30,19 @@ ALWAYS = ("norm", "cosine", "deviation", "step")
 
 @dataclass(frozen=True, eq=False)
 class Figures:
-    """Some values of each token at each tap."""
+    """Some values of each token at each tap, and features of each token at one tap each."""
 
-    names: tuple[str, ...]
     values: np.ndarray
-    """float64 [names, taps, tokens]"""
+    """float64 [names, taps, tokens]; names are those of `Asked.everywhere`."""
+    features: np.ndarray
+    """float64 [features, tokens]"""
+    feature_taps: tuple[int, ...] = ()
+    """The place among the taps of each feature."""
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens there are values of."""
+        return self.features.shape[1]
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,10 +53,14 @@ class Asked:
     featured: tuple[Featured, ...] = ()
 
     @property
+    def everywhere(self) -> tuple[str, ...]:
+        """What each token has at each tap, in order."""
+        return (*ALWAYS, *(f"channel {channel}" for channel in self.channels))
+
+    @property
     def names(self) -> tuple[str, ...]:
-        """What each token has, in order."""
-        own = (f"channel {channel}" for channel in self.channels)
-        return (*ALWAYS, *own, *(name for name, _, _ in self.features))
+        """What each token has, in order: the features, at one tap each, come last."""
+        return (*self.everywhere, *(name for name, _, _ in self.features))
 
     @property
     def features(self) -> tuple[tuple[str, int, int], ...]:
@@ -64,24 +79,19 @@ def measure_tokens(
     """The values of the first `most` tokens of a sample."""
     before: dict[str, np.ndarray] = {}
     found = []
+    features: dict[int, np.ndarray] = {}
     for tap in taps:
         activation = np.asarray(sample.activation(*tap)[:most], np.float64)
         norms = sample.norms(*tap)[:most].astype(np.float64)
-        own = _of_tap(activation, norms, statistics.get(tap), before.get(tap.site), asked.channels)
-        found.append([*own, *_features(activation, asked, tap)])
+        found.append([*_of_tap(activation, norms, statistics.get(tap), before.get(tap.site), asked.channels)])
+        for number, own in enumerate(asked.featured):
+            if own.tap == tap:
+                features[number] = encode_features(own.autoencoder, activation, own.drawn)
         before[tap.site] = activation
-    return Figures(asked.names, np.array(found).transpose(1, 0, 2))
-
-
-def _features(activation: np.ndarray, asked: Asked, tap: Tap) -> Iterator[np.ndarray]:
-    """The features of a sample at this tap; they are unknown where their autoencoder was not
-    trained.
-    """
-    for own in asked.featured:
-        if own.tap == tap:
-            yield from encode_features(own.autoencoder, activation, own.drawn)
-        else:
-            yield from np.full((len(own.drawn), len(activation)), np.nan)
+    values = np.array(found).transpose(1, 0, 2)
+    none = np.empty((0, values.shape[2]))
+    placed = tuple(taps.index(own.tap) for own in asked.featured for _ in own.drawn)
+    return Figures(values, np.concatenate([none, *(features[number] for number in sorted(features))]), placed)
 
 
 def _of_tap(

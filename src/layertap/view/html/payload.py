@@ -2,7 +2,8 @@
 
     4 bytes     how long the header is, little-endian
     header      JSON, in UTF-8, filled up with spaces to an even number of bytes
-    codes       uint16, [names, taps, tokens]
+    codes       uint16, [names, taps, tokens], and behind them [features, tokens]: the header's
+                `feature_taps` says of which tap each feature is
 
 A browser inflates it by itself when the sample is shown (`DecompressionStream`), so a page of
 fifty samples opens as fast as a page of one.
@@ -31,9 +32,9 @@ _MOST_CHARACTERS = 200
 
 def pack_sample(sample: Sample, figures: Figures, taps: Sequence[Tap], begin: int = 0) -> str:
     """The sample in base64, from token `begin` on, with as many tokens as there are figures of."""
-    header = dump_json(_header(sample, taps, slice(begin, begin + figures.values.shape[2]))).encode()
+    header = dump_json(_header(sample, taps, slice(begin, begin + figures.tokens), figures.feature_taps)).encode()
     header += b" " * (len(header) % 2)
-    codes = encode(figures.values).astype("<u2").tobytes()
+    codes = b"".join(encode(own).astype("<u2").tobytes() for own in (figures.values, figures.features))
     return base64.b64encode(gzip.compress(struct.pack("<I", len(header)) + header + codes, mtime=0)).decode("ascii")
 
 
@@ -42,7 +43,7 @@ def shorten(text: str) -> str:
     return text if len(text) <= _MOST_CHARACTERS else f"{text[:_MOST_CHARACTERS]}…"
 
 
-def _header(sample: Sample, taps: Sequence[Tap], part: slice) -> dict[str, Any]:
+def _header(sample: Sample, taps: Sequence[Tap], part: slice, feature_taps: Sequence[int]) -> dict[str, Any]:
     texts, places = _texts(sample, part)
     tokens = part.stop - part.start
     told = {
@@ -56,6 +57,7 @@ def _header(sample: Sample, taps: Sequence[Tap], part: slice) -> dict[str, Any]:
         "positions": sample.positions[part].tolist(),
         "texts": texts,
         "text_of": places,
+        "feature_taps": list(feature_taps),
         "flags": [sample.flags(*tap)[part].tolist() for tap in taps],
         "origin": _origin(sample.origin),
     }

@@ -97,5 +97,4 @@ def _heats(sample: Sample, piece: Piece, featured: Sequence[Featured]) -> Figure
             found = encode_features(own.autoencoder, np.asarray(activation, np.float32), features)
             rows += [(piece.wanted.index((number, feature)), row) for feature, row in zip(features, found, strict=True)]
     ordered = [row for _, row in sorted(rows, key=lambda it: it[0])]
-    names = tuple(f"{number} {feature}" for number, feature in piece.wanted)
-    return Figures(names, np.array(ordered)[:, None])
+    return Figures(np.empty((0, 0, piece.end - piece.begin)), np.array(ordered))

@@ -44,8 +44,8 @@ function drawDetail() {
 }
 
 function drawTable() {
-  const columns = run.names.map((name) => valuesAt(currentTap(), name));
+  const names = run.names.filter((name) => isKnownAt(currentTap(), name)), columns = names.map((name) => valuesAt(currentTap(), name));
   const rows = shown.ids.map((id, token) => [shown.positions[token], id, textOf(token).replaceAll("\n", "⏎"), shown.roles ? shown.roles[shown.role_of[token]] : "",
     placeOf(token, shown), ...columns.map((values) => digits(values[token]))]);
-  fillTable(element("token-table"), ["token", "id", "text", "role", "cell", ...run.names], rows, [0, 1, ...run.names.map((_, at) => at + 5)]);
+  fillTable(element("token-table"), ["token", "id", "text", "role", "cell", ...names], rows, [0, 1, ...names.map((_, at) => at + 5)]);
 }

@@ -2,8 +2,18 @@
 
 let shown = null; // the sample that is shown, unpacked
 
+// The names of features come last; each is known at one tap alone.
+const everywhere = run.names.length - run.features.length;
+
+function isKnownAt(tap, name) {
+  const feature = run.names.indexOf(name) - everywhere;
+  return feature < 0 || shown.feature_taps[feature] === tap;
+}
+
 function valuesAt(tap, name = state.value) {
-  return figuresAt(shown, run.names.indexOf(name) * run.taps.length + tap);
+  const place = run.names.indexOf(name);
+  if (!isKnownAt(tap, name)) return new Array(shown.tokens).fill(NaN);
+  return figuresAt(shown, place < everywhere ? place * run.taps.length + tap : everywhere * run.taps.length + place - everywhere);
 }
 
 function currentTap() {
