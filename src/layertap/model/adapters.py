@@ -1,23 +1,23 @@
-"""LoRA adapters as PEFT writes them, merged into the matrices that they change when these are read.
+"""LoRA adapters as PEFT writes them. They are merged into the matrices they change, at reading
+time.
 
 An adapter has two thin matrices, A and B, for each matrix W that it changes: W becomes W + s B A.
-The scale s is alpha / r, with rsLoRA alpha / sqrt(r), and both may differ from matrix to matrix.
-DoRA then gives each row of the result a length that the adapter has too, its magnitude. What counts
-is which tensors the file has; `target_modules` says only how they were chosen. `fan_in_fan_out` is
-about layers that no family here has, so PEFT ignores it as well.
+The scale s is alpha / r, or alpha / sqrt(r) with rsLoRA; both may differ between matrices. With
+DoRA the adapter also has a magnitude: the length that each row of the result then gets. The tensors
+in the file decide what is applied; `target_modules` only says how they were chosen.
+`fan_in_fan_out` is about layers that no family here has, so it is ignored, as in PEFT.
 
-A changed tensor is read like a stored one (`Readable`), so `weights.py` knows of no adapter, and
-each device still reads only its own part. The sum is made in float32 and rounded once, to the
-compute dtype. DoRA needs the length of whole rows; they are read a second time for it, in blocks.
+A changed tensor is read like a stored one (`Readable`), so `weights.py` knows nothing of adapters,
+and each device still reads only its own part. The sum is computed in float32 and rounded once, to
+the compute dtype. DoRA needs the length of whole rows; they are read a second time, in blocks.
 
-Several adapters are applied one after the other, each to what those before have made of the model,
-as if each had been merged before the next was trained. Without DoRA that is the sum of all, in any
-order.
+Several adapters are applied in order, each to the result of those before, as if each had been
+merged before the next was trained. Without DoRA this is the sum of all, in any order.
 
-What an adapter has and this module does not apply is refused by name before a weight is read. Only
-what comes after the last layer (head, final norm, a classifier) may be there: no activation depends
-on it. Kinds of LoRA that change the model itself when training begins (PiSSA and its like) are
-refused too, until PEFT has converted them.
+Anything in an adapter that this module does not apply is refused by name before a weight is read.
+Only what comes after the last layer (head, final norm, a classifier) is allowed: no activation
+depends on it. Kinds of LoRA that change the model itself when training begins (PiSSA and similar)
+are refused too, until PEFT has converted them.
 """
 
 import hashlib
@@ -40,11 +40,11 @@ from layertap.model.layout import PREFIXES, matrix_shapes
 from layertap.model.tensors import READABLE, Readable, Tensor, open_safetensors
 
 ADAPTER_CONFIG = "adapter_config.json"
-"""Where it lies, there is an adapter."""
+"""A folder with this file is an adapter."""
 
 _FLAG = "--adapter"
 _TENSORS = "adapter_model.safetensors"
-_SHOWN = 5  # tensors in one message
+_SHOWN = 5  # tensors that one message names
 _BLOCK = 1024  # rows whose lengths are computed at once
 
 _INSIDE = r"(?:base_model\.model\.)?"
@@ -71,7 +71,7 @@ _WAY_OUT = "merge it into the model with peft's `merge_and_unload`, and give tha
 
 @dataclass(frozen=True)
 class Update:
-    """What an adapter does to one matrix: the names of its tensors, and the scale."""
+    """How an adapter changes one matrix: the names of its tensors, and the scale."""
 
     low: str
     """A, [rank, inputs]."""
@@ -90,14 +90,14 @@ class Update:
 
 @dataclass(frozen=True)
 class Adapter:
-    """An adapter that fits its model; nothing is read of its matrices yet."""
+    """An adapter that fits its model; its matrices are not read yet."""
 
     folder: Path
     updates: Mapping[str, Update]
-    """By the name of the tensor that is changed."""
+    """By the name of the tensor that changes."""
 
     def identity(self, names: Iterable[str]) -> str:
-        """A sha256 over what is done to the named tensors."""
+        """A sha256 of the changes to the named tensors."""
         digest = hashlib.sha256()
         with self.open_tensors(names) as tensors:
             for name in sorted(self.updates.keys() & set(names)):
@@ -109,7 +109,7 @@ class Adapter:
 
     @contextmanager
     def open_tensors(self, names: Iterable[str]) -> Iterator[dict[str, Tensor]]:
-        """The adapter's tensors that change the named ones of the model."""
+        """The adapter's tensors that change the named tensors of the model."""
         path = self.folder / _TENSORS
         wanted = [part for name in names if name in self.updates for part in self.updates[name].tensors]
         with open_safetensors(path) as file:
@@ -128,11 +128,11 @@ class Merged:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """That of the matrix which is changed."""
+        """The shape of the matrix that is changed."""
         return self.base.shape
 
     def read(self, *index: slice) -> np.ndarray:
-        """The part that rows and columns cut out."""
+        """The part that these rows and columns select."""
         rows, inputs = index
         values = self._sum(rows, inputs)
         if self.magnitude is not None:
@@ -148,7 +148,7 @@ class Merged:
 
     @cached_property
     def _stretch(self) -> np.ndarray:
-        """What each row is multiplied by to have the length that the adapter says."""
+        """The factor for each row that gives it the length that the adapter says."""
         assert self.magnitude is not None
         outputs = self.shape[0]
         blocks = (slice(first, min(first + _BLOCK, outputs)) for first in range(0, outputs, _BLOCK))
@@ -158,7 +158,7 @@ class Merged:
 
 @contextmanager
 def merged(tensors: Mapping[str, Tensor], adapters: Sequence[Adapter]) -> Iterator[dict[str, Readable]]:
-    """The model's tensors as the adapters change them, one after the other."""
+    """The model's tensors with the adapters applied in order."""
     found: dict[str, Readable] = {**tensors}
     with ExitStack() as stack:
         for adapter in adapters:
@@ -173,7 +173,8 @@ def merged(tensors: Mapping[str, Tensor], adapters: Sequence[Adapter]) -> Iterat
 def open_adapter(name: str, model: DecoderConfig) -> Adapter:
     """Open the adapter in a folder, or fetch one from the Hub.
 
-    Raises ModelError where there is none, it does not fit the model, or not all of it is applied.
+    Raises ModelError if there is none, if it does not fit the model, or if a part cannot be
+    applied.
     """
     folder = hub.find(_FLAG, name, [ADAPTER_CONFIG, _TENSORS]).folder
     settings = read_settings(folder)
@@ -194,7 +195,7 @@ def open_adapter(name: str, model: DecoderConfig) -> Adapter:
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
-    """The adapter's config; raises ModelError where there is none."""
+    """The adapter's config; raises ModelError if there is none."""
     path = folder / ADAPTER_CONFIG
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
@@ -226,9 +227,7 @@ def _refuse_other_kinds(folder: Path, settings: Mapping[str, Any]) -> None:
 
 
 def _updates(folder: Path, settings: Mapping[str, Any], stored: Sequence[str]) -> dict[str, Update]:
-    """By the tensor of the model; raises ModelError for tensors of the adapter that would be left
-    out.
-    """
+    """Updates by the model's tensor; raises ModelError for adapter tensors that do not count."""
     parts: dict[str, dict[str, str]] = {}
     changed, unknown = {}, []
     for name in stored:
@@ -259,8 +258,8 @@ def _update(folder: Path, settings: Mapping[str, Any], module: str, found: Mappi
 
 
 def _of_module(folder: Path, settings: Mapping[str, Any], module: str, patterns: str, key: str) -> float:
-    """The number of the first pattern that the module's name ends with, as in PEFT; else the one
-    of all. What the config does not have is 8 in PEFT.
+    """The number of the first pattern that the module's name ends with, as in PEFT; else the number
+    for all modules. If the config has neither, it is 8, as in PEFT.
     """
     given = settings.get(patterns) or {}
     try:
@@ -273,7 +272,7 @@ def _of_module(folder: Path, settings: Mapping[str, Any], module: str, patterns:
 
 
 def _misfits(changed: str, update: Update, tensors: Mapping[str, Tensor], model: DecoderConfig) -> Iterator[str]:
-    """Why an update cannot be applied to the tensor."""
+    """The reasons why an update cannot be applied to the tensor."""
     _, _, number, inner = changed.split(".", 3)
     shape = matrix_shapes(model).get(inner)
     if shape is None:

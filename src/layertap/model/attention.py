@@ -1,13 +1,13 @@
 """Causal attention over packed rows.
 
-One int32 array says who sees whom: token q of a row attends to token k where seg_start[q] <= k <=
-q. It never falls inside a row. A window is such an array too, in which the start moves on with q.
-Padding tokens carry their own index, attend to themselves alone, and so never make a NaN.
+One int32 array says which tokens see which: token q of a row attends to token k if seg_start[q] <=
+k <= q. The array never decreases within a row. A window is such an array too, whose start moves
+with q. Padding tokens have their own index and attend only to themselves, so they never make a NaN.
 
-With a prefix (`shared`), every token sees those tokens first, whose keys and values are the same
-for all rows and come from outside. The online softmax begins with them in place of nothing. They
-stand before the sample, so a token that is i tokens into its sample is i + P tokens into what it
-sees, and a window counts so.
+With a prefix (`shared`), every token also sees the tokens of the prefix. Their keys and values are
+the same for all rows and come from outside; the online softmax starts from them. They come before
+the sample: the token at position i of its sample is at position i + P of what it sees, and windows
+count in this way.
 
 Shapes (one legend for the package `model`):
 
@@ -17,14 +17,14 @@ Shapes (one legend for the package `model`):
 
 `attend_dense` is the definition, for tests; its memory is quadratic in T. `attend_flash` computes
 the same with an online softmax (Milakov and Gimelshein 2018, arXiv 1805.02867) over key blocks. It
-begins each query block at the first key block that one of its samples needs: a packed row pays
-nothing for its neighbours, and memory stays linear in T. Blocks of keys that every query of a block
-sees go first, several at a time and without a mask; in long samples those are nearly all. Loop
-bounds are data, so there is one program for all packings. The query heads of a group are folded
-into the rows of one product, so keys and values are never repeated.
+starts each query block at the first key block that one of its samples needs: samples in one row add
+no cost to each other, and memory is linear in T. Key blocks that every query of a block sees go
+first, several at a time and without a mask; in long samples these are nearly all. Loop bounds are
+data, so one program serves all packings. The query heads of a group are folded into the rows of one
+product, so keys and values are never repeated.
 
-Queries arrive scaled by D ** -0.5. Products take the operands' dtype and sum in float32; softmax
-is float32; the result has the operands' dtype, which is what the output projection takes.
+Queries come scaled by D ** -0.5. Products take the operands' dtype and sum in float32; softmax is
+float32; the result has the operands' dtype, which the output projection takes.
 """
 
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -42,8 +42,9 @@ Shared = tuple[Float[Array, "P K D"], Float[Array, "P K D"]]  # keys and values 
 
 @runtime_checkable
 class Attend(Protocol):
-    """What every kernel is: with a `window` a token sees so many tokens, itself included; with a
-    `cap` scores s become cap * tanh(s / cap); with `shared` all samples go on from that prefix.
+    """The interface of every kernel. With a `window`, a token sees at most that many tokens, itself
+    included. With a `cap`, scores s become cap * tanh(s / cap). With `shared`, samples follow a
+    prefix.
     """
 
     def __call__(
@@ -57,23 +58,23 @@ class Attend(Protocol):
         cap: float | None = None,
         shared: Shared | None = None,
     ) -> Float[Array, "B T K G D"]:
-        """What each head gathers."""
+        """The weighted values of each head."""
         ...
 
 
-# Queries at a time, and keys at a time where some query does not see all of them. Measured on two
-# CPU cores with 14/2 heads of 64 (docs/LOG.md), as is what follows.
+# Queries at a time, and keys at a time where some query does not see all of them. This and the
+# following were measured on two CPU cores with 14/2 heads of 64 (docs/LOG.md).
 BLOCK = 128
 
-# Blocks of keys at a time where every query sees all of them: no mask, and fewer turns of the loop.
+# Key blocks at a time where every query sees all of them: no mask, and fewer loop iterations.
 _CLEAR = 2
 
 # Tokens of a prefix at a time.
 _PIECE = 320
 
-# Columns of ones beside the values, so that the product which sums values also sums weights: 10 %
-# faster than a reduction of its own, and the sum is then of the same rounded weights. 16 keep the
-# columns aligned.
+# Columns of ones beside the values: the product that sums values then sums weights too. This is 10
+# % faster than a separate reduction, and sums the same rounded weights. 16 keep the columns
+# aligned.
 _ONES = 16
 
 _MASKED = -1e30
@@ -116,9 +117,9 @@ def attend_flash(
     cap: float | None = None,
     shared: Shared | None = None,
 ) -> Float[Array, "B T K G D"]:
-    """The same as `attend_dense`, block by block.
+    """Compute the same as `attend_dense`, block by block.
 
-    T must be a multiple of `BLOCK`, or no larger than it.
+    T must be a multiple of `BLOCK`, or not larger than it.
     """
     own = within(seg_start, window)
     if shared is None:
@@ -129,7 +130,7 @@ def attend_flash(
 
 
 def within(seg_start: SegStart, window: int | None) -> SegStart:
-    """Where the tokens begin that each token sees, if it sees at most `window` of them."""
+    """The first token that each token sees, if it sees at most `window` of them."""
     if window is None:
         return seg_start
     first = jnp.arange(seg_start.shape[1], dtype=seg_start.dtype) - (window - 1)
@@ -137,7 +138,7 @@ def within(seg_start: SegStart, window: int | None) -> SegStart:
 
 
 def firsts_of(seg_start: SegStart, shared: Shared, window: int | None) -> Int[Array, "B T"]:
-    """The first token of the prefix that each token sees; P where the window hides all of it."""
+    """The first prefix token that each token sees; P if the window hides the whole prefix."""
     if window is None:
         return jnp.zeros_like(seg_start)
     tokens = shared[0].shape[0]
@@ -146,18 +147,18 @@ def firsts_of(seg_start: SegStart, shared: Shared, window: int | None) -> Int[Ar
 
 
 class _Pieces(NamedTuple):
-    """A prefix by heads, with padding before it, for as many equal pieces as it has."""
+    """A prefix by heads, padded at the front to a whole number of equal pieces."""
 
     keys: Float[Array, "K P D"]
     values: Float[Array, "K P D1"]
     pieces: int
     padding: int
     in_part: bool
-    """Whether some token may see a part of it only."""
+    """Whether some token may see only a part of the prefix."""
 
     @property
     def masked(self) -> bool:
-        """Whether there is anything that is not to be seen."""
+        """Whether anything must be hidden."""
         return self.in_part or self.padding > 0
 
 
@@ -222,8 +223,8 @@ def _attend_row(
             begin = jnp.min(sees) // count if prefix.masked else 0
             return lax.fori_loop(begin, prefix.pieces, piece, nothing)
 
-        # `seg_start` never falls inside a row: the first query needs the earliest keys, and what
-        # the last one sees of the blocks before this one, all see.
+        # `seg_start` never decreases within a row: the first query needs the earliest keys, and the
+        # keys that the last query sees in the blocks before this one are seen by all.
         needed, clear = starts[0] // block, jnp.minimum(-(-starts[-1] // block), i)
         wide = min(_CLEAR, tokens // block)
         turns = (i - clear) // wide
@@ -247,7 +248,7 @@ def _attend_row(
 
 
 def capped(scores: Array, cap: float | None) -> Array:
-    """Scores that come no closer to `cap` than tanh lets them; None: as they are."""
+    """Scores limited to below `cap` by tanh; unchanged if `cap` is None."""
     return scores if cap is None else cap * jnp.tanh(scores / cap)
 
 
@@ -261,7 +262,7 @@ def _no_softmax(kv_heads: int, queries: int, size: int) -> _Softmax:
 
 
 def _accumulate(softmax: _Softmax, scores: Float[Array, "K Gq k"], values: Float[Array, "K k D1"]) -> _Softmax:
-    """Fold the scores of one block of keys, and the values there, into the running softmax."""
+    """Add one block of keys, by its scores and values, to the running softmax."""
     maximum, summed = softmax
     new_maximum = jnp.maximum(maximum, jnp.max(scores, axis=-1, keepdims=True))
     weights = jnp.exp(scores - new_maximum).astype(values.dtype)

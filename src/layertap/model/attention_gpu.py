@@ -1,17 +1,17 @@
 """Causal attention over packed rows on GPU: one Pallas kernel for Triton (Ampere and later).
 
-Each program takes one block of queries of one head, and walks over key blocks with an online
-softmax, from the first one that the block's first query needs up to the diagonal: as on CPU
-(`attention.py`), a packed row pays nothing for its neighbours. With a prefix the walk begins there.
-Key-value heads are found by index, so they are never repeated for the query heads of a group.
+Each program takes one query block of one head, and loops over key blocks with an online softmax,
+from the first key block that its first query needs up to the diagonal. As on CPU (`attention.py`),
+samples in one row add no cost to each other. With a prefix, the loop starts there. Key-value heads
+are found by index, so they are never repeated for the query heads of a group.
 
-Not taken: JAX's own Triton kernel (segment ids, but it visits every block below the diagonal, and
-repeats key-value heads), and cuDNN's packed layout (Hopper only, through a private function of JAX,
-bfloat16 only). Shapes as in `attention.py`. Scores and sums are float32; float32 operands are
+Rejected: JAX's own Triton kernel (it has segment ids, but visits every block below the diagonal,
+and repeats key-value heads), and cuDNN's packed layout (Hopper only, through a private function of
+JAX, bfloat16 only). Shapes as in `attention.py`. Scores and sums are float32; float32 operands are
 multiplied at full precision, not as TF32.
 
-JAX calls its Triton backend deprecated from 0.11 on, and has it in 0.12 still. `pl.dot` went first,
-hence `lax` here.
+JAX deprecates its Triton backend since 0.11, and still has it in 0.12. `pl.dot` went first, so we
+use `lax` here.
 """
 
 from collections.abc import Callable
@@ -33,7 +33,7 @@ _MASKED = -1e30
 
 
 class Blocks(NamedTuple):
-    """The queries of a program, the keys of one turn of its loop, and the warps that share both."""
+    """Queries of a program, keys of one loop iteration, and warps that share both."""
 
     queries: int
     keys: int
@@ -41,11 +41,11 @@ class Blocks(NamedTuple):
 
 
 def blocks_for(dtype: DTypeLike, size: int) -> Blocks:
-    """What fits the registers and the shared memory (99 KiB on small cards) of a multiprocessor.
+    """The sizes that fit a multiprocessor's registers and shared memory (99 KiB on small cards).
 
     Without TF32 no matrix unit takes float32: each thread keeps its share of all operands in
-    registers. Blocks as large as those of bfloat16 spilled 27 KB a thread and took 160 KB of shared
-    memory, says the compiler (docs/LOG.md).
+    registers. With blocks as large as for bfloat16, the compiler reports 27 KB of spills a thread
+    and 160 KB of shared memory (docs/LOG.md).
     """
     if jnp.dtype(dtype) == jnp.float32:
         return Blocks(64, 32, 8)
@@ -63,7 +63,7 @@ def attend_triton(
     shared: Shared | None = None,
     interpret: bool = False,
 ) -> Float[Array, "B T K G D"]:
-    """Attention; T must be a multiple of 128, D a power of two. `interpret` needs no GPU."""
+    """Attention. T must be a multiple of 128, D a power of two. `interpret` needs no GPU."""
     rows, tokens, kv_heads, group, size = queries.shape
     if tokens % _ROW_MULTIPLE:
         raise ValueError(f"rows of {tokens} tokens are not a multiple of {_ROW_MULTIPLE}")
@@ -94,7 +94,7 @@ def attend_triton(
 
 def _attend_block(blocks: Blocks, cap: float | None, query_ref, key_ref, value_ref, start_ref, *refs) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN002
     """Attention of query block [q, D] of one head over keys and values [T, D], and over those of
-    the prefix [P, D] before them, where `refs` has them.
+    the prefix [P, D] before them, if `refs` has them.
     """
     *before, mixed_ref = refs
     query, starts = query_ref[...], start_ref[...]
@@ -108,7 +108,7 @@ def _attend_block(blocks: Blocks, cap: float | None, query_ref, key_ref, value_r
             visible = see(j * blocks.keys + jnp.arange(blocks.keys))
             scores = jnp.where(visible, capped(_product(query, key_ref[span, :], contract=1), cap), _MASKED)
             new_maximum = jnp.maximum(maximum, jnp.max(scores, axis=1))
-            # A query that sees no key here has met none yet: its maximum is the mask, exp(0) is 1.
+            # A query that sees no key here has seen none yet: its maximum is the mask, exp(0) is 1.
             weights = jnp.where(visible, jnp.exp(scores - new_maximum[:, None]), 0.0)
             shrink = jnp.exp(maximum - new_maximum)
             summed = _product(weights.astype(value_ref.dtype), value_ref[span, :], contract=0)
@@ -126,7 +126,7 @@ def _attend_block(blocks: Blocks, cap: float | None, query_ref, key_ref, value_r
         firsts, count = first_ref[...], shared_keys.shape[0] // blocks.keys
         begin = folded(shared_keys, shared_values, partial(_sees, firsts))
         carry = lax.fori_loop(jnp.min(firsts) // blocks.keys, count, begin, carry)
-    # `seg_start` never falls inside a row: the first query of a block needs the earliest keys.
+    # `seg_start` never decreases within a row: a block's first query needs the earliest keys.
     bounds = jnp.min(starts) // blocks.keys, (first + blocks.queries) // blocks.keys
     see_own = lambda columns: _sees(starts, columns) & (columns[None, :] <= rows[:, None])  # noqa: E731
     mixed, _, total = lax.fori_loop(*bounds, folded(key_ref, value_ref, see_own), carry)
@@ -138,6 +138,6 @@ def _sees(firsts: Array, columns: Array) -> Array:
 
 
 def _product(left: Array, right: Array, *, contract: int) -> Array:
-    """Rows of `left` by dimension `contract` of `right`; HIGHEST keeps Triton from TF32."""
+    """Multiply rows of `left` by dimension `contract` of `right`; HIGHEST avoids TF32."""
     dimensions = (((1,), (contract,)), ((), ()))
     return lax.dot_general(left, right, dimensions, lax.Precision.HIGHEST, preferred_element_type=jnp.float32)

@@ -1,23 +1,22 @@
 """Causal attention over packed rows on TPU: JAX's own splash kernel, with segment ids.
 
-`seg_start` itself is the segment id: two tokens of a row are of one sample exactly where it is
-equal, and a padding token has its own. So splash's causal mask, and-ed with equality of segments,
-is the definition in `attention.py`.
+`seg_start` is the segment id: two tokens of a row belong to one sample exactly if it is equal, and
+a padding token has its own. So splash's causal mask, and-ed with equality of segments, is the
+definition in `attention.py`.
 
-The kernel skips blocks above the diagonal, not blocks of neighbours: a packed row pays attention
-for its whole length. That is why rows should stay short on TPU (2,048 to 4,096 tokens: 2 to 11 % of
-all operations). Blocks of 1,024 were a third faster than 512 on v6e (axlearn#958); scores are
-computed 512 keys at a time to stay within VMEM.
+The kernel skips blocks above the diagonal, but not blocks of other samples, so a packed row costs
+attention over its whole length. Keep rows short on TPU (2,048 to 4,096 tokens: 2 to 11 % of all
+operations). Blocks of 1,024 were a third faster than 512 on v6e (axlearn#958); scores are computed
+512 keys at a time to stay within VMEM.
 
-A prefix is no part of the rows: segment ids are equal or not, so one key cannot be of several
-samples. Its part is a product of all queries with its few keys, left to XLA in blocks of queries,
-and merged with the kernel's result by the sums of the weights, which the kernel gives as
-logarithms.
+A prefix is not part of the rows: segment ids are equal or not, so one key cannot belong to several
+samples. XLA multiplies all queries with the few keys of the prefix, in blocks of queries. The
+result is merged with the kernel's by the sums of the weights; the kernel returns their logarithms.
 
 Shapes as in `attention.py`. The query heads of a group share one key-value head (splash's
 multi-query form); rows and key-value heads are mapped over. Matrix products take bfloat16 operands;
-float32 operands are given full precision, through the context in which the kernel is traced, since
-it has no argument for it.
+float32 operands get full precision, through the context in which the kernel is traced, since it has
+no argument for it.
 """
 
 from contextlib import nullcontext
@@ -37,7 +36,7 @@ from layertap.model.attention import Keys, Queries, SegStart, Shared, capped, fi
 _LARGEST_BLOCK = 1024
 _LARGEST_COMPUTE_BLOCK = 512
 _SMALLEST_BLOCK = 128  # of the kernel
-_MERGED_QUERIES = 512  # at a time with the prefix: their scores are a few dozen MB
+_MERGED_QUERIES = 512  # at a time with the prefix: their scores take a few dozen MB
 
 
 def attend_splash(
@@ -51,7 +50,7 @@ def attend_splash(
     shared: Shared | None = None,
     interpret: bool = False,
 ) -> Float[Array, "B T K G D"]:
-    """Attention; T must be a multiple of 128. `interpret` needs no TPU."""
+    """Compute attention. T must be a multiple of 128. `interpret` needs no TPU."""
     tokens, group = queries.shape[1], queries.shape[3]
     kernel = _kernel(tokens, group, window, cap, shared is not None, interpret)
 
@@ -94,8 +93,8 @@ def _merge_prefix(
     shared: Shared,
     cap: float | None,
 ) -> Float[Array, "B T K G D"]:
-    """What queries gather from the prefix and from their own row, of which `own_sum` is the
-    logarithm of the sum of the weights.
+    """Merge the results of queries for the prefix and for their own row. `own_sum` is the logarithm
+    of the row's sum of weights.
     """
     keys, values = shared
     precision = lax.Precision.HIGHEST if queries.dtype == jnp.float32 else lax.Precision.DEFAULT
@@ -121,7 +120,7 @@ def _kernel(
     mask = masks.MultiHeadMask([one for _ in range(group)])
     block = _block(tokens, _LARGEST_BLOCK)
     sizes = splash.BlockSizes(block_q=block, block_kv=block, block_kv_compute=_block(block, _LARGEST_COMPUTE_BLOCK))
-    # Made outside of any trace: the kernel keeps arrays that tell which blocks to visit.
+    # Build this outside of any trace: the kernel keeps arrays that say which blocks to visit.
     with jax.ensure_compile_time_eval():
         return splash.make_splash_mqa(
             mask,

@@ -1,16 +1,15 @@
 """A Hugging Face checkpoint, in a folder or on the Hub: its files, and its tensors by name.
 
-A Hub id is fetched with `huggingface_hub` into its ordinary cache, in two steps: first config,
-tokenizer and weight index, then, once the taps are known, only the safetensors files that hold a
-needed tensor. A 72B checkpoint tapped at layer 20 downloads a quarter of its files. The second step
-asks for the commit that the first one got, so an update of the repository in between never mixes
-two versions.
+`huggingface_hub` fetches a Hub id into its ordinary cache, in two steps: first config, tokenizer
+and weight index; then, once the taps are known, only the safetensors files that hold a needed
+tensor. A 72B checkpoint tapped at layer 20 downloads a quarter of its files. The second step asks
+for the commit of the first step, so an update of the repository in between never mixes versions.
 
 `identity` tells two checkpoints apart without reading them whole. It reads the dtype, the shape and
-the leading numbers of each needed tensor: all of a vector, the first row of a matrix. Tensors above
-the last tap do not count, nor does how tensors are split into files: no activation depends on them.
+the leading numbers of each needed tensor: all of a vector, the first row of a matrix. It ignores
+tensors above the last tap and how tensors are split into files: no activation depends on them.
 Hashing every byte of a 72B checkpoint would take longer than loading it, and training changes first
-rows too. What `identity` cannot see is a matrix that was edited by hand further down. Adapters have
+rows too. `identity` cannot see that someone edited a matrix further down by hand. Adapters have
 identities of their own.
 """
 
@@ -54,17 +53,17 @@ class Checkpoint:
     hub_id: str | None
     config: DecoderConfig
     adapters: tuple[Adapter, ...] = ()
-    """What is merged into its weights, in this order."""
+    """Adapters merged into its weights, in this order."""
 
     def tensor_files(self, names: Iterable[str]) -> dict[str, Path]:
-        """The safetensors file of each tensor, fetched first where the checkpoint is on the Hub.
+        """The safetensors file of each tensor; fetches it first if the checkpoint is on the Hub.
 
         Raises ModelError if there is none, or if the index lacks tensors; it names the first five.
         """
         return {name: path for name, (path, _) in self._places(names).items()}
 
     def _places(self, names: Iterable[str]) -> dict[str, tuple[Path, str]]:
-        """The file of each tensor, and what it is called there."""
+        """The file of each tensor, and the tensor's name there."""
         wanted = list(names)
         index = self._weight_map()
         if index is None:
@@ -90,13 +89,13 @@ class Checkpoint:
                 )
 
     def _instead(self) -> str:
-        """What other weights the folder holds, for a message."""
+        """The other weights in the folder, for a message."""
         others = sorted(path.name for path in self.folder.glob("pytorch_model*.bin"))
         return f"; {others[0]} is there: save the model once more with transformers, which writes it" if others else ""
 
     @contextmanager
     def open_tensors(self, names: Iterable[str]) -> Iterator[dict[str, Tensor]]:
-        """Those of the named tensors that their files hold, fetched first if they are on the Hub.
+        """The named tensors that their files hold; fetches the files first if they are on the Hub.
 
         Raises ModelError as `tensor_files` does, and for a file that is not whole safetensors.
         """
@@ -112,9 +111,9 @@ class Checkpoint:
             }
 
     def identity(self, names: Iterable[str]) -> str:
-        """A sha256 over `config.json` and each tensor's name, dtype, shape and leading numbers.
+        """A sha256 of `config.json` and each tensor's name, dtype, shape and leading numbers.
 
-        Raises ModelError as `open_tensors` does, and where a file lacks a tensor.
+        Raises ModelError as `open_tensors` does, and if a file lacks a tensor.
         """
         digest = hashlib.sha256((self.folder / "config.json").read_bytes())
         wanted = sorted(names)
@@ -126,8 +125,8 @@ class Checkpoint:
         return digest.hexdigest()
 
     def _weight_map(self) -> dict[str, str] | None:
-        """Tensor -> file, or None where one file has all: as in transformers, where it is there, it
-        counts, and not an index beside it.
+        """Tensor -> file; None if one file has all. If that file is there, it counts, and not an
+        index beside it, as in transformers.
         """
         path = self.folder / _INDEX
         if (self.folder / _SINGLE).exists():
@@ -146,8 +145,8 @@ class Checkpoint:
 
 
 def open_checkpoint(model_path: str, revision: str | None = None, adapters: Sequence[str] = ()) -> Checkpoint:
-    """Open the checkpoint in a folder, or fetch the small files of one on the Hub; with adapters,
-    each in a folder or on the Hub.
+    """Open the checkpoint in a folder, or fetch the small files of one on the Hub. Each adapter may
+    be in a folder or on the Hub, too.
 
     Raises ModelError for a missing folder, an unknown id or revision, no network, another kind of
     model, or an adapter that does not fit it.
@@ -167,7 +166,7 @@ def _refuse_adapter_alone(folder: Path, model_path: str) -> None:
 
 
 def _refuse_adapter_beside(folder: Path, model_path: str, names: Sequence[str], opened: Sequence[Adapter]) -> None:
-    """Where there is one, transformers applies it, and gives other activations than the model."""
+    """Refuse an adapter in the folder: transformers would apply it, and give other activations."""
     given = model_path in names or any(adapter.folder.resolve() == folder.resolve() for adapter in opened)
     if (folder / ADAPTER_CONFIG).exists() and not given:
         raise ModelError(
@@ -177,10 +176,10 @@ def _refuse_adapter_beside(folder: Path, model_path: str, names: Sequence[str], 
 
 
 def _stored_name(name: str, stored: Container[str], *, tied: bool) -> str | None:
-    """What a tensor is called in a checkpoint with these names; None where it is not there.
+    """The name of a tensor in a checkpoint with these names; None if it is not there.
 
-    Checkpoints of the bare decoder leave `model.` out, those of models with images put a part
-    before it, and tied embeddings may be there as the head alone.
+    Checkpoints of the bare decoder omit `model.`, those of models with images add a part before it,
+    and tied embeddings may be stored as the head alone.
     """
     inner = name.removeprefix("model.")
     names = [f"{prefix}{inner}" for prefix in PREFIXES]

@@ -1,9 +1,9 @@
 """The shape of a decoder: everything in a checkpoint's `config.json` that decides its activations.
 
-One class for all families. A field that only some families use has a default which switches it off,
-so Qwen 2.5 is the plain case. `families/` reads each family's `config.json` into it. What a family
-has that no field says is refused there, because running it all the same would give plausible but
-wrong activations. This module does not import JAX.
+One class serves all families. A field that only some families use has a default that switches it
+off, so Qwen 2.5 is the plain case. `families/` reads each family's `config.json` into it, and
+refuses features that no field describes: running without them would give plausible but wrong
+activations. This module does not import JAX.
 """
 
 from dataclasses import dataclass
@@ -24,16 +24,16 @@ class Rope:
     kind: RopeKind = "default"
     factor: float = 1.0
     original_context: int = 0
-    """How many positions the model knew before it was scaled."""
+    """How many positions the model knew before scaling."""
     low_frequency_factor: float = 1.0
     high_frequency_factor: float = 4.0
     beta_fast: float = 32.0
     beta_slow: float = 1.0
     truncate: bool = True
     attention_factor: float = 1.0
-    """What cosines and sines are multiplied by."""
+    """The factor for cosines and sines."""
     factors: tuple[float, ...] = ()
-    """One for each pair of a head's values; longrope."""
+    """One for each pair of a head's values; longrope only."""
 
     def __post_init__(self) -> None:
         """Refuse a base that float32 cannot hold."""
@@ -43,7 +43,7 @@ class Rope:
 
 @dataclass(frozen=True)
 class DecoderConfig:
-    """A decoder's shape, and which of the families' peculiarities it has."""
+    """A decoder's shape, and the special features of its family."""
 
     hidden_size: int
     intermediate_size: int
@@ -56,15 +56,15 @@ class DecoderConfig:
     rope_theta: float
     tie_word_embeddings: bool
     model_type: str = "qwen2"
-    """As transformers calls the family."""
+    """The family's name in transformers."""
     context: int | None = None
-    """The most tokens of a sequence: `max_position_embeddings`."""
+    """The most tokens in a sequence: `max_position_embeddings`."""
     rope: Rope | None = None
     """How rotary positions are scaled; None: not at all."""
     local_rope: Rope | None = None
-    """Rotary positions of the layers with a window; None: the same as everywhere."""
+    """Rotary positions of layers with a window; None: the same as in other layers."""
     rotary_dim: int | None = None
-    """How many of a head's values are turned; None: all."""
+    """How many of a head's values are rotated; None: all."""
     qkv_bias: bool = True
     output_bias: bool = False
     mlp_bias: bool = False
@@ -73,18 +73,18 @@ class DecoderConfig:
     head_norms: bool = False
     """A norm on each head's queries and keys."""
     offset_norms: bool = False
-    """Whether norms store their scale less 1."""
+    """Whether norms store their scale minus 1."""
     norms_after: bool = False
-    """Norms behind attention and MLP too, before they are added."""
+    """Whether norms also follow attention and MLP, before the add."""
     activation: Activation = "silu"
     embedding_scale: float = 1.0
     query_scale: float | None = None
-    """What queries are multiplied by; None: head_dim ** -0.5."""
+    """The factor for queries; None: head_dim ** -0.5."""
     score_cap: float | None = None
     """Attention scores s become cap * tanh(s / cap)."""
     windows: tuple[int | None, ...] = ()
-    """For each layer how many tokens a token sees, itself included; None: all. Empty: none has a
-    window."""
+    """For each layer, how many tokens a token sees, itself included; None: all. Empty: no layer has
+    a window."""
 
     def __post_init__(self) -> None:
         """Refuse shapes that no attention layer can have."""
@@ -110,7 +110,7 @@ class DecoderConfig:
                 return self.hidden_size
 
     def window(self, layer: int) -> int | None:
-        """How many tokens a token of this layer sees; None: all before it."""
+        """How many tokens a token in this layer sees; None: all before it."""
         return self.windows[layer] if self.windows else None
 
     def rope_of(self, layer: int) -> Rope:
@@ -121,7 +121,7 @@ class DecoderConfig:
 
 
 # The published shapes (config.json of Qwen/Qwen2.5-*). Base, Instruct, Coder and Math of one size
-# share theirs; what differs (rope_theta: 1e4 for Math, else 1e6) is read from the checkpoint.
+# share a shape; rope_theta (1e4 for Math, else 1e6) is read from the checkpoint.
 _PUBLISHED = {
     #        hidden, intermediate, layers, heads, kv heads, vocabulary, tied
     "0.5b": (896, 4864, 24, 14, 2, 151_936, True),

@@ -1,9 +1,9 @@
-"""A `config.json`, read key by key: each value checked when it is asked for, by its name.
+"""A `config.json`, read key by key. Each value is checked when it is asked for by name.
 
-An absent key has the default of its family's config class in transformers (`with_defaults`). A null
-is the same, but for the keys of `_NULL_SAYS`, where it is an answer of its own: null as
-`sliding_window` is no window, while the default of Mistral is one. All methods raise ModelError
-naming the file and the key.
+A missing key gets the default of its family's config class in transformers (`with_defaults`). So
+does null, except for the keys of `_NULL_SAYS`, where null has a meaning: null as `sliding_window`
+means no window, while Mistral's default is a window. All methods raise ModelError naming the file
+and the key.
 """
 
 import json
@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 from layertap.errors import ModelError
 from layertap.model.config import Rope
 
-# Rope settings are in `rope_parameters` since transformers 5, before in `rope_scaling`, or in both.
+# Rope settings are in `rope_parameters` since transformers 5, in `rope_scaling` before, or in both.
 ROPE_KEYS = ("rope_parameters", "rope_scaling")
 _SCALED = ("linear", "llama3", "yarn", "longrope", "su")
 _NULL_SAYS = ("sliding_window", "num_key_value_heads", "attn_logit_softcapping")
@@ -54,18 +54,18 @@ class ConfigFile:
         raise ModelError(f"{self.path}: {why}")
 
     def section(self, key: str) -> "ConfigFile":
-        """An object in the file, as a file of its own."""
+        """An object in the file, as a ConfigFile."""
         return ConfigFile(self.path, self.mapping(key))
 
     def mapping(self, key: str) -> Mapping[str, Any]:
-        """An object; empty where there is none."""
+        """An object; empty if there is none."""
         value = self.raw.get(key) or {}
         if not isinstance(value, dict):
             self.refuse(f"{key} is {value!r}, not an object")
         return value
 
     def items(self, key: str) -> Sequence[Any]:
-        """A list; empty where there is none."""
+        """A list; empty if there is none."""
         value = self.raw.get(key) or []
         if not isinstance(value, list):
             self.refuse(f"{key} is {value!r}, not a list")
@@ -82,14 +82,14 @@ class ConfigFile:
         return self._positive(default if value is None else value, key)
 
     def whole(self, key: str) -> int | None:
-        """A positive whole number, or None where there is none."""
+        """A positive whole number, or None if there is none."""
         value = self.raw.get(key)
         if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value <= 0):
             self.refuse(f"{key} is {value!r}, not a positive whole number")
         return value
 
     def sizes(self) -> dict[str, Any]:
-        """The sizes that every family has, with those that follow where they are not given."""
+        """The sizes that every family has; sizes that are not given follow from the others."""
         missing = [key for key in _REQUIRED if self.raw.get(key) is None]
         if missing:
             self.refuse(f"lacks {', '.join(missing)}")
@@ -103,7 +103,7 @@ class ConfigFile:
         return {**derived, **given, "rms_norm_eps": self.number("rms_norm_eps", 1e-6), "context": self._context()}
 
     def layer_types(self) -> list[str]:
-        """What kind of attention each layer has, where the file says so."""
+        """The kind of attention of each layer, if the file has a list."""
         layers = self.raw.get("num_hidden_layers")
         types = [str(kind) for kind in self.items("layer_types")]
         unknown = set(types) - {"full_attention", "sliding_attention"}
@@ -114,26 +114,26 @@ class ConfigFile:
         return types
 
     def rope(self, default_theta: float = 10_000.0) -> Rope:
-        """Rotary positions, from the places and by the rules of transformers."""
+        """Rotary positions, from the keys and by the rules of transformers."""
         theta = self._rope_theta(default_theta)
         scaled = [settings for key in ROPE_KEYS if (settings := self._scaling(key)) is not None]
         return self._scaled(theta, scaled[0]) if scaled else Rope(theta)
 
     def _context(self) -> int | None:
-        """The longest sequence: as the file says, less where other frequencies begin behind it."""
+        """The longest sequence: as the file says, or less if longer ones need other frequencies."""
         context = self.whole("max_position_embeddings")
         for scaling in filter(None, map(self._scaling, ROPE_KEYS)):
             original = scaling.whole("original_max_position_embeddings")
             original = original or self.whole("original_max_position_embeddings")
             if scaling.kind in ("longrope", "su"):
                 return original or context
-            if scaling.kind == "yarn" and original is not None:  # Qwen's README leaves the file's number as it was
+            if scaling.kind == "yarn" and original is not None:  # Qwen's README does not change the file's number
                 return max(context or 0, round(original * scaling.number("factor", 1.0)))
         return context
 
     @property
     def kind(self) -> object:
-        """Of a section with rope settings: how they scale."""
+        """The kind of scaling, in a section with rope settings."""
         return self.raw.get("rope_type", self.raw.get("type", "default"))
 
     def _scaling(self, key: str) -> "ConfigFile | None":
@@ -191,9 +191,7 @@ class ConfigFile:
         )
 
     def _rope_theta(self, default: float) -> float:
-        """The base of the rotary frequencies, from the three places that transformers writes it
-        to.
-        """
+        """The base of the rotary frequencies, from the three places that transformers uses."""
         places = {key: self.mapping(key).get("rope_theta") for key in ROPE_KEYS}
         places["rope_theta"] = self.raw.get("rope_theta")
         given = {key: self._positive(value, f"{key}, rope_theta") for key, value in places.items() if value is not None}

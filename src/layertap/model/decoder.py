@@ -1,7 +1,7 @@
-"""A decoder in Flax NNX, up to the last tap and no further: Qwen 2.5, and the families like it.
+"""A decoder in Flax NNX, up to the last tap and no further: Qwen 2.5 and similar families.
 
-Source: `transformers.models.qwen2.modeling_qwen2`, layer for layer; where another family differs, a
-field of `DecoderConfig` says so, and its file in `families/` names the source. What differs from
+Source: `transformers.models.qwen2.modeling_qwen2`, layer for layer. A field of `DecoderConfig` says
+where another family differs, and its file in `families/` names the source. What differs from
 transformers, and why:
 
 - No final norm, LM head, key-value cache or layer above the last tap: nothing here generates.
@@ -10,8 +10,8 @@ transformers, and why:
   and biases stay float32, and products sum in float32: in bfloat16 this is closer to the float32
   truth than transformers, which rounds after each step.
 - Layers are unrolled, and captured values returned. `sow` under `lax.scan` captures nothing.
-- What all samples begin with can be run alone, once (`begin`). Its keys and values of each layer
-  then go into every step, whose samples go on behind it.
+- A prefix of all samples can run once, alone (`begin`). Each step then takes its keys and values of
+  each layer, and its samples continue from there.
 
 Shapes: B rows, T tokens, H hidden, F intermediate, D head, K key-value heads, G query heads per
 key-value head, V vocabulary.
@@ -43,7 +43,7 @@ Captured = Float[Array, "B T _"]  # as wide as its site
 Read = dict[Site, Captured]
 KeysOfLayer = Shared | None
 
-# How far into a layer a site is.
+# How far into a layer you find a site.
 _DEPTH: dict[Site, int] = {
     "residual_in": 0,
     "attn_in": 0,
@@ -56,9 +56,9 @@ _DEPTH: dict[Site, int] = {
     "residual": 5,
 }
 
-# Products that are not summed by parts: wider ones, since their partial sums would fall out of the
-# caches (gate and up: 8 % of a layer's time in 0.5B, a third in 1.5B), and those whose partial sums
-# would take more than 1 MiB a token.
+# Two kinds of products are not summed in parts. The partial sums of wider ones would not fit the
+# caches (gate and up: 8 % of a layer's time in 0.5B, a third in 1.5B). Those of others would take
+# more than 1 MiB a token.
 _WIDEST = 2**13
 _PARTIAL_SUMS = 2**18
 
@@ -68,18 +68,17 @@ class ForwardPlan:
     """How the forward pass runs on a device, and what it returns; hashable, so it can be static."""
 
     capture_dtype: np.dtype
-    """What activations are rounded to; the residual stream itself stays float32."""
+    """The dtype of returned activations; the residual stream itself stays float32."""
     attend: Attend = attend_flash
     token_block: int | None = 512
-    """Tokens that go through projections, norms and MLP at a time; None: all of them."""
+    """Tokens that go through projections, norms and MLP at a time; None: all tokens."""
     terms: int | None = 256
     """The most terms of a float32 product that are added one by one; None: the backend decides."""
     widen: bool = False
-    """Whether a layer's kernels are widened to float32: for processors without bfloat16
-    products."""
+    """Whether to widen a layer's kernels to float32: for processors without bfloat16 products."""
     outputs: Literal["device", "moved", "offloaded"] = "device"
-    """Captured activations stay on the device until fetched, or are moved to pinned host memory
-    after the step, or are offloaded there by the program itself, layer by layer."""
+    """Captured activations stay on the device until fetched, or move to pinned host memory after
+    the step, or the program itself offloads them there, layer by layer."""
     mesh: Mesh | None = None
     """The devices that share rows and weights (model/mesh.py); None: one device has all."""
 
@@ -144,7 +143,7 @@ class Attention(nnx.Module):
     def mix(
         self, query: Queries, key: Keys, value: Keys, seg_start: Int[Array, "B T"], attend: Attend, before: KeysOfLayer
     ) -> Queries:
-        """What each head gathers, from the prefix too where there is one."""
+        """The weighted values of each head, including those of a prefix."""
         return attend(query, key, value, seg_start, window=self.window, cap=self.score_cap, shared=before)
 
     def side_by_side(self, mixed: Queries) -> Captured:
@@ -162,7 +161,7 @@ class MLP(nnx.Module):
         self.activation = config.activation
 
     def neurons(self, x: Hidden, terms: int | None) -> Captured:
-        """What goes into the last product: the gated neurons."""
+        """The gated neurons: the input of the last product."""
         gate, up = jnp.split(self.gate_up(x, terms), 2, axis=-1)
         return (jax.nn.silu(gate) if self.activation == "silu" else jax.nn.gelu(gate, approximate=True)) * up
 
@@ -192,11 +191,11 @@ class DecoderLayer(nnx.Module):
         *,
         last: bool,
     ) -> tuple[Hidden, Read, tuple[Keys, Keys] | None]:
-        """Run the layer on the residual stream; returns the new stream, what is read at `sites`,
-        and keys and values.
+        """Run the layer on the residual stream. Returns the new stream, the values at `sites`, and
+        keys and values.
 
-        Of the `last` layer no more is run than its sites need. The stream is of no use then, and
-        there may be no keys.
+        The `last` layer runs only what its sites need. Its stream is then of no use, and there
+        may be no keys.
         """
         depth = max((_DEPTH[site] for site in sites), default=0) if last else _DEPTH["residual"]
 
@@ -243,7 +242,7 @@ class DecoderLayer(nnx.Module):
 
 
 class Decoder(nnx.Module):
-    """The first layers of a decoder; zeros until weights are loaded (`weights.load`)."""
+    """The first layers of a decoder; all zeros until weights are loaded (`weights.load`)."""
 
     def __init__(self, config: DecoderConfig, num_layers: int, dtype: DTypeLike) -> None:
         self.rotary_dim = config.rotary_dim or config.head_dim
@@ -264,14 +263,14 @@ class Decoder(nnx.Module):
         """The activations at `taps`, in their order; [B, T, width] each, in `plan.capture_dtype`.
 
         `seg_start[b, t]` is where the sample of token t begins in row b; positions count from
-        there. With `prefix`, as `begin` made it, every sample goes on behind it.
+        there. With a `prefix` from `begin`, every sample continues from it.
         """
         return self._run(token_ids, seg_start, prefix, taps, plan)[0]
 
     def begin(
         self, token_ids: Int[Array, "B T"], seg_start: Int[Array, "B T"], *, taps: tuple[Tap, ...], plan: ForwardPlan
     ) -> tuple[tuple[Captured, ...], "Prefix"]:
-        """The same of what samples begin with, and its keys and values for each layer that has
+        """The same for the tokens of a prefix, plus its keys and values for each layer that has
         any.
         """
         return self._run(token_ids, seg_start, None, taps, plan)
@@ -284,7 +283,7 @@ class Decoder(nnx.Module):
         taps: tuple[Tap, ...],
         plan: ForwardPlan,
     ) -> tuple[tuple[Captured, ...], "Prefix"]:
-        # Where weights are not float32, operands are rounded far more coarsely than sums.
+        # If weights are not float32, operands are rounded far more coarsely than sums.
         if self.embedding[...].dtype != jnp.float32:
             plan = replace(plan, terms=None)
         x = look_up(self.embedding[...], token_ids, plan.mesh).astype(jnp.float32)
@@ -297,7 +296,7 @@ class Decoder(nnx.Module):
         captured: dict[tuple[int, Site], Captured] = {}
         keys: list[tuple[Keys, Keys]] = []
         before = x
-        beyond = (len(self.layers), "residual_in")  # the input of a layer that is not run
+        beyond = (len(self.layers), "residual_in")  # the input of a layer that does not run
         for index, layer in enumerate(self.layers):
             sites = tuple(tap.site for tap in taps if tap.layer == index)
             gathered = whole(layer, plan.mesh, after=before)
@@ -326,7 +325,7 @@ Prefix = tuple[tuple[Float[Array, "B P K D"], Float[Array, "B P K D"]], ...]
 
 
 def _of_this_device(prefix: Prefix | None, layer: int) -> KeysOfLayer:
-    """Keys and values of the prefix in a layer; None where the layer needs none."""
+    """Keys and values of the prefix in a layer; None if the layer needs none."""
     if not prefix or layer >= len(prefix):
         return None
     keys, values = prefix[layer]
@@ -334,7 +333,7 @@ def _of_this_device(prefix: Prefix | None, layer: int) -> KeysOfLayer:
 
 
 def _handed_over(x: Hidden, read: Read, plan: ForwardPlan) -> tuple[Hidden, Read]:
-    """The stream, and what was read, on its way to the host where the plan says so."""
+    """The stream and the read values, on their way to the host if the plan says so."""
     if plan.outputs == "offloaded":
         # Read now, or the compiler keeps every layer's stream to read them all at the end.
         x, read = lax.optimization_barrier((x, read))  # type: ignore[no-untyped-call]
@@ -343,11 +342,11 @@ def _handed_over(x: Hidden, read: Read, plan: ForwardPlan) -> tuple[Hidden, Read
 
 
 def multiply(x: Float[Array, "B T I"], kernel: Float[Array, "I O"], terms: int | None) -> Float[Array, "B T O"]:
-    """`x @ kernel` in float32; with `terms`, by parts whose sums are added pairwise.
+    """Compute `x @ kernel` in float32; with `terms`, in parts whose sums are added pairwise.
 
-    XLA:CPU adds up 512 terms one after the other, which is 1.5 times as far from the truth as
-    torch's products; 256 are no further, and cost 2 to 4 % of a layer's time. The parts are a batch
-    of one product: slices of the kernel would be copied at every call.
+    XLA:CPU adds 512 terms one after the other, which is 1.5 times as far from the truth as torch's
+    products; 256 terms are as close as torch, and cost 2 to 4 % of a layer's time. The parts are a
+    batch of one product: slices of the kernel would be copied at every call.
     """
     precision = lax.Precision.HIGHEST if kernel.dtype == jnp.float32 else lax.Precision.DEFAULT
     x, (rows, tokens, inputs), outputs = x.astype(kernel.dtype), x.shape, kernel.shape[1]
@@ -362,7 +361,7 @@ def multiply(x: Float[Array, "B T I"], kernel: Float[Array, "I O"], terms: int |
 
 
 def _parts(inputs: int, outputs: int, terms: int | None) -> int:
-    """How many equal parts of at most `terms` the inputs make; one if their sums cost too much."""
+    """The number of equal parts of at most `terms` inputs; 1 if their sums cost too much."""
     if terms is None or inputs <= terms:
         return 1
     parts = next(count for count in range(-(-inputs // terms), inputs + 1) if inputs % count == 0)
@@ -379,11 +378,12 @@ Blockwise = TypeVar("Blockwise")
 
 
 def in_blocks(function: Callable[..., Blockwise], block: int | None, *arrays: Float[Array, "B T ..."]) -> Blockwise:
-    """`function(*arrays)` on `block` tokens at a time; for functions that treat tokens one by one.
+    """Call `function(*arrays)` on `block` tokens at a time, for functions that treat tokens
+    separately.
 
     On CPU this keeps the MLP's intermediate values (5 times as wide as the stream) in the cache:
-    bfloat16 products ran 1.5 times as fast (docs/LOG.md). The largest common divisor stands in
-    where `block` does not divide the row.
+    bfloat16 products ran 1.5 times as fast (docs/LOG.md). If `block` does not divide the row, the
+    largest common divisor is used.
     """
     if block is None:
         return function(*arrays)
@@ -395,11 +395,11 @@ def in_blocks(function: Callable[..., Blockwise], block: int | None, *arrays: Fl
 
 
 def widened(layer: DecoderLayer, after: Hidden) -> DecoderLayer:
-    """The layer in float32, no earlier than `after` is known: only one layer is twice as large.
+    """The layer in float32, not before `after` is known: only one layer is twice as large.
 
-    Its products are then those of `--compute_dtype float32` on bfloat16 weights, and nothing but
-    the result is rounded. Where a processor has no bfloat16 instructions, XLA multiplies bfloat16
-    at half the speed of float32 (docs/LOG.md).
+    Its products are then those of `--compute_dtype float32` on bfloat16 weights, and only the
+    result is rounded. If a processor has no bfloat16 instructions, XLA multiplies bfloat16 at half
+    the speed of float32 (docs/LOG.md).
     """
     if layer.mlp.down.kernel[...].dtype == jnp.float32:
         return layer
@@ -416,7 +416,7 @@ def rotation(positions: Int[Array, "B T"], rotary_dim: int, rope: Rope) -> Rotat
 
     float32 because bfloat16 cannot tell position 257 from 256.
     """
-    frequencies = inverse_frequencies(rotary_dim, rope)  # on the host: the device's powers have other last bits
+    frequencies = inverse_frequencies(rotary_dim, rope)  # on the host: the device's powers differ in their last bits
     angles = positions.astype(jnp.float32)[:, :, None] * frequencies[None, None, :]
     if rope.attention_factor == 1:
         return jnp.cos(angles), jnp.sin(angles)
@@ -424,9 +424,9 @@ def rotation(positions: Int[Array, "B T"], rotary_dim: int, rope: Rope) -> Rotat
 
 
 def rotate(x: Float[Array, "B T N D"], angles: Rotation) -> Float[Array, "B T N D"]:
-    """Turn each head's pairs (x[i], x[i + D/2]) by the token's angles; `apply_rotary_pos_emb`.
+    """Rotate each head's pairs (x[i], x[i + D/2]) by the token's angles; `apply_rotary_pos_emb`.
 
-    Where there are fewer angles than pairs, the last values of a head stay as they are.
+    If there are fewer angles than pairs, the last values of a head stay unchanged.
     """
     cosine, sine = (part[:, :, None, :] for part in angles)
     half = cosine.shape[-1]

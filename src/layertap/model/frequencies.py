@@ -1,19 +1,19 @@
-"""The inverse frequencies of rotary embeddings, on the host, with the bits of transformers.
+"""The inverse frequencies of rotary embeddings, on the host, bit for bit as in transformers.
 
 transformers computes `1 / theta ** (arange(0, head_dim, 2) / head_dim)` in float32 with torch, and
 models are trained with the result. One last bit matters: position 8,000 multiplies it, and the
-angle is then off by up to 5e-4. float32 powers are not the same everywhere. XLA's, numpy's and the
-correctly rounded one all differ from torch's.
+angle is then off by up to 5e-4. float32 powers differ between libraries: XLA's, numpy's and the
+correctly rounded ones all differ from torch's.
 
 torch computes powers in vectors with SLEEF's `powf` (Shibata and Petrogalli 2020, arXiv
 2001.09258): its error is one last bit at most, and its bits are the same on every processor that
 multiplies and adds in one rounding. `_power` takes the same steps: a logarithm in two floats (a
-value and what rounding lost of it), times the exponent, and an exponential. What does not fill
-vectors goes through the C library's `powf` instead. torch fills vectors by 32 on processors with
+value and its rounding error), times the exponent, and an exponential. Values that do not fill a
+vector go through the C library's `powf` instead. torch fills vectors by 32 on processors with
 AVX512, by 16 with AVX2. Head sizes that are multiples of 64 (all of Qwen's) have the same bits on
 both; for others we do as AVX512 does.
 
-Not taken: torch itself, which is no dependency of ours. numpy only, no JAX.
+We do not use torch itself, because we do not depend on it. numpy only, no JAX.
 """
 
 import math
@@ -24,11 +24,11 @@ from jaxtyping import Float32
 from layertap.model.config import Rope
 
 Floats = Float32[np.ndarray, "..."] | np.float32
-Double = tuple[Floats, Floats]  # a value and a correction below its last bit; their sum is what is meant
+Double = tuple[Floats, Floats]  # a value and a correction below its last bit; the sum of both is meant
 
 _TOGETHER = 32  # two vectors of AVX512
 
-# SLEEF's constants: the polynomials of 2 atanh and exp, and ln 2 in parts of which products with
+# SLEEF's constants: the polynomials of 2 atanh and exp, and ln 2 in parts whose products with
 # integers are exact.
 _ATANH = (0.2403203547, 0.2851126790, 0.4000079930)
 _ATANH_LAST = (np.float32(0.6666666269), np.float32(3.691838613e-09))
@@ -39,8 +39,8 @@ _LOG2_E = np.float32(1.4426950408889634)
 
 
 def inverse_frequencies(head_dim: int, rope: Rope) -> Float32[np.ndarray, " half"]:
-    """What one position adds to the angle of each pair of a head's values, of which `head_dim` are
-    turned.
+    """The angle that one position adds to each pair of a head's values; `head_dim` of them are
+    rotated.
 
     The steps and their rounding are those of `transformers.modeling_rope_utils`.
     """
@@ -61,7 +61,7 @@ def inverse_frequencies(head_dim: int, rope: Rope) -> Float32[np.ndarray, " half
 
 
 def _slowed(plain: Float32[np.ndarray, " half"], rope: Rope) -> Float32[np.ndarray, " half"]:
-    """Llama 3.1's: long wavelengths are slowed by the factor, short ones not, some in between."""
+    """Llama 3.1: long wavelengths are slowed by the factor, short ones not, some in between."""
     low, high, factor = (np.float32(it) for it in (rope.low_frequency_factor, rope.high_frequency_factor, rope.factor))
     context = np.float32(rope.original_context)
     wavelength = np.float32(2 * math.pi) / plain
@@ -73,7 +73,7 @@ def _slowed(plain: Float32[np.ndarray, " half"], rope: Rope) -> Float32[np.ndarr
 
 
 def _ramp(dim: int, rope: Rope) -> Float32[np.ndarray, " half"]:
-    """YaRN's: how much of each pair's frequency is slowed, from 0 for fast ones to 1."""
+    """YaRN: how much of each pair's frequency is slowed, from 0 for fast ones to 1."""
 
     def pair_of(turns: float) -> float:
         return dim * math.log(rope.original_context / (turns * 2 * math.pi)) / (2 * math.log(rope.theta))
@@ -91,7 +91,7 @@ def _powers(head_dim: int, theta: float) -> Float32[np.ndarray, " half"]:
     exponents = np.arange(0, head_dim, 2).astype(np.float32) / np.float32(head_dim)
     filled = len(exponents) // _TOGETHER * _TOGETHER
     base = np.float32(theta)
-    rest = [base**exponent for exponent in exponents[filled:]]  # of scalars numpy computes powers by the C library
+    rest = [base**exponent for exponent in exponents[filled:]]  # numpy computes powers of scalars with the C library
     return np.concatenate([_power(base, exponents[:filled]), np.array(rest, np.float32)])
 
 
@@ -142,7 +142,7 @@ def _sum_of_doubles(x: Double, y: Double) -> Double:
 
 
 def _ordered_sum(x: Double, y: Double) -> Double:
-    """The sum where `x` is the larger: cheaper, and other bits than `_sum_of_doubles`."""
+    """The sum if `x` is the larger: cheaper than `_sum_of_doubles`, with other bits."""
     value = x[0] + y[0]
     return value, (x[0] - value + y[0]) + x[1] + y[1]
 

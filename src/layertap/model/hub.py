@@ -1,8 +1,8 @@
-"""Where what `--model_path` and `--adapter` name lies: a folder, or a repository of the Hub.
+"""Where to find what `--model_path` and `--adapter` name: a folder, or a repository of the Hub.
 
-A repository is fetched with `huggingface_hub` into its ordinary cache. `NAME@REVISION` is a branch,
-a tag or a commit of it; `--revision` says the same of the model. The folder of a repository in that
-cache (`models--org--name`) can be given too, as it lies there: its `refs` say which commit counts.
+`huggingface_hub` fetches a repository into its ordinary cache. `NAME@REVISION` names a branch, a
+tag or a commit; `--revision` does the same for the model. You can also give the folder of a
+repository in that cache (`models--org--name`) as it is: its `refs` say which commit counts.
 """
 
 import errno
@@ -24,7 +24,7 @@ from layertap.errors import ModelError
 _MAIN = "main"
 _HUB_ID = re.compile(r"(\w[\w.-]*/\w[\w.-]*)(?:@([\w][\w./-]*))?")
 
-# Connection errors belong to the HTTP library under huggingface_hub, which changes over time.
+# Connection errors belong to huggingface_hub's HTTP library, which changes over time.
 _HTTP_ERROR: type[Exception] = HfHubHTTPError.__bases__[0]
 
 
@@ -34,16 +34,16 @@ class Place:
 
     folder: Path
     hub_id: str | None
-    """The repository that further files are fetched from; None where the folder has all it has."""
+    """The repository to fetch further files from; None if the folder has all it needs."""
 
 
 def find(flag: str, name: str, files: list[str], revision: str | None = None) -> Place:
-    """The folder of this name, or the newest commit of this revision with those of `files` that it
-    has.
+    """The folder of this name, or the newest commit of this revision with those of `files` that
+    exist.
 
-    Raises ModelError, naming `flag`, where there is neither, it may not be read, or cannot be had.
+    Raises ModelError, naming `flag`, if neither exists, access is denied, or the download fails.
     """
-    path = os.path.expanduser(name)  # os.path says no where pathlib raises: an unknown user
+    path = os.path.expanduser(name)  # os.path returns no where pathlib raises: an unknown user
     _require_permission(flag, name, path)
     if os.path.isdir(path):
         return Place(_local(flag, Path(path), revision), None)
@@ -61,7 +61,7 @@ def download(flag: str, hub_id: str, files: list[str], revision: str | None = No
     """The cached folder of one commit (by default the latest), with those of these files that
     exist.
 
-    Raises ModelError, naming `flag`, where it cannot be had.
+    Raises ModelError, naming `flag`, if the download fails.
     """
     given = f"{flag} {hub_id}" if revision is None else f"{flag} {hub_id}@{revision}"
     try:
@@ -78,7 +78,7 @@ def download(flag: str, hub_id: str, files: list[str], revision: str | None = No
             f"{given}: no such folder here, and the Hugging Face Hub has no such model"
             " (or it is private: log in with `hf auth login`)"
         ) from error
-    except (OSError, ValueError, RuntimeError, _HTTP_ERROR) as error:  # hf_xet's broken transfers are RuntimeErrors
+    except (OSError, ValueError, RuntimeError, _HTTP_ERROR) as error:  # hf_xet raises RuntimeError for broken transfers
         raise ModelError(
             f"{given}: no such folder here, and {', '.join(files)} could not be fetched from the Hugging"
             f" Face Hub. Without a network, give the folder of a checkpoint downloaded elsewhere. The cause: {error}"
@@ -97,7 +97,7 @@ def _require_permission(flag: str, name: str, path: str) -> None:
 
 
 def _local(flag: str, folder: Path, revision: str | None) -> Path:
-    """The folder, or the snapshot in it that counts, where it is the cache of a repository."""
+    """The folder, or the snapshot in it that counts if it is the cache of a repository."""
     snapshots = folder / "snapshots"
     if (folder / "config.json").exists() or not snapshots.is_dir():
         if revision is not None:

@@ -1,7 +1,7 @@
-"""Which Hugging Face tensors make each of our parameters, and of what shape they are.
+"""Which Hugging Face tensors make each of our parameters, and their shapes.
 
-Kernels are kept [inputs, outputs], the transpose of what torch stores, and query, key and value
-(gate and up) stand side by side in one kernel.
+Kernels are [inputs, outputs], the transpose of what torch stores. Query, key and value are side by
+side in one kernel, and so are gate and up.
 """
 
 from dataclasses import replace
@@ -60,12 +60,12 @@ def _layer_table(config: DecoderConfig) -> dict[str, tuple[str, ...]]:
 
 
 def is_transposed(name: str) -> bool:
-    """Whether a parameter is the transpose of what is stored."""
+    """Whether a parameter is the transpose of the stored tensor."""
     return name.endswith(".kernel")
 
 
 def source_shapes(parameter: str, shape: tuple[int, ...], config: DecoderConfig) -> list[tuple[int, ...]]:
-    """The shapes of the tensors that stand side by side in a parameter."""
+    """The shapes of a parameter's tensors, which are side by side."""
     outputs, *inputs = shape[::-1] if is_transposed(parameter) else shape
     heads, kv_heads = (n * config.head_dim for n in (config.num_attention_heads, config.num_key_value_heads))
     parts = [outputs]
@@ -80,7 +80,7 @@ def source_shapes(parameter: str, shape: tuple[int, ...], config: DecoderConfig)
 
 @cache
 def matrix_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
-    """Each matrix of a layer by its name there, such as `mlp.down_proj.weight`."""
+    """The shape of each matrix of a layer by its name there, such as `mlp.down_proj.weight`."""
     small = replace(config, vocab_size=1)
     layer = nnx.eval_shape(lambda: Decoder(small, 1, np.float32)).layers[0]
     parameters = {

@@ -1,18 +1,18 @@
 """One model over many devices: data parallel and FSDP on one mesh, and no tensor parallelism.
 
-Rows of a step are shared out over both axes, `data` and `fsdp`, so each device computes whole rows
-and ends with whole activations: nothing that is captured ever crosses a wire. Weights are cut along
+A step's rows are divided over both axes, `data` and `fsdp`, so each device computes whole rows
+and ends with whole activations: no captured value is sent between devices. Weights are split along
 `fsdp` only (Zhao et al. 2023, arXiv 2304.11277): a device keeps 1/fsdp of each kernel, and gathers
 one layer's kernels when that layer runs. Tensor parallelism would have to divide 2, 4 or 8
-key-value heads, and would leave activations cut by hidden unit.
+key-value heads, and would leave activations split by hidden unit.
 
 What it costs: every step moves the model's weights once over the interconnect to every device, so a
-step should bring several thousand tokens a device (a few rows). The token embedding is cut by
+step should have several thousand tokens a device (a few rows). The token embedding is split by
 hidden unit instead of being gathered (2.5 GB at 72B): each device looks up its own units for the
 rows of its fsdp group, and one all-to-all gives each device the whole vectors of its own rows.
 
-All of it runs inside `jax.shard_map`: what is gathered, and when, is written here and not left to a
-partitioner.
+All of it runs inside `jax.shard_map`: the code here, and not a partitioner, decides what is
+gathered and when.
 """
 
 import math
@@ -34,7 +34,7 @@ from jaxtyping import Array, Float, Int
 from layertap.errors import UsageError
 
 AXES = ("data", "fsdp")
-ROWS = P(AXES)  # type: ignore[no-untyped-call]  # how a step's rows are shared out
+ROWS = P(AXES)  # type: ignore[no-untyped-call]  # how a step's rows are divided
 
 # The rest is for one gathered layer, activations and outputs.
 _WEIGHTS_SHARE = 0.25  # of a device's memory
@@ -44,7 +44,7 @@ Module = TypeVar("Module", bound=nnx.Module)
 
 @dataclass(frozen=True)
 class MeshShape:
-    """`data` groups of devices, each with a whole model cut over `fsdp` devices."""
+    """`data` groups of devices; each group has a whole model, split over its `fsdp` devices."""
 
     data: int = 1
     fsdp: int = 1
@@ -70,7 +70,7 @@ def parse_mesh(text: str) -> MeshShape:
 
 
 def auto_shape(devices: int, weight_bytes: int, device_bytes: int | None) -> MeshShape:
-    """The fewest cuts with which weights fill a quarter of `device_bytes`; None: no cuts."""
+    """The fewest splits with which weights fill a quarter of `device_bytes`; None: no splits."""
     if device_bytes is None:
         return MeshShape(data=devices)
     divisors = [size for size in range(1, devices + 1) if devices % size == 0]
@@ -91,16 +91,16 @@ def make_mesh(shape: MeshShape, devices: Sequence[jax.Device]) -> Mesh:
 
 
 def partition(name: str, shape: tuple[int, ...]) -> P:
-    """How a parameter is cut: kernels by input, the embedding by hidden unit, nothing else."""
+    """How a parameter is split: kernels by input, the embedding by hidden unit, nothing else."""
     if name.endswith("embedding"):
         return P(None, "fsdp")  # type: ignore[no-untyped-call]
     return P("fsdp") if len(shape) == 2 else P()  # type: ignore[no-untyped-call]
 
 
 def sharding_of(mesh: Mesh | None, name: str, shape: tuple[int, ...]) -> Sharding:
-    """Where a parameter of this name and shape lives; without a mesh, on the first device.
+    """Where a parameter of this name and shape is kept; without a mesh, on the first device.
 
-    Raises UsageError where it cannot be cut so.
+    Raises UsageError if it cannot be split so.
     """
     if mesh is None:
         return SingleDeviceSharding(jax.devices()[0])
@@ -127,10 +127,10 @@ def placed(model: Module, mesh: Mesh | None) -> Module:
 
 
 def whole(layer: Module, mesh: Mesh | None, after: Array) -> Module:
-    """Inside `shard_map`: the layer with whole kernels, gathered no earlier than `after` is known.
+    """Inside `shard_map`: the layer with whole kernels, gathered not before `after` is known.
 
     `after` is the residual stream in front of the layer before: gathering overlaps with one layer's
-    products, and two layers at most are whole at a time. Left to itself the TPU compiler gathers
+    products, and at most two layers are whole at a time. Without this, the TPU compiler gathers
     eight, 14 GB of a 72B model.
     """
     if mesh is None or mesh.shape["fsdp"] == 1:
@@ -140,7 +140,7 @@ def whole(layer: Module, mesh: Mesh | None, after: Array) -> Module:
 
 
 def look_up(table: Float[Array, "V part"], token_ids: Int[Array, "B T"], mesh: Mesh | None) -> Float[Array, "B T H"]:
-    """Inside `shard_map`: the embeddings of this device's rows; the table is cut by hidden unit."""
+    """Inside `shard_map`: the embeddings of this device's rows. The table is split by unit."""
     if mesh is None or mesh.shape["fsdp"] == 1:
         return table[token_ids]
     everyones = lax.all_gather(token_ids, "fsdp", tiled=True)  # [B * fsdp, T], integers

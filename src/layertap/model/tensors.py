@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-import ml_dtypes  # noqa: F401  # numpy knows bfloat16 from here on
+import ml_dtypes  # noqa: F401  # registers bfloat16 with numpy
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
@@ -17,19 +17,19 @@ READABLE = ("BF16", "F16", "F32")
 
 @runtime_checkable
 class Readable(Protocol):
-    """What weights are read from: a tensor as stored, or as an adapter changes it."""
+    """A source of weights: a stored tensor, or one that an adapter changes."""
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """As torch keeps it: matrices are [outputs, inputs]."""
+        """As in torch: matrices are [outputs, inputs]."""
 
     def read(self, *index: slice) -> np.ndarray:
-        """The part that `index` cuts out."""
+        """The part that `index` selects."""
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """One tensor of an open safetensors file; nothing is read until `read`."""
+    """One tensor of an open safetensors file; nothing is read before `read`."""
 
     name: str
     path: Path
@@ -37,7 +37,7 @@ class Tensor:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """As stored: torch keeps matrices [outputs, inputs]."""
+        """As stored: in torch, matrices are [outputs, inputs]."""
         return tuple(self._view.get_shape())
 
     @property
@@ -46,7 +46,7 @@ class Tensor:
         return str(self._view.get_dtype())
 
     def read(self, *index: slice) -> np.ndarray:
-        """The part that `index` cuts out, as stored; raises ModelError if there is no such part."""
+        """The part that `index` selects, as stored; raises ModelError if there is no such part."""
         try:
             return self._view[index]
         except (SafetensorError, TypeError) as error:
@@ -56,7 +56,7 @@ class Tensor:
 
 
 def open_safetensors(path: Path) -> safe_open:
-    """The open file; raises ModelError where it is not a whole one."""
+    """The open file; raises ModelError if it is not whole safetensors."""
     try:
         return safe_open(path, framework="numpy")
     except (SafetensorError, OSError) as error:

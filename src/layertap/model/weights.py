@@ -1,10 +1,9 @@
 """Weights from safetensors straight to the device: no torch, no second copy in host memory.
 
-layout.py says which Hugging Face tensors make each of our parameters, and adapters.py what adapters
-make of them. The model is built abstractly
-(`nnx.eval_shape`), every needed tensor is checked against it, all mismatches are reported at once,
-and only then is anything read. Each device asks for its own slice (`jax.make_array_from_callback`),
-so a host of a slice reads only the bytes that its devices hold.
+layout.py says which Hugging Face tensors make up each of our parameters; adapters.py changes them.
+The model is built abstractly (`nnx.eval_shape`), every needed tensor is checked against it, and all
+mismatches are reported at once. Only then is anything read. Each device asks for its own slice
+(`jax.make_array_from_callback`), so a host of a slice reads only the bytes of its devices.
 """
 
 import threading
@@ -27,7 +26,7 @@ from layertap.model.mesh import sharding_of
 from layertap.model.tensors import READABLE, Readable, Tensor
 
 _READERS = 4  # parameters that are read at once
-_SHOWN = 20  # mismatches in one message
+_SHOWN = 20  # mismatches that one message names
 
 
 def load(
@@ -39,9 +38,9 @@ def load(
 ) -> Decoder:
     """Load the embedding and the first layers: matrices in `dtype`, norms and biases in float32.
 
-    Each parameter lies on `mesh` as model/mesh.py says; without a mesh, on the first device. Raises
-    one ModelError for all tensors that are missing, quantised or of another shape than
-    `config.json` says, naming the first twenty.
+    model/mesh.py says where on `mesh` each parameter is; without a mesh, it is on the first device.
+    Raises one ModelError for all tensors that are missing, quantised or of another shape than
+    `config.json` says, and names the first twenty.
 
     Any thread may set `abandoned`: no further parameter is read then, and CancelledError is raised.
     """
@@ -78,7 +77,7 @@ def abstract_model(config: DecoderConfig, num_layers: int, dtype: DTypeLike) -> 
 
 
 def first_layers(model: Decoder, config: DecoderConfig, num_layers: int) -> Decoder:
-    """The same model with its first layers alone, which costs no memory."""
+    """The same model with only its first layers; costs no memory."""
     if len(model.layers) == num_layers:
         return model
     graph, state = nnx.split(abstract_model(config, num_layers, model.embedding[...].dtype))
@@ -112,7 +111,7 @@ def _refuse_mismatches(
 def _read_parameter(
     abstract: jax.ShapeDtypeStruct, parts: list[Readable], sharding: Sharding, *, transposed: bool, added: int
 ) -> jax.Array:
-    """`added` to each value, in the parameter's dtype."""
+    """The values plus `added`, in the parameter's dtype."""
 
     def read_slice(index: tuple[slice, ...] | None) -> np.ndarray:
         assert index is not None  # only a scalar has no index

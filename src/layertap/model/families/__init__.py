@@ -1,7 +1,7 @@
-"""The families of decoders, each in a file that reads its `config.json` and knows its tensors.
+"""The families of decoders. Each has a file that reads its `config.json` and knows its tensors.
 
-To add one, write such a file and put it into `FAMILIES` (docs/models.md has the steps). What two
-families have in common is a field of `DecoderConfig`.
+To add one, write such a file and add it to `FAMILIES` (docs/models.md has the steps). Where two
+families share a feature, `DecoderConfig` has one field for it.
 """
 
 from collections.abc import Callable
@@ -27,8 +27,7 @@ _WITH_TEXT = {"gemma3": "gemma3_text"}
 def read_config(folder: Path) -> DecoderConfig:
     """Read `folder/config.json`.
 
-    Raises ModelError if it is missing or malformed, or describes a model that Layertap does not
-    run.
+    Raises ModelError if it is missing or malformed, or if Layertap does not run this model.
     """
     file = ConfigFile.read(folder)
     quantised = file.mapping("quantization_config")

@@ -1,4 +1,4 @@
-"""What the files of several families read alike."""
+"""What several families' files have in common."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ _ACTIVATIONS: dict[str, Activation] = {"silu": "silu", "gelu_pytorch_tanh": "gel
 
 
 def require_activation(file: ConfigFile, usual: str, key: str = "hidden_act") -> Activation:
-    """The MLP's activation; raises ModelError where it is none that Layertap has."""
+    """The MLP's activation; raises ModelError if Layertap does not have it."""
     named = file.raw.get(key) or usual
     if named not in _ACTIVATIONS:
         file.refuse(f"{key} is {named!r}; Layertap has {', '.join(_ACTIVATIONS)}")
@@ -17,9 +17,9 @@ def require_activation(file: ConfigFile, usual: str, key: str = "hidden_act") ->
 
 
 def windows_by_type(file: ConfigFile, size: int | None, windowed: Sequence[bool]) -> tuple[int | None, ...]:
-    """The window of each layer, by `layer_types` where the file has them, else by `windowed`.
+    """The window of each layer, by `layer_types` if the file has them, else by `windowed`.
 
-    Raises ModelError where a layer has one and there is no size.
+    Raises ModelError if a layer has a window and there is no size.
     """
     types = file.layer_types()
     has = [kind == "sliding_attention" for kind in types] if types else list(windowed)
@@ -29,6 +29,6 @@ def windows_by_type(file: ConfigFile, size: int | None, windowed: Sequence[bool]
 
 
 def window_everywhere(file: ConfigFile) -> tuple[int | None, ...]:
-    """The window of each layer in families whose layers are all alike; no `layer_types` count."""
+    """The window of each layer, for families whose layers are all alike; ignores `layer_types`."""
     size = file.whole("sliding_window")
     return () if size is None else (size,) * file.sizes()["num_hidden_layers"]

@@ -1,10 +1,10 @@
 """Gemma 2, and the text part of Gemma 3.
 
 Source: `transformers.models.gemma2` and `gemma3`. Embeddings are multiplied by the square root of
-their width, norms store their scale less 1 and come behind attention and MLP too, and layers with a
-window take turns with layers without. Gemma 2 caps the scores of attention (what it caps behind the
-last layer no tap reads). Gemma 3 has norms on each head's queries and keys, and rotary positions of
-another base in the layers with a window.
+their width. Norms store their scale minus 1, and also follow attention and MLP. Layers with a
+window alternate with layers without. Gemma 2 caps the attention scores (it also caps values after
+the last layer, which no tap reads). Gemma 3 has norms on each head's queries and keys, and another
+rotary base in the layers with a window.
 """
 
 import math
@@ -15,7 +15,7 @@ from layertap.model.config_file import ConfigFile
 from layertap.model.families.common import require_activation, windows_by_type
 
 _USUAL: dict[str, Any] = {"num_key_value_heads": 4, "head_dim": 256, "sliding_window": 4096}
-# The releases with images leave out of their `text_config` what is as in transformers.
+# Releases with images omit from their `text_config` what is the default in transformers.
 _USUAL_3: dict[str, Any] = {
     "num_attention_heads": 8,
     "vocab_size": 262_208,
@@ -25,7 +25,7 @@ _USUAL_3: dict[str, Any] = {
 
 
 def read_gemma2(file: ConfigFile) -> DecoderConfig:
-    """The shape that a `config.json` of model_type gemma2 says."""
+    """The shape from a `config.json` of model_type gemma2."""
     file = file.with_defaults(**_USUAL, max_position_embeddings=8192, attn_logit_softcapping=50.0)
     layers = file.sizes()["num_hidden_layers"]
     rope = file.rope()
@@ -35,7 +35,7 @@ def read_gemma2(file: ConfigFile) -> DecoderConfig:
 
 
 def read_gemma3(file: ConfigFile) -> DecoderConfig:
-    """The same of model_type gemma3_text."""
+    """The shape from one of model_type gemma3_text."""
     file = file.with_defaults(**_USUAL, **_USUAL_3)
     every = file.raw["sliding_window_pattern"]
     layers = file.sizes()["num_hidden_layers"]

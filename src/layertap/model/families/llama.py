@@ -1,8 +1,8 @@
-"""Llama 2, 3, 3.1 and 3.2, SmolLM2 and others that are Llama by their config; and Mistral.
+"""Llama 2, 3, 3.1 and 3.2, SmolLM2 and others with a Llama config; and Mistral.
 
 Source: `transformers.models.llama` and `mistral`. Llama has no biases unless its config asks for
-them. Mistral's first releases give every layer a window, later ones none (`sliding_window` is
-null); without the key there is one of 4,096.
+them. Mistral's first releases give every layer a window; later ones give none (`sliding_window` is
+null). Without the key, the window is 4,096.
 """
 
 from layertap.model.config import DecoderConfig
@@ -11,14 +11,14 @@ from layertap.model.families.common import require_activation, window_everywhere
 
 
 def read_llama(file: ConfigFile) -> DecoderConfig:
-    """The shape that a `config.json` of model_type llama says."""
+    """The shape from a `config.json` of model_type llama."""
     file = file.with_defaults(max_position_embeddings=2048)
     biased = file.flag("attention_bias", False)
     return _read(file, "llama", qkv_bias=biased, output_bias=biased, mlp_bias=file.flag("mlp_bias", False))
 
 
 def read_mistral(file: ConfigFile) -> DecoderConfig:
-    """The same of model_type mistral."""
+    """The shape from one of model_type mistral."""
     file = file.with_defaults(num_key_value_heads=8, max_position_embeddings=131_072, sliding_window=4096)
     return _read(file, "mistral", windows=window_everywhere(file))
 

@@ -1,9 +1,9 @@
 """Qwen 2 and 2.5 (also Coder, Math, QwQ and R1-Distill-Qwen), and dense Qwen 3.
 
 Source: `transformers.models.qwen2` and `qwen3`. Qwen 2 has biases on query, key and value. Qwen 3
-has none, but a norm on each head's queries and keys. Both may give the upper layers a window
-(`use_sliding_window`), which no release has switched on. The 1M releases come with dual chunk
-attention, which transformers does not have either: refused by name.
+has none, but has a norm on each head's queries and keys. Both may give the upper layers a window
+(`use_sliding_window`); no release has switched it on. The 1M releases use dual chunk attention,
+which transformers lacks too: they are refused by name.
 """
 
 from typing import Any
@@ -21,12 +21,12 @@ _USUAL: dict[str, Any] = {
 
 
 def read_qwen2(file: ConfigFile) -> DecoderConfig:
-    """The shape that a `config.json` of model_type qwen2 says."""
+    """The shape from a `config.json` of model_type qwen2."""
     return _read(file.with_defaults(**_USUAL), "qwen2", qkv_bias=True, output_bias=False)
 
 
 def read_qwen3(file: ConfigFile) -> DecoderConfig:
-    """The same of model_type qwen3."""
+    """The shape from one of model_type qwen3."""
     file = file.with_defaults(**_USUAL, head_dim=128)
     biased = file.flag("attention_bias", False)
     return _read(file, "qwen3", qkv_bias=biased, output_bias=biased, head_norms=True)
@@ -50,7 +50,7 @@ def _read(file: ConfigFile, model_type: str, **peculiar: bool) -> DecoderConfig:
 
 
 def _upper_layers(file: ConfigFile, window: int | None) -> list[bool]:
-    """Which layers have the window, where the file does not list them."""
+    """Which layers have the window, if the file does not list them."""
     first = file.raw["max_window_layers"]
     layers = range(file.sizes()["num_hidden_layers"])
     return [window is not None and layer >= first for layer in layers]
