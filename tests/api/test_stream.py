@@ -226,6 +226,11 @@ def test_a_loop_that_was_left_goes_on(stream: layertap.ActivationStream) -> None
     assert seen + [as_bytes(batch) for batch in batches] == whole
 
 
+def test_a_stream_has_no_codes() -> None:
+    with pytest.raises(UsageError, match=r"storage_dtype='int8' saves bytes on disk, and a stream stores nothing"):
+        layertap.ActivationStream(dataset_path="tasks.jsonl", storage_dtype="int8")
+
+
 def test_a_loop_that_was_overtaken_says_so(recorded: layertap.ActivationStream) -> None:
     batches = recorded.batches(100)
     old = iter(batches)

@@ -9,6 +9,7 @@ import outputs
 import pytest
 
 from layertap.check.verify import verify
+from layertap.core.taps import Tap
 
 FILE, OTHER = "shard_0002.safetensors", "shard_0003.safetensors"
 STATISTICS = "statistics/shard_0002.safetensors"
@@ -22,7 +23,7 @@ def tensors(tmp_path):
     return tmp_path
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "float8_e4m3fn", "int8"])
 def test_what_was_just_written_is_sound(tmp_path, dtype):
     outputs.write(tmp_path, outputs.three_shards(), outputs.shard_format(dtype=dtype, name="safetensors"))
     assert outputs.findings(tmp_path) == []
@@ -31,6 +32,39 @@ def test_what_was_just_written_is_sound(tmp_path, dtype):
 def test_a_run_resumed_at_another_place_of_the_disk_is_sound(tensors, tmp_path):
     shutil.copytree(tensors, tmp_path / "copy")
     assert verify(tmp_path / "copy").sound
+
+
+@pytest.mark.parametrize("dtype", ["float8_e4m3fn", "int8"])
+def test_codes_of_tokens_that_are_kept_though_not_finite_are_sound(tmp_path, dtype):
+    contents = outputs.three_shards()
+    contents[1][0].activations[Tap(0, "residual")][1, 2] = np.nan
+    outputs.write(tmp_path, contents, outputs.shard_format(dtype=dtype, name="safetensors", keep_nonfinite=True))
+    assert outputs.findings(tmp_path) == []
+
+
+def use_half_of_the_range(tensors):
+    """Of two tokens, with norms that fit."""
+    codes = tensors["residual.2"]
+    codes[:2] = (codes[:2].astype(np.float32) / 2).astype(codes.dtype)
+    tensors["norms"][1, :2] = np.linalg.norm(codes[:2].astype(np.float32) * tensors["scales"][1, :2, None], axis=1)
+
+
+def turn_a_sign(tensors):
+    tensors["scales"][1, 1] *= -1
+
+
+@pytest.mark.parametrize(
+    ("edit", "token", "count"), [(use_half_of_the_range, 0, 2), (turn_a_sign, 1, 1)], ids=["range", "sign"]
+)
+@pytest.mark.parametrize("dtype", ["float8_e4m3", "int8"])
+def test_codes_that_do_not_fit_their_scales_are_found(tmp_path, dtype, edit, token, count):
+    """Norms say nothing."""
+    form = outputs.shard_format(dtype=dtype.replace("e4m3", "e4m3fn"), name="safetensors")
+    outputs.write(tmp_path, outputs.three_shards(), form)
+    outputs.rewrite_tensors(tmp_path, FILE, lambda tensors, _: edit(tensors))
+    found = outputs.the_finding(tmp_path)
+    assert found.startswith(f"{FILE}: layer 2, residual, sample 2: scale of token {token} is ")
+    assert found.endswith(f"its largest code not the largest of {dtype}; {count} are wrong")
 
 
 # Damage that size or checksum tell

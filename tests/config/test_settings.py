@@ -42,6 +42,7 @@ REFUSED: tuple[tuple[type, dict[str, Any], str], ...] = (
     (ExtractConfig, {"dataset_path": "gs://b/x", "anonymous": True, "billing_project": "p"}, "give one of --anonymous"),
     (ExtractConfig, {"dataset_name": "x", "dataset_path": "y"}, "give one of --dataset_path and --dataset_name"),
     (ExtractConfig, {"dataset_name": "x", **OF_SHARDS}, "--dataset_name and --sharded_dataset_dir"),
+    (ExtractConfig, {"dataset_path": "x", "storage_dtype": "int8"}, "int8 works only with --format safetensors"),
     (ExtractConfig, {"column_name": "x", **OF_SHARDS}, "--column_name does not work with --sharded_dataset_dir"),
     (
         StreamsConfig,

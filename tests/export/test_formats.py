@@ -103,6 +103,19 @@ def test_memmap_is_read_by_numpy_alone(
     assert "values: bfloat16, as stored" in said
 
 
+@pytest.mark.parametrize("dtype", ["float8_e4m3fn", "int8"])
+def test_codes_are_exported_as_what_they_stand_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], dtype: str
+) -> None:
+    run = tmp_path / "run"
+    outputs.write(run, outputs.three_shards(), outputs.shard_format(dtype=dtype, name="safetensors"))
+    said = exports.told(capsys, run, tmp_path / "out", "--to", "hf")
+    found = datasets.load_from_disk(str(tmp_path / "out"))
+    assert f"values: {dtype.removesuffix('fn')} and scales written as float32, exactly" in said
+    values = np.concatenate([np.array(row, np.float32) for row in found["residual.2"]])
+    assert np.array_equal(values, exports.values(run, Tap(2, "residual")))
+
+
 def test_the_token_ids_of_memmap_are_a_file_of_torch(run: Path, tmp_path: Path) -> None:
     import torch
 

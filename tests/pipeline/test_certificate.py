@@ -11,6 +11,7 @@ import pytest
 import shards
 from runs import changed, extract_some, finished, manifest, out
 
+from layertap.check.verify import verify
 from layertap.config.extract import ExtractConfig, HostsConfig
 from layertap.core.taps import Tap
 from layertap.errors import RunMismatchError, UsageError
@@ -61,6 +62,29 @@ def test_rounding_to_the_storage_dtype_counts(certified: ExtractConfig, tmp_path
     extract(rounded)
     for tap in manifest(rounded)["certificate"]["taps"]:
         assert 1e-5 < tap["relative_error_mean"] < 2**-10
+
+
+@pytest.mark.parametrize(
+    ("dtype", "least", "most"), [("float8_e4m3", 2**-7, 2**-4), ("int8", 2**-9, 2**-5)], ids=["float8_e4m3", "int8"]
+)
+def test_quantising_counts_and_an_interruption_changes_no_byte(
+    certified: ExtractConfig, dtype: str, least: float, most: float
+) -> None:
+    settings = {"compute_dtype": "float32", "format": "safetensors", "storage_dtype": dtype, "shard_size_gb": 1e-4}
+    quantised = changed(certified, **settings)
+    extract_some(quantised, 2)
+    extract(quantised)
+    assert verify(out(quantised)).sound
+    resumed = shards.contents(out(quantised))
+    for tap in manifest(quantised)["certificate"]["taps"]:
+        assert least < tap["relative_error_mean"] <= tap["relative_error_max"] < most
+        assert 1 - most**2 < tap["cosine_min"] < 1
+    shutil.rmtree(out(quantised))
+    shutil.rmtree(quantised.checkpoint_dir)
+    finished(quantised)
+    assert shards.contents(out(quantised)) == resumed
+    with pytest.raises(RunMismatchError, match=r"storage\.dtype"):
+        extract(changed(quantised, storage_dtype="bfloat16"))
 
 
 @pytest.mark.parametrize("kept", [0, 3])

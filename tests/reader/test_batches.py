@@ -27,6 +27,7 @@ from layertap.objects import open_store
 from layertap.reader.batches import Batches
 from layertap.reader.handover import Batch
 from layertap.shards.encode import ShardFormat
+from layertap.shards.quantised import quantise
 from layertap.shards.writer import ShardWriter
 
 SITES = ("residual", "mlp")
@@ -429,6 +430,29 @@ def test_every_dtype_as_every_array(tmp_path: Path, stored: str, asked: Any, fra
         for row, (number, position) in enumerate(tokens_of([batch])):
             stored_values = dataset[number].activation(2)[position]
             expected = stored_values.astype(ml_dtypes.bfloat16 if asked == "bfloat16" else asked or stored_values.dtype)
+            np.testing.assert_array_equal(values[row, 0].astype(np.float32), expected.astype(np.float32))
+
+
+@pytest.mark.parametrize(("stored", "framework"), [("float8_e4m3fn", "numpy"), ("int8", "torch"), ("int8", "jax")])
+@pytest.mark.parametrize("asked", [None, "bfloat16"])
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_codes_are_read_as_float32_or_what_was_asked_for(
+    tmp_path: Path, stored: str, framework: str, asked: str | None, shuffle: bool
+) -> None:
+    form = outputs.shard_format(dtype=stored, name="safetensors")
+    outputs.write(tmp_path, [[outputs.sample(number) for number in range(3)]], form)
+    dataset, dtype = ActivationDataset(tmp_path), np.dtype(stored)
+    assert dataset.dtypes == ("float32",)
+    exact = {number: quantise(outputs.sample(number).activations[Tap(2, "residual")], dtype) for number in range(3)}
+    for number, expected in exact.items():
+        values = dataset[number].activation(2)
+        assert values.dtype == np.float32
+        np.testing.assert_array_equal(values, expected.values)
+    for batch in dataset.batches(4, layers=[2], as_=framework, dtype=asked, shuffle=shuffle):
+        assert str(batch.activations.dtype).removeprefix("torch.") == (asked or "float32")
+        values = batch.activations.float().numpy() if framework == "torch" else np.asarray(batch.activations)
+        for row, (number, position) in enumerate(tokens_of([batch])):
+            expected = exact[number].values[position].astype(asked or "float32")
             np.testing.assert_array_equal(values[row, 0].astype(np.float32), expected.astype(np.float32))
 
 

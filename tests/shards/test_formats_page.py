@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import outputs
 import pytest
@@ -16,6 +17,7 @@ from safetensors import safe_open
 from layertap.core.columns import COLUMNS, FIRST, PREFIX, SINK, SINK_FACTOR, SPECIAL
 from layertap.core.taps import Tap
 from layertap.shards.manifest import Manifest, ShardEntry, StoredFile
+from layertap.shards.quantised import quantise
 
 PAGE = (Path(__file__).parents[2] / "docs" / "formats.md").read_text(encoding="utf-8")
 PICKLE_READER, SAFETENSORS_READER = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
@@ -53,6 +55,20 @@ assert tensors["residual.0"].ctypes.data % 64 == 0
 assert not tensors["residual.0"].flags.owndata
 np.savez(sys.argv[2], **tensors, told=[json.dumps(sample) for sample in samples])
 """
+
+
+@pytest.mark.parametrize("dtype", ["float8_e4m3fn", "int8"])
+def test_codes_and_scales_are_read_as_the_page_says(tmp_path, dtype):
+    samples = [outputs.sample(index, tokens) for index, tokens in ((7, 3), (2, 5))]
+    outputs.write(tmp_path, [samples], outputs.shard_format(dtype=dtype, name="safetensors"))
+    page = {"ml_dtypes": ml_dtypes}
+    exec(SAFETENSORS_READER, page)
+    page |= {"tensors": page["read_shard"](tmp_path / "shard_0001.safetensors")[0], "i": 1}
+    (expression,) = re.findall(rf"^{dtype.removesuffix('fn')} +(tensors.*)$", PAGE, re.MULTILINE)
+    values = eval(expression.replace("residual.12", "residual.2"), page)
+    expected = [quantise(sample.activations[Tap(2, "residual")], np.dtype(dtype)).values for sample in samples]
+    assert values.dtype == np.float32
+    assert np.array_equal(values, np.concatenate(expected))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
@@ -99,7 +115,7 @@ def test_the_page_lists_the_keys_of_a_sample_in_their_order(tmp_path):
 
 
 def test_the_page_lists_the_tensors_and_the_metadata_of_a_file_in_their_order(tmp_path):
-    outputs.write(tmp_path, [[outputs.sample(0)]], outputs.shard_format(name="safetensors"))
+    outputs.write(tmp_path, [[outputs.sample(0)]], outputs.shard_format(dtype="int8", name="safetensors"))
     with (tmp_path / "shard_0001.safetensors").open("rb") as file:
         header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
     assert rows("`__metadata__` holds strings only") == list(header.pop("__metadata__"))

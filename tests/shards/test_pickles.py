@@ -24,7 +24,7 @@ from layertap.core.taps import Tap
 from layertap.errors import DamageError
 from layertap.shards.pickles import codec, load_pickle, write_pickle
 from layertap.shards.threads import working
-from layertap.shards.values import TapValues
+from layertap.shards.values import SampleValues, TapValues
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 FLOAT16 = np.dtype(np.float16)
@@ -40,7 +40,7 @@ def written(samples, dtype=FLOAT32, *, layers=outputs.LAYERS, compress=False) ->
     at_layers = {
         layer: TapValues(
             samples[0].activations[tap].shape[1] if samples else 0,
-            [(it.activations[tap].astype(dtype), np.zeros(it.tokens, np.float32)) for it in samples],
+            [SampleValues(it.activations[tap].astype(dtype), np.zeros(it.tokens, np.float32)) for it in samples],
         )
         for layer, tap in taps.items()
     }

@@ -20,7 +20,7 @@ from layertap.errors import DamageError, StorageError
 from layertap.shards import tensors
 from layertap.shards.safetensors import write_safetensors
 from layertap.shards.tensors import parse_tensors
-from layertap.shards.values import TapValues
+from layertap.shards.values import SampleValues, TapValues
 
 TAPS = {Tap(2, "residual"): 4, Tap(0, "mlp"): 6}
 ABOUT = {"model_path": "m", "model_type": "qwen2", "fingerprint": "f" * 64}
@@ -35,7 +35,7 @@ def written(samples, dtype="bfloat16") -> bytes:
     file = io.BytesIO()
     stored = np.dtype(dtype)
     values = {
-        tap: TapValues(width, [(it.activations[tap].astype(stored), norms_of(it, tap)) for it in samples])
+        tap: TapValues(width, [SampleValues(it.activations[tap].astype(stored), norms_of(it, tap)) for it in samples])
         for tap, width in TAPS.items()
     }
     write_safetensors(file, samples, values, stored, ABOUT)
@@ -137,7 +137,7 @@ def with_header(content: bytes, edit) -> bytes:
     [
         lambda header: header.pop("flags"),
         lambda header: header["flags"].update(shape=[3]),
-        lambda header: header["mlp.0"].update(dtype="F8_E4M3"),
+        lambda header: header["mlp.0"].update(dtype="F8_E5M2"),
         lambda header: header["mlp.0"].update(data_offsets=[0, 8]),
         lambda header: header["mlp.0"].update(data_offsets=[0]),
         lambda header: header["mlp.0"].update(shape=["x", 6]),

@@ -82,7 +82,7 @@ def manifest(form: ShardFormat, **changed: Any) -> Manifest:
         "special_ids": SPECIAL_IDS,
         "format": form.name,
         "taps": form.taps,
-        "storage_dtype": form.dtype.name,
+        "storage_dtype": form.stored_as,
     }
     return Manifest(**(fields | changed))
 

@@ -33,7 +33,7 @@ from typing import Any
 from layertap.api.device import stays_on_device
 from layertap.api.pools import Place, Pool, RunningModel, count_rows, make_pools
 from layertap.config.arguments import Group
-from layertap.config.extract import RunConfig
+from layertap.config.extract import QUANTISED, RunConfig
 from layertap.config.keywords import from_keywords, refuse
 from layertap.core.columns import COLUMNS
 from layertap.core.taps import SITES, Site, Tap
@@ -80,6 +80,11 @@ class ActivationStream(BatchSource["StreamBatches"]):
         activations (by default the compute dtype). Config, tokenizer and dataset are checked here;
         the first batch loads the weights. Raises an InputError if a setting is wrong.
         """
+        if settings.get("storage_dtype") in QUANTISED:
+            raise UsageError(
+                f"storage_dtype={settings['storage_dtype']!r} saves bytes on disk, and a stream stores nothing:"
+                " leave it out, or give float32, float16 or bfloat16"
+            )
         config = from_keywords(RunConfig, settings, _GROUPS, _OF_TOKENS)
         refuse(settings, _DO_NOTHING)
         if config.dataset is None:

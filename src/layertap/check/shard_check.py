@@ -23,6 +23,7 @@ from layertap.errors import DamageError
 from layertap.objects.base import ObjectStore
 from layertap.shards.decode import open_shard
 from layertap.shards.manifest import Manifest, ShardEntry, StoredFile, index_ranges, listed_ranges
+from layertap.shards.quantised import fits
 from layertap.shards.shard import Shard
 from layertap.shards.statistics import TapStatistics, measure, merge_all
 from layertap.shards.statistics_files import KIND, read_statistics
@@ -116,10 +117,12 @@ class ShardCheck:
                 [(number, it.task_id, it.text_preview, _checksum(columns, span)) for number, it, span in told],
             )
         )
-        parts = [
-            measure(shard.activations(tap, span.start, span.stop), number)
-            for number, span in zip(numbers, spans, strict=True)
-        ]
+        parts = []
+        for number, span in zip(numbers, spans, strict=True):
+            values = shard.activations(tap, span.start, span.stop)
+            parts.append(measure(values, number))
+            for finding in self._wrong_scales(shard, tap, values, span):
+                self._find(f"{path}: {name}, sample {number}: {finding}")
         norms = np.concatenate([np.empty(0), *(norms for _, norms in parts)])
         for number, span in zip(numbers, spans, strict=True):
             own = {name: values[span] for name, values in columns.items()}
@@ -142,6 +145,17 @@ class ShardCheck:
             whole,
             {number: (places[span], norms[span]) for number, span in zip(numbers, spans, strict=True)},
         )
+
+    def _wrong_scales(self, shard: Shard, tap: Tap, values: np.ndarray, span: slice) -> Iterator[str]:
+        scales = shard.scales(tap, span.start, span.stop)
+        if scales is None:
+            return
+        wrong = np.flatnonzero(~fits(values, scales, self._manifest.storage_dtype))
+        if wrong.size:
+            yield (
+                f"scale of token {wrong[0]} is {scales[wrong[0]]:g}, and its largest code not the largest of"
+                f" {self._manifest.storage_dtype}; {wrong.size} are wrong"
+            )
 
     def _wrong_norms(self, shard: Shard, tap: Tap, norms: np.ndarray, span: slice) -> Iterator[str]:
         nonfinite = int((~np.isfinite(norms[span])).sum())

@@ -29,7 +29,8 @@ from layertap.errors import UsageError
 
 Overlong = Literal["error", "skip", "truncate", "split"]
 FormatName = Literal["pickle", "safetensors"]
-StorageDtype = Literal["float32", "float16", "bfloat16"]
+StorageDtype = Literal["float32", "float16", "bfloat16", "float8_e4m3", "int8"]
+QUANTISED: tuple[StorageDtype, ...] = ("float8_e4m3", "int8")
 
 # Settings that must keep their default if the dataset is split into shards.
 _OF_ITS_OWN_DATASET: Mapping[str, object] = {
@@ -194,7 +195,8 @@ class RunConfig(SourceConfig):
     storage_dtype: Annotated[
         StorageDtype | None, Flag("output", default="float32 in pickles, bfloat16 in safetensors")
     ] = None
-    """The number format on disk. A value that float16 cannot hold stops the run."""
+    """The number format on disk. A value that float16 cannot hold stops the run. float8_e4m3 and
+    int8 have a float32 scale for each token, and need --format safetensors."""
 
     keep_tokens: Annotated[tuple[str, ...], SELECTION, Flag("output", default="all")] = (ALL,)
     """Which of the computed tokens to store. all: every token. cells: the cells of grids. answer:
@@ -281,6 +283,11 @@ class RunConfig(SourceConfig):
         require(
             0 <= self.certify <= self.window_samples,
             f"--certify {self.certify} must be at most --window_samples ({self.window_samples}), and not negative",
+        )
+        require(
+            self.format == "safetensors" or self.stored_as not in QUANTISED,
+            f"--storage_dtype {self.stored_as} works only with --format safetensors: pickles are read without Layertap,"
+            " by scripts that would take the codes for activations and not multiply them by the scales",
         )
         require(0 < self.shard_size_gb < math.inf, f"--shard_size_gb must be positive, not {self.shard_size_gb}")
         require(

@@ -61,7 +61,7 @@ def _make_form(config: ExportConfig, source: Source) -> Form:
 
 
 def _default_dtype(to: str, source: Source) -> str:
-    stored = source.dataset.storage_dtypes
+    stored = source.dataset.dtypes
     if len(stored) > 1:
         return "float32"
     return "float32" if stored == ("bfloat16",) and to != "memmap" else stored[0]
@@ -87,7 +87,7 @@ class _Progress:
     def __init__(self, source: Source, show: Show, times: int) -> None:
         self._source = source
         self._show = show
-        self._token_bytes = source.token_values * numpy_dtype(source.dataset.storage_dtypes[0]).itemsize
+        self._token_bytes = source.token_values * numpy_dtype(source.dataset.dtypes[0]).itemsize
         self._total = times * sum(map(source.tokens, range(len(source)))) * self._token_bytes
         self._done = 0
 

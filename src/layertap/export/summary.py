@@ -9,6 +9,7 @@ from pathlib import Path
 
 from layertap.export.form import Form
 from layertap.export.values import is_exact
+from layertap.shards.quantised import read_as
 
 
 def describe(form: Form, to: str, *, checked: bool) -> str:
@@ -31,10 +32,11 @@ def _values(form: Form) -> Iterator[str]:
     """Describe how the values were converted."""
     target = form.dtype.name
     for stored in form.source.dataset.storage_dtypes:
+        read = read_as(stored)
         if stored == target:
             yield f"values: {stored}, as stored"
-        elif is_exact(stored, target):
-            yield f"values: {stored} written as {target}, exactly"
+        elif is_exact(read, target):
+            yield f"values: {stored} {'' if read == stored else 'and scales '}written as {target}, exactly"
         else:
             worst = {name: error for part in form.parts for name, error in part["errors"].items()}
             for part in form.parts:

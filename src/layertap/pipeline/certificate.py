@@ -54,7 +54,7 @@ def certify(model: OpenedModel, prompts: Prompts, session: Session, count: int, 
         "sample_idx": [list(pair) for pair in index_ranges(sample.sample_idx for sample in stored)],
         "reference": "float32",
         "compute_dtype": model.compute_dtype.name,
-        "storage_dtype": form.dtype.name,
+        "storage_dtype": form.stored_as,
         "taps": [
             {"layer": tap.layer, "site": tap.site} | _compare(stored, truth, tap, form)
             for tap in (model.taps if stored else ())

@@ -52,8 +52,15 @@ from layertap.pipeline.step import resolve_taps
 from layertap.shards.encode import ShardFormat
 from layertap.shards.manifest import FILE_NAME, Manifest, fingerprint_of
 from layertap.shards.pickles import codec
+from layertap.shards.quantised import FLOAT8
 
-DTYPES = {"float32": np.dtype(np.float32), "float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
+DTYPES = {
+    "float32": np.dtype(np.float32),
+    "float16": np.dtype(np.float16),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+    "float8_e4m3": FLOAT8,
+    "int8": np.dtype(np.int8),
+}
 _ALONE = Hosts()
 
 

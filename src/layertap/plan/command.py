@@ -100,7 +100,7 @@ class Plan:
             "layers": list(form.layers),
             "sites": list(form.sites),
             "format": form.name,
-            "storage_dtype": form.dtype.name,
+            "storage_dtype": form.stored_as,
             "accelerator": placed and asdict(placed.accelerator),
             "workers": run.config.workers,
             "mesh": placed and placed.mesh,
@@ -214,7 +214,7 @@ def _output(plan: Plan) -> list[str]:
     if ALL not in run.config.keep_tokens:
         kept = f", of {plan.kept_tokens:,.0f} tokens ({', '.join(run.config.keep_tokens)})"
     lines = [
-        f"{run.form.bytes_per_token:,} bytes of activations per token, {run.form.dtype.name},"
+        f"{run.form.bytes_per_token:,} bytes of activations per token, {run.form.stored_as},"
         f" {_size(output.activations)} in all" + kept,
         f"{run.form.name}: {whole} in {output.shards:,} shards, {output.files:,} files"
         + (", before compression" if run.is_compressed else "")

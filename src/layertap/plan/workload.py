@@ -36,9 +36,10 @@ from layertap.plan.accelerators import TYPICAL_MEAN, TYPICAL_MEDIAN, TYPICAL_TEX
 from layertap.plan.planned import causal_pairs
 from layertap.shards.encode import ShardFormat, write_samples
 from layertap.shards.manifest import Manifest
+from layertap.shards.quantised import is_quantised
 from layertap.shards.statistics import no_statistics
 from layertap.shards.statistics_files import write_statistics
-from layertap.shards.values import TapValues
+from layertap.shards.values import SampleValues, TapValues
 from layertap.shards.writer import ShardBuffer
 
 _COLUMN_BYTES = sum(dtype.itemsize for dtype in COLUMNS.values())
@@ -192,9 +193,11 @@ class OutputCounter:
         self._bytes.update(statistics=sink.size, files=1, activations=tokens * self._form.bytes_per_token)
 
     def _values(self, samples: Iterable[Sample], width: int) -> TapValues:
-        """Return stand-ins for the samples' activations and norms at a tap of this width."""
+        """Return stand-ins for the samples' activations, norms and scales at a tap of this width."""
         spans = [slice(sample.tokens) for sample in samples]
-        return TapValues(width, [(self._zeros[width][span], self._norms[span]) for span in spans])
+        quantised = is_quantised(self._form.dtype)
+        kept = ((self._zeros[width][span], self._norms[span]) for span in spans)
+        return TapValues(width, [SampleValues(*it, it[1] if quantised else None) for it in kept])
 
 
 class _CountingSink:
@@ -266,7 +269,7 @@ def blank_manifest(config: PlanConfig, model_type: str, form: ShardFormat, speci
         special_ids=tuple(sorted(special_ids)),
         format=form.name,
         taps=form.taps,
-        storage_dtype=form.dtype.name,
+        storage_dtype=form.stored_as,
     )
 
 
@@ -305,7 +308,8 @@ def _usual_output(tokens: int, samples: float, form: ShardFormat, shard_bytes: i
     shards = max(1, math.ceil(activations / shard_bytes))
     taps, text = len(form.taps), TYPICAL_TEXT_BYTES.value
     repeats = taps if form.name == "pickle" else 1  # for what is the same at all taps
-    beside = taps * tokens * _NORM_BYTES + repeats * (tokens * _COLUMN_BYTES + samples * text)
+    numbers = 2 if is_quantised(form.dtype) else 1  # a norm, and a scale
+    beside = numbers * taps * tokens * _NORM_BYTES + repeats * (tokens * _COLUMN_BYTES + samples * text)
     return OutputSize(
         activations=activations,
         shard_files=activations + round(beside),

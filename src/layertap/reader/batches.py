@@ -166,7 +166,7 @@ class Batches:
 def make_layout(place: str, shards: Shards, config: BatchConfig) -> BlockLayout:
     """Define a row of a pool; raises UsageError, which names `place`, if the dtype is ambiguous."""
     sources = shards.sources
-    stored = sorted({source.manifest.storage_dtype for source in sources})
+    stored = sorted({source.manifest.read_as for source in sources})
     columns = {name: COLUMNS[name] for name in (*config.columns, "positions")}
     widths = tuple(sources[0].manifest.taps[tap] for tap in config.taps)
     return BlockLayout(widths, pool_dtype(config, stored, place), columns, config.sequence)

@@ -105,6 +105,11 @@ class ActivationDataset(Sequence[Sample], BatchSource[Batches]):
         return tuple(sorted({source.manifest.storage_dtype for source in self._shards.sources}))
 
     @property
+    def dtypes(self) -> tuple[str, ...]:
+        """As what activations are read: as they are stored, or float32 where that is quantised."""
+        return tuple(sorted({source.manifest.read_as for source in self._shards.sources}))
+
+    @property
     def model_path(self) -> str:
         """The model of the activations, as the first worker named it."""
         return self._shards.sources[0].manifest.model_path

@@ -33,12 +33,13 @@ from layertap.objects.files import crc32c_extended
 from layertap.shards.manifest import ShardEntry, StoredFile, index_ranges
 from layertap.shards.measuring import measure_in_float32
 from layertap.shards.pickles import write_pickle
+from layertap.shards.quantised import dtype_name, is_quantised, quantise
 from layertap.shards.safetensors import write_safetensors
 from layertap.shards.statistics import TapStatistics, merge_all
 from layertap.shards.statistics_files import KIND, write_statistics
 from layertap.shards.tensors import Sink
 from layertap.shards.threads import Threads, working
-from layertap.shards.values import TapValues
+from layertap.shards.values import SampleValues, TapValues
 
 _PIECE_VALUES = 1 << 22
 """How many values a thread converts and measures before it looks for more."""
@@ -57,6 +58,11 @@ class ShardFormat:
     keep_nonfinite: bool = False
     """Whether activations with a NaN or an infinity are stored and counted; else they are
     refused."""
+
+    @property
+    def stored_as(self) -> str:
+        """The dtype as the manifest calls it."""
+        return dtype_name(self.dtype)
 
     @property
     def bytes_per_token(self) -> int:
@@ -137,27 +143,38 @@ def encode(
 def measure_sample(
     sample: Sample, tap: Tap, form: ShardFormat, *, widen: bool = False
 ) -> tuple[Activation, Norms, TapStatistics]:
-    """What is stored of a sample at a tap: the values, their norms and their statistics.
+    """What is read of a sample at a tap: the values, their norms and their statistics.
 
     Values that the storage dtype holds exactly are given as they are, or with `widen` in that
-    dtype. Raises StorageError where a finite value does not fit into float16, and for a NaN or an
-    infinity that is not to be kept.
+    dtype; those that it quantises in float32. Raises StorageError where a finite value does not fit
+    into float16, and for a NaN or an infinity that is not to be kept.
     """
+    if is_quantised(form.dtype):
+        values = quantise(sample.activations[tap], form.dtype).values
+        return values, *_measure_read(values, sample, tap, form)
     rounded = round_activation(sample, tap, form.dtype)
     widened = np.empty(rounded.shape, np.float32) if widen and rounded.dtype != form.dtype else None
-    statistics, norms = measure_in_float32(rounded, sample.sample_idx, widened)
+    measured = _measure_read(rounded, sample, tap, form, widened)
+    return rounded if widened is None else widened, *measured
+
+
+def _measure_read(
+    values: Activation, sample: Sample, tap: Tap, form: ShardFormat, widened: np.ndarray | None = None
+) -> tuple[Norms, TapStatistics]:
+    """The norms and statistics of values as they will be read."""
+    statistics, norms = measure_in_float32(values, sample.sample_idx, widened)
     require_finite(sample, tap, norms, form)
     if statistics.count:
         positions = sample.columns["positions"]
         statistics = replace(statistics, max_position=int(positions[statistics.max_position]))
-    return rounded if widened is None else widened, norms.astype(np.float32), statistics
+    return norms.astype(np.float32), statistics
 
 
 def require_finite(sample: Sample, tap: Tap, norms: Norms, form: ShardFormat) -> None:
     """Raise StorageError for a NaN or an infinity, which norms show, that is not to be kept."""
     finite = np.isfinite(norms)
     if not form.keep_nonfinite and not finite.all():
-        raise _nonfinite(sample, tap, sample.columns["positions"][~finite])
+        raise _nonfinite(sample, tap, sample.columns["positions"][~finite], form)
 
 
 def round_activation(sample: Sample, tap: Tap, dtype: np.dtype) -> Activation:
@@ -178,12 +195,13 @@ def round_activation(sample: Sample, tap: Tap, dtype: np.dtype) -> Activation:
     return rounded
 
 
-def _nonfinite(sample: Sample, tap: Tap, tokens: np.ndarray) -> StorageError:
+def _nonfinite(sample: Sample, tap: Tap, tokens: np.ndarray, form: ShardFormat) -> StorageError:
     """For the tokens at these positions, which have a NaN or an infinity."""
+    kept = f"such tokens of {form.stored_as} as NaN" if is_quantised(form.dtype) else "such activations as they are"
     return StorageError(
         f"{_place(sample, tap)}, token {tokens[0]}: the activation has a NaN or an infinity, as have those of"
         f" {len(tokens)} of its {sample.tokens} tokens there. A sound model gives none: look for it in the weights."
-        " To store such activations as they are, and have them counted, pass --on_nonfinite keep"
+        f" To store {kept}, and have them counted, pass --on_nonfinite keep"
     )
 
 
@@ -202,7 +220,7 @@ def _encode_file(
     """The file of a site, or of all; statistics of each sample go into the lists."""
     taps = [tap for tap in form.taps if site in (None, tap.site)]
     pieces = [(tap, piece) for tap in taps for piece in _pieces(samples, form.taps[tap])]
-    done = workers.map(partial(_measure, form=form), pieces)
+    done = workers.map(partial(_store_piece, form=form), pieces)
     measured_samples = chain.from_iterable(done)
     values = {tap: TapValues(form.taps[tap], _noted(measured_samples, len(samples), measured[tap])) for tap in taps}
     sink = _Collector()
@@ -225,18 +243,28 @@ def _pieces(samples: Sequence[Sample], width: int) -> Iterator[list[Sample]]:
         yield piece
 
 
-def _measure(piece: tuple[Tap, Sequence[Sample]], form: ShardFormat) -> list[tuple[Activation, Norms, TapStatistics]]:
+def _store_piece(piece: tuple[Tap, Sequence[Sample]], form: ShardFormat) -> list[tuple[SampleValues, TapStatistics]]:
     tap, samples = piece
-    return [measure_sample(sample, tap, form, widen=True) for sample in samples]
+    return [_store(sample, tap, form) for sample in samples]
+
+
+def _store(sample: Sample, tap: Tap, form: ShardFormat) -> tuple[SampleValues, TapStatistics]:
+    """What is stored of a sample at a tap, and the statistics of it as it will be read."""
+    if not is_quantised(form.dtype):
+        activation, norms, statistics = measure_sample(sample, tap, form, widen=True)
+        return SampleValues(activation, norms), statistics
+    made = quantise(sample.activations[tap], form.dtype)
+    norms, statistics = _measure_read(made.values, sample, tap, form)
+    return SampleValues(made.codes, norms, made.scales), statistics
 
 
 def _noted(
-    done: Iterator[tuple[Activation, Norms, TapStatistics]], samples: int, statistics: list[TapStatistics]
-) -> Iterator[tuple[Activation, Norms]]:
+    done: Iterator[tuple[SampleValues, TapStatistics]], samples: int, statistics: list[TapStatistics]
+) -> Iterator[SampleValues]:
     """The next samples' values; their statistics go into the list."""
-    for values, norms, part in islice(done, samples):
+    for values, part in islice(done, samples):
         statistics.append(part)
-        yield values, norms
+        yield values
 
 
 def write_samples(

@@ -28,6 +28,7 @@ from layertap.core.selection import ALL
 from layertap.core.strict_json import dump_json
 from layertap.core.taps import Site, Tap
 from layertap.errors import RunMismatchError
+from layertap.shards.quantised import read_as
 
 FILE_NAME = "metadata.json"
 FORMAT_VERSION = 2
@@ -121,6 +122,16 @@ class Manifest:
     def sites(self) -> tuple[Site, ...]:
         """The sites that are stored, in the order in which they were asked for."""
         return tuple(dict.fromkeys(tap.site for tap in self.taps))
+
+    @property
+    def read_as(self) -> str:
+        """The dtype that activations are read as: float32 where `storage_dtype` is quantised."""
+        return read_as(self.storage_dtype)
+
+    @property
+    def quantised(self) -> bool:
+        """Whether activations are stored as codes with scales."""
+        return self.read_as != self.storage_dtype
 
     @property
     def samples(self) -> int:

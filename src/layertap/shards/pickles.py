@@ -43,7 +43,7 @@ from layertap.errors import DamageError
 from layertap.objects.files import Buffer
 from layertap.shards.tensors import Sink
 from layertap.shards.threads import InOrder, Threads
-from layertap.shards.values import TapValues
+from layertap.shards.values import SampleValues, TapValues
 
 igzip: ModuleType | None
 try:
@@ -102,14 +102,14 @@ def _entry(sample: Sample, width: int, values: "_Taken") -> dict[str, object]:
 class _Taken:
     """A sample's values, which are taken when the pickler reaches them, and not kept."""
 
-    def __init__(self, values: Iterator[tuple[Activation, Norms]]) -> None:
+    def __init__(self, values: Iterator[SampleValues]) -> None:
         self._values = values
         self._norms: list[Norms] = []
 
     def take_activation(self) -> Activation:
-        activation, norms = next(self._values)
-        self._norms.append(norms)
-        return activation
+        taken = next(self._values)
+        self._norms.append(taken.norms)
+        return taken.activation
 
     def take_norms(self) -> Norms:
         return self._norms.pop()

@@ -1,9 +1,11 @@
 """The safetensors format: one file a shard, with the tokens of all samples one after the other.
 
-    residual.12       [tokens, width]    BF16, F16 or F32; one for each tap, named by site and layer
+    residual.12       [tokens, width]    BF16, F16, F32, F8_E4M3 or I8; one for each tap, which its
+                                         site and layer name
     sample_offsets    [samples + 1]      I64, sample i has the rows offsets[i] : offsets[i + 1]
     sample_idx        [samples]          I64
     norms             [taps, tokens]     F32, in the order of the taps (core/columns.py)
+    scales            [taps, tokens]     F32, beside F8_E4M3 and I8 alone (quantised.py)
     token_ids, ...    [tokens]           the columns (core/columns.py)
 
 The first tap begins at a multiple of 64 bytes in the file. Behind the taps, wider types come before
@@ -21,10 +23,10 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from layertap.core.columns import Norms
 from layertap.core.sample import Activation, Sample
 from layertap.core.strict_json import dump_json
 from layertap.core.taps import Tap
+from layertap.shards.quantised import is_quantised
 from layertap.shards.tensors import Sink, TensorStream, write_tensors
 from layertap.shards.values import TapValues
 
@@ -48,25 +50,30 @@ def write_safetensors(
     """
     lengths = [sample.tokens for sample in samples]
     tokens = sum(lengths)
-    norms: list[Norms] = []  # all are known when the last tap is written
+    norms: list[np.ndarray] = []  # all are known when the last tap is written
+    scales: list[np.ndarray] = []
+    a_token = np.dtype(np.float32), (len(values), tokens)
     tensors = {
         **{
-            tensor_name(tap): TensorStream(dtype, (tokens, it.width), _without_norms(it, norms))
+            tensor_name(tap): TensorStream(dtype, (tokens, it.width), _activations(it, norms, scales))
             for tap, it in values.items()
         },
         "sample_offsets": TensorStream.of(np.cumsum([0, *lengths], dtype=np.int64)),
         "sample_idx": TensorStream.of(np.array([sample.sample_idx for sample in samples], np.int64)),
-        "norms": TensorStream(np.dtype(np.float32), (len(values), tokens), norms),
+        "norms": TensorStream(*a_token, norms),
+        **({"scales": TensorStream(*a_token, scales)} if is_quantised(dtype) else {}),
         **{name: TensorStream.joined([sample.columns[name] for sample in samples]) for name in samples[0].columns},
     }
     write_tensors(sink, tensors, _metadata(samples, about))
 
 
-def _without_norms(values: TapValues, norms: list[Norms]) -> Iterator[Activation]:
-    """The activations; their norms go into the list."""
-    for activation, own in values.samples:
-        norms.append(own)
-        yield activation
+def _activations(values: TapValues, norms: list[np.ndarray], scales: list[np.ndarray]) -> Iterator[Activation]:
+    """The activations; their norms, and scales where they have some, go into the lists."""
+    for it in values.samples:
+        norms.append(it.norms)
+        if it.scales is not None:
+            scales.append(it.scales)
+        yield it.activation
 
 
 def _metadata(samples: Sequence[Sample], about: Mapping[str, str]) -> dict[str, str]:

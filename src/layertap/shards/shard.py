@@ -63,8 +63,8 @@ class Shard(ABC):
 
     @abstractmethod
     def activations(self, tap: Tap, begin: int, end: int, *, own: bool = False) -> np.ndarray:
-        """[rows, width] in the storage dtype. `own`: you copy them on at once, so nothing is
-        mapped.
+        """[rows, width] in the storage dtype, or float32 where that is quantised. `own`: you copy
+        them on at once, so nothing is mapped.
         """
 
     @abstractmethod
@@ -74,6 +74,10 @@ class Shard(ABC):
     @abstractmethod
     def _norms(self, tap: Tap, begin: int, end: int) -> np.ndarray:
         """Norms that are stored."""
+
+    def scales(self, tap: Tap, begin: int, end: int) -> np.ndarray | None:
+        """Of each row at a tap, where the storage dtype is quantised; float32."""
+        return None
 
     def column(self, name: str, begin: int, end: int, tap: Tap | None = None) -> np.ndarray:
         """A column at these rows; raises UsageError where the run stored no such column."""

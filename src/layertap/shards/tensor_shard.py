@@ -11,6 +11,7 @@ from layertap.core.taps import Tap
 from layertap.objects.base import ObjectStore
 from layertap.shards.manifest import Manifest, ShardEntry, StoredFile, index_ranges, listed_ranges
 from layertap.shards.once import Once
+from layertap.shards.quantised import dequantise, dtype_name
 from layertap.shards.safetensors import FORMAT, tensor_name
 from layertap.shards.shard import Shard, Words
 from layertap.shards.tensors import ALIGNMENT, TensorLayout, data_start, parse_layout
@@ -46,14 +47,22 @@ class TensorShard(Shard):
         return words
 
     def activations(self, tap: Tap, begin: int, end: int, *, own: bool = False) -> np.ndarray:
-        return self._rows(self._file(tap), self._tensor(tap), begin, end, own=own)
+        stored = self._rows(self._file(tap), self._tensor(tap), begin, end, own=own)
+        return stored if (scales := self.scales(tap, begin, end)) is None else dequantise(stored, scales)
+
+    def scales(self, tap: Tap, begin: int, end: int) -> np.ndarray | None:
+        return self._of_tokens("scales", tap, begin, end) if self._manifest.quantised else None
 
     def _column(self, name: str, begin: int, end: int, tap: Tap | None) -> np.ndarray:
         return self._rows(self._file(tap), name, begin, end)
 
     def _norms(self, tap: Tap, begin: int, end: int) -> np.ndarray:
+        return self._of_tokens("norms", tap, begin, end)
+
+    def _of_tokens(self, tensor: str, tap: Tap, begin: int, end: int) -> np.ndarray:
+        """Rows of a tap in a tensor of one number a token and tap."""
         row = list(self._manifest.taps).index(tap) * self._entry.tokens
-        return self._rows(self._file(tap), "norms", row + begin, row + end, flat=True)
+        return self._rows(self._file(tap), tensor, row + begin, row + end, flat=True)
 
     def _file(self, tap: Tap | None) -> StoredFile:
         """The file that holds a tap, or without one the file whose header was read first."""
@@ -123,7 +132,7 @@ class TensorShard(Shard):
         if layout.data_start % ALIGNMENT:
             yield f"its data begins at byte {layout.data_start}, which is not a multiple of {ALIGNMENT}"
         expected = self._expected_tensors(file)
-        held = {name: f"{place.dtype.name} {list(place.shape)}" for name, place in layout.places.items()}
+        held = {name: f"{dtype_name(place.dtype)} {list(place.shape)}" for name, place in layout.places.items()}
         for name in [*expected, *(name for name in held if name not in expected)]:
             if held.get(name) != expected.get(name):
                 yield f"{name} is {held.get(name, 'missing')}, should be {expected.get(name, 'absent')}"
@@ -136,6 +145,7 @@ class TensorShard(Shard):
         return {
             **{self._tensor(tap): f"{manifest.storage_dtype} [{tokens}, {width}]" for tap, width in own.items()},
             **({"norms": f"float32 [{len(own)}, {tokens}]"} if manifest.format_version > 1 else {}),
+            **({"scales": f"float32 [{len(own)}, {tokens}]"} if manifest.quantised else {}),
             "sample_offsets": f"int64 [{samples + 1}]",
             "sample_idx": f"int64 [{samples}]",
             **{name: f"{dtype} [{tokens}]" for name, dtype in manifest.columns.items()},

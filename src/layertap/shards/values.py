@@ -6,9 +6,22 @@ keeps them when they are written. So they come once, and in order.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
 
 from layertap.core.columns import Norms
 from layertap.core.sample import Activation
+
+
+class SampleValues(NamedTuple):
+    """What is stored of a sample at a tap."""
+
+    activation: Activation
+    """In the storage dtype: codes, where that is quantised."""
+    norms: Norms
+    scales: np.ndarray | None = None
+    """float32 [tokens] beside codes (quantised.py); None beside values."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -16,5 +29,4 @@ class TapValues:
     """The samples of a shard at a tap."""
 
     width: int
-    samples: Iterable[tuple[Activation, Norms]]
-    """Of each sample the activation, in the storage dtype, and the norms of its tokens."""
+    samples: Iterable[SampleValues]
