@@ -193,7 +193,7 @@ class OutputCounter:
         self._bytes.update(statistics=sink.size, files=1, activations=tokens * self._form.bytes_per_token)
 
     def _values(self, samples: Iterable[Sample], width: int) -> TapValues:
-        """Return stand-ins for the samples' activations, norms and scales at a tap of this width."""
+        """Return stand-ins for activations, norms and scales at a tap of this width."""
         spans = [slice(sample.tokens) for sample in samples]
         quantised = is_quantised(self._form.dtype)
         kept = ((self._zeros[width][span], self._norms[span]) for span in spans)
