@@ -2,7 +2,7 @@
 
 import os
 
-# XLA:CPU reports, each time it loads a cached program on some Intel processors, that two of its own
-# tuning preferences are missing machine features: kilobytes of noise, and no fault (jax-ml/jax
-# issue 38445). It must be silenced before jaxlib is loaded. Real errors arrive as exceptions.
+# On some Intel processors, XLA:CPU reports each time it loads a cached program that two of its own
+# tuning preferences are missing machine features: kilobytes of noise, and no error (jax-ml/jax
+# issue 38445). We must silence it before jaxlib is loaded. Real errors come as exceptions.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")

@@ -1,23 +1,23 @@
-"""JAX, set up once before the first array, and what a run computes on, in words.
+"""Set up JAX once, before the first array, and describe what a run computes on.
 
 **Compiled programs** are kept in a cache folder (`$XDG_CACHE_HOME/layertap/xla`, else
 `~/.cache/layertap/xla`), so that a second start on the same disk compiles nothing.
-`JAX_COMPILATION_CACHE_DIR` overrides it, as anywhere in JAX. A recreated TPU has an empty disk and
-compiles again. So do all hosts of a slice but the first, which alone writes, unless the folder is a
-shared one (JAX takes gs:// there too; we could not try it).
+`JAX_COMPILATION_CACHE_DIR` overrides it, as everywhere in JAX. A recreated TPU has an empty disk
+and compiles again. So do all hosts of a slice except the first: only the first writes, unless the
+folder is shared (JAX accepts gs:// too; we could not try it).
 
-**libtpu**, where it is installed, is asked for TPUs by JAX at every start. On a machine without one
-it prints a page of errors and may wait for seconds. So JAX is told to use the CPU there, but only
-where nothing else could be found: a sign of any accelerator, a plugin for another one, or a
-platform that the user named leaves JAX as it is. Signs may be wrong (a `/dev/vfio/0` need not be a
-TPU); that costs no more than what JAX does by itself.
+**libtpu**, if installed, makes JAX search for TPUs at every start. On a machine without one, this
+prints a page of errors and may take seconds. So JAX is told to use the CPU there, but only if it
+can find nothing else: JAX is left alone if there is a sign of any accelerator, a plugin for another
+one, or a platform that you named. A sign may be wrong (a `/dev/vfio/0` need not be a TPU); this
+costs no more than what JAX does by itself.
 
-**A run on the CPU against expectation** is announced loudly. JAX falls back to the CPU in silence
-where its plugin for the GPU is missing, or where another process holds the TPU; the run then takes
-hundreds of times as long. So the first line of a run names its device, and a warning follows where
-the machine shows an accelerator and JAX computes on the CPU unasked. For that, accelerators are
-looked for under `/dev`, which costs nothing. VFIO devices count as TPUs only beside a PCI device of
-Google's: elsewhere a workstation lends them to its virtual machines.
+**A run on the CPU by mistake** is announced loudly. JAX falls back to the CPU silently if its GPU
+plugin is missing, or if another process holds the TPU; the run then takes hundreds of times as
+long. So the first line of a run names its device. A warning follows if the machine shows an
+accelerator and JAX computes on the CPU unasked. For this, we look for accelerators under `/dev`,
+which costs nothing. VFIO devices count as TPUs only beside a PCI device of Google's: elsewhere, a
+workstation lends them to its virtual machines.
 """
 
 import os
@@ -37,9 +37,9 @@ from layertap.errors import DeviceError
 _ROOT = Path("/")
 _GOOGLE = "0x1ae0"
 _ACCELERATOR_FILES = ("accel[0-9]*", "vfio/[0-9]*", "nvidia[0-9]*", "nvidiactl", "dxg", "kfd")
-"""Below /dev: TPUs of old and new drivers, NVIDIA's cards (the last two under WSL), AMD's."""
+"""Below /dev: TPUs with old and new drivers, NVIDIA cards (the last two under WSL), AMD cards."""
 _NO_SIGNS = ("TPU_LIBRARY_PATH", "TPU_SKIP_MDS_QUERY", "TPU_WORKER_ID")
-"""Set by libtpu itself, by JAX where it sees no TPU, and to number Layertap's workers."""
+"""Set by libtpu itself, by JAX if it sees no TPU, and to number Layertap's workers."""
 
 
 def configure() -> None:
@@ -56,15 +56,15 @@ def configure() -> None:
 
 
 def start() -> None:
-    """Have JAX find its devices; raises DeviceError where it finds none that JAX_PLATFORMS allows.
+    """Make JAX find its devices; raises DeviceError if it finds none that JAX_PLATFORMS allows.
 
-    Call it first, but after `jax.distributed.initialize` where there are several hosts.
+    Call it first, but after `jax.distributed.initialize` if there are several hosts.
     """
     if only_libtpu_would_search():
         compute_on_cpu()
     try:
         jax.devices()
-    except (RuntimeError, AssertionError) as error:  # the latter where JAX has no plugin for a platform that is named
+    except (RuntimeError, AssertionError) as error:  # the latter if JAX has no plugin for a named platform
         named = os.environ.get("JAX_PLATFORMS", "")
         raise DeviceError(
             f"JAX finds no device (JAX_PLATFORMS is {named!r}): {str(error) or 'it has no plugin for that'}. Unset the"
@@ -74,12 +74,12 @@ def start() -> None:
 
 
 def compute_on_cpu() -> None:
-    """Leave accelerators alone, whatever JAX would find; before the first array."""
+    """Ignore accelerators, whatever JAX would find; call before the first array."""
     jax.config.update("jax_platforms", "cpu")  # type: ignore[no-untyped-call]
 
 
 def only_libtpu_would_search() -> bool:
-    """Whether JAX was told nothing, and has only libtpu as a plugin, and nothing is in sight."""
+    """Whether nothing told JAX what to use, libtpu is its only plugin, and nothing is in sight."""
     return (
         not _platforms_asked_for()
         and find_spec("libtpu") is not None
@@ -92,7 +92,7 @@ def only_libtpu_would_search() -> bool:
 def shows_accelerator(devices: Path, environment: Mapping[str, str]) -> bool:
     """Whether a device file or a variable says that this machine may have an accelerator.
 
-    JAX itself knows TPUs on the PCI bus, and then names its platforms; these are the others.
+    JAX itself finds TPUs on the PCI bus, and then names its platforms; this finds the others.
     """
     return any(next(devices.glob(pattern), None) for pattern in _ACCELERATOR_FILES) or any(
         name.startswith(("TPU_", "PJRT_")) and name not in _NO_SIGNS for name in environment
@@ -100,7 +100,7 @@ def shows_accelerator(devices: Path, environment: Mapping[str, str]) -> bool:
 
 
 def _platforms_asked_for() -> str:
-    """What JAX was told by `JAX_PLATFORMS` or in a program. Its stubs lack the attribute."""
+    """The platforms set by `JAX_PLATFORMS` or in a program. JAX's stubs lack the attribute."""
     return getattr(jax.config, "jax_platforms", None) or ""
 
 
@@ -110,10 +110,11 @@ def platform() -> str:
 
 
 def description() -> dict[str, str]:
-    """What of the backend decides the bits of a result: JAX's version and the kind of device.
+    """The parts of the backend that decide the bits of a result: JAX's version and the kind of
+    device.
 
-    Processors are all of one kind ("cpu") to JAX, though their matrix kernels may sum in other
-    orders. We distinguish those with bfloat16 products from those without, which round less.
+    To JAX all processors are of one kind ("cpu"), but their matrix kernels may sum in other orders.
+    We distinguish those with bfloat16 products from those without, which round less.
     """
     device = jax.devices()[0].device_kind
     if platform() == "cpu":
@@ -125,7 +126,7 @@ def description() -> dict[str, str]:
 def multiplies_bfloat16() -> bool:
     """Whether this processor is known to multiply bfloat16 faster than float32.
 
-    Elsewhere it is not known, and float32 is safe: it is never less exact, and seldom slower.
+    If it is not known, float32 is safe: it is never less exact, and seldom slower.
     """
     return lists_bfloat16(_cpuinfo(Path("/")))
 
@@ -136,7 +137,7 @@ def lists_bfloat16(cpuinfo: str) -> bool:
 
 
 def usual_batch_size(platform: str) -> int:
-    """Rows a step, on each device of a platform, where none are asked for.
+    """Rows a step on each device of a platform, if you ask for no number.
 
     On CPU a second row makes nothing faster, and a step of four rows of 4,096 tokens of 0.5B, all
     layers in float32, would keep 1.4 GB until it is harvested.
@@ -145,12 +146,12 @@ def usual_batch_size(platform: str) -> int:
 
 
 def device_bytes() -> int | None:
-    """The memory of one device, where it has its own and says how much."""
+    """The memory of one device, if it has its own and reports it."""
     return (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
 
 
 def opening_lines(host: int = 0, hosts: int = 1) -> Iterator[str]:
-    """The first lines of a run: version, device, and the warning where that is unexpected."""
+    """The first lines of a run: version, device, and a warning if the device is unexpected."""
     of_host = "" if hosts == 1 else f", host {host} of {hosts}"
     yield f"layertap {layertap.__version__} on {computing_on()}{of_host}"
     unused = unused_accelerator()
@@ -163,13 +164,13 @@ def opening_lines(host: int = 0, hosts: int = 1) -> Iterator[str]:
 
 
 def computing_on() -> str:
-    """The devices that JAX has found, in words."""
+    """A description of the devices that JAX has found."""
     devices = jax.devices()
     return describe_devices(devices[0].platform, devices[0].device_kind, len(devices))
 
 
 def describe_devices(platform: str, kind: str, count: int) -> str:
-    """How many devices of which kind, such as `8 x TPU v5 lite`, or the processor and its cores."""
+    """The number and kind of devices, such as `8 x TPU v5 lite`, or the processor and its cores."""
     if platform != "cpu":
         return f"{count} x {kind}"
     several = "" if count == 1 else f", as {count} devices"
@@ -178,7 +179,7 @@ def describe_devices(platform: str, kind: str, count: int) -> str:
 
 
 def unused_accelerator(root: Path | None = None, environment: Mapping[str, str] | None = None) -> str | None:
-    """The GPU or TPU that this machine shows, in words; None where there is none."""
+    """A description of the GPU or TPU that this machine shows; None if there is none."""
     root = _ROOT if root is None else root
     gpus = sorted((root / "dev").glob("nvidia[0-9]*"))
     if gpus:
@@ -204,7 +205,7 @@ def _remedy(unused: str) -> str:
 
 
 def processor(root: Path | None = None) -> str:
-    """What the processor is called, as far as the system says."""
+    """The processor's name, if the system gives it."""
     return (
         _first_value(_cpuinfo(_ROOT if root is None else root), "model name") or system.processor() or system.machine()
     )
@@ -216,6 +217,6 @@ def _cpuinfo(root: Path) -> str:
 
 
 def _first_value(cpuinfo: str, name: str) -> str:
-    """What `/proc/cpuinfo` says of the first processor under this name; may be empty."""
+    """The first processor's value for this name in `/proc/cpuinfo`; may be empty."""
     lines = (line.partition(":") for line in cpuinfo.splitlines() if line.startswith(name))
     return next((value.strip() for _, _, value in lines), "")

@@ -1,15 +1,14 @@
 """Threads beside the main one: one prepares the next window, one encodes shards, one writes them.
 
-All hand their exceptions on in place: what the reader raises comes out where its window would
-have, what the others raise at the next `submit` or at `finish`. The queues are short on purpose: at
-most two windows of token ids, one shard that is encoded and one that is written are held in memory
-beside the one that fills.
+Each exception comes out in its place: the reader's comes out instead of its window, the others' at
+the next `submit` or at `finish`. The queues are short on purpose: memory holds at most two windows
+of token ids, and one shard being encoded and one being written beside the one that fills.
 
-Where the device is the CPU itself, whoever encodes and writes is `gentle`: it takes the cores that
-the forward pass leaves idle. All threads of a matrix product wait for its slowest, so a writer that
-takes one core in turns stops them all: 8 s of writing made a run longer by 12 s, gently by 8 s
-(docs/LOG.md). Not the lowest priority of all, since a commit that has begun is finished after
-SIGTERM and Ctrl-C, while steps that were dispatched keep the cores busy.
+If the device is the CPU itself, the threads that encode and write are `gentle`: they use the cores
+that the forward pass leaves idle. All threads of a matrix product wait for its slowest, so a writer
+that shares one core stops them all: 8 s of writing made a run 12 s longer, gently 8 s
+(docs/LOG.md). We do not use the lowest priority: after SIGTERM or Ctrl-C, a commit that has begun
+must finish while dispatched steps keep the cores busy.
 """
 
 import os
@@ -25,16 +24,15 @@ from typing import TypeVar
 T = TypeVar("T")
 
 NICE = 10
-"""The priority of a gentle writer: a tenth of the share of a usual thread, and the gaps."""
+"""The priority of a gentle writer: idle time, and a tenth of a usual thread's share."""
 
 
 @contextmanager
 def read_ahead(items: Iterator[T]) -> Iterator[Iterator[T]]:
-    """The same items, each made by a thread while the one before is in use, the first at once.
+    """The same items. A thread makes each while the one before is in use; the first at once.
 
-    When the block ends, which may be before the last item, the thread finishes the one that it is
-    making, and ends. Nobody waits for that: the item may hang on a network, and the block may have
-    ended by Ctrl-C.
+    When the block ends, maybe before the last item, the thread finishes its current item and ends.
+    Nobody waits for that: the item may hang on a network, and Ctrl-C may have ended the block.
     """
     pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="read-ahead")
     try:
@@ -50,7 +48,7 @@ def _drain(pool: ThreadPoolExecutor, items: Iterator[T], upcoming: "Future[T | _
 
 
 class _Finished:
-    """What comes after the last item."""
+    """A mark that follows the last item."""
 
 
 _FINISHED = _Finished()
@@ -59,8 +57,8 @@ _FINISHED = _Finished()
 class BackgroundQueue:
     """Runs calls one after another in a thread; at most `waiting` of them wait.
 
-    A call that fails is the last one that runs: those behind it may build upon it. On leaving the
-    block after an exception, calls that were queued are still run: they are work that was done.
+    A call that fails is the last that runs: later calls may depend on it. If an exception ends the
+    block, queued calls still run, because their work is already done.
     """
 
     def __init__(self, waiting: int = 1, *, gentle: bool = False, name: str = "writer") -> None:
@@ -71,13 +69,13 @@ class BackgroundQueue:
         self._broken = False
 
     def submit(self, call: Callable[[], None]) -> None:
-        """Wait for room, then queue `call`; raises what an earlier call raised instead."""
+        """Wait for room, then queue `call`; raises an earlier call's error instead."""
         while len(self._calls) >= self._most or (self._calls and self._calls[0].done()):
             self._calls.popleft().result()
         self._calls.append(self._pool.submit(self._run, call))
 
     def finish(self) -> None:
-        """Wait for every call; raises what one of them raised."""
+        """Wait for every call; raises the error of one that failed."""
         while self._calls:
             self._calls.popleft().result()
 
@@ -97,7 +95,7 @@ class BackgroundQueue:
 
 
 def _give_way() -> None:
-    """Lower the priority of this thread and those that it starts; only Linux can."""
+    """Lower the priority of this thread and of those it starts; works only on Linux."""
     if sys.platform == "linux":
-        with suppress(OSError):  # a sandbox may forbid it; then they take turns as before
+        with suppress(OSError):  # a sandbox may forbid it; then priorities stay equal
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)

@@ -1,8 +1,8 @@
 """Whether a run waited for its own output, and what would help, in plain words.
 
-The threads behind the main one work at the same time: some encode a shard, one stores the shard
-before it, and that waits where a bucket is too far behind. The main thread waits for the slowest of
-the three, so what helps depends on which it was.
+The threads behind the main one work at the same time: some encode a shard, and one stores the shard
+before it, and waits if a bucket is too far behind. The main thread waits for the slowest of the
+three, so what helps depends on which it was.
 """
 
 from collections.abc import Iterator, Mapping
@@ -14,12 +14,12 @@ from layertap.shards.writer import Work
 
 _SHARE = 0.25
 _SECONDS = 5.0
-"""A run that waited less, or a smaller share of its time, is not told about."""
+"""A run that waited less, or for a smaller share of its time, gets no hint."""
 
 
 def describe_bottleneck(manifest: Manifest, spent: Mapping[Work, float], waited: float, working: float) -> str:
-    """A sentence where `waited` of `working` seconds went into waiting for output, of which threads
-    `spent` so much on each kind of work; else nothing.
+    """A sentence if `waited` of `working` seconds were spent on waiting for output, else nothing.
+    Threads spent `spent` seconds on each kind of work.
     """
     if waited < max(_SECONDS, _SHARE * working):
         return ""

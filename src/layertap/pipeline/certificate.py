@@ -1,17 +1,16 @@
-"""The numerics certificate: how far what is stored is from the same model in float32.
+"""The numerics certificate: how far the stored values are from the same model in float32.
 
 The first prompts of the run go through the model twice before the run begins: once with float32
-products, and once as the run computes. Both times they are packed as the run packs, and the second
-time they are rounded as they are stored. For each tap it has the worst and the mean of the cosine
-and of the relative error of each token's activation. Tokens with a NaN or an infinity are refused
-as the run refuses them, or left out and counted.
+products, and once as the run computes. Both times they are packed as the run packs. The second time
+they are also rounded as for storage. For each tap, the certificate has the worst and the mean of
+each token's cosine and relative error. Tokens with a NaN or an infinity are refused as in the run,
+or left out and counted.
 
-It is in the manifest from the first commit on. A run that is killed before that certifies again,
-and finds the same numbers; one that is resumed later keeps them. So an interruption makes no
-difference.
+The manifest has it from the first commit on. A run that is killed before that certifies again, and
+gets the same numbers; a run that is resumed later keeps them. So an interruption changes nothing.
 
-It costs one more load of the weights, in float32, and on the host four to six bytes for each value
-of the prompts' activations at all taps.
+It costs one more load of the weights, in float32, and four to six bytes of host memory for each
+value of the prompts' activations at all taps.
 """
 
 from collections.abc import Sequence
@@ -39,7 +38,7 @@ _MEASURES = ("cosine_min", "cosine_mean", "relative_error_max", "relative_error_
 def certify(model: OpenedModel, prompts: Prompts, session: Session, count: int, form: ShardFormat) -> dict[str, Any]:
     """Measure the first `count` prompts as `form` stores them.
 
-    Raises what reading them or running the model raises, and StorageError where the run could not
+    Raises what reading them or running the model raises, and StorageError if the run could not
     store them.
     """
     window = _first_window(prompts, count)
@@ -87,8 +86,8 @@ def _compare(stored: Sequence[Sample], truth: Sequence[Sample], tap: Tap, form: 
 
 
 def _compare_tokens(stored: Sample, truth: Sample, tap: Tap, form: ShardFormat) -> tuple[np.ndarray, np.ndarray]:
-    """Cosine and relative error at each token that is finite in both. Zeros alone are compared with
-    a tiny number.
+    """Cosine and relative error at each token that is finite in both. Tokens of zeros are compared
+    with a tiny number.
     """
     rounded, norms, _ = measure_sample(stored, tap, form)
     finite = np.isfinite(norms) & np.isfinite(truth.activations[tap]).all(axis=1)

@@ -1,10 +1,10 @@
-"""Where a run goes on: `checkpoint_worker_{id}.json`, and the manifest that it is checked against.
+"""Where a run continues: `checkpoint_worker_{id}.json`, checked against the manifest.
 
-The manifest beside the shards is the truth, because it is replaced in the same breath as the shards
-appear. The checkpoint repeats its position after each commit, for whoever watches the run, and
-guards against the one loss that the manifest cannot see: its own. A checkpoint that knows of more
-shards than the output folder holds stops the run instead of starting anew in silence. Where the
-output goes to a bucket alone, its checkpoint lies there too.
+The manifest beside the shards is the truth, because it is replaced in the same moment as the shards
+appear. The checkpoint repeats its position after each commit, for anyone who watches the run. It
+also guards against the one loss that the manifest cannot see: its own. If the checkpoint knows of
+more shards than the output folder holds, the run stops instead of silently starting over. If the
+output goes only to a bucket, the checkpoint is there too.
 """
 
 import json
@@ -25,7 +25,7 @@ from layertap.shards.publisher import Publisher, files_of
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What `checkpoint_worker_{id}.json` says."""
+    """The content of `checkpoint_worker_{id}.json`."""
 
     fingerprint: str
     output_dir: str
@@ -67,7 +67,7 @@ def checkpoint_bytes(output_dir: str, manifest: Manifest) -> bytes:
 
 
 def read_checkpoint(path: Path) -> Checkpoint | None:
-    """The checkpoint at `path`, or None; raises DamageError where it is not one."""
+    """The checkpoint at `path`, or None; raises DamageError if it is not one."""
     try:
         return parse_checkpoint(path.read_bytes(), path)
     except FileNotFoundError:
@@ -77,7 +77,7 @@ def read_checkpoint(path: Path) -> Checkpoint | None:
 
 
 def parse_checkpoint(data: bytes, place: object) -> Checkpoint:
-    """The checkpoint that stands at `place`; raises DamageError where it is not one."""
+    """The checkpoint found at `place`; raises DamageError if it is not one."""
     try:
         checkpoint = Checkpoint(**json.loads(data))
         operator.index(checkpoint.shards)
@@ -89,13 +89,13 @@ def parse_checkpoint(data: bytes, place: object) -> Checkpoint:
 
 
 def resume(output_dir: Path, fresh: Manifest, checkpoint: Path | None, held: int = 0) -> tuple[Manifest, Position]:
-    """The manifest to go on from (`fresh` where the folder holds none) and the position of its next
-    window.
+    """The manifest to continue from (`fresh` if the folder holds none) and the next window's
+    position.
 
-    The files of the first `held` shards lie elsewhere, and need not be here.
+    The files of the first `held` shards are elsewhere, and need not be here.
 
-    Raises RunMismatchError where the folder holds another run, or a run at all while `checkpoint`
-    is None (`--no_checkpointing`); StorageError where committed shards have gone.
+    Raises RunMismatchError if the folder holds another run, or any run while `checkpoint` is None
+    (`--no_checkpointing`); StorageError if committed shards are gone.
     """
     found = load_manifest(open_store(str(output_dir)))
     if checkpoint is not None:
@@ -112,9 +112,9 @@ def resume(output_dir: Path, fresh: Manifest, checkpoint: Path | None, held: int
 
 
 def resume_at(publisher: Publisher, fresh: Manifest) -> tuple[Manifest, Position]:
-    """The same for output that lies in a bucket alone, with its checkpoint beside it.
+    """The same for output that is only in a bucket, with its checkpoint beside it.
 
-    Raises DamageError where a shard that its manifest names is not there, or is another one.
+    Raises DamageError if a shard that its manifest names is missing, or is another one.
     """
     url, found = publisher.url, publisher.found
     if publisher.checkpoint is not None:
@@ -132,12 +132,12 @@ def resume_at(publisher: Publisher, fresh: Manifest) -> tuple[Manifest, Position
 
 
 def position_of(manifest: Manifest) -> Position:
-    """Where a run with this manifest goes on."""
+    """Where a run with this manifest continues."""
     return Position.from_json(manifest.progress) if manifest.progress else Position()
 
 
 def _require_may_go_on(place: object, found: Manifest, fresh: Manifest, *, checkpointing: bool) -> None:
-    """Raise RunMismatchError where another run lies at `place`, or one that must not go on."""
+    """Raise RunMismatchError if another run is at `place`, or one that must not continue."""
     found.require_same_run(fresh, place)
     if not checkpointing and (found.shards or found.complete):
         raise RunMismatchError(
@@ -147,7 +147,7 @@ def _require_may_go_on(place: object, found: Manifest, fresh: Manifest, *, check
 
 
 def _require_all_shards(place: object, found: Manifest | None, known: Checkpoint, checkpoint: object) -> None:
-    """Raise StorageError where the checkpoint knows of more shards than the manifest names."""
+    """Raise StorageError if the checkpoint knows of more shards than the manifest names."""
     held = 0 if found is None else len(found.shards)
     if known.shards > held:
         raise StorageError(
@@ -157,8 +157,8 @@ def _require_all_shards(place: object, found: Manifest | None, known: Checkpoint
 
 
 def _require_no_shards(output_dir: Path) -> None:
-    """A run killed before its first commit leaves the files of one shard at most; more have lost
-    their manifest.
+    """A run killed before its first commit leaves files of one shard at most; more means that the
+    manifest is lost.
     """
     numbers = {path.name.split(".")[0] for path in output_dir.rglob("shard_*")}
     if len(numbers) > 1:

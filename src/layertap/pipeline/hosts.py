@@ -1,23 +1,23 @@
-"""Several hosts as one machine: one mesh over all devices, one step that all run at once.
+"""Several hosts as one machine: one mesh over all devices, and all hosts run each step together.
 
 Each host reads its own share of the dataset (round robin by task), packs its own windows, writes
-its own output folder, and resumes where that folder ends, knowing nothing of the others. All that
-hosts must agree on is which program runs next. For each window they tell each other how many steps
+its own output folder, and resumes where that folder ends, without knowledge of the others. Hosts
+only have to agree on which program runs next. For each window they tell each other how many steps
 of each kind they have, and those with fewer add empty ones (`agree_on_steps`). So windows need not
-be in step: after a restart one host may be in its third while another is in its fifth. Finished
-hosts run empty steps until every host is finished. A step's rows are those of all hosts side by
-side; no activation leaves its host.
+match: after a restart one host may be in its third while another is in its fifth. Finished hosts
+run empty steps until every host is finished. A step has the rows of all hosts side by side; no
+activation leaves its host.
 
-Hosts that were started with different settings would run different programs side by side, which on
-some meshes nobody would notice before the output is read. So they compare their settings first
+Hosts started with different settings would run different programs side by side. On some meshes
+nobody would notice before reading the output. So they compare their settings first
 (`Hosts.require_same`).
 
 What it costs: a few integers exchanged per window (1,024 samples), and the steps by which the
 hosts' windows differ.
 
 Why not agree on common windows and a common position instead: hosts commit shards at their own
-pace, so a killed slice never has one position, and redoing the work of the fastest to meet the
-slowest would break "nothing twice".
+pace, so a killed slice never has one position. Redoing the work of the fastest to match the slowest
+would break "nothing twice".
 """
 
 import json
@@ -39,30 +39,29 @@ from layertap.shards.manifest import differences
 
 _MEETING_SECONDS = 300
 # How long a host that ends in an error waits for the others, before they hear of it. Longer than a
-# heartbeat, so that a killed host is named as lost, and not the first host that ended because of
-# it.
+# heartbeat: then a killed host is named as lost, and not the first host that ended because of it.
 _PARTING_SECONDS = 2 * HEARTBEAT_SECONDS
 
 
 @dataclass(frozen=True)
 class Hosts:
-    """One host among those that run one model together."""
+    """One of the hosts that run one model together."""
 
     index: int = 0
     count: int = 1
 
     def name(self, worker: int) -> str:
-        """What this host's output is called: `3`, or `3_host_1` where there are several."""
+        """The name of this host's output: `3`, or `3_host_1` if there are several hosts."""
         return str(worker) if self.count == 1 else f"{worker}_host_{self.index}"
 
     def share(self, machine: int, machines: int) -> tuple[int, int]:
-        """The host's share of the dataset, when all hosts have share `machine` of `machines`."""
+        """The host's share of the dataset, if all hosts have share `machine` of `machines`."""
         return machine * self.count + self.index, machines * self.count
 
     def gather(self, numbers: Sequence[int]) -> np.ndarray:
-        """Every host's `numbers`, [hosts, len(numbers)]; waits for all of them.
+        """Every host's `numbers`, [hosts, len(numbers)]; waits for all hosts.
 
-        Raises DeviceError where one is lost.
+        Raises DeviceError if one is lost.
         """
         if self.count == 1:
             return np.array([numbers])
@@ -72,14 +71,14 @@ class Hosts:
             raise DeviceError(f"host {self.index} has lost touch with the others: {error}") from error
 
     def exchange(self, text: str) -> list[str]:
-        """What each host says, in order; waits for all. Raises DeviceError where one is lost."""
+        """Every host's text, in order; waits for all. Raises DeviceError if one is lost."""
         said = text.encode()
         lengths = self.gather([len(said)])[:, 0]
         everyones = self.gather([*said, *bytes(_padded(int(lengths.max())) - len(said))])
         return [bytes(row[:length].tolist()).decode() for row, length in zip(everyones, lengths, strict=True)]
 
     def require_same(self, settings: Mapping[str, Any]) -> None:
-        """Raise HostsStoppedError on every host where `settings` are not the same on all."""
+        """Raise HostsStoppedError on every host if `settings` are not the same on all."""
         first, *others = map(json.loads, self.exchange(json.dumps(settings)))
         for index, theirs in enumerate(others, 1):
             if differing := differences(first, theirs):
@@ -89,20 +88,20 @@ class Hosts:
                 )
 
     def wait_for_all(self) -> None:
-        """Wait until all hosts are finished: one that ends early would seem lost."""
+        """Wait until all hosts are finished: a host that ends early would seem lost."""
         self.gather([self.index])
 
 
 def _padded(length: int) -> int:
-    """The next power of two: each length that is gathered compiles a program, which is kept."""
+    """The next power of two: each gathered length compiles a program, which is kept."""
     return 1 << max(length - 1, 0).bit_length()
 
 
 def join(config: HostsConfig) -> Hosts:
-    """Meet the other hosts, and find this one's devices.
+    """Meet the other hosts, and find this host's devices.
 
-    Raises DeviceError where they do not come or there are no devices, UsageError where nothing says
-    who the hosts are.
+    Raises DeviceError if they do not come or there are no devices, UsageError if nothing says who
+    the hosts are.
     """
     if config.multihost:
         try:
@@ -126,7 +125,7 @@ def join(config: HostsConfig) -> Hosts:
             ) from error
     backend.start()
     hosts = Hosts(jax.process_index(), jax.process_count())
-    hosts.gather([hosts.index])  # a first exchange may wait 30 s alone (gloo), and nobody is late yet
+    hosts.gather([hosts.index])  # a first exchange waits only 30 s (gloo), and nobody is late yet
     return hosts
 
 
@@ -135,16 +134,16 @@ class Agreed:
     """The steps that all hosts run next."""
 
     window: Window | None
-    """None on a host that has no window left and keeps the others company."""
+    """None on a host that has no window left and only takes part."""
     steps: Sequence[tuple[int, Step]]
-    """Each with how many samples of the window come before it."""
+    """Each step with the number of the window's samples before it."""
 
 
 def agree_on_steps(windows: Iterator[Window], kinds: Sequence[Kind], hosts: Hosts) -> Iterator[Agreed]:
-    """One host's windows with the steps left to run, filled up with empty ones to what others have.
+    """One host's windows with their remaining steps, plus empty steps to match other hosts.
 
-    `kinds` are all that steps can be of, in the order in which a window runs them. Where the input
-    of one host is wrong, all raise HostsStoppedError, which names it, before that window.
+    `kinds` are all kinds of steps, in the order in which a window runs them. If one host's input is
+    wrong, all raise HostsStoppedError, which names it, before that window.
     """
     while True:
         window, trouble = _next_window(windows, hosts)
@@ -169,7 +168,7 @@ _DONE, _HAS_MORE, _TROUBLED = range(3)
 
 
 def _next_window(windows: Iterator[Window], hosts: Hosts) -> tuple[Window | None, InputError | None]:
-    """The next window. Wrong input is returned where other hosts have to hear of it first."""
+    """The next window. Wrong input is returned if other hosts have to hear of it first."""
     try:
         return next(windows, None), None
     except InputError as error:
@@ -179,7 +178,7 @@ def _next_window(windows: Iterator[Window], hosts: Hosts) -> tuple[Window | None
 
 
 def _steps_left(window: Window | None) -> list[tuple[int, Step]]:
-    """The steps that hold a sample which is not committed yet."""
+    """The steps that hold a sample that is not committed yet."""
     left, emitted = [], 0
     for step in window.steps if window is not None else ():
         before, emitted = emitted, emitted + len(step.placements)

@@ -1,6 +1,6 @@
-"""What the model runs over: a dataset, how its records become prompts, and how those are packed.
+"""The model's input: a dataset, how its records become prompts, and how those are packed.
 
-With an opened model (session.py) this is enough to compute activations: nothing here knows of an
+With an opened model (session.py) this is enough to compute activations: nothing here knows about
 output. A program that has texts instead of a dataset gives `Prompts` its own `records`.
 """
 
@@ -25,9 +25,7 @@ _BEGINNING = Position()
 
 @dataclass(frozen=True)
 class Prompts:
-    """Records, what makes prompts of them, the rules by which those are packed, and which tokens
-    are stored.
-    """
+    """Records, how they become prompts, how those are packed, and which tokens are stored."""
 
     records: Callable[[], Iterator[Record]]
     """Opens the dataset at its beginning."""
@@ -41,16 +39,16 @@ class Prompts:
 
 
 def read_dataset(config: RunConfig) -> Iterator[Record]:
-    """The dataset of a run, from its beginning; raises UsageError where it has none of its own."""
+    """The dataset of a run, from its beginning; raises UsageError if the run has no dataset."""
     if config.dataset is None:
         raise UsageError("no --dataset_path: a sharded dataset is extracted shard by shard")
     return open_records(config, config.max_tasks)
 
 
 def prompt_maker(config: RunConfig, checkpoint: Checkpoint) -> PromptMaker:
-    """What makes the prompts, with the model's tokenizer; raises an InputError if it cannot."""
+    """The maker of prompts, with the model's tokenizer; raises an InputError if it cannot."""
     tokenizer = load_tokenizer(checkpoint.folder)
-    if tokenizer.ordinary_size > checkpoint.config.vocab_size:  # of added tokens, a prompt is refused that has one
+    if tokenizer.ordinary_size > checkpoint.config.vocab_size:  # an added token is refused in the prompt that has it
         raise ModelError(
             f"{checkpoint.folder}: the tokenizer has {tokenizer.ordinary_size} tokens, the model's embedding only"
             f" {checkpoint.config.vocab_size}; they belong to different models"
@@ -78,8 +76,8 @@ def window_rules(
     context: int | None = None,
     prefixes: Prefixes = Prefixes(),  # noqa: B008 - it is frozen
 ) -> WindowRules:
-    """What the windows of one of `hosts` depend on, where `devices` of its own share its steps, the
-    model knows positions up to `context`, and samples begin with `prefixes`.
+    """The rules for the windows of one of `hosts`. `devices` of its own share its steps, the model
+    knows positions up to `context`, and samples begin with `prefixes`.
     """
     machine, machines = hosts.share(config.machine_id, config.total_machines)
     return WindowRules(

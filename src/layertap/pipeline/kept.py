@@ -1,6 +1,6 @@
-"""Which of the tokens that were computed are stored: `--keep_tokens`.
+"""Which of the computed tokens are stored: `--keep_tokens`.
 
-What every prompt of a run begins with (`no_prefix`) is what is flagged `prefix` (prefix.py).
+The prefix of every prompt of a run (`no_prefix`) is what is flagged `prefix` (prefix.py).
 """
 
 from dataclasses import dataclass
@@ -15,16 +15,16 @@ from layertap.core.selection import ALL
 
 @dataclass(frozen=True)
 class KeptTokens:
-    """The choice of a run; without arguments it keeps all."""
+    """The choice of a run; without arguments it keeps all tokens."""
 
     names: tuple[str, ...] = (ALL,)
     """As `core.selection` has them."""
 
     def rows(self, sample: Sample) -> Bool[np.ndarray, " tokens"] | None:
-        """Which tokens of a sample that is whole are kept; None: all."""
+        """Which tokens of a whole sample are kept; None: all."""
         return None if ALL in self.names else select(sample.columns, self.names)
 
     def of(self, sample: Sample) -> Sample:
-        """What is kept of a sample that is whole; maybe no token."""
+        """The kept part of a whole sample; maybe no token."""
         rows = self.rows(sample)
         return sample if rows is None else sample.only(rows)

@@ -1,16 +1,16 @@
-"""What a worker counts: a line of JSON now and then, and a page for Prometheus.
+"""A worker's counts: a line of JSON at intervals, and a page for Prometheus.
 
-`metrics.jsonl` is beside the output: one object a line, every ten seconds and at the end. Every
-start of the worker appends to it. It is not output: it holds times, and nothing here ever reads it.
-With `--metrics_port` the same numbers are served at `http://127.0.0.1:PORT/metrics`, on loopback
-alone; if you want them elsewhere, use an agent or a tunnel.
+`metrics.jsonl` is beside the output. It gets one object a line, every ten seconds and at the end;
+every start of the worker appends to it. It is not output: it holds times, and nothing here reads
+it. With `--metrics_port` the same numbers are served at `http://127.0.0.1:PORT/metrics`, on
+loopback only; if you want them elsewhere, use an agent or a tunnel.
 
-Where the output goes to a URL, so do these lines, once a minute and at the end: each start has an
-object of its own there, `metrics/{time}_{nonce}.jsonl`, for a bucket cannot append. A bucket that
-does not take them is told of and stops nothing.
+If the output goes to a URL, so do these lines, once a minute and at the end. Each start has its own
+object there, `metrics/{time}_{nonce}.jsonl`, because a bucket cannot append. If a bucket refuses
+them, you get a message, and nothing stops.
 
-Why not `prometheus_client`: with it this file was six lines shorter, and every run took a tenth of
-a second longer to import.
+Why not `prometheus_client`: it made this file six lines shorter, and every run took a tenth of a
+second longer to import.
 """
 
 import sys
@@ -68,7 +68,7 @@ class Metrics:
         return bool(self._runs)
 
     def of_this_run(self) -> dict[str, Any]:
-        """How far the current run is, with what earlier starts of it had committed."""
+        """The progress of the current run, with the commits of its earlier starts."""
         if not self._runs:
             return {}
         run = self._runs[-1]
@@ -80,7 +80,7 @@ class Metrics:
         }
 
     def sample(self) -> dict[str, Any]:
-        """Every number, now."""
+        """The current value of every number."""
         runs = list(self._runs)
         stages = runs[-1].waited if runs else {}
         return {
@@ -114,10 +114,10 @@ def prometheus_text(sample: dict[str, Any]) -> str:
 
 @contextmanager
 def metered(worker: int, place: str | Path, port: int | None) -> Iterator[Metrics]:
-    """Counters for as long as the block lasts: their lines go to `place`, a folder or a URL, and
-    `port` serves them.
+    """Counters while the block runs: their lines go to `place`, a folder or a URL, and `port`
+    serves them.
 
-    Raises UsageError where the port cannot be had.
+    Raises UsageError if the port cannot be used.
     """
     metrics = Metrics(worker)
     ended = threading.Event()
@@ -158,7 +158,7 @@ class _FileLines:
 
 
 class _FarLines:
-    """Lines that are written again, all of them, to an object of their own."""
+    """Lines in an object of their own; each write writes all of them again."""
 
     def __init__(self, url: str) -> None:
         self._url = url
@@ -168,7 +168,7 @@ class _FarLines:
         self._written = time.monotonic()
 
     def add(self, line: str, *, last: bool) -> None:
-        """Append a line; all are written where it is time to."""
+        """Append a line; write all lines if it is time to."""
         self._lines.append(line)
         if not last and time.monotonic() - self._written < _SECONDS_BETWEEN_WRITES:
             return
@@ -214,4 +214,4 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, *_: object) -> None:
-        """Say nothing of each request."""
+        """Do not log requests."""

@@ -1,22 +1,22 @@
-"""Where a run's shards go: a folder, with or without a copy elsewhere; or a bucket, and no disk.
+"""Where a run's shards go: a folder, maybe with a copy elsewhere; or a bucket, and no disk.
 
-A run knows an `Output`. It asks where it goes on (`resume`), begins, hands over a shard at a time
-through the writer that it is given, and waits in the end until all that it handed over counts.
+A run knows an `Output`. It asks where to continue (`resume`), calls `begin`, gives one shard at a
+time to the writer that it gets, and waits at the end until all of them count.
 
 **A folder** holds a shard when the writer's call returns. A copy (shards/mirror.py) follows.
 
-**A URL** as `--output_dir`: shards go from memory to the place, up to `--uploads_at_once` of them
+**A URL** as `--output_dir`: shards go from memory to the bucket, up to `--uploads_at_once` of them
 at the same time, and nothing is written to the disk. A shard counts once its objects are verified
 there and the manifest names it (shards/publisher.py). So the writer's call returns before that, and
-only waits for room. With a machine are lost, beyond the shards on their way, `IN_MEMORY` at most.
-They are computed again.
+only waits for room. If a machine is lost, the shards on their way are lost, and at most `IN_MEMORY`
+more. They are computed again.
 
-What of a killed run's objects no manifest names is written again by the next start, with the same
-bytes, since a run is a function of its settings. Where that start ends earlier
-(`--max_tokens_total` was made smaller), it deletes what is left over.
+A killed run may leave objects that no manifest names. The next start writes them again with the
+same bytes, since a run is a function of its settings. If that start ends earlier (because
+`--max_tokens_total` is smaller), it deletes the rest.
 
-Interrupted, it uploads what is computed for `INTERRUPTED_SECONDS` at most, and says what became of
-it. (SIGTERM leaves less: process/ending.py.)
+When interrupted, it uploads computed shards for at most `INTERRUPTED_SECONDS`, and reports the
+result. (SIGTERM leaves less time: process/ending.py.)
 """
 
 import sys
@@ -50,48 +50,47 @@ from layertap.shards.publisher import Checkpoint, Far, Publisher
 from layertap.shards.writer import ShardWriter
 
 INTERRUPTED_SECONDS = 30.0
-"""How long an interrupted run goes on to upload what it has computed."""
+"""How long an interrupted run may still upload what it has computed."""
 IN_MEMORY = 3
 """Shards of a run in memory besides those on their way: one fills, one waits, one is encoded."""
 
 
 @runtime_checkable
 class Output(Protocol):
-    """The place of one run, which this process owns; `begin` comes after `resume`."""
+    """The output of one run, which this process owns; call `begin` after `resume`."""
 
     @property
     def behind(self) -> int:
         """How many commits are on their way to a bucket."""
 
     def resume(self, fresh: Manifest) -> tuple[Manifest, Position]:
-        """The manifest to go on from (`fresh` where there is none) and the position of its next
-        window.
+        """The manifest to continue from (`fresh` if there is none) and the next window's position.
 
-        Raises RunMismatchError where another run is there, StorageError where shards have gone.
+        Raises RunMismatchError if another run is there, StorageError if shards are gone.
         """
 
     def begin(self, manifest: Manifest) -> None:
-        """Make the place this run's, whose manifest it is."""
+        """Prepare the place for this run, which has this manifest."""
 
     def writer(self, manifest: Manifest, form: ShardFormat) -> ShardWriter:
-        """What takes the shards that come after those of `manifest`."""
+        """The writer for the shards that follow those of `manifest`."""
 
     def wait_for_room(self) -> None:
-        """Wait for uploads, where the next shard would have to; raises what ended them."""
+        """Wait for uploads if the next shard would have to; raises the error that ended them."""
 
     def hurrying(self) -> AbstractContextManager[None]:
-        """A block after whose interruption uploads have not much time left."""
+        """A block; once it is interrupted, uploads have little time left."""
 
     def finish(self) -> None:
-        """Wait until all shards that were handed over count; raises what kept them from it."""
+        """Wait until all shards given to the writer count; raises the error that prevents it."""
 
 
 @contextmanager
 def open_output(setup: Setup) -> Iterator[Output]:
-    """The run's output, for as long as the block lasts.
+    """The run's output while the block runs.
 
-    Raises StorageError where another process writes there, UsageError or AccessError where nothing
-    can be written.
+    Raises StorageError if another process writes there, UsageError or AccessError if nothing can be
+    written.
     """
     config = setup.config
     beside = Checkpoint(checkpoint_name(setup.name), checkpoint_bytes) if config.checkpointing else None
@@ -108,7 +107,7 @@ def open_output(setup: Setup) -> Iterator[Output]:
 
 
 class FolderOutput:
-    """A folder of this machine, and a copy of it elsewhere, if that was asked for."""
+    """A folder of this machine, and a copy of it elsewhere if you asked for one."""
 
     def __init__(self, folder: Path, checkpoint: Path | None, mirror: Mirror | None) -> None:
         self._folder = folder
@@ -133,7 +132,7 @@ class FolderOutput:
         return ShardWriter(open_store(str(self._folder)), manifest, form, self._follow)
 
     def wait_for_room(self) -> None:
-        """The writer's thread waits, and commits here meanwhile."""
+        """Do nothing: the writer's thread waits itself, and commits here meanwhile."""
 
     def hurrying(self) -> AbstractContextManager[None]:
         return nullcontext()
@@ -143,7 +142,7 @@ class FolderOutput:
             self._mirror.finish()
 
     def _follow(self, manifest: Manifest) -> None:
-        """What comes after a local commit."""
+        """What to do after a local commit."""
         if self._checkpoint is not None:
             write_checkpoint(self._checkpoint, self._folder, manifest)
         if self._mirror is not None:
@@ -151,7 +150,7 @@ class FolderOutput:
 
 
 class BucketOutput:
-    """A place that a URL names. Shards go there from memory."""
+    """A bucket that a URL names. Shards go there from memory."""
 
     def __init__(self, store: ObjectStore, publisher: Publisher, form: ShardFormat, most: int) -> None:
         self._store = store
@@ -197,7 +196,7 @@ class BucketOutput:
                 self._store.delete_if(info.name, info.version)
 
     def close(self) -> None:
-        """Say what became of an interrupted run's shards; the publisher has ended."""
+        """Report the shards of an interrupted run; the publisher has ended."""
         if self._patience is not None:
             self._patience.cancel()
             self._patience.join()
@@ -205,13 +204,13 @@ class BucketOutput:
             self._say(lost if self._publisher.abandoned else "what was computed is there")
 
     def _commit(self, _: ObjectStore, contents: Mapping[str, MemoryContent], manifest: Manifest) -> None:
-        """Hand a shard over, once there is room."""
+        """Give a shard to the publisher, once there is room."""
         self.wait_for_room()
         self._publisher.enqueue(manifest, contents)
         self._newest = manifest
 
     def _left_over(self, shards: int) -> Iterator[ObjectInfo]:
-        """Objects of shards that come after these, from a start that was to go on longer."""
+        """Objects of later shards, from a start that was to run longer."""
         for info in self._publisher.listed.values():
             number = shard_number(info.name)
             own = {*self._form.files(number), statistics_path(number)} if number > shards else ()

@@ -1,21 +1,21 @@
 """Packing: which sample goes into which row of which step.
 
-Pure functions of the samples' lengths, so that a window is packed the same way by every run that
-reads it.
+These are pure functions of the samples' lengths, so every run that reads a window packs it the same
+way.
 
-Of a sample that begins with a prefix that is computed once (prefix.py), only what is behind it is
-placed. Samples of different prefixes, or of none, are never in one step.
+If a sample begins with a prefix that is computed once (prefix.py), only the rest of it is placed.
+Samples with different prefixes, or with none, are never in one step.
 
 Rows come in a short ladder of lengths: `row_length`, twice, four times, ... up to the longest
 sample allowed. Samples are placed longest first, each into the open row that it fills best, else
 into a new row of the shortest rung that holds it (best-fit decreasing; at most 11/9 of the optimal
-number of rows, Johnson 1974). The gaps of long rows are so filled with short samples.
+number of rows, Johnson 1974). So short samples fill the gaps of long rows.
 
-On one device, rows of the first rung run `batch_size` at a time, what is left of them one at a
-time, and longer rows one at a time: no step ever holds an empty row, and default settings compile
-four programs. On ARC-AGI-1 training 97 to 98 % of computed tokens are real (docs/LOG.md). On
-several devices every count is so many for each of them, and only the last step of a length may hold
-empty rows. Longest steps run first: a run that does not fit in memory fails at its beginning.
+On one device, rows of the first rung run `batch_size` at a time, the remaining ones one at a time,
+and longer rows one at a time: no step ever holds an empty row, and default settings compile four
+programs. On ARC-AGI-1 training 97 to 98 % of computed tokens are real (docs/LOG.md). On several
+devices every count is per device, and only the last step of a length may hold empty rows. The
+longest steps run first: a run that does not fit in memory fails at its beginning.
 """
 
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ import numpy as np
 from jaxtyping import Int32
 
 _LENGTH_MULTIPLE = 256
-_PREFIX_MULTIPLE = 128  # what every kernel's blocks divide
+_PREFIX_MULTIPLE = 128  # a multiple of every kernel's blocks
 
 Kind = tuple[int, int, int]
 """Rows, length and prefix of a step."""
@@ -33,8 +33,8 @@ Kind = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class Placement:
-    """The last `length` tokens of sample number `sample` of the window, which are all but those of
-    its step's prefix, are in row `row` from `start` on.
+    """The last `length` tokens of sample number `sample` of the window, at `start` in row `row`.
+    These are all its tokens except those of its step's prefix.
     """
 
     sample: int
@@ -45,17 +45,17 @@ class Placement:
 
 @dataclass(frozen=True)
 class Step:
-    """One device call: `rows` rows of `length` tokens, and what is in them, from left to right."""
+    """One device call: `rows` rows of `length` tokens, and their samples, from left to right."""
 
     rows: int
     length: int
     placements: tuple[Placement, ...]
     prefix: int = 0
-    """Which prefix all its samples go on from, counted from 1; 0: none."""
+    """The prefix of all its samples, counted from 1; 0: none."""
 
     @property
     def kind(self) -> Kind:
-        """What decides its program."""
+        """The values that decide its program."""
         return self.rows, self.length, self.prefix
 
     @property
@@ -75,7 +75,7 @@ def row_ladder(row_length: int, longest: int) -> tuple[int, ...]:
 
 
 def prefix_row(tokens: int) -> int:
-    """The length of the row in which a prefix of so many tokens is computed."""
+    """The length of the row that computes a prefix of so many tokens."""
     return -(-tokens // _PREFIX_MULTIPLE) * _PREFIX_MULTIPLE
 
 
@@ -86,7 +86,7 @@ def step_shapes(ladder: Sequence[int], batch_size: int, devices: int = 1) -> lis
 
 
 def step_kinds(ladder: Sequence[int], batch_size: int, devices: int = 1, prefixes: int = 0) -> list[Kind]:
-    """The same of steps that go on from one of so many prefixes, or from none."""
+    """The same for steps that use one of so many prefixes, or none."""
     return [(*shape, prefix) for prefix in range(prefixes + 1) for shape in step_shapes(ladder, batch_size, devices)]
 
 
@@ -119,9 +119,9 @@ def pack_window(
 def batch_arrays(
     step: Step, token_ids: Sequence[Int32[np.ndarray, " _tokens"]]
 ) -> tuple[Int32[np.ndarray, "rows length"], Int32[np.ndarray, "rows length"]]:
-    """What the device is given: token ids and `seg_start`, [rows, length] each.
+    """The input of the device: token ids and `seg_start`, [rows, length] each.
 
-    Padding has token 0 and its own index as `seg_start`: it sees itself alone, and nothing sees it.
+    Padding has token 0 and its own index as `seg_start`: it sees only itself, and nothing sees it.
     """
     tokens = np.zeros((step.rows, step.length), np.int32)
     seg_start = np.tile(np.arange(step.length, dtype=np.int32), (step.rows, 1))
@@ -148,7 +148,7 @@ def _fill_rows(samples: Sequence[int], lengths: Sequence[int], ladder: Sequence[
             row = min(fitting, key=lambda row: row.length - row.used)
         else:
             length = next(rung for rung in ladder if rung >= need)
-            # Every device runs a long row when one does: open one for each, for shorter samples to
+            # Every device runs a long row if one does: open one for each, for shorter samples to
             # fill.
             opened = [_Row(length, 0, []) for _ in range(1 if length == ladder[0] else devices)]
             rows += opened

@@ -1,15 +1,15 @@
-"""What the prompts of a run begin with: which tokens are flagged `prefix`, and computed once.
+"""How the prompts of a run begin: which tokens are flagged `prefix`, and computed once.
 
-It has to follow from the settings alone, or two machines of one run, or two starts of it, would
-flag and compute other tokens. So it is found from prompts of made-up records, which differ in all
-that records can differ in, before the dataset is opened: what these have in common is the
-template's. Puzzles have one prefix. Conversations have two: what all begin with, and what those
-without a system message begin with, which is longer where the chat template brings a system prompt
-of its own. Plain text and token ids begin alike with the tokenizer's opening tokens at most.
+This must follow from the settings alone, or two machines or two starts of one run would flag and
+compute different tokens. So it is found before the dataset is opened, from prompts of made-up
+records that differ in all that records can differ in: what they share comes from the template.
+Puzzles have one prefix. Conversations have two: the start of all of them, and the start of those
+without a system message, which is longer if the chat template adds a default system prompt. Plain
+text and token ids share at most the tokenizer's opening tokens.
 
-A sample has the longest prefix of its kind that it begins with. One that has none, or a short one,
-is computed whole. A system prompt that all conversations of a dataset bring themselves is none:
-only the dataset tells of it.
+A sample has the longest prefix of its kind that it begins with. A sample with none, or a short one,
+is computed whole. A system prompt that all conversations of a dataset contain is no prefix: only
+the dataset shows it.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,26 +31,26 @@ Ids = Int32[np.ndarray, " _tokens"]
 _TEXT = ROLES.index("text")
 _BEGINNINGS = ("Why", "5", "a", "(", "Ünder", "日本")
 FEWEST = 16
-"""Tokens that are worth two programs more; what is shorter is computed with each sample."""
+"""Tokens that are worth two more programs; a shorter prefix is computed with each sample."""
 
 
 @dataclass(frozen=True, eq=False)
 class Prefixes:
-    """The prefixes of a run; without arguments none are known."""
+    """The prefixes of a run; without arguments there are none."""
 
     by_kind: Mapping[Kind, tuple[Ids, ...]] = field(default_factory=dict)
-    """Those of each kind of sample, the longest first."""
+    """The prefixes of each kind of sample, the longest first."""
     share: bool = False
     """Whether they are computed once."""
 
     @cached_property
     def shared(self) -> tuple[Ids, ...]:
-        """Those that are computed once; the first is number 1."""
+        """The prefixes that are computed once; the first is number 1."""
         enough = (ids for kind in self.by_kind.values() for ids in kind if self.share and len(ids) >= FEWEST)
         return tuple(np.array(ids, np.int32) for ids in dict.fromkeys(tuple(ids.tolist()) for ids in enough))
 
     def of(self, sample: Sample) -> Ids:
-        """What a sample begins with; empty where it begins with no prefix."""
+        """The prefix of a sample; empty if it begins with none."""
         token_ids = sample.token_ids
         for ids in self.by_kind.get(_kind(sample), ()):
             if np.array_equal(token_ids[: len(ids)], ids):
@@ -64,7 +64,7 @@ class Prefixes:
         return replace(sample, columns={**sample.columns, "flags": flags})
 
     def number(self, sample: Sample) -> int:
-        """Which of `shared` a sample goes on from, counted from 1; 0: all of it is computed."""
+        """The prefix of `shared` that a sample uses, counted from 1; 0: all of it is computed."""
         own = self.of(sample)
         if len(own) == sample.tokens:
             return 0
@@ -95,17 +95,17 @@ def _kind(sample: Sample) -> Kind:
 
 
 def _prefix(maker: PromptMaker, records: Sequence[Task | Conversation]) -> Ids:
-    """What the prompts of these records begin with; those that a chat template refuses are none."""
+    """The shared start of these records' prompts; empty if a chat template refuses them."""
     sound = [record for record in records if maker.refusal(record) is None]
     try:
         made = [sample.token_ids for sample in maker.make([(number, record) for number, record in enumerate(sound)])]
-    except PromptError:  # no prompt of this kind can be made, as the run will say where it has one
+    except PromptError:  # no prompt of this kind can be made; the run reports it if it has one
         made = []
     return made[0][: _common(made)] if made else np.empty(0, np.int32)
 
 
 def _common(sequences: Sequence[Ids]) -> int:
-    """How many tokens at their beginning are the same in all."""
+    """How many tokens at the start are the same in all."""
     shortest = min(map(len, sequences))
     same = np.logical_and.reduce([tokens[:shortest] == sequences[0][:shortest] for tokens in sequences])
     return shortest if same.all() else int(np.argmin(same))

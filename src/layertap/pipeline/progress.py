@@ -1,13 +1,13 @@
-"""How far a run is and where its time goes: counted, shown meanwhile, described at the end.
+"""How far a run is and where its time goes: counted, shown during the run, described at the end.
 
-The main thread always waits for one thing or another: `loading` (weights), `input` (prompts and
-tokens), `device` (the forward pass), `transfer` (device to host), `writing` (encoding and
-committing shards, and room behind slow uploads) or `uploading` (the last uploads, at the end). What
-it waits for longest is the bottleneck.
+The main thread always waits for something: `loading` (weights), `input` (prompts and tokens),
+`device` (the forward pass), `transfer` (device to host), `writing` (encoding and committing shards,
+and room behind slow uploads) or `uploading` (the last uploads, at the end). The longest wait is the
+bottleneck.
 
-`Progress` only counts. `Display` shows it from a thread of its own, so that it can name what the
-run waits for while it waits: a bar on a terminal and in a notebook, a plain line now and then
-elsewhere. All of it goes to standard error; standard output has the summary alone.
+`Progress` only counts. `Display` shows it from its own thread, so that it can name what the run
+waits for during the wait: a bar on a terminal and in a notebook, a plain line now and then
+elsewhere. All of it goes to standard error; only the summary goes to standard output.
 """
 
 import sys
@@ -30,7 +30,7 @@ Stage = Literal["loading", "input", "device", "transfer", "writing", "uploading"
 
 
 class Progress:
-    """Counts of one start of a run; `resumed_...` is what earlier starts committed."""
+    """Counts of one start of a run; `resumed_...` counts what earlier starts committed."""
 
     def __init__(self, *, samples: int = 0, tokens: int = 0) -> None:
         self.samples = self.tokens = 0
@@ -57,18 +57,18 @@ class Progress:
             self.waited[stage] += time.monotonic() - begun
 
     def begin(self) -> None:
-        """Start to measure speed: the model is loaded, the first step goes out."""
+        """Start to measure speed: the model is loaded, the first step starts."""
         self._begun = time.monotonic()
 
     def add(self, samples: int, tokens: int, shared_tokens: int = 0) -> None:
-        """Count what came out of a step; `shared_tokens` of the tokens it did not compute."""
+        """Count the results of a step; `shared_tokens` of the tokens it did not compute."""
         self.samples += samples
         self.tokens += tokens
         self.shared_tokens += shared_tokens
 
     @property
     def seconds(self) -> float:
-        """Since this object was made."""
+        """Seconds since this object was made."""
         return time.monotonic() - self._made
 
     @property
@@ -78,8 +78,8 @@ class Progress:
 
 
 class Display:
-    """Shows a `Progress` with the speed and what the run waits for, until it is closed; and, where
-    `uploads` gives more than none, how many shards are on their way to a bucket.
+    """Shows a `Progress` with the speed and the current wait, until it is closed. If `uploads`
+    gives more than none, it also shows how many shards are on their way to a bucket.
     """
 
     def __init__(self, progress: Progress, uploads: Callable[[], int] = lambda: 0) -> None:
@@ -100,7 +100,7 @@ class Display:
             self._bar.write(message, file=sys.stderr)
 
     def close(self) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         self._closed.set()
         self._drawing.join()
         if self._bar is not None:
@@ -132,7 +132,7 @@ class Watch:
     begins: Callable[[Progress], None] = _nothing
     """Called when the run begins, with its progress, whose numbers change from then on."""
     proceed: Callable[[], None] = _nothing
-    """Called while the device computes, and before a commit. What it raises ends the run."""
+    """Called while the device computes, and before a commit. An exception from it ends the run."""
 
 
 @dataclass(frozen=True)
@@ -141,9 +141,9 @@ class RunSummary:
 
     manifest: Manifest
     output_dir: str
-    """The folder of this host, which has its own where there are several."""
+    """The folder of this host; each of several hosts has its own."""
     upload_url: str | None
-    """Where this host's output was copied to."""
+    """The URL of the copy of this host's output."""
     resumed_shards: int
     """Shards that earlier starts had committed."""
     samples: int
@@ -151,15 +151,15 @@ class RunSummary:
     computed_tokens: int
     """Tokens that the device computed, padding included."""
     shared_tokens: int
-    """Tokens of samples that were not computed for them: the prefix that they go on from."""
+    """Tokens of samples that were not computed for them, because they are in a shared prefix."""
     seconds: float
     waited: dict[Stage, float]
     """Seconds that the main thread waited for each stage."""
     writing: Mapping[Work, float]
-    """Seconds that the threads of the output spent on each kind of work, at the same time."""
+    """Seconds that the output's threads spent on each kind of work, at the same time."""
 
     def describe(self) -> str:
-        """Lines for a person: what is where, how fast it went, and where the time went."""
+        """Lines for a person: what is where, the speed, and how the time was spent."""
         manifest = self.manifest
         verified = ", each verified there" if "://" in self.output_dir else ""
         written = f"{len(manifest.shards)} shards in {self.output_dir}{verified}"
@@ -213,8 +213,8 @@ class RunSummary:
 
 
 def _left_out(manifest: Manifest) -> tuple[str, str, str]:
-    """How many tasks and samples were left out or cut, and how many samples have no token that is
-    kept; empty where none were.
+    """How many tasks and samples were left out or cut, and how many samples have no kept token;
+    each is empty if there were none.
     """
     tasks, samples = (manifest.progress[name]["count"] for name in ("skipped_tasks", "overlong_samples"))
     longer = "longer than --max_seq_length"

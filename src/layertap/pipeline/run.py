@@ -7,12 +7,12 @@
                                                             manifest, checkpoint; or upload threads
 
 `stream.py` yields samples with their positions, and this module collects them into shards. While
-one shard fills, one is encoded, and one is written: three are in memory. A position becomes
-progress only by the commit of the shard that ends there.
+one shard fills, one is encoded, and one is written: three are in memory. A position counts as
+progress only after the commit of the shard that ends there.
 
-With `--max_tokens_total` the run ends at the sample that brings it there. The manifest is then
-complete, with a position inside a window, and says where it stopped. A start that may store more
-takes it for one that is not complete.
+With `--max_tokens_total` the run ends at the sample that reaches it. The manifest is then complete,
+has a position inside a window, and says where it stopped. A start with a higher limit treats it as
+incomplete.
 
 Whatever stops the run (a bad task, a full disk, Ctrl-C, SIGKILL), committed shards stay, the shard
 that was filling is dropped, and the same command continues with the first sample that is not
@@ -46,7 +46,7 @@ from layertap.shards.writer import ShardBuffer, ShardWriter
 def extract(config: ExtractConfig) -> RunSummary:
     """Extract what `config` asks for, from where an earlier start of the same run stopped.
 
-    Raises an InputError for what the user can mend, StorageError where output cannot be written.
+    Raises an InputError for what the user can fix, StorageError if output cannot be written.
     """
     backend.configure()
     hosts = join(config.hosts)
@@ -63,8 +63,8 @@ def extract(config: ExtractConfig) -> RunSummary:
 def extract_prepared(setup: Setup, session: Session, watch: Watch) -> RunSummary:
     """The same for resolved settings; `session` may still have the model of an earlier run.
 
-    What `watch.proceed` raises ends the run between two steps. Shards that are full are committed
-    before it comes out.
+    An exception from `watch.proceed` ends the run between two steps. Full shards are committed
+    before it is raised.
     """
     with open_output(setup) as output:
         manifest, start = output.resume(setup.manifest)
@@ -94,7 +94,7 @@ class _Run:
         self._writer = writer
         self._start = start
         self._output = output
-        self._end = start  # the position behind the last window that was read
+        self._end = start  # the position after the last window that was read
         self._limit = setup.config.max_tokens_total
         self._unkept = list(writer.manifest.unkept_samples)
         self._left = sys.maxsize if self._limit is None else self._limit - writer.manifest.tokens
@@ -149,15 +149,16 @@ class _Run:
                 appends.finish()
 
     def _up_to_limit(self, stream: Iterator[tuple[Position, Sample]]) -> Iterator[tuple[Position, Sample]]:
-        """The same, up to the sample that brings the run to its limit of tokens."""
+        """The same, up to the sample that reaches the run's limit of tokens."""
         while self._left > 0 and (found := next(stream, None)) is not None:
             self._left -= found[1].tokens
             yield found
 
     def _windows(self) -> Iterator[Window]:
-        """What is left to do; raises RunMismatchError for anything that is left of a complete run.
+        """The remaining windows; raises RunMismatchError if a complete run has any.
 
-        One of several hosts may be complete before the others, and then keeps them company.
+        One of several hosts may be complete before the others; it then only takes part in their
+        steps.
         """
         complete = self._writer.manifest.complete
         for window in self._setup.prompts.windows(self._start):
@@ -207,6 +208,6 @@ class _Run:
 
 
 def _reopened(manifest: Manifest, limit: int | None) -> Manifest:
-    """The manifest, not complete any more where a limit ended the run that is higher now."""
+    """The manifest; no longer complete if it ended at a limit that is higher now."""
     may_go_on = STOPPED_AT in manifest.progress and (limit is None or manifest.tokens < limit)
     return replace(manifest, complete=manifest.complete and not may_go_on)

@@ -1,7 +1,7 @@
 """An opened model, and the session that keeps its weights and programs between runs.
 
-`OpenedModel` is all that decides what the device computes for given rows of tokens. It knows of no
-prompts and of no output, and no weight is read when it is made. A worker extracts many dataset
+`OpenedModel` is all that decides what the device computes for given rows of tokens. It knows
+nothing of prompts or output, and no weight is read to make it. A worker extracts many dataset
 shards with the same one, and a notebook reads one model at other taps again and again. So a
 `Session` keeps the weights, and the programs of the last few taps.
 """
@@ -36,13 +36,13 @@ class OpenedModel:
     checkpoint: Checkpoint
     taps: tuple[Tap, ...]
     compute_dtype: np.dtype
-    """Operands of matrix products."""
+    """The dtype of operands of matrix products."""
     capture_dtype: np.dtype
-    """What activations are rounded to on the device."""
+    """The dtype to which the device rounds activations."""
     platform: str
     """`cpu`, `gpu` or `tpu`."""
     mesh: Mesh | None = None
-    """The devices that share rows and weights; None where there is one."""
+    """The devices that share rows and weights; None if there is one."""
     hosts: Hosts = _ALONE
     """The hosts that the devices of the mesh belong to."""
     stays: bool = False
@@ -69,7 +69,7 @@ def open_model(
 ) -> OpenedModel:
     """Decide how the model runs on the devices that JAX has found.
 
-    Raises UsageError where `mesh` does not fit them, or does not fit the model.
+    Raises UsageError if `mesh` does not fit them, or does not fit the model.
     """
     devices = jax.devices()
     if mesh == "auto":
@@ -90,10 +90,10 @@ def open_model(
 
 
 class Session:
-    """Weights, and the programs of the last models that were asked for.
+    """Weights, and the programs of the last models that you asked for.
 
-    The weights of one model are kept. Other taps of it are read with them, as long as these need no
-    layer that is not loaded. Close a session, or its threads wait for ever.
+    The weights of one model are kept. They also serve other taps, if these need no layer that is
+    not loaded. Close a session, or its threads wait for ever.
     """
 
     def __init__(self) -> None:
@@ -103,7 +103,7 @@ class Session:
         self._lock = threading.Lock()
 
     def program(self, opened: OpenedModel) -> StepProgram:
-        """The programs for `opened`; nothing is compiled yet where they are new."""
+        """The programs for `opened`; if they are new, nothing is compiled yet."""
         with self._lock:
             found = next((program for key, program in self._programs if key == opened), None)
             if found is None:
@@ -121,8 +121,7 @@ class Session:
     def loading(self, opened: OpenedModel) -> Iterator[Future[Decoder]]:
         """The weights for `opened`; a thread reads them while the block runs.
 
-        A block that ends early (a bad task, Ctrl-C) waits for the tensor that is being read, and
-        not for the rest.
+        A block that ends early (a bad task, Ctrl-C) waits only for the tensor that is being read.
         """
         abandoned = threading.Event()
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="loading") as pool:
@@ -135,7 +134,7 @@ class Session:
         needs = opened.checkpoint, opened.num_layers, opened.compute_dtype, opened.mesh
         with self._lock:
             if self._weights is None or not _serves(self._loaded, opened):
-                self._weights = None  # before the next ones come
+                self._weights = None  # free them before the next ones come
                 self._weights, self._loaded = weights.load(*needs, abandoned), opened
             return weights.first_layers(self._weights, opened.checkpoint.config, opened.num_layers)
 
@@ -146,10 +145,10 @@ class Session:
 
 
 def _serves(loaded: OpenedModel | None, wanted: OpenedModel) -> bool:
-    """Whether the weights of one model are those of another, or more."""
+    """Whether the weights of one model include those of another."""
     return loaded is not None and wanted.num_layers <= loaded.num_layers and _decides(loaded) == _decides(wanted)
 
 
 def _decides(opened: OpenedModel) -> tuple[object, ...]:
-    """What decides the weights of a layer, and where they lie."""
+    """What decides the weights of a layer, and where they are."""
     return opened.checkpoint, opened.compute_dtype, opened.mesh

@@ -1,20 +1,19 @@
 """Everything that a run needs, resolved and checked before the first weight is read.
 
 A run has three parts. `OpenedModel` (session.py) is what the device computes, and `Prompts`
-(inputs.py) is what it computes on; those two are enough to read activations into memory. What is
-left in `Setup` is the output: its format, its manifest and where it is copied to. `prepare` is the
-one place that resolves all three, in the order in which a user should hear what is wrong.
+(inputs.py) is its input; these two are enough to read activations into memory. The rest of `Setup`
+is the output: its format, its manifest and where it is copied to. `prepare` is the one place that
+resolves all three, in the order in which a user should hear what is wrong.
 
 `prepare` also computes the run fingerprint: the hash of everything that decides the output's bytes.
-What it does not contain may change between two starts of one run: paths, and what happens to
-records that are bad or samples that are too long, as long as nothing of them was written. The
-dataset is recognised task by task instead (`windows.py`), so that you can repair a broken line and
-go on.
+What it leaves out may change between two starts of one run: paths, and what happens to bad records
+or to samples that are too long, as long as nothing of them was written. The dataset is recognised
+task by task instead (`windows.py`), so you can repair a broken line and continue.
 
-The fingerprint needs the first numbers of each weight, so for a model on the Hub this is where its
-weights are fetched, which can take an hour. What would stop the run anyway is therefore found out
-before: folders are looked at and not made, so a refusal leaves nothing behind; the first record of
-the dataset is read, and the bucket is asked for one object. For a local model the run itself does
+The fingerprint needs the first numbers of each weight. So for a model on the Hub, the weights are
+fetched here, which can take an hour. Everything that would stop the run anyway is therefore checked
+before: folders are examined and not made, so a refusal leaves nothing behind; the first record of
+the dataset is read; and the bucket is asked for one object. For a local model the run itself does
 these last two just as soon.
 """
 
@@ -78,7 +77,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Setup:
-    """A resolved run: what is computed, on what, and where the output goes."""
+    """A resolved run: what is computed, from what, and where the output goes."""
 
     config: ExtractConfig
     model: OpenedModel
@@ -87,7 +86,7 @@ class Setup:
     manifest: Manifest
     """The manifest of this run before its first shard."""
     upload_url: str | None
-    """Where the output is copied to; None: nowhere."""
+    """The URL that the output is copied to; None: no copy."""
 
     @property
     def hosts(self) -> Hosts:
@@ -96,14 +95,14 @@ class Setup:
 
     @property
     def name(self) -> str:
-        """What the output of this worker, or of this host of it, is called."""
+        """The name of the output of this worker, or of this host of it."""
         return self.hosts.name(self.config.worker)
 
 
 def prepare(config: ExtractConfig, hosts: Hosts = _ALONE) -> Setup:
     """Resolve `config` for one of `hosts`, each with its own output folder; waits for the others.
 
-    Raises an InputError where model, tokenizer, template or flags do not fit together, or hosts do
+    Raises an InputError if model, tokenizer, template or flags do not fit together, or hosts do
     not.
     """
     for line in (*backend.opening_lines(hosts.index, hosts.count), *opening_lines(config)):
@@ -138,9 +137,10 @@ def prepare(config: ExtractConfig, hosts: Hosts = _ALONE) -> Setup:
 def open_run(
     config: RunConfig, checkpoint: Checkpoint, handed_on: StorageDtype, hosts: Hosts = _ALONE
 ) -> tuple[OpenedModel, Prompts]:
-    """What `config` computes and on what, where activations are stored or handed on as that dtype.
+    """Resolve what `config` computes and from what, with activations stored or returned in that
+    dtype.
 
-    Raises an InputError where taps, tokenizer, template or mesh do not fit the model.
+    Raises an InputError if taps, tokenizer, template or mesh do not fit the model.
     """
     taps = resolve_run_taps(config, checkpoint.config)
     maker = prompt_maker(config, checkpoint)
@@ -151,7 +151,7 @@ def open_run(
 
 
 def for_part(setup: Setup, part: Part) -> Setup:
-    """`setup`, changed to extract one part of a dataset into a place of its own."""
+    """`setup`, changed to extract one part of a dataset to its own place."""
     config = replace(
         setup.config,
         dataset_path=part.dataset_path,
@@ -187,14 +187,14 @@ def resolve_run_taps(config: RunConfig, model: DecoderConfig) -> tuple[Tap, ...]
 
 
 def _place_of(config: RunConfig, checkpoint: Checkpoint) -> str:
-    """Where the tokenizer may be found later: --model_path, with what else says which commit."""
+    """Where to find the tokenizer later: --model_path, and what else names the commit."""
     if checkpoint.hub_id is not None:
         return config.model_path if config.revision is None else f"{checkpoint.hub_id}@{config.revision}"
     return config.model_path if local_path(config.model_path) == checkpoint.folder else str(checkpoint.folder)
 
 
 def format_of_shards(config: RunConfig, model: DecoderConfig, taps: tuple[Tap, ...]) -> ShardFormat:
-    """How the run's shards are written."""
+    """The format of the run's shards."""
     sites = list(dict.fromkeys(config.activation_type))
     by_site = sorted(taps, key=lambda tap: sites.index(tap.site))
     return ShardFormat(
@@ -207,7 +207,7 @@ def format_of_shards(config: RunConfig, model: DecoderConfig, taps: tuple[Tap, .
 
 
 def identity_of(config: RunConfig, model: OpenedModel, prompts: Prompts, shard_format: ShardFormat) -> dict[str, Any]:
-    """Everything that decides the bytes of a run, but for the dataset."""
+    """Everything that decides the bytes of a run, except the dataset."""
     rules, checkpoint = prompts.rules, model.checkpoint
     needed = tensor_names(checkpoint.config, model.num_layers)
     merged = [adapter.identity(needed) for adapter in checkpoint.adapters]
@@ -243,7 +243,7 @@ def identity_of(config: RunConfig, model: OpenedModel, prompts: Prompts, shard_f
 
 
 def _of_all_hosts(config: ExtractConfig, identity: dict[str, Any], model: OpenedModel) -> dict[str, Any]:
-    """What decides which programs run, and which samples are whose."""
+    """What decides which programs run, and which samples belong to which host."""
     return {
         **identity,
         "dataset": identity["dataset"]
@@ -262,7 +262,7 @@ def _plain(value: Any) -> Any:  # noqa: ANN401 - JSON in, JSON out
 
 
 def _require_folders(config: ExtractConfig) -> None:
-    """Raise UsageError where output or checkpoint cannot be written on this machine."""
+    """Raise UsageError if this machine cannot write the output or the checkpoint."""
     if config.output_url is not None:
         return
     require_writable("output_dir", config.output_folder)
@@ -271,7 +271,7 @@ def _require_folders(config: ExtractConfig) -> None:
 
 
 def require_writable(flag: str, folder: Path) -> None:
-    """Raise UsageError where it shows without a trial that `folder` cannot be made or written."""
+    """Raise UsageError if `folder` clearly cannot be made or written; makes nothing."""
     there = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.exists(path))
     if not there.is_dir():
         raise UsageError(f"--{flag} {folder}: {there} is a file; give a folder")
@@ -280,7 +280,7 @@ def require_writable(flag: str, folder: Path) -> None:
 
 
 def _require_far_ends(config: ExtractConfig, url: str | None) -> None:
-    """Raise an InputError where there is no dataset, or the output cannot go to `url`."""
+    """Raise an InputError if there is no dataset, or the output cannot go to `url`."""
     if config.dataset is not None:
         next(open_records(config, 1))
     if url is not None:

@@ -1,9 +1,8 @@
-"""Activations that stay on the device: for a trainer there, which never needs them on the host.
+"""Activations that stay on the device, for a trainer there that never needs them on the host.
 
-A step's outputs are left where they are. What is known of them on the host is their norms, 4 bytes
-a token and tap: they tell sinks, NaN and infinities. `DeviceTokens` says which tokens of a step are
-meant; it is cut and chosen from as an array of numpy is, and nothing moves until somebody gathers
-them (api/device.py).
+A step's outputs stay where they are. The host only gets their norms, 4 bytes a token and tap: they
+show sinks, NaN and infinities. `DeviceTokens` says which tokens of a step are meant. You slice and
+index it like a numpy array, and nothing moves until somebody gathers the tokens (api/device.py).
 """
 
 from collections.abc import Mapping
@@ -28,13 +27,13 @@ class DeviceStep:
     """The Euclidean norm of each token, row after row; float32 [rows x length]. Those of `before`
     follow."""
     before: Mapping[Tap, "DeviceTokens"] | None = None
-    """What its samples begin with, where that was computed before."""
+    """The prefix of its samples, if that was computed before."""
 
     @classmethod
     def of(
         cls, outputs: Mapping[Tap, Float[Array, "rows length _"]], before: Mapping[Tap, "DeviceTokens"] | None = None
     ) -> "DeviceStep":
-        """Wait for a step, and fetch the norms alone; raises what JAX raises where it failed."""
+        """Wait for a step, and fetch only the norms; raises JAX's exception if it failed."""
         found = dict(zip(outputs, jax.device_get(_norms(tuple(outputs.values()))), strict=True))
         if before is not None:
             found = {tap: np.concatenate([norms, before[tap].norms]) for tap, norms in found.items()}
@@ -77,19 +76,19 @@ class DeviceTokens:
         return jnp.take(self.step.outputs[self.tap].reshape(-1, self.step.outputs[self.tap].shape[-1]), self.places, 0)
 
     def behind(self, before: "DeviceTokens") -> "DeviceTokens":
-        """Tokens of what the step's samples begin with, and these."""
+        """Tokens of the prefix of the step's samples, followed by these."""
         rows, length, _ = self.step.outputs[self.tap].shape
         places = np.concatenate([before.places + rows * length, self.places]).astype(np.int32)
         return DeviceTokens(self.step, self.tap, places)
 
 
 def joined(before: Any, own: Any) -> Any:  # noqa: ANN401 - both arrays, or both tokens that stay
-    """Activations of what a sample begins with, and of the rest of it, as one new array."""
+    """Activations of a sample's prefix, followed by the rest of it, as one new array."""
     return own.behind(before) if isinstance(own, DeviceTokens) else np.concatenate([before, own])
 
 
 @jax.jit
 def _norms(outputs: tuple[Array, ...]) -> tuple[Array, ...]:
-    """Of each token, by sums in float32."""
+    """The norm of each token, by sums in float32."""
     wide = [output.astype(jnp.float32).reshape(-1, output.shape[-1]) for output in outputs]
     return tuple(jnp.sqrt(jnp.einsum("th,th->t", values, values, precision="highest")) for values in wide)

@@ -1,23 +1,23 @@
 """The compiled step: packed rows in, activations out.
 
-One program for each shape of step, compiled ahead (`compile`, in threads, while weights load) or
-when the shape first comes. If you compile ahead, call `close` in the end, or those threads wait
-for ever. `dispatch` returns at once, with copies to the host already begun; `harvest`
-gives numpy arrays when they are there. Activations are rounded on the device to the narrower of
-compute and storage dtype, so that a bfloat16 run moves two bytes a value.
+There is one program for each shape of step. It compiles ahead (`compile`, in threads, while weights
+load) or when the shape first comes. If you compile ahead, call `close` at the end, or those threads
+wait for ever. `dispatch` returns at once, with copies to the host already begun; `harvest` returns
+numpy arrays when they are there. The device rounds activations to the narrower of compute and
+storage dtype, so a bfloat16 run moves two bytes a value.
 
-What all samples of a step begin with may have been computed before (`begin`): a small program of
-its own gives its activations, and its keys and values of each layer, which the step takes as
-inputs. Each device computes that for itself, so they never cross a wire either.
+A prefix of all samples of a step may be computed before (`begin`): a small separate program gives
+its activations, and its keys and values of each layer, which the step takes as inputs. Each device
+computes the prefix for itself, so these are not sent between devices either.
 
 Over several devices the step is one `shard_map`: each device computes its own rows, and this host
-harvests the rows of its own devices. No activation crosses a wire.
+harvests the rows of its own devices. No activation is sent between devices.
 
 On TPU the program itself writes activations to pinned host memory, each when its layer has run: all
-layers of one 16,384-token row of 72B (21 GB) would not fit beside each other into the memory of a
-v5e (16 GB). On GPU they are moved there when the step has ended, by the device: a plain copy would
-go through a small staging buffer at a tenth of the speed (jax#21438), and hold device memory until
-the host gets to it.
+layers of one 16,384-token row of 72B (21 GB) would not fit together into the memory of a v5e (16
+GB). On GPU the device moves them there when the step has ended: a plain copy would go through a
+small staging buffer at a tenth of the speed (jax#21438), and hold device memory until the host gets
+to it.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -51,22 +51,22 @@ _ACCELERATOR_BLOCK = 2048
 
 Shape = tuple[int, int]
 Outputs = tuple[Float[Array, "rows length _"], ...]  # each as wide as its site
-# tap -> row of this host -> activations, [length, width of the site].
-# With `stays`, what says where they are: it is cut and chosen from as an array is.
+# tap -> row of this host -> activations, [length, width of the site]. With `stays`, an object that
+# says where they are: you slice and index it like an array.
 HostOutputs = Mapping[Tap, Mapping[int, Any]]
 
 
 @dataclass(frozen=True, eq=False)
 class Beginning:
-    """Tokens that samples begin with, computed."""
+    """A prefix of samples, computed."""
 
     tokens: int
     computed_tokens: int
-    """With padding, on all devices of this host."""
+    """Including padding, on all devices of this host."""
     keys: Prefix
-    """On the devices, a row for each."""
+    """On the devices, one row for each."""
     activations: Mapping[Tap, Any]
-    """[tokens, width of the site], as a row of `HostOutputs`."""
+    """[tokens, width of the site], like a row of `HostOutputs`."""
 
 
 def run_step(
@@ -92,7 +92,7 @@ def run_beginning(
     taps: tuple[Tap, ...],
     plan: ForwardPlan,
 ) -> tuple[Outputs, Prefix]:
-    """The same of rows that begin with `tokens` to go on from, and keys and values of these."""
+    """The same for rows that begin with the prefix `tokens`, and the prefix's keys and values."""
 
     def begin(model: Decoder, token_ids: Array, seg_start: Array) -> tuple[Outputs, Prefix]:
         outputs, keys = model.begin(token_ids, seg_start, taps=taps, plan=plan)
@@ -102,7 +102,7 @@ def run_beginning(
 
 
 def _on_mesh(function: Callable[..., Any], model: Decoder, *rows: Any, plan: ForwardPlan) -> Any:  # noqa: ANN401
-    """`function(model, *rows)` of the rows of each device."""
+    """Call `function(model, *rows)` on each device, for its rows."""
     if plan.mesh is None:
         return function(model, *rows)
     # check_vma=False: kernels do not say over which axes their results vary.
@@ -113,12 +113,12 @@ def _on_mesh(function: Callable[..., Any], model: Decoder, *rows: Any, plan: For
 class StepProgram:
     """A model's shapes with the taps to read and the way to run it; weights may follow later.
 
-    Shapes and rows are those of this host: where a mesh spans several, they run each step together,
-    and its rows are those of all hosts side by side.
+    Shapes and rows are those of this host. If a mesh spans several hosts, they run each step
+    together; its rows are those of all hosts side by side.
     """
 
     def __init__(self, abstract: Decoder, taps: tuple[Tap, ...], plan: ForwardPlan, *, stays: bool = False) -> None:
-        """`stays`: activations stay on the one device, and `harvest` gives `DeviceTokens`."""
+        """`stays`: activations stay on the one device, and `harvest` returns `DeviceTokens`."""
         self._abstract = placed(abstract, plan.mesh)
         self._taps = taps
         self._plan = replace(plan, outputs="device") if stays else plan
@@ -132,9 +132,9 @@ class StepProgram:
         self._compilers: ThreadPoolExecutor | None = None
 
     def compile(self, shape: Shape, prefix: int = 0) -> Future[Compiled]:
-        """Begin to compile for steps of `rows` x `length`, once. `close` afterwards.
+        """Begin to compile for steps of `rows` x `length`, once. Call `close` afterwards.
 
-        With `prefix` their samples go on behind so many tokens, whose program compiles too.
+        With `prefix`, samples follow so many tokens, whose program compiles too.
         """
         if prefix:
             self._compile_once((self.beginning_shape(prefix), -prefix))
@@ -148,7 +148,7 @@ class StepProgram:
         return self._compiled[key]
 
     def _maker(self, shape: Shape, prefix: int) -> Callable[[], Compiled]:
-        """Compiles a step behind `prefix` tokens; where that is negative, what computes them."""
+        """Compiles a step after `prefix` tokens; if negative, the program that computes those."""
         if prefix < 0:
             return partial(self.lower_and_compile_beginning, -prefix)
         return partial(self.lower_and_compile, shape, prefix)
@@ -160,12 +160,12 @@ class StepProgram:
         return step.lower(self._abstract, numbers, numbers, keys).compile()
 
     def lower_and_compile_beginning(self, tokens: int) -> Compiled:
-        """The same for the program that computes so many tokens to go on from."""
+        """The same for the program that computes a prefix of so many tokens."""
         numbers = self._numbers(self.beginning_shape(tokens))
         return cast(Compiled, self._beginning(tokens).lower(self._abstract, numbers, numbers).compile())
 
     def beginning_shape(self, tokens: int) -> Shape:
-        """Rows and length of that program: each device computes a row of its own."""
+        """Rows and length of that program: each device computes its own row."""
         devices = self._plan.mesh.size // self._hosts if self._plan.mesh else 1
         return devices, prefix_row(tokens)
 
@@ -195,9 +195,9 @@ class StepProgram:
         seg_start: Int32[np.ndarray, "rows length"],
         beginning: Beginning | None = None,
     ) -> Outputs:
-        """Start one step; compiles where the shape is new. Raises DeviceError where that fails.
+        """Start one step; compiles if the shape is new. Raises DeviceError if that fails.
 
-        Its samples go on behind `beginning`, all of them.
+        All its samples continue from `beginning`.
         """
         shape = cast(Shape, token_ids.shape)
         with _step_errors(shape):
@@ -206,7 +206,7 @@ class StepProgram:
             return self._on_their_way(program(model, *given))
 
     def _on_their_way(self, outputs: Outputs) -> Outputs:
-        """The outputs, moving to the host where that is where they go."""
+        """The outputs, moving to the host if they should go there."""
         if self._plan.outputs == "moved":
             outputs = jax.device_put(outputs, self._pinned)
         for output in () if self._stays else outputs:
@@ -214,7 +214,7 @@ class StepProgram:
         return outputs
 
     def begin(self, model: Decoder, token_ids: Int32[np.ndarray, " tokens"]) -> Beginning:
-        """Compute what samples begin with, for steps to go on from; raises DeviceError."""
+        """Compute a prefix of samples for steps to use; raises DeviceError."""
         tokens = len(token_ids)
         shape = self.beginning_shape(tokens)
         numbers = np.zeros(shape, np.int32)
@@ -228,9 +228,9 @@ class StepProgram:
         return Beginning(tokens, shape[0] * shape[1], keys, activations)
 
     def close(self) -> None:
-        """End the threads that compile, after what they began; Ctrl-C does not wait for them.
+        """End the compiling threads after their current programs; Ctrl-C does not wait for them.
 
-        What was not begun is forgotten. It compiles when it is asked for again.
+        Programs that were not begun are dropped. They compile when you ask for them again.
         """
         if self._compilers is not None:
             self._compilers.shutdown(wait=False, cancel_futures=True)
@@ -263,9 +263,9 @@ class StepProgram:
 
     def harvest(self, outputs: Outputs, beginning: Beginning | None = None) -> HostOutputs:
         """The step's activations on this host as numpy arrays (bfloat16 as `ml_dtypes.bfloat16`),
-        without a copy where the device's memory is the host's; or what says where they stay.
+        without a copy if device and host share memory; or objects that say where they stay.
 
-        Raises DeviceError where the step failed.
+        Raises DeviceError if the step failed.
         """
         with _step_errors(cast(Shape, outputs[0].shape[:2])):
             if self._stays:
@@ -280,8 +280,8 @@ def _first_row(index: tuple[slice, ...] | None) -> int:
 
 
 def _rows_here(output: Array) -> dict[int, Float[np.ndarray, "length _"]]:
-    # Not by `addressable_shards`: on one device these hold the array that holds them, a circle in
-    # which a step's memory stays until the garbage collector comes by, many steps later.
+    # Not by `addressable_shards`: on one device these hold the array that holds them, a cycle that
+    # keeps a step's memory until the garbage collector runs, many steps later.
     places = output.sharding.addressable_devices_indices_map(output.shape).values()
     parts = {_first_row(place): number for number, place in enumerate(places)}
     return dict(
@@ -291,7 +291,7 @@ def _rows_here(output: Array) -> dict[int, Float[np.ndarray, "length _"]]:
 
 @contextmanager
 def device_errors(on: str, remedy: str) -> Iterator[None]:
-    """Raise DeviceError for what JAX raises in the block; it names what the device worked `on`."""
+    """Raise DeviceError for JAX's errors in the block; it names what the device worked `on`."""
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
@@ -313,10 +313,10 @@ def plan_for(platform: str, capture_dtype: np.dtype, mesh: Mesh | None = None) -
 
 
 def transfer_dtype(compute: DTypeLike, storage: DTypeLike) -> np.dtype:
-    """bfloat16 where the products or the files are, else float32."""
+    """bfloat16 if the products or the files are, else float32."""
     return np.dtype(jnp.bfloat16 if jnp.bfloat16 in (np.dtype(compute), np.dtype(storage)) else jnp.float32)
 
 
 def resolve_taps(layers: Sequence[int], sites: Sequence[Site], num_layers: int) -> tuple[Tap, ...]:
-    """Every (layer, site) asked for, sorted by layer; no layers mean all."""
+    """Every (layer, site) asked for, sorted by layer; no layers means all."""
     return tuple(Tap(layer, site) for layer in layers or range(num_layers) for site in sites)

@@ -3,19 +3,19 @@
     read-ahead thread      this thread
     window             ->  dispatch step i+1, then harvest step i and cut it into samples
 
-What all samples of a step begin with is computed by the first step that needs it, and then stands
-before each of its samples (prefix.py).
+The first step that needs a prefix computes it. It is then put before each of the step's samples
+(prefix.py).
 
 Programs compile while weights load. The device always has a step queued while this thread harvests
 the step before; windows are read, rendered and tokenised one ahead. In memory at any time: two
 windows of token ids and the outputs of two steps.
 
 Nothing here knows of files, shards, manifests or commits. A run puts the samples into shards, and
-others may hand them out from memory. Each sample comes with the position behind it: a stream over
-the windows from that position on yields exactly the samples that follow.
+others may return them from memory. Each sample comes with the position after it: a stream over the
+windows from that position yields exactly the samples that follow.
 
-You may close the generator at any moment. Steps on the device are then dropped, and a window that
-is being read is finished by its thread and dropped too.
+You may close the generator at any moment. Steps on the device are then dropped. If a window is
+being read, its thread finishes and drops it too.
 """
 
 import time
@@ -54,12 +54,12 @@ def stream_samples(
     proceed: Callable[[], None],
     kept: KeptTokens = _ALL_TOKENS,
 ) -> Generator[tuple[Position, Sample], None, None]:
-    """Yield the samples of `windows`, packed by `rules`, each with the position behind it and with
-    the tokens that are `kept`, which may be none.
+    """Yield the samples of `windows`, packed by `rules`, each with the position after it and with
+    the `kept` tokens, maybe none.
 
     It counts in `progress`, and calls `proceed` often while it waits for the device. Raises what
     reading the windows raises (an InputError comes after the samples of the steps before it),
-    HostsStoppedError where another host is in trouble, and DeviceError.
+    HostsStoppedError if another host is in trouble, and DeviceError.
     """
     program = session.program(model)
     prefixes = rules.prefixes
@@ -79,21 +79,21 @@ def stream_samples(
 
 @dataclass(frozen=True, eq=False)
 class _Flight:
-    """A step on the device. Without a window it only keeps other hosts company."""
+    """A step on the device. Without a window it only takes part in other hosts' steps."""
 
     window: Window | None
     step: Step
     before: int
-    """How many samples of the window earlier steps emit."""
+    """How many of the window's samples come from earlier steps."""
     outputs: Outputs
     beginning: Beginning | None
-    """What its samples go on from."""
+    """The prefix of its samples."""
 
 
 def _compile_ahead(
     agreements: Iterator[Agreed], program: StepProgram, prefixes: Prefixes, progress: Progress
 ) -> Iterator[Agreed]:
-    """The same, each when the compilation of its steps has begun."""
+    """The same, each after the compilation of its steps has begun."""
     while True:
         with progress.waiting_for("input"):
             current = next(agreements, None)
@@ -105,7 +105,7 @@ def _compile_ahead(
 
 
 class _Device:
-    """Runs steps, and remembers what samples begin with."""
+    """Runs steps, and keeps computed prefixes."""
 
     def __init__(self, program: StepProgram, weights: Decoder, prefixes: Prefixes, progress: Progress) -> None:
         self._program = program
@@ -138,7 +138,7 @@ class _Device:
 def _one_behind(flights: Iterator[_Flight]) -> Iterator[_Flight]:
     """The same flights, each held back until the next one has started.
 
-    Where the input ends in an error, the last flight still comes out: it may complete a shard.
+    If the input ends in an error, the last flight still comes out: it may complete a shard.
     """
     previous = None
     try:
@@ -161,7 +161,7 @@ def _land(
     with progress.waiting_for("device"):
         while not program.is_ready(flight.outputs):
             proceed()
-            time.sleep(_POLL_SECONDS)  # a blocking wait would hold back Ctrl-C until the step ends
+            time.sleep(_POLL_SECONDS)  # a blocking wait would delay Ctrl-C until the step ends
     with progress.waiting_for("transfer"):
         arrays = program.harvest(flight.outputs, flight.beginning)
     progress.computed_tokens += flight.step.computed_tokens
@@ -179,13 +179,13 @@ def _land(
 def _cut_out(
     sample: Sample, place: Placement, arrays: HostOutputs, beginning: Beginning | None, kept: KeptTokens
 ) -> Sample:
-    """What is kept of the sample, with its part of the step's outputs behind its beginning."""
+    """The kept part of the sample: its prefix, then its part of the step's outputs."""
     chosen = kept.rows(sample)
     span = slice(place.start, place.start + place.length)
     if beginning is not None:
         return _joined(sample, {tap: rows[place.row][span] for tap, rows in arrays.items()}, beginning, chosen)
-    # Copied: a view would keep the whole step in memory for as long as one of its samples waits to
-    # be written.
+    # Copied: a view would keep the whole step in memory while one of its samples waits to be
+    # written.
     if chosen is None:
         return sample.with_activations({tap: rows[place.row][span].copy() for tap, rows in arrays.items()})
     own = {tap: rows[place.row][span][chosen] for tap, rows in arrays.items()}
@@ -193,7 +193,7 @@ def _cut_out(
 
 
 def _joined(sample: Sample, own: Mapping[Tap, Any], beginning: Beginning, chosen: np.ndarray | None) -> Sample:
-    """The chosen tokens of a sample, of which `own` are the activations behind its beginning."""
+    """The chosen tokens of a sample; `own` has the activations after its prefix."""
     before = beginning.activations
     if chosen is None:
         return sample.with_activations({tap: joined(before[tap], rows) for tap, rows in own.items()})

@@ -1,21 +1,21 @@
-"""From records to packed windows: what decides the order of a run, and where it goes on.
+"""From records to packed windows: what decides the order of a run, and where it continues.
 
-A window is a run of whole records that brings at least `window_samples` samples (or the rest of the
+A window is a run of whole records that gives at least `window_samples` samples (or the rest of the
 dataset). Its samples are packed among themselves, and emitted step by step, row by row. So the
-order in which samples are emitted follows from the dataset and the settings alone, and "window w, e
-samples emitted" is an exact position: a restart packs the same window again and drops its first e
-samples. Windows fix the order, not the shards: at 24 layers of float32 a 1 GB shard holds nine
-prompts, far too few to fill rows well.
+order of emitted samples follows from the dataset and the settings alone, and "window w, e samples
+emitted" is an exact position: a restart packs the same window again and drops its first e samples.
+Windows fix the order, not the shards: at 24 layers of float32 a 1 GB shard holds nine prompts, far
+too few to fill rows well.
 
 A restart reads the dataset again from its beginning up to its position (parsing is some thousand
-times faster than extracting) and compares a digest over those records: tasks already extracted must
+times faster than extracting) and compares a digest of those records: tasks already extracted must
 be the same, later ones may have been repaired.
 
-Every record is counted by every machine, so `sample_idx` is the same whichever machine extracts a
-sample, as long as they read the same dataset (a record that is not a task counts for no samples:
-repaired between two machines' runs, it would shift the numbers behind it). A machine makes prompts
-of its own records alone. A record that is not a task, or a sample that is too long, raises before
-any step of its window.
+Every machine counts every record, so `sample_idx` is the same whichever machine extracts a sample,
+if they read the same dataset. (A record that is not a task counts for no samples: if it is repaired
+between two machines' runs, the numbers after it shift.) A machine makes prompts only of its own
+records. A record that is not a task, or a sample that is too long, raises before any step of its
+window.
 """
 
 import hashlib
@@ -45,19 +45,19 @@ class Position:
     """Where a window begins, and what was left out before it."""
 
     record: int = 0
-    """Records before the window."""
+    """Number of records before the window."""
     sample_idx: int = 0
     """The next sample's number."""
     digest: str = hashlib.sha256().hexdigest()
-    """SHA-256 (hex) over the tasks before the window."""
+    """SHA-256 (hex) of the tasks before the window."""
     emitted: int = 0
-    """Samples of the window that are committed already."""
+    """Samples of the window that are already committed."""
     window_digest: str | None = None
-    """`digest` behind the window, where some of its samples are committed."""
+    """`digest` after the window, if some of its samples are committed."""
     overlong_before: int = 0
     """How many of `overlong_samples` come before the window."""
     skipped_tasks: tuple[Mapping[str, Any], ...] = ()
-    """This machine's records that are not tasks; also the window's, once it is begun."""
+    """This machine's records that are not tasks; including the window's, once it is begun."""
     overlong_samples: tuple[Mapping[str, Any], ...] = ()
     """Samples longer than allowed, with what was done to them; likewise."""
 
@@ -72,7 +72,7 @@ class Position:
             raise DamageError(f"the manifest's progress lacks or garbles {error}; it was edited or damaged") from error
 
     def to_json(self) -> dict[str, Any]:
-        """As the manifest has it; lists carry their count."""
+        """As in the manifest; lists include their count."""
         raw = asdict(self)
         for name in ("skipped_tasks", "overlong_samples"):
             raw[name] = {"count": len(raw[name]), "list": list(raw[name])}
@@ -89,7 +89,7 @@ class Window:
     end: Position
 
     def position(self, emitted: int) -> Position:
-        """The position when the first `emitted` of its samples are committed."""
+        """The position after the first `emitted` of its samples are committed."""
         return replace(
             self.start,
             emitted=emitted,
@@ -117,12 +117,12 @@ class WindowRules:
     first_sample_idx: int = 0
     """Samples of the whole dataset before the first record."""
     context: int | None = None
-    """How many positions the model knows, where it says so."""
+    """How many positions the model knows, if it says so."""
     prefixes: Prefixes = Prefixes()  # noqa: RUF009 - it is frozen
-    """What samples begin with."""
+    """The prefixes of samples."""
 
     def pack(self, samples: Sequence[Sample]) -> list[Step]:
-        """The samples of a window, in steps; of each what is behind the prefix it goes on from."""
+        """Pack a window's samples into steps; of each, only the part after its shared prefix."""
         numbers = [self.prefixes.number(sample) for sample in samples]
         lengths = [sample.tokens - self.prefixes.length(n) for sample, n in zip(samples, numbers, strict=True)]
         return pack_window(lengths, self.ladder, self.batch_size, self.devices, numbers)
@@ -131,10 +131,10 @@ class WindowRules:
 def read_windows(
     records: Iterator[Record], maker: PromptMaker, rules: WindowRules, start: Position
 ) -> Iterator[Window]:
-    """The windows from `start` on; one may be empty, where a machine's share ends early.
+    """The windows from `start` on; one may be empty, if a machine's share ends early.
 
-    Raises BadTaskError and OverlongError as `rules` say, and RunMismatchError where the records
-    before `start` are not those that were extracted.
+    Raises BadTaskError and OverlongError as `rules` say, and RunMismatchError if the records before
+    `start` are not those that were extracted.
     """
     tally = _Tally(maker, rules)
     for record in islice(records, start.record):
@@ -170,7 +170,7 @@ def _way_out(sample: Sample, rules: WindowRules) -> str:
 
 
 class _Tally:
-    """Counts records, samples and what was left out, as records go by."""
+    """Counts records, samples and what was left out, as records pass."""
 
     def __init__(self, maker: PromptMaker, rules: WindowRules) -> None:
         self.records = 0
@@ -192,7 +192,7 @@ class _Tally:
         )
 
     def require(self, records: int, digest: str | None) -> None:
-        """Make sure that so many records went by, and that they are those that were extracted."""
+        """Check that so many records passed, and that they are those that were extracted."""
         if (self.records, self._hash.hexdigest()) != (records, digest):
             raise RunMismatchError(
                 f"the first {records} tasks of the dataset are not those that were extracted here;"
@@ -200,7 +200,7 @@ class _Tally:
             )
 
     def take(self, records: Iterator[Record]) -> list[tuple[int, GoodRecord]]:
-        """The machine's share of the next records, a window's worth, with first sample numbers."""
+        """The machine's share of the next window of records, with first sample numbers."""
         own: list[tuple[int, GoodRecord]] = []
         samples = 0
         while samples < self._rules.window_samples and (found := next(records, None)) is not None:
@@ -214,14 +214,14 @@ class _Tally:
         return own
 
     def checked(self, record: Record) -> Record:
-        """The record, or what is wrong with it where the model or its chat template refuses it."""
+        """The record, or an error if the model or its chat template refuses it."""
         reason = None if isinstance(record, BadTask) else self._maker.refusal(record)
         return record if reason is None else BadTask(f"record {self.records + 1}", record.task_id, reason)
 
     def count(self, found: Record, record: Record) -> None:
-        """Let a record go by, as it was found and as it was checked.
+        """Count a record, as it was found and as it was checked.
 
-        One that only this model refuses has its sample numbers all the same.
+        A record that only this model refuses still has its sample numbers.
         """
         if not isinstance(found, BadTask):
             self._samples += self._maker.count(found)
