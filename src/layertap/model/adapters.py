@@ -227,7 +227,7 @@ def _refuse_other_kinds(folder: Path, settings: Mapping[str, Any]) -> None:
 
 
 def _updates(folder: Path, settings: Mapping[str, Any], stored: Sequence[str]) -> dict[str, Update]:
-    """Updates by the model's tensor; raises ModelError for adapter tensors that do not count."""
+    """Updates by the model's tensor; raises ModelError for adapter tensors with no use."""
     parts: dict[str, dict[str, str]] = {}
     changed, unknown = {}, []
     for name in stored:

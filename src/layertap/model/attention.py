@@ -72,8 +72,8 @@ _CLEAR = 2
 # Tokens of a prefix at a time.
 _PIECE = 320
 
-# Columns of ones beside the values: the product that sums values then sums weights too. This is 10
-# % faster than a separate reduction, and sums the same rounded weights. 16 keep the columns
+# Columns of ones beside the values: the product that sums values then sums weights too. This is
+# 10 % faster than a separate reduction, and sums the same rounded weights. 16 keep the columns
 # aligned.
 _ONES = 16
 

@@ -43,7 +43,7 @@ def find(flag: str, name: str, files: list[str], revision: str | None = None) ->
 
     Raises ModelError, naming `flag`, if neither exists, access is denied, or the download fails.
     """
-    path = os.path.expanduser(name)  # os.path returns no where pathlib raises: an unknown user
+    path = os.path.expanduser(name)  # os.path returns False where pathlib raises: an unknown user
     _require_permission(flag, name, path)
     if os.path.isdir(path):
         return Place(_local(flag, Path(path), revision), None)
@@ -61,7 +61,7 @@ def download(flag: str, hub_id: str, files: list[str], revision: str | None = No
     """The cached folder of one commit (by default the latest), with those of these files that
     exist.
 
-    Raises ModelError, naming `flag`, if the download fails.
+    Raises ModelError, naming `flag`, if it cannot be fetched.
     """
     given = f"{flag} {hub_id}" if revision is None else f"{flag} {hub_id}@{revision}"
     try:
