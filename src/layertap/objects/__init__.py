@@ -1,4 +1,4 @@
-"""Where output is kept: a folder, a bucket, any URL that fsspec knows; see base.py."""
+"""Where Layertap keeps output: a folder, a bucket, or any URL that fsspec knows; see base.py."""
 
 from pathlib import Path
 
@@ -9,10 +9,10 @@ from layertap.objects.retry import Retry
 
 
 def open_store(url: str, retry: Retry | None = None) -> ObjectStore:
-    """The store below a folder, a `gs://bucket/prefix`, or any other URL that fsspec knows.
+    """Return the store below a folder, a `gs://bucket/prefix`, or any other URL that fsspec knows.
 
-    `STORAGE_EMULATOR_HOST` sends `gs://` to another endpoint, without credentials. Nothing is asked
-    of the far end yet.
+    `STORAGE_EMULATOR_HOST` sends `gs://` to another endpoint, without credentials. This call sends
+    no request yet.
     """
     scheme, separator, rest = url.partition("://")
     if not separator or scheme == "file":

@@ -1,18 +1,18 @@
-"""The seam between Layertap and where it keeps output: a folder, a bucket, any URL of fsspec's.
+"""The interface between Layertap and the place of its output: a folder, a bucket, any fsspec URL.
 
 Small objects that several processes change (claims, manifests) go through `create`, `replace_if`
-and `delete_if`. These take effect only where the object is as the caller last saw it: of any number
-of racing callers one wins. Big objects (shards) go through `put`, which returns when the far end
-holds the bytes, by size and CRC-32C, and never writes over bytes that somebody else put there. They
-are read in parts: `view`, `fetch` and `read_range`, or `open` for all of one.
+and `delete_if`. These take effect only if the object is still as the caller last saw it. So one of
+any number of racing callers wins. Big objects (shards) go through `put`. It returns when the store
+holds the bytes, by size and CRC-32C, and it never overwrites bytes of another writer. You read them
+in parts with `view`, `fetch` and `read_range`, or whole with `open`.
 
-A reply can be lost after the write took effect. The stores settle that themselves: a write that is
-refused on its second attempt reads back whether the first one had won. So the answer None means:
-another caller did. Only deleting stays open: after a lost reply, two callers may both learn that
-they deleted. Never decide a race by it.
+A reply can be lost after the write took effect. The stores handle that themselves: if the second
+attempt at a write is refused, they read back whether the first one won. So None means that another
+caller won. Only deletion stays ambiguous: after a lost reply, two callers may both learn that they
+deleted. Never decide a race by it.
 
-Versions are opaque: equal when, and only when, it is the same write. Times are the far end's own,
-so the clocks of workers do not matter.
+Versions are opaque. Two are equal if and only if they are of the same write. Times come from the
+store's clock, so the clocks of workers do not matter.
 
 | | folder | `gs://` | other URLs |
 | --- | --- | --- | --- |
@@ -34,100 +34,100 @@ Bytes = np.ndarray
 """One dimension, uint8."""
 
 OWNED: Final = "owned"
-"""In place of a version: whatever is there. The caller is this place's only writer."""
+"""In place of a version: any version. The caller is this place's only writer."""
 
 
 class StoredBytes(NamedTuple):
-    """A small object, read whole."""
+    """The whole content of a small object."""
 
     data: bytes
     version: str
     updated: float
-    """When it was written, in seconds since 1970 by the far end's clock."""
+    """When it was written, in seconds since 1970 by the store's clock."""
 
 
 class ObjectInfo(NamedTuple):
-    """What is known of an object without reading it."""
+    """What a store knows of an object without reading it."""
 
     name: str
     size: int
     version: str
     updated: float
     crc32c: str | None
-    """Eight hexadecimal digits; None where the far end does not say."""
+    """Eight hexadecimal digits; None if the store does not say."""
 
 
 @runtime_checkable
 class ObjectStore(Protocol):
-    """Objects below one URL; names are relative to it. Safe to use from several threads."""
+    """The objects below one URL. Names are relative to it. Several threads may use a store."""
 
     url: str
     conditional: bool
     """Whether `create`, `replace_if`, `delete_if` and `server_time` are possible."""
     local: bool
-    """Whether it is a folder of this machine, where to read a part again costs nothing."""
+    """Whether it is a folder of this machine. There, a second read of a part costs nothing."""
 
     def create(self, name: str, data: bytes) -> str | None:
-        """Write an object that does not exist; its version, or None where it exists."""
+        """Write a new object. Return its version, or None if the object exists."""
 
     def replace_if(self, name: str, data: bytes, version: str) -> str | None:
-        """Write over an object that is of this version still; its new one, or None where not."""
+        """Overwrite an object that still has this version. Return the new version, or None."""
 
     def delete_if(self, name: str, version: str) -> bool:
-        """Delete an object that is still of this version; False where it is not, or is gone."""
+        """Delete an object that still has this version. Return False if it changed or is gone."""
 
     def put(self, name: str, content: Content, *, replaces: str | None = None) -> ObjectInfo:
-        """Store `content`, and return when the far end holds its size and CRC-32C.
+        """Store `content`, and return when the store holds its size and CRC-32C.
 
-        An object of that name is written over only where it is of version `replaces`, or always
-        where that is `OWNED`; where it holds these bytes already, nothing is sent. Raises
-        StorageError where it holds others, DamageError where the content itself does not have its
+        It overwrites an object of that name only if the object has version `replaces`, or always if
+        `replaces` is `OWNED`. If the object holds these bytes already, nothing is sent. Raises
+        StorageError if it holds others, DamageError if the content itself does not have its
         checksum.
 
-        To a folder of this machine, `OWNED` content goes as `atomic_write` does it, with no lock
+        In a folder of this machine, `OWNED` content is written by `atomic_write`, without a lock
         file.
         """
 
     def read(self, name: str) -> StoredBytes | None:
-        """A whole object, or None where there is none."""
+        """Return a whole object, or None if there is none."""
 
     def read_range(self, name: str, start: int, length: int) -> bytes:
-        """These bytes, fewer at the end; raises DamageError where there is no such object."""
+        """Return these bytes, fewer at the end. Raises DamageError if there is no such object."""
 
     def view(self, name: str, start: int, length: int) -> Bytes:
-        """A part of an object that does not change, without a copy where that can be.
+        """Return a part of an object that does not change, if possible without a copy.
 
-        Raises DamageError where the object is not there, or ends earlier.
+        Raises DamageError if the object is missing or too short.
         """
 
     def fetch(self, name: str, start: int, length: int) -> Bytes:
-        """The same in memory of its own, for what is copied on at once."""
+        """Return the same in memory of its own, for data that is copied at once."""
 
     def open(self, name: str, size: int | None = None) -> BinaryIO:
-        """A whole object, to be read in order; you can seek in it. Nothing is copied to the disk.
+        """Open a whole object for reading in order. You can seek in it. It needs no disk.
 
-        `size` saves a request where you know it; no more than that many bytes are read from afar.
-        Raises DamageError where the object is not there, at the latest when it is read.
+        If you know the `size`, it saves a request; no more bytes than that are read from a remote
+        store. Raises DamageError if the object is missing, at the latest when it is read.
         """
 
     def stat(self, name: str) -> ObjectInfo | None:
-        """What is known of an object, or None where there is none."""
+        """Return what the store knows of an object, or None if there is none."""
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        """Objects whose names begin with `prefix`, by name; sees all that was written before."""
+        """Yield the objects whose names begin with `prefix`, by name, with all earlier writes."""
 
     def server_time(self) -> float:
-        """The far end's clock, to a second."""
+        """Return the time of the store's clock, to a second."""
 
     def below(self, folder: str) -> "ObjectStore":
-        """The objects whose names begin with `folder/`, by a store that shares connections."""
+        """Return a store for the names that begin with `folder/`. It shares connections."""
 
     def close(self) -> None:
-        """Let go of connections, also for the stores above and below."""
+        """Close the connections, also those of the stores above and below."""
 
 
 def checked_name(name: str) -> str:
-    """`name`, if it stays below the store's URL; raises UsageError."""
+    """Return `name` if it stays below the store's URL; raises UsageError otherwise."""
     parts = PurePosixPath(name).parts
     if not parts or name != "/".join(parts) or ".." in parts or parts[0] == "/":
         raise UsageError(f"{name!r}: is no name of an object; give a relative path without '..'")

@@ -1,4 +1,4 @@
-"""What `ObjectStore.put` stores: bytes with their size and checksum, to be read more than once."""
+"""What `ObjectStore.put` stores: bytes that can be read more than once, their size and checksum."""
 
 import io
 from bisect import bisect_right
@@ -17,26 +17,26 @@ from layertap.objects.files import Buffer, crc32c_of, read_chunks
 
 
 class Content(Protocol):
-    """Bytes to be stored; `str` gives what a person calls them."""
+    """Bytes to store. `str` gives their name for a person."""
 
     @property
     def size(self) -> int:
-        """How many bytes."""
+        """Return the number of bytes."""
 
     @property
     def crc32c(self) -> str:
-        """The CRC-32C that they should have, eight hexadecimal digits."""
+        """Return the CRC-32C that they should have, in eight hexadecimal digits."""
 
     def chunks(self) -> Iterator[bytes | memoryview]:
-        """All of them in order, from the beginning at every call."""
+        """Yield all bytes in order. Every call starts from the beginning."""
 
     def open(self) -> BinaryIO:
-        """All of them as a file; you can seek in it."""
+        """Return all bytes as a file. You can seek in it."""
 
 
 @dataclass(frozen=True)
 class FileContent:
-    """A file, and the checksum that it should have. Raises StorageError where it cannot be read."""
+    """A file, and the checksum that it should have. Raises StorageError if it cannot be read."""
 
     path: Path
     crc32c: str
@@ -68,9 +68,9 @@ class FileContent:
 
 
 class MemoryContent:
-    """Buffers in memory, one after the other, which are not copied.
+    """Buffers in memory, one after the other, without a copy.
 
-    Their checksum, where it is not known, is taken when it is asked for.
+    An unknown checksum is computed when something asks for it.
     """
 
     def __init__(self, buffers: Sequence[Buffer], crc32c: str | None = None) -> None:
@@ -93,7 +93,7 @@ class MemoryContent:
 
 
 class _Buffers(io.RawIOBase):
-    """Buffers as one file. A read is short only at the end, as those who upload rely on."""
+    """Buffers as one file. A read is short only at the end, because uploads rely on that."""
 
     def __init__(self, buffers: Sequence[memoryview], size: int) -> None:
         self._buffers = buffers
@@ -128,11 +128,11 @@ class _Buffers(io.RawIOBase):
 
 
 def damaged(content: Content) -> DamageError:
-    """What to raise where a content does not have its checksum."""
+    """Return the error for a content that does not have its checksum."""
     return DamageError(f"{content}: does not have CRC-32C {content.crc32c}; restore it, or extract it again")
 
 
 def require_intact(content: Content) -> None:
-    """Read a content again, and raise DamageError where it does not have its checksum."""
+    """Read a content again, and raise DamageError if it does not have its checksum."""
     if crc32c_of(content.chunks()) != content.crc32c:
         raise damaged(content)

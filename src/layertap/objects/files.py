@@ -1,10 +1,9 @@
-"""Files that are either whole or not there.
+"""Files that are either whole or missing.
 
-`atomic_write` writes to a temporary name beside the target, syncs, renames, and syncs the folder:
-after a crash at any moment the target holds its old content or its new one, never a part. A write
-that fails removes its temporary file; one left by a killed process ends in `TEMPORARY`, an ending
-that no other program uses, and is removed by the next run of the same output folder
-(`remove_leftovers`).
+`atomic_write` writes to a temporary name beside the target, syncs, renames, and syncs the folder.
+After a crash at any moment the target holds its old content or its new one, never a part. A write
+that fails removes its temporary file. A killed process leaves one that ends in `TEMPORARY`, which
+no other program uses. The next run in the same output folder removes it (`remove_leftovers`).
 """
 
 import os
@@ -23,11 +22,11 @@ from layertap.errors import StorageError
 TEMPORARY = ".layertap.partial"
 
 Buffer = bytes | memoryview | PickleBuffer
-"""Any of them, if contiguous."""
+"""Any kind, if contiguous."""
 
 
 class Checksummed:
-    """A binary sink that counts the bytes that pass through it, and takes their CRC-32C."""
+    """A binary sink that counts the bytes that pass through it and computes their CRC-32C."""
 
     def __init__(self, sink: BinaryIO) -> None:
         self._sink = sink
@@ -35,7 +34,7 @@ class Checksummed:
         self.size = 0
 
     def write(self, data: Buffer) -> int:
-        """Pass `data` on; any contiguous buffer will do."""
+        """Pass `data` on. It may be any contiguous buffer."""
         flat = np.frombuffer(memoryview(data), np.uint8)
         self._crc = crc32c_extended(self._crc, flat.data)
         self.size += flat.size
@@ -47,15 +46,15 @@ class Checksummed:
 
     @property
     def crc32c(self) -> str:
-        """The checksum so far, eight hexadecimal digits."""
+        """Return the checksum so far, in eight hexadecimal digits."""
         return f"{self._crc:08x}"
 
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Checksummed]:
-    """Open `path` for writing; it appears, whole and synced, when the block ends without error.
+    """Open `path` for writing. It appears, whole and synced, when the block ends without error.
 
-    Raises StorageError naming the path where the disk is full, read-only or otherwise unwilling.
+    Raises StorageError with the path if the disk is full, read-only or fails otherwise.
     """
     try:
         with temporary_beside(path) as temporary:
@@ -74,7 +73,7 @@ def atomic_write(path: Path) -> Iterator[Checksummed]:
 
 @contextmanager
 def temporary_beside(path: Path) -> Iterator[Path]:
-    """A name beside `path`, whose folder is made; what is still there in the end is removed."""
+    """Make the folder of `path` and yield a name beside it; remove what is left there."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{uuid4().hex}{TEMPORARY}")
     try:
@@ -84,7 +83,7 @@ def temporary_beside(path: Path) -> Iterator[Path]:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what a killed run left below `folder`; raises StorageError where it cannot."""
+    """Remove what a killed run left below `folder`; raises StorageError if it cannot."""
     for leftover in folder.rglob(f"*{TEMPORARY}"):
         try:
             leftover.unlink()
@@ -93,14 +92,14 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def read_chunks(path: Path, chunk_bytes: int = 1 << 22) -> Iterator[bytes]:
-    """The content of a file, `chunk_bytes` at a time."""
+    """Yield the content of a file, `chunk_bytes` at a time."""
     with path.open("rb") as file:
         while chunk := file.read(chunk_bytes):
             yield chunk
 
 
 def crc32c_of(chunks: Iterable[bytes | memoryview]) -> str:
-    """CRC-32C of all bytes, eight hexadecimal digits."""
+    """Return the CRC-32C of all bytes, in eight hexadecimal digits."""
     crc = 0
     for chunk in chunks:
         crc = crc32c_extended(crc, chunk)
@@ -108,13 +107,13 @@ def crc32c_of(chunks: Iterable[bytes | memoryview]) -> str:
 
 
 def crc32c_extended(crc: int, chunk: bytes | memoryview) -> int:
-    """CRC-32C of bytes of which `crc` is that of the first, the chunk behind them."""
+    """Return the CRC-32C of some bytes, whose own is `crc`, with the chunk after them."""
     # google_crc32c takes arrays and bytes, but no memoryview.
     return int(google_crc32c.extend(crc, np.frombuffer(chunk, np.uint8)))
 
 
 def file_crc32c(path: Path, chunk_bytes: int = 1 << 22) -> str:
-    """CRC-32C of a file, which is read `chunk_bytes` at a time."""
+    """Return the CRC-32C of a file. It reads `chunk_bytes` at a time."""
     return crc32c_of(read_chunks(path, chunk_bytes))
 
 

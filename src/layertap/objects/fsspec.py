@@ -1,8 +1,8 @@
 """Objects at any URL that fsspec knows (`s3://`, `sftp://`, ...), for one writer at a time.
 
-fsspec has no compare-and-swap, so the conditional calls are refused; leases, of several workers on
-one dataset, need a folder or `gs://`. It tells no checksums either, so an upload is verified by
-reading it back: twice the traffic, but no store is believed on its word.
+fsspec has no compare-and-swap, so these stores refuse conditional calls. Leases, with several
+workers on one dataset, need a folder or `gs://`. fsspec gives no checksums either, so a store reads
+each upload back. This doubles the traffic, but no server is trusted without a check.
 """
 
 import sys
@@ -25,14 +25,14 @@ _Exceptions = tuple[type[BaseException], ...]
 
 _LASTING = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError)
 _FLAT = ("s3", "s3a", "abfs", "abfss", "az", "oss", "memory")
-"""Stores without folders, where to make one would be to make a bucket."""
+"""Stores without folders. There, making a folder would make a bucket."""
 _READ_BYTES = 16 << 20
 _TIMES = ("LastModified", "last_modified", "mtime", "updated", "created")
 _VERSIONS = ("ETag", "etag", "generation", "mtime", "LastModified", "created")
 
 
 class FsspecStore(RemoteStore):
-    """The objects below a URL; what is conditional is refused."""
+    """The objects below a URL. It refuses conditional calls."""
 
     conditional = False
 
@@ -78,7 +78,7 @@ class FsspecStore(RemoteStore):
         except (FileNotFoundError, IsADirectoryError) as error:
             raise DamageError(f"{self.url}/{name}: no such object") from error
         except (*_passing(), *_http()) as error:
-            if not self._is_behind_the_end(name, start, error):  # where no bytes are, some stores refuse a range
+            if not self._is_behind_the_end(name, start, error):  # some stores refuse a range after the end
                 raise
         return b""
 
@@ -100,7 +100,7 @@ class FsspecStore(RemoteStore):
 
     @retried
     def put(self, name: str, content: Content, *, replaces: str | None = None) -> ObjectInfo:
-        """See `ObjectStore`; but whatever is there is written over."""
+        """See `ObjectStore`; but it overwrites whatever is there."""
         expected = content.size, content.crc32c
         self._write(name, content)
         self._fs.invalidate_cache()
@@ -112,7 +112,7 @@ class FsspecStore(RemoteStore):
         return info._replace(crc32c=content.crc32c)
 
     def close(self) -> None:
-        """Nothing: fsspec closes its connections itself."""
+        """Do nothing: fsspec closes its connections itself."""
 
     def _refuse(self, name: str) -> NoReturn:
         raise UsageError(
@@ -133,7 +133,7 @@ class FsspecStore(RemoteStore):
     def _write(self, name: str, content: Content) -> None:
         if not self._flat:
             self._fs.makedirs(self._path(name).rpartition("/")[0], exist_ok=True)
-        if isinstance(content, FileContent):  # a piece at a time, and several at once where the library can
+        if isinstance(content, FileContent):  # in pieces, several at once if the library can
             self._fs.put_file(str(content.path), self._path(name))
         else:
             self._fs.pipe_file(self._path(name), b"".join(content.chunks()))
@@ -148,7 +148,7 @@ class FsspecStore(RemoteStore):
         return ObjectInfo(name, int(raw["size"]), version, seconds, None)
 
     def _is_behind_the_end(self, name: str, start: int, error: BaseException) -> bool:
-        """Whether a range could not be read for that reason; a request, so asked afterwards."""
+        """Return whether a range starts after the end. It costs a request: ask after an error."""
         return not isinstance(error, _LASTING) and start >= int(self._fs.info(self._path(name))["size"])
 
     def _crc32c(self, name: str, size: int) -> str:
@@ -163,7 +163,7 @@ class FsspecStore(RemoteStore):
 
 
 def _marked(what: str, attempt: Callable[[bool], T], again: bool) -> T:
-    """What `attempt` returns; raises TransientError for what is worth another one."""
+    """Return what `attempt` returns; raises TransientError for errors that are worth a retry."""
     try:
         return attempt(again)
     except failures() as error:
@@ -175,7 +175,7 @@ def _marked(what: str, attempt: Callable[[bool], T], again: bool) -> T:
 
 
 def _passing() -> _Exceptions:
-    """What is worth another attempt, unless it is one of `_LASTING`."""
+    """Return the exceptions that are worth a retry, unless they are in `_LASTING`."""
     return (OSError, *_botocore("HTTPClientError"))
 
 
@@ -188,7 +188,7 @@ def _translated(what: str) -> Iterator[None]:
 
 
 def _refusal(what: str, error: BaseException) -> BaseException:
-    """What to say of an error; itself where nothing is known of it."""
+    """Return our error for an error, or the error itself if we do not know it."""
     refusal = explain(what, error)
     if refusal is None:
         return StorageError(f"{what}: {error}") if isinstance(error, OSError) else error
@@ -199,12 +199,12 @@ def _refusal(what: str, error: BaseException) -> BaseException:
 
 
 def _botocore(*names: str) -> _Exceptions:
-    """Exceptions of the library below s3fs, if that is in use; they are no OSErrors."""
+    """Return exceptions of the library below s3fs, if it is loaded; they are not OSErrors."""
     return _loaded("botocore.exceptions", *names)
 
 
 def _http() -> _Exceptions:
-    """What the libraries below other backends raise at an answer that is an error."""
+    """Return what the libraries below other backends raise for an HTTP error."""
     return (*_loaded("aiohttp", "ClientResponseError"), *_loaded("azure.core.exceptions", "HttpResponseError"))
 
 

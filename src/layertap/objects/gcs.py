@@ -1,15 +1,15 @@
 """Objects in a Google Cloud Storage bucket, through Google's own client.
 
-Every write carries a generation precondition, so nothing is ever written over unseen. Every small
-write also carries a nonce in its metadata: when a second attempt is told that its precondition
-failed, the nonce tells whether the first one had taken effect. The client's own retries are
-switched off for these, since they hide that there was a first.
+Every write has a generation precondition, so no write overwrites data that it has not seen. Every
+small write also has a nonce in its metadata. If the precondition of a second attempt fails, the
+nonce shows whether the first one took effect. The client's own retries are off for these writes,
+because they hide that there was a first attempt.
 
-An upload claims its CRC-32C beforehand, which the server checks; what the server then says it holds
-is compared once more. Up to 8 MiB that is one request, above it one to begin and one for each 64
-MiB, each of which can be tried again.
+An upload states its CRC-32C in advance, and the server checks it. We then compare what the server
+says it holds. Up to 8 MiB an upload is one request. Above, it is one request to begin and one for
+each 64 MiB, and each of them can be tried again.
 
-fsspec (gcsfs) is not used here: it has no compare-and-swap and checks nothing unless asked to.
+We do not use fsspec (gcsfs) here: it has no compare-and-swap and checks nothing unless asked to.
 """
 
 import base64
@@ -50,8 +50,8 @@ class GcsStore(RemoteStore):
         self._bucket_seen = False
         self._clock = ServerClock()
         self._client = make_client(self._clock)
-        # The client is a circle of references: its connections would stay open until the garbage
-        # collector comes by.
+        # The client is a cycle of references: its connections would stay open until garbage
+        # collection.
         self._closing = weakref.finalize(self, self._client.close)
         self._closing.atexit = False
         with translated(self.url):
@@ -84,7 +84,7 @@ class GcsStore(RemoteStore):
                     if_generation_match=blob.generation, retry=None, timeout=_TIMEOUT, checksum="crc32c"
                 )
             except (exceptions.PreconditionFailed, exceptions.NotFound):
-                continue  # written over between the two requests
+                continue  # overwritten between the two requests
             return StoredBytes(data, str(blob.generation), blob.updated.timestamp())
         self._require_bucket_there()
         return None
@@ -159,19 +159,19 @@ class GcsStore(RemoteStore):
                 return self._insert(name, content, generation, nonce).version
             except exceptions.PreconditionFailed:
                 return self._version_written(name, nonce) if again else None
-            except exceptions.NotFound as error:  # what Google answers when the generation to be replaced is gone
+            except exceptions.NotFound as error:  # the generation to replace is gone
                 _require_bucket(error)
                 return None
 
         return self._try(name, write)
 
     def _version_written(self, name: str, nonce: str) -> str | None:
-        """The version that an attempt without an answer has written, if it has."""
+        """Return the version that an attempt without a reply wrote, or None."""
         blob = self._bucket.get_blob(self._prefix + name, retry=None, timeout=_TIMEOUT)
         return str(blob.generation) if blob is not None and (blob.metadata or {}).get(_NONCE) == nonce else None
 
     def _insert(self, name: str, content: Content, generation: int | None, nonce: str | None = None) -> ObjectInfo:
-        """Write an object; with a nonce by one attempt, which the nonce can be traced to."""
+        """Write an object. With a nonce, make one attempt, which the nonce identifies."""
         blob = self._blob(name)
         blob.chunk_size = _CHUNK_BYTES
         blob.crc32c = base64.b64encode(bytes.fromhex(content.crc32c)).decode()
@@ -182,19 +182,19 @@ class GcsStore(RemoteStore):
                 blob.upload_from_file(
                     file,
                     size=content.size,
-                    content_type="application/octet-stream",  # never gzip, which readers might undo
+                    content_type="application/octet-stream",  # never gzip, which readers might decompress
                     if_generation_match=generation,
                     checksum=None,
                     timeout=_TIMEOUT,
                     retry=self._chunk_retry() if nonce is None else None,
                 )
-        except exceptions.BadRequest as error:  # the checksum does not fit
+        except exceptions.BadRequest as error:  # the checksum does not match
             require_intact(content)
             raise TransientError(error.message) from error
         return self._info(blob)
 
     def _chunk_retry(self) -> ChunkRetry:
-        """How one request of a big upload is tried again, before the whole upload is."""
+        """Return how to retry one request of a big upload before the whole upload is retried."""
         return ChunkRetry(
             predicate=lambda error: not self._retry.stopped and is_transient(error),
             initial=self._retry.first_pause,
@@ -211,7 +211,7 @@ class GcsStore(RemoteStore):
         return [self._info(blob) for blob in page], listing.next_page_token
 
     def _require_bucket_there(self) -> None:
-        """Raise what a listing raises: asked for one object, a missing bucket has none either."""
+        """List the bucket, because a read of one object does not say that the bucket is missing."""
         if not self._bucket_seen:
             next(iter(self._client.list_blobs(self._bucket, max_results=1, retry=None, timeout=_TIMEOUT)), None)
             self._bucket_seen = True
@@ -223,6 +223,6 @@ class GcsStore(RemoteStore):
 
 
 def _require_bucket(error: exceptions.NotFound) -> None:
-    """Pass the error on where it is the bucket that is not found."""
+    """Raise the error again if it says that the bucket is missing."""
     if "bucket does not exist" in str(error):
         raise error

@@ -1,7 +1,7 @@
 """The connection to Google Cloud Storage: credentials, the server's clock, its errors' meaning.
 
-Google's errors are translated once, here: what is worth another attempt, what the user has to mend,
-and the rest.
+Google's errors are translated once, here, into three kinds: errors that are worth a retry, errors
+that the user has to fix, and the rest.
 """
 
 import os
@@ -33,27 +33,27 @@ _SCOPE = "https://www.googleapis.com/auth/devstorage.read_write"
 
 
 class ServerClock:
-    """The server's time, from the date of its answers."""
+    """The server's time, from the dates of its replies."""
 
     def __init__(self) -> None:
         self._ahead: float | None = None
 
     def listen(self, response: requests.Response, *_: object, **__: object) -> None:
-        """Take the date of an answer."""
+        """Store the date of a reply."""
         date = response.headers.get("Date")
         if date:
             self._ahead = parsedate_to_datetime(date).timestamp() - time.monotonic()
 
     def now(self) -> float | None:
-        """The server's time now; None before its first answer."""
+        """Return the server's time now; None before its first reply."""
         return None if self._ahead is None else time.monotonic() + self._ahead
 
 
 def make_client(clock: ServerClock) -> Client:
-    """Google's client, as the environment has it."""
-    # Or the first call of each client starts a thread that asks for the bucket's metadata, for
-    # traces that nobody records: a request that we did not make, and two minutes of others where
-    # the bucket does not answer.
+    """Return Google's client with the settings of the environment."""
+    # Otherwise the first call of each client starts a thread that asks for the bucket's metadata,
+    # for traces that nobody records. That is an extra request, and two minutes of requests if the
+    # bucket does not answer.
     os.environ.setdefault("DISABLE_GCS_PYTHON_CLIENT_OTEL_BUCKET_METADATA", "true")
     credentials: Any
     project: str | None
@@ -72,18 +72,18 @@ def make_client(clock: ServerClock) -> Client:
 
 
 def is_transient(error: Exception) -> bool:
-    """Whether another attempt may fare better."""
+    """Return whether the error is worth a retry."""
     if isinstance(error, exceptions.GoogleAPICallError):
         return error.code in _TRANSIENT
     if isinstance(error, InvalidResponse):
         return error.response.status_code in _TRANSIENT
-    # The last one: a token could not be fetched.
+    # TransportError: a token could not be fetched.
     lost = (ConnectionError, TimeoutError, requests.RequestException, RetryError, DataCorruption, TransportError)
     return isinstance(error, lost)
 
 
 def marked(attempt: Callable[[bool], T], again: bool) -> T:
-    """What `attempt` returns; raises TransientError for what is worth another one."""
+    """Return what `attempt` returns; raises TransientError for errors that are worth a retry."""
     try:
         return attempt(again)
     except (*_GOOGLE, ConnectionError, TimeoutError, requests.RequestException) as error:
@@ -94,7 +94,7 @@ def marked(attempt: Callable[[bool], T], again: bool) -> T:
 
 @contextmanager
 def translated(what: str) -> Iterator[None]:
-    """Turn what Google's client raises into our own errors, each beginning with `what`."""
+    """Translate what Google's client raises into our errors, which begin with `what`."""
     try:
         yield
     except exceptions.NotFound as error:

@@ -1,25 +1,25 @@
 """Objects as files of a folder that processes share, on one machine or a file system with locks.
 
-Every object appears by a rename of a synced file, so it is whole or not there, however the writer
-ends. What is conditional happens under an exclusive `flock`, which the system releases when a
-process dies. The new file is synced before the lock is taken, and the folder after it was given
-back, so the lock is held for microseconds. Content that is `OWNED` needs no lock, and leaves no
-lock file in a user's output.
+Every object appears by a rename of a synced file, so it is whole or missing, however the writer
+ends. Conditional writes hold an exclusive `flock`, which the system releases when a process dies.
+The new file is synced before the process takes the lock, and the folder after it releases the lock,
+so it holds the lock for microseconds. `OWNED` content needs no lock, and leaves no lock file in a
+user's output.
 
-A process that is stopped (SIGSTOP, a frozen machine) in these microseconds keeps the lock, and
-nobody may break it: once awake it would finish its rename over whatever is there then. So the
-others wait for it, but not in silence and not for good: after `_LOCK_SECONDS` they say so in a
-StorageError. Reading, listing and `server_time` need no lock.
+A process that is stopped (SIGSTOP, a frozen machine) in these microseconds keeps the lock. Nobody
+may break it, because after it wakes the process would rename its file over whatever is there then.
+So the others wait, but not forever: after `_LOCK_SECONDS` they raise a StorageError that says so.
+Reads, listings and `server_time` need no lock.
 
 A version is the file's inode and its modification time in nanoseconds. We set that time later than
-the time of the write before: two writes never share one, even within a tick of the file system's
-clock. The time of an object, and `server_time`, is the file system's own (`ctime`): on a shared
-file system, the server's.
+the time of the previous write, so two writes never share one, even within a tick of the file
+system's clock. The time of an object, and `server_time`, is the file system's own (`ctime`): on a
+shared file system, the server's.
 
-`view` gives a part of a memory map. The map is private and may be written to (copy on write):
-frameworks take such an array without a copy or a warning, and nothing that is done to it reaches
-the file. Nothing is read from the disk before it is looked at. The last `_OPEN_MAPS` maps are kept,
-since each holds a file descriptor; an array keeps its own.
+`view` returns a part of a memory map. The map is private and writable (copy on write): frameworks
+accept such an array without a copy or a warning, and no change of it reaches the file. The system
+reads from the disk only what you look at. The store keeps the last `_OPEN_MAPS` maps, because each
+holds a file descriptor. An array keeps its own map.
 """
 
 import fcntl
@@ -48,7 +48,7 @@ _OPEN_MAPS = 128
 
 
 class LocalStore:
-    """The files below `folder`; stores below one another have one lock file, `lock`."""
+    """The files below `folder`. Stores below one another share one lock file, `lock`."""
 
     conditional = True
     local = True
@@ -116,7 +116,7 @@ class LocalStore:
         return whole[start : start + length]
 
     def fetch(self, name: str, start: int, length: int) -> Bytes:
-        """Twice as fast as through a map whose pages were not touched yet."""
+        """See `ObjectStore`. It is twice as fast as a map whose pages are not loaded yet."""
         content = np.empty(length, np.uint8)
         with self.open(name) as file, _reading(self._path(name)):
             file.seek(start)
@@ -143,7 +143,7 @@ class LocalStore:
             paths = {path.relative_to(self._folder).as_posix(): path for path in below.rglob("*")}
             for name, path in sorted(paths.items()):
                 if name.startswith(prefix) and path.name != _LOCK and not name.endswith(TEMPORARY):
-                    with suppress(FileNotFoundError):  # deleted since
+                    with suppress(FileNotFoundError):  # deleted meanwhile
                         if path.is_file():
                             yield self._info(path)
 
@@ -170,7 +170,7 @@ class LocalStore:
 
     def _map(self, name: str) -> Bytes:
         with self.open(name) as file, _reading(self._path(name)):
-            if not file.seek(0, io.SEEK_END):  # what is empty cannot be mapped
+            if not file.seek(0, io.SEEK_END):  # an empty file cannot be mapped
                 return np.empty(0, np.uint8)
             return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY), np.uint8)
 
@@ -178,7 +178,7 @@ class LocalStore:
         return DamageError(f"{self._path(name)}: ends before byte {end}")
 
     def _write(self, name: str, content: Content, version: str | None) -> str | None:
-        """Let the content appear where the object is of this version; None where it is not."""
+        """Write the content if the object has this version; return None if it does not."""
         path = self._path(name)
         with _writing(path), temporary_beside(path) as temporary:
             with temporary.open("wb") as file:
@@ -189,7 +189,7 @@ class LocalStore:
             return self._appear(temporary, path, version)
 
     def _appear(self, temporary: Path, path: Path, version: str | None) -> str | None:
-        """Let a synced file take its place if what is there is of this version (None: nothing)."""
+        """Rename a synced file into place if the object has this version (None: it is missing)."""
         with self._locked():
             if _version(path) != version:
                 return None

@@ -1,18 +1,18 @@
-"""Who may write to a place: one process, and how a second one is noticed.
+"""Who may write to a place: one process, and how it notices a second one.
 
-`exclusive` is for a folder of this machine: an advisory lock (`flock`) on `.lock`, held for as long
+`exclusive` is for a folder of this machine. It is an advisory lock (`flock`) on `.lock` for as long
 as the process lives. The system releases it however the process ends, so a killed run leaves
 nothing to clean up.
 
-`Owner` is the same over a network. The owner keeps `owner.json` beside its shards and writes it
-again every few seconds, each time only if it is still its own. A process that finds another's file
-watches it. If it changes, its owner is alive, and the newcomer is refused. If it has not changed
-for `EXPIRY_SECONDS` by the far end's clock, the newcomer takes it over by a conditional write,
-which only one process can win. From an owner that lived on this machine and whose process is gone
-it takes over at once, so that a run which was killed and started again does not wait.
+`Owner` does the same over a network. The owner keeps `owner.json` beside its shards. It rewrites it
+every few seconds, each time only if the file is still its own. A process that finds the file of
+another watches it. If the file changes, its owner is alive, and the newcomer is refused. If it does
+not change for `EXPIRY_SECONDS` by the store's clock, the newcomer takes it over by a conditional
+write, which only one process can win. If the owner was a process of this machine that is gone, the
+newcomer takes over at once, so a run that was killed and restarted does not wait.
 
-An owner that was asleep for longer than that finds the file changed, and stops. What it may have
-had in flight harms nothing: every write of shards and manifest is conditional too (`OwnObject`).
+An owner that slept for longer than that finds the file changed, and stops. Its late writes harm
+nothing, because every write of shards and manifest is conditional too (`OwnObject`).
 """
 
 import fcntl
@@ -40,10 +40,10 @@ _BEAT_SECONDS = 10.0
 
 @contextmanager
 def exclusive(folder: Path) -> Iterator[None]:
-    """Hold `folder`, which is made where it is missing.
+    """Hold `folder`, which is made if it is missing.
 
-    Raises UsageError where a file stands in its place, StorageError where another process holds it,
-    or where it cannot be written to or locked.
+    Raises UsageError if it is a file, StorageError if another process holds it, or if it cannot be
+    written to or locked.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -71,13 +71,12 @@ def _lock(descriptor: int, folder: Path) -> None:
 
 
 class OwnObject:
-    """A small object that this process alone writes, such as the manifest in a bucket; it is read
-    once, when made.
+    """A small object that only this process writes, such as the manifest in a bucket.
 
-    Each write takes effect only if the object is still as this process left it; otherwise another
-    process writes there too, and this one stops. A store without conditional writes is asked for
-    the object first: there too another process is noticed, unless it writes in the very moment
-    between that look and the write.
+    It is read once, when made. Each write takes effect only if the object is still as this process
+    left it. Otherwise another process writes there too, and this one stops. In a store without
+    conditional writes, we read the object first. This shows another process too, unless it writes
+    between that read and our write.
     """
 
     def __init__(self, store: ObjectStore, name: str) -> None:
@@ -85,11 +84,11 @@ class OwnObject:
         self._name = name
         found = store.read(name)
         self.data = None if found is None else found.data
-        """What it holds; None where it does not exist."""
+        """Its content; None if it does not exist."""
         self._version = None if found is None else found.version
 
     def write(self, data: bytes) -> None:
-        """Let it hold `data`; raises StorageError where another process has written it."""
+        """Set the content to `data`; raises StorageError if another process changed it."""
         if data == self.data:
             return
         if not self._store.conditional:
@@ -120,20 +119,20 @@ class OwnObject:
 
 @dataclass(frozen=True)
 class _Claim:
-    """What `owner.json` says; `nonce` makes each claim another one."""
+    """The content of `owner.json`. `nonce` makes each claim unique."""
 
     nonce: str
     host: str
     pid: int
     machine: str
-    """Boot and process namespace: where they are the same, `pid` means the same."""
+    """Boot and process namespace. If they are the same, `pid` means the same."""
     started: str
     """When the process began, in ticks of its machine."""
 
 
 class Owner:
-    """Holds a store's folder while used as a context manager; `elsewhere` is the flag that names
-    another.
+    """The owner of a store's folder, as a context manager. `elsewhere` is the flag that names
+    another folder.
     """
 
     def __init__(
@@ -156,9 +155,9 @@ class Owner:
         self._thread = threading.Thread(target=self._keep, name="owner", daemon=True)
 
     def __enter__(self) -> "Owner":
-        """Take the folder; raises StorageError where another process holds it.
+        """Take the folder; raises StorageError if another process holds it.
 
-        Where the store has no conditional writes, nobody can own it, and nobody is refused.
+        If the store has no conditional writes, nobody can own it, and nobody is refused.
         """
         if self._store.conditional:
             self._version = self._take()
@@ -173,15 +172,15 @@ class Owner:
             return
         self._thread.join()
         if self._failure is None:
-            with suppress(LayertapError):  # it expires by itself, and hides nothing
+            with suppress(LayertapError):  # it expires by itself; an error here hides nothing
                 self._store.delete_if(OWNER_FILE, self._version)
 
     def leave(self) -> None:
-        """Ask nothing more of a far end that may not answer; the claim expires by itself."""
+        """Send no more requests to a store that may not answer; the claim expires by itself."""
         self._left = True
 
     def require(self) -> None:
-        """Raise what has made this process lose the folder, if it has."""
+        """Raise the reason why this process lost the folder, if it did."""
         if self._failure is not None:
             raise self._failure
 
@@ -204,7 +203,7 @@ class Owner:
                 return version
 
     def _keep(self) -> None:
-        """Give a sign of life every few seconds."""
+        """Renew the claim every few seconds."""
         while not self._closing.wait(self._beat):
             try:
                 version = self._store.replace_if(OWNER_FILE, self._claim, self._version)
@@ -248,7 +247,7 @@ def _parse(data: bytes) -> _Claim | None:
 
 
 def _died_here(other: _Claim | None) -> bool:
-    """Whether the claim is that of a process of this machine which is gone."""
+    """Return whether the claim belongs to a process of this machine that is gone."""
     if other is None or not other.machine or other.machine != _machine():
         return False
     return _started(other.pid) != other.started
@@ -263,7 +262,7 @@ def _machine() -> str:
 
 
 def _started(pid: int) -> str | None:
-    """When the process began; None where there is none, or where only its exit status is left."""
+    """Return when the process began; None if it is gone, or only its exit status is left."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:

@@ -1,4 +1,4 @@
-"""What stores of other machines have in common: they are read in parts, one request for each."""
+"""What remote stores have in common: they read objects in parts, with one request for each."""
 
 import io
 from abc import ABC, abstractmethod
@@ -19,13 +19,13 @@ T = TypeVar("T")
 
 
 class RemoteStore(ABC):
-    """Reads through `read_range`; `_prefix` comes before names, and `_try` makes the attempts."""
+    """It reads through `read_range`. `_prefix` comes before names; `_try` makes attempts."""
 
     local = False
     url: str
     _prefix: str
     _above: "RemoteStore | None" = None
-    """The store whose connections this one uses; they close when that one ends."""
+    """The store whose connections this one uses. They close when that one closes."""
 
     @abstractmethod
     def read_range(self, name: str, start: int, length: int) -> bytes: ...
@@ -35,10 +35,10 @@ class RemoteStore(ABC):
 
     @abstractmethod
     def _try(self, name: str, attempt: Callable[[bool], T]) -> T:
-        """What `attempt` returns at last; it is told whether an attempt before it failed."""
+        """Return what `attempt` returns in the end. Its argument: did an attempt before it fail?"""
 
     def view(self, name: str, start: int, length: int) -> Bytes:
-        """One request."""
+        """See `ObjectStore`. It costs one request."""
         content = self.read_range(name, start, length)
         if len(content) != length:
             raise DamageError(f"{self.url}/{name}: ends before byte {start + length}")
@@ -47,7 +47,7 @@ class RemoteStore(ABC):
     fetch = view
 
     def open(self, name: str, size: int | None = None) -> BinaryIO:
-        """One request for each 32 MiB, which are in memory."""
+        """See `ObjectStore`. It costs one request for each 32 MiB, which are in memory."""
         if size is None:
             info = self.stat(name)
             if info is None:
@@ -63,7 +63,7 @@ class RemoteStore(ABC):
 
 
 def retried(method: M) -> M:
-    """Let a method of a store, whose first argument is a name, be attempted by `_try`."""
+    """Let `_try` attempt a method of a store. The method's first argument is a name."""
 
     @wraps(method)
     def call(store: RemoteStore, name: str, *arguments: object, **named: object) -> object:
@@ -103,6 +103,6 @@ class _Ranges(io.RawIOBase):
         wanted = min(most, _RANGE_BYTES, self._size - self._position)
         data = self._store.read_range(self._name, self._position, wanted) if wanted > 0 else b""
         self._position += len(data)
-        if len(data) < wanted:  # the object ends here, which need not be asked again
+        if len(data) < wanted:  # the object ends here: no need to ask again
             self._size = self._position
         return data

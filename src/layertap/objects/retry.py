@@ -1,10 +1,10 @@
-"""Trying again, when a bucket says "not now" or the network says nothing.
+"""Retries, for when a bucket says "not now" or the network does not answer.
 
-Exponential backoff with full jitter (each pause is drawn between nothing and a ceiling that
-doubles), bounded in time: many workers that were refused at once do not come back at once, and an
-outage ends in a message and not in a hang.
+Retries use exponential backoff with full jitter (each pause is drawn between zero and a ceiling
+that doubles) within a limit of time. So many workers that were refused together do not return
+together, and an outage ends with a message, not a hang.
 
-`stop` ends the waiting of all threads at once, for a run that ends for another reason.
+`stop` ends the waits of all threads at once, for a run that ends for another reason.
 """
 
 import random
@@ -19,11 +19,11 @@ T = TypeVar("T")
 
 
 class TransientError(Exception):
-    """What is worth another attempt; backends raise it from what their libraries raise."""
+    """An error that is worth a retry. Backends raise it from their libraries' errors."""
 
 
 class Retry:
-    """How long, and how often, something is tried."""
+    """How long, and how often, to try something."""
 
     def __init__(self, seconds: float = 300.0, *, first_pause: float = 0.5, longest_pause: float = 30.0) -> None:
         self.seconds = seconds
@@ -32,20 +32,20 @@ class Retry:
         self._stopped = threading.Event()
 
     def stop(self) -> None:
-        """Let nobody try again from now on."""
+        """Forbid any further attempt."""
         self._stopped.set()
 
     @property
     def stopped(self) -> bool:
-        """Whether nobody is to try again."""
+        """Return whether further attempts are forbidden."""
         return self._stopped.is_set()
 
     def __call__(self, what: str, attempt: Callable[[bool], T]) -> T:
-        """What `attempt` returns; it is told whether an attempt before it failed, and so may have
-        taken effect.
+        """Return what `attempt` returns. Its argument says whether an attempt before it failed, and
+        so may have taken effect.
 
         Only a TransientError leads to another attempt. Raises StorageError, naming `what`, when
-        time has run out.
+        time runs out.
         """
         begun, tries = time.monotonic(), 0
         while True:

@@ -1,1 +1,1 @@
-"""Sparse autoencoders that were trained elsewhere, read and encoded with: to look at features."""
+"""Read sparse autoencoders that other tools trained, and encode with them to look at features."""

@@ -1,16 +1,17 @@
-"""What each token is, as answers to a few questions: what features are held against.
+"""What each token is, as answers to a few questions, which we compare features with.
 
     role          who says it
     grid          whether it is a cell of an input or of an output
-    colour        the colour of its cells, where that is one
+    colour        the colour of its cells, if they have one colour
     edge of grid  whether its cells are a corner of their grid, at its edge, or inside
     object        background (colour 0), the edge of an object, or inside one: all four neighbours
                   of the cell have its colour. A cell at the edge of the grid is never inside
     row, column   where its first cell is
 
-They follow from the labels that a run stored. A token has no answer where it is no cell, where its
-cells answer differently, and, for the two questions about a whole grid, where cells of the grid are
-not there. A run that stored no labels answers nothing, and plain text answers its role alone.
+The answers follow from the labels that a run stored. A token has no answer if it is not a cell, or
+if its cells answer differently. It has no answer to the two questions about a whole grid if cells
+of the grid are missing. If a run stored no labels, no token has answers. A token of plain text
+answers only its role.
 """
 
 from collections.abc import Iterator, Mapping
@@ -23,7 +24,7 @@ from layertap.core.columns import NO_LABELS, ROLES, SIDES, Columns
 from layertap.sae.table import LabelGroup
 
 COLOURS = ("black", "blue", "red", "green", "yellow", "grey", "magenta", "orange", "sky", "maroon")
-"""ARC's ten, by their number."""
+"""ARC's ten colours, by number."""
 _LONGEST = 30
 _PLACES = tuple(map(str, range(_LONGEST)))
 
@@ -42,13 +43,13 @@ Answers = Int8[np.ndarray, "groups tokens"]
 
 
 def no_answers(tokens: int) -> Answers:
-    """The answers of tokens without labels."""
+    """Return the answers of tokens without labels."""
     return np.full((len(GROUPS), tokens), _NONE, np.int8)
 
 
 def answer(columns: Columns) -> Answers:
-    """The number of each answer among the values of its group, of the tokens of one sample; -1
-    where there is none.
+    """Return the answers of the tokens of one sample, as numbers among the values of their group;
+    -1 means no answer.
     """
     found = no_answers(len(columns["role"]))
     role, side, colour, edge, object_, row, column = found
@@ -63,7 +64,7 @@ def answer(columns: Columns) -> Answers:
 
 
 def label_columns() -> tuple[str, ...]:
-    """The columns that `answer` needs."""
+    """Return the columns that `answer` needs."""
     return tuple(NO_LABELS)
 
 
@@ -72,14 +73,14 @@ def _places(values: np.ndarray, cells: np.ndarray) -> np.ndarray:
 
 
 def _colours(columns: Columns, cells: np.ndarray) -> np.ndarray:
-    """The last digit of the cells' colours where all digits are the same."""
+    """Return the last digit of the cells' colours if all digits are the same."""
     digit = columns["colours"] % 10
     ones = (10 ** np.minimum(columns["cells"], 18).astype(np.int64) - 1) // 9
     return np.where(cells & (columns["colours"] == digit * ones), digit, _NONE)
 
 
 def _of_grids(columns: Columns) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Of each whole grid: its tokens, and their answers to the two questions about it."""
+    """Yield, for each whole grid, its tokens and their answers to the two questions about it."""
     for (example, side), found in read_cells(columns).items():
         if found is None:
             continue
@@ -95,7 +96,7 @@ def _of_grids(columns: Columns) -> Iterator[tuple[np.ndarray, np.ndarray, np.nda
 
 
 def _edges(colours: np.ndarray) -> np.ndarray:
-    """Of each cell whether it is a corner (0), at the edge (1) or inside (2)."""
+    """Return whether each cell is a corner (0), at the edge (1) or inside (2)."""
     height, width = colours.shape
     rows, cols = np.indices(colours.shape)
     at_end = np.isin(rows, (0, height - 1)).astype(np.int8) + np.isin(cols, (0, width - 1))
@@ -103,7 +104,7 @@ def _edges(colours: np.ndarray) -> np.ndarray:
 
 
 def _objects(colours: np.ndarray) -> np.ndarray:
-    """Of each cell whether it is background (0), the edge of an object (1) or inside one (2)."""
+    """Return whether each cell is background (0), the edge of an object (1) or inside one (2)."""
     around = np.pad(colours, 1, constant_values=_NONE)
     neighbours = (around[:-2, 1:-1], around[2:, 1:-1], around[1:-1, :-2], around[1:-1, 2:])
     inside = np.all([neighbour == colours for neighbour in neighbours], axis=0)
@@ -111,7 +112,7 @@ def _objects(colours: np.ndarray) -> np.ndarray:
 
 
 def _common(values: np.ndarray, first: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """The value that the `counts` cells from `first` on share; -1 where they do not."""
+    """Return the value that the `counts` cells from `first` on share; -1 if they differ."""
     found = values[first]
     for place in range(1, int(counts.max(initial=1))):
         more = counts > place
@@ -121,7 +122,7 @@ def _common(values: np.ndarray, first: np.ndarray, counts: np.ndarray) -> np.nda
 
 
 def name_values(counts: np.ndarray) -> Mapping[str, np.ndarray]:
-    """The counts of each group, out of those of all values side by side in the last axis."""
+    """Split the counts of all values, side by side in the last axis, into those of each group."""
     ends = np.cumsum([len(group.values) for group in GROUPS])
     parts = np.split(counts, ends[:-1], axis=-1)
     return {group.name: part for group, part in zip(GROUPS, parts, strict=True)}

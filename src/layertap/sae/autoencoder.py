@@ -1,13 +1,13 @@
 """The encoder of a sparse autoencoder, of the kinds that SAELens saves.
 
     standard    relu(x W + b)
-    topk        the same, of which the k largest of a token stay
+    topk        the same, but only the k largest of a token stay
     jumprelu    the same, where it is above the feature's threshold; BatchTopK is saved as this
     gated       relu(x (W exp(r)) + b_mag), where x W + b_gate is above zero
 
-x is the activation, normalised as the autoencoder wants it, less the decoder's bias where that was
-taken from inputs in training. Arithmetic is in float32, as in training; the order of sums differs,
-so a value is that of SAELens but for the last bits.
+x is the activation, normalised as the autoencoder needs it. The decoder's bias is subtracted if
+training subtracted it from inputs. Arithmetic is in float32, as in training. The order of sums
+differs, so values equal those of SAELens except for the last bits.
 """
 
 from collections.abc import Mapping
@@ -27,15 +27,15 @@ EPSILON = 1e-5
 
 @dataclass(frozen=True, eq=False)
 class Autoencoder:
-    """An encoder: activations of one tap in, features out."""
+    """An encoder. It maps activations of one tap to features."""
 
     kind: Kind
     tap: Tap | None
-    """Where it was trained; None where its folder does not say."""
+    """Where it was trained; None if its folder does not say."""
     weights: Mapping[str, Float32[np.ndarray, "..."]]
     """As SAELens names them: W_enc [width, features], b_enc, W_dec, b_dec, ..."""
     k: int = 0
-    """How many features a token has, of a topk."""
+    """For topk: how many features a token has."""
     normalised: Normalised = "none"
     subtracts_b_dec: bool = True
     by_decoder_norm: bool = False
@@ -44,16 +44,16 @@ class Autoencoder:
 
     @property
     def width(self) -> int:
-        """How many numbers an activation has."""
+        """Return the number of values in an activation."""
         return int(self.weights["W_enc"].shape[0])
 
     @property
     def features(self) -> int:
-        """How many features it has."""
+        """Return the number of features."""
         return int(self.weights["W_enc"].shape[1])
 
     def encode(self, activations: np.ndarray) -> Float32[np.ndarray, "tokens features"]:
-        """The features of each activation; float32 [tokens, features] for [tokens, width]."""
+        """Return the features of activations; float32 [tokens, features] for [tokens, width]."""
         x = _normalise(activations.astype(np.float32), self.normalised)
         if self.subtracts_b_dec:
             x = x - self.weights["b_dec"]
@@ -80,7 +80,7 @@ def _normalise(x: np.ndarray, how: Normalised) -> np.ndarray:
 
 
 def _keep_largest(features: np.ndarray, k: int) -> np.ndarray:
-    """The k largest of each row; zeros in place of the others."""
+    """Return the k largest of each row, with zeros in place of the others."""
     kept = np.zeros_like(features)
     places = np.argpartition(-features, min(k, features.shape[1] - 1), axis=1)[:, :k]
     np.put_along_axis(kept, places, np.take_along_axis(features, places, axis=1), axis=1)

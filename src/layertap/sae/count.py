@@ -1,12 +1,11 @@
-"""One walk over a run that finds of each feature how often, how much, on what and where most.
+"""Walk over a run once and find how often, how much, on what and where most each feature fires.
 
-A step is as many tokens as make some eight million values of features, so memory is bounded by
-that, by the labels of a shard (of pickles by a whole one) and by the table, whatever the run's
-size. While the host sorts the values of one step, the device computes the next, and a thread reads
-the one behind it.
+The tokens of a step give about eight million values of features. So memory is bounded by that, by
+the labels of a shard (for pickles, by a whole shard) and by the table, whatever the run's size.
+While the host sorts the values of one step, the device computes the next, and a thread reads the
+step after it.
 
-What is found is kept beside the shards (kept.py), and JAX is imported only where something is left
-to count.
+Counts are kept beside the shards (kept.py). JAX is imported only if something is left to count.
 """
 
 import sys
@@ -29,7 +28,7 @@ from layertap.sae.table import FeatureTable
 from layertap.sae.tally import Tally
 
 _VALUES = 1 << 23
-"""Values of features in a step, 4 bytes each; there are some four such arrays at a time."""
+"""Values of features in a step, 4 bytes each; about four such arrays exist at a time."""
 _FEWEST, _MOST = 64, 4096
 """Tokens of a step."""
 
@@ -50,12 +49,12 @@ def count_features(
     show: Callable[[int, int], None] = lambda done, total: None,
     say: Callable[[str], None] = _print,
 ) -> FeatureTable:
-    """All features over all samples; tokens that are not finite are never counted.
+    """Count all features over all samples; tokens that are not finite are never counted.
 
-    What was counted before is read from `features/` beside the shards, and what is counted now is
-    kept there. `show` is called with how many tokens of how many are done, `say` where counts
-    cannot be kept, or what was kept is garbled. Raises UsageError where the tap is not there or is
-    not as wide as the autoencoder, DamageError where a shard is not right.
+    Earlier counts are read from `features/` beside the shards, and new counts are kept there.
+    `show` gets the number of tokens that are done, and of all tokens. `say` gets a message if
+    counts cannot be kept, or if the kept file is corrupt. Raises UsageError if the tap is missing
+    or is not as wide as the autoencoder, DamageError if a shard is damaged.
     """
     _require_tap(dataset, autoencoder, tap)
     config = BatchConfig(batch_size=1, taps=(tap,), exclude=frozenset({*exclude, "nonfinite"}))
@@ -87,15 +86,15 @@ def _require_tap(dataset: ActivationDataset, autoencoder: Autoencoder, tap: Tap)
 
 
 def _most_tokens(features: int) -> int:
-    """The tokens of a step."""
+    """Return the number of tokens of a step."""
     return min(max(_VALUES // features // _FEWEST * _FEWEST, _FEWEST), _MOST)
 
 
 class _Counter:
-    """Has the device count a step while the host sorts what it found of the step before."""
+    """It lets the device count a step while the host sorts the results of the step before."""
 
     def __init__(self, autoencoder: Autoencoder, tally: Tally, most: int) -> None:
-        # These bring JAX with them, which only counting needs.
+        # These import JAX, which only counting needs.
         from layertap.pipeline import backend
         from layertap.sae.encoder import StepFound, make_step
 
@@ -119,7 +118,7 @@ class _Counter:
         self._open = step, found
 
     def finish(self) -> None:
-        """Wait for the step that is open."""
+        """Wait for the last step."""
         if self._open is None:
             return
         (step, found), self._open = self._open, None
@@ -131,7 +130,7 @@ class _Counter:
 
 
 def _padded(tokens: int, most: int) -> int:
-    """How many rows a step of so many tokens has: few numbers, each of which is compiled once."""
+    """Return the rows of a step with so many tokens. There are few sizes: each compiles once."""
     rows = _FEWEST
     while rows < tokens:
         rows *= 4

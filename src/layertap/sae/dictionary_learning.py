@@ -1,15 +1,15 @@
 """Autoencoders in the folders that dictionary_learning saves: `config.json`, and `ae.safetensors`.
 
-It saves weights as `ae.pt`, a pickle of torch, so these have to be converted once: `CONVERSION`
-does it. Features are those of what its `load_dictionary` gives, at `encode(x)`:
+It saves weights as `ae.pt`, a pickle of torch, so you have to convert them once, with `CONVERSION`.
+The features equal `encode(x)` of what its `load_dictionary` returns:
 
     AutoEncoder             standard; features are scaled by the length of their row of the decoder,
                             which its loader folds into the encoder
     AutoEncoderNew          standard; the decoder's bias is not subtracted
     GatedAutoEncoder        gated
     AutoEncoderTopK         topk
-    BatchTopKSAE            jumprelu with one threshold for all features; so is
-    MatryoshkaBatchTopKSAE  this one, of which all groups are active
+    BatchTopKSAE            jumprelu with one threshold for all features
+    MatryoshkaBatchTopKSAE  the same, with all groups active
     JumpReluAutoEncoder     jumprelu; the decoder's bias is not subtracted
 """
 
@@ -31,18 +31,18 @@ CONFIG, WEIGHTS = "config.json", "ae.safetensors"
 CONVERSION = """import torch; from safetensors.torch import save_file
 save_file({n: w.contiguous() for n, w in torch.load("ae.pt", "cpu", weights_only=True).items()}, "ae.safetensors")"""
 _LINEAR = {"W_enc": "encoder.weight", "W_dec": "decoder.weight"}
-"""Modules of torch, which hold their weights the other way round."""
+"""Modules of torch, whose weights are transposed."""
 _SUBMODULE = re.compile(r"resid_post_layer_(\d{1,4})", re.ASCII)
-"""What dictionary_learning's own scripts call the residual stream."""
+"""The name of the residual stream in dictionary_learning's own scripts."""
 
 
 @dataclass(frozen=True)
 class _Class:
-    """How one of its classes is one of our kinds."""
+    """How one of its classes maps to one of our kinds."""
 
     kind: Kind
     names: Mapping[str, str] = field(default_factory=dict)
-    """Ours and theirs, where they differ."""
+    """Our names and theirs, where they differ."""
     subtracts_b_dec: bool = True
     by_decoder_norm: bool = False
 
@@ -62,8 +62,9 @@ _CLASSES = {
 
 
 def load_dictionary(folder: Path, of_features: Mapping[str, tuple[str, ...]]) -> Autoencoder:
-    """The autoencoder in a folder of dictionary_learning; raises UsageError where it cannot be
-    read. `of_features` names the weights of each kind that have one number a feature.
+    """Load the autoencoder in a folder of dictionary_learning; raises UsageError if it cannot.
+
+    `of_features` names the weights of each kind that have one number for each feature.
     """
     trainer = read_settings(folder / CONFIG).get("trainer")
     trainer = trainer if isinstance(trainer, dict) else {}
@@ -110,7 +111,7 @@ def _turned(name: str, array: np.ndarray, made: _Class) -> np.ndarray:
 
 
 def _tap(trainer: Mapping[str, Any]) -> Tap | None:
-    """Where it was trained, where the module's name is one that we know."""
+    """Return where it was trained, if we know the module's name."""
     name = trainer.get("submodule_name")
     if not isinstance(name, str):
         return None

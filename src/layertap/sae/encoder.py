@@ -1,12 +1,12 @@
-"""An autoencoder's encoder in JAX, and what a step of tokens says of its features.
+"""An autoencoder's encoder in JAX, and what a step of tokens shows of its features.
 
-It computes what `Autoencoder.encode` does, in float32 at the highest precision of the device: a GPU
-or a TPU would round the products of floats to fewer bits, and a feature near its threshold would
-fire or not. The counts of a step are products of zeros and ones, exact in float32 up to 2^24
-tokens, which no step has.
+It computes the same as `Autoencoder.encode`, in float32 at the highest precision of the device. By
+default, a GPU or a TPU rounds the products of floats to fewer bits, which could decide whether a
+feature near its threshold fires. The counts of a step are products of zeros and ones. They are
+exact in float32 up to 2^24 tokens, and every step has fewer.
 
-A program is compiled for each number of rows. Steps are padded to a few of these, and a padded row
-counts nowhere: `weights` is zero there.
+A program is compiled for each number of rows. Steps are padded to a few sizes. Padded rows do not
+count: their `weights` are zero.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -21,11 +21,11 @@ from jax import lax
 from layertap.sae.autoencoder import EPSILON, Autoencoder
 
 _SUMMED = 64
-"""Rows whose float32 values are summed one after the other."""
+"""Rows whose float32 values are added one after the other."""
 
 
 class StepFound(NamedTuple):
-    """Of one step, on the device."""
+    """The results of one step, on the device."""
 
     features: jax.Array
     """float32 [tokens, features]; zero in padded rows."""
@@ -38,11 +38,12 @@ class StepFound(NamedTuple):
 def make_step(
     autoencoder: Autoencoder, groups: Sequence[int]
 ) -> Callable[[np.ndarray, np.ndarray, np.ndarray], StepFound]:
-    """What counts a step: activations [tokens, width], answers int8 [groups, tokens], and float32
-    [tokens] of ones, with zeros for padding; tokens are a multiple of 64.
+    """Return the function that counts a step. It takes activations [tokens, width], answers int8
+    [groups, tokens], and weights float32 [tokens], which are one, or zero for padding. The number
+    of tokens is a multiple of 64.
 
-    `groups` says how many answers each group has; labels are all of these side by side, and behind
-    them one that every token has.
+    `groups` says how many answers each group has. The labels are all of these side by side,
+    followed by one that every token has.
     """
     weights = {name: jnp.asarray(array) for name, array in autoencoder.weights.items()}
     encode = partial(_encode, autoencoder)
@@ -61,7 +62,7 @@ def make_step(
 
 
 def make_encoder(autoencoder: Autoencoder) -> Callable[[np.ndarray], jax.Array]:
-    """The encoder alone: float32 [tokens, features] for [tokens, width]."""
+    """Return the encoder alone: float32 [tokens, features] for [tokens, width]."""
     weights = {name: jnp.asarray(array) for name, array in autoencoder.weights.items()}
 
     @jax.jit
@@ -101,7 +102,7 @@ def _normalise(x: jax.Array, how: str) -> jax.Array:
 
 
 def _keep_largest(features: jax.Array, k: int) -> jax.Array:
-    """The k largest of each row; zeros in place of the others."""
+    """Return the k largest of each row, with zeros in place of the others."""
     values, places = lax.top_k(features, k)
     return jnp.put_along_axis(jnp.zeros_like(features), places, values, axis=1, inplace=False)
 

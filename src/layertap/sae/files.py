@@ -1,6 +1,6 @@
 """The two kinds of file in an autoencoder's folder: settings in JSON, weights in safetensors.
 
-Weights come from safetensors alone. To read a pickle of torch runs what is in it.
+We read weights only from safetensors, because reading a pickle of torch runs code in it.
 """
 
 import json
@@ -16,7 +16,7 @@ from layertap.errors import UsageError
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """The object in a file of JSON; raises UsageError where it cannot be read."""
+    """Return the object in a JSON file; raises UsageError if it cannot be read."""
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -27,7 +27,7 @@ def read_settings(path: Path) -> dict[str, Any]:
 
 
 def read_tensors(path: Path) -> dict[str, np.ndarray]:
-    """All tensors of a file of safetensors, in float32; raises UsageError where it is none."""
+    """Return all tensors of a safetensors file, in float32; raises UsageError if it is not one."""
     try:
         return {name: array.astype(np.float32) for name, array in load_file(path).items()}
     except (OSError, SafetensorError, TypeError) as error:

@@ -1,14 +1,14 @@
-"""What was counted of a run's features, kept beside its shards: `features/KEY.safetensors`.
+"""The counts of a run's features, kept beside its shards: `features/KEY.safetensors`.
 
-One file holds all that a walk has added up so far, and how far it is. It is replaced whole, every
-half minute and at the end, so a kill costs half a minute. What is counted depends on neither kills
-nor when it was kept, so the file of a walk that was killed has the bytes of one that was not.
+One file holds the sums of a walk so far, and its position. It is replaced as a whole, every half
+minute and at the end, so a kill costs half a minute. The counts do not depend on kills, or on when
+the file was kept. So the file of a walk that was killed has the same bytes as one that was not.
 
-The key in its name is a digest of the encoder, the tap, the tokens that are left out and the rules
-of counting: another autoencoder has another file. Inside is a digest of the shards that were read.
-Where a run has gone on since, counting goes on too; where these shards are others now, it begins
-again. So it does, with a word, where the file is garbled: nothing is lost but time. Where nothing
-can be written, features are counted all the same, and a sentence says that they are not kept.
+The key in its name is a digest of the encoder, the tap, the excluded tokens and the rules of
+counting: another autoencoder has another file. Inside is a digest of the shards that were read. If
+the run has grown since, counting continues. If these shards changed, it starts again. If the file
+is corrupt, it says so and starts again: this costs only time. If nothing can be written, features
+are counted all the same, and a message says that they are not kept.
 """
 
 import hashlib
@@ -34,9 +34,9 @@ from layertap.sae.tally import EDGES, TOP, Place, Tally
 
 _FOLDER = "features"
 _VERSION = 1
-"""Of the rules of counting and of the file; another one counts again."""
+"""The version of the rules of counting and of the file. A new one counts again."""
 _SECONDS = 30.0
-"""Between two writes."""
+"""Seconds between two writes."""
 _HEAD = "layertap"
 
 
@@ -51,7 +51,7 @@ class KeptTally:
         self._writable = True
 
     def load(self, features: int) -> Tally:
-        """What was kept; an empty tally where nothing was, or what was does not hold."""
+        """Return the kept tally; an empty one if there is none, or if it does not fit."""
         try:
             found = self._store.read(self.name)
             return Tally(features) if found is None else self._parse(found.data, Tally(features))
@@ -60,17 +60,17 @@ class KeptTally:
         return Tally(features)
 
     def keep_now_and_then(self, tally: Tally) -> None:
-        """Write it, if that was not done lately."""
+        """Write the tally, unless that was done recently."""
         if time.monotonic() - self._written >= _SECONDS:
             self.keep(tally)
 
     def keep(self, tally: Tally) -> None:
-        """Write it. Where that cannot be done, say so once, and write no more."""
+        """Write the tally. If that fails, say so once, and write no more."""
         if not self._writable:
             return
         try:
             self._store.put(self.name, MemoryContent([self._bytes(tally)]), replaces=OWNED)
-        except (LayertapError, NotImplementedError) as error:  # the latter: places of fsspec that are only read
+        except (LayertapError, NotImplementedError) as error:  # the latter: fsspec URLs that are read-only
             self._writable = False
             self._say(f"features are counted, and not kept for the next time: {str(error) or self._place}")
         self._written = time.monotonic()
@@ -87,7 +87,7 @@ class KeptTally:
         return save(tally.arrays, {_HEAD: dump_json(head)})
 
     def _parse(self, data: bytes, tally: Tally) -> Tally:
-        """Fill an empty tally; as it is where other shards were counted. Raises DamageError."""
+        """Fill an empty tally, unless other shards were counted. Raises DamageError."""
         try:
             head, arrays = _head(data), load(data)
             place, digest = Place(*head["place"]), head["shards"]
@@ -103,13 +103,13 @@ class KeptTally:
         return tally
 
     def _digest(self, place: Place) -> str:
-        """Of the shards that were read as far as that."""
+        """Return the digest of the shards that were read up to `place`."""
         return self._shards.digests[place.shards + (place.steps > 0)]
 
 
 def key_of(autoencoder: Autoencoder, config: BatchConfig, most: int) -> str:
-    """Equal where the same numbers would be counted, of the same shards; `most` is the tokens of a
-    step, in whose order sums are added.
+    """Return a key that is equal if the same numbers would be counted of the same shards. `most` is
+    the tokens of a step: the order of sums depends on it.
     """
     told = {
         "version": _VERSION,
@@ -132,7 +132,7 @@ def key_of(autoencoder: Autoencoder, config: BatchConfig, most: int) -> str:
 
 
 def _head(data: bytes) -> dict[str, Any]:
-    """Our own part of the header of safetensors; raises ValueError where it is none."""
+    """Return our own part of the safetensors header; raises ValueError if it is missing."""
     size = int.from_bytes(data[:8], "little")
     head = json.loads(json.loads(data[8 : 8 + size])["__metadata__"][_HEAD])
     if not isinstance(head, dict):

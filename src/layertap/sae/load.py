@@ -1,10 +1,10 @@
 """Sparse autoencoders in the folders that trainers save.
 
-SAELens has `cfg.json` and `sae_weights.safetensors`, dictionary_learning `config.json` and its
-weights (dictionary_learning.py). Weights come from safetensors alone: to read a pickle of torch
-runs what is in it, so files such as `ae.pt` are refused. What an autoencoder needs and its folder
-does not hold (a scale that was not folded in) is refused too: its features would be other ones,
-without a word.
+SAELens saves `cfg.json` and `sae_weights.safetensors`, dictionary_learning saves `config.json` and
+its weights (dictionary_learning.py). We read weights only from safetensors. Reading a pickle of
+torch runs code in it, so we refuse files such as `ae.pt`. We also refuse an autoencoder that needs
+something its folder does not hold (a scale that was not folded in), because its features would be
+silently wrong.
 """
 
 from collections.abc import Mapping
@@ -25,13 +25,13 @@ _OF_FEATURES: Mapping[str, tuple[str, ...]] = {
     "jumprelu": ("b_enc", "threshold"),
     "gated": ("b_gate", "b_mag", "r_mag"),
 }
-"""The weights of each kind that have one number a feature."""
+"""The weights of each kind that have one number for each feature."""
 
 
 def load_autoencoder(folder: Path) -> Autoencoder:
-    """The autoencoder in a folder of SAELens or of dictionary_learning.
+    """Load the autoencoder in a folder of SAELens or of dictionary_learning.
 
-    Raises UsageError where it cannot be read.
+    Raises UsageError if it cannot be read.
     """
     if not (folder / _CONFIG).exists() and (folder / dictionary_learning.CONFIG).exists():
         return dictionary_learning.load_dictionary(folder, _OF_FEATURES)
@@ -81,7 +81,7 @@ def _kind(folder: Path, config: Mapping[str, Any]) -> Kind:
 
 
 def _tap(config: Mapping[str, Any]) -> Tap | None:
-    """Where it was trained, as its metadata says."""
+    """Return where it was trained, from its metadata."""
     metadata = config.get("metadata") or {}
     name = metadata.get("hook_name") or config.get("hook_name")
     return tap_of_hook(name) if isinstance(name, str) else None

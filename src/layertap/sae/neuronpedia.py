@@ -1,17 +1,17 @@
 """A table of features as the files that Neuronpedia's importer takes: `batch-0.json`, ...
 
-The format is SAEDashboard's (`sae_dashboard.neuronpedia.neuronpedia_dashboard`), which
-Neuronpedia's own script `convert-saedashboard-to-neuronpedia-export.py` turns into what is
-uploaded. A test reads what is written here with the real classes (`make contract`).
+The format is SAEDashboard's (`sae_dashboard.neuronpedia.neuronpedia_dashboard`). Neuronpedia's own
+script `convert-saedashboard-to-neuronpedia-export.py` makes from it what you upload. A test reads
+our files with the real classes (`make contract`).
 
-What a run does not hold stays empty, as the format allows: logits (`pos_str`, `neg_str`, which need
-the model's unembedding) and correlations. The histogram's bars are the table's bins, each at its
-middle, so they double in width. Of each sample in which a feature is largest, a window of tokens
-around that place is written. Tokens that were left out of the counts have 0 there, or a sink would
-pass for the place where it fires most.
+The format allows empty fields for what a run does not hold: logits (`pos_str`, `neg_str`, which
+need the model's unembedding) and correlations. The histogram's bars are the table's bins, each at
+its middle, so they double in width. For each sample in which a feature is largest, we write a
+window of tokens around that place. Tokens that the counts exclude have 0 there, or a sink would
+look like the place where it fires most.
 
-This takes a second walk over the samples that are listed. In memory are 8 bytes for each token of a
-window, 50 MB for 4,096 features.
+This takes a second walk over the listed samples. Memory holds 8 bytes for each token of a window,
+50 MB for 4,096 features.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -32,11 +32,11 @@ from layertap.sae.count import EXCLUDED
 from layertap.sae.table import FeatureTable
 
 _FEATURES = 128
-"""In a file."""
+"""Features in a file."""
 _BEFORE, _AFTER = 95, 32
-"""Tokens of a window before the place where a feature is largest, and behind it."""
+"""Tokens of a window before and after the place where a feature is largest."""
 _CHUNK = 1024
-"""Tokens that are encoded at once."""
+"""Tokens to encode at once."""
 _DIGITS = 3
 _BITS: Mapping[str, int] = {"first": FIRST, "special": SPECIAL, "sink": SINK}
 _EMPTY = (
@@ -63,11 +63,11 @@ def write_neuronpedia(
 ) -> tuple[Path, ...]:
     """Write all features that fire at all, and return the files.
 
-    `model_id` and `sae_set` are Neuronpedia's names of the model and of the set of autoencoders,
-    `prompts` the dataset as it is called on the Hugging Face Hub. `exclude` is what `table` was
-    counted with. `show` is called with how many samples of how many are read. Raises UsageError
-    where the run's tokenizer is not at hand, or the folder has more batches, of another call, which
-    would be uploaded with these; StorageError where a file cannot be written.
+    `model_id` and `sae_set` are Neuronpedia's names of the model and of the set of autoencoders.
+    `prompts` is the dataset's name on the Hugging Face Hub. `exclude` is what `table` was counted
+    with. `show` gets the number of samples that are read, and of all samples. Raises UsageError if
+    the run's tokenizer is missing, or if the folder has more batches, of another call, which would
+    be uploaded with these; StorageError if a file cannot be written.
     """
     decode = dataset.decode
     fired = np.flatnonzero(table.active).tolist()
@@ -108,8 +108,9 @@ def _windows(
     exclude: Collection[Flag],
     show: Callable[[int, int], None],
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Token ids and values around each place, [features, places, window]; beyond a sample's ends,
-    and where there is no place, the id is -1.
+    """Return token ids and values around each place, [features, places, window].
+
+    Beyond a sample's ends, and where there is no place, the id is -1.
     """
     shape = (*table.top_samples.shape, _BEFORE + 1 + _AFTER)
     ids, values = np.full(shape, _NO_TOKEN, np.int32), np.zeros(shape, np.float32)
@@ -132,7 +133,7 @@ def _windows(
 def _encoded(
     sample: Sample, autoencoder: Autoencoder, table: FeatureTable, bits: int
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """The features of a sample, some tokens at a time; 0 at those that are left out."""
+    """Yield the features of a sample, some tokens at a time; 0 at excluded tokens."""
     activation = sample.activation(*table.tap)
     counted = (sample.flags(*table.tap) & bits) == 0
     counted &= np.isfinite(sample.norms(*table.tap))
@@ -160,7 +161,7 @@ def _feature(
 
 
 def _activation(ids: np.ndarray, values: np.ndarray, texts: Mapping[int, str], largest: float) -> dict[str, Any]:
-    """One sample; -1 in place of a bin says that it is one of those with the largest values."""
+    """Return one sample. A bin of -1 says that it is one of those with the largest values."""
     inside = np.flatnonzero(ids != _NO_TOKEN)
     return {
         "bin_min": -1,

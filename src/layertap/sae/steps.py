@@ -1,8 +1,8 @@
 """A run's tokens in steps, for a walk over all its features.
 
-Shards come one after the other, and of each its labels, then its activations, a step at a time. A
-step ends where its shard does, so what a step holds depends on its shard alone, not on the shards
-before it. Each shard has one step at least, which has no tokens where all are left out.
+Shards come one after the other. Of each come its labels, then its activations, a step at a time. A
+step ends where its shard ends, so its content depends on its shard alone, not on the shards before
+it. Each shard has at least one step, which has no tokens if all are excluded.
 """
 
 from collections.abc import Iterator
@@ -23,24 +23,24 @@ from layertap.shards.shard import Shard
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """Some tokens of a shard that are counted."""
+    """Some tokens of a shard to count."""
 
     activations: np.ndarray
     """[tokens, width] in the storage dtype."""
     answers: Answers
     pieces: tuple[Piece, ...]
     rows: np.ndarray
-    """Where each token is among its sample's activations."""
+    """The row of each token among its sample's activations."""
     samples: int
-    """How many samples end with it: all of its shard, or none."""
+    """How many samples it completes: all of its shard, or none."""
     place: Place
     """Where the next step is."""
     done: int
-    """How many tokens of the run are behind it, those that are left out among them."""
+    """How many tokens of the run are done after it, excluded ones included."""
 
 
 def take_steps(shards: Shards, config: BatchConfig, start: Place, most: int) -> Iterator[Step]:
-    """The tokens of the one tap that `config` names and does not exclude, at most so many in a
+    """Yield the tokens of the one tap that `config` names and does not exclude, at most `most` in a
     step.
     """
     done = sum(shards.tokens[: start.shards])
@@ -72,13 +72,13 @@ def _of_shard(shards: Shards, number: int, config: BatchConfig, start: Place, mo
 
 
 def _pieces(samples: np.ndarray, first: int) -> tuple[Piece, ...]:
-    """The runs of rows that are of one sample, of those that rows are of."""
+    """Return the runs of rows of one sample each, from the sample of each row."""
     bounds = [*np.flatnonzero(np.diff(samples, prepend=-1)).tolist(), len(samples)]
     return tuple(Piece(first + int(samples[begin]), begin, end) for begin, end in pairwise(bounds))
 
 
 def _answers(content: Shard, offsets: np.ndarray) -> Answers:
-    """The answers of all tokens of a shard; none where the run stored no labels."""
+    """Return the answers of all tokens of a shard; none if the run stored no labels."""
     total = int(offsets[-1])
     try:
         columns = {name: content.column(name, 0, total) for name in label_columns()}

@@ -1,7 +1,7 @@
-"""What is found of features, added up step by step: whole numbers in int64, sums in float64.
+"""The sums of a walk over features, step by step: whole numbers in int64, sums in float64.
 
-The samples in which a feature is largest are kept as a short list for each feature, largest first.
-A sample may come in several steps; it has one place in a list. Of equal values the earlier sample
+The samples in which a feature is largest form a short list for each feature, largest first. A
+sample may come in several steps, but has one place in a list. Of equal values the earlier sample
 and the earlier token win, so the lists do not depend on where steps end.
 """
 
@@ -19,14 +19,14 @@ TOP = 12
 """Samples kept for each feature."""
 _LEAST, _MOST = -16, 16
 EDGES = 2.0 ** np.arange(_LEAST, _MOST + 1)
-"""Of the histogram: each bin ends at twice where it begins."""
+"""Bounds of the histogram. Each bin ends at twice its start."""
 _BINS = len(EDGES) - 1
 _EXPONENT, _BIAS = 23, 127
 LABELS = sum(len(group.values) for group in GROUPS)
 
 
 class Place(NamedTuple):
-    """How far a walk is: so many shards, and so many steps of the next."""
+    """The position of a walk: the number of shards done, and of steps done of the next shard."""
 
     shards: int
     steps: int
@@ -34,17 +34,17 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True)
 class Piece:
-    """Rows of a step that are of one sample."""
+    """The rows of a step that belong to one sample."""
 
     sample: int
-    """Its place in the dataset."""
+    """The sample's place in the dataset."""
     begin: int
-    """The first row of the step that is of it, and `end`, behind the last one."""
+    """The first row of the step that belongs to it. `end` is the row after the last."""
     end: int
 
 
 class Tally:
-    """Of all features, as far as a walk is."""
+    """The sums of all features up to the position of a walk."""
 
     def __init__(self, features: int) -> None:
         self.place = Place(0, 0)
@@ -52,7 +52,7 @@ class Tally:
         self.samples = 0
         self.sums = np.zeros(features, np.float64)
         self.active = np.zeros((features, LABELS + 1), np.int64)
-        """By label, and in the last column by nothing."""
+        """By label. The last column counts all tokens."""
         self.label_tokens = np.zeros(LABELS, np.int64)
         self.histogram = np.zeros((features, _BINS), np.int64)
         self.top_samples = np.full((features, TOP), -1, np.int64)
@@ -60,8 +60,8 @@ class Tally:
         self.top_values = np.zeros((features, TOP), np.float32)
 
     def add_counts(self, sums: np.ndarray, active: np.ndarray, answers: np.ndarray) -> None:
-        """What a step found: float32 [features] and [labels + 1, features], and the answers of its
-        tokens, int8 [groups, tokens].
+        """Add the counts of a step: float32 [features] and [labels + 1, features], and the answers
+        of its tokens, int8 [groups, tokens].
         """
         self.tokens += answers.shape[1]
         self.sums += sums
@@ -72,8 +72,8 @@ class Tally:
         self.label_tokens += np.concatenate(counts)
 
     def add_values(self, features: np.ndarray, pieces: Sequence[Piece], rows: np.ndarray) -> None:
-        """The values of a step, float32 [tokens, features]; `rows` says where each token is among
-        its sample's activations.
+        """Add the values of a step, float32 [tokens, features]. `rows` is the place of each token
+        among its sample's activations.
         """
         self.histogram += _histogram(features)
         for piece in pieces:
@@ -81,11 +81,11 @@ class Tally:
 
     @property
     def arrays(self) -> dict[str, np.ndarray]:
-        """All of it but the place and the two totals."""
+        """Return all of it except the place and the two totals."""
         return {name: value for name, value in vars(self).items() if isinstance(value, np.ndarray)}
 
     def table(self, tap: Tap) -> FeatureTable:
-        """All of it, without the groups of which no token had an answer."""
+        """Return all of it as a table, without the groups of which no token had an answer."""
         tokens, active = name_values(self.label_tokens), name_values(self.active[:, :-1])
         groups = tuple(group for group in GROUPS if tokens[group.name].any())
         return FeatureTable(
@@ -105,7 +105,7 @@ class Tally:
         )
 
     def _offer(self, features: np.ndarray, sample: int, rows: np.ndarray) -> None:
-        """Let a sample into the lists of the features that are large enough in it."""
+        """Put a sample into the lists of the features that are large enough in it."""
         largest = features.max(axis=0)
         chosen = np.flatnonzero(largest > self.top_values[:, -1])
         if not len(chosen):
@@ -122,7 +122,7 @@ class Tally:
 
 
 def _drop_smaller(samples: np.ndarray, values: np.ndarray, sample: int) -> None:
-    """Where a list has the sample already, send the smaller of its two values behind all others."""
+    """If a list already has the sample, move the smaller of its two values to the end."""
     listed = samples[:, :-1] == sample
     before = np.where(listed, values[:, :-1], -np.inf).max(axis=1)
     larger = values[:, -1] > before
@@ -131,8 +131,8 @@ def _drop_smaller(samples: np.ndarray, values: np.ndarray, sample: int) -> None:
 
 
 def _histogram(features: np.ndarray) -> np.ndarray:
-    """How many values each feature has in each bin, by the exponents of floats; int64 [features,
-    bins].
+    """Return how many values each feature has in each bin, by the exponents of floats; int64
+    [features, bins].
     """
     count = features.shape[1]
     places = np.flatnonzero(features)
