@@ -112,6 +112,17 @@ def test_train_jax_in_full(tmp_path: Path) -> None:
     assert explained(ended(begin("train_jax.py", tmp_path), timeout=900))[-1] > 95
 
 
+def test_storage_dtypes_tells_what_each_costs(tmp_path: Path) -> None:
+    output = ended(begin("storage_dtypes.py", tmp_path, "--quick"))
+    rows = [line.strip("| ").split(" | ") for line in output.splitlines() if line.startswith("| ")]
+    errors, shares = rows[:5], rows[5:]
+    names = ["float32", "bfloat16", "float16", "float8_e4m3", "int8"]
+    assert [row[0] for row in errors] == [row[0] for row in shares] == names
+    means = {row[0]: float(row[2].partition(",")[0]) for row in errors}
+    assert means["float32"] == 0 < means["float16"] < means["bfloat16"] < means["int8"] < means["float8_e4m3"]
+    assert all(float(share) == pytest.approx(float(shares[0][1]), abs=0.01) for _, share in shares)
+
+
 @pytest.fixture(scope="module")
 def arc(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     """What a small run of arc_features.py printed, which makes its model first; and its folder."""
