@@ -123,12 +123,12 @@ def test_each_kind_of_data(project: Path, hub: FakeHub) -> None:
 
 @pytest.mark.slow
 def test_scaling_up(project: Path, hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    mirrored, shared, tpus = shell_blocks(section("Scale up"))
+    bucketed, shared, tpus = shell_blocks(section("Scale up"))
     with FakeGcs("your-bucket") as bucket:
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", bucket.endpoint)
         own = "--output_dir {0} --checkpoint_dir {0}-state".format
-        run(mirrored.rstrip() + " --layers_to_extract 0 " + own(tmp_path / "a"), project, hub)
-        assert main(["verify", "gs://your-bucket/activations/tpu_0"]) == 0
+        run(bucketed.rstrip() + " --layers_to_extract 0", project, hub)
+        assert main(["verify", "gs://your-bucket/activations"]) == 0
         more = " --model_path Qwen/Qwen2.5-0.5B --layers_to_extract 0 " + own(tmp_path / "b")
         run(shared.replace("--num_shards 64", "--num_shards 1").rstrip() + more, project, hub)
         assert main(["verify", str(tmp_path / "b")]) == 0

@@ -171,7 +171,7 @@ class RunSummary:
         tasks, samples, unkept = _left_out(manifest)
         lines = [
             f"{manifest.samples} samples, {manifest.tokens} tokens, {written}",
-            f"stopped at --max_tokens_total {manifest.stopped_at}; with more tokens, the same command goes on"
+            f"stopped at --max_tokens_total {manifest.stopped_at}; with more tokens, the same command continues"
             if manifest.stopped_at is not None
             else "",
             resumed if self.resumed_shards else "",
