@@ -41,11 +41,11 @@ function featureScale(most, name) {
   return { name, low: 0, high, size, color: (value) => (value > 0 ? mix(RISING, value / high) : "#ffffff") };
 }
 
-function drawLegend(place, scale) {
+function drawLegend(place, scale, where = "") {
   const stops = aroundZero(scale.name) ? AROUND_ZERO : RISING, bar = make("span", undefined, { class: "bar" });
   bar.style.background = `linear-gradient(to right, ${stops.join(",")})`;
   const told = scale.size ? "; a square in a cell grows with it, and where it is 0 there is none" : "";
-  place.replaceChildren(make("span", digits(scale.low)), bar, make("span", `${digits(scale.high)}  ${scale.name}${told}`));
+  place.replaceChildren(make("span", digits(scale.low)), bar, make("span", `${digits(scale.high)}  ${scale.name}${where}${told}`));
 }
 
 function inkOn(color) {

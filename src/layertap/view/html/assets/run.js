@@ -12,7 +12,7 @@ function drawRun() {
     chart(element("share-chart"), [...of("sinks", run.shares.sinks), ...of("prefix", run.shares.prefix)], "Percent of the squared norm in sinks and in the prefix", false);
     element("share-note").textContent =
       `Percent of the squared norm. A sink has over 10 times the usual norm of its sample. The prefix is ${run.shares.prefix_tokens} tokens, which all samples begin with.`;
-  } else element("share-note").textContent = "Norms lie apart from activations in safetensors alone; layertap stats --norms all reads them here too.";
+  } else element("share-note").textContent = "Left out: this run is stored as pickles, whose norms cannot be read without all activations. layertap stats --norms all reads them.";
   const roles = Object.entries(run.roles ?? {}), all = roles.reduce((sum, [, count]) => sum + count, 0);
   element("roles").hidden = !roles.length;
   fillTable(element("role-table"), ["role", "tokens", "share"], roles.map(([role, count]) => [role, count.toLocaleString("en"), percent(count / all)]), [1, 2]);

@@ -27,7 +27,7 @@ function currentScale() {
 
 function drawSample(named) {
   const values = valuesAt(currentTap()), scale = currentScale();
-  drawLegend(element("legend"), scale);
+  drawLegend(element("legend"), scale, ` at layer ${layersOf(state.site)[state.layer]}, ${state.site}`);
   element("to-feature").hidden = !named;
   if (named) element("to-feature").href = `#${new URLSearchParams({ tab: "feature", feature: `${named[1]}:${named[2]}` })}`;
   drawAbout();
@@ -53,7 +53,7 @@ function drawAbout() {
   if (shown.source) parts.push(visible(shown.source));
   parts.push(...originOf(shown, state.undo));
   if (shown.left_out) parts.push(`${shown.left_out} tokens at its end did not fit on this page (--max_mb)`);
-  if (!shown.texts) parts.push("no tokenizer was at hand, so tokens are numbers");
+  if (!shown.texts) parts.push("no tokenizer was at hand (--tokenizer), so tokens are numbers");
   element("about").textContent = parts.join("; ");
 }
 
