@@ -104,7 +104,7 @@ def test_five_minutes_end_with_an_autoencoder_and_its_page(project: Path, hub: F
     )
     assert float(re.findall(r"([\d.]+)% explained", output)[-1]) > 95
     assert (project / "layertap.html").exists()
-    assert '"sae":' in (project / "features.html").read_text(encoding="utf-8")
+    assert 'id="features-0"' in (project / "features.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.slow
