@@ -90,7 +90,7 @@ def test_train_jax_takes_a_stored_run_and_view_opens_what_it_saves(tmp_path: Pat
     ended(
         start(["-m", "layertap", "view", "layertap-demo/activations", "--sae", "sae", "--out", "page.html"], tmp_path)
     )
-    assert '"sae":' in (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert 'id="features-0"' in (tmp_path / "page.html").read_text(encoding="utf-8")
 
 
 def test_train_jax_goes_on_where_it_was_killed(train_jax: tuple[str, Path], tmp_path: Path) -> None:
