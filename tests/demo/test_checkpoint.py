@@ -126,7 +126,7 @@ def test_a_folder_without_a_sound_tokenizer_is_refused(tmp_path):
     with pytest.raises(PromptError, match=r"tokenizer\.json: no such file"):
         write_checkpoint(tmp_path / "new", tokenizer=tmp_path)
     (tmp_path / "tokenizer.json").write_text("{")
-    with pytest.raises(PromptError, match=r"tokenizer\.json: is no tokenizer"):
+    with pytest.raises(PromptError, match=r"tokenizer\.json: is not a tokenizer"):
         write_checkpoint(tmp_path / "new", tokenizer=tmp_path)
 
 
