@@ -201,6 +201,7 @@ def test_pickles_and_many_workers_are_shown_too(tmp_path: Path) -> None:
         (["--layers", "2"], "not layer 2"),
         (["--max_mb", "0"], "--max_mb must be positive"),
         (["--channels", "-1"], "channels are counted from 0"),
+        (["--tokenizer", "nowhere"], "nowhere is neither a folder nor a Hub id"),
     ],
     ids=str,
 )

@@ -70,8 +70,8 @@ def write_page(
     path = local_path(config.out)
     with closing(ActivationDataset(config.path, tokenizer=config.tokenizer)) as dataset:
         taps = _choose_taps(dataset, config)
-        if config.neuronpedia is not None:
-            _ = dataset.decode  # refuses before anything is counted
+        if config.neuronpedia is not None or config.tokenizer is not None:
+            _ = dataset.decode  # refuses a tokenizer that is not there, before anything is counted
         asked = resolve_asked(config, dataset, taps, count or partial(_count, show))
         statistics = merge_runs(dataset.runs)
         run = describe_run(dataset, taps, statistics, show)
