@@ -59,8 +59,8 @@ def _pieces(config: PartConfig, shape: DecoderConfig) -> Figures:
     program, model, (ids, starts) = _program(config, shape)
     compiled = program.lower_and_compile((len(ids), len(ids[0])))
     given = [jax.device_put(array) for array in (ids, starts)]
-    step = milliseconds(lambda: compiled(model, *given))
-    outputs = compiled(model, *given)
+    step = milliseconds(lambda: compiled(model, *given, ()))
+    outputs = compiled(model, *given, ())
     copying = milliseconds(lambda: _to_host(outputs))
     attention = shape.num_hidden_layers * _attention(config, shape, jnp.asarray(starts))
     products = shape.num_hidden_layers * _products(shape, ids.size)

@@ -90,7 +90,7 @@ def test_a_lost_host_is_named_and_the_restart_goes_on(
     for process, error in zip(survivors, errors, strict=True):
         assert process.returncode == 1
         assert f"host {victim}" in error.splitlines()[-1]
-        assert "start the same command on every host again" in error.splitlines()[-1]
+        assert "run the same command on every host again" in error.splitlines()[-1]
         assert "@     0x" not in error
     committed = [len(shards.manifest(path.parent)["shards"]) for path in sorted(output.glob("*/metadata.json"))]
     assert all(count > 0 for count in committed)
