@@ -168,22 +168,19 @@ def test_of_two_runs_at_one_place_the_second_is_refused(direct, gcs: FakeGcs) ->
     assert "writes here" in refusals[0]
 
 
-def test_a_stranger_s_manifest_is_not_written_over(direct, gcs: FakeGcs) -> None:
-    gcs.faults.plan(
-        "call", "insert", "shard_0002.pkl.gz", action=lambda: gcs.put(BUCKET, PREFIX + "metadata.json", b"{}")
-    )
-    with pytest.raises(StorageError, match=r"metadata\.json: another process has written it"):
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("metadata.json", r"metadata\.json: another process has written it"),
+        ("shard_0002.pkl.gz", r"shard_0002\.pkl\.gz: holds other bytes"),
+    ],
+    ids=["manifest", "shard"],
+)
+def test_what_a_stranger_wrote_is_not_written_over(direct, name: str, message: str, gcs: FakeGcs) -> None:
+    gcs.faults.plan("call", "insert", "shard_0002.pkl.gz", action=lambda: gcs.put(BUCKET, PREFIX + name, b"{}"))
+    with pytest.raises(StorageError, match=message):
         extract(direct)
-    assert gcs.contents(BUCKET, PREFIX)["metadata.json"] == b"{}"
-
-
-def test_a_stranger_s_shard_is_not_written_over(direct, gcs: FakeGcs) -> None:
-    gcs.faults.plan(
-        "call", "insert", "shard_0002.pkl.gz", action=lambda: gcs.put(BUCKET, PREFIX + "shard_0002.pkl.gz", b"other")
-    )
-    with pytest.raises(StorageError, match=r"shard_0002\.pkl\.gz: holds other bytes"):
-        extract(direct)
-    assert gcs.contents(BUCKET, PREFIX)["shard_0002.pkl.gz"] == b"other"
+    assert gcs.contents(BUCKET, PREFIX)[name] == b"{}"
 
 
 def test_another_run_and_objects_of_nobody_are_refused(direct, gcs: FakeGcs) -> None:

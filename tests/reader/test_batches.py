@@ -530,7 +530,9 @@ def test_what_float16_cannot_hold_is_refused(tmp_path: Path, asked: dict[str, An
 def test_a_state_is_json_whatever_numbers_were_given(datasets: dict[str, ActivationDataset]) -> None:
     given: dict[str, Any] = {"layers": np.array([0, 2]), "seed": np.int64(1), "pool_tokens": np.int32(64)}
     state = json.loads(json.dumps(datasets["both"].batches(np.int64(4), **given).state_dict()))
-    datasets["both"].batches(4, layers=[0, 2], seed=1, pool_tokens=64).load_state_dict(state)
+    plain = datasets["both"].batches(4, layers=[0, 2], seed=1, pool_tokens=64)
+    plain.load_state_dict(state)  # refuses the state of other batches
+    assert json.loads(json.dumps(plain.state_dict())) == state
 
 
 def test_one_name_does_without_a_list(datasets: dict[str, ActivationDataset]) -> None:

@@ -92,25 +92,35 @@ class MemoryContent:
         return f"{self.size} bytes in memory"
 
 
-class _Buffers(io.RawIOBase):
-    """Buffers as one file. A read is short only at the end, because uploads rely on that."""
+class SeekableBytes(io.RawIOBase):
+    """A file of `size` bytes that can be read at any position; whoever inherits reads there."""
 
-    def __init__(self, buffers: Sequence[memoryview], size: int) -> None:
-        self._buffers = buffers
-        self._begins = list(accumulate(map(len, buffers), initial=0))
+    def __init__(self, size: int) -> None:
         self._size = size
         self._position = 0
 
     def readable(self) -> bool:
+        """Return True."""
         return True
 
     def seekable(self) -> bool:
+        """Return True."""
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Go to a position, and return it; one before the first byte is the first byte."""
         begin = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
         self._position = max(begin + offset, 0)
         return self._position
+
+
+class _Buffers(SeekableBytes):
+    """Buffers as one file. A read is short only at the end, because uploads rely on that."""
+
+    def __init__(self, buffers: Sequence[memoryview], size: int) -> None:
+        super().__init__(size)
+        self._buffers = buffers
+        self._begins = list(accumulate(map(len, buffers), initial=0))
 
     def readinto(self, target: "memoryview") -> int:  # type: ignore[override]
         filled = 0

@@ -11,6 +11,7 @@ import numpy as np
 
 from layertap.errors import DamageError
 from layertap.objects.base import Bytes, ObjectInfo, checked_name
+from layertap.objects.content import SeekableBytes
 
 _RANGE_BYTES = 32 << 20
 
@@ -72,24 +73,13 @@ def retried(method: M) -> M:
     return cast(M, call)
 
 
-class _Ranges(io.RawIOBase):
+class _Ranges(SeekableBytes):
     """The first `size` bytes of an object, or as many as there are."""
 
     def __init__(self, store: RemoteStore, name: str, size: int) -> None:
+        super().__init__(size)
         self._store = store
         self._name = name
-        self._size = size
-        self._position = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._position = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence] + offset
-        return self._position
 
     def readinto(self, buffer: "memoryview") -> int:  # type: ignore[override]
         data = self._next(len(buffer))

@@ -10,9 +10,9 @@ training subtracted it from inputs. Arithmetic is in float32, as in training. Th
 differs, so values equal those of SAELens except for the last bits.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Float32
@@ -22,7 +22,8 @@ from layertap.core.taps import Tap
 Kind = Literal["standard", "topk", "jumprelu", "gated"]
 Normalised = Literal["none", "constant_norm_rescale", "layer_norm"]
 
-EPSILON = 1e-5
+_EPSILON = 1e-5
+_ZERO = np.float32(0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,34 +55,56 @@ class Autoencoder:
 
     def encode(self, activations: np.ndarray) -> Float32[np.ndarray, "tokens features"]:
         """Return the features of activations; float32 [tokens, features] for [tokens, width]."""
-        x = _normalise(activations.astype(np.float32), self.normalised)
-        if self.subtracts_b_dec:
-            x = x - self.weights["b_dec"]
-        if self.kind == "gated":
-            opened = x @ self.weights["W_enc"] + self.weights["b_gate"] > 0
-            sizes = x @ (self.weights["W_enc"] * np.exp(self.weights["r_mag"])) + self.weights["b_mag"]
-            return np.where(opened, np.maximum(sizes, 0), np.float32(0))
-        before = x @ self.weights["W_enc"] + self.weights["b_enc"]
-        if self.by_decoder_norm:
-            before = before * np.linalg.norm(self.weights["W_dec"], axis=1)
-        found = np.maximum(before, 0)
-        if self.kind == "topk":
-            return _keep_largest(found, self.k)
-        return np.where(before > self.weights["threshold"], found, np.float32(0)) if self.kind == "jumprelu" else found
+        features: np.ndarray = encode_with(_NUMPY, self, self.weights, activations.astype(np.float32))
+        return features
 
 
-def _normalise(x: np.ndarray, how: Normalised) -> np.ndarray:
+class Arithmetic(NamedTuple):
+    """What an encoder is computed with: numpy here, JAX in encoder.py."""
+
+    library: Any
+    """numpy, or what has its names."""
+    product: Callable[[Any, Any], Any]
+    keep_largest: Callable[[Any, int], Any]
+    """Keeps the k largest of each row, with zeros in place of the others."""
+
+
+def encode_with(arithmetic: Arithmetic, autoencoder: Autoencoder, weights: Mapping[str, Any], x: Any) -> Any:  # noqa: ANN401
+    """Return the features of float32 activations [tokens, width], as arrays of that library."""
+    library, product, keep_largest = arithmetic
+    x = _normalise(library, x, autoencoder.normalised)
+    if autoencoder.subtracts_b_dec:
+        x = x - weights["b_dec"][None]
+    before = product(x, weights["W_enc"])
+    if autoencoder.kind == "gated":
+        opened = before + weights["b_gate"][None] > 0
+        sizes = product(x, weights["W_enc"] * library.exp(weights["r_mag"])[None]) + weights["b_mag"][None]
+        return library.where(opened, library.maximum(sizes, 0), _ZERO)
+    before = before + weights["b_enc"][None]
+    if autoencoder.by_decoder_norm:
+        before = before * library.linalg.norm(weights["W_dec"], axis=1)[None]
+    found = library.maximum(before, 0)
+    if autoencoder.kind == "topk":
+        return keep_largest(found, min(autoencoder.k, autoencoder.features))
+    if autoencoder.kind == "jumprelu":
+        return library.where(before > weights["threshold"][None], found, _ZERO)
+    return found
+
+
+def _normalise(library: Any, x: Any, how: Normalised) -> Any:  # noqa: ANN401 - numpy or JAX, and its arrays
     if how == "constant_norm_rescale":
-        return x * (np.float32(x.shape[-1] ** 0.5) / np.linalg.norm(x, axis=-1, keepdims=True))
+        return x * (np.float32(x.shape[-1] ** 0.5) / library.linalg.norm(x, axis=-1, keepdims=True))
     if how == "layer_norm":
         centred = x - x.mean(axis=-1, keepdims=True)
-        return centred / (centred.std(axis=-1, keepdims=True, ddof=1) + np.float32(EPSILON))
+        return centred / (centred.std(axis=-1, keepdims=True, ddof=1) + np.float32(_EPSILON))
     return x
 
 
 def _keep_largest(features: np.ndarray, k: int) -> np.ndarray:
-    """Return the k largest of each row, with zeros in place of the others."""
     kept = np.zeros_like(features)
     places = np.argpartition(-features, min(k, features.shape[1] - 1), axis=1)[:, :k]
     np.put_along_axis(kept, places, np.take_along_axis(features, places, axis=1), axis=1)
     return kept
+
+
+_NUMPY = Arithmetic(np, np.matmul, _keep_largest)

@@ -1,6 +1,6 @@
 """An autoencoder's encoder in JAX, and what a step of tokens shows of its features.
 
-It computes the same as `Autoencoder.encode`, in float32 at the highest precision of the device. By
+The formula is that of `autoencoder.py`, in float32 at the highest precision of the device. By
 default, a GPU or a TPU rounds the products of floats to fewer bits, which could decide whether a
 feature near its threshold fires. The counts of a step are products of zeros and ones. They are
 exact in float32 up to 2^24 tokens, and every step has fewer.
@@ -11,14 +11,14 @@ count: their `weights` are zero.
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from layertap.sae.autoencoder import EPSILON, Autoencoder
+from layertap.sae.autoencoder import Arithmetic, Autoencoder, encode_with
 
 _SUMMED = 64
 """Rows whose float32 values are added one after the other."""
@@ -46,7 +46,7 @@ def make_step(
     followed by one that every token has.
     """
     weights = {name: jnp.asarray(array) for name, array in autoencoder.weights.items()}
-    encode = partial(_encode, autoencoder)
+    encode = partial(encode_with, _JAX, autoencoder)
 
     @jax.jit
     def step(
@@ -67,45 +67,18 @@ def make_encoder(autoencoder: Autoencoder) -> Callable[[np.ndarray], jax.Array]:
 
     @jax.jit
     def encode(weights: Mapping[str, jax.Array], activations: jax.Array) -> jax.Array:
-        return _encode(autoencoder, weights, activations.astype(jnp.float32))
+        return cast(jax.Array, encode_with(_JAX, autoencoder, weights, activations.astype(jnp.float32)))
 
     return lambda activations: encode(weights, activations)
 
 
-def _encode(autoencoder: Autoencoder, weights: Mapping[str, jax.Array], x: jax.Array) -> jax.Array:
-    x = _normalise(x, autoencoder.normalised)
-    if autoencoder.subtracts_b_dec:
-        x = x - weights["b_dec"][None]
-    before = _product(x, weights["W_enc"])
-    if autoencoder.kind == "gated":
-        opened = before + weights["b_gate"][None] > 0
-        sizes = _product(x, weights["W_enc"] * jnp.exp(weights["r_mag"])[None]) + weights["b_mag"][None]
-        return jnp.where(opened, jnp.maximum(sizes, 0.0), 0.0)
-    before = before + weights["b_enc"][None]
-    if autoencoder.by_decoder_norm:
-        before = before * jnp.linalg.norm(weights["W_dec"], axis=1)[None]
-    found = jnp.maximum(before, 0.0)
-    if autoencoder.kind == "topk":
-        return _keep_largest(found, min(autoencoder.k, autoencoder.features))
-    if autoencoder.kind == "jumprelu":
-        return jnp.where(before > weights["threshold"][None], found, 0.0)
-    return found
-
-
-def _normalise(x: jax.Array, how: str) -> jax.Array:
-    if how == "constant_norm_rescale":
-        return x * (x.shape[-1] ** 0.5 / jnp.linalg.norm(x, axis=-1, keepdims=True))
-    if how == "layer_norm":
-        centred = x - x.mean(axis=-1, keepdims=True)
-        return centred / (centred.std(axis=-1, keepdims=True, ddof=1) + EPSILON)
-    return x
-
-
 def _keep_largest(features: jax.Array, k: int) -> jax.Array:
-    """Return the k largest of each row, with zeros in place of the others."""
     values, places = lax.top_k(features, k)
     return jnp.put_along_axis(jnp.zeros_like(features), places, values, axis=1, inplace=False)
 
 
 def _product(a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.matmul(a, b, precision=lax.Precision.HIGHEST)
+
+
+_JAX = Arithmetic(jnp, _product, _keep_largest)
