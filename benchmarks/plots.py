@@ -23,6 +23,8 @@ from typing import Any, Literal
 
 import tyro
 
+from benchmarks.workload import arc_prompts
+
 _PICTURES = Path("docs/pictures")
 _FIGURES = _PICTURES / "figures.json"
 _OURS, _THEIRS, _WASTE, _INK = "#0072b2", "#e69f00", "#d9d9d9", "#24292f"
@@ -50,27 +52,16 @@ class PlotConfig:
 
 
 def record_packing(dataset_path: str, tokenizer: str) -> dict[str, Any]:
-    """The lengths of the first prompts, one a task, and where packing puts them."""
+    """The lengths of the first whole prompts, and where packing puts them; no prefix is shared."""
     from layertap.config.extract import ExtractConfig
-    from layertap.core.records import BadTask
-    from layertap.dataset import read_records
     from layertap.pipeline.packing import pack_window, row_ladder
-    from layertap.prompts import PromptMaker, load_template, load_tokenizer, parse_grid_encoder
 
-    defaults = ExtractConfig(dataset_path=dataset_path)
-    maker = PromptMaker(
-        tokenizer=load_tokenizer(Path(tokenizer)),
-        template=load_template(defaults.prompt_version, None),
-        encoder=parse_grid_encoder(defaults.grid_encoder),
-        predictions_per_task=1,
-        include_answer=False,
-        seed=defaults.random_seed,
-    )
-    records = enumerate(read_records(dataset_path, max_tasks=24))
-    samples = maker.make([(number, record) for number, record in records if not isinstance(record, BadTask)])
-    lengths = [len(sample.token_ids) for sample in samples][:24]
-    steps = pack_window(lengths, row_ladder(defaults.row_length, max(lengths)), 1)
-    rows = [{"length": step.length, "samples": [place.length for place in step.placements]} for step in steps]
+    lengths = [len(ids) for ids in arc_prompts(dataset_path, Path(tokenizer), 24)][:24]
+    ladder = row_ladder(ExtractConfig(dataset_path=dataset_path).row_length, max(lengths))
+    rows = [
+        {"length": step.length, "samples": [place.length for place in step.placements]}
+        for step in pack_window(lengths, ladder, 1)
+    ]
     return {"lengths": lengths, "rows": rows}
 
 

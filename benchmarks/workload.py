@@ -32,21 +32,26 @@ def model_folder(config: ContenderConfig) -> Path:
 
 def prompt_ids(config: ContenderConfig) -> list[np.ndarray]:
     """The token ids of all prompts, as Layertap makes them."""
+    return arc_prompts(str(config.dataset_path), model_folder(config), config.tasks)
+
+
+def arc_prompts(dataset_path: str, tokenizer: Path, tasks: int | None) -> list[np.ndarray]:
+    """The token ids of one prompt for each test input of these tasks, with the default wording."""
     from layertap.dataset import read_records
     from layertap.prompts import PromptMaker, load_template, load_tokenizer, parse_grid_encoder
 
-    defaults = ExtractConfig(dataset_path=str(config.dataset_path))
+    defaults = ExtractConfig(dataset_path=dataset_path)
     maker = PromptMaker(
-        tokenizer=load_tokenizer(model_folder(config)),
+        tokenizer=load_tokenizer(tokenizer),
         template=load_template(defaults.prompt_version, None),
         encoder=parse_grid_encoder(defaults.grid_encoder),
         predictions_per_task=1,
         include_answer=False,
         seed=defaults.random_seed,
     )
-    records = enumerate(read_records(str(config.dataset_path), max_tasks=config.tasks))
-    tasks = [(number, record) for number, record in records if not isinstance(record, BadTask)]
-    return [sample.token_ids for sample in maker.make(tasks)]
+    records = enumerate(read_records(dataset_path, max_tasks=tasks))
+    read = [(number, record) for number, record in records if not isinstance(record, BadTask)]
+    return [sample.token_ids for sample in maker.make(read)]
 
 
 def baseline_ids(config: ContenderConfig) -> list[np.ndarray]:

@@ -5,39 +5,19 @@ import random
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import shards
 from clouds import BUCKET
 from fakes.gcs import FakeGcs
 from fakes.gcs_faults import wait_for
-from kills import CHECKPOINT, MANIFEST, Machine, Scenario, kill_until_done, require_same
-
-from layertap.demo.tasks import make_tasks, write_tasks
-
-NewMachine = Callable[..., Machine]
+from kills import CHECKPOINT, MANIFEST, Machine, NewMachine, kill_until_done, require_same
 
 
 @pytest.fixture
-def new_machine(tiny_model: Path, tmp_path: Path, gcs: FakeGcs) -> NewMachine:
-    write_tasks(tmp_path / "tasks.jsonl", make_tasks(12, seed=1))
-
-    def new(name: str, server: FakeGcs = gcs, **scenario: object) -> Machine:
-        settled = Scenario(direct=True, **scenario)  # type: ignore[arg-type]
-        return Machine(tmp_path / name, tiny_model, tmp_path / "tasks.jsonl", settled, server)
-
-    return new
-
-
-@pytest.fixture
-def whole(new_machine: NewMachine) -> Machine:
-    """An undisturbed run, with a bucket of its own."""
-    with FakeGcs(BUCKET) as server:
-        machine = new_machine("whole", server)
-        machine.run_to_the_end()
-    return machine
+def scenario() -> dict[str, object]:
+    """Output goes to the bucket alone."""
+    return {"direct": True}
 
 
 def there(machine: Machine) -> list[object]:

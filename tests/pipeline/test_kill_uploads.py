@@ -2,39 +2,14 @@
 
 import json
 import signal
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import shards
-from clouds import BUCKET
 from fakes.gcs import FakeGcs
 from fakes.gcs_faults import wait_for
-from kills import CHECKPOINT, MANIFEST, Machine, Scenario, require_same
+from kills import CHECKPOINT, MANIFEST, Machine, require_same
 from soak import soak
-
-from layertap.demo.tasks import make_tasks, write_tasks
-
-NewMachine = Callable[..., Machine]
-
-
-@pytest.fixture
-def new_machine(tiny_model: Path, tmp_path: Path, gcs: FakeGcs) -> NewMachine:
-    write_tasks(tmp_path / "tasks.jsonl", make_tasks(12, seed=1))
-
-    def new(name: str, server: FakeGcs = gcs, **scenario: object) -> Machine:
-        return Machine(tmp_path / name, tiny_model, tmp_path / "tasks.jsonl", Scenario(**scenario), server)  # type: ignore[arg-type]
-
-    return new
-
-
-@pytest.fixture
-def whole(new_machine: NewMachine) -> Machine:
-    """An undisturbed run, with a bucket of its own."""
-    with FakeGcs(BUCKET) as server:
-        machine = new_machine("whole", server)
-        machine.run_to_the_end()
-    return machine
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ import signal
 import subprocess
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,9 @@ class Machine:
     def local_contents(self) -> dict[str, bytes]:
         """What is in the output folder, byte for byte."""
         return shards.contents(self.output)
+
+
+NewMachine = Callable[..., Machine]
 
 
 def require_same(machine: Machine, undisturbed: Machine) -> None:

@@ -271,15 +271,7 @@ class RunConfig(SourceConfig):
             self.row_length % _ROW_MULTIPLE == 0,
             f"--row_length {self.row_length} must be a multiple of {_ROW_MULTIPLE}",
         )
-        require(
-            self.max_tokens_total is None or not self.hosts.multihost,
-            "--max_tokens_total does not work with --multihost: all hosts must run the same steps, but would stop at"
-            " different ones; use --max_tasks instead",
-        )
-        require(
-            not (self.certify and self.hosts.multihost),
-            "--certify does not work with --multihost; certify a smaller run with the same settings on one host",
-        )
+        self._require_what_hosts_can_do()
         require(
             0 <= self.certify <= self.window_samples,
             f"--certify {self.certify} must be at most --window_samples ({self.window_samples}), and not negative",
@@ -290,10 +282,6 @@ class RunConfig(SourceConfig):
             " by scripts that would take the codes for activations and not multiply them by the scales",
         )
         require(0 < self.shard_size_gb < math.inf, f"--shard_size_gb must be positive, not {self.shard_size_gb}")
-        require(
-            not self.hosts.multihost or self.sharded.engine == "none",
-            f"--engine {self.sharded.engine} does not work with --multihost: start the command on each host yourself",
-        )
         require("://" not in self.checkpoint_dir, f"--checkpoint_dir {self.checkpoint_dir}: is a URL; give a folder")
         if self.output_url is not None:
             self._require_one_place()
@@ -307,6 +295,23 @@ class RunConfig(SourceConfig):
         )
         require(len(self.activation_type) > 0, f"--activation_type needs at least one of {', '.join(SITES)}")
         require(self.worker >= 0, f"--worker_id must not be negative, but is {self.worker}")
+
+    def _require_what_hosts_can_do(self) -> None:
+        """Refuse what does not work when several hosts run the same steps."""
+        many = self.hosts.multihost
+        require(
+            self.max_tokens_total is None or not many,
+            "--max_tokens_total does not work with --multihost: all hosts must run the same steps, but would stop at"
+            " different ones; use --max_tasks instead",
+        )
+        require(
+            not (self.certify and many),
+            "--certify does not work with --multihost; certify a smaller run with the same settings on one host",
+        )
+        require(
+            not many or self.sharded.engine == "none",
+            f"--engine {self.sharded.engine} does not work with --multihost: start the command on each host yourself",
+        )
 
     def _require_one_place(self) -> None:
         """Refuse what belongs to a folder where the output goes to a URL."""

@@ -27,6 +27,7 @@ Queries come scaled by D ** -0.5. Products take the operands' dtype and sum in f
 float32; the result has the operands' dtype, which the output projection takes.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
@@ -211,18 +212,6 @@ def _attend_row(
             columns = first + jnp.arange(count)
             return fold(softmax, k, v, (columns[None, :] >= starts[:, None]) & (columns[None, :] <= rows[:, None]))
 
-        def after(prefix: _Pieces, firsts: Int[Array, " T"]) -> _Softmax:
-            count = prefix.keys.shape[1] // prefix.pieces
-            sees = lax.dynamic_slice_in_dim(firsts, i * block, block)
-
-            def piece(n: Int[Array, ""], softmax: _Softmax) -> _Softmax:
-                k, v = (lax.dynamic_slice_in_dim(part, n * count, count, axis=1) for part in prefix[:2])
-                visible = n * count + jnp.arange(count)[None, :] >= sees[:, None] if prefix.masked else None
-                return fold(softmax, k, v, visible)
-
-            begin = jnp.min(sees) // count if prefix.masked else 0
-            return lax.fori_loop(begin, prefix.pieces, piece, nothing)
-
         # `seg_start` never decreases within a row: the first query needs the earliest keys, and the
         # keys that the last query sees in the blocks before this one are seen by all.
         needed, clear = starts[0] // block, jnp.minimum(-(-starts[-1] // block), i)
@@ -237,7 +226,9 @@ def _attend_row(
             place = jnp.where(n < before, needed + n, behind + n - before)
             return fold_own(softmax, place * block, block, masked=True)
 
-        begun = nothing if prefix is None or firsts is None else after(prefix, firsts)
+        begun = nothing
+        if prefix is not None and firsts is not None:
+            begun = _fold_prefix(nothing, prefix, lax.dynamic_slice_in_dim(firsts, i * block, block), fold)
         softmax = lax.fori_loop(0, turns, clear_blocks, begun)
         _, summed = lax.fori_loop(0, before + i + 1 - behind, edge_block, softmax)
         mixed = summed[..., :size] / summed[..., size:][..., :1]
@@ -254,6 +245,19 @@ def capped(scores: Array, cap: float | None) -> Array:
 
 # The running maximum of scores, and the running weighted sum of values and of ones.
 _Softmax = tuple[Float[Array, "K Gq 1"], Float[Array, "K Gq D1"]]
+
+
+def _fold_prefix(nothing: _Softmax, prefix: _Pieces, sees: Int[Array, " q"], fold: Callable[..., _Softmax]) -> _Softmax:
+    """Return the softmax over the prefix, of which each query sees what begins at its `sees`."""
+    count = prefix.keys.shape[1] // prefix.pieces
+
+    def piece(n: Int[Array, ""], softmax: _Softmax) -> _Softmax:
+        k, v = (lax.dynamic_slice_in_dim(part, n * count, count, axis=1) for part in prefix[:2])
+        visible = n * count + jnp.arange(count)[None, :] >= sees[:, None] if prefix.masked else None
+        return fold(softmax, k, v, visible)
+
+    begin = jnp.min(sees) // count if prefix.masked else 0
+    return lax.fori_loop(begin, prefix.pieces, piece, nothing)
 
 
 def _no_softmax(kv_heads: int, queries: int, size: int) -> _Softmax:
