@@ -176,9 +176,9 @@ def convert(tensors, name, dtype):
             lambda tensors, _: tensors["norms"].__setitem__((1, 2), 9),
             "sample 2: norm of token 2 is 9",
         ),
-        (lambda _, metadata: metadata.update(samples="[]"), "tells of 0 samples, should tell of 2"),
-        (lambda _, metadata: metadata.update(samples="{"), "its list of samples in words is garbled"),
-        (lambda _, metadata: metadata.update(samples="[1, 2]"), "its list of samples in words is garbled"),
+        (lambda _, metadata: metadata.update(samples="[]"), "describes 0 samples, should describe 2"),
+        (lambda _, metadata: metadata.update(samples="{"), "its list of samples in words cannot be read"),
+        (lambda _, metadata: metadata.update(samples="[1, 2]"), "its list of samples in words cannot be read"),
         (lambda tensors, _: tensors.update(more=tensors.pop("flags")), "flags is missing, should be"),
     ],
 )

@@ -361,7 +361,7 @@ def test_a_folder_s_lock_is_not_held_while_the_disk_is_waited_for(tmp_path: Path
 
 def test_a_place_that_cannot_be_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(UsageError, match="a file stands where a folder should"):
+    with pytest.raises(UsageError, match="a file is where a folder should be"):
         open_store(str(tmp_path / "file")).create("claim", b"")
     with pytest.raises(UsageError, match="nosuch"):
         open_store("nosuch://place")

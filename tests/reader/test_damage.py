@@ -155,5 +155,5 @@ def test_a_pickle_of_another_shard_is_named(pickles: Path) -> None:
 def test_a_garbled_manifest_is_named(tensors: Path) -> None:
     document = json.loads((tensors / "metadata.json").read_text())
     (tensors / "metadata.json").write_text(json.dumps(document | {"taps": "all"}))
-    with pytest.raises(DamageError, match=r"metadata\.json: lacks or garbles a field"):
+    with pytest.raises(DamageError, match=r"metadata\.json: a field is missing or damaged"):
         layertap.ActivationDataset(tensors)

@@ -256,8 +256,8 @@ def refusal(folder, kind=DamageError) -> str:
         (b"[]", "is not a Layertap manifest of format version 1 or 2"),
         (b'{"format_version": 3}', "is not a Layertap manifest of format version 1 or 2"),
         (b'{"format_version": true}', "is not a Layertap manifest of format version 1 or 2"),
-        (b'{"format_version": 1}', "lacks or garbles a field"),
-        (b'{"format_version": 2}', "lacks or garbles a field"),
+        (b'{"format_version": 1}', "a field is missing or damaged"),
+        (b'{"format_version": 2}', "a field is missing or damaged"),
     ],
 )
 def test_what_is_no_manifest_is_refused_with_what_to_do(tmp_path, content, complaint):
@@ -300,7 +300,7 @@ def test_each_missing_field_and_each_of_another_type_is_named(tmp_path, keys):
     edited(tmp_path, *keys)
     assert f"KeyError('{keys[-1]}')" in refusal(tmp_path)
     edited(tmp_path, *keys, value=1.5)
-    assert "lacks or garbles a field" in refusal(tmp_path)
+    assert "a field is missing or damaged" in refusal(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -325,7 +325,7 @@ def test_each_missing_field_and_each_of_another_type_is_named(tmp_path, keys):
 )
 def test_a_garbled_value_inside_is_refused(tmp_path, keys, value):
     edited(tmp_path, *keys, value=value)
-    assert "lacks or garbles a field" in refusal(tmp_path)
+    assert "a field is missing or damaged" in refusal(tmp_path)
 
 
 @pytest.mark.parametrize("path", ["/etc/passwd", "../shard_0001.pkl.gz", "mlp/../../x"])

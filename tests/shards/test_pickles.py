@@ -312,7 +312,7 @@ def test_a_shard_that_ends_early_or_goes_on_is_refused(compress):
         with pytest.raises(DamageError):
             load(whole[:length])
     more = written([outputs.sample(0)]) + b"\0"
-    with pytest.raises(DamageError, match="goes on behind the shard"):
+    with pytest.raises(DamageError, match="has more bytes after the shard"):
         load(gzip.compress(more) if compress else more)
 
 

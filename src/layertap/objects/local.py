@@ -244,7 +244,7 @@ def _writing(path: Path) -> Iterator[None]:
     try:
         yield
     except (FileExistsError, NotADirectoryError) as error:
-        raise UsageError(f"{path}: a file stands where a folder should; give another folder") from error
+        raise UsageError(f"{path}: a file is where a folder should be; give another folder") from error
     except OSError as error:
         raise StorageError(
             f"{error.filename or path}: {error.strerror or error}; make room or allow writing, then run the same"

@@ -94,7 +94,7 @@ class KeptTally:
             whole = head["key"] == self._key and head["crc32c"] == _checksum(arrays)
             tokens, samples = int(head["tokens"]), int(head["samples"])
         except (ValueError, KeyError, TypeError, SafetensorError) as error:
-            raise DamageError(f"{self._place}: is garbled ({error})") from error
+            raise DamageError(f"{self._place}: cannot be read ({error})") from error
         if not whole or _forms(arrays) != _forms(tally.arrays):
             raise DamageError(f"{self._place}: is not what its checksum and name say")
         if place.shards + (place.steps > 0) > len(self._shards) or digest != self._digest(place):

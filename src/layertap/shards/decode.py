@@ -1,9 +1,10 @@
-"""Decoding: the one way from the files of a shard to its content, for the reader, `verify` and
-`inspect`.
+"""Decoding: from the files of a shard back to its content.
 
-safetensors are read by parts: the header once, then ranges of rows. A pickle can only be read
-whole, one file a site, after its checksum was compared; it stays in memory as long as its shard
-does.
+The reader, `verify` and `inspect` all use it; no other code reads shards.
+
+A safetensors file is read in parts: the header once, then ranges of rows. A pickle can only be read
+whole. There is one for each site. Its checksum is compared first, and it stays in memory as long as
+its shard does.
 """
 
 from layertap.objects.base import ObjectStore
@@ -14,6 +15,6 @@ from layertap.shards.tensor_shard import TensorShard
 
 
 def open_shard(store: ObjectStore, manifest: Manifest, entry: ShardEntry) -> Shard:
-    """A shard of the output folder `store`, of which nothing is read yet."""
+    """Return a shard of the output folder `store`. This call reads nothing yet."""
     kind = TensorShard if manifest.format == "safetensors" else PickledShard
     return kind(store, manifest, entry)

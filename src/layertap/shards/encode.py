@@ -1,19 +1,19 @@
 """Encoding: from some samples to the bytes of a shard, as a pure function.
 
-`encode` reads and writes no file and knows no device. Its result follows from its arguments alone,
-whatever the number of its threads, so shards may be encoded in any order, and are appended in their
-own order later (writer.py).
+`encode` reads and writes no file and knows no device. Its result depends on its arguments alone,
+not on the number of threads. So shards may be encoded in any order; they are appended in their own
+order later (writer.py).
 
-Threads convert and measure some samples at one tap each, a little ahead of the format, which takes
-them in its own order: a value is in a cache once for its conversion, its norm and its statistics.
-Of pickles, threads gzip a mebibyte each. What is left for the one thread that calls is to put
-buffers in order, and their checksum.
+Each thread converts and measures some samples at one tap, a little ahead of the format, which takes
+them in its own order. A value is loaded into the cache once for its conversion, its norm and its
+statistics. To write pickles, each thread compresses one mebibyte at a time. The calling thread only
+puts buffers in order and computes their checksum.
 
-In memory are the bytes of the shard as it will be stored, where values that need no conversion are
-views of the samples; and for each thread two pieces of 16 MiB (or a sample, where that is more) of
-converted values, or two mebibytes of a pickle.
+Memory holds the bytes of the shard as it will be stored. Values that need no conversion are views
+of the samples. Each thread adds two pieces of 16 MiB (or a sample, where that is more) of converted
+values, or two mebibytes of a pickle.
 
-Norms are of the values as stored, so what is lost by rounding is rounded before it is measured.
+Norms describe the values as stored: values are rounded first and measured afterwards.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -42,31 +42,30 @@ from layertap.shards.threads import Threads, working
 from layertap.shards.values import SampleValues, TapValues
 
 _PIECE_VALUES = 1 << 22
-"""How many values a thread converts and measures before it looks for more."""
+"""How many values a thread converts and measures before it takes more work."""
 
 
 @dataclass(frozen=True)
 class ShardFormat:
-    """How shards are encoded."""
+    """How to encode shards."""
 
     taps: Mapping[Tap, int]
-    """What is stored, and the width of each."""
+    """The taps to store, with the width of each."""
     dtype: np.dtype
     compress: bool
-    """Whether pickles are gzipped; safetensors never are."""
+    """Whether to gzip pickles. safetensors files are never compressed."""
     name: Literal["pickle", "safetensors"] = "pickle"
     keep_nonfinite: bool = False
-    """Whether activations with a NaN or an infinity are stored and counted; else they are
-    refused."""
+    """True: store and count activations with a NaN or an infinity. False: raise StorageError."""
 
     @property
     def stored_as(self) -> str:
-        """The dtype as the manifest calls it."""
+        """The dtype's name in the manifest."""
         return dtype_name(self.dtype)
 
     @property
     def bytes_per_token(self) -> int:
-        """Bytes of activations that a token brings, before compression."""
+        """How many bytes of activations a token adds, before compression."""
         return sum(self.taps.values()) * self.dtype.itemsize
 
     @property
@@ -80,8 +79,9 @@ class ShardFormat:
         return tuple(dict.fromkeys(tap.site for tap in self.taps))
 
     def files(self, index: int) -> dict[str, str | None]:
-        """The paths of shard `index`, counted from 1, that hold activations, with the site of
-        each.
+        """Map each path of shard `index` (from 1) that holds activations to its site.
+
+        The site is None for a file that holds all sites.
         """
         if self.name == "safetensors":
             return {f"shard_{index:04d}.safetensors": None}
@@ -91,15 +91,13 @@ class ShardFormat:
 
 
 def statistics_path(index: int) -> str:
-    """The path of the statistics of shard `index`."""
+    """Return the path of the statistics of shard `index`."""
     return f"statistics/shard_{index:04d}.safetensors"
 
 
 @dataclass(frozen=True)
 class EncodedShard:
-    """A shard as it will be stored: its entry in the manifest, and the content of each file in
-    it.
-    """
+    """A shard as it will be stored: its entry in the manifest, and the content of each file."""
 
     entry: ShardEntry
     contents: Mapping[str, MemoryContent]
@@ -109,11 +107,11 @@ class EncodedShard:
 def encode(
     index: int, samples: Sequence[Sample], form: ShardFormat, about: Mapping[str, str], threads: int | None = None
 ) -> EncodedShard:
-    """Shard `index` of these samples, of which there is at least one; `about` the run goes into
-    safetensors.
+    """Encode these samples, at least one, as shard `index`.
 
-    Raises StorageError where a finite value does not fit into float16, and for a NaN or an infinity
-    that is not to be kept. `threads`: how many; None: one for each core.
+    `about` holds facts about the run, which go into the metadata of safetensors files. `threads`
+    is the number of threads; None means one for each core. Raises StorageError where a finite value
+    does not fit into float16, or for a NaN or an infinity that the run does not keep.
     """
     measured: dict[Tap, list[TapStatistics]] = {tap: [] for tap in form.taps}
     contents: dict[str, MemoryContent] = {}
@@ -143,11 +141,11 @@ def encode(
 def measure_sample(
     sample: Sample, tap: Tap, form: ShardFormat, *, widen: bool = False
 ) -> tuple[Activation, Norms, TapStatistics]:
-    """What is read of a sample at a tap: the values, their norms and their statistics.
+    """Return what a reader gets of a sample at a tap: the values, their norms, their statistics.
 
-    Values that the storage dtype holds exactly are given as they are, or with `widen` in that
-    dtype; those that it quantises in float32. Raises StorageError where a finite value does not fit
-    into float16, and for a NaN or an infinity that is not to be kept.
+    Values that the storage dtype holds exactly are returned as they are, or in the storage dtype
+    with `widen`. Quantised values are returned in float32. Raises StorageError where a finite value
+    does not fit into float16, or for a NaN or an infinity that the run does not keep.
     """
     if is_quantised(form.dtype):
         values = quantise(sample.activations[tap], form.dtype).values
@@ -161,7 +159,7 @@ def measure_sample(
 def _measure_read(
     values: Activation, sample: Sample, tap: Tap, form: ShardFormat, widened: np.ndarray | None = None
 ) -> tuple[Norms, TapStatistics]:
-    """The norms and statistics of values as they will be read."""
+    """Measure the norms and statistics of values as they will be read."""
     statistics, norms = measure_in_float32(values, sample.sample_idx, widened)
     require_finite(sample, tap, norms, form)
     if statistics.count:
@@ -171,21 +169,21 @@ def _measure_read(
 
 
 def require_finite(sample: Sample, tap: Tap, norms: Norms, form: ShardFormat) -> None:
-    """Raise StorageError for a NaN or an infinity, which norms show, that is not to be kept."""
+    """Raise StorageError for a NaN or an infinity that the run does not keep; the norms show it."""
     finite = np.isfinite(norms)
     if not form.keep_nonfinite and not finite.all():
         raise _nonfinite(sample, tap, sample.columns["positions"][~finite], form)
 
 
 def round_activation(sample: Sample, tap: Tap, dtype: np.dtype) -> Activation:
-    """The activation with values that `dtype` holds exactly.
+    """Round the activation to values that `dtype` holds exactly.
 
     Raises StorageError where a finite value does not fit into float16.
     """
     activation = sample.activations[tap]
     if np.can_cast(activation.dtype, dtype):
         return activation
-    with np.errstate(over="ignore", invalid="ignore"):  # what is lost is reported below; NaN stays NaN
+    with np.errstate(over="ignore", invalid="ignore"):  # overflow is reported below; NaN stays NaN
         rounded = np.asarray(activation, dtype)
         too_large = dtype == np.float16 and (np.isinf(rounded) & np.isfinite(activation)).any()
     if too_large:
@@ -196,7 +194,7 @@ def round_activation(sample: Sample, tap: Tap, dtype: np.dtype) -> Activation:
 
 
 def _nonfinite(sample: Sample, tap: Tap, tokens: np.ndarray, form: ShardFormat) -> StorageError:
-    """For the tokens at these positions, which have a NaN or an infinity."""
+    """Return the error for the tokens at these positions, which have a NaN or an infinity."""
     kept = f"such tokens of {form.stored_as} as NaN" if is_quantised(form.dtype) else "such activations as they are"
     return StorageError(
         f"{_place(sample, tap)}, token {tokens[0]}: the activation has a NaN or an infinity, as have those of"
@@ -217,7 +215,7 @@ def _encode_file(
     about: Mapping[str, str],
     workers: Threads,
 ) -> MemoryContent:
-    """The file of a site, or of all; statistics of each sample go into the lists."""
+    """Encode the file of a site, or of all sites, and add each sample's statistics to the lists."""
     taps = [tap for tap in form.taps if site in (None, tap.site)]
     pieces = [(tap, piece) for tap in taps for piece in _pieces(samples, form.taps[tap])]
     done = workers.map(partial(_store_piece, form=form), pieces)
@@ -232,7 +230,7 @@ def _encode_file(
 
 
 def _pieces(samples: Sequence[Sample], width: int) -> Iterator[list[Sample]]:
-    """The samples in pieces that are worth a thread's turn."""
+    """Split the samples into pieces that are large enough for one turn of a thread."""
     piece: list[Sample] = []
     for sample in samples:
         piece.append(sample)
@@ -249,7 +247,7 @@ def _store_piece(piece: tuple[Tap, Sequence[Sample]], form: ShardFormat) -> list
 
 
 def _store(sample: Sample, tap: Tap, form: ShardFormat) -> tuple[SampleValues, TapStatistics]:
-    """What is stored of a sample at a tap, and the statistics of it as it will be read."""
+    """Return what is stored of a sample at a tap, and the statistics of the values as read."""
     if not is_quantised(form.dtype):
         activation, norms, statistics = measure_sample(sample, tap, form, widen=True)
         return SampleValues(activation, norms), statistics
@@ -261,7 +259,7 @@ def _store(sample: Sample, tap: Tap, form: ShardFormat) -> tuple[SampleValues, T
 def _noted(
     done: Iterator[tuple[SampleValues, TapStatistics]], samples: int, statistics: list[TapStatistics]
 ) -> Iterator[SampleValues]:
-    """The next samples' values; their statistics go into the list."""
+    """Yield the values of the next samples, and add their statistics to the list."""
     for values, part in islice(done, samples):
         statistics.append(part)
         yield values
@@ -276,8 +274,9 @@ def write_samples(
     about: Mapping[str, str],
     workers: Threads | None = None,
 ) -> None:
-    """Write one file of a shard, which has these values at its taps, taken in their order; `site`
-    as `ShardFormat.files` gives it. `workers` compress what `form` has compressed.
+    """Write one file of a shard from these values, which are taken tap after tap.
+
+    `site` comes from `ShardFormat.files`. `workers` compress the file where `form` says so.
     """
     if site is None:
         write_safetensors(sink, samples, values, form.dtype, about)
@@ -293,7 +292,7 @@ def _encode_statistics(statistics: Mapping[Tap, TapStatistics], about: Mapping[s
 
 
 class _Collector:
-    """Keeps what a format writes, without a copy, and takes its checksum while threads work."""
+    """Keeps what a format writes, without a copy, and computes its checksum while threads work."""
 
     def __init__(self) -> None:
         self._buffers: list[memoryview] = []
@@ -307,5 +306,5 @@ class _Collector:
         return view.nbytes
 
     def content(self) -> MemoryContent:
-        """All of it."""
+        """Return everything that was written."""
         return MemoryContent(self._buffers, f"{self._crc:08x}")

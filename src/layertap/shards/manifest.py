@@ -1,17 +1,19 @@
-"""The manifest: what an output folder holds, true after every commit.
+"""The manifest: what an output folder holds. It is true after every commit.
 
-`metadata.json` is the head: the run, where it goes on, and how many shards count. It is replaced
-atomically after the files of a shard are whole, so every shard that counts exists, and a file that
-is not listed does not count. The shards themselves are listed in parts, `manifest/part_0001.jsonl`
-and so on: one line a shard, `SHARDS_A_PART` lines a part, and lines are only ever added. A commit
-writes the last part and then the head, so it costs the same for the first shard and the thousandth.
-The head has the checksum of all lines that count. A line behind those is of a commit that did not
-happen, or of one that a reader does not know of yet.
+`metadata.json` is the head. It describes the run, says where to continue, and says how many shards
+count. It is replaced atomically once the files of a shard are complete. So every shard that counts
+exists, and a file that is not listed does not count.
 
-The manifest holds no time and no host: that of an interrupted and resumed run equals, byte for
-byte, that of one which ran through.
+The shards are listed in parts: `manifest/part_0001.jsonl` and so on. A part has one line for each
+shard and at most `SHARDS_A_PART` lines, and lines are only added. A commit writes the last part and
+then the head, so the thousandth shard costs no more than the first. The head has the checksum of
+all lines that count. A line after those belongs to a commit that did not happen, or to one that the
+reader has not seen yet.
 
-Manifests of format version 1 listed the shards in `metadata.json`. They are still read.
+The manifest holds no time and no host name. So an interrupted and resumed run has the same
+manifest, byte for byte, as a run without interruption.
+
+Manifests of format version 1 listed the shards in `metadata.json`. Layertap still reads them.
 """
 
 import dataclasses
@@ -34,18 +36,16 @@ FILE_NAME = "metadata.json"
 FORMAT_VERSION = 2
 SHARDS_A_PART = 100
 STOPPED_AT = "max_tokens_total"
-"""In `progress` of a run that is complete because so many tokens were asked for."""
+"""In `progress`: the token limit that ended the run, where that came before the dataset's end."""
 UNKEPT = "unkept_samples"
-"""In `progress`: samples that have none of the tokens that the run keeps."""
+"""In `progress`: samples without any of the tokens that the run keeps."""
 
 Json = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class StoredFile:
-    """One file of a shard: its path below the output folder, what it holds, its size and CRC-32C
-    (hex).
-    """
+    """One file of a shard: its path in the output folder, its kind, its size, its CRC-32C (hex)."""
 
     path: str
     kind: str
@@ -55,12 +55,12 @@ class StoredFile:
     bytes: int
     crc32c: str
     layer: int | None = None
-    """None: all layers of the run, as always since format version 2."""
+    """None: all layers of the run. It is always None since format version 2."""
 
 
 @dataclass(frozen=True)
 class ShardEntry:
-    """One committed shard; `sample_idx` as ascending, inclusive ranges."""
+    """One committed shard. `sample_idx` holds ascending, inclusive ranges."""
 
     index: int
     samples: int
@@ -68,12 +68,12 @@ class ShardEntry:
     sample_idx: tuple[tuple[int, int], ...]
     files: tuple[StoredFile, ...]
     nonfinite: int = 0
-    """Activations, each of a token at a tap, with a NaN or an infinity, which the run was to
-    keep."""
+    """How many activations (of one token at one tap) have a NaN or an infinity that the run
+    kept."""
 
     @cached_property
     def line(self) -> bytes:
-        """As it is listed in a part of the manifest."""
+        """The shard's line in a part of the manifest."""
         raw = dataclasses.asdict(self)
         for file in raw["files"]:
             del file["layer"]
@@ -84,32 +84,33 @@ class ShardEntry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """Everything that head and parts say."""
+    """Everything in the head and the parts."""
 
     fingerprint: str
     identity: Json
-    """What the fingerprint is the hash of: everything that decides the output's bytes."""
+    """Everything that decides the output's bytes. The fingerprint is its hash."""
     config: Json
     """The resolved settings of the run."""
     worker_id: int
     model_path: str
-    """As the first start had it; where the tokenizer may be found."""
+    """The model path at the first start. The tokenizer may be found there."""
     model_type: str
     special_ids: tuple[int, ...]
-    """The tokenizer's special tokens, which the flags mark; ascending."""
+    """The tokenizer's special tokens, ascending. The flags mark them."""
     format: str
     """"pickle" or "safetensors"."""
     taps: Mapping[Tap, int]
-    """What is stored, site by site and layer by layer, with the width of each."""
+    """The taps that are stored, site by site and layer by layer, with the width of each."""
     storage_dtype: str
     columns: Mapping[str, str] = field(default_factory=lambda: {name: dtype.name for name, dtype in COLUMNS.items()})
     """The dtype of each column that is stored."""
     certificate: Json = field(default_factory=dict)
-    """How far the activations are from float32 (pipeline/certificate.py); empty unless it was asked
-    for."""
+    """How far the activations are from float32 (pipeline/certificate.py). Empty unless you asked
+    for it."""
     shards: tuple[ShardEntry, ...] = ()
     progress: Json = field(default_factory=dict)
-    """Where the run goes on, what it skipped, whether it is complete (pipeline/windows.py)."""
+    """Where the run continues, what it skipped, and the limit that ended it
+    (pipeline/windows.py)."""
     complete: bool = False
     format_version: int = FORMAT_VERSION
 
@@ -120,7 +121,7 @@ class Manifest:
 
     @property
     def sites(self) -> tuple[Site, ...]:
-        """The sites that are stored, in the order in which they were asked for."""
+        """The sites that are stored, in the order in which you asked for them."""
         return tuple(dict.fromkeys(tap.site for tap in self.taps))
 
     @property
@@ -135,19 +136,17 @@ class Manifest:
 
     @property
     def samples(self) -> int:
-        """Samples in committed shards."""
+        """How many samples the committed shards hold."""
         return sum(shard.samples for shard in self.shards)
 
     @property
     def tokens(self) -> int:
-        """Tokens in committed shards."""
+        """How many tokens the committed shards hold."""
         return sum(shard.tokens for shard in self.shards)
 
     @property
     def stopped_at(self) -> int | None:
-        """The number of tokens at which the run was to stop, if that came before the dataset's
-        end.
-        """
+        """The token limit that ended the run, if the limit came before the dataset's end."""
         return self.progress.get(STOPPED_AT) if self.complete else None
 
     @property
@@ -157,25 +156,25 @@ class Manifest:
 
     @property
     def unkept_samples(self) -> Iterator[int]:
-        """Samples that were computed, and have no token that is kept."""
+        """Samples that were computed but have no token that the run keeps."""
         ranges = self.progress.get(UNKEPT, {}).get("sample_idx", ())
         return (index for first, last in ranges for index in range(first, last + 1))
 
     @property
     def nonfinite(self) -> int:
-        """Activations with a NaN or an infinity in committed shards."""
+        """How many activations in committed shards have a NaN or an infinity."""
         return sum(shard.nonfinite for shard in self.shards)
 
     def with_shard(self, shard: ShardEntry | None, progress: Json, *, complete: bool) -> "Manifest":
-        """The manifest after one more commit."""
+        """Return the manifest after one more commit."""
         shards = self.shards if shard is None else (*self.shards, shard)
         return dataclasses.replace(self, shards=shards, progress=progress, complete=complete)
 
     def require_same_run(self, other: "Manifest", place: object, flag: str = "--output_dir") -> None:
-        """Raise RunMismatchError, saying what differs, unless `other` would write the same bytes as
-        the same worker.
+        """Raise RunMismatchError, with what differs, unless `other` is the same worker of this run.
 
-        `place` holds this manifest; `flag` is what names another place.
+        The same worker of the same run writes the same bytes. `place` holds this manifest; `flag`
+        names another place.
         """
         differing = differences(self.identity, other.identity)
         for name in ("worker_id", "format_version"):
@@ -189,18 +188,18 @@ class Manifest:
 
 
 def fingerprint_of(identity: Json) -> str:
-    """The run fingerprint: SHA-256 (hex) over everything that decides the output's bytes."""
+    """Return the run fingerprint: SHA-256 (hex) of everything that decides the output's bytes."""
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
 def shard_number(path: str) -> int:
-    """The number of the shard that a file is of, by its name; 0 where it is of none."""
+    """Return the number of the shard that a file belongs to by its name; 0 if to none."""
     number = PurePosixPath(path).name.removeprefix("shard_").partition(".")[0]
     return int(number) if number.isdecimal() else 0
 
 
 def index_ranges(indices: Iterable[int]) -> tuple[tuple[int, int], ...]:
-    """Ascending, inclusive ranges that cover exactly `indices`."""
+    """Return ascending, inclusive ranges that cover exactly `indices`."""
     ranges: list[tuple[int, int]] = []
     for index in sorted(indices):
         if ranges and index == ranges[-1][1] + 1:
@@ -211,12 +210,12 @@ def index_ranges(indices: Iterable[int]) -> tuple[tuple[int, int], ...]:
 
 
 def listed_ranges(ranges: Iterable[tuple[int, int]]) -> str:
-    """Such ranges in words."""
+    """Write such ranges in words."""
     return ", ".join(f"{first} to {last}" for first, last in ranges) or "none"
 
 
 def differences(there: object, now: object, path: str = "") -> list[str]:
-    """What differs between two values from JSON, a line each."""
+    """List what differs between two values from JSON, one line for each difference."""
     if isinstance(there, Mapping) and isinstance(now, Mapping):
         keys = [*there, *(key for key in now if key not in there)]
         return [line for key in keys for line in differences(there.get(key), now.get(key), f"{path}{key}.")]

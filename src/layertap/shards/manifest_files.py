@@ -1,6 +1,6 @@
-"""The manifest as files: written in the order of a commit, read back with nothing taken on trust.
+"""The files of the manifest: written in the order of a commit, and checked when they are read.
 
-Types and sums are checked here; `verify` finds out whether the shards are what the manifest says.
+This module checks types and sums. `verify` checks whether the shards match the manifest.
 """
 
 import json
@@ -22,29 +22,29 @@ _REMEDY = "restore it from a copy, or extract into another --output_dir"
 
 
 def part_name(number: int) -> str:
-    """The name of a part, counted from 1."""
+    """Return the name of a part, counted from 1."""
     return f"manifest/part_{number:04d}.jsonl"
 
 
 def part_bytes(manifest: Manifest, number: int) -> bytes:
-    """What a part holds."""
+    """Return the bytes of a part."""
     begin = (number - 1) * SHARDS_A_PART
     return b"".join(shard.line for shard in manifest.shards[begin : begin + SHARDS_A_PART])
 
 
 def count_parts(shards: int) -> int:
-    """How many parts list so many shards."""
+    """Return how many parts are needed to list so many shards."""
     return -(-shards // SHARDS_A_PART)
 
 
 def head_bytes(manifest: Manifest) -> bytes:
-    """What `metadata.json` holds."""
-    # Escaped to ASCII: a path or a task id may hold half a surrogate pair, which UTF-8 cannot.
+    """Return the bytes of `metadata.json`."""
+    # Escaped to ASCII: a path or a task id may hold half a surrogate pair, which UTF-8 cannot hold.
     return (dump_json(_head(manifest), indent=2) + "\n").encode()
 
 
 def commit_manifest(store: ObjectStore, manifest: Manifest) -> None:
-    """Write the last part, then the head. The parts before it are there from earlier commits."""
+    """Write the last part, then the head. Earlier commits wrote the parts before it."""
     if manifest.shards:
         last = count_parts(len(manifest.shards))
         store.put(part_name(last), MemoryContent([part_bytes(manifest, last)]), replaces=OWNED)
@@ -52,27 +52,28 @@ def commit_manifest(store: ObjectStore, manifest: Manifest) -> None:
 
 
 def write_manifest(store: ObjectStore, manifest: Manifest) -> None:
-    """Write all parts, then the head, where none of them may be there."""
+    """Write all parts, then the head, whether or not they exist already."""
     for number in range(1, count_parts(len(manifest.shards))):
         store.put(part_name(number), MemoryContent([part_bytes(manifest, number)]), replaces=OWNED)
     commit_manifest(store, manifest)
 
 
 def load_manifest(store: ObjectStore) -> Manifest | None:
-    """The manifest of an output folder, or None where it has none; raises DamageError where it is
-    garbled.
+    """Read the manifest of an output folder, or return None where it has none.
+
+    Raises DamageError where the manifest is damaged.
     """
     head = store.read(FILE_NAME)
     return None if head is None else parse_manifest(store, head.data)
 
 
 def require_manifest(store: ObjectStore) -> Manifest:
-    """The same; raises UsageError where there is none."""
+    """Read the manifest of an output folder. Raises UsageError where there is none."""
     return parse_manifest(store, read_head(store))
 
 
 def read_head(store: ObjectStore) -> bytes:
-    """The head of the manifest as it is stored; raises UsageError where there is none."""
+    """Read the bytes of the manifest's head. Raises UsageError where there is none."""
     head = store.read(FILE_NAME)
     if head is None:
         raise UsageError(f"{store.url}/{FILE_NAME}: no such file; {store.url} is not the output folder of a run")
@@ -80,7 +81,10 @@ def read_head(store: ObjectStore) -> bytes:
 
 
 def parse_manifest(store: ObjectStore, head: bytes) -> Manifest:
-    """The manifest with this head, whose parts are in `store`; raises DamageError."""
+    """Read the manifest that has this head, and whose parts are in `store`.
+
+    Raises DamageError where it is damaged.
+    """
     name = f"{store.url}/{FILE_NAME}"
     try:
         raw = json.loads(head)
@@ -95,7 +99,7 @@ def parse_manifest(store: ObjectStore, head: bytes) -> Manifest:
         taps = [{"site": site, "width": raw["hidden_size"], "layers": raw["layers"]} for site in raw["sites"]]
         return _parse(raw | {"taps": taps, "columns": _columns_of_version_1(raw)}, raw["shards"])
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-        raise DamageError(f"{name}: lacks or garbles a field: {error!r}; {_REMEDY}") from error
+        raise DamageError(f"{name}: a field is missing or damaged: {error!r}; {_REMEDY}") from error
 
 
 def _head(manifest: Manifest) -> dict[str, Any]:
@@ -125,7 +129,7 @@ def _checksum(lines: Iterator[bytes]) -> str:
 
 
 def _listed_shards(store: ObjectStore, head: Json) -> list[Any]:
-    """The shards that count, out of the parts."""
+    """Read the shards that count from the parts."""
     count = exact_int(head["totals"]["shards"])
     lines: list[bytes] = []
     for number in range(1, count_parts(count) + 1):
@@ -138,7 +142,7 @@ def _listed_shards(store: ObjectStore, head: Json) -> list[Any]:
     return [json.loads(line) for line in lines]
 
 
-# The fields of the head that are the manifest's own, with their types in JSON.
+# The fields of the head that `Manifest` has too, with their types in JSON.
 _FIELDS: Mapping[str, type] = {
     "fingerprint": str,
     "identity": dict,
@@ -195,9 +199,7 @@ def _parse_file(raw: Json) -> StoredFile:
 
 
 def _typed(raw: Json, types: Mapping[str, type]) -> dict[str, Any]:
-    """Those fields of `raw`; raises KeyError or TypeError where one is missing or of another
-    type.
-    """
+    """Return those fields of `raw`. Raises KeyError or TypeError for a missing or wrong one."""
     values = {name: raw[name] for name in types}
     for name, value in values.items():
         if type(value) is not types[name]:

@@ -1,21 +1,22 @@
-"""Norms and statistics of what is stored, in float32, by blocks that stay in a core's cache.
+"""Norms and statistics of stored values, in float32, by blocks that fit into a core's cache.
 
-`statistics.measure` is exact: all of it in float64, 2 to 2.5 ns a value of one core. It was most of
-what a shard of safetensors cost. This is what encoding takes: 0.8 ns, and as float32 copies are
-made on the way, they are left for whoever stores them (`widened`), so a value is converted once.
+`statistics.measure` is exact. It works in float64 and takes 2 to 2.5 ns a value on one core, which
+was most of the cost of a safetensors shard. Encoding uses this module instead: it takes 0.8 ns. It
+makes float32 copies on the way and leaves them for the caller to store (`widened`), so a value is
+converted once.
 
-Large means are what float32 cannot bear: channels of these models have means of ten thousand times
-their deviation. So a pivot, the mean of some tokens spread over the sample, is taken out first. The
-sum of squares around it exceeds that around the mean by n (pivot - mean)^2, a sixteenth of it as a
-rule. Of each `_GROUP` tokens sums are in float32, and all beyond in float64. Norms are sums of
-squares in float32, of values as they are. So norms, deviations, and means in units of either are
-within a millionth of the exact ones; norms are stored in float32 anyway. `verify` measures exactly,
-and allows for that.
+float32 loses precision where means are large, and some channels of these models have means of ten
+thousand times their deviation. So a pivot is subtracted first: the mean of some tokens spread over
+the sample. The sum of squares around the pivot exceeds the sum around the mean by
+n (pivot - mean)^2, usually a sixteenth of it. Sums over `_GROUP` tokens are in float32; sums of
+those are in float64. Norms come from sums of squares in float32, of the values without the pivot
+subtracted. So norms, deviations, and means in units of either are within a millionth of the exact
+ones. Norms are stored in float32 anyway. `verify` measures exactly and allows this difference.
 
-What float32 cannot hold (a NaN, an infinity, squares beyond its range) is measured exactly, as are
-float64 and a sample whose pivot turns out to be far from the mean. numpy lets other threads run
-meanwhile. A kernel in C or by numba would save perhaps half of the 0.8 ns; docs/decisions.md says
-why there is none.
+What float32 cannot hold (a NaN, an infinity, squares beyond its range) is measured exactly. So are
+float64 values, and a sample whose pivot turns out to be far from the mean. numpy lets other threads
+run meanwhile. A kernel in C or numba might save half of the 0.8 ns; docs/decisions.md says why
+there is none.
 """
 
 import threading
@@ -26,32 +27,33 @@ from layertap.core.sample import Activation
 from layertap.shards.statistics import Norms, TapStatistics, measure
 
 _BLOCK_BYTES = 2 << 20
-"""Of float32: two such blocks are in use at a time."""
+"""The size of a block in float32. Two such blocks are in use at a time."""
 _GROUP = 16
-"""Tokens whose sums are taken in float32."""
+"""How many tokens are summed in float32."""
 _PIVOT = 16
-"""Tokens whose mean is the pivot."""
+"""The pivot is the mean of so many tokens."""
 _SMALLEST, _LARGEST = 1e-24, 1e37
-"""Squared norms between which neither their sum nor what it is made of leaves float32's range."""
+"""Between these squared norms, neither a sum nor its terms leave the range of float32."""
 _EXCESS = 3.0
-"""How many times M2 the pivot may cost before digits of M2 are lost."""
+"""How many times M2 the excess of the pivot may be before digits of M2 are lost."""
 _kept = threading.local()
 _DOT = 2048
-"""Channels whose squares are summed in float32. Of 10,000 the BLAS would start its own threads."""
+"""How many channels' squares are summed in float32. At 10,000 BLAS would start its own threads."""
 
 
 def measure_in_float32(
     activation: Activation, sample_idx: int, widened: np.ndarray | None = None
 ) -> tuple[TapStatistics, Norms]:
-    """What `statistics.measure` gives, within a millionth.
+    """Return what `statistics.measure` returns, within a millionth.
 
-    `widened`, float32 of the same shape, gets the values, for an activation that is not float32.
+    For an activation that is not float32, the values are written to `widened`, which is float32 of
+    the same shape.
     """
     if activation.dtype == np.float64 or not activation.size:
-        return measure(activation, sample_idx)  # nothing of size 0 is to be widened
-    with np.errstate(invalid="ignore", over="ignore"):  # what that touches is measured again below
+        return measure(activation, sample_idx)  # size 0: there is nothing to widen
+    with np.errstate(invalid="ignore", over="ignore"):  # such values are measured again below
         squares, mean, m2, excess = _sums(activation, widened)
-    in_range = _SMALLEST < squares.min() <= squares.max() < _LARGEST  # no NaN is
+    in_range = _SMALLEST < squares.min() <= squares.max() < _LARGEST  # False where there is a NaN
     if not in_range or (excess > _EXCESS * m2).any():
         return measure(activation, sample_idx)
     norms = np.sqrt(squares)
@@ -70,8 +72,9 @@ def measure_in_float32(
 
 
 def _sums(activation: Activation, widened: np.ndarray | None) -> tuple[np.ndarray, ...]:
-    """In float64: the squared norm of each token; of each channel its mean, its M2, and by how much
-    the sum of squares around the pivot was more.
+    """Return, in float64, each token's squared norm and each channel's mean, M2 and excess.
+
+    The excess is how much larger the sum of squares around the pivot is than M2.
     """
     tokens, width = activation.shape
     pivot = _pivot(activation)
@@ -98,9 +101,9 @@ def _sums(activation: Activation, widened: np.ndarray | None) -> tuple[np.ndarra
 
 
 def _scratch(width: int, *rows: int) -> list[np.ndarray]:
-    """Arrays of so many rows of float32, this thread's own, kept for its next call.
+    """Return float32 arrays with so many rows. The thread keeps their memory for its next call.
 
-    To give memory back to the system stops all cores for a moment: with arrays of each call's own,
+    Returning memory to the system stops all cores for a moment. When each call made its own arrays,
     two cores were slower than one.
     """
     if getattr(_kept, "values", np.empty(0)).size < sum(rows) * width:
@@ -111,15 +114,13 @@ def _scratch(width: int, *rows: int) -> list[np.ndarray]:
 
 
 def _pivot(activation: Activation) -> np.ndarray:
-    """The mean of some tokens, not of the first, which may be as large as all others together."""
+    """Return the mean of some tokens, without the first, which may exceed all others together."""
     step = max(1, len(activation) // _PIVOT)
     return activation[step // 2 :: step].astype(np.float32).mean(axis=0, dtype=np.float32)
 
 
 def _add_up(around: np.ndarray, sums: np.ndarray, m2: np.ndarray) -> None:
-    """The sums and the sums of squares of each `_GROUP` of a block, the last of which may be
-    shorter.
-    """
+    """Write the sum and the sum of squares of each `_GROUP` of a block; the last may be shorter."""
     count = len(around) // _GROUP
     groups, rest = around[: count * _GROUP].reshape(-1, _GROUP, around.shape[1]), around[count * _GROUP :]
     np.add.reduce(groups, axis=1, out=sums[:count])

@@ -1,15 +1,16 @@
-"""A copy of an output folder in a bucket, made while the run goes on.
+"""A copy of an output folder in a bucket, made while the run continues.
 
-The local commit comes first, in its own order (writer.py); then `offer` hands the new manifest to
-the mirror, which uploads the files that it names and then publishes it (publisher.py). Then, if
-asked, the local files of that shard are deleted.
+The local commit comes first, in its own order (writer.py). Then `offer` gives the new manifest to
+the mirror. The mirror uploads the files that the manifest names, and then publishes the manifest
+(publisher.py). Then it deletes the local files of that shard, if you asked for that.
 
-Killed anywhere, the next start lists the bucket once and uploads what is missing. On a new machine,
-with nothing on its disk, the run goes on from the bucket's manifest (`reconcile`).
+If the process is killed at any point, the next start lists the bucket once and uploads what is
+missing. On a new machine with an empty disk, the run continues from the bucket's manifest
+(`reconcile`).
 
-A failure ends the mirror: the next `offer`, or `finish`, raises it. `offer` waits while more than
-`uploads_at_once` shards are behind: no more than these, and two that the writer has, are lost with
-a machine, or wait on a disk from which they are to be deleted.
+A failure ends the mirror, and the next `offer` or `finish` raises it. `offer` waits while more than
+`uploads_at_once` shards are behind. So a lost machine costs at most these shards and the two that
+the writer has. No more than that waits on a disk to be deleted.
 """
 
 from collections.abc import Iterable, Iterator
@@ -28,7 +29,7 @@ from layertap.shards.publisher import Checkpoint, Far, Publisher, files_of
 
 
 class Mirror:
-    """Copies `folder` to `far` within a `with` block; `reconcile` and `begin` come first."""
+    """Copies `folder` to `far` within a `with` block. Call `reconcile` and `begin` first."""
 
     def __init__(self, far: Far, folder: Path, config: UploadConfig, checkpoint: Checkpoint | None) -> None:
         self.url = far.store.url
@@ -47,14 +48,14 @@ class Mirror:
 
     @property
     def behind(self) -> int:
-        """How many commits are not in the bucket yet."""
+        """How many commits the bucket does not have yet."""
         return self._publisher.behind
 
     def reconcile(self, fresh: Manifest) -> None:
-        """Give the folder the bucket's manifest, where that is further on than the folder's own.
+        """Copy the bucket's manifest to the folder, if it is ahead of the folder's own.
 
-        Raises RunMismatchError where either belongs to another run than `fresh`, DamageError where
-        the two disagree.
+        Raises RunMismatchError where either belongs to another run than `fresh`, and DamageError
+        where the two disagree.
         """
         local = open_store(str(self._folder))
         there, here = self._found, load_manifest(local)
@@ -69,24 +70,27 @@ class Mirror:
             write_manifest(local, there)
 
     def begin(self, manifest: Manifest) -> None:
-        """Upload whatever `manifest`, the folder's, names and the bucket lacks; then follow it."""
+        """Upload the files that the folder's `manifest` names and the bucket lacks.
+
+        Later offers continue from there.
+        """
         self._publisher.claim(manifest)
         missing = [file for file in files_of(manifest) if not self._publisher.holds(file)]
         for file in missing:
             if not (self._folder / file.path).is_file():
                 raise DamageError(
-                    f"{self.url}/{file.path}: is gone or is not what {FILE_NAME} says, and {self._folder} does not"
-                    " have it either; restore it, or give another place to upload to"
+                    f"{self.url}/{file.path}: missing, or not what {FILE_NAME} says, and {self._folder} does not"
+                    " have it either; restore it, or upload to another place"
                 )
         self._enqueue(manifest, missing)
 
     def offer(self, manifest: Manifest) -> None:
-        """Wait for room, then upload the shards that came since; raises what ended the mirror."""
+        """Wait for room, then upload the new shards. Raises the error that ended the mirror."""
         self._publisher.wait_for_room(self._config.uploads_at_once)
         self._enqueue(manifest, [file for shard in manifest.shards[self._offered :] for file in shard.files])
 
     def finish(self) -> None:
-        """Wait until the bucket holds all that was offered; raises what ended the mirror."""
+        """Wait until the bucket holds all offered shards. Raises what ended the mirror."""
         self._publisher.wait_for_room(0)
 
     def __enter__(self) -> "Mirror":
@@ -94,7 +98,7 @@ class Mirror:
         return self
 
     def __exit__(self, *raised: object) -> None:
-        """Upload what was offered, unless the mirror has failed; it is work that was done."""
+        """Upload what was offered, unless the mirror has failed, so that no work is lost."""
         self._publisher.__exit__(*raised)
 
     def _enqueue(self, manifest: Manifest, files: Iterable[StoredFile]) -> None:
@@ -103,7 +107,7 @@ class Mirror:
         self._offered = len(manifest.shards)
 
     def _follow(self, manifest: Manifest) -> None:
-        """What comes after a manifest was published."""
+        """Delete the local files of published shards, if the config asks for that."""
         if not self._config.delete_local_after_upload:
             return
         for shard in manifest.shards[self._deleted :]:
@@ -128,10 +132,10 @@ class Mirror:
 def open_mirror(
     url: str | None, folder: Path, config: UploadConfig, checkpoint: Checkpoint | None
 ) -> Iterator[Mirror | None]:
-    """The mirror of `folder` at `url`, which this process owns meanwhile; None without a URL.
+    """Open the mirror of `folder` at `url`; None without a URL.
 
-    Raises StorageError where another process owns it, UsageError or AccessError where there is no
-    such bucket, or where this process must not write to it.
+    This process owns the mirror within the block. Raises StorageError where another process owns
+    it, UsageError or AccessError where there is no such bucket or this process may not write to it.
     """
     if url is None:
         yield None

@@ -1,8 +1,8 @@
-"""Values that are read once and kept, when several threads ask for them.
+"""Values that several threads share, each read once and kept.
 
-The first thread that asks for a key reads its value, and the others that ask for that key wait for
-it. Each key has a lock of its own: a slow read of one value holds up nobody who wants another.
-Where a read fails, the next thread that asks tries again.
+The first thread that asks for a key reads its value; other threads that ask for the same key wait.
+Each key has its own lock, so a slow read of one value does not delay a thread that wants another.
+If a read fails, the next thread that asks tries again.
 """
 
 import threading
@@ -18,13 +18,13 @@ class Once(Generic[K, V]):
 
     def __init__(self) -> None:
         self.first: K | None = None
-        """The key whose value was there first."""
+        """The key whose value was read first."""
         self._values: dict[K, V] = {}
         self._locks: dict[K, threading.Lock] = {}
         self._lock = threading.Lock()  # for the table of locks; never held while a value is read
 
     def get(self, key: K, read: Callable[[], V]) -> V:
-        """The value of `key`, from `read` where nobody has read it yet; raises what that raises."""
+        """Return the value of `key`. Call `read` if nobody has yet; raises what `read` raises."""
         if key not in self._values:
             with self._lock:
                 own = self._locks.setdefault(key, threading.Lock())

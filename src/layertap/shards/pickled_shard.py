@@ -1,4 +1,4 @@
-"""A shard of pickles, read whole, one file a site."""
+"""A shard of pickles: one file for each site, read whole."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -13,7 +13,7 @@ from layertap.shards.stored import read_stored
 
 
 class PickledShard(Shard):
-    """A shard of pickles; for one thread at a time."""
+    """A shard of pickles. Only one thread at a time may use it."""
 
     def __init__(self, store: ObjectStore, manifest: Manifest, entry: ShardEntry) -> None:
         super().__init__(store, manifest, entry)
@@ -29,7 +29,7 @@ class PickledShard(Shard):
         return [Words(entry["task_id"], entry["text_preview"], entry["origin"]) for entry in self._entries(tap)]
 
     def activations(self, tap: Tap, begin: int, end: int, *, own: bool = False) -> np.ndarray:
-        """A view where the rows are of one sample."""
+        """Return the rows; they are a view if they belong to one sample."""
         return self._rows(tap, "activation", begin, end)
 
     def _column(self, name: str, begin: int, end: int, tap: Tap | None) -> np.ndarray:
@@ -39,7 +39,7 @@ class PickledShard(Shard):
         return self._rows(tap, "norms", begin, end)
 
     def _entries(self, tap: Tap | None) -> list[Entry]:
-        """The samples at a tap, or without one at a site that is loaded already."""
+        """Return the samples at a tap, or without a tap at a site that is already loaded."""
         if tap is None:
             tap = next((tap for tap in self._manifest.taps if tap.site in self._sites), next(iter(self._manifest.taps)))
         if tap.site not in self._sites:

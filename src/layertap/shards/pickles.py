@@ -1,26 +1,26 @@
 """The pickle format: `{layer: [{"sample_idx", "activation", "shape", "text_preview", ...}, ...]}`.
 
-Any Python with numpy, 1 or 2, reads it in three lines and without Layertap (docs/formats.md): an
-array is a call of `numpy.ndarray(shape, dtype, buffer)`. numpy's own way of pickling names private
+Python with numpy 1 or 2 reads it in three lines, without Layertap (docs/formats.md). An array is
+stored as a call of `numpy.ndarray(shape, dtype, buffer)`. numpy's own pickles name private
 functions, which numpy 1 lacks.
 
 The same samples give the same bytes: the gzip header has neither time nor name, and the pickler
 keeps no memo, so it does not matter which objects samples share.
 
-`isal` writes gzip at level 2: some 20 times the speed of the standard library at the same ratio.
-Its level 0, and zlib-ng's level 1, make such data larger. Where isal has no wheel (anything but
-x86-64 and ARM), zlib's level 1 takes its place, with other bytes; `codec` names which, for the run
-fingerprint.
+`isal` writes gzip at level 2. It is some 20 times as fast as the standard library at the same
+ratio. Its level 0, and zlib-ng's level 1, make such data larger. isal has wheels for x86-64 and
+ARM. On other processors zlib's level 1 is used, which gives other bytes; `codec` names the one in
+use, for the run fingerprint.
 
-Each mebibyte of the pickle is a member of the gzip file by itself, so any number of threads gives
-the same bytes. gzip, Python's `gzip` and isal read members as one; a reader that ends at the first
-member gets the first mebibyte and no error. One member of several flushed blocks would suit those
-too, and costs 6 % of the speed where members cost 1 %; the files are 0.2 % larger. Versions before
-wrote one member; a run may hold both.
+Each mebibyte of the pickle is its own member of the gzip file, so any number of threads gives the
+same bytes. gzip, Python's `gzip` and isal read all members as one file. A reader that stops at the
+first member gets the first mebibyte and no error. One member of several flushed blocks would also
+suit such readers. It costs 6 % of the speed, where members cost 1 %. The files are 0.2 % larger.
+Earlier versions wrote one member; a run may hold both.
 
-Reading makes nothing but numpy arrays and plain containers of a file, so a hostile one can run
-nothing. Callers compare the checksum before that: the unpickler in C may take much memory for bytes
-that are damaged. A file that was made to do so, with a checksum that fits, still can.
+Reading creates only numpy arrays and plain containers, so a hostile file cannot run code. Callers
+compare the checksum first, because the unpickler in C may take much memory for damaged bytes. A
+file that was made for that, with a matching checksum, still can.
 """
 
 import gzip
@@ -60,7 +60,7 @@ Entry = dict[str, Any]
 
 
 def codec(*, compress: bool) -> str:
-    """What is between the pickle and the file: "none", "isal-2" or "zlib-1"."""
+    """Return how the pickle is compressed: "none", "isal-2" or "zlib-1"."""
     if not compress:
         return "none"
     return "zlib-1" if igzip is None else "isal-2"
@@ -69,9 +69,9 @@ def codec(*, compress: bool) -> str:
 def write_pickle(
     sink: Sink, samples: Sequence[Sample], layers: Mapping[int, TapValues], compressors: Threads | None
 ) -> None:
-    """Write `samples` at each of the `layers` of a site, whose values are taken layer after layer.
+    """Write `samples` at each of the `layers` of a site, and take their values layer after layer.
 
-    `compressors` gzip it; None: nothing does.
+    `compressors` gzip the file; None leaves it uncompressed.
     """
     shard = {
         layer: [_entry(sample, at_layer.width, _Taken(values)) for sample in samples]
@@ -100,7 +100,7 @@ def _entry(sample: Sample, width: int, values: "_Taken") -> dict[str, object]:
 
 
 class _Taken:
-    """A sample's values, which are taken when the pickler reaches them, and not kept."""
+    """A sample's values. The pickler takes them when it reaches them; nothing keeps them."""
 
     def __init__(self, values: Iterator[SampleValues]) -> None:
         self._values = values
@@ -117,7 +117,7 @@ class _Taken:
 
 @dataclass(frozen=True)
 class _Pending:
-    """An array that is asked for when the pickler reaches it."""
+    """An array that the pickler asks for when it reaches it."""
 
     take: Callable[[], np.ndarray]
 
@@ -134,16 +134,14 @@ class _ShardPickler(pickle.Pickler):
 
 
 def _array_call(array: np.ndarray) -> tuple[object, ...]:
-    """The call that makes `array` again; writable even where a device lent it read-only."""
+    """Return the call that makes `array` again. The result is writable even if `array` is not."""
     own = np.require(array, requirements=["C_CONTIGUOUS", "WRITEABLE"])
-    dtype = own.dtype.type if own.dtype == ml_dtypes.bfloat16 else own.dtype.str  # bfloat16 has no name of its own
+    dtype = own.dtype.type if own.dtype == ml_dtypes.bfloat16 else own.dtype.str  # numpy has no string for bfloat16
     return np.ndarray, (own.shape, dtype, pickle.PickleBuffer(own.view(np.uint8).data))
 
 
 class _GzipMembers:
-    """A file that is gzipped by threads, one member for each `_MEMBER_BYTES`, and comes out in
-    order.
-    """
+    """A file that threads gzip, one member for each `_MEMBER_BYTES`, and write in order."""
 
     def __init__(self, sink: Sink, threads: Threads) -> None:
         self._sink = sink
@@ -152,7 +150,7 @@ class _GzipMembers:
         self._room = _MEMBER_BYTES
 
     def write(self, data: Buffer) -> None:
-        """Take `data`, which nobody changes afterwards."""
+        """Take `data`, which must not change afterwards."""
         view = memoryview(data).cast("B")
         while len(view) >= self._room:
             self._parts.append(view[: self._room])
@@ -163,7 +161,7 @@ class _GzipMembers:
             self._room -= len(view)
 
     def finish(self) -> None:
-        """Write the last member, and all that wait."""
+        """Write the last member, and all that are still waiting."""
         if self._parts:
             self._cut()
         for member in self._members.rest():
@@ -180,7 +178,7 @@ class _GzipMembers:
 
 
 def _gzip(parts: Sequence[memoryview]) -> bytes:
-    """One member, whose header has neither time nor name."""
+    """Compress one member, whose header has neither time nor name."""
     whole = parts[0] if len(parts) == 1 else b"".join(parts)
     if igzip is None:
         return gzip.compress(whole, 1, mtime=0)
@@ -189,25 +187,24 @@ def _gzip(parts: Sequence[memoryview]) -> bytes:
 
 
 def load_pickle(content: bytes, name: str, columns: Mapping[str, str]) -> dict[int, list[Entry]]:
-    """Read the shard `name`, whose samples have these columns, from its content; gzip is
-    recognised.
+    """Read the shard `name`, whose samples have these columns, from its content, gzipped or not.
 
-    Raises DamageError, naming the file, where it holds anything else than samples as `write_pickle`
-    writes them. `decode.py` finds out whether they are the right ones.
+    Raises DamageError, with the file's name, where the file holds anything but samples as
+    `write_pickle` writes them. `pickled_shard.py` checks whether they are the right ones.
     """
     raw = BytesIO(content)
     try:
         file = (gzip if igzip is None else igzip).open(raw, "rb") if content[:2] == b"\x1f\x8b" else raw
         shard = _ShardUnpickler(file).load()
-        if file.read(1):  # asked at the end, gzip compares its own checksum
-            raise pickle.UnpicklingError("it goes on behind the shard")
+        if file.read(1):  # a read at the end makes gzip compare its own checksum
+            raise pickle.UnpicklingError("it has more bytes after the shard")
         _require_layers(shard, columns)
     except _UNREADABLE as error:
         raise DamageError(f"{name}: cannot be read as a shard: {str(error) or repr(error)}") from error
     return cast(dict[int, list[Entry]], shard)
 
 
-# What damaged bytes make a decompressor, the unpickler and numpy raise.
+# What a decompressor, the unpickler and numpy raise for damaged bytes.
 _UNREADABLE = (
     pickle.UnpicklingError,
     zlib.error if igzip is None else igzip.igzip_lib.IsalError,
@@ -229,9 +226,7 @@ _DTYPES = {dtype.str: dtype for dtype in map(np.dtype, ("f4", "f2", "i8", "i4", 
 
 
 class _ShardUnpickler(pickle.Unpickler):
-    """Puts its own, closed function in the place of `numpy.ndarray`, which can make arrays of wild
-    pointers.
-    """
+    """Replaces `numpy.ndarray`, which can make arrays of wild pointers, by a safe function."""
 
     def find_class(self, module: str, name: str) -> Any:  # noqa: ANN401 - the pickle protocol's own types
         if (module, name) == ("numpy", "ndarray"):

@@ -1,17 +1,18 @@
-"""Commits in a bucket: files go up several at once, manifests follow in shard order.
+"""Commits in a bucket: several files are uploaded at once, and manifests follow in shard order.
 
-A shard counts in the bucket in this order: its objects, each verified at the far end; then the
-manifest, its last part and its head, advanced in shard order by writes from the versions that this
-process wrote last; then the checkpoint. So the bucket's manifest is always one that the run had,
-and names only what is there. The files may lie on a disk (mirror.py) or in memory (bucket.py).
+A commit in the bucket has three steps. First its objects are uploaded, and each is verified in the
+bucket. Then the manifest is written: its last part and its head, in shard order, and only over the
+versions that this process wrote last. Then the checkpoint is written. So the bucket's manifest is
+always one that the run had, and names only objects that exist. The files may be on a disk
+(mirror.py) or in memory (bucket.py).
 
-A process that was killed leaves objects that no manifest names. Every start lists the bucket once.
-An object is written over only where it is still what that listing found, so a predecessor that
-sleeps, or whose last request is late, is noticed: shards of one run have the same bytes whoever
-writes them, and other bytes stop this process.
+A killed process leaves objects that no manifest names. Every start lists the bucket once, and an
+object is overwritten only if it is still what that listing found. So this process notices an
+earlier process that sleeps, or whose last request arrives late. Shards of one run have the same
+bytes whoever writes them; other bytes stop this process.
 
-A failure ends the publisher: whatever is called next raises it. `abandon` ends it at once too: what
-has not arrived does not count.
+A failure ends the publisher, and the next call raises it. `abandon` ends it at once, too: uploads
+that have not arrived do not count.
 """
 
 import threading
@@ -32,7 +33,7 @@ from layertap.shards.manifest_files import count_parts, head_bytes, parse_manife
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The object that repeats the manifest's position; `content` is told the bucket's URL too."""
+    """The object that repeats the manifest's position. `content` also gets the bucket's URL."""
 
     name: str
     content: Callable[[str, Manifest], bytes]
@@ -40,17 +41,17 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Far:
-    """A place that this process owns while `require_owner` raises nothing."""
+    """A place that this process owns as long as `require_owner` does not raise."""
 
     store: ObjectStore
     retry: Retry
-    """What the store tries again by."""
+    """How the store retries."""
     require_owner: Callable[[], None]
 
 
 @dataclass(frozen=True)
 class _Commit:
-    """A manifest that is to be published when `uploads` have arrived."""
+    """A manifest to publish when `uploads` have arrived."""
 
     manifest: Manifest
     uploads: tuple["Future[None]", ...]
@@ -63,7 +64,7 @@ def _nothing(_: Manifest) -> None:
 class Publisher:
     """Publishes commits at `far` within a `with` block, `at_once` uploads at a time.
 
-    `after` is called with each manifest once it is published, from a thread.
+    A thread calls `after` with each manifest once it is published.
     """
 
     def __init__(
@@ -76,9 +77,9 @@ class Publisher:
     ) -> None:
         self.url = far.store.url
         self.abandoned = False
-        """Whether it was ended before all had arrived."""
+        """Whether it ended before everything had arrived."""
         self.listed: Mapping[str, ObjectInfo] = {info.name: info for info in far.store.list()}
-        """What was there when the publisher was made."""
+        """The objects that existed when the publisher was made."""
         self._far = far
         self._store = far.store
         self._elsewhere = elsewhere  # the flags that name another place
@@ -86,7 +87,7 @@ class Publisher:
         self._head = OwnObject(far.store, FILE_NAME)
         self._checkpoint = None if checkpoint is None else (OwnObject(far.store, checkpoint.name), checkpoint.content)
         self.found = None if self._head.data is None else parse_manifest(far.store, self._head.data)
-        """The manifest that was there."""
+        """The manifest that existed when the publisher was made."""
         self._certain = {} if self.found is None else {file.path: file for file in files_of(self.found)}
         self._published = 0 if self.found is None else len(self.found.shards)  # shards
         self._part: tuple[int, OwnObject] | None = None  # the last part of the manifest, by its number
@@ -100,7 +101,7 @@ class Publisher:
 
     @property
     def behind(self) -> int:
-        """How many commits wait for their uploads, or for those before them."""
+        """How many commits wait for their uploads, or for earlier commits."""
         return len(self._behind)
 
     @property
@@ -110,14 +111,14 @@ class Publisher:
 
     @property
     def checkpoint(self) -> bytes | None:
-        """The checkpoint as this process knows it; None where there is none."""
+        """The checkpoint that this process knows; None where there is none."""
         return None if self._checkpoint is None else self._checkpoint[0].data
 
     def claim(self, manifest: Manifest) -> None:
-        """Make the place this run's, by a manifest without shards, where it has none.
+        """Claim the place for this run: write a manifest without shards, unless there is one.
 
-        Raises StorageError where it holds objects of others: from then on, whatever is below the
-        URL may be written over by this run.
+        From then on this run may overwrite anything below the URL. So this raises StorageError
+        where the place holds other objects.
         """
         if self.found is not None:
             return
@@ -130,18 +131,21 @@ class Publisher:
         self._head.write(head_bytes(replace(manifest, shards=(), progress={}, complete=False)))
 
     def holds(self, file: StoredFile) -> bool:
-        """Whether the place held the file; without a checksum, its manifest must have said so."""
+        """Return whether the place held the file.
+
+        Where the listing gives no checksum, the place's manifest must name the file.
+        """
         info = self.listed.get(file.path)
         if info is None or info.size != file.bytes:
             return False
         return file.path in self._certain if info.crc32c is None else info.crc32c == file.crc32c
 
     def enqueue(self, manifest: Manifest, contents: Mapping[str, Content]) -> None:
-        """Upload these files, then publish `manifest`; raises what ended the publisher."""
+        """Upload these files, then publish `manifest`. Raises what ended the publisher."""
         self._raise()
         try:
             uploads = tuple(self._uploads.submit(self._upload, name, content) for name, content in contents.items())
-        except RuntimeError:  # nothing is taken any more: the publisher is ending, and will say why
+        except RuntimeError:  # the pool takes no more work: the publisher is ending, and says why
             self._publishing.result()
             raise
         with self._changed:
@@ -149,13 +153,13 @@ class Publisher:
             self._changed.notify_all()
 
     def wait_for_room(self, most: int) -> None:
-        """Wait until at most so many commits are behind; raises what ended the publisher."""
+        """Wait until at most `most` commits are behind. Raises what ended the publisher."""
         with self._changed:
             self._changed.wait_for(lambda: len(self._behind) <= most or self._has_ended())
         self._raise()
 
     def abandon(self) -> None:
-        """Let nothing be tried again, and nobody wait any longer."""
+        """Stop all retries, and let every caller stop waiting."""
         with self._changed:
             self.abandoned = not self._publishing.done()
             self._changed.notify_all()
@@ -165,14 +169,12 @@ class Publisher:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Publish what was enqueued, unless that has failed or is abandoned; it is work that was
-        done.
-        """
+        """Publish what was enqueued, unless that failed or was abandoned: no work is lost."""
         with self._changed:
             self._closing = True
             self._changed.notify_all()
             self._changed.wait_for(self._has_ended)
-        waits = self._publishing.done()  # a request that hangs is not waited for
+        waits = self._publishing.done()  # do not wait for a request that hangs
         self._publishers.shutdown(wait=waits)
         self._uploads.shutdown(wait=waits, cancel_futures=True)
 
@@ -194,7 +196,7 @@ class Publisher:
         self._store.put(name, content, replaces=before and before.version)
 
     def _publish_all(self) -> None:
-        """Publish commit after commit to the last; a failure ends all that is tried again."""
+        """Publish commit after commit until the last. A failure stops all retries."""
         with ExitStack() as failed:
             failed.callback(self._give_up)
             while self._waits_for_commit():
@@ -204,7 +206,7 @@ class Publisher:
             failed.pop_all()
 
     def _waits_for_commit(self) -> bool:
-        """Whether there is a commit to publish; False when no more will come."""
+        """Wait for a commit to publish. Return False when no more will come."""
         with self._changed:
             self._changed.wait_for(lambda: self._behind or self._closing)
             return bool(self._behind)
@@ -214,7 +216,7 @@ class Publisher:
         self._uploads.shutdown(wait=True, cancel_futures=True)
 
     def _publish_arrived(self) -> None:
-        """Publish the newest commit whose files, and those of all before it, have arrived."""
+        """Publish the newest commit whose files, and those of all earlier commits, have arrived."""
         arrived = 1
         while arrived < len(self._behind) and all(map(_has_arrived, self._behind[arrived].uploads)):
             arrived += 1
@@ -241,7 +243,7 @@ class Publisher:
 
 
 def files_of(manifest: Manifest) -> Iterator[StoredFile]:
-    """Every file that the manifest names."""
+    """Return every file that the manifest names."""
     return (file for shard in manifest.shards for file in shard.files)
 
 

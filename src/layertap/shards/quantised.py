@@ -1,21 +1,21 @@
 """Activations in 8 bits: a code for each value, and a scale for each token.
 
-A value is read as its code times the scale of its token. The scale is the largest magnitude of the
-token divided by the largest number of the dtype: 448 of float8_e4m3, 127 of int8. So a massive
-activation costs its own token digits, and no other. A scale a tap would cost all tokens theirs: the
-first token of these models is a thousand times as long as the others.
+A value is read as its code times the scale of its token. The scale is the largest magnitude in the
+token divided by the largest number of the dtype: 448 for float8_e4m3, 127 for int8. So a massive
+activation costs precision only in its own token. One scale for each tap would cost precision in all
+tokens, because the first token of these models is a thousand times as long as the others.
 
-A quotient is rounded to the nearest code, and to the even one of two. Quotient, scale and product
-are float32. No scale is smaller than the smallest normal float32, so a token of zeros needs no rule
-of its own: its scale is that number, its codes are 0. None is so large that the largest code times
-it is infinite. A token that has a NaN or an infinity has the scale NaN and codes of 0: all of it
-reads as NaN.
+A quotient is rounded to the nearest code, and in a tie to the even code. Quotient, scale and
+product are float32. No scale is smaller than the smallest normal float32. So a token of zeros needs
+no special rule: its scale is that number and its codes are 0. No scale is so large that it times
+the largest code is infinite. A token with a NaN or an infinity gets the scale NaN and the codes 0,
+so all of it reads as NaN.
 
-`ml_dtypes` takes 7 ns to round a value to float8, one after the other. Here it is 2.8 ns with its
-scale, in steps that numpy does many at a time, by blocks that stay in a core's cache. A large
-number of the value's own exponent, added and subtracted, rounds it to 4 digits; a table of the 12
-bits that are left gives the code. The product with the scale, of which norms and statistics are
-taken, comes with it.
+`ml_dtypes` rounds values to float8 one by one, in 7 ns each. This module takes 2.8 ns, with the
+scale: numpy does each step for many values at a time, by blocks that fit into a core's cache.
+Adding and subtracting a large number that depends on the value's exponent rounds it to 4 digits. A
+table of the remaining 12 bits gives the code. The product with the scale, which norms and
+statistics need, comes out of the same pass.
 """
 
 from dataclasses import dataclass
@@ -26,21 +26,21 @@ import numpy as np
 from layertap.core.sample import Activation
 
 FLOAT8 = np.dtype(ml_dtypes.float8_e4m3fn)
-"""What safetensors calls F8_E4M3, and torch float8_e4m3fn."""
+"""safetensors calls it F8_E4M3; torch calls it float8_e4m3fn."""
 LARGEST = {FLOAT8: 448.0, np.dtype(np.int8): 127.0}
 """The largest number of each dtype of codes."""
 SMALLEST_SCALE = float(np.finfo(np.float32).smallest_normal)
 
 _NAMES = {FLOAT8: "float8_e4m3"}
 _BLOCK_BYTES = 1 << 18
-"""Of float32: three such blocks are in use at a time."""
+"""The size of a block in float32. Three such blocks are in use at a time."""
 _EXPONENT = np.uint32(0x7F800000)
 _LEAST_EXPONENT = np.uint32((127 - 6) << 23)
-"""Of 2^-6, below which the codes of float8 are evenly spaced."""
+"""The exponent of 2^-6, below which the codes of float8 are evenly spaced."""
 _ROUNDER = np.uint32((20 << 23) + (1 << 22))
-"""Added to the bits of 2^e gives 1.5 * 2^(e + 20), whose last digit is 2^(e - 3)."""
+"""Added to the bits of 2^e, it gives 1.5 * 2^(e + 20), whose last digit is 2^(e - 3)."""
 _DROPPED = 20
-"""Bits of a float32 that are 0 in all numbers of float8."""
+"""How many bits of a float32 are 0 in all numbers of float8."""
 
 
 def _codes_by_leading_bits() -> np.ndarray:
@@ -62,32 +62,32 @@ class Quantised:
     scales: np.ndarray
     """float32 [tokens]"""
     values: np.ndarray
-    """As what they are read: float32 [tokens, width]."""
+    """The values that a reader gets: float32 [tokens, width]."""
 
 
 def is_quantised(dtype: np.dtype) -> bool:
-    """Whether it is one of codes, which are read by their scales."""
+    """Return whether values of this dtype are codes, which need scales to be read."""
     return dtype in LARGEST
 
 
 def dtype_name(dtype: np.dtype) -> str:
-    """As `--storage_dtype` and the manifest call it."""
+    """Return the name of the dtype in `--storage_dtype` and the manifest."""
     return _NAMES.get(dtype, dtype.name)
 
 
 def read_as(stored: str) -> str:
-    """As what activations are read that are stored in the dtype of this name."""
+    """Return the dtype that readers get for activations stored in the dtype of this name."""
     return "float32" if stored in map(dtype_name, LARGEST) else stored
 
 
 def quantise(activation: Activation, dtype: np.dtype) -> Quantised:
-    """The activation as codes of `dtype`; whether it is finite, its norms tell."""
+    """Return the activation as codes of `dtype`. The norms show whether it is finite."""
     tokens, width = activation.shape
     codes, scales = np.empty(activation.shape, dtype), np.empty(tokens, np.float32)
     values = np.empty(activation.shape, np.float32)
     rows = max(1, _BLOCK_BYTES // (4 * max(width, 1)))
     to_codes = _to_float8 if dtype == FLOAT8 else _to_int8
-    with np.errstate(invalid="ignore", over="ignore"):  # of what is not finite
+    with np.errstate(invalid="ignore", over="ignore"):  # from values that are not finite
         for begin in range(0, tokens, rows):
             span = slice(begin, begin + rows)
             block = values[span]
@@ -108,14 +108,15 @@ def _scales(block: np.ndarray, largest: float) -> np.ndarray:
 
 
 def _to_int8(block: np.ndarray, codes: np.ndarray) -> None:
-    """Round the quotients where they are, and write their codes."""
+    """Round the quotients in place, and write their codes."""
     np.rint(block, out=block)
     np.copyto(codes, block, casting="unsafe")
 
 
 def _to_float8(block: np.ndarray, codes: np.ndarray) -> None:
-    """Round the quotients, which are at most the largest code or a last digit more, where they are,
-    and write their codes.
+    """Round the quotients in place, and write their codes.
+
+    No quotient exceeds the largest code by more than a last digit.
     """
     bits = block.view(np.uint32)
     rounder = bits & _EXPONENT
@@ -125,14 +126,15 @@ def _to_float8(block: np.ndarray, codes: np.ndarray) -> None:
     negative_zeros = bits & np.uint32(1 << 31)
     block += large
     block -= large
-    bits |= negative_zeros  # which the sum has made positive
+    bits |= negative_zeros  # the sum has made them positive
     bits = np.right_shift(bits, _DROPPED, out=rounder)
     np.take(_CODES, bits, mode="clip", out=codes.view(np.uint8))
 
 
 def fits(values: Activation, scales: np.ndarray, stored: str) -> np.ndarray:
-    """Which tokens have values, read from the dtype of this name, such as their scales are made of:
-    bool [tokens].
+    """Return which tokens have values that match their scales: bool [tokens].
+
+    `values` were read from the dtype of this name.
     """
     (largest,) = (it for dtype, it in LARGEST.items() if dtype_name(dtype) == stored)
     with np.errstate(invalid="ignore", over="ignore"):
@@ -142,7 +144,7 @@ def fits(values: Activation, scales: np.ndarray, stored: str) -> np.ndarray:
 
 
 def dequantise(codes: np.ndarray, scales: np.ndarray) -> Activation:
-    """The values that codes and scales stand for, in memory of their own."""
+    """Return the values that codes and scales represent, in new memory."""
     is_float8 = codes.dtype == FLOAT8
     values = np.take(_NUMBERS, codes.view(np.uint8), mode="clip") if is_float8 else codes.astype(np.float32)
     with np.errstate(invalid="ignore"):

@@ -1,22 +1,21 @@
-"""The safetensors format: one file a shard, with the tokens of all samples one after the other.
+"""The safetensors format: one file for each shard, with the tokens of all samples in sequence.
 
-    residual.12       [tokens, width]    BF16, F16, F32, F8_E4M3 or I8; one for each tap, which its
-                                         site and layer name
+    residual.12       [tokens, width]    BF16, F16, F32, F8_E4M3 or I8; one for each tap, named by
+                                         its site and layer
     sample_offsets    [samples + 1]      I64, sample i has the rows offsets[i] : offsets[i + 1]
     sample_idx        [samples]          I64
     norms             [taps, tokens]     F32, in the order of the taps (core/columns.py)
-    scales            [taps, tokens]     F32, beside F8_E4M3 and I8 alone (quantised.py)
+    scales            [taps, tokens]     F32, only with F8_E4M3 and I8 (quantised.py)
     token_ids, ...    [tokens]           the columns (core/columns.py)
 
-The first tap begins at a multiple of 64 bytes in the file. Behind the taps, wider types come before
-narrower ones: torch maps a tensor only at a multiple of the size of its numbers. Facts about
-samples in words (task, origin, preview) are JSON in `__metadata__`, whose values safetensors wants
-to be strings. Nothing is compressed, so files can be mapped into memory, and a range of one tap can
-be read from a bucket.
+The first tap begins at a multiple of 64 bytes in the file. After the taps, wider types come before
+narrower ones, because torch maps a tensor only at a multiple of the size of its numbers. Facts
+about samples in words (task, origin, preview) are JSON in `__metadata__`, where safetensors allows
+only strings. Nothing is compressed. So you can map a file into memory, or read a range of one tap
+from a bucket.
 
-Version 1 had a file for each tap. With 80 layers that was 81 files and as many syncs a shard, and
-81 entries a shard in the manifest. What it gave, a layer that can be copied by itself, a range
-gives too.
+Version 1 had a file for each tap. With 80 layers that was 81 files, 81 syncs and 81 manifest
+entries for each shard. You could copy a layer by itself; a range of the one file does the same.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,24 +32,25 @@ from layertap.shards.values import TapValues
 FORMAT = "layertap-activations"
 FORMAT_VERSION = "2"
 TOLD = ("task_id", "origin", "text_preview")
-"""What is said of each sample in words."""
+"""The facts about each sample that are words."""
 
 
 def tensor_name(tap: Tap) -> str:
-    """What the activations of a tap are called in the file."""
+    """Return the name of a tap's activations in the file."""
     return f"{tap.site}.{tap.layer}"
 
 
 def write_safetensors(
     sink: Sink, samples: Sequence[Sample], values: Mapping[Tap, TapValues], dtype: np.dtype, about: Mapping[str, str]
 ) -> None:
-    """Write a shard of `samples`, whose values of `dtype` at each tap are taken tap after tap.
+    """Write a shard of `samples`, and take their values of `dtype` tap after tap.
 
-    `about` the run goes into the metadata. Raises StorageError where the header would be too large.
+    `about` holds facts about the run for the metadata. Raises StorageError where the header would
+    be too large.
     """
     lengths = [sample.tokens for sample in samples]
     tokens = sum(lengths)
-    norms: list[np.ndarray] = []  # all are known when the last tap is written
+    norms: list[np.ndarray] = []  # complete when the last tap is written
     scales: list[np.ndarray] = []
     a_token = np.dtype(np.float32), (len(values), tokens)
     tensors = {
@@ -68,7 +68,7 @@ def write_safetensors(
 
 
 def _activations(values: TapValues, norms: list[np.ndarray], scales: list[np.ndarray]) -> Iterator[Activation]:
-    """The activations; their norms, and scales where they have some, go into the lists."""
+    """Yield the activations, and add their norms, and scales if they have some, to the lists."""
     for it in values.samples:
         norms.append(it.norms)
         if it.scales is not None:

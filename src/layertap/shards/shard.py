@@ -1,12 +1,11 @@
-"""A shard, read as far as you ask, whatever its format and version.
+"""A shard of any format and version. It reads only what you ask for.
 
-Nothing in a file is taken on trust. Shapes, dtypes, sample numbers and offsets are compared with
-the manifest before anything is handed out. Whether values, norms and flags are the right ones is
-for `verify` to find out.
+No file is trusted. Shapes, dtypes, sample numbers and offsets are compared with the manifest before
+any value is returned. `verify` checks whether values, norms and flags are the right ones.
 
-Version 1 differs in three ways. Its safetensors had a file for each tap. It stored no norms: they
-are computed from the activations. It stored a flag for sinks, by ten times the median norm of the
-shard: another factor is refused.
+Version 1 differs in three ways. Its safetensors had a file for each tap. It stored no norms, so
+they are computed from the activations. It stored a flag for sinks: tokens with over ten times the
+median norm of the shard. So another factor is refused.
 """
 
 from abc import ABC, abstractmethod
@@ -36,10 +35,10 @@ class Words:
 
 
 class Shard(ABC):
-    """One shard of the output folder `store`. Rows are counted over its tokens, from 0.
+    """One shard of the output folder `store`. Rows count its tokens, from 0.
 
-    What is the same at all taps is read at `tap`, or where that costs least if you give none. All
-    calls raise DamageError where a file is not right.
+    What is the same at all taps is read at `tap`, or without `tap` where that costs least. All
+    calls raise DamageError where a file is damaged.
     """
 
     def __init__(self, store: ObjectStore, manifest: Manifest, entry: ShardEntry) -> None:
@@ -51,36 +50,37 @@ class Shard(ABC):
 
     @abstractmethod
     def offsets(self, tap: Tap | None = None) -> np.ndarray:
-        """Where each sample begins, and the end of the last one; int64 [samples + 1]."""
+        """Return where each sample begins, and where the last one ends; int64 [samples + 1]."""
 
     @abstractmethod
     def sample_idx(self, tap: Tap | None = None) -> np.ndarray:
-        """The samples' numbers; int64 [samples]."""
+        """Return the samples' numbers; int64 [samples]."""
 
     @abstractmethod
     def words(self, tap: Tap | None = None) -> list[Words]:
-        """Of each sample; parsed again at each call."""
+        """Return the words of each sample. Each call parses them again."""
 
     @abstractmethod
     def activations(self, tap: Tap, begin: int, end: int, *, own: bool = False) -> np.ndarray:
-        """[rows, width] in the storage dtype, or float32 where that is quantised. `own`: you copy
-        them on at once, so nothing is mapped.
+        """Return [rows, width] in the storage dtype, or in float32 where that is quantised.
+
+        `own`: you copy the rows at once, so nothing is mapped.
         """
 
     @abstractmethod
     def _column(self, name: str, begin: int, end: int, tap: Tap | None) -> np.ndarray:
-        """A column that is stored."""
+        """Return a column that is stored."""
 
     @abstractmethod
     def _norms(self, tap: Tap, begin: int, end: int) -> np.ndarray:
-        """Norms that are stored."""
+        """Return norms that are stored."""
 
     def scales(self, tap: Tap, begin: int, end: int) -> np.ndarray | None:
-        """Of each row at a tap, where the storage dtype is quantised; float32."""
+        """Return the scale of each row at a tap; float32. None if the dtype is not quantised."""
         return None
 
     def column(self, name: str, begin: int, end: int, tap: Tap | None = None) -> np.ndarray:
-        """A column at these rows; raises UsageError where the run stored no such column."""
+        """Return a column at these rows. Raises UsageError if the run stored no such column."""
         if name == "positions" and name not in self._manifest.columns:
             return self._counted(begin, end, tap)
         if name not in self._manifest.columns:
@@ -91,19 +91,23 @@ class Shard(ABC):
         return values & ~np.uint8(SINK) if name == "flags" and self._manifest.format_version == 1 else values
 
     def positions(self, begin: int, end: int) -> np.ndarray:
-        """Where in its prompt each row's token stands; read only where not all tokens were kept."""
+        """Return the position of each row's token in its prompt.
+
+        Positions are read only where the run did not keep all tokens; otherwise they are counted.
+        """
         kept_all = ALL in self._manifest.keep_tokens
         return self._counted(begin, end, None) if kept_all else self.column("positions", begin, end)
 
     def norms(self, tap: Tap, begin: int, end: int) -> np.ndarray:
-        """The Euclidean norm of each row at a tap; float32."""
+        """Return the Euclidean norm of each row at a tap; float32."""
         if self._manifest.format_version == 1:
             return measure(self.activations(tap, begin, end), 0)[1].astype(np.float32)
         return self._norms(tap, begin, end)
 
     def sinks(self, tap: Tap, begin: int, end: int, factor: float = SINK_FACTOR) -> np.ndarray:
-        """Which rows are sinks at a tap; bool. Raises UsageError for another factor than version 1
-        stored.
+        """Return which rows are sinks at a tap; bool.
+
+        Raises UsageError for a shard of version 1 if the factor is not the one that it stored.
         """
         if self._manifest.format_version == 1:
             if factor != SINK_FACTOR:
@@ -118,7 +122,7 @@ class Shard(ABC):
         return find_sinks(self.norms(tap, begin, end), usual[samples], factor)
 
     def _counted(self, begin: int, end: int, tap: Tap | None) -> np.ndarray:
-        """The positions of whole samples."""
+        """Count the positions of whole samples."""
         offsets, rows = self.offsets(tap), np.arange(begin, end)
         return (rows - offsets[np.searchsorted(offsets, rows, side="right") - 1]).astype(np.int32)
 

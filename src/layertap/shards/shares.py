@@ -1,13 +1,13 @@
 """How much of the squared norm of all tokens is in few of them: in sinks, and in the prefix.
 
-Both rule what an autoencoder sees of E||x||^2, and of an average reconstruction loss. A sink is
-found as batches find it, by ten times the usual norm of its sample (core/columns.py). The prefix is
-what all samples begin with: the longest common beginning of their token ids, at positions 0, 1, 2,
-..., over all folders. What is not finite does not count.
+Both dominate E||x||^2 as an autoencoder sees it, and an average reconstruction loss. A sink is
+found as batches find it: its norm is over ten times the usual norm of its sample (core/columns.py).
+The prefix is what all samples begin with: the longest common beginning of their token ids, at
+positions 0, 1, 2, ..., over all folders. Values that are not finite do not count.
 
-Read are norms, offsets and token ids, a shard at a time: 4 bytes for each token and tap, and 4 to 8
-more a token. Of pickles that means all of them. The prefix only gets shorter from sample to sample,
-so sums for each place in it, which are cut with it, are all that has to be kept.
+One shard at a time, norms, offsets and token ids are read: 4 bytes for each token and tap, and 4 to
+8 more for each token. Pickles have to be read whole. The prefix only gets shorter from sample to
+sample. So it is enough to keep one sum for each place in it, and to cut the sums with the prefix.
 """
 
 from collections import defaultdict
@@ -33,26 +33,26 @@ class Shares:
     """Shares of the squared norm, from 0 to 1."""
 
     prefix_tokens: int
-    """How many tokens all samples begin with."""
+    """How many tokens the common beginning of all samples has."""
     sinks: Mapping[Tap, float]
     prefix: Mapping[Tap, float]
     prefix_of_rest: Mapping[Tap, float]
-    """Which share of the squared norm that is in no sink is in the prefix: the first token mostly
-    is a sink, and would hide what else the prefix holds."""
+    """The prefix's share of the squared norm outside sinks. The first token usually is a sink, and
+    would hide what else the prefix holds."""
 
 
 def norms_are_quick(manifest: Manifest) -> bool:
-    """Whether norms can be read without activations."""
+    """Return whether norms can be read without activations."""
     return manifest.format == "safetensors" and manifest.format_version > 1
 
 
 def measure_shares(
     runs: Sequence[tuple[ObjectStore, Manifest]], show: Callable[[int, int], None] = lambda done, total: None
 ) -> Shares:
-    """The shares over everything that these runs have committed.
+    """Measure the shares over everything that these runs have committed.
 
-    `show` is called with how many bytes of norms of how many are done. Raises DamageError where a
-    shard is not right.
+    `show` is called with the bytes of norms that are done, and with their total. Raises DamageError
+    where a shard is damaged.
     """
     sums, done = _Sums(), 0
     listed = [(store, manifest, entry) for store, manifest in runs for entry in manifest.shards]
@@ -65,14 +65,14 @@ def measure_shares(
 
 
 class _Sums:
-    """Of squared norms, so far."""
+    """The sums of squared norms so far."""
 
     def __init__(self) -> None:
         self._prefix: np.ndarray | None = None
         self._all: defaultdict[Tap, float] = defaultdict(float)
         self._sinks: defaultdict[Tap, float] = defaultdict(float)
         self._places: dict[Tap, np.ndarray] = {}
-        """Of the samples' places 0, 1, 2, ...: all, and what is in no sink; [2, prefix]."""
+        """Sums at the samples' places 0, 1, 2, ...: of all, and outside sinks; [2, prefix]."""
 
     def add(self, content: Shard, manifest: Manifest, entry: ShardEntry) -> None:
         offsets = content.offsets()
@@ -92,7 +92,7 @@ class _Sums:
         )
 
     def _shorten(self, content: Shard, offsets: np.ndarray, tokens: int) -> None:
-        """Cut the prefix to what this shard's samples begin with too."""
+        """Cut the prefix to what this shard's samples also begin with."""
         if self._prefix is not None and not len(self._prefix):
             return
         ids, positions = content.column("token_ids", 0, tokens), content.positions(0, tokens)

@@ -1,17 +1,17 @@
-"""Statistics of the activations at one tap: those of parts are merged into those of the whole.
+"""Statistics of the activations at one tap. The statistics of parts merge into those of the whole.
 
-Of each part there are its count, the mean of each channel, and M2, the sum of squared deviations
-from that mean. Two parts are merged by the formulas of Chan, Golub and LeVeque ("Updating formulae
-and a pairwise algorithm for computing sample variances", 1979). Nothing large is ever subtracted
-from something as large, so channels whose mean is ten thousand times their standard deviation,
-which these models have, keep theirs. Everything is in float64. The merge is commutative, and
-associative up to rounding: shards and workers may be merged in any order.
+Each part has a count, the mean of each channel, and M2, the sum of squared deviations from that
+mean. Two parts are merged by the formulas of Chan, Golub and LeVeque ("Updating formulae and a
+pairwise algorithm for computing sample variances", 1979). They never subtract two large numbers of
+similar size. So they are accurate for channels whose mean is ten thousand times their standard
+deviation, which these models have. Everything is in float64. The merge is commutative, and
+associative up to rounding, so shards and workers may be merged in any order.
 
-All tokens count, sinks and special ones included, but for those whose activation has a NaN or an
-infinity: one of them would make every number one. The values are those that are stored, after
-rounding. `measure` costs one pass, about 2 ns a value of one core, by blocks that stay in its
-cache; encoding takes the faster one of measuring.py. Where storing only widens values, they are
-measured as they are: that gives the same numbers without a conversion.
+All tokens count, with sinks and special tokens, except those whose activation has a NaN or an
+infinity: one such token would turn every number into a NaN or an infinity. The values are the
+stored ones, after rounding. `measure` takes one pass, about 2 ns a value on one core, by blocks
+that fit into its cache. Encoding uses the faster function of measuring.py. Where storing only
+widens values, they are measured before that: this gives the same numbers without a conversion.
 """
 
 from collections.abc import Iterable, Iterator
@@ -31,37 +31,38 @@ _BLOCK = 128  # tokens
 
 @dataclass(frozen=True, eq=False)
 class TapStatistics:
-    """Of all finite tokens at one tap; norms are Euclidean, over the channels of a token."""
+    """Statistics of all finite tokens at one tap. A norm is Euclidean, over a token's channels."""
 
     count: int
     mean: Channels
     m2: Channels
-    """Of each channel, the sum of squared deviations from its mean."""
+    """For each channel, the sum of squared deviations from its mean."""
     mean_norm: float
     mean_square_norm: float
     """E||x||^2, by which SAE trainers scale."""
     max_norm: float
     max_sample_idx: int
     max_position: int
-    """Where the largest norm stands; of several, the one of the smallest sample_idx and
+    """Where the largest norm is. Of several, it is the one with the smallest sample_idx and
     position."""
 
     @property
     def std(self) -> Channels:
-        """Of each channel, the standard deviation of the population (the divisor is `count`)."""
+        """For each channel, the standard deviation of the population (the divisor is `count`)."""
         return np.sqrt(self.m2 / max(self.count, 1))
 
     @property
     def mean_over_std(self) -> float:
-        """The norm of the mean over the root of the summed variances; infinity where nothing
-        varies, and 0 where all is zero.
+        """The norm of the mean, divided by the root of the summed variances.
+
+        Infinity where nothing varies, and 0 where everything is zero.
         """
         mean, deviation = float(np.linalg.norm(self.mean)), float(np.linalg.norm(self.std))
         return mean / deviation if deviation else np.inf if mean else 0.0
 
-    @np.errstate(invalid="ignore", over="ignore")  # versions before may have stored NaN
+    @np.errstate(invalid="ignore", over="ignore")  # earlier versions may have stored NaN
     def merge(self, other: "TapStatistics") -> "TapStatistics":
-        """Those of the tokens of both."""
+        """Return the statistics of the tokens of both."""
         count = self.count + other.count
         share = other.count / max(count, 1)
         delta = other.mean - self.mean
@@ -82,17 +83,17 @@ class TapStatistics:
 
 
 def no_statistics(width: int) -> TapStatistics:
-    """Those of no token at all, with which a merge begins."""
+    """Return the statistics of no token at all, with which a merge begins."""
     return TapStatistics(0, np.zeros(width), np.zeros(width), 0.0, 0.0, 0.0, -1, -1)
 
 
 def merge_all(parts: Iterable[TapStatistics], width: int) -> TapStatistics:
-    """The statistics of all the parts' tokens."""
+    """Return the statistics of the tokens of all parts."""
     return reduce(TapStatistics.merge, parts, no_statistics(width))
 
 
 def measure(activation: Activation, sample_idx: int) -> tuple[TapStatistics, Norms]:
-    """The statistics of a sample, and the norm at each of its tokens."""
+    """Return the statistics of a sample, and the norm of each of its tokens."""
     with np.errstate(invalid="ignore", over="ignore"):
         blocks = list(_measure_blocks(activation, sample_idx))
         statistics = merge_all((part for part, _ in blocks), activation.shape[1])
@@ -112,7 +113,7 @@ def _measure_blocks(activation: Activation, sample_idx: int) -> Iterator[tuple[T
 
 
 def _of_finite(block: np.ndarray, squares: np.ndarray, sample_idx: int, tokens: np.ndarray) -> TapStatistics:
-    """The statistics of these tokens of a sample; `block` is overwritten."""
+    """Return the statistics of these tokens of a sample. This overwrites `block`."""
     if not len(tokens):
         return no_statistics(block.shape[1])
     norms = np.sqrt(squares)

@@ -1,8 +1,8 @@
-"""`statistics/shard_0001.safetensors`: the statistics of a shard at all its taps, and their sum
-over folders.
+"""The statistics files, `statistics/shard_0001.safetensors` and so on, and how they are merged.
 
-One small file a shard, committed with it. What is merged is what the manifest lists, so an
-interrupted run counts nothing twice, and workers' folders are merged without reading an activation.
+Each shard has one small file for all its taps, committed with it. Only files in the manifest are
+merged. So an interrupted run counts nothing twice, and workers' folders are merged without reading
+an activation.
 
 Taps may differ in width, so the channels of all taps follow each other in one row.
 """
@@ -27,7 +27,7 @@ from layertap.shards.tensors import Sink, TensorStream, parse_tensors, write_ten
 FORMAT = "layertap-statistics"
 FORMAT_VERSION = "2"
 KIND = "statistics"
-"""What the manifest calls these files."""
+"""The kind of these files in the manifest."""
 
 _CHANNELS = ("mean", "m2")
 _NUMBERS = {
@@ -59,10 +59,10 @@ def write_statistics(sink: Sink, statistics: Mapping[Tap, TapStatistics], finger
 
 
 def read_statistics(content: bytes, name: str, widths: Mapping[Tap, int]) -> dict[Tap, TapStatistics]:
-    """Read the file `name` of a run with these taps back from its content.
+    """Read the file `name` of a run with these taps from its content.
 
-    Raises DamageError where it is not as `write_statistics` writes it, or was written in version 1,
-    where all taps had one width.
+    Reads version 1, too, where all taps had one width. Raises DamageError for anything but a file
+    that `write_statistics` wrote in either version.
     """
     file = parse_tensors(content, name)
     try:
@@ -87,14 +87,15 @@ def _row(tensors: Mapping[str, np.ndarray], number: int, bounds: np.ndarray) -> 
 
 
 def merge_folders(stores: Sequence[ObjectStore]) -> dict[Tap, TapStatistics]:
-    """The statistics of everything that is committed in these output folders; raises as `open_runs`
-    and `merge_runs` do.
+    """Merge the statistics of everything that is committed in these output folders.
+
+    Raises what `open_runs` and `merge_runs` raise.
     """
     return merge_runs(open_runs(stores))
 
 
 def open_runs(stores: Sequence[ObjectStore]) -> list[tuple[ObjectStore, Manifest]]:
-    """The runs in these output folders.
+    """Open the runs in these output folders.
 
     Raises UsageError where a folder holds no run, or the runs are of different models.
     """
@@ -104,7 +105,7 @@ def open_runs(stores: Sequence[ObjectStore]) -> list[tuple[ObjectStore, Manifest
 
 
 def merge_runs(runs: Sequence[tuple[ObjectStore, Manifest]]) -> dict[Tap, TapStatistics]:
-    """The statistics of everything that these manifests list, by tap, sites and layers in order.
+    """Merge the statistics of everything that these manifests list, by tap in order of site, layer.
 
     Raises DamageError where a file is not what its manifest says.
     """

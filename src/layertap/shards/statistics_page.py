@@ -1,14 +1,13 @@
-"""What `layertap stats` prints: the statistics of each tap, and what of them predicts trouble for
-an autoencoder.
+"""What `layertap stats` prints: the statistics of each tap, and which predict trouble for an SAE.
 
-    |mean|/|std|   the norm of the mean over the root of the summed variances. Over 1, the mean is
-                   over half of E||x||^2: centre
-    in sinks       the share of the squared norm that is in sinks: leave these out, or they rule the
-                   scale and the loss
-    in prefix      the share in the tokens that all samples begin with, which an autoencoder sees
-                   again and again
-    of rest        the same, of what is in no sink
-    largest        channels that stand out, as number:value, by |mean| and by standard deviation
+|mean|/|std|   the norm of the mean, divided by the root of the summed variances. Above 1, the
+               mean is over half of E||x||^2: subtract it
+in sinks       the share of the squared norm that is in sinks: leave them out, or they dominate
+               the scale and the loss
+in prefix      the share in the tokens that all samples begin with, which an autoencoder sees
+               again and again
+of rest        the prefix's share of what is outside sinks
+largest        the largest channels, as number:value, by |mean| and by standard deviation
 """
 
 from collections.abc import Mapping
@@ -29,8 +28,9 @@ _NAMED = 3
 
 
 def describe_statistics(statistics: Mapping[Tap, TapStatistics], shares: Shares | None) -> str:
-    """Two tables with one line a tap each; `mean std` is the mean of the channels' standard
-    deviations.
+    """Return two tables with one line for each tap.
+
+    `mean std` is the mean of the channels' standard deviations.
     """
     sizes = table([_HEADER, *(_sizes(tap, row) for tap, row in statistics.items())])
     trouble = table([_TROUBLE, *(_trouble(tap, row, shares) for tap, row in statistics.items())], _LEFT)
@@ -38,7 +38,7 @@ def describe_statistics(statistics: Mapping[Tap, TapStatistics], shares: Shares 
 
 
 def statistics_to_json(statistics: Mapping[Tap, TapStatistics], shares: Shares | None) -> list[dict[str, Any]]:
-    """One object a tap, with the mean and standard deviation of each channel."""
+    """Return one object for each tap, with the mean and standard deviation of each channel."""
     return [
         {
             "site": tap.site,
@@ -62,7 +62,7 @@ def statistics_to_json(statistics: Mapping[Tap, TapStatistics], shares: Shares |
 
 
 def _largest(values: np.ndarray) -> list[int]:
-    """The numbers of the channels with the largest values, the largest first."""
+    """Return the numbers of the channels with the largest values, the largest first."""
     return np.argsort(-np.abs(values), kind="stable")[:_NAMED].tolist()
 
 

@@ -1,4 +1,4 @@
-"""A file of an output folder, whole, and compared with what the manifest says of it."""
+"""Reading a whole file of an output folder, and comparing it with the manifest."""
 
 import google_crc32c
 
@@ -8,11 +8,10 @@ from layertap.shards.manifest import StoredFile
 
 
 def read_stored(store: ObjectStore, file: StoredFile) -> bytes:
-    """The content of a file that the manifest names; raises DamageError where it is not what the
-    manifest says.
+    """Read a file that the manifest names. Raises DamageError where it is not what that says.
 
-    So it does where a disk cannot read the file; where a bucket does not answer, that is no damage
-    but a StorageError.
+    A file that a disk cannot read is damage, too. A bucket that does not answer is not: that raises
+    StorageError.
     """
     try:
         with store.open(file.path, file.bytes + 1) as opened:  # one more, to notice where it is longer

@@ -1,4 +1,4 @@
-"""A shard of safetensors, read by ranges: the header once, then the rows that you ask for."""
+"""A shard of safetensors, read in ranges: the header once, then the rows that you ask for."""
 
 import json
 from collections.abc import Iterator
@@ -17,11 +17,11 @@ from layertap.shards.shard import Shard, Words
 from layertap.shards.tensors import ALIGNMENT, TensorLayout, data_start, parse_layout
 
 _FIRST_BYTES = 256 << 10
-"""Fetched at first, in the hope that the header is not longer."""
+"""How much is fetched first. Most headers are not longer."""
 
 
 class TensorShard(Shard):
-    """A shard of safetensors; several threads may use it."""
+    """A shard of safetensors. Several threads may use it at once."""
 
     def __init__(self, store: ObjectStore, manifest: Manifest, entry: ShardEntry) -> None:
         super().__init__(store, manifest, entry)
@@ -29,7 +29,7 @@ class TensorShard(Shard):
         self._small: Once[tuple[StoredFile, str], np.ndarray] = Once()
 
     def offsets(self, tap: Tap | None = None) -> np.ndarray:
-        self.sample_idx(tap)  # tells the file of another shard from this one's
+        self.sample_idx(tap)  # raises for the file of another shard
         return self._whole(tap, "sample_offsets")
 
     def sample_idx(self, tap: Tap | None = None) -> np.ndarray:
@@ -41,9 +41,9 @@ class TensorShard(Shard):
             told = json.loads(self._read_layout(file).metadata["samples"])
             words = [Words(str(one["task_id"]), str(one["text_preview"]), dict(one["origin"])) for one in told]
         except (ValueError, LookupError, TypeError) as error:
-            raise self._damage(file, f"its list of samples in words is garbled: {error!r}") from error
+            raise self._damage(file, f"its list of samples in words cannot be read: {error!r}") from error
         if len(words) != self._entry.samples:
-            raise self._damage(file, f"tells of {len(words)} samples, should tell of {self._entry.samples}")
+            raise self._damage(file, f"describes {len(words)} samples, should describe {self._entry.samples}")
         return words
 
     def activations(self, tap: Tap, begin: int, end: int, *, own: bool = False) -> np.ndarray:
@@ -60,12 +60,12 @@ class TensorShard(Shard):
         return self._of_tokens("norms", tap, begin, end)
 
     def _of_tokens(self, tensor: str, tap: Tap, begin: int, end: int) -> np.ndarray:
-        """Rows of a tap in a tensor of one number a token and tap."""
+        """Read rows of a tap from a tensor with one number for each token and tap."""
         row = list(self._manifest.taps).index(tap) * self._entry.tokens
         return self._rows(self._file(tap), tensor, row + begin, row + end, flat=True)
 
     def _file(self, tap: Tap | None) -> StoredFile:
-        """The file that holds a tap, or without one the file whose header was read first."""
+        """Return the file that holds a tap; without a tap, the file whose header was read first."""
         if tap is None:
             return self._layouts.first or self._file(next(iter(self._manifest.taps)))
         found = self._files.get((tap.site, tap.layer) if self._manifest.format_version == 1 else (None, None))
@@ -77,7 +77,7 @@ class TensorShard(Shard):
         return "activations" if self._manifest.format_version == 1 else tensor_name(tap)
 
     def _whole(self, tap: Tap | None, tensor: str) -> np.ndarray:
-        """A tensor that is short: checked, and kept."""
+        """Return a short tensor. It is checked and kept."""
         file = self._file(tap)
         return self._small.get((file, tensor), partial(self._read_whole, file, tensor))
 
@@ -95,7 +95,7 @@ class TensorShard(Shard):
     def _rows(
         self, file: StoredFile, tensor: str, begin: int, end: int, *, own: bool = False, flat: bool = False
     ) -> np.ndarray:
-        """Rows of a tensor; `flat`: its single values instead."""
+        """Read rows of a tensor. With `flat`, `begin` and `end` count single values instead."""
         place = self._layout(file).places[tensor]
         shape = () if flat else place.shape[1:]
         size = place.dtype.itemsize * prod(shape)
@@ -138,7 +138,7 @@ class TensorShard(Shard):
                 yield f"{name} is {held.get(name, 'missing')}, should be {expected.get(name, 'absent')}"
 
     def _expected_tensors(self, file: StoredFile) -> dict[str, str]:
-        """The dtype and shape of each tensor that the file should hold."""
+        """Return the dtype and shape of each tensor that the file should hold."""
         manifest, tokens, samples = self._manifest, self._entry.tokens, self._entry.samples
         own = {tap: width for tap, width in manifest.taps.items() if file.layer in (None, tap.layer)}
         own = {tap: width for tap, width in own.items() if file.site in (None, tap.site)}
@@ -152,8 +152,9 @@ class TensorShard(Shard):
         }
 
     def _require_size(self, file: StoredFile) -> None:
-        """Look at the size where that costs no request; elsewhere a shorter file shows when it is
-        read.
+        """Check the file's size where that costs no request.
+
+        Elsewhere a file that is too short is noticed when it is read.
         """
         if not self._store.local:
             return

@@ -2,12 +2,12 @@
 
 The safetensors library writes tensors that are whole in memory, and begins the data wherever its
 header ends. Here the header is padded with spaces, which JSON allows, until the data begins at a
-multiple of `ALIGNMENT` in the file: the first tensor can be mapped and handed to any framework as
-it lies. The sizes are known before the first byte, so values go by in pieces and no tensor is ever
-whole in memory. Any safetensors reader reads the result.
+multiple of `ALIGNMENT` in the file. So the first tensor can be mapped and passed to any framework
+without a copy. All sizes are known before the first byte. So values are written in pieces, and no
+tensor is ever whole in memory. Any safetensors reader can read the result.
 
-Reading believes nothing. `parse_tensors` is for `verify`, which has the whole file; `parse_layout`
-for whoever reads parts of one, from a bucket too.
+Reading trusts nothing in a file. `verify` has the whole file and uses `parse_tensors`. Code that
+reads parts of a file, also from a bucket, uses `parse_layout`.
 """
 
 import json
@@ -25,7 +25,7 @@ from layertap.errors import DamageError, StorageError
 
 ALIGNMENT = 64
 MAX_HEADER_BYTES = 100_000_000
-"""What the safetensors library reads at most."""
+"""The longest header that the safetensors library reads."""
 
 DTYPES = {
     "BF16": np.dtype(ml_dtypes.bfloat16),
@@ -44,17 +44,15 @@ _LENGTH_BYTES = 8
 
 
 class Sink(Protocol):
-    """Where bytes go: a file, or what collects it in memory."""
+    """Where bytes go: a file, or an object that collects them in memory."""
 
-    def write(self, data: Any, /) -> Any:  # noqa: ANN401 - any contiguous buffer; what comes back is ignored
-        """Take `data`, which nobody changes afterwards."""
+    def write(self, data: Any, /) -> Any:  # noqa: ANN401 - any contiguous buffer; the result is ignored
+        """Take `data`, which must not change afterwards."""
 
 
 @dataclass(frozen=True)
 class TensorStream:
-    """A tensor that is about to be written: its values come in pieces that follow each other in
-    memory order.
-    """
+    """A tensor to write. Its values come in pieces, in memory order."""
 
     dtype: np.dtype
     shape: tuple[int, ...]
@@ -62,12 +60,12 @@ class TensorStream:
 
     @classmethod
     def of(cls, array: np.ndarray) -> "TensorStream":
-        """A tensor that is whole in memory."""
+        """Make a stream of an array that is whole in memory."""
         return cls(array.dtype, array.shape, (array,))
 
     @classmethod
     def joined(cls, parts: Sequence[np.ndarray]) -> "TensorStream":
-        """One tensor of parts that follow each other along the first axis."""
+        """Make one tensor of parts that follow each other along the first axis."""
         return cls(parts[0].dtype, (sum(map(len, parts)), *parts[0].shape[1:]), parts)
 
     @property
@@ -77,8 +75,9 @@ class TensorStream:
 
 
 def write_tensors(sink: Sink, tensors: Mapping[str, TensorStream], metadata: Mapping[str, str]) -> None:
-    """Write `tensors` in their order, the first one aligned; raises StorageError where the header
-    is too large.
+    """Write `tensors` in their order, and align the first one.
+
+    Raises StorageError where the header would be too large.
     """
     sink.write(_header(tensors, metadata))
     for tensor in tensors.values():
@@ -97,7 +96,7 @@ def _header(tensors: Mapping[str, TensorStream], metadata: Mapping[str, str]) ->
     text += b" " * (-(_LENGTH_BYTES + len(text)) % ALIGNMENT)
     if len(text) > MAX_HEADER_BYTES:
         raise StorageError(
-            f"the header of a safetensors shard would have {len(text)} bytes, of which readers take"
+            f"the header of a safetensors shard would have {len(text)} bytes, but readers accept at most"
             f" {MAX_HEADER_BYTES}: it lists too many samples; lower --shard_size_gb"
         )
     return len(text).to_bytes(_LENGTH_BYTES, "little") + text
@@ -105,7 +104,7 @@ def _header(tensors: Mapping[str, TensorStream], metadata: Mapping[str, str]) ->
 
 @dataclass(frozen=True)
 class Place:
-    """Where in a file a tensor lies."""
+    """Where a tensor is in a file."""
 
     dtype: np.dtype
     shape: tuple[int, ...]
@@ -115,30 +114,30 @@ class Place:
 
 @dataclass(frozen=True, eq=False)
 class TensorLayout:
-    """What the header of a safetensors file says: all that is needed to read parts of it."""
+    """The header of a safetensors file: all that is needed to read parts of the file."""
 
     metadata: Mapping[str, str]
     places: Mapping[str, Place]
     """By name, in the file's order."""
     data_start: int
-    """Where in the file the first tensor begins."""
+    """The byte where the first tensor begins."""
 
 
 @dataclass(frozen=True, eq=False)
 class TensorFile:
-    """A safetensors file that was read: views of its bytes, by name, in the file's order."""
+    """A safetensors file in memory: views of its bytes, by name, in the file's order."""
 
     metadata: Mapping[str, str]
     tensors: Mapping[str, np.ndarray]
     data_start: int
-    """Where in the file the first tensor begins."""
+    """The byte where the first tensor begins."""
 
 
 def parse_tensors(content: bytes, name: str) -> TensorFile:
-    """Read the file `name` from its `content`, without a copy; raises DamageError where it is not
-    one.
+    """Read the file `name` from its `content`, without a copy.
 
-    Tensors must fill the file without gap or overlap, as the safetensors specification has it.
+    As the safetensors specification demands, tensors must fill the file without gap or overlap.
+    Raises DamageError for anything else.
     """
     layout = parse_layout(content[: data_start(content, len(content), name)], len(content), name)
     tensors = {
@@ -149,8 +148,9 @@ def parse_tensors(content: bytes, name: str) -> TensorFile:
 
 
 def data_start(first: bytes, size: int, name: str) -> int:
-    """Where the data begins, from the `first` eight bytes or more of a file of `size` bytes; raises
-    DamageError.
+    """Return where the data begins in a file of `size` bytes, from its `first` eight bytes or more.
+
+    Raises DamageError where the header would not fit into the file.
     """
     length = int.from_bytes(first[:_LENGTH_BYTES], "little")
     if not 0 < length <= MAX_HEADER_BYTES or _LENGTH_BYTES + length > size:
@@ -161,9 +161,9 @@ def data_start(first: bytes, size: int, name: str) -> int:
 
 
 def parse_layout(head: bytes, size: int, name: str) -> TensorLayout:
-    """Read the layout of a file of `size` bytes from its `head`, all that stands before the data.
+    """Read the layout of a file of `size` bytes from its `head`: all bytes before the data.
 
-    Raises DamageError where these are not the sizes of a whole file.
+    Raises DamageError where the tensors do not fill a file of that size.
     """
     try:
         return _parse(head, size)

@@ -1,7 +1,7 @@
-"""What a format writes of a shard at a tap, one sample after another.
+"""The values that a format writes for a tap of a shard, one sample after another.
 
-Threads make these values a little ahead of the format that takes them (threads.py), and nothing
-keeps them when they are written. So they come once, and in order.
+Threads make these values a little ahead of the format that takes them (threads.py). Nothing keeps
+them once they are written. So each comes once, and in order.
 """
 
 from collections.abc import Iterable
@@ -15,13 +15,13 @@ from layertap.core.sample import Activation
 
 
 class SampleValues(NamedTuple):
-    """What is stored of a sample at a tap."""
+    """The values to store for a sample at a tap."""
 
     activation: Activation
-    """In the storage dtype: codes, where that is quantised."""
+    """In the storage dtype. These are codes where that is quantised."""
     norms: Norms
     scales: np.ndarray | None = None
-    """float32 [tokens] beside codes (quantised.py); None beside values."""
+    """float32 [tokens] with codes (quantised.py); None with values."""
 
 
 @dataclass(frozen=True, eq=False)

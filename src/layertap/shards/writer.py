@@ -1,18 +1,17 @@
-"""Shards to their store, each committed once and in order.
+"""Writing shards into their store: each is committed once, and in order.
 
-The order of a commit: the files of the shard, each whole before the next; then the manifest that
-lists them; then `after_commit` (the run's checkpoint). Killed between any two of these, the restart
-finds the manifest of the commit before, and writes the same shard again over whatever is there.
-Where a bucket takes the shards, another `commit` hands them over, and holds to the same order
-(pipeline/output.py).
+A commit writes the files of the shard, one after another; then the manifest that lists them; then
+it calls `after_commit` (the run's checkpoint). If the process is killed between two of these, the
+restart finds the manifest of the commit before. It writes the same shard again, over any files that
+exist. For a bucket another `commit` uploads the shards, in the same order (pipeline/output.py).
 
-To encode a shard takes processors, to append it a disk. So `commit` may hand the append to another
-thread (`appending_by`), and go on with the next shard meanwhile; appends stay in order, one at a
-time.
+Encoding a shard keeps processors busy; appending it keeps a disk busy. So `commit` may give the
+append to another thread (`appending_by`) and encode the next shard meanwhile. Appends stay in
+order, one at a time.
 
 A shard is closed before its activations, uncompressed and in the storage dtype, would exceed
-`shard_bytes`; a single sample larger than that gets a shard of its own. So the shards' boundaries
-depend on the samples and the settings alone.
+`shard_bytes`. A single sample that is larger gets its own shard. So only the samples and the
+settings decide where a shard ends.
 """
 
 import time
@@ -29,7 +28,7 @@ from layertap.shards.manifest import Json, Manifest
 from layertap.shards.manifest_files import commit_manifest
 
 Work = Literal["encoding", "storing", "uploading"]
-"""What the output of a run takes: of uploads, what the disk's next shard waited for."""
+"""The kinds of work in the output of a run. "uploading": the next shard waits for uploads."""
 
 
 class ShardBuffer:
@@ -45,28 +44,29 @@ class ShardBuffer:
         return len(self._samples)
 
     def has_room(self, sample: Sample) -> bool:
-        """Whether `sample` may still join; an empty shard takes any sample."""
+        """Return whether `sample` still fits. Any sample fits into an empty shard."""
         return not self._samples or (self._tokens + sample.tokens) * self._bytes_per_token <= self._limit
 
     def add(self, sample: Sample) -> None:
-        """Let `sample` join."""
+        """Add `sample` to the shard."""
         self._samples.append(sample)
         self._tokens += sample.tokens
 
     def take(self) -> list[Sample]:
-        """The samples so far; the buffer is empty afterwards."""
+        """Return the samples so far, and empty the buffer."""
         samples, self._samples, self._tokens = self._samples, [], 0
         return samples
 
 
 Commit = Callable[[ObjectStore, Mapping[str, MemoryContent], Manifest], None]
-"""Puts files into a store, by path, and then the manifest that lists them; raises StorageError
-where that fails, with the manifest in the store still the one before.
+"""Puts files into a store, by path, and then the manifest that lists them.
+
+Raises StorageError where that fails; the store then still has the manifest from before.
 """
 
 
 def commit_files(store: ObjectStore, contents: Mapping[str, MemoryContent], manifest: Manifest) -> None:
-    """A `Commit` that is done when it returns, for the only writer of the store."""
+    """Commit to a store that has no other writer. The commit is done when this returns."""
     for path, content in contents.items():
         store.put(path, content, replaces=OWNED)
     commit_manifest(store, manifest)
@@ -77,8 +77,9 @@ def _nothing(_: Manifest) -> None:
 
 
 class ShardWriter:
-    """Commits shards into `store`, whose only writer it is, going on from the shards that
-    `manifest` lists.
+    """Commits shards into `store`, after the shards that `manifest` lists.
+
+    The store must have no other writer.
     """
 
     def __init__(
@@ -97,14 +98,14 @@ class ShardWriter:
         self._submit: Callable[[Callable[[], None]], None] | None = None
         self._encoded = 0
         self.spent: dict[Work, float] = dict.fromkeys(get_args(Work), 0.0)
-        """Seconds on each kind of work; in a block of `appending_by` at the same time."""
+        """Seconds on each kind of work. In a block of `appending_by` they overlap."""
 
     @contextmanager
     def appending_by(self, submit: Callable[[Callable[[], None]], None]) -> Iterator[None]:
-        """In the block, `commit` hands each append to `submit`, and does not wait for it.
+        """Within the block, `commit` passes each append to `submit` and does not wait for it.
 
-        They must run in that order, and after one that failed none may. The manifest is then that
-        of the last append.
+        `submit` must run appends in order, and none after one that failed. `manifest` is then the
+        one of the last append.
         """
         self._submit, self._encoded = submit, len(self.manifest.shards)
         try:
@@ -113,7 +114,7 @@ class ShardWriter:
             self._submit = None
 
     def commit(self, samples: Sequence[Sample], progress: Json, *, complete: bool) -> None:
-        """Encode `samples` (none: only the progress) as the next shard, and append it."""
+        """Encode and append `samples` as the next shard; without samples, commit the progress."""
         before = len(self.manifest.shards) if self._submit is None else self._encoded
         shard = self.encode(before + 1, samples) if samples else None
         append = partial(self.append, shard, progress, complete=complete)
@@ -124,7 +125,7 @@ class ShardWriter:
             self._submit(append)
 
     def encode(self, index: int, samples: Sequence[Sample]) -> EncodedShard:
-        """The samples as shard `index`; writes nothing."""
+        """Encode the samples as shard `index`. This writes nothing."""
         manifest, begun = self.manifest, time.monotonic()
         about = {name: getattr(manifest, name) for name in ("model_path", "model_type", "fingerprint")}
         shard = encode(index, samples, self._form, about)
@@ -132,7 +133,7 @@ class ShardWriter:
         return shard
 
     def append(self, shard: EncodedShard | None, progress: Json, *, complete: bool) -> None:
-        """Commit the next shard, or the progress alone; raises StorageError where that fails."""
+        """Commit the next shard, or only the progress. Raises StorageError where that fails."""
         contents = {} if shard is None else shard.contents
         begun = time.monotonic()
         entry = None if shard is None else shard.entry
