@@ -31,8 +31,23 @@ def test_usage_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     assert "extract" in capsys.readouterr().out
     assert main([]) == 2
-    assert main(["extrakt"]) == 2
-    assert "no command 'extrakt'" in capsys.readouterr().err
+    assert main(["help"]) == 0
+    assert "extract" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        (["extrakt"], "error: layertap has no command 'extrakt'; did you mean extract?\n"),
+        (["xyz"], "error: layertap has no command 'xyz'\n"),
+        (["tpu", "stat"], "error: layertap tpu has no command 'stat'; did you mean status?\n"),
+    ],
+)
+def test_an_unknown_command_is_answered_with_the_nearest(
+    typed: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(typed) == 2
+    assert capsys.readouterr().err.startswith(said)
 
 
 def test_the_version_is_printed(tmp_path: Path) -> None:
@@ -42,11 +57,16 @@ def test_the_version_is_printed(tmp_path: Path) -> None:
 
 @pytest.fixture
 def refused(
-    tiny_model: Path, demo_tasks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_model: Path,
+    demo_tasks: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> Callable[[Mapping[str, object]], str]:
     """Extracts with these flags, which must be refused before anything is written; returns the
     message.
     """
+    monkeypatch.chdir(tmp_path)  # the default --checkpoint_dir is made there before a setting is refused
 
     def run(flags: Mapping[str, object]) -> str:
         usual = {"dataset_path": demo_tasks, "model_path": tiny_model, "output_dir": tmp_path / "out"}

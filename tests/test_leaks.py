@@ -40,8 +40,11 @@ def test_a_connection():
     with socket.create_server(("127.0.0.1", 0)) as server:
         kept.append(socket.create_connection(server.getsockname()))
 
-def test_a_file():
-    kept.append(open("written", "w"))
+def test_a_file(tmp_path):
+    kept.append(open(tmp_path / "written", "w"))
+
+def test_an_entry_of_the_working_directory():
+    os.mkdir("checkpoints")
 
 def test_a_variable():
     os.environ["FORGOTTEN"] = "1"
@@ -85,6 +88,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> str:
         ("a_listening_socket", r"socket \d+: \('127.0.0.1', \d+\), listening"),
         ("a_connection", r"socket \d+: \('127.0.0.1', \d+\), connected to"),
         ("a_file", r"file \d+: \S*written"),
+        ("an_entry_of_the_working_directory", r"checkpoints in /\S*leaking"),
         ("a_variable", r"variable FORGOTTEN: was None, is '1'"),
     ],
 )
@@ -93,4 +97,4 @@ def test_what_is_left_behind_fails_the_test_that_left_it(report: str, test: str,
 
 
 def test_nothing_else_fails(report: str) -> None:
-    assert "10 passed, 8 errors" in report, report
+    assert "11 passed, 9 errors" in report, report

@@ -2,7 +2,8 @@
 
 Looked at before and after each test, with its own fixtures taken down: threads of Python, child
 processes and whatever these started, sockets, pipes, files that may be written to, environment
-variables. What fixtures of a wider scope hold was there before, so it is theirs and not the test's.
+variables, and what is in the working directory. What fixtures of a wider scope hold was there
+before, so it is theirs and not the test's.
 
 Why: what is left goes on in the middle of another test. A thread of Google's client that looked for
 a bucket which was gone, and drew its pauses from the global random generator, made tests of
@@ -11,6 +12,10 @@ Hypothesis fail that have no bucket.
 A look and a comparison cost 0.4 ms. Where something is new, the garbage is collected and the look
 repeated until it is gone or `leak_seconds` (an ini option) have passed: a thread that was told to
 end may still be on its way.
+
+Files are the tests' own in pytest's temporary folders alone. In the working directory, which is the
+clone, one would come into somebody's commit, or be found by the next test. Several processes of
+pytest share it: there, what one test leaves fails those that run beside it, too.
 
 Not seen: native threads (XLA's and torch's belong to the process); files that are only read, since
 a dataset that many tests share maps what each of them looks at, and Python itself warns of those
@@ -51,6 +56,12 @@ ALLOWED_VARIABLES = {
     "TORCHINDUCTOR_CACHE_DIR": "torch sets it for good when its compiler is imported, as transformers does",
     "PYTEST_CURRENT_TEST": "pytest changes it between the phases of a test",
 }
+ALLOWED_ENTRIES = {
+    "__pycache__": "Python keeps what it compiles there",
+    "build": "what make builds, and setuptools",
+}
+"""Of the working directory; and what begins with a dot, which belongs to tools, such as
+`.pytest_cache`."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +74,8 @@ class Look:
     variables: dict[str, str]
     children: tuple[float, ...]
     """Changes when a child process has been waited for."""
+    entries: frozenset[str]
+    """What is in the working directory."""
     seconds: float
     """Since the machine started."""
 
@@ -74,12 +87,13 @@ class Look:
             frozenset(_files()),
             dict(os.environ),
             tuple(resource.getrusage(resource.RUSAGE_CHILDREN)),
+            frozenset(os.listdir()),
             time.clock_gettime(time.CLOCK_BOOTTIME) if _LINUX else 0.0,
         )
 
     def left(self) -> list[str]:
         """What has come since, in words."""
-        return [*self._threads(), *self._processes(), *self._descriptors(), *self._changed()]
+        return [*self._threads(), *self._processes(), *self._descriptors(), *self._changed(), *self._made()]
 
     def _threads(self) -> Iterator[str]:
         for thread in threading.enumerate():
@@ -112,6 +126,11 @@ class Look:
         for name in sorted({*now, *self.variables} - ALLOWED_VARIABLES.keys()):
             if now.get(name) != self.variables.get(name):
                 yield f"variable {name}: was {self.variables.get(name)!r}, is {now.get(name)!r}"
+
+    def _made(self) -> Iterator[str]:
+        for name in sorted(frozenset(os.listdir()) - self.entries - ALLOWED_ENTRIES.keys()):
+            if not name.startswith("."):
+                yield f"{name} in {os.getcwd()}"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
