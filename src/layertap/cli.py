@@ -9,6 +9,7 @@ that can be resumed, 141 when nobody reads the output any more, and 1 for anythi
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any
 
 import layertap
@@ -69,9 +70,11 @@ def _choose(offered: "Mapping[str, Command | Group]", given: list[str], prog: st
 
 
 def _explain(offered: "Mapping[str, Command | Group]", given: list[str], prog: str) -> int:
-    asked = bool(given) and given[0] in ("-h", "--help")
+    asked = bool(given) and given[0] in ("-h", "--help", "help")
     if given and not asked:
-        print(f"error: {prog} has no command {given[0]!r}", file=sys.stderr)
+        near = get_close_matches(given[0], offered, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        print(f"error: {prog} has no command {given[0]!r}{hint}", file=sys.stderr)
     print(_usage(offered, prog), file=sys.stdout if asked else sys.stderr)
     return 0 if asked else InputError.exit_status
 

@@ -152,7 +152,7 @@ def taps(**changed):
     [
         ("samples", 3, f"{SECOND}, layer 0: holds 2 samples, should hold 3"),
         ("tokens", 8, f"{SECOND}: holds 7 tokens, should hold 8"),
-        ("sample_idx", [[2, 2]], f"{SECOND}: holds samples 2 to 3, should hold 2 to 2"),
+        ("sample_idx", [[2, 2]], f"{SECOND}: holds samples 2 to 3, should hold 2"),
         ("sample_idx", [], f"{SECOND}: holds samples 2 to 3, should hold none"),
         ("index", 7, "shard 7: is in metadata.json where shard 2 should be"),
     ],

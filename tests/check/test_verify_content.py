@@ -140,7 +140,7 @@ def test_a_missing_layer_is_found(folder):
 
 def test_a_missing_sample_is_found(folder):
     outputs.rewrite(folder, FIRST, lambda shard: [entries.pop(0) for entries in shard.values()])
-    assert outputs.the_finding(folder) == f"{FIRST}: holds samples 1 to 1, should hold 0 to 1"
+    assert outputs.the_finding(folder) == f"{FIRST}: holds samples 1, should hold 0 to 1"
 
 
 @pytest.mark.parametrize(

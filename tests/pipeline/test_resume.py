@@ -55,6 +55,7 @@ def test_a_complete_run_is_left_alone(config: ExtractConfig) -> None:
         ({"layers_to_extract": (1,)}, "layers"),
         ({"compute_dtype": "float32"}, "compute_dtype"),
         ({"activation_type": ("mlp",)}, "sites"),
+        ({"activation_type": ("residual_in",)}, "sites"),
         ({"batch_size": 3}, "batch_size: 2 there, 3 now"),
         ({"worker_id": 3}, "worker_id: 0 there, 3 now"),
         ({"storage_dtype": "float16"}, "storage.dtype"),
@@ -68,6 +69,7 @@ def test_another_run_in_the_same_folder_is_refused(config: ExtractConfig, change
     with pytest.raises(RunMismatchError) as raised:
         extract(changed(config, **change))
     assert named in str(raised.value)
+    assert "model.weights" not in str(raised.value)  # it is the same model
     assert shards.contents(out(config)) == before
 
 
@@ -101,7 +103,10 @@ def test_an_adapter_is_another_run_and_changes_what_comes_after_it(
     own = changed(config, adapter=(str(one),), output_dir=str(tmp_path / "own"))
     capsys.readouterr()
     extract(own)
-    assert f"{config.model_path} with adapter {one}: residual of 2 layers, running 2" in capsys.readouterr().err
+    assert (
+        f"{config.model_path} with adapter {one}: saving residual of layers 0, 1; running 2 of 4 layers"
+        in capsys.readouterr().err
+    )
     with pytest.raises(RunMismatchError, match=r"model\.adapters"):
         extract(changed(own, adapter=(str(two),)))
     with pytest.raises(RunMismatchError, match=r"model\.adapters"):

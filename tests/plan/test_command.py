@@ -24,7 +24,7 @@ def test_in_words_and_as_json(capsys: Captured) -> None:
     flags = ("--model", "Qwen/Qwen2.5-7B", "--accelerator", "h200x1", "--tokens", "1000000", "--format", "safetensors")
     assert plan(*flags, "--price_per_hour", "3.5", "--layers_to_extract", "6", "13") == 0
     text = capsys.readouterr().out
-    assert "residual of 2 layers (14 run)" in text
+    assert "residual of layers 6, 13 (runs 14 of 28 layers)" in text
     assert "14,336 bytes of activations per token" in text
     assert "bottleneck: " in text
     assert "for computing" in text

@@ -200,7 +200,8 @@ def test_ranges_cover_a_repeated_index_as_often_as_it_stands_there(indices):
 
 
 def test_ranges_are_listed_in_words():
-    assert listed_ranges([(0, 3), (7, 7), (9, 12)]) == "0 to 3, 7 to 7, 9 to 12"
+    assert listed_ranges([(0, 3), (7, 7), (9, 12)]) == "0 to 3, 7, 9 to 12"
+    assert listed_ranges([(0, 3), (7, 7), (9, 12)], most=1) == "0 to 3, and 2 more ranges"
 
 
 def now(**changed):

@@ -133,6 +133,20 @@ def test_only_the_layers_and_sites_that_are_asked_for_are_read(output, capsys):
         assert "missing" in refused(capsys, output, status=1)
 
 
+def test_a_long_shard_is_listed_in_part_and_the_rest_is_counted(output, capsys):
+    text = look(capsys, output, "--max_samples", "1")
+    assert "     0  task0" in text
+    assert "     1  task0" not in text
+    assert "\n1 more are not shown; --max_samples 0 lists all\n" in text
+    assert "     1  task0" in look(capsys, output, "--max_samples", "0")
+
+
+def test_the_numbers_of_samples_are_said_in_a_few_ranges(tmp_path, capsys):
+    scattered = [outputs.sample(number, 1) for number in range(0, 22, 2)]
+    outputs.write(tmp_path, [scattered], outputs.shard_format())
+    assert "11 samples (0, 2, 4, 6, 8, 10, 12, 14, and 3 more ranges), 11 tokens" in look(capsys, tmp_path)
+
+
 # One sample
 
 
@@ -241,7 +255,7 @@ def test_a_folder_without_a_tokenizer_is_refused_where_it_was_named(folder, tmp_
     [
         (["--shard", "4"], "--shard 4: there is none; there are shards 1 to 3"),
         (["--shard", "0"], "--shard 0: there is none; there are shards 1 to 3"),
-        (["--sample", "6"], "--sample 6: there is none; the shards hold samples 0 to 1, 2 to 3, 4 to 5"),
+        (["--sample", "6"], "--sample 6: there is none; the shards hold samples 0 to 5"),
         (["--sample", "5", "--shard", "1"], "--shard 1: does not hold sample 5, which is in shard 3"),
         (["--layer", "0", "1"], "--layer 1: not stored here; there are 0, 2"),
         (["--site", "attn"], "--site attn: not stored here; there are residual"),

@@ -27,6 +27,7 @@ import google_crc32c
 
 from layertap.check.relabel import open_relabelling
 from layertap.check.shard_check import ShardCheck
+from layertap.core.amounts import amount
 from layertap.objects import open_store
 from layertap.objects.base import ObjectStore
 from layertap.objects.files import TEMPORARY
@@ -63,7 +64,8 @@ class VerifyReport:
     def describe(self) -> str:
         """Return lines for the user."""
         manifest = self.manifest
-        what = f"{len(manifest.shards)} shards, {manifest.samples} samples, {manifest.tokens} tokens"
+        held = (len(manifest.shards), "shard"), (manifest.samples, "sample"), (manifest.tokens, "token")
+        what = ", ".join(amount(number, thing) for number, thing in held)
         if not self.sound:
             return "\n".join((f"{self.folder}: DAMAGED; {len(self.findings)} findings in {what}:", *self.findings))
         if self.empty:

@@ -37,6 +37,9 @@ class InspectConfig:
     """The model whose tokenizer decodes the tokens: a folder with a checkpoint, or a model in this
     machine's Hugging Face cache."""
 
+    max_samples: int = 40
+    """Of a whole shard: how many samples to list. 0 lists all."""
+
     max_tokens: int = 40
     """With --sample: how many tokens to list, half of them from the end. 0 lists all."""
 
@@ -44,6 +47,7 @@ class InspectConfig:
     """Print everything as JSON; with --sample, every token."""
 
     def __post_init__(self) -> None:
-        """Refuse a negative number of tokens; raises UsageError."""
+        """Refuse a negative number of tokens or samples; raises UsageError."""
         require(self.top >= 0, f"--top must not be negative, but is {self.top}")
+        require(self.max_samples >= 0, f"--max_samples must not be negative, but is {self.max_samples}; 0 lists all")
         require(self.max_tokens >= 0, f"--max_tokens must not be negative, but is {self.max_tokens}; 0 lists all")

@@ -17,7 +17,7 @@ there, not the layer's.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple, get_args
 
 from layertap.errors import UsageError
@@ -40,6 +40,16 @@ def layers_to_run(taps: Sequence[Tap]) -> int:
     it.
     """
     return max(tap.layer + (tap.site != "residual_in") for tap in taps)
+
+
+def name_layers(layers: Iterable[int]) -> str:
+    """Name these layers in words: `layer 2`, `layers 6, 12`, and a range of three or more as
+    `layers 0-23`.
+    """
+    ordered = sorted(layers)
+    if len(ordered) > 2 and ordered == list(range(ordered[0], ordered[-1] + 1)):
+        return f"layers {ordered[0]}-{ordered[-1]}"
+    return f"layer{'s' * (len(ordered) > 1)} {', '.join(map(str, ordered))}"
 
 
 _LAYERS = re.compile(r"(\d{1,4})(?:-(\d{1,4}))?", re.ASCII)

@@ -80,9 +80,15 @@ def download(flag: str, hub_id: str, files: list[str], revision: str | None = No
         ) from error
     except (OSError, ValueError, RuntimeError, _HTTP_ERROR) as error:  # hf_xet raises RuntimeError for broken transfers
         raise ModelError(
-            f"{given}: no such folder here, and {', '.join(files)} could not be fetched from the Hugging"
-            f" Face Hub. Without a network, give the folder of a checkpoint downloaded elsewhere. The cause: {error}"
+            f"{given}: no such folder here, and {_named(files)} could not be fetched from the Hugging Face Hub."
+            f" Without a network, give the folder of a checkpoint downloaded elsewhere. The cause: {error}"
         ) from error
+
+
+def _named(files: list[str]) -> str:
+    """The first three, and how many more there are."""
+    more = len(files) - 3
+    return ", ".join(files[:3]) + (f" and {more} more files" if more > 1 else f", {files[3]}" if more == 1 else "")
 
 
 def _require_permission(flag: str, name: str, path: str) -> None:

@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from layertap.core.amounts import amount
 from layertap.core.bar import in_notebook, open_bar
 from layertap.pipeline.bottleneck import describe_bottleneck
 from layertap.shards.manifest import UNKEPT, Manifest
@@ -162,21 +163,22 @@ class RunSummary:
         """Lines for a person: what is where, the speed, and how the time was spent."""
         manifest = self.manifest
         verified = ", each verified there" if "://" in self.output_dir else ""
-        written = f"{len(manifest.shards)} shards in {self.output_dir}{verified}"
+        written = f"{amount(len(manifest.shards), 'shard')} in {self.output_dir}{verified}"
+        samples = amount(manifest.samples, "sample")
         uploaded = f"every shard verified in {self.upload_url}" if self.upload_url else ""
         if self.samples == 0 and self.resumed_shards:
-            lines = [f"already complete: {manifest.samples} samples in {written}", uploaded]
+            lines = [f"already complete: {samples} in {written}", uploaded]
             return "\n".join(filter(None, lines))
-        resumed = f"resumed after {self.resumed_shards} shards that earlier starts had committed"
-        tasks, samples, unkept = _left_out(manifest)
+        resumed = f"resumed after {amount(self.resumed_shards, 'shard')} that earlier starts had committed"
+        tasks, overlong, unkept = _left_out(manifest)
         lines = [
-            f"{manifest.samples} samples, {manifest.tokens} tokens, {written}",
+            f"{samples}, {amount(manifest.tokens, 'token')}, {written}",
             f"stopped at --max_tokens_total {manifest.stopped_at}; with more tokens, the same command continues"
             if manifest.stopped_at is not None
             else "",
             resumed if self.resumed_shards else "",
             f"skipped {tasks}; metadata.json lists them" if tasks else "",
-            f"{samples}; metadata.json lists them" if samples else "",
+            f"{overlong}; metadata.json lists them" if overlong else "",
             f"{unkept}; metadata.json lists them" if unkept else "",
             f"{_count(manifest.nonfinite, 'activation')} with a NaN or an infinity; the manifest counts them by shard"
             if manifest.nonfinite
@@ -227,7 +229,7 @@ def _left_out(manifest: Manifest) -> tuple[str, str, str]:
 
 
 def _count(number: int, thing: str) -> str:
-    return f"{number} {thing}{'' if number == 1 else 's'}" if number else ""
+    return amount(number, thing) if number else ""
 
 
 def _describe_certificate(manifest: Manifest) -> str:

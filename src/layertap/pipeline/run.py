@@ -26,7 +26,9 @@ from dataclasses import replace
 from functools import partial
 
 from layertap.config.extract import ExtractConfig
+from layertap.core.amounts import amount
 from layertap.core.sample import Sample
+from layertap.core.taps import name_layers
 from layertap.errors import RunMismatchError
 from layertap.pipeline import backend
 from layertap.pipeline.background import BackgroundQueue
@@ -184,11 +186,13 @@ class _Run:
 
     def _announce(self, display: Display) -> None:
         setup, manifest = self._setup, self._writer.manifest
-        sites, layers = ", ".join(setup.shard_format.sites), len(setup.shard_format.layers)
+        sites, layers = ", ".join(setup.shard_format.sites), name_layers(setup.shard_format.layers)
         model = " with adapter ".join((setup.manifest.model_path, *setup.config.adapter))
-        display.note(f"{model}: {sites} of {layers} layers, running {setup.model.num_layers}")
+        run, of = setup.model.num_layers, setup.model.checkpoint.config.num_hidden_layers
+        display.note(f"{model}: saving {sites} of {layers}; running {run} of {of} layers")
         if manifest.shards:
-            display.note(f"going on after {len(manifest.shards)} shards, {manifest.samples} samples")
+            shards = amount(len(manifest.shards), "shard")
+            display.note(f"going on after {shards}, {amount(manifest.samples, 'sample')}")
 
     def _summary(self) -> RunSummary:
         progress = self._progress

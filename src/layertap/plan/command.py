@@ -10,7 +10,9 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from layertap.config.plan import PlanConfig
+from layertap.core.amounts import amount
 from layertap.core.selection import ALL
+from layertap.core.taps import name_layers
 from layertap.dataset import opening_lines
 from layertap.errors import UsageError
 from layertap.pipeline.output import IN_MEMORY
@@ -190,15 +192,16 @@ def _workload(run: PlannedRun, accelerator: Accelerator | None, note: Callable[[
 
 def _run(plan: Plan) -> list[str]:
     run, work = plan.run, plan.work
-    layers, sites = len(run.form.layers), " ".join(run.form.sites)
+    layers, sites = name_layers(run.form.layers), ", ".join(run.form.sites)
     counted = "counted" if work.counted else "ARC prompts of the usual lengths"
     lines = [
-        f"{run.config.model_path}, {sites} of {layers} layers ({run.num_layers} run), {run.config.compute_dtype}",
+        f"{run.config.model_path}, {sites} of {layers} (runs {run.num_layers} of {run.model.num_hidden_layers} layers),"
+        f" {run.config.compute_dtype}",
         f"{work.samples:,.0f} samples, {work.tokens:,.0f} tokens ({counted}); the longest sample has {work.longest:,}",
     ]
     if plan.placed is not None:
         on, many = plan.placed.accelerator, f"{run.config.workers} times " if run.config.workers > 1 else ""
-        lines.insert(1, f"on {many}{on.name}: {_number(on.chips, 'chip')}, {_number(on.hosts, 'host')}")
+        lines.insert(1, f"on {many}{on.name}: {amount(on.chips, 'chip', ',')}, {amount(on.hosts, 'host', ',')}")
         lines.append(f"{work.real_share:.1%} of computed tokens are real")
     if work.shared_tokens:
         lines.append(f"{work.shared_tokens / work.tokens:.1%} of all tokens are a prefix that is computed once")
@@ -216,7 +219,7 @@ def _output(plan: Plan) -> list[str]:
     lines = [
         f"{run.form.bytes_per_token:,} bytes of activations per token, {run.form.stored_as},"
         f" {_size(output.activations)} in all" + kept,
-        f"{run.form.name}: {whole} in {output.shards:,} shards, {output.files:,} files"
+        f"{run.form.name}: {whole} in {amount(output.shards, 'shard', ',')}, {amount(output.files, 'file', ',')}"
         + (", before compression" if run.is_compressed else "")
         + (" (exact)" if exact else ""),
     ]
@@ -285,10 +288,6 @@ def _more(accelerator: str | None) -> list[str]:
 
 def _span(first: str, last: str) -> str:
     return first if first == last else f"{first} to {last}"
-
-
-def _number(count: int, noun: str) -> str:
-    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def _size(count: float) -> str:

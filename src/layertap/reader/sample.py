@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from layertap.core.columns import NO_LABELS, ROLES, SINK
-from layertap.core.taps import Site, Tap
+from layertap.core.taps import Site, Tap, name_layers
 from layertap.errors import UsageError
 from layertap.reader.labels import Labels
 from layertap.shards.shard import Words
@@ -232,14 +232,4 @@ def describe_taps(taps: Mapping[Tap, int]) -> str:
     layers: dict[tuple[Site, int], list[int]] = {}
     for tap, width in taps.items():
         layers.setdefault((tap.site, width), []).append(tap.layer)
-    return "; ".join(
-        f"{site} of layer{'s' * (len(at) > 1)} {_short(at)} ({width} wide)" for (site, width), at in layers.items()
-    )
-
-
-def _short(layers: Sequence[int]) -> str:
-    """List the layers, or write them as a range."""
-    ordered = sorted(layers)
-    if len(ordered) > 2 and ordered == list(range(ordered[0], ordered[-1] + 1)):
-        return f"{ordered[0]}-{ordered[-1]}"
-    return ", ".join(map(str, ordered))
+    return "; ".join(f"{site} of {name_layers(at)} ({width} wide)" for (site, width), at in layers.items())

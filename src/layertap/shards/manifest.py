@@ -19,7 +19,7 @@ Manifests of format version 1 listed the shards in `metadata.json`. Layertap sti
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import PurePosixPath
@@ -177,6 +177,9 @@ class Manifest:
         names another place.
         """
         differing = differences(self.identity, other.identity)
+        if any(self.identity.get(name) != other.identity.get(name) for name in ("layers", "sites")):
+            # Only weights that the run needs are compared, so other taps may differ there, too.
+            differing = [line for line in differing if not line.startswith("model.weights: ")]
         for name in ("worker_id", "format_version"):
             if getattr(self, name) != getattr(other, name):
                 differing.append(f"{name}: {getattr(self, name)} there, {getattr(other, name)} now")
@@ -209,9 +212,11 @@ def index_ranges(indices: Iterable[int]) -> tuple[tuple[int, int], ...]:
     return tuple(ranges)
 
 
-def listed_ranges(ranges: Iterable[tuple[int, int]]) -> str:
-    """Write such ranges in words."""
-    return ", ".join(f"{first} to {last}" for first, last in ranges) or "none"
+def listed_ranges(ranges: Sequence[tuple[int, int]], most: int | None = None) -> str:
+    """Write such ranges in words; at most so many of them, and then how many more there are."""
+    shown = [f"{first}" if first == last else f"{first} to {last}" for first, last in ranges[:most]]
+    more = [f"and {len(ranges) - len(shown)} more ranges"] if len(ranges) > len(shown) else []
+    return ", ".join((*shown, *more)) or "none"
 
 
 def differences(there: object, now: object, path: str = "") -> list[str]:

@@ -58,5 +58,5 @@ def inspect(
     if config.json:
         return dump_json(shard_to_json(seen, decoder, tokens=sample is not None), indent=2)
     if sample is None:
-        return describe_shard(seen, decoder, config.top)
+        return describe_shard(seen, decoder, config.max_samples, config.top)
     return describe_sample(seen, decoder, config.max_tokens, config.top, colours)

@@ -9,6 +9,7 @@ from math import ceil
 
 import numpy as np
 
+from layertap.core.amounts import amount
 from layertap.core.columns import FIRST, NO_LABELS, PREFIX, SINK, SINK_FACTOR, SPECIAL, Norms
 from layertap.core.selection import ALL
 from layertap.core.table import table
@@ -17,7 +18,7 @@ from layertap.shards.manifest import listed_ranges
 from layertap.view.decoding import Decoder
 from layertap.view.facts import NormFacts, flag_names, norm_facts, token_labels
 from layertap.view.grids import Colours, draw_grids
-from layertap.view.shard import SampleSeen, ShardSeen, TapSeen
+from layertap.view.shard import MOST_RANGES, SampleSeen, ShardSeen, TapSeen
 
 _TEXT_WIDTH = 64
 _MOST_COLUMNS = 8  # of norms, beside each token
@@ -25,9 +26,12 @@ _MOST_COLUMNS = 8  # of norms, beside each token
 _NORMS = ("site", "layer", "min norm", "median", "max", "in sample", "at token", "sinks", "not finite")
 
 
-def describe_shard(seen: ShardSeen, decoder: Decoder, top: int = 0) -> str:
-    """The whole shard: a line a sample, a line a tap; and the `top` tokens by norm."""
-    return "\n".join((*_head(seen), "", *_samples(seen, decoder), "", *_norms(seen), *_top(seen, decoder, top)))
+def describe_shard(seen: ShardSeen, decoder: Decoder, max_samples: int, top: int = 0) -> str:
+    """The whole shard: a line a sample (at most so many), a line a tap; and the `top` tokens by
+    norm.
+    """
+    samples = _samples(seen, decoder, max_samples)
+    return "\n".join((*_head(seen), "", *samples, "", *_norms(seen), *_top(seen, decoder, top)))
 
 
 def describe_sample(seen: ShardSeen, decoder: Decoder, max_tokens: int, top: int = 0, colours: Colours = "none") -> str:
@@ -36,7 +40,7 @@ def describe_sample(seen: ShardSeen, decoder: Decoder, max_tokens: int, top: int
     tokens = len(sample.token_ids)
     lines = (
         *_head(seen),
-        f"sample {sample.sample_idx} of task {_visible(sample.words.task_id)}: {tokens} tokens,"
+        f"sample {sample.sample_idx} of task {_visible(sample.words.task_id)}: {amount(tokens, 'token')},"
         f" shape ({tokens}, {_widths(seen)})",
         f"origin: {_visible(repr(dict(sample.words.origin)))}",
         "",
@@ -56,8 +60,8 @@ def _head(seen: ShardSeen) -> Iterator[str]:
     manifest, entry = seen.manifest, seen.entry
     state = "complete" if manifest.complete else "not complete yet"
     yield (
-        f"shard {entry.index} of {len(manifest.shards)} (the run is {state}): {entry.samples} samples"
-        f" ({listed_ranges(entry.sample_idx)}), {entry.tokens} tokens"
+        f"shard {entry.index} of {len(manifest.shards)} (the run is {state}): {amount(entry.samples, 'sample')}"
+        f" ({listed_ranges(entry.sample_idx, MOST_RANGES)}), {amount(entry.tokens, 'token')}"
     )
     yield (
         f"{manifest.format}, {manifest.storage_dtype} [tokens, {_widths(seen)}], layers"
@@ -72,17 +76,20 @@ def _widths(seen: ShardSeen) -> str:
     return "/".join(map(str, dict.fromkeys(seen.manifest.taps[tap] for tap in seen.taps)))
 
 
-def _samples(seen: ShardSeen, decoder: Decoder) -> Iterator[str]:
+def _samples(seen: ShardSeen, decoder: Decoder, most: int) -> Iterator[str]:
+    """A line a sample; what is left out is said."""
+    shown = seen.samples[:most] if most else seen.samples
     rows = [("sample", "task", "tokens", "shape", "text")]
-    for sample in seen.samples:
+    for sample in shown:
         tokens = len(sample.token_ids)
         shape = f"({tokens}, {_widths(seen)})"
         text = _made(sample) or _shortened(decoder.text(sample))
         rows.append((str(sample.sample_idx), _visible(sample.words.task_id), str(tokens), shape, text))
     yield table(rows, left=(1, 4))
-    if all(map(_made, seen.samples)):
-        return
-    yield f"text: {decoder.remark}"
+    if len(shown) < len(seen.samples):
+        yield f"{len(seen.samples) - len(shown)} more are not shown; --max_samples 0 lists all"
+    if not all(map(_made, shown)):
+        yield f"text: {decoder.remark}"
 
 
 def _made(sample: SampleSeen) -> str:

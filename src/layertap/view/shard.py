@@ -17,11 +17,12 @@ from layertap.core.taps import Site, Tap
 from layertap.errors import DamageError, UsageError
 from layertap.objects.base import ObjectStore
 from layertap.shards.decode import open_shard
-from layertap.shards.manifest import FILE_NAME, Manifest, ShardEntry, listed_ranges
+from layertap.shards.manifest import FILE_NAME, Manifest, ShardEntry, index_ranges, listed_ranges
 from layertap.shards.shard import Shard, Words
 
 OnRead = Callable[[int, int], None]
 
+MOST_RANGES = 8  # of sample numbers, in a line
 _ADVICE = "`layertap verify` tells everything that is wrong there"
 
 
@@ -63,8 +64,10 @@ def choose_shard(manifest: Manifest, shard: int | None, sample: int | None) -> S
         raise UsageError(f"{FILE_NAME} names no shard; look again when the run has committed one")
     holders = [entry for entry in manifest.shards if sample is not None and _holds(entry, sample)]
     if sample is not None and not holders:
-        held = sorted(pair for entry in manifest.shards for pair in entry.sample_idx)
-        raise UsageError(f"--sample {sample}: there is none; the shards hold samples {listed_ranges(held)}")
+        pairs = (pair for entry in manifest.shards for pair in entry.sample_idx)
+        held = index_ranges(number for first, last in pairs for number in range(first, last + 1))
+        listed = listed_ranges(held, MOST_RANGES)
+        raise UsageError(f"--sample {sample}: there is none; the shards hold samples {listed}")
     wanted = shard if shard is not None else (holders or manifest.shards)[0].index
     for entry in holders or manifest.shards:
         if entry.index == wanted:
