@@ -1,6 +1,6 @@
-"""`layertap inspect`: a shard, or one sample of it, for the eyes of a person.
+"""`layertap inspect` and `layertap view`: show a shard, a sample or a run to a person.
 
-`shard`: what is read of it; `decoding`: its token ids as text; `facts`: what is said of it, which
-`page` shows and `document` writes as JSON. It knows `store`, which has the shard, and `prompts`,
-which has the tokenizer. A program reads with `layertap.ActivationDataset` instead.
+`shard` reads it, `decoding` turns token ids into text, and `facts` computes what to show. `page`
+shows the facts in a terminal, `document` writes them as JSON, and `html` writes a page for the
+browser. A program should read with `layertap.ActivationDataset` instead.
 """

@@ -1,4 +1,4 @@
-"""`layertap inspect`: from what was asked for to what is printed."""
+"""`layertap inspect`: from the settings to the text that is printed."""
 
 from contextlib import closing
 
@@ -17,9 +17,9 @@ from layertap.view.shard import OnRead, choose_shard, choose_taps, find_sample, 
 
 
 def inspection_of(config: ViewConfig) -> InspectConfig:
-    """What `layertap view --terminal` shows: one sample, wherever below the path it is.
+    """Turn the settings of `layertap view --terminal` into those of `inspect`: one sample.
 
-    Raises UsageError where there is none.
+    The sample may be in any folder below the path. Raises UsageError where there is none.
     """
     with closing(ActivationDataset(config.path)) as dataset:
         try:
@@ -44,10 +44,10 @@ def inspect(
     on_read: OnRead = lambda _done, _total: None,
     colours: Colours = "none",
 ) -> str:
-    """Lines for a person, or JSON; everything that can be refused is refused before a shard is
-    read.
+    """Return lines for a person, or JSON.
 
-    Raises UsageError or PromptError for what is not there, DamageError for what cannot be believed.
+    Settings are checked before a shard is read. Raises UsageError or PromptError for something that
+    does not exist, DamageError for a damaged file.
     """
     manifest = require_manifest(store)
     sample = None if config.sample is None else find_sample(store, manifest, config.sample)

@@ -1,9 +1,8 @@
-"""Token ids as text, where the tokenizer is at hand; else the preview that is stored with each
-sample.
+"""Token ids as text, if the tokenizer is available; otherwise the preview stored with each sample.
 
-Nothing is downloaded in order to look at a shard: the tokenizer is that of a folder, or of a Hub id
-that this machine has in its cache. The manifest knows the run's tokenizer by its digest, so another
-one is told apart, and named.
+Nothing is downloaded to look at a shard. The tokenizer comes from a folder, or from a Hub id that
+is in this machine's cache. The manifest has the digest of the run's tokenizer, so a different one
+is noticed and named.
 """
 
 from collections.abc import Iterable
@@ -17,30 +16,30 @@ from layertap.view.shard import SampleSeen
 
 @dataclass(frozen=True, eq=False)
 class Decoder:
-    """Text of token ids; `remark` says where it comes from, or why there is none."""
+    """Turns token ids into text. `remark` says where the text comes from, or why there is none."""
 
     remark: str
     _tokenizer: PromptTokenizer | None
 
     def text(self, sample: SampleSeen) -> str:
-        """The sample's text, or the preview of it."""
+        """Return the sample's text, or its preview."""
         return sample.words.text_preview if self._tokenizer is None else self._decode(sample.token_ids, self._tokenizer)
 
     def token(self, token_id: int) -> str | None:
-        """The text of one token; None where there is no tokenizer."""
+        """Return the text of one token; None where there is no tokenizer."""
         return None if self._tokenizer is None else self._decode([token_id], self._tokenizer)
 
     @staticmethod
     def _decode(ids: Iterable[int], tokenizer: PromptTokenizer) -> str:
         return tokenizer.decode(
             id_ for id_ in ids if id_ >= 0
-        )  # the library ignores unknown ids, but for negative ones
+        )  # the library ignores unknown ids, but not negative ones
 
 
 def find_decoder(manifest: Manifest, model_path: str | None) -> Decoder:
-    """The decoder of the run's tokenizer, or of the one that the user names instead.
+    """Return a decoder with the run's tokenizer, or with the one that the user names instead.
 
-    Raises UsageError or PromptError where there is no tokenizer in what the user names.
+    Raises UsageError or PromptError where the user names something without a tokenizer.
     """
     try:
         tokenizer = find_tokenizer(manifest.model_path if model_path is None else model_path)
@@ -48,8 +47,8 @@ def find_decoder(manifest: Manifest, model_path: str | None) -> Decoder:
         if model_path is not None:
             raise
         return Decoder(
-            "as stored, at most the first 200 characters, and tokens as ids alone, because the run's tokenizer is not"
-            f" at hand ({error}); give --model_path",
+            "as stored, at most the first 200 characters, and tokens only as ids, because the run's tokenizer was not"
+            f" found ({error}); give --model_path",
             None,
         )
     place = f"decoded by the tokenizer of {manifest.model_path if model_path is None else model_path}"

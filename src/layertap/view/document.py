@@ -11,7 +11,7 @@ from layertap.view.shard import SampleSeen, ShardSeen
 
 
 def shard_to_json(seen: ShardSeen, decoder: Decoder, *, tokens: bool) -> Mapping[str, Any]:
-    """All that was read; each token of each sample where `tokens` are asked for."""
+    """Return everything that was read. With `tokens`, this includes each token of each sample."""
     manifest, entry = seen.manifest, seen.entry
     return {
         "shard": entry.index,

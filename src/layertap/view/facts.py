@@ -1,4 +1,4 @@
-"""What is said of what was read, in numbers and words: for a page, or for a program."""
+"""The facts about a shard or sample, in numbers and words, for a person or a program."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,18 +15,18 @@ class NormFacts:
     """The norms at one tap."""
 
     smallest: float | None
-    """None, as the next four, where no norm is finite."""
+    """This and the next four are None where no norm is finite."""
     median: float | None
     largest: float | None
     sample_idx: int | None
-    """Where the largest stands."""
+    """The sample with the largest norm; `position` is its place there."""
     position: int | None
     sinks: int
     nonfinite: int
 
 
 def norm_facts(at_tap: TapSeen, seen: ShardSeen) -> NormFacts:
-    """The norms of a shard's tokens, or of those of its one sample."""
+    """Summarise the norms of a shard's tokens, or of its one sample's tokens."""
     norms, flags = np.concatenate(at_tap.norms), np.concatenate(at_tap.flags)
     finite = np.isfinite(norms)
     sinks, nonfinite = (int(found.sum()) for found in ((flags & SINK) > 0, ~finite))
@@ -42,7 +42,7 @@ def norm_facts(at_tap: TapSeen, seen: ShardSeen) -> NormFacts:
 
 
 def flag_names(flags: int) -> Iterator[str]:
-    """The names of the flags that are the same at all taps."""
+    """Return the names of the flags that are the same at all taps."""
     return (name for name, bit in (("first", FIRST), ("special", SPECIAL), ("prefix", PREFIX)) if flags & bit)
 
 
@@ -57,10 +57,10 @@ class TokenLabels:
     row: int | None
     col: int | None
     colours: tuple[int, ...]
-    """Of its cells."""
+    """The colours of its cells."""
 
     def __str__(self) -> str:
-        """Its place, as `train 0 input 2,3: 5`; empty outside grids."""
+        """The token's place, such as `train 0 input 2,3: 5`; empty outside grids."""
         if self.example is None:
             return ""
         pair = self.example if self.example == "test" else f"train {self.example}"
@@ -69,7 +69,7 @@ class TokenLabels:
 
 
 def token_labels(sample: SampleSeen, token: int) -> TokenLabels | None:
-    """The labels of a token; None where the run stored none."""
+    """Return the labels of a token; None where the run stored none."""
     if not NO_LABELS.keys() <= sample.labels.keys():
         return None
     role, example, side, row, col, colours, cells = (int(sample.labels[name][token]) for name in NO_LABELS)

@@ -1,7 +1,6 @@
 """A shard, or a sample, as lines for a terminal.
 
-Text from a dataset is shown with its unprintable characters escaped: what is looked at cannot move
-the cursor.
+Unprintable characters in text from a dataset are escaped, so that text cannot move the cursor.
 """
 
 from collections.abc import Iterator, Mapping
@@ -21,21 +20,22 @@ from layertap.view.grids import Colours, draw_grids
 from layertap.view.shard import MOST_RANGES, SampleSeen, ShardSeen, TapSeen
 
 _TEXT_WIDTH = 64
-_MOST_COLUMNS = 8  # of norms, beside each token
+_MOST_COLUMNS = 8  # columns of norms for each token
 
 _NORMS = ("site", "layer", "min norm", "median", "max", "in sample", "at token", "sinks", "not finite")
 
 
 def describe_shard(seen: ShardSeen, decoder: Decoder, max_samples: int, top: int = 0) -> str:
-    """The whole shard: a line a sample (at most so many), a line a tap; and the `top` tokens by
-    norm.
+    """Describe the whole shard: a line for each tap and for at most `max_samples` samples.
+
+    The `top` tokens by norm follow.
     """
     samples = _samples(seen, decoder, max_samples)
     return "\n".join((*_head(seen), "", *samples, "", *_norms(seen), *_top(seen, decoder, top)))
 
 
 def describe_sample(seen: ShardSeen, decoder: Decoder, max_tokens: int, top: int = 0, colours: Colours = "none") -> str:
-    """Its one sample: how it was made, its text and its grids, a line a tap, a line a token."""
+    """Describe one sample: its origin, text and grids, and one line for each tap and token."""
     (sample,) = seen.samples
     tokens = len(sample.token_ids)
     lines = (
@@ -72,7 +72,7 @@ def _head(seen: ShardSeen) -> Iterator[str]:
 
 
 def _widths(seen: ShardSeen) -> str:
-    """The width of the taps that are shown, or their widths."""
+    """Write the width of the taps that are shown, or their widths."""
     return "/".join(map(str, dict.fromkeys(seen.manifest.taps[tap] for tap in seen.taps)))
 
 
@@ -93,7 +93,7 @@ def _samples(seen: ShardSeen, decoder: Decoder, most: int) -> Iterator[str]:
 
 
 def _made(sample: SampleSeen) -> str:
-    """How an ARC prompt differs from others of its task; empty for texts."""
+    """Say how an ARC prompt differs from others of its task; empty for texts."""
     origin = sample.words.origin
     change = origin.get("augmentation")
     if not isinstance(change, Mapping) or not {"flip", "rotations", "colors"} <= change.keys():
@@ -105,7 +105,7 @@ def _made(sample: SampleSeen) -> str:
 
 
 def _grids(seen: ShardSeen, sample: SampleSeen, colours: Colours) -> Iterator[str]:
-    """The grids of an ARC prompt, shaded by the norms at the last tap that is shown."""
+    """Draw the grids of an ARC prompt, shaded by the norms at the last tap that is shown."""
     if not NO_LABELS.keys() <= sample.labels.keys() or not (sample.labels["cells"] > 0).any():
         return
     tap, at_tap = list(seen.taps.items())[-1]
@@ -115,7 +115,7 @@ def _grids(seen: ShardSeen, sample: SampleSeen, colours: Colours) -> Iterator[st
 
 
 def _top(seen: ShardSeen, decoder: Decoder, most: int) -> Iterator[str]:
-    """The tokens with the largest norms, over all samples and taps that are shown."""
+    """List the tokens with the largest norms, over all samples and taps that are shown."""
     if not most:
         return
     found = [
@@ -135,7 +135,7 @@ def _top(seen: ShardSeen, decoder: Decoder, most: int) -> Iterator[str]:
 
 
 def _largest(norms: Norms, most: int) -> Iterator[tuple[int, float]]:
-    """The places and values of the largest finite norms."""
+    """Yield the places and values of the largest finite norms."""
     finite = np.where(np.isfinite(norms), norms, -1)
     for token in np.argsort(-finite, kind="stable")[:most].tolist():
         if finite[token] >= 0:
@@ -159,7 +159,7 @@ def _norm_row(tap: Tap, facts: NormFacts) -> tuple[str, ...]:
 
 
 def _tokens(seen: ShardSeen, sample: SampleSeen, decoder: Decoder, max_tokens: int) -> Iterator[str]:
-    """A line a token, with its norm at some taps; what is left out is said."""
+    """List the tokens with their norms at some taps, and say what is left out."""
     count = len(sample.token_ids)
     taps = list(seen.taps)[:: ceil(len(seen.taps) / _MOST_COLUMNS)]
     shown = list(range(count)) if max_tokens == 0 or max_tokens >= count else _ends(count, max_tokens)
@@ -186,7 +186,7 @@ def _ends(count: int, most: int) -> list[int]:
 
 
 def _labels(sample: SampleSeen) -> dict[str, list[str]]:
-    """The columns of labels in which there is something to show."""
+    """Return the columns of labels that have something to show."""
     labels = [token_labels(sample, token) for token in range(len(sample.token_ids))]
     columns = {"role": [it.role if it else "" for it in labels], "cell": [str(it or "") for it in labels]}
     return {name: values for name, values in columns.items() if set(values) - {"", "text"}}
@@ -206,7 +206,7 @@ def _norm(seen: TapSeen, token: int) -> str:
 
 
 def _shortened(text: str) -> str:
-    """Its beginning and its end: prompts of a run begin alike."""
+    """Return the beginning and the end of a text, because prompts of a run begin alike."""
     half = (_TEXT_WIDTH - 3) // 2
     return repr(text if len(text) <= _TEXT_WIDTH else f"{text[:half]} … {text[-half:]}")
 

@@ -1,9 +1,7 @@
-"""What `inspect` reads of a shard: the facts about its samples, and norm and flags of each token at
-each tap.
+"""What `inspect` reads from a shard: facts about its samples, and each token's norms and flags.
 
-Norms are those that are stored, so no activation of safetensors is read; pickles are read whole. A
-file that is not what it should be ends it with the first finding; `verify` is what collects them
-all.
+It reads the stored norms, and no activation of safetensors; it reads pickles whole. It stops at the
+first damage that it finds; `verify` collects all of it.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,13 +20,13 @@ from layertap.shards.shard import Shard, Words
 
 OnRead = Callable[[int, int], None]
 
-MOST_RANGES = 8  # of sample numbers, in a line
-_ADVICE = "`layertap verify` tells everything that is wrong there"
+MOST_RANGES = 8  # ranges of sample numbers in a line
+_ADVICE = "`layertap verify` lists everything that is wrong there"
 
 
 @dataclass(frozen=True, eq=False)
 class SampleSeen:
-    """A sample, but for its activations."""
+    """A sample without its activations."""
 
     sample_idx: int
     words: Words
@@ -40,7 +38,7 @@ class SampleSeen:
 
 @dataclass(frozen=True, eq=False)
 class TapSeen:
-    """Norms and flags at one tap, an array for each sample."""
+    """Norms and flags at one tap, with one array for each sample."""
 
     norms: Sequence[Norms]
     flags: Sequence[np.ndarray]
@@ -57,8 +55,9 @@ class ShardSeen:
 
 
 def choose_shard(manifest: Manifest, shard: int | None, sample: int | None) -> ShardEntry:
-    """The shard with this number, or the one that holds `sample`, or the first; raises UsageError:
-    what there is.
+    """Return the shard with this number, or the one that holds `sample`, or the first.
+
+    Raises UsageError, and lists what there is, where no shard fits.
     """
     if not manifest.shards:
         raise UsageError(f"{FILE_NAME} names no shard; look again when the run has committed one")
@@ -78,9 +77,9 @@ def choose_shard(manifest: Manifest, shard: int | None, sample: int | None) -> S
 
 
 def find_sample(store: ObjectStore, manifest: Manifest, named: str) -> int:
-    """The number of the sample that is named by it, or by its task; of several, the first.
+    """Return the number of the sample with this number, or the first sample of this task.
 
-    To find a task, shards are looked through in order. Raises UsageError where there is none.
+    To find a task, this reads the shards in order. Raises UsageError where there is none.
     """
     if named.isdecimal():
         return int(named)
@@ -94,8 +93,9 @@ def find_sample(store: ObjectStore, manifest: Manifest, named: str) -> int:
 
 
 def choose_taps(manifest: Manifest, layers: Iterable[int], sites: Iterable[Site]) -> list[Tap]:
-    """Of the stored taps those of these layers and sites, or of all; raises UsageError where one is
-    not stored.
+    """Return the stored taps of these layers and sites; no layer or no site means all.
+
+    Raises UsageError where one is not stored.
     """
     wanted_layers, wanted_sites = tuple(layers) or manifest.layers, tuple(sites) or manifest.sites
     for flag, wanted, stored in (("layer", wanted_layers, manifest.layers), ("site", wanted_sites, manifest.sites)):
@@ -113,10 +113,10 @@ def see_shard(
     sample: int | None,
     on_read: OnRead = lambda _done, _total: None,
 ) -> ShardSeen:
-    """Read a shard at `taps`, or only its `sample`; `on_read` hears how many of about how many
-    bytes are read.
+    """Read a shard at `taps`, or only its `sample`.
 
-    Raises DamageError where a file is not what it should be.
+    `on_read` is called with the bytes that are read, and with about how many there are. Raises
+    DamageError where a file is damaged.
     """
     shard = open_shard(store, manifest, entry)
     try:

@@ -1,4 +1,4 @@
-"""Which channels and features a page shows, found out from what `layertap view` was asked for."""
+"""Which channels and features a page shows, from the settings of `layertap view`."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -16,17 +16,17 @@ from layertap.view.html.figures import Asked
 from layertap.view.html.interest import find_strongest, order_by_interest
 
 _DRAWN = 40
-"""Features that are drawn in full, where none are named."""
+"""How many features are drawn in full, where you name none."""
 
 Count = Callable[[ActivationDataset, Autoencoder, Tap], FeatureTable]
 
 
 def resolve_asked(config: ViewConfig, dataset: ActivationDataset, taps: Sequence[Tap], count: Count) -> Asked:
-    """What is shown beside the values that are always shown; `count` makes the table of an
-    autoencoder when all of them are known to fit.
+    """Return what the page shows in addition to the values that it always shows.
 
-    Raises UsageError where an autoencoder cannot be read, or was trained at a tap that is not
-    shown, or has no such feature.
+    `count` makes the table of an autoencoder, after all of them were checked. Raises UsageError
+    where an autoencoder cannot be read, or was trained at a tap that the page does not show, or has
+    no such feature.
     """
     found = [(folder, load_autoencoder(local_path(folder))) for folder in config.sae]
     placed = [
@@ -56,7 +56,7 @@ def _feature(config: ViewConfig, name: str, autoencoder: Autoencoder, tap: Tap, 
 
 
 def _names(taps: Sequence[Tap]) -> Iterator[str]:
-    """What the page calls them: where they were trained, and which of several there."""
+    """Name each autoencoder by its tap, and number those that share one."""
     own = [f"{tap.site}.{tap.layer}" for tap in taps]
     seen: Counter[str] = Counter()
     for name in own:
@@ -65,8 +65,10 @@ def _names(taps: Sequence[Tap]) -> Iterator[str]:
 
 
 def _taps(config: ViewConfig, found: Sequence[Autoencoder], taps: Sequence[Tap]) -> Iterator[Tap | None]:
-    """Where each was trained: as the flag says it, where that names one for each, or else its own
-    folder, and the flag for those whose folder does not say.
+    """Yield the tap where each autoencoder was trained.
+
+    If the flag names one tap for each, these are the taps. Otherwise each folder says its own, and
+    the flag names those of the folders that do not.
     """
     told = [_read_tap(named, taps) for named in config.sae_tap]
     if len(told) == len(found):
@@ -91,15 +93,15 @@ def _read_tap(named: str, taps: Sequence[Tap]) -> Tap | None:
 def _check(
     folder: str, autoencoder: Autoencoder, tap: Tap | None, dataset: ActivationDataset, taps: Sequence[Tap]
 ) -> Tap:
-    """The tap, which has to be shown, and as wide as the autoencoder takes it."""
+    """Return the tap. Refuse one that the page does not show, or that has another width."""
     shown = ", ".join(f"{one.site}.{one.layer}" for one in taps)
     if tap is None:
         raise UsageError(
-            f"--sae {folder}: it is not said at which layer and site it was trained; give --sae_tap, one of {shown}"
+            f"--sae {folder}: does not say at which layer and site it was trained; give --sae_tap, one of {shown}"
         )
     if tap not in taps:
         raise UsageError(
-            f"--sae {folder}: was trained at {tap.site}.{tap.layer}, which is not shown; shown are {shown}"
+            f"--sae {folder}: was trained at {tap.site}.{tap.layer}, which is not shown; the page shows {shown}"
         )
     if dataset.taps[tap] != autoencoder.width:
         raise UsageError(

@@ -1,12 +1,12 @@
-"""Numbers in two bytes, exact in three significant digits: what a page shows, and no more.
+"""Numbers in two bytes, exact in the three significant digits that a page shows.
 
-A code is a sign, an exponent of ten and a mantissa of 100 to 999, so the page prints just what
-Python's `f"{value:.3g}"` prints. float16 has as many bytes, and neither these digits nor this
-range. Beside it are zero, NaN and the two infinities.
+A code is a sign, an exponent of ten and a mantissa of 100 to 999. So the page prints exactly what
+Python's `f"{value:.3g}"` prints. float16 takes as many bytes, but has fewer digits and a smaller
+range. Zero, NaN and the two infinities have their own codes.
 
-    0              zero, and what is smaller than 1e-18
+    0              zero, and numbers smaller than 1e-18
     1 to 64800     1 + sign + 2 * (mantissa - 100 + 900 * (exponent + 18))
-    65533, 65534   minus infinity, infinity; also from 1e18 on
+    65533, 65534   minus infinity, infinity; also numbers from 1e18 on
     65535          NaN
 """
 
@@ -17,13 +17,13 @@ _LEAST, _MOST = -18, 17
 
 
 def encode(values: np.ndarray) -> np.ndarray:
-    """The code of each number; uint16, of the same shape."""
+    """Return the code of each number; uint16, of the same shape."""
     wide = np.asarray(values, np.float64)
     finite = np.isfinite(wide) & (wide != 0)
     sizes = np.where(finite, np.abs(wide), 1.0)
     exponents = np.floor(np.log10(sizes)).astype(np.int64)
     mantissas = np.rint(sizes / 10.0 ** (exponents - 2)).astype(np.int64)
-    over, under = mantissas >= 1000, mantissas < 100  # where the logarithm, or rounding, was off by one
+    over, under = mantissas >= 1000, mantissas < 100  # the logarithm or rounding was off by one
     exponents = exponents + over - under
     mantissas = np.rint(sizes / 10.0 ** (exponents - 2)).astype(np.int64)
     codes = 1 + (wide < 0) + 2 * (mantissas - 100 + 900 * (exponents - _LEAST))
@@ -35,7 +35,7 @@ def encode(values: np.ndarray) -> np.ndarray:
 
 
 def decode(codes: np.ndarray) -> np.ndarray:
-    """The numbers that the page shows; float64."""
+    """Return the numbers that the page shows; float64."""
     number = codes.astype(np.int64) - 1
     exponents, mantissas = number // 2 // 900 + _LEAST, number // 2 % 900 + 100
     values = np.where(number % 2, -1.0, 1.0) * mantissas * 10.0 ** (exponents - 2)

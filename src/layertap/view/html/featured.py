@@ -1,4 +1,4 @@
-"""An autoencoder as a page shows it: what was counted, and which features are drawn in full."""
+"""An autoencoder as a page shows it: its counts, and which features are drawn in full."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,15 +12,15 @@ from layertap.sae.table import FeatureTable
 from layertap.view.html.interest import Strongest
 
 _MOST_AT_ONCE = 2**21
-"""Numbers that are encoded at a time."""
+"""How many numbers are encoded at a time."""
 
 
 @dataclass(frozen=True, eq=False)
 class Featured:
-    """An autoencoder, its table, and what the page shows of it."""
+    """An autoencoder, its table, and the features that the page shows."""
 
     name: str
-    """What the page calls it: its tap, as residual.12."""
+    """Its name on the page: its tap, such as residual.12."""
     autoencoder: Autoencoder
     tap: Tap
     table: FeatureTable
@@ -28,15 +28,15 @@ class Featured:
     order: Sequence[int]
     """The features that fire, the most interesting first."""
     drawn: tuple[int, ...]
-    """Those drawn in full: with their grids, and as a value of the page's samples."""
+    """The features drawn in full: with their grids, and as a value of the page's samples."""
     named: bool
-    """Whether `drawn` was asked for by number."""
+    """Whether you named the drawn features by number."""
 
 
 def encode_features(
     autoencoder: Autoencoder, activations: np.ndarray, features: Sequence[int]
 ) -> Float64[np.ndarray, "features tokens"]:
-    """Some features of each activation; all have to be computed for that, so it goes by pieces."""
+    """Return some features of each activation. All have to be computed, so this works in pieces."""
     rows = max(1, _MOST_AT_ONCE // autoencoder.features)
     wanted = list(features)
     pieces = [

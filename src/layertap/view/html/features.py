@@ -1,14 +1,15 @@
-"""The features of an autoencoder as the page unpacks them: gzip of a header in JSON and of numbers,
-compact, so that a few thousand features take a few hundred kilobytes.
+"""The features of an autoencoder, packed for the page: gzip of a JSON header and of numbers.
 
-    4 bytes     how long the header is, little-endian
-    header      JSON, in UTF-8, filled up with spaces to a multiple of eight bytes
+They are compact: a few thousand features take a few hundred kilobytes.
+
+    4 bytes     the length of the header, little-endian
+    header      JSON, in UTF-8, padded with spaces to a multiple of eight bytes
     counts      [features, 1 + bins + values]: at how many tokens each fires, its histogram, and at
                 how many tokens of each value of each group; uint32, or float64 where they need it
-    numbers     int32 [features, 2]: which feature it is, and the value that tells most about it
+    numbers     int32 [features, 2]: the feature's number, and the value that says most about it
     codes       uint16 [features, 2]: mean where it fires, and largest value, as in `codes`
 
-Counts are exact; the page divides them, so shares and lifts have the digits of the table's.
+Counts are exact, and the page divides them. So its shares and lifts have the table's digits.
 """
 
 import base64
@@ -25,7 +26,7 @@ from layertap.view.html.interest import LEAST, Strongest
 
 
 def pack_features(name: str, table: FeatureTable, strongest: Strongest, listed: Sequence[int]) -> str:
-    """The features that are `listed`, in base64; `name` is what the page calls the autoencoder."""
+    """Pack the features that are `listed`, in base64. `name` is the autoencoder's on the page."""
     rows = np.array(listed, np.int64)
     groups = [table.label_active[group.name][rows] for group in table.groups]
     counts = np.concatenate([table.active[rows, None], table.histogram[rows], *groups], axis=1)

@@ -1,7 +1,7 @@
-"""The part of a page that features take: at most half of its room, so that samples fit too.
+"""The part of a page for features: at most half of its space, so that samples fit, too.
 
-Lists of features come first, then the samples in which the drawn ones are largest. Where not all
-features fit in a list, the most interesting ones do; the page says what it left out.
+Lists of features come first, then the samples in which the drawn features are largest. If not all
+features fit into a list, the most interesting ones go in. The page says what it left out.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,17 +16,17 @@ from layertap.view.html.features import pack_features
 from layertap.view.html.tops import Piece, pack_tops
 
 _LISTS = 0.6
-"""The most that lists take of the part."""
+"""The largest share of the part that lists take."""
 _A_PLACE = 64
-"""Bytes that say where one of a feature's largest values is."""
+"""How many bytes it takes to say where one of a feature's largest values is."""
 _NOWHERE = -1
 Place = tuple[int, int, int, float]
-"""The element it is in, the token in it, which of its figures, and the value."""
+"""The page element with the value, the token in it, the row of its figures, and the value."""
 
 
 @dataclass(frozen=True)
 class Shown:
-    """What there was room for."""
+    """What fitted on the page."""
 
     places: int
     of: int
@@ -36,7 +36,7 @@ class Shown:
 
     @property
     def sentence(self) -> str:
-        """What is said of it in the terminal."""
+        """The sentence about it for the terminal."""
         listed = f"{self.features} of {self.of_features}" if self.features < self.of_features else f"{self.features}"
         left = f" at {self.places} of their {self.of} largest places (--max_mb)" if self.places < self.of else ""
         return f"; {listed} features, {self.drawn} of them drawn in full{left}"
@@ -45,10 +45,10 @@ class Shown:
 def write_features(
     write: Callable[[str, str], None], dataset: ActivationDataset, featured: Sequence[Featured], room: int
 ) -> tuple[Shown, list[dict[str, list[Place]]]]:
-    """Give `write` the name and the content of each element, in at most `room` bytes with what the
-    places take; returns where on the page each drawn feature is largest.
+    """Call `write` with the name and the content of each element.
 
-    Raises UsageError where not even the drawn features fit in a list.
+    Elements and places take at most `room` bytes. Returns where on the page each drawn feature is
+    largest. Raises UsageError where not even the drawn features fit into a list.
     """
     places = [_places(own) for own in featured]
     count = sum(len(own) for of in places for own in of.values())
@@ -70,7 +70,7 @@ def write_features(
 
 
 def _places(own: Featured) -> dict[str, list[Place]]:
-    """Of each drawn feature the largest values, as yet nowhere."""
+    """Return the largest values of each drawn feature, not on the page yet."""
     return {
         str(feature): [
             (_NOWHERE, 0, 0, float(value))
@@ -89,7 +89,7 @@ def _note(places: list[dict[str, list[Place]]], piece: Piece, number: int) -> No
 
 
 def _list(own: Featured, room: int) -> tuple[str, int]:
-    """As many features as fit, and how many these are; those that never fire come last."""
+    """Pack as many features as fit, and return their count. Those that never fire come last."""
     idle = np.flatnonzero(own.table.active == 0).tolist()
     ordered = list(dict.fromkeys([*own.drawn, *own.order, *idle]))
     count = len(ordered)

@@ -1,18 +1,18 @@
-"""What a page says of each token at each tap.
+"""The values that a page shows for each token at each tap.
 
     norm       the Euclidean norm, as stored
     cosine     with the tap's mean over the run: near 1 where a token has little of its own
-    deviation  how far from that mean, in standard deviations: |x - mean| over the root of the
+    deviation  the distance from that mean in standard deviations: |x - mean| over the root of the
                variance of all channels together
-    step       the norm of what changed since the layer before it at the same site, of those shown
+    step       the norm of the difference to the layer before it at the same site, of those shown
     channel c  the value of one channel
-    feature f  what a feature of a sparse autoencoder gives, at the tap where that was trained
+    feature f  the value of a feature of a sparse autoencoder, at the tap where that was trained
 
-A feature has one row of values, of its own tap, and not one for each tap: 40 features at 24 layers
-would be four fifths of the numbers of a sample, all but 40 of 1,056 rows of them unknown.
+A feature has one row of values, at its own tap, not one for each tap. With 40 features at 24 layers
+those rows would be four fifths of a sample's numbers, and all but 40 of 1,056 rows would be empty.
 
-The mean and the variance are those of the whole run, which lie beside its shards, so a sample is
-read once and by itself.
+The mean and the variance are those of the whole run, which are stored beside its shards. So each
+sample is read once and alone.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -37,29 +37,29 @@ class Figures:
     features: np.ndarray
     """float64 [features, tokens]"""
     feature_taps: tuple[int, ...] = ()
-    """The place among the taps of each feature."""
+    """For each feature, the place of its tap among the taps."""
 
     @property
     def tokens(self) -> int:
-        """How many tokens there are values of."""
+        """How many tokens have values here."""
         return self.features.shape[1]
 
 
 @dataclass(frozen=True, eq=False)
 class Asked:
-    """What each token has beside what it always has."""
+    """The values of each token that you asked for, in addition to those that it always has."""
 
     channels: tuple[int, ...] = ()
     featured: tuple[Featured, ...] = ()
 
     @property
     def everywhere(self) -> tuple[str, ...]:
-        """What each token has at each tap, in order."""
+        """The names of the values of each token at each tap, in order."""
         return (*ALWAYS, *(f"channel {channel}" for channel in self.channels))
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What each token has, in order: the features, at one tap each, come last."""
+        """The names of all values of each token, in order. Features, at one tap each, come last."""
         return (*self.everywhere, *(name for name, _, _ in self.features))
 
     @property
@@ -76,7 +76,7 @@ class Asked:
 def measure_tokens(
     sample: Sample, taps: Sequence[Tap], statistics: Mapping[Tap, TapStatistics], asked: Asked, most: int
 ) -> Figures:
-    """The values of the first `most` tokens of a sample."""
+    """Compute the values of the first `most` tokens of a sample."""
     before: dict[str, np.ndarray] = {}
     found = []
     features: dict[int, np.ndarray] = {}

@@ -1,13 +1,13 @@
 """What a feature is most about, and which features of a table are drawn in full.
 
-The largest lift is no good answer to what a feature is about: it favours rare values, such as the
-last row of the largest grid. Taken is the value that tells most: its lift, as a logarithm, times
-the share of the feature's tokens that have it. Values on which it fires at fewer than LEAST tokens
-are no finding and are left out.
+The largest lift does not show what a feature is about: it favours rare values, such as the last row
+of the largest grid. Instead, this module takes the value that says most: the logarithm of its lift,
+times the share of the feature's tokens that have it. It leaves out values on which a feature fires
+at fewer than LEAST tokens, because so few prove nothing.
 
-Drawn are features that fire at 0.01 % to 10 % of tokens first. The best feature of each value comes
-before the second best of any, or a few values would take most places. Those that tell next to
-nothing come behind these.
+Features that fire at 0.01 % to 10 % of tokens are drawn first. The best feature of each value comes
+before the second best of any; otherwise a few values would take most places. Features whose value
+says almost nothing come after these.
 """
 
 from collections import Counter
@@ -19,24 +19,24 @@ from jaxtyping import Float64, Int64
 from layertap.sae.table import FeatureTable
 
 LEAST = 20
-"""Tokens of a value at which a feature has to fire, for its lift to count."""
+"""At how many tokens of a value a feature has to fire for its lift to count."""
 SPARSE, DENSE = 0.0001, 0.1
 _TELLING = 0.5
-"""Bits."""
+"""In bits. A value that says less does not count as what a feature is about."""
 
 
 @dataclass(frozen=True, eq=False)
 class Strongest:
-    """Of each feature the value that tells most about it."""
+    """For each feature, the value that says most about it."""
 
     value: Int64[np.ndarray, " features"]
     """Its place among the values of all groups, one group after the other, or -1."""
     told: Float64[np.ndarray, " features"]
-    """How much it tells, in bits; 0 where there is none."""
+    """How much it says, in bits; 0 where there is none."""
 
 
 def find_strongest(table: FeatureTable) -> Strongest:
-    """The value that tells most about each feature."""
+    """Find the value that says most about each feature."""
     told = np.zeros((len(table.active), 0))
     for group in table.groups:
         fired = table.label_active[group.name]
@@ -52,7 +52,7 @@ def find_strongest(table: FeatureTable) -> Strongest:
 
 
 def order_by_interest(table: FeatureTable, strongest: Strongest) -> list[int]:
-    """The features that fire at all, in the order in which they are drawn where there is room."""
+    """Return the features that fire at all, in the order in which they are drawn."""
     common = (table.density >= SPARSE) & (table.density <= DENSE)
     seen: Counter[int] = Counter()
     keys: dict[int, tuple[object, ...]] = {}

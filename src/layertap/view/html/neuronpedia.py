@@ -1,7 +1,7 @@
-"""`layertap view --neuronpedia FOLDER`: what was counted of features, for Neuronpedia's importer.
+"""`layertap view --neuronpedia FOLDER`: the counts of features, for Neuronpedia's importer.
 
-Below the folder is one for each autoencoder, called as the page calls it. What Neuronpedia calls
-model and autoencoders follows from their paths; `write_neuronpedia` itself takes other names.
+The folder gets a folder for each autoencoder, with its name on the page. The names of the model and
+the autoencoders in Neuronpedia come from their paths. `write_neuronpedia` accepts other names.
 """
 
 from collections.abc import Callable
@@ -17,11 +17,11 @@ from layertap.view.html.figures import Asked
 def write_uploads(
     config: ViewConfig, dataset: ActivationDataset, asked: Asked, show: Callable[[int, int], None]
 ) -> str:
-    """Write the files of each autoencoder; returns what is said of them, and nothing where they
-    were not asked for. `show` is called with bytes.
+    """Write the files of each autoencoder, and return a sentence about them.
 
-    Raises UsageError where the run's tokenizer is not at hand or a folder holds files of another
-    call, StorageError where a file cannot be written.
+    The sentence is empty if you did not ask for them. `show` is called with bytes. Raises
+    UsageError where the run's tokenizer was not found or a folder holds files of another call,
+    StorageError where a file cannot be written.
     """
     if config.neuronpedia is None:
         return ""
@@ -43,11 +43,11 @@ def write_uploads(
 
 
 def _in_bytes(show: Callable[[int, int], None], dataset: ActivationDataset, width: int) -> Callable[[int, int], None]:
-    """Takes samples, and calls `show` with about as many bytes as these have."""
+    """Return a function that takes samples and calls `show` with about as many bytes."""
     size = 4 * width * (dataset.tokens // max(len(dataset), 1))
     return lambda done, total: show(done * size, total * size)
 
 
 def _folder_name(name: str) -> str:
-    """`residual.12 (2)` as a folder that needs no quotes: residual.12-2."""
+    """Turn `residual.12 (2)` into a folder name that needs no quotes: residual.12-2."""
     return name.replace(" (", "-").removesuffix(")")

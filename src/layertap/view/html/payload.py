@@ -1,12 +1,12 @@
-"""A sample as the page unpacks it: gzip of a header in JSON and the codes of its figures.
+"""A sample, packed for the page: gzip of a JSON header and the codes of its figures.
 
-    4 bytes     how long the header is, little-endian
-    header      JSON, in UTF-8, filled up with spaces to an even number of bytes
-    codes       uint16, [names, taps, tokens], and behind them [features, tokens]: the header's
-                `feature_taps` says of which tap each feature is
+    4 bytes     the length of the header, little-endian
+    header      JSON, in UTF-8, padded with spaces to an even number of bytes
+    codes       uint16, [names, taps, tokens], and after them [features, tokens]: the header's
+                `feature_taps` gives the tap of each feature
 
-A browser inflates it by itself when the sample is shown (`DecompressionStream`), so a page of
-fifty samples opens as fast as a page of one.
+A browser unpacks it only when the sample is shown (`DecompressionStream`). So a page of fifty
+samples opens as fast as a page of one.
 """
 
 import base64
@@ -27,11 +27,11 @@ from layertap.view.html.codes import encode
 from layertap.view.html.figures import Figures
 
 _MOST_CHARACTERS = 200
-"""Of a task's name, on the page."""
+"""The longest name of a task on the page."""
 
 
 def pack_sample(sample: Sample, figures: Figures, taps: Sequence[Tap], begin: int = 0) -> str:
-    """The sample in base64, from token `begin` on, with as many tokens as there are figures of."""
+    """Pack the sample in base64, from token `begin` on, with the tokens that have figures."""
     header = dump_json(_header(sample, taps, slice(begin, begin + figures.tokens), figures.feature_taps)).encode()
     header += b" " * (len(header) % 2)
     codes = b"".join(encode(own).astype("<u2").tobytes() for own in (figures.values, figures.features))
@@ -39,7 +39,7 @@ def pack_sample(sample: Sample, figures: Figures, taps: Sequence[Tap], begin: in
 
 
 def shorten(text: str) -> str:
-    """A name that a page can show."""
+    """Shorten a name so that a page can show it."""
     return text if len(text) <= _MOST_CHARACTERS else f"{text[:_MOST_CHARACTERS]}…"
 
 
@@ -65,7 +65,7 @@ def _header(sample: Sample, taps: Sequence[Tap], part: slice, feature_taps: Sequ
 
 
 def _texts(sample: Sample, part: slice) -> tuple[list[str] | None, list[int]]:
-    """Each text once, and which one each token has; None where no tokenizer is at hand."""
+    """Return each text once, and which one each token has; None without a tokenizer."""
     try:
         tokens = sample.tokens[part]
     except UsageError:
@@ -76,13 +76,13 @@ def _texts(sample: Sample, part: slice) -> tuple[list[str] | None, list[int]]:
 
 
 def _origin(origin: Mapping[str, Any]) -> dict[str, Any]:
-    """How the prompt was made, as far as the page undoes it."""
+    """Return how the prompt was made: the parts that the page can undo."""
     wanted = ("test_index", "prediction", "augmentation")
     return {name: origin[name] for name in wanted if name in origin}
 
 
 def _labels(sample: Sample, part: slice) -> dict[str, Any]:
-    """Roles and grids; nothing where the run stored no labels."""
+    """Return roles and grids, which are empty where the run stored no labels."""
     try:
         columns = {name: sample.column(name)[part] for name in NO_LABELS}
     except UsageError:
@@ -92,7 +92,7 @@ def _labels(sample: Sample, part: slice) -> dict[str, Any]:
 
 
 def _grids(columns: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
-    """The grids in the order of the prompt: their colours and the token of each cell."""
+    """Return the grids in the order of the prompt: their colours and the token of each cell."""
     grids = []
     for (example, side), found in read_cells(columns).items():
         pair: int | str = "test" if example == TEST else example

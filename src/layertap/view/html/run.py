@@ -1,8 +1,8 @@
-"""What a page says of the whole run: what it is, its sizes by layer, and who its tokens are.
+"""What a page says about the whole run: its settings, its norms by layer, and its tokens' roles.
 
-Sizes are those of the statistics beside the shards. The shares of sinks, of the prefix and of roles
-take a pass over norms and labels, which safetensors hold apart; of pickles they are left out, and
-the page says so.
+Norms come from the statistics beside the shards. The shares of sinks, of the prefix and of roles
+take a pass over norms and labels, which safetensors store separately. For pickles they are left
+out, and the page says so.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -28,7 +28,7 @@ def describe_run(
     statistics: Mapping[Tap, TapStatistics],
     show: Callable[[int, int], None],
 ) -> dict[str, Any]:
-    """What the page's first tab shows, as JSON."""
+    """Return what the page's first tab shows, as JSON."""
     runs = dataset.runs
     manifest = runs[0][1]
     quick = all(norms_are_quick(own) for _, own in runs)
@@ -84,7 +84,7 @@ def _finite(number: float) -> float | None:
 
 
 def _roles(runs: Runs) -> dict[str, int] | None:
-    """How many tokens each role has; None where a run stored no labels."""
+    """Count the tokens of each role; None where a run stored no labels."""
     if any("role" not in manifest.columns for _, manifest in runs):
         return None
     counts = np.zeros(256, np.int64)
@@ -95,7 +95,7 @@ def _roles(runs: Runs) -> dict[str, int] | None:
 
 
 def _certificate(manifest: Manifest, taps: Sequence[Tap]) -> dict[str, Any] | None:
-    """How close the run is to float32, at these taps."""
+    """Return how close the run is to float32, at these taps."""
     told = manifest.certificate
     if not told:
         return None

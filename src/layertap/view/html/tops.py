@@ -1,8 +1,8 @@
-"""Where the drawn features are largest, as the page shows it: samples with the heat of each.
+"""Where the drawn features are largest: samples with the feature's value at each token.
 
-A table only says where that is, so these samples are encoded again, for the features that want
-them. One with grids is taken whole, since its other grids tell as much; of a text the tokens around
-the largest. What a page has no room for is left out, and counted.
+A table only says where that is. So these samples are encoded again, for the features that are
+largest there. A sample with grids is shown whole, because its other grids say as much; a text is
+cut to the tokens around the largest value. What does not fit on the page is left out and counted.
 """
 
 from collections.abc import Iterator, Sequence
@@ -23,9 +23,7 @@ _BEFORE, _AFTER = 80, 40
 
 @dataclass(frozen=True)
 class Spot:
-    """A place where a feature is among its largest: which autoencoder, feature and place of its
-    list, and the token.
-    """
+    """A place with one of a feature's largest values: its autoencoder, feature, rank and token."""
 
     autoencoder: int
     feature: int
@@ -43,12 +41,12 @@ class Piece:
 
     @property
     def wanted(self) -> list[tuple[int, int]]:
-        """The autoencoders and features whose heat it holds, in the order of its figures."""
+        """The autoencoders and features whose values it holds, in the order of its figures."""
         return list(dict.fromkeys((spot.autoencoder, spot.feature) for spot in self.spots))
 
 
 def pack_tops(dataset: ActivationDataset, featured: Sequence[Featured]) -> Iterator[tuple[Piece, str]]:
-    """Each piece with what the page holds of it; the largest of all features come first."""
+    """Yield each piece and its packed sample. The largest value of every feature comes first."""
     for place, spots in _spots(featured).items():
         sample = dataset[place]
         for piece in _pieces(sample, spots):
@@ -56,7 +54,7 @@ def pack_tops(dataset: ActivationDataset, featured: Sequence[Featured]) -> Itera
 
 
 def _spots(featured: Sequence[Featured]) -> dict[int, list[Spot]]:
-    """By sample; first those with the largest of a feature, in the order of the samples."""
+    """Group spots by sample. Samples with the largest value of a feature come first, in order."""
     ranked: dict[int, dict[int, list[Spot]]] = {}
     for number, own in enumerate(featured):
         for feature in own.drawn:

@@ -1,9 +1,9 @@
-"""The page: a template, and in it style, program and data.
+"""The page: a template with style, program and data.
 
-Data is written sample by sample: memory is bounded by a sample's activations and by the norms of a
-shard (of pickles by a shard), and not by the page. Texts of
-the run are never markup: what is JSON has `<` escaped, what is not is base64, and the program of
-the page only ever sets text. The page's Content-Security-Policy allows nothing from elsewhere.
+Data is written sample by sample. So memory holds a sample's activations and the norms of a shard
+(with pickles, a whole shard), but not the page. Texts of the run never become markup: JSON has `<`
+escaped, everything else is base64, and the page's program only sets text. The page's
+Content-Security-Policy allows nothing from other places.
 """
 
 import base64
@@ -60,18 +60,18 @@ def write_page(
     show: Callable[[int, int], None] = lambda _done, _total: None,
     count: Count | None = None,
 ) -> tuple[Path, str]:
-    """Write the page that `config` asks for, and Neuronpedia's files where it asks for them.
-    Returns where the page is, and a sentence of what was written.
-    `count` makes the table of an autoencoder; left out, it is counted over the run.
+    """Write the page that `config` asks for, and Neuronpedia's files if it asks for them.
 
-    Raises UsageError for what is not there, DamageError for what cannot be believed, StorageError
-    where the page cannot be written.
+    Returns the path of the page, and a sentence about what was written. `count` makes the table of
+    an autoencoder; without it, features are counted over the run. Raises UsageError for something
+    that does not exist, DamageError for a damaged file, StorageError where the page cannot be
+    written.
     """
     path = local_path(config.out)
     with closing(ActivationDataset(config.path, tokenizer=config.tokenizer)) as dataset:
         taps = _choose_taps(dataset, config)
         if config.neuronpedia is not None or config.tokenizer is not None:
-            _ = dataset.decode  # refuses a tokenizer that is not there, before anything is counted
+            _ = dataset.decode  # raises for a missing tokenizer, before anything is counted
         asked = resolve_asked(config, dataset, taps, count or partial(_count, show))
         statistics = merge_runs(dataset.runs)
         run = describe_run(dataset, taps, statistics, show)
@@ -99,14 +99,15 @@ def write_page(
 def _count(
     show: Callable[[int, int], None], dataset: ActivationDataset, autoencoder: Autoencoder, tap: Tap
 ) -> FeatureTable:
-    """The table of a run; `show` hears of bytes, as of everything else that is read."""
+    """Count the features of a run. `show` is called with bytes, as for everything that is read."""
     size = 4 * autoencoder.width
     return count_features(dataset, autoencoder, tap, show=lambda done, total: show(done * size, total * size))
 
 
 def _write_features(file: Checksummed, dataset: ActivationDataset, asked: Asked, most: int) -> str:
-    """Write what the page has of features, in half of what is left of `most` bytes; returns what is
-    said of it.
+    """Write the features of the page, in half of what is left of `most` bytes.
+
+    Returns a sentence about them.
     """
     if not asked.featured:
         return ""
@@ -133,8 +134,9 @@ def _pack(
     *,
     alone: bool,
 ) -> str | None:
-    """The sample in at most `left` bytes; one that is `alone` is cut for that, others are left out
-    (None).
+    """Pack the sample into at most `left` bytes.
+
+    A sample that is `alone` is cut to fit. For any other that does not fit, return None.
     """
     tokens = len(sample)
     while tokens >= _LEAST_TOKENS or tokens == len(sample):
@@ -149,7 +151,7 @@ def _pack(
 
 
 def _choose_taps(dataset: ActivationDataset, config: ViewConfig) -> list[Tap]:
-    """By site, then by layer."""
+    """Return the taps to show, by site, then by layer."""
     sites, layers = config.sites or dataset.sites, sorted(set(config.layers or dataset.layers))
     return [dataset.tap(layer, site) for site in sites for layer in layers]
 
@@ -166,7 +168,7 @@ def _samples(dataset: ActivationDataset, config: ViewConfig) -> Iterator[Sample]
 
 
 def _entry(sample: Sample, taps: Sequence[Tap]) -> dict[str, Any]:
-    """What the list of samples shows and sorts by."""
+    """Return what the list of samples shows and sorts by."""
     norms = [sample.norms(*tap) for tap in taps]
     largest = max((float(own[own < float("inf")].max(initial=0)) for own in norms), default=0.0)
     return {
@@ -193,7 +195,7 @@ def _opening(run: dict[str, Any], asked: Asked) -> str:
 
 
 def _element(name: str, packed: str) -> str:
-    """What is packed, in the page."""
+    """Return a page element that holds packed data."""
     return f'<script type="text/plain" id="{name}">{packed}</script>\n'
 
 
@@ -203,12 +205,12 @@ def _closing(shown: Sequence[Mapping[str, Any]]) -> str:
 
 @cache
 def _program() -> str:
-    """The files of the program, as one."""
+    """Return the files of the program, joined."""
     return "\n".join(_asset(f"{name}.js") for name in _PROGRAM)
 
 
 def _script(name: str, value: object) -> str:
-    """JSON in a page: `<` is escaped, so that no text ends the element."""
+    """Return an element with JSON. It escapes `<`, so that no text ends the element."""
     text = dump_json(value).replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
     return f'<script type="application/json" id="{name}">{text}</script>\n'
 

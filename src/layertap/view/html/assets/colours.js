@@ -1,4 +1,4 @@
-// From values to colours, and which ink can be read on them.
+// Colours for values, and the ink that is readable on them.
 
 const ARC = ["#000000", "#0074D9", "#FF4136", "#2ECC40", "#FFDC00", "#AAAAAA", "#F012BE", "#FF851B", "#7FDBFF", "#870C25"];
 const RISING = ["#440154", "#482878", "#3e4989", "#31688e", "#26828e", "#1f9e89", "#35b779", "#6ece58", "#b5de2b", "#fde725"];
@@ -19,8 +19,8 @@ function aroundZero(name) {
   return name === "cosine" || name.startsWith("channel");
 }
 
-// What is signed is coloured around zero, what is a size by its logarithm. The outermost two in a
-// hundred are drawn as the ends, or a few sinks would leave one colour for all others.
+// Signed values are coloured around zero, sizes by their logarithm. The outermost two percent get the
+// end colours; otherwise a few sinks would leave one colour for all other tokens.
 function scaleOf(values, name) {
   const known = values.filter(Number.isFinite).sort((a, b) => a - b);
   if (isFeature(name)) return featureScale(quantile(known.filter((value) => value > 0), 0.98) || 0, name);
@@ -33,8 +33,8 @@ function scaleOf(values, name) {
   return { name, low, high, color: (value) => (Number.isNaN(value) ? "#ffffff" : mix(RISING, share(value))) };
 }
 
-// A feature is zero at most tokens: these have no colour, and a cell where it fires has a square that
-// grows with it, so that both can be seen on any of ARC's colours.
+// A feature is zero at most tokens. These get no colour, and a cell where it fires gets a square that
+// grows with its value. Both are visible on any of ARC's colours.
 function featureScale(most, name) {
   const high = Math.max(most, 1e-12);
   const size = (value) => (value > 0 ? 3 + Math.round(7 * Math.sqrt(Math.min(1, value / high))) : 0);
@@ -44,7 +44,7 @@ function featureScale(most, name) {
 function drawLegend(place, scale, where = "") {
   const stops = aroundZero(scale.name) ? AROUND_ZERO : RISING, bar = make("span", undefined, { class: "bar" });
   bar.style.background = `linear-gradient(to right, ${stops.join(",")})`;
-  const told = scale.size ? "; a square in a cell grows with it, and where it is 0 there is none" : "";
+  const told = scale.size ? "; the square in a cell grows with the value; 0 has no square" : "";
   place.replaceChildren(make("span", digits(scale.low)), bar, make("span", `${digits(scale.high)}  ${scale.name}${where}${told}`));
 }
 

@@ -1,5 +1,5 @@
 "use strict";
-// What the page holds. Every text of the run goes through textContent; nothing is ever markup.
+// The data of the page. Every text of the run goes through textContent; none becomes markup.
 
 const element = (id) => document.getElementById(id);
 const run = JSON.parse(element("run").textContent);
@@ -10,14 +10,14 @@ const opened = new Map();
 const layersOf = (site) => run.taps.filter((tap) => tap.site === site).map((tap) => tap.layer);
 const tapAt = (site, layer) => run.taps.findIndex((tap) => tap.site === site && tap.layer === layer);
 
-// The bytes of an element that holds base64 of gzip.
+// Unpacks the bytes of an element that holds gzip in base64.
 async function inflate(id) {
   const bytes = Uint8Array.from(atob(element(id).textContent), (char) => char.charCodeAt(0));
   const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
   return new Response(stream).arrayBuffer();
 }
 
-// A sample: its header, and the codes of its figures. The last ones are kept.
+// Unpacks a sample: its header, and the codes of its figures. Keeps the last few.
 async function unpack(id) {
   if (!opened.has(id)) {
     const buffer = await inflate(id), length = new DataView(buffer).getUint32(0, true);
@@ -28,7 +28,7 @@ async function unpack(id) {
   return opened.get(id);
 }
 
-// The figures of a sample's tokens, of which it has one after the other.
+// One row of figures, with a number for each token of the sample.
 function figuresAt(sample, place) {
   return Array.from(sample.codes.subarray(place * sample.tokens, (place + 1) * sample.tokens), decode);
 }

@@ -1,4 +1,4 @@
-// Small makers of elements, tables and charts.
+// Small functions that make elements, tables and charts.
 
 function make(name, text, attributes = {}) {
   const made = document.createElement(name);
@@ -23,7 +23,7 @@ function fillTable(table, head, rows, numbers) {
   table.replaceChildren(...(head ? [row(head, "th")] : []), ...rows.map((cells) => row(cells, "td")));
 }
 
-// What cannot be seen, or turns the direction of what follows, is written as its number.
+// Writes characters that are invisible, or change the direction of text, as their numbers.
 const UNSEEN = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u00ad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb]/g;
 function visible(text) {
   return text.replace(UNSEEN, (char) => `\\u${char.codePointAt(0).toString(16).padStart(4, "0")}`);
@@ -66,7 +66,7 @@ function bySite(read) {
   return sites.map((site) => ({ name: site, points: run.taps.map((tap, at) => [tap, at]).filter(([tap]) => tap.site === site).map(([tap, at]) => [tap.layer, read(tap, at)]) }));
 }
 
-// Counts as columns, each between two of the edges; empty ones at both ends are left out.
+// Draws counts as columns, each between two edges, without the empty columns at both ends.
 function histogram(place, counts, edges, title) {
   const width = 720, height = 150, left = 56, right = 12, top = 16, bottom = 36;
   const first = counts.findIndex((count) => count > 0), last = counts.findLastIndex((count) => count > 0);
@@ -83,6 +83,6 @@ function histogram(place, counts, edges, title) {
   const end = left + own.length * each, step = Math.ceil(44 / each);
   drawing.append(svg("line", { x1: left, x2: end, y1: height - bottom, y2: height - bottom, stroke: "#57606a" }));
   for (let at = 0; at <= own.length; at += step) drawing.append(svg("text", { x: left + at * each, y: height - bottom + 15, "text-anchor": "middle" }, digits(edges[first + at])));
-  drawing.append(svg("text", { x: left, y: height - 4 }, "value, each column twice the one before; above it how many tokens"));
+  drawing.append(svg("text", { x: left, y: height - 4 }, "value, doubled from column to column; number of tokens above"));
   place.replaceChildren(drawing);
 }

@@ -1,7 +1,7 @@
-// One feature: how often and how much it fires, and on what.
+// One feature: how often it fires, with which values, and on what.
 
 const SHOWN_ANSWERS = 8;
-let drawnFeature = null; // which one, and how, is drawn now
+let drawnFeature = null; // the feature that is drawn now, and how
 
 async function drawFeatures() {
   await openTables();
@@ -27,7 +27,7 @@ function drawFeature(entry) {
   const { sae, number } = entry, table = tables[sae], { name, site, layer } = run.saes[sae], active = activeOf(entry);
   element("feature-name").textContent = `Feature ${number} of ${name} (layer ${layer}, ${site})`;
   element("feature-facts").textContent = active
-    ? `It fires at ${many(active)} of ${many(table.tokens)} tokens (${percent(densityOf(entry))}). Where it fires its mean is ${digits(meanOf(entry))}; its largest value is ${digits(largestOf(entry))}.`
+    ? `It fires at ${many(active)} of ${many(table.tokens)} tokens (${percent(densityOf(entry))}). Where it fires, its mean is ${digits(meanOf(entry))} and its largest value is ${digits(largestOf(entry))}.`
     : `It fires at none of ${many(table.tokens)} tokens.`;
   histogram(element("feature-histogram"), binsOf(entry), table.edges, `Histogram of feature ${number}`);
   const rows = binsOf(entry).map((count, at) => [digits(table.edges[at]), digits(table.edges[at + 1]), many(count), count]).filter((row) => row[3] > 0);

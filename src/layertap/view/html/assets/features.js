@@ -1,4 +1,4 @@
-// What was counted of features: of each autoencoder all that are listed, unpacked once.
+// The counts of all listed features of each autoencoder, unpacked once.
 
 const counted = element("features") ? JSON.parse(element("features").textContent) : null;
 const tables = [];
@@ -37,7 +37,7 @@ function binsOf({ sae, row }) {
   return Array.from(counts.subarray(row * wide + 1, row * wide + 1 + bins));
 }
 
-// What it does at one value of a group: how often it fires there, the shares, and their quotient.
+// A feature at one value of a group: how often it fires there, the two shares, and their quotient.
 function answerOf({ sae, row }, group, value) {
   const { counts, wide, bins } = tables[sae], begin = row * wide + 1 + bins;
   let all = 0;
@@ -46,15 +46,15 @@ function answerOf({ sae, row }, group, value) {
   return { group: group.name, value: group.values[value], fired, own, chance, lift: own / chance, few: fired < tables[sae].least };
 }
 
-// Of all values on which it fires; those first that tell most: the logarithm of the lift, times the
-// share of its tokens. What it does at few tokens comes last.
+// All values on which it fires. Values that say most come first: the logarithm of the lift, times the
+// share of the feature's tokens. Values on which it fires at few tokens come last.
 function answersOf(entry) {
   const active = activeOf(entry), tells = (it) => (it.fired / active) * Math.log2(it.lift);
   const found = tables[entry.sae].groups.flatMap((group) => group.values.map((_, value) => answerOf(entry, group, value)));
   return found.filter((it) => it.fired > 0).sort((one, other) => one.few - other.few || tells(other) - tells(one));
 }
 
-// The value that is named, as "colour: red", or else the one that tells most.
+// The value with this name, such as "colour: red", or without a name the one that says most.
 function strongestOf(entry, named) {
   const table = tables[entry.sae], place = named ? placeOfLabel(table, named) : table.numbers[2 * entry.row + 1];
   const group = table.groups.find((own) => own.begin <= place && place < own.end);
@@ -69,7 +69,7 @@ function placeOfLabel(table, named) {
   return -1;
 }
 
-// The entries that the controls leave, in their order.
+// The entries that pass the controls' filters, in the chosen order.
 function listedFeatures() {
   const { order, sae, label, drawn, search } = state.features;
   const about = (entry) => {

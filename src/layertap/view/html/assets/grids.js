@@ -1,11 +1,11 @@
-// The grids of a sample, as people know them, with a value on each cell.
+// The grids of a sample, with a value on each cell.
 //
-// `how` says what is drawn: the sample, its values and their scale, the token that is marked, whether
-// the augmentation is undone, what happens when a token is chosen, and the element all of it is in.
+// `how` says what to draw: the sample, its values and their scale, the marked token, whether to undo
+// the augmentation, what to do when a token is chosen, and the element that holds all of it.
 
 const turned = (rows) => rows[0].map((_, col) => rows.map((row) => row[col]).reverse());
 
-// The grid of an ARC prompt as its task has it: the inverse of what made the prompt.
+// Turns a grid of a prompt back into that of its task: the inverse of the augmentation.
 function undone(rows, augmentation) {
   let made = rows;
   for (let turn = 0; turn < (4 - augmentation.rotations) % 4; turn++) made = turned(made);
@@ -18,7 +18,7 @@ function gridToDraw(grid, how) {
   return { colours: undone(grid.cells.colours, augmentation).map((row) => row.map((it) => augmentation.colors.indexOf(it))), tokens: undone(grid.cells.tokens, augmentation) };
 }
 
-// Its pairs with the name that each has, in the order of the prompt or of the task.
+// The pairs of grids with their names, in the order of the prompt or of the task.
 function pairsToDraw(how) {
   const pairs = new Map();
   for (const grid of how.sample.grids) pairs.set(grid.pair, [...(pairs.get(grid.pair) ?? []), grid]);
@@ -29,7 +29,7 @@ function pairsToDraw(how) {
 
 function drawPair({ name, grids }, how) {
   const row = make("div", undefined, { class: "pair" });
-  for (const grid of grids) row.append(grid.cells ? drawGrid(grid, name, how) : make("p", `${name} ${grid.side}: not all of its cells are here`));
+  for (const grid of grids) row.append(grid.cells ? drawGrid(grid, name, how) : make("p", `${name} ${grid.side}: some of its cells are missing`));
   return row;
 }
 
@@ -66,7 +66,7 @@ function drawValue(context, left, top, value, scale) {
   if (size) square(scale.color(value), size);
 }
 
-// Marked are the corners, so that the cell's colour stays in sight.
+// Marks only the corners, so that the cell's colour stays visible.
 function markCell(context, left, top) {
   for (const [color, width] of [["#ffffff", 4], ["#0550ae", 2]]) {
     context.strokeStyle = color;
@@ -101,7 +101,7 @@ function listenToGrid(canvas, tokens, how) {
   });
 }
 
-// Where a token is, in words.
+// Says in words where a token is.
 function placeOf(token, sample) {
   for (const grid of sample.grids) {
     const row = grid.cells ? grid.cells.tokens.findIndex((line) => line.includes(token)) : -1;
@@ -110,5 +110,5 @@ function placeOf(token, sample) {
       return `${grid.pair === "test" ? "test" : `example ${grid.pair + 1}`} ${grid.side}, row ${row + 1}, column ${col + 1}, colour ${grid.cells.colours[row][col]} (as the prompt shows it)`;
     }
   }
-  return "in no grid";
+  return "not in a grid";
 }

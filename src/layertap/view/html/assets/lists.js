@@ -1,4 +1,4 @@
-// The list of features, a page of it at a time, and what it is filtered and ordered by.
+// The list of features, one page at a time, with its filters and its order.
 
 const ROWS = 50;
 const percent = (share) => (Number.isFinite(share) ? `${digits(100 * share)} %` : "–");
@@ -31,13 +31,13 @@ function rowOf(entry, several) {
   return line;
 }
 
-// How the drawn ones were chosen, once.
+// Says once how the drawn features were chosen.
 function explainFeatures() {
   const { shown: { places, of, drawn }, named } = counted, table = tables[0];
-  const how = named ? "as asked for (--features)" : "those that fire at 0.01 % to 10 % of tokens, by how much their strongest lift tells; the best of each label comes before the second best of any";
+  const how = named ? "those you named (--features)" : "those that fire at 0.01 % to 10 % of tokens, ordered by how much their strongest label says; the best feature of each label comes before the second best of any";
   element("feature-about").textContent = `Counted at ${many(table.tokens)} tokens of ${many(table.samples)} samples, without the first token of each and without sinks. ${drawn} of ${many(counted.shown.of_features)} features are drawn with their grids or texts (▦): ${how}.`
     + (places < of ? ` ${of - places} of ${of} of their largest places did not fit on this page (--max_mb).` : "");
-  element("lift-about").textContent = `A lift is how many times more often than by chance a feature fires on what has a label. “Fires most on” is the label that tells most: the logarithm of its lift, times the share of the feature's tokens; labels on which it fires at fewer than ${table.least} tokens do not count.`;
+  element("lift-about").textContent = `The lift of a label says how many times more often than by chance the feature fires on tokens with it. “Fires most on” is the label that says most: the logarithm of its lift, times the share of the feature's tokens that have it. Labels on which it fires at fewer than ${table.least} tokens do not count.`;
 }
 
 function fillFeatureChoices() {

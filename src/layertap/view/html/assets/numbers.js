@@ -1,4 +1,4 @@
-// Numbers as they are stored, and as a person reads them.
+// Decodes stored numbers, and writes numbers for a person.
 
 function decode(code) {
   if (code === 0) return 0;

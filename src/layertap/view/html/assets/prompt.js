@@ -1,6 +1,6 @@
-// The prompt of a sample, one token of it, and all of them as a table.
+// The prompt of a sample, one of its tokens, and all tokens as a table.
 
-// Tokens in the colours of their values; of those in `range`, or of all.
+// Draws tokens in the colours of their values: those in `range`, or all.
 function spansOf(sample, values, scale, chosen, range = [0, sample.tokens]) {
   return values.slice(...range).map((value, at) => {
     const token = range[0] + at, color = scale.color(value), text = textOf(token, sample);
@@ -35,8 +35,8 @@ function drawDetail() {
     shown.roles ? `role ${shown.roles[shown.role_of[token]]}` : "",
     Object.entries(flags).filter(([bit]) => bits & Number(bit)).map(([, name]) => name).join(", "),
     placeOf(token, shown),
-    `in its place: ${around.replaceAll("\n", "⏎")}`,
-    `here ${run.names.map((name) => [name, valuesAt(currentTap(), name)[token]]).filter(([name, value]) => !isFeature(name) || value > 0).map(([name, value]) => `${name} ${digits(value)}`).join(", ")}`,
+    `context: ${around.replaceAll("\n", "⏎")}`,
+    `values: ${run.names.map((name) => [name, valuesAt(currentTap(), name)[token]]).filter(([name, value]) => !isFeature(name) || value > 0).map(([name, value]) => `${name} ${digits(value)}`).join(", ")}`,
   ].filter(Boolean).join("; ");
   const points = (site) => layersOf(site).map((layer) => [layer, valuesAt(tapAt(site, layer))[token]]);
   const series = sites.map((site) => ({ name: site, points: points(site), marked: site === state.site ? layersOf(site)[state.layer] : undefined }));

@@ -1,4 +1,4 @@
-// The run: what it is, and its sizes by layer.
+// The run: its facts, and its norms by layer.
 
 function drawRun() {
   element("path").textContent = visible(run.path);
@@ -11,8 +11,8 @@ function drawRun() {
     const of = (name, list) => bySite((_, at) => 100 * list[at]).map((one) => ({ ...one, name: sites.length > 1 ? `${name}, ${one.name}` : name }));
     chart(element("share-chart"), [...of("sinks", run.shares.sinks), ...of("prefix", run.shares.prefix)], "Percent of the squared norm in sinks and in the prefix", false);
     element("share-note").textContent =
-      `Percent of the squared norm. A sink has over 10 times the usual norm of its sample. The prefix is ${run.shares.prefix_tokens} tokens, which all samples begin with.`;
-  } else element("share-note").textContent = "Left out: this run is stored as pickles, whose norms cannot be read without all activations. layertap stats --norms all reads them.";
+      `Percent of the squared norm. A sink has over 10 times the usual norm of its sample. The prefix is the ${run.shares.prefix_tokens} tokens that all samples begin with.`;
+  } else element("share-note").textContent = "Not shown: this run is stored as pickles, whose norms cannot be read without all activations. `layertap stats --norms all` reads them.";
   const roles = Object.entries(run.roles ?? {}), all = roles.reduce((sum, [, count]) => sum + count, 0);
   element("roles").hidden = !roles.length;
   fillTable(element("role-table"), ["role", "tokens", "share"], roles.map(([role, count]) => [role, count.toLocaleString("en"), percent(count / all)]), [1, 2]);

@@ -1,8 +1,8 @@
-// One sample: its prompt, its grids, a token, and all of them as a table.
+// One sample: its prompt, its grids, a token, and all tokens as a table.
 
 let shown = null; // the sample that is shown, unpacked
 
-// The names of features come last; each is known at one tap alone.
+// The names of features come last. A feature has values at one tap only.
 const everywhere = run.names.length - run.features.length;
 
 function isKnownAt(tap, name) {
@@ -37,7 +37,7 @@ function drawSample(named) {
   if (element("table-details").open) drawTable();
 }
 
-// How a prompt was made, as far as it differs from others of its task.
+// Says how a prompt differs from others of its task.
 function originOf(sample, undo) {
   const { test_index, prediction, augmentation } = sample.origin, parts = [];
   if (test_index !== null && test_index !== undefined) parts.push(`test input ${test_index + 1}, prediction ${prediction}`);
@@ -53,7 +53,7 @@ function drawAbout() {
   if (shown.source) parts.push(visible(shown.source));
   parts.push(...originOf(shown, state.undo));
   if (shown.left_out) parts.push(`${shown.left_out} tokens at its end did not fit on this page (--max_mb)`);
-  if (!shown.texts) parts.push("no tokenizer was at hand (--tokenizer), so tokens are numbers");
+  if (!shown.texts) parts.push("no tokenizer was found (--tokenizer), so tokens are numbers");
   element("about").textContent = parts.join("; ");
 }
 

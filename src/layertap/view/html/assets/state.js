@@ -1,10 +1,10 @@
-// What is shown: from controls, keys and the address to the page, and back.
+// What the page shows: read from controls, keys and the address, and written back to them.
 
 const TABS = counted ? ["run", "sample", "feature"] : ["run", "sample"];
 const ORDERS = ["interest", "density", "lift", "mean", "largest", "number"];
 let state = {
   tab: "run", sample: 0, site: sites[0], layer: 0, value: run.names[0], token: -1, undo: false, span: "layer", order: "place", search: "",
-  feature: "", // which one, as autoencoder:number
+  feature: "", // as autoencoder:number
   features: { order: "interest", sae: "", label: "", drawn: false, search: "", page: 0 },
 };
 
@@ -93,7 +93,7 @@ async function change(some) {
   link();
   if (state.tab === "sample" && samples.length) {
     const wanted = state.sample, unpacked = await unpack(`sample-${wanted}`);
-    if (wanted !== state.sample) return; // another one was chosen meanwhile
+    if (wanted !== state.sample) return; // another sample was chosen meanwhile
     shown = unpacked;
     if (state.token >= shown.tokens) state.token = -1;
     drawSample(named);

@@ -3,7 +3,7 @@
 const FIRST = 4;
 const AROUND = [60, 30];
 
-// Draws what is on the page; true when it is done, false where another feature was chosen meanwhile.
+// Draws the places that are on the page. Returns false if another feature was chosen meanwhile.
 async function drawTops(entry, current) {
   const places = counted.places[entry.sae][entry.number] ?? [], kept = places.filter(([at]) => at >= 0), high = largestOf(entry);
   const scale = featureScale(high, `feature ${entry.number}`), made = [];
@@ -16,7 +16,7 @@ async function drawTops(entry, current) {
   drawLegend(element("feature-legend"), scale);
   element("tops-note").textContent = isDrawn(entry)
     ? places.length - kept.length ? `${places.length - kept.length} of its ${places.length} largest places did not fit on this page (--max_mb).` : kept.length ? "" : "It fires nowhere."
-    : `This feature is not drawn: --features ${entry.number} draws it with its grids or texts.`;
+    : `This feature is not drawn: --features ${entry.number} draws it, with its grids or texts.`;
   made.slice(FIRST).forEach((one) => { one.hidden = true; });
   const more = element("tops-more");
   more.hidden = made.length <= FIRST;
@@ -38,7 +38,7 @@ function drawTop(entry, sample, [, token, row, value], scale, rank) {
     const how = { sample, values, scale, token: local.token, undo: state.undo, root: body, choose: (chosen) => { local.token = chosen; redraw(); } };
     body.replaceChildren(...bodyOf(how, token, local.whole));
     article.style.width = `${widthOf(body)}px`;
-    button.textContent = local.whole ? "Show its part alone" : "Show the whole sample";
+    button.textContent = local.whole ? "Show only the part around it" : "Show the whole sample";
     said.textContent = local.token === token ? "" : `${digits(values[local.token])} at ${placeOf(local.token, sample)}`;
   };
   button.addEventListener("click", () => {
@@ -56,13 +56,13 @@ function drawTop(entry, sample, [, token, row, value], scale, rank) {
   return article;
 }
 
-// As wide as the widest pair of its grids side by side, so that small ones share a line.
+// The width of its widest pair of grids side by side, so that small articles share a line.
 function widthOf(body) {
   const pairs = [...body.querySelectorAll(".pair")].map((pair) => [...pair.querySelectorAll("canvas")].reduce((sum, canvas) => sum + canvas.width + 24, 0));
   return pairs.length ? Math.max(270, ...pairs) : 10000;
 }
 
-// The pair of grids with the largest value, or the tokens around it; or all grids of the sample.
+// Draws the pair of grids with the largest value or the tokens around it, or the whole sample.
 function bodyOf(how, token, whole) {
   const pairs = pairsToDraw(how), has = (grid) => grid.cells?.tokens.some((line) => line.includes(token));
   const own = pairs.filter(({ grids }) => grids.some(has));
@@ -79,7 +79,7 @@ function wordsOf(how, token) {
   return words;
 }
 
-// A link to the sample's own tab, where it is on the page.
+// A link to the sample in the tab of samples, if the page has it.
 function linkTo(entry, sample, token) {
   if (!samples.some((it) => it.sample_idx === sample.sample_idx && it.source === sample.source)) return null;
   const { site, layer } = run.saes[entry.sae], value = run.features.find(([, sae, number]) => sae === entry.sae && number === entry.number)[0];
