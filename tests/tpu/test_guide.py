@@ -34,7 +34,7 @@ TESTED_IN = {
         "tests/test_printed_commands.py::MULTIHOST"
     ),
 }
-NEEDS_AN_ACCOUNT = "Commands that begin with `gcloud` **need a cloud account and were not run** by us"
+NEEDS_AN_ACCOUNT = "Commands that begin with `gcloud` **need a cloud account, and we did not run them**"
 
 
 def printed() -> list[str]:
