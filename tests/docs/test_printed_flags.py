@@ -1,23 +1,15 @@
 """Every command and flag that a page prints is one that the command line takes."""
 
 import re
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
-from pages import PAGES, blocks
+from pages import PAGES, blocks, printed_commands
 
 from layertap import cli
 from layertap.config.arguments import all_fields, extras_of, parse
 
-_STARTS = {
-    "layertap": (),
-    "python extract_activations.py": ("extract",),
-    "python create_dataset_streams.py": ("streams",),
-    "./scripts/manage_tpus.sh": ("tpu",),
-}
-_BEGINNING = re.compile(rf"(?:\$ )?({'|'.join(map(re.escape, _STARTS))})(?= [a-z.-])")
 _OLD = {"CHANGELOG.md", "LOG.md", "decisions.md"}  # they speak of what was
 _OF_OTHERS = {
     "fleet.md": {"--head", "--address"},  # Ray
@@ -31,29 +23,8 @@ def printed() -> Iterator[tuple[str, list[str]]]:
     for page in PAGES:
         if page.name not in _OLD:
             for block in blocks(page):
-                for command in _commands(block.text):
-                    yield f"{page.name}:{block.line}", _words(command)
-
-
-def _commands(text: str) -> Iterator[str]:
-    """Each command as one line, also where it goes on in the next, by `\\` or in quotes."""
-    open_quote = ""
-    for line in re.sub(r"\\\n\s*", " ", text).splitlines():
-        command = open_quote + line
-        open_quote = ""
-        if _BEGINNING.match(command):
-            if command.count('"') % 2:
-                open_quote = f"{command} "
-            else:
-                yield command
-
-
-def _words(line: str) -> list[str]:
-    """The words that follow `layertap`, without what comes behind a command in a page."""
-    start = _BEGINNING.match(line)
-    assert start
-    rest = re.split(r"\s{2,}#|\s#\s|\s{4,}(?=[a-z]+://)|\s[|>]\s", line[start.end() :])[0]
-    return [*_STARTS[start.group(1)], *shlex.split(rest)]
+                for words in printed_commands(block.text):
+                    yield f"{page.name}:{block.line}", words
 
 
 def _command(words: Sequence[str]) -> tuple[cli.Command, list[str]]:

@@ -21,10 +21,15 @@ _ELSEWHERE = {
     "export.md": "contract/test_recipes.py",
     "formats.md": "shards/test_formats_page.py",
     "reading.md": "reader/test_reading_page.py",
+    "view.md": "docs/test_export_and_view.py",
 }
+_PYTHON = re.compile(r"^(import|from \S+ import|for .*:$|with .*:$|[\w, ]+ = )", re.MULTILINE)
 _BY_ANOTHER_TEST = "<!-- a test runs this -->"
 _SET_UP = """
+import types
 import layertap
+import numpy as np
+sae = types.SimpleNamespace(W_enc=np.ones((64, 8)), b_enc=np.ones(8), W_dec=np.ones((8, 64)), b_dec=np.ones(64))
 settings = dict(dataset_path="tasks.jsonl", predictions_per_task=1, checkpointing=False)
 dataset = layertap.extract(**settings, layers_to_extract=[6, 12, 18], output_dir="residual of {page}")
 of_mlp = layertap.extract(
@@ -58,6 +63,18 @@ def test_the_blocks_of_a_page_run(name: str, folder: Path, hub: FakeHub) -> None
     program = program.replace('dataset.batches(4096, inputs=("mlp_in"', 'of_mlp.batches(4096, inputs=("mlp_in"')
     done = commands.run(["-c", program], folder, hub.environment(folder / "hub"))
     assert done.returncode == 0, done.stderr
+
+
+def test_no_python_is_in_a_block_that_says_no_language() -> None:
+    """It would be run by no test."""
+    indented = [
+        it
+        for page in PAGES
+        if page.name not in ("api.md", "LOG.md")
+        for it in blocks(page)
+        if it.language == "indented"
+    ]
+    assert [f"{it.page.name}:{it.line}" for it in indented if _PYTHON.search(it.text)] == []
 
 
 def test_every_page_with_python_is_run_by_a_test() -> None:

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import outputs
 import pytest
+from autoencoders import write_autoencoder
 from runs import finished, out, small_run
-from safetensors.numpy import save_file
 from view_pages import Page, view
 
 import layertap
@@ -22,20 +22,8 @@ from layertap.sae.table import FeatureTable, LabelGroup
 from layertap.view.html.interest import LEAST, find_strongest, order_by_interest
 from layertap.view.html.write import write_page
 
-WEIGHTS = "sae_weights.safetensors"
 TAP = Tap(3, "residual")
 COLOUR, EDGE = LabelGroup("colour", ("black", "red", "blue")), LabelGroup("edge", ("edge", "inside"))
-
-
-def write_autoencoder(folder: Path, width: int = 64, features: int = 96, hook: str | None = None) -> Path:
-    """A random TopK."""
-    folder.mkdir(exist_ok=True)
-    rng = np.random.default_rng(features)
-    shapes = {"W_enc": (width, features), "W_dec": (features, width), "b_enc": (features,), "b_dec": (width,)}
-    save_file({name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}, folder / WEIGHTS)
-    metadata = {} if hook is None else {"hook_name": hook}
-    (folder / "cfg.json").write_text(json.dumps({"architecture": "topk", "k": 8, "metadata": metadata}))
-    return folder
 
 
 @pytest.fixture(scope="module")
