@@ -21,7 +21,7 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
 import ml_dtypes  # noqa: F401 - numpy knows bfloat16 from here on
@@ -39,6 +39,9 @@ from layertap.objects.files import crc32c_of
 from layertap.shards.encode import EncodedShard, ShardFormat, encode, round_activation
 from layertap.shards.measuring import measure_in_float32
 from layertap.shards.pickles import igzip
+
+if TYPE_CHECKING:  # it brings JAX
+    from layertap.pipeline.step import Beginning
 
 LAYERS = tuple(range(8))
 _TOKENS = 8192
@@ -166,10 +169,19 @@ class _SimulatedDevice:
     def __init__(self, values: dict[Tap, np.ndarray]) -> None:
         self._values = values
 
-    def compile(self, shape: tuple[int, int]) -> None:
+    def compile(self, shape: tuple[int, int], prefix: int = 0) -> None:
         """Nothing to do."""
 
-    def dispatch(self, _weights: None, token_ids: np.ndarray, _seg_start: np.ndarray) -> tuple[int, int]:
+    def begin(self, _weights: None, token_ids: np.ndarray) -> "Beginning":
+        """A prefix has the values of any other row."""
+        from layertap.pipeline.step import Beginning
+
+        tokens = len(token_ids)
+        return Beginning(tokens, tokens, (), {tap: values[:tokens] for tap, values in self._values.items()})
+
+    def dispatch(
+        self, _weights: None, token_ids: np.ndarray, _seg_start: np.ndarray, _beginning: "Beginning | None"
+    ) -> tuple[int, int]:
         """A step is its shape."""
         rows, length = token_ids.shape
         return rows, length
@@ -178,7 +190,7 @@ class _SimulatedDevice:
         """At once."""
         return True
 
-    def harvest(self, step: tuple[int, int]) -> dict[Tap, np.ndarray]:
+    def harvest(self, step: tuple[int, int], _beginning: "Beginning | None") -> dict[Tap, np.ndarray]:
         """Views of the same values."""
         rows, length = step
         return {

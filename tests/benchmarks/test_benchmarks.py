@@ -12,6 +12,7 @@ from fakes.gcs import FakeGcs
 from benchmarks import encode_table, measures
 from benchmarks.config import ContenderConfig
 from benchmarks.workload import Figures
+from layertap.demo.tasks import make_tasks, write_tasks
 
 
 def _tiny(tmp_path: Path, tiny_model: Path) -> ContenderConfig:
@@ -48,6 +49,18 @@ def test_what_a_second_core_brings_is_the_median_of_the_turns() -> None:
     ratio, parts = "1.60 (1.25 to 2.00)", " | ".join(["0.50"] * 5)
     speeds = "500 | 800"
     assert row == f"| safetensors bfloat16 | 500 | {speeds} | {ratio} | {speeds} | {ratio} | {parts} | writing 50% |"
+
+
+def test_encoding_is_measured_behind_a_prefix(tmp_path: Path, tiny_model: Path) -> None:
+    """The simulated device computes what all prompts begin with, as a run asks it to."""
+    _tiny(tmp_path, tiny_model)
+    write_tasks(tmp_path / "tasks.jsonl", make_tasks(1))
+    flags = ["--contender", "encode", "--size", "tiny", "--layers", "0", "--dataset_path", "tasks.jsonl"]
+    environment = {"PYTHONPATH": f"{commands.ROOT / 'src'}:{commands.ROOT}"}
+    done = commands.run(["-m", "benchmarks.contenders", *flags, "--output_dir", "."], tmp_path, environment)
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(done.stdout.splitlines()[-1])
+    assert figures["run_bytes"] == figures["run_tokens"] * 64 * 4 > 0
 
 
 # One in `make test-slow`, every one in `make proof`.
