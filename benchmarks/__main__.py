@@ -152,16 +152,21 @@ def with_data(config: BenchmarkConfig, size: str) -> ContenderConfig:
 
 def run_alone(config: ContenderConfig) -> Figures:
     """One contender's run in a process of its own, which sees one device."""
+    figures: Figures = run_module("benchmarks.contenders", config)
+    return figures
+
+
+def run_module(module: str, config: ContenderConfig) -> Any:  # noqa: ANN401 - what it printed, as JSON
+    """The same for any module that takes these settings and prints a line of JSON last."""
     flags = []
     for name, value in asdict(config).items():
         parts = value if isinstance(value, tuple) else (value,)
         if parts and parts != (None,):
             flags += [f"--{name}", *map(str, parts)]
-    command = [sys.executable, "-m", "benchmarks.contenders", *flags]
+    command = [sys.executable, "-m", module, *flags]
     given = environment(os.environ, config.device)
     done = subprocess.run(command, env=given, stdout=subprocess.PIPE, text=True, check=True)
-    figures: Figures = json.loads(done.stdout.splitlines()[-1])
-    return figures
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 if __name__ == "__main__":

@@ -114,4 +114,5 @@ class ContenderConfig(_Settings):
     """What `encode` stores."""
 
     cores: int | None = None
-    """How many cores `encode` may use; None: those of the process."""
+    """How many cores `encode`, and a whole run on an accelerator, may use; None: those of the
+    process."""

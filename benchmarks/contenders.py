@@ -23,6 +23,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import tyro
 
@@ -34,6 +35,9 @@ from benchmarks.encoding import encoding
 from benchmarks.trainers import saelens, stream
 from benchmarks.workload import Figures, extraction, run_figures
 from benchmarks.writing import formats, forward, stages
+
+if TYPE_CHECKING:  # it brings JAX
+    from layertap.pipeline.progress import RunSummary
 
 
 def main() -> None:
@@ -47,6 +51,11 @@ def main() -> None:
 
 def layertap(config: ContenderConfig) -> Figures:
     """The whole run."""
+    return measured_run(config)[1]
+
+
+def measured_run(config: ContenderConfig) -> "tuple[RunSummary, Figures]":
+    """The whole run's own summary, and its figures; what it wrote is removed."""
     from layertap.pipeline.run import extract
 
     run = extraction(config)
@@ -57,7 +66,7 @@ def layertap(config: ContenderConfig) -> Figures:
         written = sum(path.stat().st_size for path in Path(run.output_dir).rglob("*") if path.is_file())
     finally:
         shutil.rmtree(run.output_dir, ignore_errors=True)
-    return run_figures(summary) | spent | {"written_mb": written / 1e6}
+    return summary, run_figures(summary) | spent | {"written_mb": written / 1e6}
 
 
 CONTENDERS: Mapping[Contender, tuple[Callable[[ContenderConfig], Figures], tuple[Library, ...]]] = {

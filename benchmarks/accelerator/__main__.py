@@ -12,18 +12,20 @@ from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import Literal, NoReturn
 
 import tyro
 
 from benchmarks.accelerator import page, records
 from benchmarks.accelerator.config import PARTS, AcceleratorConfig, Limits, Part
 from benchmarks.accelerator.runner import run_part
-from benchmarks.config import Dtype
+from benchmarks.config import Device, Dtype
 from benchmarks.device import environment
 from benchmarks.machine import machine, versions
 
 _MEMORY_DISK = Path("/dev/shm")
+_ROOM: dict[Device, float] = {"gpu": 45e9, "cpu": 1e9}
+"""Bytes that checkpoints and the largest run take; a container's memory disk may be smaller."""
 _REHEARSAL_PATIENCE = 10  # a machine with other work beside it starts a process in a minute
 
 
@@ -55,15 +57,16 @@ def run(config: AcceleratorConfig) -> None:
     """Every part within the time that is left; one that ends early leaves its time to the next."""
     folder, begun = Path(config.out), time.monotonic()
     variables, say = part_environment(os.environ, config), printer(folder)
-    records.append(folder, {"part": "machine", "what": "machine", **about(config, variables)})
+    records.append(
+        folder, {"part": "machine", "what": "machine", "platform": config.platform, **about(config, variables)}
+    )
     wanted = {part: limits for part, limits in PARTS.items() if not config.parts or part in config.parts}
     scale = 60 * config.minutes / sum(limits.seconds for limits in wanted.values())
     patience = max(scale, 1.0) * (_REHEARSAL_PATIENCE if config.platform == "cpu" else 1)
     due = begun
     for part, usual in wanted.items():
         due += usual.seconds * scale
-        loop = tuple(sorted({*config.loop, *kernel_failed(records.read(folder))}))
-        started = partial(command, replace(config, loop=loop), part)
+        started = partial(command, without_what_failed(config, records.read(folder)), part)
         limits = Limits(max(due - time.monotonic(), 1.0), usual.case_seconds * patience)
         run_part(folder, part, started, variables, limits, say)
 
@@ -77,7 +80,9 @@ def about(config: AcceleratorConfig, variables: Mapping[str, str]) -> dict[str, 
         if shutil.which(query[0]):
             done = subprocess.run(query, env=dict(variables), stdout=subprocess.PIPE, text=True, check=False)
             card = done.stdout.strip() or "nvidia-smi names none"
-    return {"machine": machine(card), "versions": versions()}
+    work = Path(str(config.work))
+    room = f"{work.parent}, {shutil.disk_usage(work).free / 1e9:.0f} GB free"
+    return {"machine": {**machine(card), "work folder": room}, "versions": versions() | versions(("tokamax",))}
 
 
 def part_environment(given: Mapping[str, str], config: AcceleratorConfig) -> dict[str, str]:
@@ -101,6 +106,19 @@ def command(config: AcceleratorConfig, part: Part, skip: Sequence[str]) -> list[
         if values and values != (None,):
             flags += [f"--{name}", *map(str, values)]
     return [sys.executable, "-m", "benchmarks.accelerator.part", *flags, *(["--skip", *skip] if skip else [])]
+
+
+def without_what_failed(config: AcceleratorConfig, found: Sequence[records.Record]) -> AcceleratorConfig:
+    """The settings of what follows: XLA's loop in a dtype in which the kernel fails, and no shared
+    prefix where it fails behind one.
+    """
+    behind = [
+        record for record in found if record["part"] == "kernel" and is_bad(record) and record["what"] != "missed"
+    ]
+    prefix: Literal["shared", "whole"] = config.prefix
+    if any(record["case"].startswith("behind a prefix") for record in behind):
+        prefix = "whole"
+    return replace(config, loop=tuple(sorted({*config.loop, *kernel_failed(found)})), prefix=prefix)
 
 
 def kernel_failed(found: Sequence[records.Record]) -> set[Dtype]:
@@ -136,10 +154,12 @@ def printer(folder: Path) -> Callable[[], None]:
 
 
 def _work_folder(config: AcceleratorConfig) -> Path | None:
+    """None stands for the usual folder for temporary files."""
     if config.work is not None:
         Path(config.work).mkdir(parents=True, exist_ok=True)
         return Path(config.work)
-    return _MEMORY_DISK if _MEMORY_DISK.is_dir() else None
+    roomy = _MEMORY_DISK.is_dir() and shutil.disk_usage(_MEMORY_DISK).free >= _ROOM[config.platform]
+    return _MEMORY_DISK if roomy else None
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
-"""report.md: what results.jsonl holds, for a person."""
+"""report.md: what results.jsonl holds, for a person: the aims first, then each part."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks.accelerator import records
+from benchmarks.accelerator.aims import aims, largest_product
 from benchmarks.accelerator.config import PARTS, TITLES
 from benchmarks.accelerator.records import Record
 
@@ -38,8 +39,7 @@ def shown(value: object) -> str:
 
 def with_ceiling(found: Sequence[Record]) -> list[Record]:
     """The speeds with the part of the largest bfloat16 product of the same run that they reach."""
-    products = [record for record in found if record["part"] == "ceiling" and record["what"] == "figures"]
-    largest = max((record["figures"]["TFLOP/s"] for record in products if "bfloat16" in record["case"]), default=None)
+    largest = largest_product(found)
 
     def share(record: Record) -> Record:
         if largest is None or record["part"] not in ("layertap", "transformers") or record["what"] != "figures":
@@ -56,6 +56,7 @@ def _lines(found: Sequence[Record]) -> Iterable[str]:
         if record["what"] == "machine":
             yield from (f"- {key}: {value}" for key, value in record["machine"].items())
             yield f"- {', '.join(f'{name} {version}' for name, version in record['versions'].items() if version)}"
+    yield from _aims(found)
     found = with_ceiling(found)
     for part in PARTS:
         own = [record for record in found if record["part"] == part]
@@ -69,6 +70,14 @@ def _lines(found: Sequence[Record]) -> Iterable[str]:
                 if record["what"] == "failed"
             )
             yield from (f"\nNo time was left for {record['case']}." for record in own if record["what"] == "missed")
+
+
+def _aims(found: Sequence[Record]) -> Iterable[str]:
+    rows = [aim.cells() for aim in aims(found)]
+    yield "\n## Aims beside what was measured\n"
+    yield _row(["", "wanted", "measured", ""])
+    yield _row(["---"] * 4)
+    yield from map(_row, rows)
 
 
 def _table(own: Sequence[Record]) -> Iterable[str]:
@@ -86,7 +95,7 @@ def _table(own: Sequence[Record]) -> Iterable[str]:
 def _lists(own: Sequence[Record]) -> Iterable[str]:
     for record in own:
         for name, value in record["figures"].items():
-            if isinstance(value, list):
+            if isinstance(value, list) and value:
                 yield f"{record['case']}, {name}: {', '.join(map(shown, value))}\n"
 
 

@@ -29,6 +29,7 @@ _MODULES: Mapping[Part, tuple[str, tuple[Library, ...]]] = {
     "transformers": ("transformers_speed", ("torch",)),
     "time": ("where_time_goes", ("jax",)),
     "command": ("command", ()),
+    "stream": ("stream", ("jax",)),
 }
 """Where each part's `cases` are, and the libraries that must see the device."""
 

@@ -1,18 +1,35 @@
-"""A checkpoint with random weights and tasks, made on the spot into the work folder."""
+"""Checkpoints with random weights and tasks, made on the spot into the work folder.
 
+The large shape would take a minute to draw. Its first layer is drawn, and the others are copies of
+it in files of their own: other weights of the same kind would be as fast.
+"""
+
+import json
+import struct
+from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.accelerator.config import PartConfig
 from benchmarks.accelerator.part import Cases, Figures
-from benchmarks.accelerator.sizes import contender, sizes_of, tasks_file
+from benchmarks.accelerator.sizes import contender, deep_shape, sizes_of, tasks_file
 from benchmarks.workload import model_folder, seconds_of
-from layertap.demo.checkpoint import write_checkpoint
+from layertap.demo.checkpoint import config_json, write_checkpoint
 from layertap.demo.tasks import make_tasks, write_tasks
+from layertap.model.config import DecoderConfig
+
+DEEP = "deep"
+"""What the large shape's checkpoint is called."""
+
+_FIRST = "model.layers.0."
 
 
 def cases(config: PartConfig) -> Cases:
     """Tasks first: they take a second."""
-    return {"tasks": lambda: _tasks(config), "checkpoint": lambda: _checkpoint(config)}
+    return {
+        "tasks": lambda: _tasks(config),
+        "checkpoint": lambda: _checkpoint(config),
+        "checkpoint of the large shape": lambda: _deep_checkpoint(config),
+    }
 
 
 def _tasks(config: PartConfig) -> Figures:
@@ -21,7 +38,54 @@ def _tasks(config: PartConfig) -> Figures:
 
 
 def _checkpoint(config: PartConfig) -> Figures:
-    folder = model_folder(contender(config))
-    seconds = seconds_of(lambda: write_checkpoint(folder, sizes_of(config).checkpoint))
-    megabytes = sum(path.stat().st_size for path in Path(folder).iterdir()) / 1e6
-    return {"size": sizes_of(config).checkpoint, "megabytes": megabytes, "seconds": seconds}
+    folder, size = model_folder(contender(config)), sizes_of(config).checkpoint
+    return _made(folder, size, seconds_of(lambda: write_checkpoint(folder, size)))
+
+
+def _deep_checkpoint(config: PartConfig) -> Figures:
+    folder, shape = model_folder(replace(contender(config), size=DEEP)), deep_shape(config)
+    seconds = seconds_of(lambda: write_deep_checkpoint(folder, shape))
+    return _made(folder, f"{shape.num_hidden_layers} layers of {shape.hidden_size}", seconds)
+
+
+def _made(folder: Path, size: str, seconds: float) -> Figures:
+    megabytes = sum(path.stat().st_size for path in folder.iterdir()) / 1e6
+    return {"size": size, "megabytes": megabytes, "seconds": seconds}
+
+
+def write_deep_checkpoint(folder: Path, shape: DecoderConfig) -> None:
+    """A checkpoint whose layers are all the same."""
+    layers = shape.num_hidden_layers
+    write_checkpoint(folder, shape, layers=1)
+    whole = folder / "model.safetensors"
+    header, data = _read_first_layer(whole)
+    for layer in range(1, layers):
+        names = {name.replace(_FIRST, f"model.layers.{layer}."): entry for name, entry in header.items()}
+        encoded = json.dumps(names).encode()
+        encoded += b" " * (-len(encoded) % 8)
+        with (folder / _part_name(layer + 1, layers)).open("wb") as file:
+            file.write(struct.pack("<Q", len(encoded)) + encoded)
+            file.write(data)
+    whole.rename(folder / _part_name(1, layers))
+    (folder / "config.json").write_text(json.dumps(config_json(shape, "bfloat16")))
+
+
+def _read_first_layer(path: Path) -> tuple[dict[str, dict[str, object]], bytes]:
+    """Its part of the header, with offsets from its own beginning, and its bytes.
+
+    A layer's tensors follow each other in the file.
+    """
+    with path.open("rb") as file:
+        length = struct.unpack("<Q", file.read(8))[0]
+        header = json.loads(file.read(length))
+        own = {name: entry for name, entry in header.items() if name.startswith(_FIRST)}
+        begin = min(entry["data_offsets"][0] for entry in own.values())
+        end = max(entry["data_offsets"][1] for entry in own.values())
+        file.seek(8 + length + begin)
+        data = file.read(end - begin)
+    moved = {name: [offset - begin for offset in entry["data_offsets"]] for name, entry in own.items()}
+    return {name: entry | {"data_offsets": moved[name]} for name, entry in own.items()}, data
+
+
+def _part_name(number: int, count: int) -> str:
+    return f"model-{number:05}-of-{count:05}.safetensors"

@@ -25,21 +25,56 @@ class Sizes:
     tasks: int
     """Tasks whose prompts fill them, and which the whole command extracts."""
     checkpoint: str
-    """The shape that is written to disk, for parity and for the whole command."""
+    """The shape that is written to disk, for parity, whole runs and the stream."""
     parity_tokens: int
     longest: int
     """Prompts longer than this are cut."""
+    deep_layers: tuple[int, ...]
+    """Those that a run of the large shape stores; it runs up to the last."""
+    trained: "Trained"
     repeats: int = 3
 
 
+@dataclass(frozen=True)
+class Trained:
+    """What an autoencoder is trained on, and how wide it is."""
+
+    predictions: int
+    """Prompts of each test input."""
+    batch: int
+    pool: int
+    """Tokens that are mixed."""
+    features: int
+
+
 SIZES: dict[Device, Sizes] = {
-    "gpu": Sizes(row_length=4096, rows=4, steps=10, tasks=120, checkpoint="0.5b", parity_tokens=6000, longest=4096),
+    "gpu": Sizes(
+        row_length=4096,
+        rows=4,
+        steps=10,
+        tasks=120,
+        checkpoint="0.5b",
+        parity_tokens=6000,
+        longest=4096,
+        deep_layers=(7, 14, 21),
+        trained=Trained(predictions=4, batch=4096, pool=1 << 17, features=8192),
+    ),
     "cpu": Sizes(
-        row_length=512, rows=2, steps=2, tasks=4, checkpoint="tiny", parity_tokens=700, longest=300, repeats=1
+        row_length=512,
+        rows=2,
+        steps=2,
+        tasks=4,
+        checkpoint="tiny",
+        parity_tokens=700,
+        longest=300,
+        deep_layers=(0, 1, 2),
+        trained=Trained(predictions=1, batch=256, pool=1024, features=64),
+        repeats=1,
     ),
 }
 
 TINY_LAYERS = 2
+_SMALL_VOCABULARY = 8192
 
 
 def sizes_of(config: PartConfig) -> Sizes:
@@ -66,8 +101,16 @@ def _tiny(shape: DecoderConfig) -> DecoderConfig:
         num_hidden_layers=TINY_LAYERS,
         num_attention_heads=2,
         num_key_value_heads=1,
-        vocab_size=8192,
+        vocab_size=_SMALL_VOCABULARY,
     )
+
+
+def deep_shape(config: PartConfig) -> DecoderConfig:
+    """The large shape down to the last layer that is stored, with a vocabulary that suits the
+    demo's tokenizer: a step looks up tokens, and needs no output layer.
+    """
+    layers = sizes_of(config).deep_layers[-1] + 1
+    return replace(speed_shapes(config)["7b"], num_hidden_layers=layers, vocab_size=_SMALL_VOCABULARY)
 
 
 def contender(config: PartConfig) -> ContenderConfig:
@@ -81,6 +124,7 @@ def contender(config: PartConfig) -> ContenderConfig:
         tasks=sizes.tasks,
         size=sizes.checkpoint,
         output_dir=str(config.work),
+        prefix=config.prefix,
     )
 
 

@@ -136,7 +136,7 @@ def test_parts_leave_results_and_a_report(tmp_path: Path, monkeypatch: pytest.Mo
         main(["--out", str(tmp_path / "out"), "--platform", "cpu", "--parts", "prepare", "--work", str(tmp_path)])
     assert ended.value.code == 0
     lines = [json.loads(line) for line in (tmp_path / "out" / records.RESULTS).read_text().splitlines()]
-    assert [line["what"] for line in lines] == ["machine", "cases", *["begun", "figures"] * 2]
+    assert [line["what"] for line in lines] == ["machine", "cases", *["begun", "figures"] * 3]
     assert "| checkpoint | tiny |" in (tmp_path / "out" / records.REPORT).read_text()
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
@@ -148,7 +148,7 @@ def test_parts_leave_results_and_a_report(tmp_path: Path, monkeypatch: pytest.Mo
         ("kernel",),
         ("prepare", "reference", "parity", "ceiling", "layertap"),
         ("prepare", "transformers", "time"),
-        ("prepare", "command"),
+        ("prepare", "command", "stream"),
     ],
     ids=" ".join,
 )
@@ -160,6 +160,6 @@ def test_all_parts_are_rehearsed_without_what_only_buckets_need(tmp_path: Path, 
     done = commands.run(["-m", "benchmarks.accelerator", *flags], tmp_path, given)
     assert done.returncode == 0, done.stdout
     report = (tmp_path / "out" / records.REPORT).read_text()
-    assert report.count("\n## ") == len(parts)
+    assert report.count("\n## ") == len(parts) + 1  # the aims
     assert "NO" not in [cell.strip() for line in report.splitlines() for cell in line.split("|")]
     assert list((tmp_path / "work").iterdir()) == []
