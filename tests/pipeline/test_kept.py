@@ -122,7 +122,7 @@ def test_a_sample_with_nothing_to_keep_is_left_out_and_counted(mixed: ExtractCon
     indices = {index for first, last in unkept["sample_idx"] for index in range(first, last + 1)}
     assert sorted({*found, *indices}) == list(range(summary.samples))
     assert not indices & found.keys()
-    assert "5 samples without a token that --keep_tokens keeps; metadata.json lists them" in summary.describe()
+    assert "left out 5 samples without a token that --keep_tokens keeps; metadata.json lists them" in summary.describe()
     assert verify(out(mixed)).sound
 
 

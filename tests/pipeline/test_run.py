@@ -188,7 +188,8 @@ def test_overlong_samples_can_be_skipped_or_cut_at_their_end(config: ExtractConf
     assert 0 < len(longer) < len(whole)
     for overlong, done in (("skip", "skipped"), ("truncate", "truncated")):
         limited = changed(config, max_seq_length=700, overlong=overlong, output_dir=str(tmp_path / overlong))
-        extract(limited)
+        said = extract(limited).describe()
+        assert f"\n{done} {len(longer)} samples longer than --max_seq_length; metadata.json lists them\n" in said
         listed = manifest(limited)["progress"]["overlong_samples"]
         assert listed["count"] == len(longer)
         assert {(entry["sample_idx"], entry["action"]) for entry in listed["list"]} == {(n, done) for n in longer}

@@ -178,8 +178,8 @@ class RunSummary:
             else "",
             resumed if self.resumed_shards else "",
             f"skipped {tasks}; metadata.json lists them" if tasks else "",
-            f"{overlong}; metadata.json lists them" if overlong else "",
-            f"{unkept}; metadata.json lists them" if unkept else "",
+            f"{_done_with_overlong(manifest)} {overlong}; metadata.json lists them" if overlong else "",
+            f"left out {unkept}; metadata.json lists them" if unkept else "",
             f"{_count(manifest.nonfinite, 'activation')} with a NaN or an infinity; the manifest counts them by shard"
             if manifest.nonfinite
             else "",
@@ -226,6 +226,11 @@ def _left_out(manifest: Manifest) -> tuple[str, str, str]:
         f"{_count(samples, 'sample')} {longer}" if samples else "",
         f"{unkept} without a token that --keep_tokens keeps" if unkept else "",
     )
+
+
+def _done_with_overlong(manifest: Manifest) -> str:
+    """`skipped` or `truncated`: --overlong does one of them for the whole run."""
+    return str(manifest.progress["overlong_samples"]["list"][0]["action"])
 
 
 def _count(number: int, thing: str) -> str:
