@@ -189,6 +189,7 @@ def test_overlong_samples_can_be_skipped_or_cut_at_their_end(config: ExtractConf
     for overlong, done in (("skip", "skipped"), ("truncate", "truncated")):
         limited = changed(config, max_seq_length=700, overlong=overlong, output_dir=str(tmp_path / overlong))
         said = extract(limited).describe()
+        assert " 0.0 s" not in said.split("waited for ")[1].splitlines()[0]
         assert f"\n{done} {len(longer)} samples longer than --max_seq_length; metadata.json lists them\n" in said
         listed = manifest(limited)["progress"]["overlong_samples"]
         assert listed["count"] == len(longer)

@@ -82,6 +82,7 @@ def folder(tmp_path: Path) -> Path:
 
 def test_the_first_shard_is_shown_unless_another_is_asked_for(output, capsys):
     assert look(capsys, output).startswith("shard 1 of 3 (the run is complete): 2 samples (0 to 1), 8 tokens\n")
+    assert "[tokens, 4]; residual, mlp of layers 0, 2; model " in look(capsys, output)
     assert look(capsys, output, "--shard", "3").startswith("shard 3 of 3 (the run is complete): 2 samples (4 to 5), 8")
 
 

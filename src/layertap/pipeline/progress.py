@@ -26,6 +26,7 @@ from layertap.shards.writer import Work
 
 _SECONDS_BETWEEN_LINES = 10.0
 _SECONDS_BETWEEN_DRAWINGS = 0.2
+_LEAST_SHOWN = 0.05  # seconds; less is written as 0.0
 
 Stage = Literal["loading", "input", "device", "transfer", "writing", "uploading"]
 
@@ -207,7 +208,8 @@ class RunSummary:
             if self.shared_tokens
             else ""
         )
-        waits = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in self.waited.items())
+        shown = (f"{stage} {seconds:.1f} s" for stage, seconds in self.waited.items() if seconds >= _LEAST_SHOWN)
+        waits = ", ".join(shown) or "nothing"
         return (
             f"{self.seconds:.1f} s, {self.tokens / self._working:.0f} tokens/s,"
             f" {real:.1%} of computed tokens were real{once}; waited for {waits}"

@@ -12,7 +12,7 @@ from layertap.core.amounts import amount
 from layertap.core.columns import FIRST, NO_LABELS, PREFIX, SINK, SINK_FACTOR, SPECIAL, Norms
 from layertap.core.selection import ALL
 from layertap.core.table import table
-from layertap.core.taps import Tap
+from layertap.core.taps import Tap, name_layers
 from layertap.shards.manifest import listed_ranges
 from layertap.view.decoding import Decoder
 from layertap.view.facts import NormFacts, flag_names, norm_facts, token_labels
@@ -64,8 +64,8 @@ def _head(seen: ShardSeen) -> Iterator[str]:
         f" ({listed_ranges(entry.sample_idx, MOST_RANGES)}), {amount(entry.tokens, 'token')}"
     )
     yield (
-        f"{manifest.format}, {manifest.storage_dtype} [tokens, {_widths(seen)}], layers"
-        f" {', '.join(map(str, manifest.layers))}, sites {', '.join(manifest.sites)}, of {manifest.model_path}"
+        f"{manifest.format}, {manifest.storage_dtype} [tokens, {_widths(seen)}];"
+        f" {', '.join(manifest.sites)} of {name_layers(manifest.layers)}; model {manifest.model_path}"
     )
     if ALL not in manifest.keep_tokens:
         yield f"only these tokens were kept, at their positions in the prompt: {', '.join(manifest.keep_tokens)}"

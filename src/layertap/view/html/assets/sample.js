@@ -43,7 +43,8 @@ function originOf(sample, undo) {
   if (test_index !== null && test_index !== undefined) parts.push(`test input ${test_index + 1}, prediction ${prediction}`);
   if (augmentation) {
     const { flip, rotations, colors } = augmentation;
-    parts.push(`shown ${flip ? "mirrored, " : ""}turned by ${90 * rotations}°, colours ${colors.join("")}${undo ? " (undone here)" : ""}`);
+    const shown = [flip && "mirrored", rotations && `turned by ${90 * rotations}°`, `with colours ${colors.join("")}`];
+    parts.push(`shown ${shown.filter(Boolean).join(", ")}${undo ? " (undone here)" : ""}`);
   }
   return parts;
 }
