@@ -44,8 +44,9 @@ def run_part(
         if not left or len(records.begun(found, part)) == len(before):
             return
         if time.monotonic() >= deadline:
-            missed = {"part": part, "case": ", ".join(sorted(left)), "what": "missed"}
+            missed = {"part": part, "case": "; ".join(sorted(left)), "what": "missed"}
             records.append(folder, missed)
+            said()
             return
 
 

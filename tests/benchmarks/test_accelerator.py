@@ -49,11 +49,15 @@ def _run(folder: Path, names: str, *, seconds: float = 60, case_seconds: float =
 
     here = os.getcwd()
     os.chdir(folder)
+    said: list[int] = []
     try:
-        runner.run_part(folder, "kernel", command, os.environ, Limits(seconds, case_seconds), lambda: None)
+        limits = Limits(seconds, case_seconds)
+        runner.run_part(folder, "kernel", command, os.environ, limits, lambda: said.append(len(records.read(folder))))
     finally:
         os.chdir(here)
-    return [record for record in records.read(folder) if record["what"] in ("figures", "failed", "missed")]
+    found = records.read(folder)
+    assert said[-1] == len(found), "the report has the last record too"
+    return [record for record in found if record["what"] in ("figures", "failed", "missed")]
 
 
 def test_a_case_that_dies_is_recorded_and_those_behind_it_run(tmp_path: Path) -> None:
@@ -86,7 +90,7 @@ def test_a_case_that_hangs_is_ended_with_all_of_its_process(tmp_path: Path) -> N
 
 def test_what_a_part_has_no_time_for_is_named(tmp_path: Path) -> None:
     found = _run(tmp_path, "hangs,two,three", seconds=1.5)
-    assert [(record["case"], record["what"]) for record in found] == [("hangs", "failed"), ("three, two", "missed")]
+    assert [(record["case"], record["what"]) for record in found] == [("hangs", "failed"), ("three; two", "missed")]
     assert all(map(is_bad, found))
 
 
