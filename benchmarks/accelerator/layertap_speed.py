@@ -5,6 +5,9 @@ brought to the host.
 nothing but the products can hold it up. Weights are drawn on the device: a checkpoint of 7B would
 be 15 GB on a disk. Steps of one shape only, so that one program is compiled, and transformers is
 given the same prompts.
+
+With the prefix computed once, as runs do it, the same prompts fill fewer steps. Tokens are then
+those of whole prompts; the operations are those that were left to do.
 """
 
 import statistics
@@ -18,7 +21,7 @@ import numpy as np
 
 from benchmarks.accelerator.config import PartConfig
 from benchmarks.accelerator.part import Cases, Figures
-from benchmarks.accelerator.sizes import arrays, full_steps, sizes_of, speed_shapes
+from benchmarks.accelerator.sizes import arrays, full_steps, prompts, sizes_of, speed_shapes
 from benchmarks.config import Dtype
 from benchmarks.report import model_gflop
 from benchmarks.workload import seconds_of
@@ -26,20 +29,28 @@ from layertap.model.attention import attend_flash
 from layertap.model.config import DecoderConfig
 from layertap.model.decoder import Decoder, ForwardPlan
 from layertap.model.weights import abstract_model
-from layertap.pipeline.step import StepProgram, plan_for, resolve_taps
+from layertap.pipeline.packing import pack_window
+from layertap.pipeline.step import Beginning, StepProgram, plan_for, resolve_taps
 
 _BFLOAT16 = np.dtype(jnp.bfloat16)
+Arrays = tuple[np.ndarray, np.ndarray]
+"""Token ids and `seg_start` of a step."""
 
 ALL_TOKENS = "all layers, all tokens at once"
 """Without the plan's blocks of tokens: XLA copies their results from loop to loop (docs/LOG.md)."""
 
 
+ONCE = "all layers, the prefix computed once"
+"""As runs do it; computing the prefix itself is not counted, since a run does it once."""
+
+
 def cases(config: PartConfig) -> Cases:
     """Both sizes, in bfloat16."""
+    once = (ONCE,) if config.prefix == "shared" else ()
     return {
         f"{size} {way}": partial(_speed, config, shape, way)
         for size, shape in speed_shapes(config).items()
-        for way in ("all layers", "last layer", ALL_TOKENS)
+        for way in ("all layers", *once, "last layer", ALL_TOKENS)
     }
 
 
@@ -78,12 +89,12 @@ def _speed(config: PartConfig, shape: DecoderConfig, way: str) -> Figures:
     taps = resolve_taps((last,) if way == "last layer" else (), ("residual",), last + 1)
     plan = replace(plan, token_block=None) if way == ALL_TOKENS else plan
     program = StepProgram(abstract_model(shape, last + 1, _BFLOAT16), taps, plan)
-    given = [arrays(config, step) for step, _ in full_steps(config)]
     model = random_model(shape, last + 1)
-    compiling = seconds_of(lambda: run_steps(program, model, given[:1]))
-    runs = [seconds_of(lambda: run_steps(program, model, given)) for _ in range(sizes_of(config).repeats)]
+    beginning = program.begin(model, prefix_of(config)) if way == ONCE else None
+    given, tokens, gflop = (_behind_prefix if way == ONCE else _whole)(config, shape)
+    compiling = seconds_of(lambda: run_steps(program, model, given[:1], beginning))
+    runs = [seconds_of(lambda: run_steps(program, model, given, beginning)) for _ in range(sizes_of(config).repeats)]
     seconds = statistics.median(runs)
-    tokens, gflop = tokens_and_gflop(config, shape)
     computed = sum(ids.size for ids, _ in given)
     copied = computed * shape.hidden_size * 2 * len(taps) / 1e9
     return {
@@ -91,18 +102,44 @@ def _speed(config: PartConfig, shape: DecoderConfig, way: str) -> Figures:
         "steps": len(given),
         "tokens/s": tokens / seconds,
         "TFLOP/s": gflop / seconds / 1e3,
-        "real tokens": tokens / computed,
+        "tokens of those computed": tokens / computed,
         "GB/s to the host": copied / seconds,
         "fastest of the runs": tokens / min(runs),
         "first step in s": compiling,
     }
 
 
-def run_steps(program: StepProgram, model: Decoder, given: Sequence[tuple[np.ndarray, np.ndarray]]) -> None:
+def _whole(config: PartConfig, shape: DecoderConfig) -> tuple[list[Arrays], int, float]:
+    """Steps of whole prompts, their tokens, and the operations that these need."""
+    return [arrays(config, step) for step, _ in full_steps(config)], *tokens_and_gflop(config, shape)
+
+
+def _behind_prefix(config: PartConfig, shape: DecoderConfig) -> tuple[list[Arrays], int, float]:
+    """The same for steps of what is left of the prompts behind the prefix."""
+    sizes, given, prefix = sizes_of(config), prompts(config), len(prefix_of(config))
+    packed = pack_window([len(ids) - prefix for ids in given], (sizes.row_length,), sizes.rows)
+    steps = [step for step in packed if step.rows == packed[0].rows][: sizes.steps]
+    lengths = [len(given[place.sample]) for step in steps for place in step.placements]
+    saved = model_gflop(shape, shape.num_hidden_layers, [prefix]) * len(lengths)
+    gflop = model_gflop(shape, shape.num_hidden_layers, lengths) - saved
+    return [arrays(config, step) for step in steps], sum(lengths), gflop
+
+
+def prefix_of(config: PartConfig) -> np.ndarray:
+    """What all prompts begin with; a quarter is left of the shortest."""
+    given = prompts(config)
+    shortest = min(map(len, given))
+    same = np.logical_and.reduce([ids[:shortest] == given[0][:shortest] for ids in given])
+    return given[0][: min(shortest - shortest // 4, int(np.argmin([*same, False])))]
+
+
+def run_steps(
+    program: StepProgram, model: Decoder, given: Sequence[Arrays], beginning: Beginning | None = None
+) -> None:
     """One step computes while the host waits for the one before, as in a run."""
     before = None
     for ids, starts in given:
-        outputs = program.dispatch(model, ids, starts)
+        outputs = program.dispatch(model, ids, starts, beginning)
         if before is not None:
             program.harvest(before)
         before = outputs

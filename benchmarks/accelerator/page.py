@@ -56,6 +56,8 @@ def _lines(found: Sequence[Record]) -> Iterable[str]:
         if record["what"] == "machine":
             yield from (f"- {key}: {value}" for key, value in record["machine"].items())
             yield f"- {', '.join(f'{name} {version}' for name, version in record['versions'].items() if version)}"
+            if record["platform"] == "cpu":
+                yield "\n**A rehearsal on a CPU, with tiny models: its figures mean nothing.**"
     yield from _aims(found)
     found = with_ceiling(found)
     for part in PARTS:

@@ -141,7 +141,9 @@ def test_parts_leave_results_and_a_report(tmp_path: Path, monkeypatch: pytest.Mo
     assert ended.value.code == 0
     lines = [json.loads(line) for line in (tmp_path / "out" / records.RESULTS).read_text().splitlines()]
     assert [line["what"] for line in lines] == ["machine", "cases", *["begun", "figures"] * 3]
-    assert "| checkpoint | tiny |" in (tmp_path / "out" / records.REPORT).read_text()
+    report = (tmp_path / "out" / records.REPORT).read_text()
+    assert "| checkpoint | tiny |" in report
+    assert "its figures mean nothing" in report
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 

@@ -56,6 +56,7 @@ def test_the_aims_stand_beside_what_was_measured() -> None:
     found = [
         _record("ceiling", "torch bfloat16", **{"TFLOP/s": 600.0}),
         _record("layertap", "7b all layers", **{"tokens/s": 24_000.0, "TFLOP/s": 330.0}),
+        _record("layertap", "7b all layers, the prefix computed once", **{"tokens/s": 30_000.0, "TFLOP/s": 320.0}),
         _record("transformers", "7b padded, all layers", **{"tokens/s": 6_000.0}),
         _record("transformers", "7b at its best, all layers", **{"tokens/s": 12_000.0}),
         _record("command", "7b, three layers", **{"tokens/s": 29_999.0}),
@@ -68,8 +69,9 @@ def test_the_aims_stand_beside_what_was_measured() -> None:
     assert cells[1][2:] == ["not measured", ""]
     assert [row[2:] for row in cells[2:4]] == [["4.00", "met"], ["2.00", "NOT met"]]
     assert cells[6] == ["7b, three layers to disk, tokens/s", "30,000", "29,999", "NOT met"]
-    assert cells[7][2] == "not measured"
-    assert cells[9] == ["training from a stream, times from stored shards", "", "0.50", ""]
+    assert cells[7][2] == "1.25"
+    assert cells[9][2] == "not measured"
+    assert cells[-2] == ["training from a stream, times from stored shards", "", "0.50", ""]
 
 
 def test_a_run_says_what_it_waited_for_longest_and_what_it_says_itself() -> None:
