@@ -81,6 +81,16 @@ def test_the_page_has_groups_in_their_order_and_the_example_last(
     assert text.endswith("example:\n  prog --path here\n")
 
 
+@pytest.mark.parametrize("words", [["tasks.jsonl"], ["--loudly"]])
+def test_what_is_no_flag_is_answered_with_the_example(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse(Settings, words, prog="prog", example="prog --path here")
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert words[0] in told.err
+    assert told.err.endswith("example:\n  prog --path here\n")
+
+
 def test_defaults_and_values_are_words(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "120")
     text = " ".join(page(capsys).replace("│", "").split())

@@ -90,8 +90,8 @@ class Flag:
 def parse(config_type: type[T], words: Sequence[str], *, prog: str, example: str = "") -> T:
     """Parse `words` into settings; underscores and hyphens in flags are equivalent.
 
-    Raises SystemExit after printing the help page or tyro's message about a wrong flag. Raises
-    UsageError if flags contradict each other.
+    Raises SystemExit after printing the help page or tyro's message about a wrong flag, and below
+    either the example. Raises UsageError if flags contradict each other.
     """
     registry = ConstructorRegistry()
     registry.struct_rule(_rule)
@@ -100,8 +100,8 @@ def parse(config_type: type[T], words: Sequence[str], *, prog: str, example: str
             config_type, prog=prog, args=_merge_repeated(config_type, words), use_underscores=True, registry=registry
         )
     except SystemExit:
-        if example and not {*_HELP}.isdisjoint(words):
-            print(f"example:\n  {example}")
+        if example:
+            print(f"example:\n  {example}", file=sys.stderr if {*_HELP}.isdisjoint(words) else sys.stdout)
         raise
 
 
