@@ -109,7 +109,7 @@ for colour in np.unique(labels.colours[cells]):
 # ## A dataset on disk
 #
 # `extract` is the command `layertap extract` as a function. Stop it at any moment and call it
-# again: it goes on. Called once more, it does nothing.
+# again: it continues. Called once more, it does nothing.
 
 # %%
 dataset = layertap.extract(

@@ -2,8 +2,8 @@
 # # A sparse autoencoder in plain JAX
 #
 # A TopK autoencoder is trained on activations while the model runs: nothing is written but the
-# autoencoder's own checkpoint. Kill this script where you like and start it again: it goes on with
-# the batch that would have come next.
+# autoencoder's own checkpoint. Kill this script where you like and start it again: it continues
+# with the batch that would have come next.
 #
 # It needs `pip install 'layertap[examples]'`. Without a download it makes a tiny model with random
 # weights, so its features mean nothing; put your own model and dataset below. With
@@ -132,7 +132,7 @@ def load_checkpoint(path: Path, state: State, batches: Any) -> State:  # noqa: A
 
 # %%
 def train(batches: Any, state: State, steps: int, checkpoint: Path | None = None) -> State:  # noqa: ANN401
-    """The state after `steps` steps in all, epoch after epoch; prints ten times how it stands."""
+    """Return the state after `steps` steps in all, epoch after epoch. Print progress ten times."""
     told, begun, begun_at = max(steps // 10, 1), time.perf_counter(), int(state["step"])
     epochs = itertools.chain.from_iterable(itertools.repeat(batches))
     for step, batch in enumerate(itertools.islice(epochs, steps - begun_at), begun_at + 1):
