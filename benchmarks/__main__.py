@@ -1,8 +1,8 @@
 """`python -m benchmarks`: the contenders take turns, and the medians go into a table, a JSON file
 and a plot.
 
-The JSON file is written anew after each size and dtype. One that fails is named in it with the runs
-it had, the others go on, and the status at the end is 1.
+The JSON file is written again after each size and dtype. One that fails is named in it with the
+runs it had, the others continue, and the status at the end is 1.
 """
 
 import json

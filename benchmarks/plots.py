@@ -113,7 +113,7 @@ def _committed(output: Path) -> int:
 
 
 def _digest(folder: Path) -> dict[str, str]:
-    """By file, but for the log of times."""
+    """By file, without the log of times."""
     files = (path for path in (folder / "activations").rglob("*") if path.is_file() and path.name != "metrics.jsonl")
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 

@@ -77,7 +77,7 @@ class CompiledStep:
     host_outputs: int
     """Activations, in the host's memory."""
     peak: int
-    """All that stands in the chip's memory at the worst moment."""
+    """Everything in the chip's memory at the worst moment."""
     collectives: Mapping[str, int]
     """What goes over the interconnect: `operation shape` -> how often the program has it."""
 

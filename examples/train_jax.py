@@ -120,7 +120,7 @@ def save_checkpoint(path: Path, state: State, batches: Any) -> None:  # noqa: AN
 
 
 def load_checkpoint(path: Path, state: State, batches: Any) -> State:  # noqa: ANN401
-    """The saved state, of the shape of `state`; `batches` go on from where they were."""
+    """Return the saved state, with the shape of `state`; `batches` continue where they were."""
     content = serialization.from_bytes({"state": state, "batches": ""}, path.read_bytes())
     batches.load_state_dict(json.loads(content["batches"]))
     return content["state"]

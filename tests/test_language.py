@@ -26,7 +26,7 @@ _TEXT = {tokenize.STRING, tokenize.COMMENT, getattr(tokenize, "FSTRING_MIDDLE", 
 
 _PYTHON = sorted(
     path
-    for folder in ("src", "examples", "docs/site")
+    for folder in ("src", "tests", "benchmarks", "examples", "docs/site")
     for path in (_ROOT / folder).rglob("*.py")
     if path != Path(__file__)
 )

@@ -11,7 +11,7 @@ from benchmarks.accelerator.records import Record
 
 
 def write(folder: Path) -> None:
-    """Write the report anew; a reader sees the old one or the new one."""
+    """Write the report again. A reader sees either the old one or the new one."""
     found = records.read(folder)
     partial = folder / f"{records.REPORT}.partial"
     partial.write_text("\n".join(_lines(found)) + "\n")

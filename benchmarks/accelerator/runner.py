@@ -1,8 +1,8 @@
-"""One part after another, each in processes of its own, and none for longer than it may.
+"""Running one part after another, each in its own processes, and none for longer than allowed.
 
-A process runs a part's cases in order and says when it begins one. Where it dies, the case it was
-in has failed, with what it printed last; a new process goes on behind that case. A case that takes
-too long is ended and treated the same.
+A process runs a part's cases in order and says when it begins one. If it dies, its current case has
+failed, and the last output is recorded; a new process continues after that case. A case that takes
+too long is ended and treated in the same way.
 """
 
 import os

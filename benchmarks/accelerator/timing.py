@@ -1,4 +1,4 @@
-"""The clock around work that a device does while Python goes on."""
+"""The clock around work that a device does while Python continues."""
 
 import statistics
 from collections.abc import Callable

@@ -6,7 +6,7 @@ second call, and its result is merged with the first one's by the sums of their 
 function of tokamax has neither the first keys nor the sums: both are arguments of the classes
 behind it, from modules whose names begin with an underscore. docs/decisions.md has the rest.
 
-On a CPU its reference implementation stands in, to rehearse the arguments and the merge.
+On a CPU its reference implementation runs instead, to rehearse the arguments and the merge.
 """
 
 from importlib import import_module, util

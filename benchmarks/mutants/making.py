@@ -41,7 +41,7 @@ class Mutant:
         return cls(**raw)
 
     def to_json(self) -> dict[str, Any]:
-        """As it stands in the list."""
+        """Return the mutant as an entry of the list."""
         return asdict(self)
 
     def __str__(self) -> str:

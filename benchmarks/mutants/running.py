@@ -168,8 +168,9 @@ class ModuleTests:
 
 
 def _linked(source: Path, module: Path, target: Path) -> Path:
-    """Make `target` a copy of the folder `source`, of links but for `module`; returns where that
-    one has to be put.
+    """Make `target` a copy of the folder `source`, with links to all files except `module`.
+
+    Returns the path where `module` has to go.
     """
     target.mkdir(parents=True)
     for path in source.iterdir():

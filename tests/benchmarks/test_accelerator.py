@@ -1,5 +1,5 @@
-"""A run on an accelerator, as far as it goes without one: what must not be found out on a card that
-is lent.
+"""The parts of a run on an accelerator that can run without one, so that a lent card needs no
+debugging.
 """
 
 import json

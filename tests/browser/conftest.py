@@ -92,7 +92,7 @@ def _opened(browser: Browser) -> Iterator[Open]:
 
 
 def _note(complaints: list[str], text: str) -> None:
-    """Take down what the console says, but for what tests cause themselves by reading pixels."""
+    """Record what the console says, except messages that tests cause by reading pixels."""
     if not text.startswith("Canvas2D: Multiple readback"):
         complaints.append(text)
 

@@ -138,7 +138,7 @@ def test_every_page_is_clean(
     with pytest.raises(SystemExit):
         main([*words, "--help"])
     text = capsys.readouterr().out
-    for bad in ("{None}", "}|", "(default: )", "(default: None)", "(default: '')", "None stands", "STR", "INT"):
+    for bad in ("{None}", "}|", "(default: )", "(default: None)", "(default: '')", "None stands for", "STR", "INT"):
         assert bad not in text, bad
     _usage, *lines = text.splitlines()
     assert max(map(len, lines)) <= 80

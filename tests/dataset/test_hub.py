@@ -166,7 +166,8 @@ def test_a_run_by_name_goes_on_where_it_was_stopped(tmp_path: Path, tiny_model: 
     whole = extract(config).manifest
     assert (whole.samples, len(begun["shards"])) == (40, 2)
     assert (
-        whole.shards == extract(changed(config, output_dir=str(tmp_path / "anew"), checkpointing=False)).manifest.shards
+        whole.shards
+        == extract(changed(config, output_dir=str(tmp_path / "again"), checkpointing=False)).manifest.shards
     )
 
 

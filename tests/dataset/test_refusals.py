@@ -1,4 +1,4 @@
-"""What is said of a dataset that a far end does not give: one sentence, after seconds.
+"""The message when a server refuses a dataset: one sentence, after seconds.
 
 Real libraries against a server that refuses; only their pauses are cut short.
 """

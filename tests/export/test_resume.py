@@ -1,4 +1,4 @@
-"""An export that was killed goes on, and ends as one that was left alone, byte for byte."""
+"""A killed export continues, and ends like an undisturbed one, byte for byte."""
 
 import os
 import random

@@ -1,4 +1,4 @@
-"""Workers whose output goes to a bucket alone: any machine goes on where the one before was."""
+"""Workers that write only to a bucket: any machine continues where the one before was."""
 
 import json
 from contextlib import closing

@@ -277,7 +277,7 @@ def test_a_heartbeat_keeps_the_lease_and_tells_of_its_loss(store: ObjectStore) -
             heartbeat.check()
 
 
-# -- the far end's clock ---------------------------------------------------------------------------
+# -- the server's clock ----------------------------------------------------------------------------
 
 
 def test_a_lease_runs_a_second_longer_than_was_said() -> None:
@@ -373,7 +373,7 @@ def test_a_claim_is_given_back_where_it_ends_before_the_lease_is_known(
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"{}", b'{"lost_by": 3}'])
-def test_a_garbled_claim_is_named(store: ObjectStore, content: bytes) -> None:
+def test_a_damaged_claim_is_named(store: ObjectStore, content: bytes) -> None:
     store.create(claim_name(SHARD), content)
     with pytest.raises(DamageError, match=r"claims/shard_00000\.json: is not a valid claim .* layertap shards reset"):
         read_claim(store, SHARD)

@@ -111,7 +111,7 @@ def test_bad_tasks_stop_it_or_are_listed(tmp_path: Path, demo_tasks: Path) -> No
 
 
 @pytest.mark.parametrize("content", [b"[", b"{}", b'{"format_version": 2}', b'{"format_version": 1, "shards": 3}'])
-def test_a_garbled_manifest_is_refused(store: ObjectStore, content: bytes) -> None:
+def test_a_damaged_manifest_is_refused(store: ObjectStore, content: bytes) -> None:
     store.create("dataset.json", content)
     with pytest.raises(DamageError, match=r"dataset\.json: (is not a valid manifest|has format version 2)"):
         read_dataset(store)
@@ -180,7 +180,7 @@ def test_what_workers_agreed_on_is_put_back_when_one_of_them_claims_meanwhile(
     assert [info.name for info in store.list("claims/")] == [claim_name("shard_00000")]
 
 
-def test_a_garbled_claim_can_be_reset(cut: CreateShardsConfig, store: ObjectStore, place: str, capsys) -> None:
+def test_a_damaged_claim_can_be_reset(cut: CreateShardsConfig, store: ObjectStore, place: str, capsys) -> None:
     create_shards(cut)
     store.create(claim_name("shard_00001"), b"?")
     assert run(capsys, "status", place)[0] == 1

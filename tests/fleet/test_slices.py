@@ -32,7 +32,7 @@ EXACT = {"compute_dtype": "float32", "window_samples": 8, "shard_size_gb": 0.001
 
 
 def printed(model: Path, output: Path) -> list[str]:
-    """The flags as printed, but for the meeting place, with a model of ours and small settings."""
+    """The flags as printed, except the coordinator, with our own model and small settings."""
     claims = {"sharded_dataset_dir": DATASET, "gcs_bucket": BUCKET, "lease_seconds": 10}
     flags = small_flags(None, model, **EXACT, **claims, output_dir=output, mesh="data=2,fsdp=2")
     return ["--use_sharded_dataset", *flags]

@@ -114,7 +114,7 @@ DAMAGE = {
     "an output that is gone": (lambda output, _: shutil.rmtree(attempt(output, 1)), "shard_00001", "no such file"),
     "another shard's output": (swap, "shard_00000", "belongs to shard_00001, not to shard_00000"),
     "another manifest": (leave_unfinished, "shard_00001", "is not the one that done/shard_00001.json names"),
-    "a garbled done-manifest": (edit_done, "done/shard_00002.json", "is not a valid done-manifest"),
+    "a damaged done-manifest": (edit_done, "done/shard_00002.json", "is not a valid done-manifest"),
 }
 
 

@@ -1,4 +1,4 @@
-"""One worker in this process: what it takes, what it leaves, where it goes on, what it refuses."""
+"""One worker in this process: what it takes and leaves, where it continues, what it refuses."""
 
 import dataclasses
 import json
@@ -154,7 +154,7 @@ def test_a_worker_that_died_takes_its_own_shard_over_at_once(
     assert done(store)[1]["lost_by"] == []
 
 
-def test_another_worker_waits_for_the_lease_and_begins_anew(
+def test_another_worker_waits_for_the_lease_and_begins_again(
     fleet: ExtractConfig, place: str, store: ObjectStore, whole
 ) -> None:
     dead = take(store, "shard_00001", claim(7, seconds=1))
@@ -346,7 +346,7 @@ def test_a_shard_that_is_reset_is_extracted_again_on_the_disk_that_had_it(
     assert_uploaded(gcs, after)
 
 
-def test_a_shard_whose_unfinished_output_was_deleted_begins_anew(
+def test_a_shard_whose_unfinished_output_was_deleted_begins_again(
     uploader: ExtractConfig, gcs: FakeGcs, bucket: ObjectStore
 ) -> None:
     """No done-manifest names it, so it may be deleted; and its worker still has its manifest."""

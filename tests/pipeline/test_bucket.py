@@ -1,4 +1,4 @@
-"""Runs whose output goes to a bucket and to no disk: what lies there, where the next goes on."""
+"""Runs that write to a bucket and no disk: what is stored, and where the next start continues."""
 
 import json
 import threading

@@ -40,8 +40,8 @@ def test_the_cosine_is_that_of_transformers_in_float32(certified: ExtractConfig,
             sizes = np.linalg.norm(found, axis=1) * np.linalg.norm(truth, axis=1)
             cosines.append((found * truth).sum(axis=1) / sizes)
             tokens += len(found)
-        # The run packs these prompts with others: the same numbers but for the order of sums in
-        # bfloat16.
+        # The run packs these prompts with others: the numbers are the same up to the order of sums
+        # in bfloat16.
         assert told["cosine_mean"] == pytest.approx(np.concatenate(cosines).mean(), abs=2e-5)
         assert 0.9 < told["cosine_min"] <= told["cosine_mean"] < 1
         assert 0 < told["relative_error_mean"] <= told["relative_error_max"] < 0.5

@@ -1,6 +1,4 @@
-"""Disks that are full or must not be written to: a message, nothing lost, and the same command goes
-on.
-"""
+"""Full or read-only disks: one message, nothing is lost, and the same command continues."""
 
 import subprocess
 from collections.abc import Iterator

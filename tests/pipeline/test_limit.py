@@ -1,4 +1,4 @@
-"""`--max_tokens_total`: where a run stops, and how it goes on."""
+"""`--max_tokens_total`: where a run stops, and how it continues."""
 
 import json
 import shutil

@@ -23,7 +23,7 @@ def hub(tiny_model: Path) -> Iterator[FakeHub]:
 
 
 def refused(hub: FakeHub, folder: Path, **flags: str | Path) -> str:
-    """What the run says; the flags are those of a sound one but for these."""
+    """Return what the run says. Its flags are those of a sound run, except these."""
     words = [f"--{name}={value}" for name, value in {"dataset_path": "no.jsonl", "output_dir": "out", **flags}.items()]
     done = commands.run(
         ["-m", "layertap", "extract", "--model_path", "demo/tiny", *words], folder, hub.environment(folder / "hub")

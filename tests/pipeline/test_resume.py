@@ -1,4 +1,4 @@
-"""Where a run goes on, and where it refuses to."""
+"""Where a run continues, and where it refuses to."""
 
 import json
 import shutil
@@ -152,7 +152,7 @@ def test_without_checkpointing_nothing_is_resumed_or_overwritten(config: Extract
         extract(alone)
 
 
-def test_lost_output_is_not_begun_anew_in_silence(config: ExtractConfig) -> None:
+def test_lost_output_is_not_silently_begun_again(config: ExtractConfig) -> None:
     finished(config)
     (out(config) / "metadata.json").unlink()
     with pytest.raises(StorageError, match="knows of"):
@@ -183,7 +183,7 @@ def test_two_runs_may_share_a_checkpoint_folder(config: ExtractConfig, tmp_path:
 
 
 @pytest.mark.parametrize("content", ["[", "{}", '{"shards": 3}', "null"])
-def test_a_garbled_checkpoint_is_refused(config: ExtractConfig, content: str) -> None:
+def test_a_damaged_checkpoint_is_refused(config: ExtractConfig, content: str) -> None:
     extract_some(config, 1)
     (path,) = Path(config.checkpoint_dir).iterdir()
     path.write_text(content)

@@ -1,4 +1,4 @@
-"""Runs that copy their output to a bucket: what lies there, and where another start goes on."""
+"""Runs that copy their output to a bucket: what is stored, and where another start continues."""
 
 import json
 import shutil

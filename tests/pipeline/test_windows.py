@@ -108,7 +108,7 @@ def test_a_machine_without_tasks_reaches_the_end(maker: PromptMaker, demo_tasks:
     assert window.end.record == len(demo_tasks.read_text().splitlines())
 
 
-def test_a_garbled_position_is_refused() -> None:
+def test_a_damaged_position_is_refused() -> None:
     with pytest.raises(DamageError, match="emitted"):
         Position.from_json({name: value for name, value in Position().to_json().items() if name != "emitted"})
 

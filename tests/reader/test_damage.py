@@ -152,7 +152,7 @@ def test_a_pickle_of_another_shard_is_named(pickles: Path) -> None:
         layertap.ActivationDataset(pickles)[0].activation(0)
 
 
-def test_a_garbled_manifest_is_named(tensors: Path) -> None:
+def test_a_damaged_manifest_is_named(tensors: Path) -> None:
     document = json.loads((tensors / "metadata.json").read_text())
     (tensors / "metadata.json").write_text(json.dumps(document | {"taps": "all"}))
     with pytest.raises(DamageError, match=r"metadata\.json: a field is missing or damaged"):

@@ -261,7 +261,7 @@ def test_an_attempt_that_counts_and_is_not_there_is_damage(claimed: Path) -> Non
         layertap.ActivationDataset(claimed / "out/tpu_0", sharded_dataset=str(claimed / "dataset"))
 
 
-def test_a_garbled_done_manifest_is_damage(claimed: Path) -> None:
+def test_a_damaged_done_manifest_is_damage(claimed: Path) -> None:
     (claimed / "dataset/done/shard_00000.json").write_text("{}")
     with pytest.raises(DamageError, match="is not a valid done-manifest"):
         layertap.ActivationDataset(claimed / "out", sharded_dataset=str(claimed / "dataset"))

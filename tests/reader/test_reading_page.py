@@ -1,4 +1,4 @@
-"""The training loop in docs/reading.md trains, and goes on where it was stopped."""
+"""The training loop in docs/reading.md trains, and continues where it was stopped."""
 
 import re
 from pathlib import Path

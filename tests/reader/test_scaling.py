@@ -168,7 +168,7 @@ def test_its_state_is_json_and_gives_it_back_to_the_last_bit() -> None:
     assert not same_summary(made.summary(), None)
 
 
-def test_a_garbled_state_is_refused() -> None:
+def test_a_damaged_state_is_refused() -> None:
     with pytest.raises(UsageError, match="has version None"):
         Normalisation.from_state_dict({})
     with pytest.raises(UsageError, match="damaged"):

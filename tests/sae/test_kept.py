@@ -140,7 +140,7 @@ def test_other_shards_are_counted_again(run: Path, few_tasks: Path, tiny_model: 
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "header"])
-def test_what_is_garbled_is_counted_again(run: Path, damage: str) -> None:
+def test_what_is_damaged_is_counted_again(run: Path, damage: str) -> None:
     dataset = layertap.ActivationDataset(run)
     first, _ = tokens_counted(dataset)
     (path,) = (run / "features").iterdir()

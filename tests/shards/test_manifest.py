@@ -324,7 +324,7 @@ def test_each_missing_field_and_each_of_another_type_is_named(tmp_path, keys):
         (("columns",), {"flags": "uint8"}),
     ],
 )
-def test_a_garbled_value_inside_is_refused(tmp_path, keys, value):
+def test_a_damaged_value_inside_is_refused(tmp_path, keys, value):
     edited(tmp_path, *keys, value=value)
     assert "a field is missing or damaged" in refusal(tmp_path)
 

@@ -135,7 +135,7 @@ def sample_lists(draw):
     return samples
 
 
-def anew(sample: Sample) -> Sample:
+def equal_copy(sample: Sample) -> Sample:
     """An equal sample that shares no object with it, and whose arrays lie otherwise in memory."""
     (tap, activation), *_ = sample.activations.items()
     wide = np.zeros((2 * len(activation), activation.shape[1]), activation.dtype)
@@ -153,7 +153,7 @@ def anew(sample: Sample) -> Sample:
 
 @given(sample_lists(), st.sampled_from([FLOAT32, BFLOAT16]), st.booleans())
 def test_equal_samples_give_equal_bytes_whatever_objects_they_are_made_of(samples, dtype, compress):
-    fresh = [anew(sample) for sample in samples]
+    fresh = [equal_copy(sample) for sample in samples]
     assert written(samples, dtype, layers=(0,), compress=compress) == written(
         fresh, dtype, layers=(0,), compress=compress
     )
@@ -317,7 +317,7 @@ def test_a_shard_that_ends_early_or_goes_on_is_refused(compress):
 
 
 def entry(**changed):
-    """A sound entry, but for what is changed; None leaves a field out."""
+    """A sound entry with these changes; None leaves a field out."""
     sound = {
         "sample_idx": 3,
         "activation": np.zeros((2, 4), np.float32),

@@ -1,7 +1,7 @@
 """Outputs of format version 1, as Layertap 0.1.0 wrote them (tests/data/version_1), are still read.
 
-Both hold the samples of `outputs.three_shards`, but for a sink: in sample 3, token 1, at layer 2 of
-the residual stream.
+Both hold the samples of `outputs.three_shards`, with an added sink: in sample 3, token 1, at layer
+2 of the residual stream.
 """
 
 import json

@@ -105,7 +105,7 @@ class Machine:
         return len(shards.manifest(self.output)["shards"])
 
     def bucket_contents(self) -> dict[str, bytes]:
-        """What is in the bucket, but for metrics, which tell the time."""
+        """What is in the bucket, except metrics, which contain times."""
         assert self.gcs is not None
         found = self.gcs.contents(BUCKET, PREFIX)
         return {name: data for name, data in found.items() if not name.startswith("metrics/")}

@@ -1,12 +1,12 @@
-"""No test leaves anything behind: the one that does fails by its name, with a list of what it left.
+"""No test leaves anything behind. A test that does fails, with a list of what it left.
 
-Looked at before and after each test, with its own fixtures taken down: threads of Python, child
-processes and whatever these started, sockets, pipes, files that may be written to, environment
-variables, and what is in the working directory. What fixtures of a wider scope hold was there
-before, so it is theirs and not the test's.
+Before and after each test, without its own fixtures, this looks at threads of Python, child
+processes and their children, sockets, pipes, writable files, environment variables, and the files
+in the working directory. Fixtures of a wider scope hold theirs before the test, so those do not
+count as the test's.
 
-Why: what is left goes on in the middle of another test. A thread of Google's client that looked for
-a bucket which was gone, and drew its pauses from the global random generator, made tests of
+What a test leaves would run in the middle of another test. A thread of Google's client that looked
+for a deleted bucket, and drew its pauses from the global random generator, once made tests of
 Hypothesis fail that have no bucket.
 
 A look and a comparison cost 0.4 ms. Where something is new, the garbage is collected and the look

@@ -106,7 +106,7 @@ class Thread:
 
     def communicate(self, timeout: float) -> tuple[str, str]:
         self._thread.join(timeout)
-        assert not self._thread.is_alive(), "it goes on"
+        assert not self._thread.is_alive(), "it still runs"
         self.poll()
         return self._printed.getvalue(), self._told.getvalue()
 

@@ -57,7 +57,7 @@ def printed_commands(text: str) -> Iterator[list[str]]:
 
 
 def _lines(text: str) -> Iterator[str]:
-    """Each command as one line, also where it goes on in the next, by `\\` or in quotes."""
+    """Each command as one line, even if it continues on the next, by `\\` or in quotes."""
     open_quote = ""
     for line in re.sub(r"\\\n\s*", " ", text).splitlines():
         command = open_quote + line

@@ -18,8 +18,8 @@ from layertap.pipeline.step import StepProgram
 
 @pytest.fixture(scope="session", autouse=True)
 def compiled_once() -> Iterator[None]:
-    compile_anew = StepProgram.lower_and_compile
-    begin_anew = StepProgram.lower_and_compile_beginning
+    compile_again = StepProgram.lower_and_compile
+    begin_again = StepProgram.lower_and_compile_beginning
     programs: dict[Any, Any] = {}
 
     def key_of(self: StepProgram, *asked: object) -> Any:
@@ -30,13 +30,13 @@ def compiled_once() -> Iterator[None]:
     def compile_once(self: StepProgram, shape: tuple[int, int], prefix: int = 0) -> Any:
         key = key_of(self, shape, prefix)
         if key not in programs:
-            programs[key] = compile_anew(self, shape, prefix)
+            programs[key] = compile_again(self, shape, prefix)
         return programs[key]
 
     def begin_once(self: StepProgram, tokens: int) -> Any:
         key = key_of(self, tokens)
         if key not in programs:
-            programs[key] = begin_anew(self, tokens)
+            programs[key] = begin_again(self, tokens)
         return programs[key]
 
     with pytest.MonkeyPatch.context() as patch:

@@ -59,7 +59,7 @@ def activations(folder: Path) -> Activations:
 
 
 def require_close(found: Activations, expected: Activations) -> None:
-    """The same samples, with the same activations but for the order of sums in float32."""
+    """Require the same samples, and the same activations up to the order of sums in float32."""
     assert found.keys() == expected.keys()
     for key, value in expected.items():
         np.testing.assert_allclose(found[key], value, rtol=1e-5, atol=1e-5, err_msg=str(key))

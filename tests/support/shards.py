@@ -18,8 +18,7 @@ def read(path: Path) -> dict[int, list[dict[str, Any]]]:
 
 
 def samples(folder: Path, layer: int) -> dict[int, dict[str, Any]]:
-    """Every sample of an output folder at one layer, by its number; fails where one stands
-    twice."""
+    """Every sample of an output folder at one layer, by its number; fails if one is there twice."""
     found: dict[int, dict[str, Any]] = {}
     for path in sorted(folder.glob("shard_*")):
         for entry in read(path)[layer]:

@@ -19,8 +19,8 @@ Running = Callable[[FakeCloudTpu, str], AbstractContextManager[manage_tpus.Proce
 GUIDE = (commands.ROOT / "docs" / "tpu.md").read_text()
 
 PLAN = "layertap plan --model Qwen/Qwen2.5-7B --accelerator v5litepod-64 --dataset_path tasks.jsonl --price_per_hour 20"
-# Every `layertap` and `python` command of the guide, and the test it stands in; those of
-# manage_tpus.sh are run here. A new one fails until a test runs it too.
+# Every `layertap` and `python` command of the guide, and the test that runs it; this file runs
+# those of manage_tpus.sh. A new command fails until a test runs it, too.
 TESTED_IN = {
     PLAN: "tests/tpu/test_guide.py::test_the_first_plan_is_one_that_the_command_line_takes",
     "layertap plan --model 7b --accelerator v5litepod-64 --tokens 100000000 --format safetensors"

@@ -122,7 +122,7 @@ def test_ctrl_c_in_mid_create_and_the_next_call_goes_on(cloud: FakeCloudTpu) -> 
     assert sent(cloud, "POST") == 4, "what was begun is waited for, not begun again"
 
 
-def test_a_create_makes_nothing_anew_while_delete_takes_the_fleet_down(cloud: FakeCloudTpu) -> None:
+def test_a_create_makes_nothing_again_while_delete_takes_the_fleet_down(cloud: FakeCloudTpu) -> None:
     command = "create --zones us-central1-a,us-central1-b --workers_per_zone 1"
     cloud.stuck = True
     with running_script(cloud, command) as create:

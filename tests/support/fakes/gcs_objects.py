@@ -155,7 +155,7 @@ class Buckets:
                 data = bytes(upload.data)
                 upload.finished = self.insert(upload.bucket, upload.resource, data, upload.query, "")
             elif len(upload.data) % (256 * 1024):
-                raise Refusal(400, "badRequest", "Chunks must be multiples of 256 KiB, but for the last.")
+                raise Refusal(400, "badRequest", "Chunks must be multiples of 256 KiB, except the last.")
         return upload
 
     def upload(self, upload_id: str) -> Upload:
