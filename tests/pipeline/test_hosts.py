@@ -163,7 +163,7 @@ def test_the_summary_of_a_host_names_its_own_folder_and_url(
         with closing(Session()) as session:
             text = extract_prepared(setup, session, Watch()).describe()
         assert ("already complete" in text) == (start != "first")
-        found = re.search(r"shards in (\S+)", text)
+        found = re.search(r"shards? in (\S+)", text)
         assert (Path(found[1]) / "metadata.json").is_file(), text
         found = re.search(rf"verified in gs://{BUCKET}/(\S+)", text)
         assert f"{found[1]}/metadata.json" in gcs.contents(BUCKET, ""), text

@@ -10,6 +10,7 @@ import commands
 import pytest
 from kills import Machine, Scenario
 
+from layertap.core.amounts import amount
 from layertap.demo.tasks import make_tasks, write_tasks
 
 KILLS = 10
@@ -66,6 +67,6 @@ def test_an_interrupted_run_says_so_and_goes_on(new_machine: Callable[..., Machi
     assert "run the same command to resume" in errors
     assert "Traceback" not in errors
     committed = machine.committed()
-    assert f"going on after {committed} shards" in machine.run_to_the_end()
+    assert f"going on after {amount(committed, 'shard')}, " in machine.run_to_the_end()
     verified = commands.run(["-m", "layertap", "verify", "activations"], machine.folder)
     assert verified.returncode == 0, verified.stdout
