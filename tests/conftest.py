@@ -1,4 +1,4 @@
-"""Strict by default: no silent promotion of dtypes or ranks, checkpoints made once a session."""
+"""Strict by default: no silent promotion of dtypes or ranks. Checkpoints are made once a run."""
 
 import fcntl
 import os

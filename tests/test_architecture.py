@@ -1,4 +1,4 @@
-"""Who may know whom, as docs/architecture.md says it."""
+"""Which room may import which, as docs/architecture.md says."""
 
 import ast
 from pathlib import Path

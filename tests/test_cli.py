@@ -1,4 +1,4 @@
-"""The command line as a user meets it: flags, help, messages, exit statuses."""
+"""The command line as a user sees it: flags, help, messages, exit statuses."""
 
 import json
 from collections.abc import Callable, Mapping

@@ -1,5 +1,6 @@
-"""Each kind of thing that a test can leave behind makes that test fail by its name, and no
-other."""
+"""Each kind of thing that a test can leave behind makes that test fail, with a message that names
+it.
+"""
 
 import os
 import re

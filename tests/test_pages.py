@@ -1,4 +1,4 @@
-"""What is promised of every page of the documentation."""
+"""Rules for every page of the documentation."""
 
 from pathlib import Path
 

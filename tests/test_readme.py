@@ -1,7 +1,7 @@
 """Every command that README.md prints, as it is printed; Hub, bucket and data are on this machine.
 
-What is left out is what installs (`make`, `pip`) and enters an environment, and `--open`, which
-would open a browser.
+Commands that install (`make`, `pip`) and enter an environment are left out, and so is `--open`,
+which would open a browser.
 """
 
 import json

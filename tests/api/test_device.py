@@ -1,5 +1,8 @@
-"""Pools on the device hold what pools on the host hold. The device here is the CPU, which has to be
-told to let activations stay; accelerators do so by themselves."""
+"""Pools on the device hold the same values as pools on the host.
+
+The device here is the CPU. It has to be told to keep activations; accelerators keep them by
+default.
+"""
 
 import json
 from collections.abc import Callable, Iterator

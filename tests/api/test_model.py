@@ -1,4 +1,6 @@
-"""`layertap.Model`: the numbers of the command, in the order of the inputs; a model that lasts."""
+"""`layertap.Model`: the command's numbers, in the order of the inputs, from a model that is loaded
+once.
+"""
 
 import json
 import signal

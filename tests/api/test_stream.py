@@ -1,4 +1,4 @@
-"""A stream hands out what a run would store: each token once, and after any end the rest of it."""
+"""A stream yields what a run would store: each token once, and after any interruption the rest."""
 
 import json
 from collections import Counter

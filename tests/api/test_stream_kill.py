@@ -1,5 +1,6 @@
-"""A trainer that takes its batches from a stream, killed again and again: it misses no batch and
-sees none twice."""
+"""A trainer that reads batches from a stream and is killed again and again misses no batch and sees
+none twice.
+"""
 
 import random
 import signal

@@ -1,4 +1,4 @@
-"""What the parts of a run on an accelerator are given, and what is made of their figures."""
+"""The inputs of the parts of a run on an accelerator, and how their figures are evaluated."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What is measured of Layertap by itself: its stages, its memory, its reader, its claims."""
+"""The measurements of Layertap alone: its stages, its memory, its reader, its claims."""
 
 import json
 import re

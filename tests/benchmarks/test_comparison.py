@@ -1,6 +1,4 @@
-"""Layertap beside transformers: the comparison runs, is of one device, and its arithmetic is
-right.
-"""
+"""Layertap beside transformers: the comparison runs, uses one device, and computes correctly."""
 
 import json
 import subprocess

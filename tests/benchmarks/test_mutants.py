@@ -1,4 +1,4 @@
-"""The faults that `make mutants` puts into modules, and that its list can be run."""
+"""The faults that `make mutants` puts into modules; its list can be run."""
 
 from pathlib import Path
 

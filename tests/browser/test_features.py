@@ -1,5 +1,6 @@
-"""The tab of features in a real browser: numbers are those of the table, grids have their heat, and
-everything does what it says."""
+"""The tab of features in a real browser: it shows the table's numbers, colours the grids, and every
+control works.
+"""
 
 import json
 import math

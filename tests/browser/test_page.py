@@ -1,5 +1,4 @@
-"""The page of `layertap view` in a real browser: what it draws is what is stored, and everything on
-it does what it says."""
+"""The page of `layertap view` in a real browser: it draws stored values, and its controls work."""
 
 import json
 import math

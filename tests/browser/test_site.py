@@ -1,4 +1,4 @@
-"""The site of `make docs` in a real browser: each page opens alone, and shows what it has."""
+"""The site of `make docs` in a real browser: each page opens by itself and shows its content."""
 
 from collections.abc import Iterator
 from pathlib import Path

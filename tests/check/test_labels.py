@@ -1,4 +1,4 @@
-"""`verify` finds labels that cannot be."""
+"""`verify` finds labels that are impossible."""
 
 import outputs
 import pytest

@@ -1,4 +1,4 @@
-"""Labels that are wrong are found by making some prompts again."""
+"""`verify` finds wrong labels by making some prompts again."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What `verify` finds in shards whose size and checksum the manifest believes."""
+"""What `verify` finds in shards whose size and checksum match the manifest."""
 
 import numpy as np
 import outputs

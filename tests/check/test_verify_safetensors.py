@@ -1,5 +1,6 @@
-"""Damage to safetensors shards, each kind found and named; mostly such that size and checksum say
-nothing."""
+"""`verify` finds and names each kind of damage to safetensors shards, mostly with matching size and
+checksum.
+"""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""A model, two prompts, and what transformers makes of them."""
+"""A model, two prompts, and the values that transformers computes for them."""
 
 from collections.abc import Iterator
 from pathlib import Path

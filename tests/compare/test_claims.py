@@ -1,4 +1,4 @@
-"""What names of arrays say."""
+"""What the names of arrays say."""
 
 import pytest
 

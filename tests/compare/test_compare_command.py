@@ -1,4 +1,4 @@
-"""`layertap compare` as it is called."""
+"""`layertap compare` as a user calls it."""
 
 import json
 from pathlib import Path

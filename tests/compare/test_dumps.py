@@ -1,4 +1,4 @@
-"""Every kind of dump is recognised by what is in it, and no more of it is read than is compared."""
+"""Every kind of dump is recognised by its content, and only what is compared is read."""
 
 import json
 import pickle

@@ -1,4 +1,4 @@
-"""Each fault that a tool can have, planted in what transformers gives, and found by its name."""
+"""Each fault that a tool can have, planted in values of transformers, is found by its name."""
 
 from pathlib import Path
 

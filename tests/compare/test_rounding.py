@@ -1,4 +1,4 @@
-"""Rounding is told from faults, and one kind of it from another."""
+"""Rounding is distinguished from faults, and the kinds of rounding from each other."""
 
 from pathlib import Path
 

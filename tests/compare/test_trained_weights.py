@@ -1,5 +1,5 @@
-"""The main faults on trained weights: neighbouring layers are alike there, one token is a hundred
-times as long as the others, and bfloat16 leaves percents.
+"""The main faults on trained weights. There neighbouring layers are alike, one token is a hundred
+times as long as the others, and bfloat16 leaves errors of percents.
 """
 
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""The features that Layertap reads out of an autoencoder are those of its trainer itself."""
+"""Layertap reads the same features from an autoencoder as its own trainer."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The examples that train with the real trainers, each in a process of its own and an empty folder;
+"""The examples that train with the real trainers, each in its own process and an empty folder;
 `--quick` makes them small.
 """
 

@@ -1,4 +1,4 @@
-"""Exported folders, as the libraries read them that they are for."""
+"""Exported folders, read by the libraries that they are made for."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""SAELens' own autoencoders take in our normalisation, and its scale is our `sqrt_d`."""
+"""SAELens' own autoencoders accept our normalisation, and its scale is our `sqrt_d`."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""SAEDashboard's own classes read what Layertap writes for Neuronpedia, and give the same back."""
+"""SAEDashboard's own classes read what Layertap writes for Neuronpedia, and return the same."""
 
 import json
 from pathlib import Path

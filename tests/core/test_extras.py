@@ -1,4 +1,4 @@
-"""The command that adds an extra works wherever Layertap came from."""
+"""The command that adds an extra works, wherever Layertap was installed from."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""What is written as JSON is JSON, whatever numbers are in it."""
+"""Output that should be JSON is JSON, whatever numbers are in it."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""Which record a row holds: the whole row, or one column of it, in every source alike."""
+"""Which record a row holds: the whole row, or one column of it, the same in every source."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Conversations in the two shapes they are published in, and what is said of a malformed one."""
+"""Conversations in the two published shapes, and the messages about malformed ones."""
 
 import json
 from datetime import date

@@ -1,4 +1,4 @@
-"""Which files of a folder are read, in which order, and what is said of the others."""
+"""Which files of a folder are read and in which order, and the message about the others."""
 
 import gzip
 import json

@@ -1,4 +1,4 @@
-"""One value a line or one in the whole file, and of which kind; the beginning tells."""
+"""One value in each line or one in the whole file, and of which kind: the beginning decides."""
 
 import json
 from itertools import chain, repeat

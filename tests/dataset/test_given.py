@@ -1,4 +1,4 @@
-"""What a program may give in place of a dataset, and what is refused, by the input's number."""
+"""What a program may pass instead of a dataset, and what is refused, with the input's number."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Every packing is found out from the content, and what is no packing of one file is named."""
+"""Every packing is recognised by its content, and anything but a packing of one file is named."""
 
 import bz2
 import gzip

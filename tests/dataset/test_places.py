@@ -1,4 +1,4 @@
-"""Places are found locally and behind URLs, and what refuses to be read is named."""
+"""Places are found locally and behind URLs, and places that refuse to be read are named."""
 
 import gzip
 import os

@@ -1,4 +1,4 @@
-"""Ids, duplicates, bad records and refusals: what the caller of `read_records` is told."""
+"""Ids, duplicates, malformed records and refusals: what the caller of `read_records` gets."""
 
 import gzip
 import json

@@ -1,4 +1,4 @@
-"""Parquet tables: their rows are lines, and only what can matter of them is read."""
+"""Parquet tables: their rows are read like lines, and only the columns that can matter are read."""
 
 import json
 import tracemalloc

@@ -1,4 +1,4 @@
-"""What the demo's checkpoints hold, on the disk and as Hugging Face loads them."""
+"""What the demo's checkpoints hold, on disk and loaded by Hugging Face."""
 
 import dataclasses
 import json

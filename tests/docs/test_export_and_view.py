@@ -1,8 +1,8 @@
 """docs/export.md and docs/view.md, from top to bottom: each command and each block of Python runs,
-beside one small run and an autoencoder.
+with one small run and an autoencoder.
 
-What a page marks with `make contract runs this` needs trainers that are not here; it runs in
-tests/contract/test_recipes.py.
+Blocks that a page marks with `make contract runs this` need trainers that are not installed here;
+they run in tests/contract/test_recipes.py.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Files that a page names in code are there."""
+"""Files that a page names in code exist."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Every command and flag that a page prints is one that the command line takes."""
+"""The command line accepts every command and flag that a page prints."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence

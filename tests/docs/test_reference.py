@@ -1,4 +1,4 @@
-"""The pages that are made of the code say what the code says."""
+"""The pages that are generated from the code match the code."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The version is said once, and what repeats it agrees."""
+"""The version is stated once, and every repetition agrees."""
 
 from importlib.metadata import version
 

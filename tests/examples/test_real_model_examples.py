@@ -1,4 +1,4 @@
-"""The examples that take a model with trained weights; `--quick` gives them the tiny one."""
+"""The examples that use a model with trained weights; `--quick` gives them the tiny one."""
 
 import re
 from pathlib import Path

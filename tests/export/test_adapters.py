@@ -1,4 +1,4 @@
-"""What trainers are handed is what the batches have."""
+"""Trainers get the values that the batches have."""
 
 from collections.abc import Callable
 from pathlib import Path

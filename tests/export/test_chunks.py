@@ -1,4 +1,4 @@
-"""Chunks are of any length: what is exported does not depend on where they end."""
+"""Chunks may have any length: the export does not depend on where they end."""
 
 from pathlib import Path
 from typing import Any

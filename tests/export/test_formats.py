@@ -1,4 +1,4 @@
-"""What comes out of each format is what went in, to the last bit."""
+"""Each format returns what was written, to the last bit."""
 
 import json
 import re

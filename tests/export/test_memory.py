@@ -1,4 +1,4 @@
-"""Four times the data take no more memory: a shard at a time is held."""
+"""Four times the data take no more memory: one shard at a time is in memory."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What is refused, found or told, and in which words."""
+"""What an export refuses, finds or says, and in which words."""
 
 from pathlib import Path
 

@@ -1,5 +1,5 @@
-"""Sources of every kind: many workers, outputs of version 1, a run that is under way; and places
-that cannot be written to.
+"""Sources of every kind: many workers, outputs of version 1, an unfinished run; and places that
+cannot be written to.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""Values in another dtype: exact where it is said, measured where it is not, and never infinite by
+"""Values in another dtype: exact where promised, measured elsewhere, and never infinite by
 accident.
 """
 

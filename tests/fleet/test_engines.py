@@ -1,6 +1,5 @@
 """Real worker processes on one dataset, on this machine and on Ray: killed, stopped, interrupted.
-
-Every shard is committed once, and exactly.
+Every shard is committed exactly once.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""A dataset cut into shards: whole or not there, and numbered as the whole dataset is."""
+"""A dataset cut into shards: complete or absent, and numbered like the whole dataset."""
 
 import json
 from pathlib import Path

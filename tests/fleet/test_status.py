@@ -1,4 +1,4 @@
-"""What `layertap shards status` tells, from claims and done-manifests alone."""
+"""What `layertap shards status` shows, from claims and done-manifests alone."""
 
 import json
 from pathlib import Path

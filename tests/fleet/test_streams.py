@@ -1,4 +1,4 @@
-"""A dataset as streams: whole or not there, each record once, prompts as without streams."""
+"""A dataset as streams: complete or absent, each record once, prompts as without streams."""
 
 import json
 import signal

@@ -1,4 +1,4 @@
-"""The output of many workers, checked and read by its done-manifests; damage is named."""
+"""The output of many workers, checked and read through its done-manifests; damage is named."""
 
 import json
 import shutil

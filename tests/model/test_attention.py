@@ -1,6 +1,6 @@
-"""Every kernel against the definition; those for accelerators are interpreted.
+"""Every kernel against the definition; those for accelerators run in an interpreter.
 
-That they compile for TPUs is shown in tests/plan; for GPUs they are lowered to Triton here.
+tests/plan shows that they compile for TPUs; for GPUs they are lowered to Triton here.
 """
 
 from collections.abc import Sequence

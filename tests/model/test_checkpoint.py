@@ -1,5 +1,5 @@
-"""Checkpoints in folders: where their files are, what is read from them, and what tells two of them
-apart.
+"""Checkpoints in folders: where their files are, what is read from them, and what distinguishes two
+of them.
 """
 
 import errno

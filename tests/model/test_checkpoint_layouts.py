@@ -1,5 +1,6 @@
-"""Checkpoints as they lie about: what transformers loads is loaded, with the same numbers, or
-refused in a sentence."""
+"""Checkpoints in all published layouts: what transformers loads, we load with the same numbers, or
+refuse in one sentence.
+"""
 
 import json
 import shutil

@@ -1,8 +1,8 @@
-"""How far float32 is from float64, beside transformers in float32: with a massive activation, and
-on real weights.
+"""How far float32 is from float64, compared with transformers in float32: with a massive
+activation, and on real weights.
 
-Random weights lack what trained ones have, and hid that rotary frequencies had other last bits, and
-products longer chains of additions, than those of transformers.
+Random weights lack what trained ones have. They hid that our rotary frequencies had other last
+bits, and our products longer chains of additions, than those of transformers.
 """
 
 from dataclasses import replace

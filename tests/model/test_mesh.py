@@ -1,6 +1,4 @@
-"""How a model is cut over devices; that it computes the same is shown in
-tests/pipeline/test_devices.py.
-"""
+"""How a model is cut over devices. tests/pipeline/test_devices.py shows that results are equal."""
 
 import pytest
 from hypothesis import given

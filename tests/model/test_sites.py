@@ -1,4 +1,4 @@
-"""Each site costs what it needs, and no more; several in one pass are those of each alone."""
+"""Each site costs what it needs, and no more; several in one pass equal each alone."""
 
 from dataclasses import replace
 from pathlib import Path

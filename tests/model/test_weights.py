@@ -1,4 +1,4 @@
-"""What `load` puts into the model against the tensors in the files, and what it refuses."""
+"""What `load` puts into the model, compared with the tensors in the files; and what it refuses."""
 
 import shutil
 import threading

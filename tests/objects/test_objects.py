@@ -1,4 +1,4 @@
-"""One suite for every kind of store: what `ObjectStore` promises."""
+"""One suite for every kind of store: it checks what `ObjectStore` promises."""
 
 import fcntl
 import threading

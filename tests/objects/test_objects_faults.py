@@ -1,4 +1,6 @@
-"""A bucket that fails in every way: what took effect is known, what did not is tried again."""
+"""A bucket that fails in every way: the caller knows what took effect, and everything else is
+retried.
+"""
 
 import threading
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""One process a place: who is refused, who takes over, and who notices that others write there."""
+"""One process for each place: who is refused, who takes over, and who notices another writer."""
 
 import dataclasses
 import errno

@@ -1,4 +1,4 @@
-"""Where compiled programs are kept, how JAX finds devices, what a run says it computes on."""
+"""Where compiled programs are kept, how JAX finds devices, and which device a run names."""
 
 import os
 import subprocess

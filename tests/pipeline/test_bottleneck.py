@@ -1,4 +1,4 @@
-"""The end of a run says when it waited for its output, and what would help."""
+"""The end of a run says how long it waited for its output, and what would help."""
 
 from dataclasses import replace
 from pathlib import Path

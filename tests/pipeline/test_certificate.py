@@ -1,4 +1,4 @@
-"""The certificate says what transformers in float32 says, and does not depend on where a run was
+"""The certificate agrees with transformers in float32, and does not depend on where a run was
 interrupted.
 """
 

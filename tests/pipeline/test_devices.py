@@ -1,4 +1,4 @@
-"""Several devices in a process of their own, and what a second start compiles."""
+"""Several devices in a separate process, and what a second start compiles."""
 
 import shutil
 from pathlib import Path

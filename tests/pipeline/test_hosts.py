@@ -1,4 +1,4 @@
-"""Several hosts: 4 processes of 2 CPU devices each, which talk over loopback."""
+"""Several hosts: 4 processes of 2 CPU devices each, which communicate over loopback."""
 
 import json
 import re

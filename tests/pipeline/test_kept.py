@@ -1,4 +1,4 @@
-"""`--keep_tokens`: all is computed, and what is stored is a part of what a whole run stores."""
+"""`--keep_tokens`: a run computes everything, and stores a part of what a full run stores."""
 
 import dataclasses
 import json

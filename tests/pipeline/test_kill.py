@@ -1,4 +1,6 @@
-"""Real processes that are stopped: in the end their output is that of one which ran through."""
+"""Real processes that are killed or stopped: in the end their output equals that of an undisturbed
+one.
+"""
 
 import random
 import signal

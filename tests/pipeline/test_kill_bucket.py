@@ -1,4 +1,4 @@
-"""Real processes whose output goes to a bucket alone: killed, told to stop, and started twice."""
+"""Real processes that write only to a bucket: killed, told to stop, and started twice."""
 
 import json
 import random

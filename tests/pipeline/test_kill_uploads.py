@@ -1,4 +1,4 @@
-"""Real processes with a bucket beside them: killed, told to stop, and started twice by mistake."""
+"""Real processes that upload to a bucket: killed, told to stop, and started twice by mistake."""
 
 import json
 import signal

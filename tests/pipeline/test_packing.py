@@ -1,4 +1,4 @@
-"""Packing as a property of any lengths."""
+"""Properties of packing, for any lengths."""
 
 import numpy as np
 from hypothesis import given

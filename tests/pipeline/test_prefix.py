@@ -1,4 +1,4 @@
-"""`--share_prefix`: what prompts begin with is computed once, and nothing else differs."""
+"""`--share_prefix`: the common beginning of prompts is computed once, and nothing else differs."""
 
 import json
 import shutil

@@ -1,6 +1,4 @@
-"""What is found out before weights are fetched: the Hub is on loopback, and counts what was asked
-for.
-"""
+"""What a run finds out before it fetches weights. The Hub is on loopback, and counts requests."""
 
 import json
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Whole runs in this process: what they write, where they stop, how they go on."""
+"""Whole runs in this process: what they write, where they stop, how they continue."""
 
 import json
 import threading

@@ -1,4 +1,4 @@
-"""The compiled step: the same activations whichever way they come to the host."""
+"""The compiled step gives the same activations, in whichever way they come to the host."""
 
 import dataclasses
 import threading

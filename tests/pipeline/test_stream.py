@@ -1,4 +1,4 @@
-"""Activations in memory: what a run would store, in its order, and no file anywhere."""
+"""Activations in memory: what a run would store, in its order, and without any file."""
 
 from collections.abc import Iterator
 from contextlib import closing

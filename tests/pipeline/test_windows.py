@@ -1,4 +1,4 @@
-"""Windows fix the order of a run: from any position, what is left is the rest of the whole."""
+"""Windows fix the order of a run: from any position, what comes is the rest of the whole."""
 
 import hashlib
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Which accelerators and models names mean."""
+"""Which accelerators and models the names stand for."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""`layertap plan` as a user meets it, and as docs/tpu.md prints it."""
+"""`layertap plan` as a user calls it, and as docs/tpu.md prints it."""
 
 import json
 import re

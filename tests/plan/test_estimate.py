@@ -1,4 +1,4 @@
-"""Arithmetic of a plan."""
+"""The arithmetic of a plan."""
 
 from collections.abc import Callable
 from dataclasses import replace

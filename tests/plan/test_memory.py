@@ -1,4 +1,4 @@
-"""Which rows fit, and how near the estimate is to the TPU compiler's figures."""
+"""Which rows fit, and how close the estimate is to the TPU compiler's figures."""
 
 from collections.abc import Callable
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""What is counted beforehand is what a run then writes, to the byte; and what is usual."""
+"""The counts of a plan equal what a run then writes, to the byte."""
 
 import dataclasses
 from collections.abc import Callable

@@ -1,5 +1,5 @@
-"""What a process of Layertap does where a terminal cannot show what it prints, or nobody reads it
-any more.
+"""How a process of Layertap behaves if a terminal cannot show its output, or nobody reads it any
+more.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""From samples to the bytes of a shard, with nothing of the disk."""
+"""From samples to the bytes of a shard, without the disk."""
 
 from collections import Counter
 from dataclasses import replace

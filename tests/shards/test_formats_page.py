@@ -1,4 +1,4 @@
-"""docs/formats.md says what is written, and the reader in it reads it."""
+"""docs/formats.md describes what is written, and its reader reads it."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""The mirror on its own; what it does for whole runs is in tests/pipeline/test_upload.py."""
+"""The mirror alone; tests/pipeline/test_upload.py tests it in whole runs."""
 
 import dataclasses
 import threading

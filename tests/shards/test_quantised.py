@@ -1,4 +1,4 @@
-"""8 bits with a scale a token: rounded to the nearest, and read as what was rounded."""
+"""8 bits with a scale for each token: values are rounded to the nearest code, and read so."""
 
 import ml_dtypes
 import numpy as np

@@ -1,4 +1,6 @@
-"""What `layertap stats` says of trouble to come, beside the same numbers from the samples."""
+"""What `layertap stats` says about possible trouble, compared with the same numbers from the
+samples.
+"""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""Statistics of parts, merged in any order, are those of a plain pass in float64 over the whole."""
+"""Statistics of parts, merged in any order, equal those of one pass in float64 over the whole."""
 
 import ml_dtypes  # noqa: F401 - numpy knows bfloat16 from here on
 import numpy as np

@@ -1,4 +1,4 @@
-"""Any number of threads encodes the same bytes, holds a bounded part of them, and fails once."""
+"""Any number of threads encodes the same bytes, holds a bounded part, and raises one error."""
 
 import gzip
 import pickle

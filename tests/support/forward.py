@@ -1,4 +1,4 @@
-"""What Layertap's own forward pass gives in tests, for one sequence alone in its row."""
+"""Layertap's own forward pass in tests, for one sequence alone in its row."""
 
 from collections.abc import Sequence
 from pathlib import Path

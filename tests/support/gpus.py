@@ -1,4 +1,4 @@
-"""Programs lowered for a GPU that is not here."""
+"""Programs lowered for a GPU that this machine does not have."""
 
 import warnings
 from collections.abc import Callable

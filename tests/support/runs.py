@@ -1,7 +1,7 @@
-"""Small runs in this process, and the flags of the same runs in processes of their own.
+"""Small runs in this process, and the flags of the same runs in separate processes.
 
-A run that only sets the scene is computed once: `finished` and `extract_some` keep what the first
-of a kind wrote, and hand out copies of it. A test whose own subject is the run calls `extract`.
+A run that only prepares a test is computed once: `finished` and `extract_some` keep what the first
+one wrote, and return copies of it. A test of the run itself calls `extract`.
 """
 
 import atexit

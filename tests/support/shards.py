@@ -1,4 +1,4 @@
-"""Reading and comparing output folders in tests, with nothing of Layertap but the file names."""
+"""Reading and comparing output folders in tests, using nothing of Layertap but the file names."""
 
 import gzip
 import json

@@ -1,4 +1,4 @@
-"""Several hosts that run one model together, as processes of their own on loopback."""
+"""Several hosts that run one model together, as separate processes on loopback."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""What `layertap compare` says of a dump."""
+"""What `layertap compare` says about a dump."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""A page of `layertap view`, unpacked as its program does it."""
+"""A page of `layertap view`, unpacked as its own program does it."""
 
 import base64
 import gzip

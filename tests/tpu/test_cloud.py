@@ -1,4 +1,4 @@
-"""One look and one action at a time: what happens in the cloud between the two."""
+"""One look and one action at a time: what can happen in the cloud between the two."""
 
 from collections.abc import Iterator
 from contextlib import closing

@@ -1,4 +1,4 @@
-"""What to do about a fleet: a pure function, proved on random fleets without any server."""
+"""What to do about a fleet: a pure function, tested on random fleets without any server."""
 
 from collections.abc import Set
 from dataclasses import replace

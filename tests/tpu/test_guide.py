@@ -1,4 +1,4 @@
-"""The commands of docs/tpu.md, as they are printed and in that order."""
+"""The commands of docs/tpu.md, run as they are printed and in that order."""
 
 import re
 import shlex

@@ -1,4 +1,4 @@
-"""`create --dry_run` before there is a project, credentials, or Google's client."""
+"""`create --dry_run` without a project, credentials, or Google's client."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What was lost comes back: the same workers, made as they were."""
+"""Lost TPUs come back: the same workers, made as before."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,8 +1,8 @@
 """scripts/setup_tpu_worker.sh for real: a venv, the package from the working tree, a worker that
 runs, dies, and ends.
 
-Taken from the machine instead of the index are the package's dependencies, by PYTHONPATH: libtpu
-alone is 300 MB.
+The package's dependencies come from the machine by PYTHONPATH, not from the index: libtpu alone is
+300 MB.
 """
 
 import os

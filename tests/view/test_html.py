@@ -1,4 +1,4 @@
-"""`layertap view`: the page holds the numbers that are stored, and texts that are only text."""
+"""`layertap view`: the page holds the stored numbers, and texts stay plain text."""
 
 import math
 import re

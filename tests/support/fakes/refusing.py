@@ -1,4 +1,6 @@
-"""A server that answers every request by the status in its path: `s403` means 403, `s000` never."""
+"""A server that answers every request with the status in its path: `s403` means 403, `s000` means
+no answer.
+"""
 
 import json
 import re
