@@ -63,7 +63,7 @@ class TpuStep:
     sites: tuple[Site, ...] = ("residual",)
     mesh: str = "auto"
     prefix: int = 0
-    """How many tokens its samples go on from; their keys and values are arguments."""
+    """How many tokens the shared prefix has; their keys and values are arguments."""
 
 
 @dataclass(frozen=True)

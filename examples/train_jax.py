@@ -200,7 +200,7 @@ def main() -> None:
     state = init_state(0, source.taps[LAYER, SITE], FEATURES)
     if CHECKPOINT.exists():
         state = load_checkpoint(CHECKPOINT, state, batches)
-        print(f"going on after step {int(state['step'])}")
+        print(f"continuing after step {int(state['step'])}")
     state = train(batches, state, STEPS, CHECKPOINT)
 
     normalisation = batches.normalisation[LAYER, SITE]

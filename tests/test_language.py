@@ -15,12 +15,14 @@ import pytest
 _ROOT = Path(__file__).parents[1]
 
 _ARCHAIC = re.compile(
-    r"\b(anew|whereof|thereof|bears|but for|as far as|tells of|goes on|garbled|handed on|far end|mend"
+    r"\b(anew|whereof|thereof|bears|but for|as far as|tells of|goes on|gone on|going on|go on"
+    r"|garbled|handed on|far end|mend|lest"
     r"|stands(?! for\b| in for\b))\b",
     re.IGNORECASE,
 )
 _INVERTED = re.compile(
-    r"(?:^|[.:;]\s)(?:Checked|Compared|Counted|Kept|Left|Measured|Read|Refused|Said|Stored|Told|Written) (?:is|are)\b"
+    r"(?:^|[.:;]\s)(?:Checked|Compared|Counted|Drawn|Found|Given|Kept|Known|Left|Marked|Measured|Named"
+    r"|Promised|Read|Refused|Said|Seen|Shown|Stored|Taken|Tested|Told|Tried|Used|Written) (?:is|are)\b"
 )
 _TEXT = {tokenize.STRING, tokenize.COMMENT, getattr(tokenize, "FSTRING_MIDDLE", tokenize.STRING)}
 

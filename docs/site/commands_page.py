@@ -25,7 +25,7 @@ says the same in a terminal. Hyphens are as good as underscores: `--max-tasks` i
 flag that is on or off has a counterpart, `--no_` and its name. `python extract_activations.py` is
 `layertap extract`, `python create_dataset_streams.py` is `layertap streams`, and
 `./scripts/manage_tpus.sh` is `layertap tpu`. The exit status is 0 where all is done, 2 for wrong
-input, 130 where a run was interrupted and can go on, and 1 for anything else.
+input, 130 where a run was interrupted and can continue, and 1 for anything else.
 
 This page is made by `make reference` of the dataclasses that the commands are made of.
 """

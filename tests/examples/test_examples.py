@@ -100,7 +100,7 @@ def test_train_jax_goes_on_where_it_was_killed(train_jax: tuple[str, Path], tmp_
     process.kill()
     process.communicate()
     assert not (tmp_path / FOLDED).exists()
-    assert "going on after step" in ended(begin("train_jax.py", tmp_path, "--quick"))
+    assert "continuing after step" in ended(begin("train_jax.py", tmp_path, "--quick"))
     undisturbed = load_file(train_jax[1] / FOLDED)
     for name, array in load_file(tmp_path / FOLDED).items():
         np.testing.assert_array_equal(array, undisturbed[name], err_msg=name)

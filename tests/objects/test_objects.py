@@ -336,7 +336,7 @@ def test_a_process_that_keeps_a_folder_s_lock_is_not_waited_for_for_good(tmp_pat
     with (tmp_path / ".objects.lock").open("rb") as stopped:
         fcntl.flock(stopped, fcntl.LOCK_EX)
         for write in (lambda: store.create("b", b""), lambda: store.delete_if("a", version)):
-            with pytest.raises(StorageError, match=r"objects\.lock: was held by others .* let it go on, or end it"):
+            with pytest.raises(StorageError, match=r"objects\.lock: was held by others .* let it continue, or end it"):
                 write()
         put(store, "c", b"", OWNED)
         assert store.read("a").data == b"1"

@@ -69,6 +69,6 @@ def test_an_interrupted_run_says_so_and_goes_on(new_machine: Callable[..., Machi
     assert "run the same command to resume" in errors
     assert "Traceback" not in errors
     committed = machine.committed()
-    assert f"going on after {amount(committed, 'shard')}, " in machine.run_to_the_end()
+    assert f"continuing after {amount(committed, 'shard')}, " in machine.run_to_the_end()
     verified = commands.run(["-m", "layertap", "verify", "activations"], machine.folder)
     assert verified.returncode == 0, verified.stdout

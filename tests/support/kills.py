@@ -89,7 +89,7 @@ class Machine:
         return True
 
     def wipe(self) -> None:
-        """Go on with an empty disk, as a recreated TPU does."""
+        """Continue with an empty disk, as a recreated TPU does."""
         shutil.rmtree(self.folder)
         self.wiped = True
 

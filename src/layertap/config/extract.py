@@ -158,7 +158,7 @@ class RunConfig(SourceConfig):
     over fsdp. auto splits the weights only if they do not fit in memory otherwise."""
 
     share_prefix: Annotated[bool, Flag("model")] = True
-    """Compute once what all prompts of a run begin with, and go on from there."""
+    """Compute once what all prompts of a run begin with, and continue from there."""
 
     row_length: Annotated[int, Flag("model", "TOKENS")] = 4096
     """The length of a row. Several prompts are packed into one row. A longer prompt gets a row that

@@ -221,7 +221,7 @@ def _acquire(descriptor: int, path: Path) -> None:
         if time.monotonic() > deadline:
             raise StorageError(
                 f"{path}: was held by others for {_LOCK_SECONDS:.0f} s; a process that is stopped or hangs may have it"
-                " (lslocks names it): let it go on, or end it"
+                " (lslocks names it): let it continue, or end it"
             )
         time.sleep(pause)
         pause = min(2 * pause, _LONGEST_PAUSE)

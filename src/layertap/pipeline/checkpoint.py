@@ -142,7 +142,7 @@ def _require_may_go_on(place: object, found: Manifest, fresh: Manifest, *, check
     if not checkpointing and (found.shards or found.complete):
         raise RunMismatchError(
             f"{place} already holds {len(found.shards)} shards, and --no_checkpointing neither resumes nor"
-            " overwrites; leave it out to go on, or give another --output_dir"
+            " overwrites; leave it out to continue, or give another --output_dir"
         )
 
 

@@ -192,7 +192,7 @@ class _Run:
         display.note(f"{model}: saving {sites} of {layers}; running {run} of {of} layers")
         if manifest.shards:
             shards = amount(len(manifest.shards), "shard")
-            display.note(f"going on after {shards}, {amount(manifest.samples, 'sample')}")
+            display.note(f"continuing after {shards}, {amount(manifest.samples, 'sample')}")
 
     def _summary(self) -> RunSummary:
         progress = self._progress
