@@ -11,7 +11,9 @@ PREFIX = "base_model.model.model."
 
 
 def write_by_hand(folder: Path, tensors: dict[str, np.ndarray] | None = None, **settings: Any) -> Path:
-    """An adapter of rank 2 for the queries of layer 1 of the tiny model, or with these tensors."""
+    """Write an adapter of rank 2 for the queries of layer 1 of the tiny model, or with these
+    tensors.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     random = np.random.default_rng(0)
     query = f"{PREFIX}layers.1.self_attn.q_proj"

@@ -25,7 +25,7 @@ def make_autoencoder(kind: str = "standard", **settings: Any) -> Autoencoder:
 
 
 def write_autoencoder(folder: Path, width: int = 64, features: int = 96, hook: str | None = None) -> Path:
-    """A random TopK, as SAELens saves it."""
+    """Write a random TopK autoencoder, as SAELens saves it."""
     folder.mkdir(exist_ok=True)
     rng = np.random.default_rng(features)
     shapes = {"W_enc": (width, features), "W_dec": (features, width), "b_enc": (features,), "b_dec": (width,)}

@@ -4,8 +4,8 @@ import google_crc32c
 
 
 class Content(bytes):
-    """The bytes of a file, shown by size and checksum: pytest would spend hours on the difference
-    of megabytes.
+    """The bytes of a file, shown by size and checksum, because pytest would spend hours on the
+    difference of megabytes.
     """
 
     def __repr__(self) -> str:

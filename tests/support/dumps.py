@@ -27,7 +27,7 @@ def open_model(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedMo
 
 @contextmanager
 def reading(model: PreTrainedModel, *names: str) -> Iterator[dict[str, torch.Tensor]]:
-    """What these modules give while the model runs; [batch, tokens, width] each."""
+    """Record the outputs of these modules while the model runs; [batch, tokens, width] each."""
     kept: dict[str, torch.Tensor] = {}
 
     def keep(name: str, output) -> None:
@@ -48,7 +48,7 @@ def reading(model: PreTrainedModel, *names: str) -> Iterator[dict[str, torch.Ten
 def layer_outputs(
     model: Path | PreTrainedModel, ids: np.ndarray, dtype: torch.dtype = torch.float32, **given: object
 ) -> list[torch.Tensor]:
-    """What each layer hands on, by hooks; [batch, tokens, width] each."""
+    """Return the output of each layer, read by hooks; [batch, tokens, width] each."""
     opened = open_model(model, dtype) if isinstance(model, Path) else model
     names = [f"layers.{layer}" for layer in range(opened.config.num_hidden_layers)]
     with reading(opened, *names) as kept, torch.inference_mode():
@@ -57,13 +57,15 @@ def layer_outputs(
 
 
 def hidden_states(folder: Path, ids: np.ndarray, dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
-    """`output_hidden_states`: the embeddings, then each layer, the last one normed."""
+    """Return `output_hidden_states`: the embeddings, then each layer, the last one after the final
+    norm.
+    """
     with torch.inference_mode():
         found = open_model(folder, dtype)(torch.as_tensor(ids).long(), output_hidden_states=True)
     return list(found.hidden_states)
 
 
 def save(path: Path, **tensors: object) -> Path:
-    """A safetensors file."""
+    """Write a safetensors file."""
     save_file({name: torch.as_tensor(value).contiguous() for name, value in tensors.items()}, path)
     return path

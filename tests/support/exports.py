@@ -14,7 +14,7 @@ FORMS = ("saelens", "memmap", "hf")
 
 
 def told(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
-    """What the command says, which does what it was asked for."""
+    """Run a command that must succeed, and return what it says."""
     status = main(["export", *map(str, arguments)])
     said = capsys.readouterr()
     assert status == 0, said.err
@@ -22,7 +22,7 @@ def told(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str | Path, status: int = 2) -> str:
-    """The message of a command that is refused."""
+    """Run a command that must be refused, and return its message."""
     assert main(["export", *map(str, arguments)]) == status
     said = capsys.readouterr()
     assert said.out == ""

@@ -108,7 +108,7 @@ def engine(
 
 
 def process_of(folder: Path) -> int | None:
-    """The process of a worker, told by the folder that it has locked."""
+    """Find the process of a worker by the folder that it has locked."""
     for process in Path("/proc").glob("[0-9]*"):
         try:
             links = [os.readlink(descriptor) for descriptor in (process / "fd").iterdir()]
@@ -120,14 +120,14 @@ def process_of(folder: Path) -> int | None:
 
 
 def whole(config: ExtractConfig, tmp_path: Path) -> dict[int, dict[str, Any]]:
-    """What one run over everything gives."""
+    """Return what one run over everything writes."""
     alone = changed(config, output_dir=str(tmp_path / "whole"), checkpoint_dir=str(tmp_path / "whole_checkpoints"))
     finished(alone)
     return shards.samples(out(alone), layer=3)
 
 
 def count_committed(store: ObjectStore) -> int:
-    """How many shards were committed, settled or not; for when no worker runs any more."""
+    """Count the committed shards, settled or not, when no worker runs any more."""
     claims = (read_claim(store, shard_of(info.name)) for info in store.list("claims/"))
     unsettled = {claim.done["shard"] for _, claim in filter(None, claims) if claim.done is not None}
     return len(unsettled | {shard_of(info.name) for info in store.list("done/")})

@@ -11,8 +11,9 @@ _H100 = AbstractDevice(device_kind="NVIDIA H100 80GB HBM3", num_cores=132, platf
 
 
 def lowered_for_gpu(function: Callable[..., Any], *arguments: jax.ShapeDtypeStruct) -> str:
-    """The program's text. From JAX 0.11 on Triton must be told which card is meant, and JAX warns
-    of its future.
+    """Return the program's text.
+
+    From JAX 0.11 on, Triton needs to know which card is meant, and JAX warns about its future.
     """
     mesh = AbstractMesh((1,), ("x",), abstract_device=_H100)
     with jax.sharding.use_abstract_mesh(mesh), warnings.catch_warnings():

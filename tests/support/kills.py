@@ -30,7 +30,7 @@ MANIFEST, CHECKPOINT = "metadata.json", "checkpoint_worker_0.json"
 
 @dataclass(frozen=True)
 class Scenario:
-    """What kind of run is killed."""
+    """Which kind of run is killed."""
 
     form: str = "pickle"
     bucket: bool = True
@@ -82,7 +82,10 @@ class Machine:
         return self.process
 
     def kill(self) -> bool:
-        """Kill the process, if it lives; whether it did. Safe to call from the server's threads."""
+        """Kill the process if it is alive, and return whether it was.
+
+        The server's threads may call it.
+        """
         if self.process is None or self.process.poll() is not None:
             return False
         os.kill(self.process.pid, signal.SIGKILL)
@@ -119,7 +122,10 @@ NewMachine = Callable[..., Machine]
 
 
 def require_same(machine: Machine, undisturbed: Machine) -> None:
-    """Same bytes as an undisturbed run. A wiped disk lacks what only the bucket has."""
+    """Require the same bytes as in an undisturbed run.
+
+    A wiped disk lacks what only the bucket has.
+    """
     assert machine.bucket_contents() == undisturbed.bucket_contents()
     if machine.scenario.direct:
         assert not [path for path in machine.folder.rglob("*") if path.is_file()], "nothing goes to the disk"
@@ -183,7 +189,7 @@ def at_a_request(machine: Machine, chance: random.Random) -> str:
 
 
 def end(machine: Machine, how: str) -> str:
-    """Kill what is left of the process; how it was killed, or that it had ended before."""
+    """Kill what is left of the process. Return how it was killed, or that it had ended before."""
     machine.kill()
     assert machine.process is not None
     output, errors = machine.process.communicate(timeout=60)
@@ -193,7 +199,7 @@ def end(machine: Machine, how: str) -> str:
 
 
 def traces(machine: Machine) -> list[str]:
-    """Between which steps of the commit the kill fell, as its traces tell."""
+    """Say between which steps of the commit the kill fell, from the files that it left."""
     found: list[str] = []
     if machine.scenario.direct:
         there = shards.described(machine.bucket_contents())
@@ -252,7 +258,7 @@ def _files(folder: Path, kind: str) -> set[tuple[str, int]]:
 def kill_until_done(
     machine: Machine, undisturbed: Machine, kills: int, chance: random.Random, tally: Counter[str]
 ) -> int:
-    """Kill a run up to `kills` times, let it end, and compare; how many kills it took."""
+    """Kill a run up to `kills` times, let it end, and compare. Return how many kills it took."""
     killed = 0
     while killed < kills:
         files = () if machine.scenario.direct else (lambda: at_a_file(machine, chance),)

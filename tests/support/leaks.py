@@ -66,7 +66,7 @@ ALLOWED_ENTRIES = {
 
 @dataclass(frozen=True)
 class Look:
-    """What there is at one moment."""
+    """What exists at one moment."""
 
     threads: frozenset[threading.Thread]
     files: frozenset[tuple[int, str]]
@@ -81,7 +81,7 @@ class Look:
 
     @classmethod
     def now(cls) -> "Look":
-        """As it is."""
+        """Look now."""
         return cls(
             frozenset(threading.enumerate()),
             frozenset(_files()),
@@ -92,7 +92,7 @@ class Look:
         )
 
     def left(self) -> list[str]:
-        """What has come since, in words."""
+        """Return what has been added since, in words."""
         return [*self._threads(), *self._processes(), *self._descriptors(), *self._changed(), *self._made()]
 
     def _threads(self) -> Iterator[str]:
@@ -139,8 +139,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure() -> None:
-    """Mark this process's descendants as its own, and let nobody's bar start tqdm's thread, which
-    never ends.
+    """Mark this process's descendants as its own, and keep progress bars from starting tqdm's
+    thread, which never ends.
     """
     os.environ[_MARK] = str(os.getpid())
     tqdm.monitor_interval = 0  # transformers, datasets and huggingface_hub draw some; our own say it themselves
@@ -148,8 +148,9 @@ def pytest_configure() -> None:
 
 @pytest.fixture(autouse=True)
 def leaves_nothing_behind(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Let the test fail that leaves something; set up before the test's other fixtures, and taken
-    down after them.
+    """Fail a test that leaves something behind.
+
+    It is set up before the test's other fixtures, and taken down after them.
     """
     before = Look.now()
     yield
@@ -179,7 +180,7 @@ def _files() -> Iterator[tuple[int, str]]:
 
 
 def _may_be_written(number: int, target: str) -> bool:
-    """Whether it is no file, or one that was opened for more than reading."""
+    """Return whether it is no file, or one that was opened for more than reading."""
     if not target.startswith("/"):
         return True
     with suppress(OSError):  # closed meanwhile
@@ -203,7 +204,7 @@ def _peer(connected: socket.socket) -> object:
 
 
 def _has_child() -> bool:
-    """Whether there is a child process, be it one that has ended and was not waited for."""
+    """Return whether there is a child process, even one that has ended and was not waited for."""
     try:
         os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
     except ChildProcessError:
@@ -212,13 +213,13 @@ def _has_child() -> bool:
 
 
 def _is_ours(process: Path) -> bool:
-    """Whether it is this process's child, or has the mark of it."""
+    """Return whether it is this process's child, or has its mark."""
     parent = int((process / "stat").read_text().rpartition(")")[2].split()[1])
     return parent == os.getpid() or f"{_MARK}={os.getpid()}".encode() in (process / "environ").read_bytes().split(b"\0")
 
 
 def _begun(process: Path) -> float:
-    """When it was started, in seconds since the machine was."""
+    """Return when it was started, in seconds since the machine was."""
     return (int((process / "stat").read_text().rpartition(")")[2].split()[19]) + 1) / _TICKS
 
 
@@ -228,12 +229,12 @@ def _loop() -> Any:
 
 
 def _loop_threads() -> set[threading.Thread]:
-    """Those in which fsspec's loop looks up addresses; they go with its own."""
+    """Return the threads in which fsspec's loop looks up addresses; they end with its own."""
     loop = _loop()
     return set() if loop is None or loop._default_executor is None else set(loop._default_executor._threads)
 
 
 def _loop_descriptors() -> set[int]:
-    """Those of fsspec's loop itself, for which nobody else has a use."""
+    """Return the descriptors of fsspec's loop itself, which nobody else uses."""
     loop = _loop()
     return set() if loop is None else {loop._selector.fileno(), loop._ssock.fileno(), loop._csock.fileno()}

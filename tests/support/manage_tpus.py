@@ -42,7 +42,7 @@ def posts(cloud: FakeCloudTpu) -> int:
 
 @contextmanager
 def running(cloud: FakeCloudTpu, command: str) -> Iterator[subprocess.Popen[str]]:
-    """`manage_tpus.sh COMMAND`, with the endpoint and a quick poll added."""
+    """Start `manage_tpus.sh COMMAND`, with the endpoint and quick polling added."""
     process = subprocess.Popen(
         [str(SCRIPT), *shlex.split(command), *_quick(cloud)],
         cwd=commands.ROOT,

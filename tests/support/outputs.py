@@ -110,21 +110,23 @@ def two_sites(tmp_path: Path) -> Path:
 
 
 def findings(folder: Path) -> list[str]:
-    """What `verify` finds."""
+    """Return what `verify` finds."""
     report = verify(folder)
     assert report.sound == (not report.findings)
     return list(report.findings)
 
 
 def the_finding(folder: Path) -> str:
-    """The only thing that `verify` finds."""
+    """Return the only finding of `verify`."""
     (finding,) = findings(folder)
     return finding
 
 
 def edit_manifest(folder: Path, edit: Callable[[dict[str, Any]], object]) -> None:
-    """Let `edit` change the manifest, with its shards as a list in it; sums and checksum are made
-    to fit again."""
+    """Let `edit` change the manifest, with its shards as a list in it.
+
+    Sums and checksum are then corrected.
+    """
     path, part = folder / "metadata.json", folder / PART
     document = json.loads(path.read_text())
     document["shards"] = [json.loads(line) for line in part.read_text().splitlines()]
@@ -141,8 +143,7 @@ def edit_manifest(folder: Path, edit: Callable[[dict[str, Any]], object]) -> Non
 
 
 def rewrite(folder: Path, name: str, edit: Callable[[dict[int, Any]], object]) -> None:
-    """Let `edit` change a shard's content; the manifest is made to tell its new size and
-    checksum."""
+    """Let `edit` change a shard's content. The manifest then gets its new size and checksum."""
     content = shards.read(folder / name)
     edit(content)
     dump(folder / name, content)
@@ -150,8 +151,10 @@ def rewrite(folder: Path, name: str, edit: Callable[[dict[int, Any]], object]) -
 
 
 def rewrite_tensors(folder: Path, name: str, edit: Callable[[dict[str, np.ndarray], dict[str, str]], object]) -> None:
-    """Let `edit` change tensors and metadata of a safetensors file; the manifest tells its new size
-    and checksum."""
+    """Let `edit` change tensors and metadata of a safetensors file.
+
+    The manifest then gets its new size and checksum.
+    """
     edit_tensors(folder / name, edit)
     believe(folder, name)
 
@@ -166,7 +169,7 @@ def edit_tensors(path: Path, edit: Callable[[dict[str, np.ndarray], dict[str, st
 
 
 def believe(folder: Path, name: str) -> None:
-    """Make the manifest tell the size and checksum that the file has."""
+    """Put the size and checksum that the file has into the manifest."""
     edit_manifest(folder, lambda document: tell(folder, document["shards"], name))
 
 
@@ -178,7 +181,7 @@ def tell(folder: Path, listed: list[dict[str, Any]], name: str) -> None:
 
 
 def dump(path: Path, content: object) -> None:
-    """Write any content in the way of shards, as docs/formats.md has it."""
+    """Write any content as shards, in the formats of docs/formats.md."""
     with gzip.open(path, "wb") if path.suffix == ".gz" else path.open("wb") as file:
         PlainPickler(file, 5).dump(content)
 

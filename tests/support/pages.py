@@ -22,7 +22,7 @@ _BEGINNING = re.compile(rf"(?:\$ )?({'|'.join(map(re.escape, _STARTS))})(?= [a-z
 
 @dataclass(frozen=True)
 class Block:
-    """One block: `language` is that of its fence, and `indented` where it has none."""
+    """One block: `language` is that of its fence, or `indented` if it has none."""
 
     page: Path
     line: int
@@ -70,7 +70,7 @@ def _lines(text: str) -> Iterator[str]:
 
 
 def _words(line: str) -> list[str]:
-    """The words that follow `layertap`, without what comes behind a command in a page."""
+    """Return the words that follow `layertap`, without what follows a command in a page."""
     start = _BEGINNING.match(line)
     assert start
     rest = re.split(r"\s{2,}#|\s#\s|\s{4,}(?=[a-z]+://)|\s[|>]\s", line[start.end() :])[0]

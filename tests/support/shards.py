@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 
 
 def read(path: Path) -> dict[int, list[dict[str, Any]]]:
-    """A shard as plain gzip and pickle read it."""
+    """Read a shard with plain gzip and pickle."""
     with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
         return pickle.load(file)
 
@@ -44,8 +44,10 @@ def tensor_samples(folder: Path, tap: str) -> dict[int, dict[str, Any]]:
 
 
 def described(files: Mapping[str, bytes]) -> dict[str, Any]:
-    """The manifest among these files: its head, with the shards that count as a list; an empty list
-    without one."""
+    """Return the manifest among these files: its head, with the shards that count as a list.
+
+    Without a manifest the list is empty.
+    """
     if "metadata.json" not in files:
         return {"shards": []}
     head = json.loads(files["metadata.json"])
@@ -55,7 +57,7 @@ def described(files: Mapping[str, bytes]) -> dict[str, Any]:
 
 
 def manifest(folder: Path) -> dict[str, Any]:
-    """The same of an output folder."""
+    """Return the same for an output folder."""
     paths = [folder / "metadata.json", *folder.glob("manifest/*.jsonl")]
     return described({path.relative_to(folder).as_posix(): path.read_bytes() for path in paths if path.exists()})
 

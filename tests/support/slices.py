@@ -21,7 +21,10 @@ def free_port() -> int:
 def running(
     arguments: list[str], folder: Path, count: int, environment: Mapping[str, str] | None = None
 ) -> Iterator[list[subprocess.Popen[str]]]:
-    """The same command on every host, of two devices each; what still runs at the end is killed."""
+    """Start the same command on every host, with two devices each.
+
+    What still runs at the end is killed.
+    """
     meeting = ["--multihost", "--num_hosts", str(count), "--coordinator_address", f"127.0.0.1:{free_port()}"]
     command = ["-m", "layertap", "extract", *arguments, *meeting]
     devices = {"JAX_NUM_CPU_DEVICES": "2", **(environment or {})}
@@ -35,7 +38,7 @@ def running(
 
 
 def kill(process: subprocess.Popen[str]) -> None:
-    """SIGKILL to a host and to the child that it supervises."""
+    """Send SIGKILL to a host and to the child that it supervises."""
     for pid in [*_children(process), process.pid]:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
@@ -47,7 +50,7 @@ def _children(process: subprocess.Popen[str]) -> list[int]:
 
 
 def run(arguments: list[str], folder: Path, count: int, environment: Mapping[str, str] | None = None) -> list[str]:
-    """The standard outputs of hosts that all end well."""
+    """Return the standard outputs of hosts that all end well."""
     with running(arguments, folder, count, environment) as processes:
         outputs = [process.communicate(timeout=280) for process in processes]
     for process, (_, errors) in zip(processes, outputs, strict=True):

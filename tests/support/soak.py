@@ -35,7 +35,7 @@ MOST_KILLS_A_RUN = 12
 
 
 def soak(folder: Path, kills: int, seed: int, say: Callable[[str], object], tasks: int = 24) -> Counter[str]:
-    """Kill `kills` times in all; how and where the kills fell."""
+    """Kill `kills` times in all. Return how and where the kills fell."""
     chance, tally, killed = random.Random(seed), Counter[str](), 0
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder / "xla"))
     write_checkpoint(folder / "model", "tiny")

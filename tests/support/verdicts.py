@@ -9,6 +9,6 @@ Look = Callable[..., Comparison]
 
 
 def verdict(comparison: Comparison, name: str | None = None) -> tuple[bool, str]:
-    """Whether it is a fault, and the words, of one array or of the only one."""
+    """Return whether one array, or the only one, has a fault, and the words about it."""
     (one,) = (one for one in comparison.findings if name in (None, one.array.name))
     return one.verdict.fault, one.verdict.words

@@ -16,7 +16,7 @@ from layertap.view.html.codes import decode
 
 
 def view(*arguments: str | Path) -> int:
-    """What `layertap view` returns."""
+    """Run `layertap view`, and return its exit status."""
     return main(["view", *map(str, arguments)])
 
 
@@ -48,8 +48,9 @@ class Page:
         return json.loads(found[1])
 
     def unpack(self, number: int) -> tuple[dict[str, Any], np.ndarray]:
-        """The header of a sample, and its figures [names, taps, tokens]; of a feature those of its
-        own tap are known.
+        """Return the header of a sample, and its figures [names, taps, tokens].
+
+        A feature is known only at its own tap.
         """
         header, rest = self._packed(f"sample-{number}")
         rows = decode(np.frombuffer(rest, "<u2").reshape(-1, header["tokens"]))

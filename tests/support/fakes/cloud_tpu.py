@@ -88,11 +88,11 @@ class FakeCloudTpu(Loopback):
         self.endpoint = self._serve(Handler, api=self)
 
     def add_node(self, zone: str, name: str, state: str = "READY", **fields: Any) -> None:
-        """A node that somebody made."""
+        """Add a node that somebody else made."""
         self.nodes[zone, name] = {"name": f"{_parent(zone)}/nodes/{name}", "state": state, **fields}
 
     def set_state(self, name: str, state: str) -> None:
-        """What the cloud does to a node of its own accord: PREEMPTED, TERMINATED..."""
+        """Change a node as the cloud itself does: PREEMPTED, TERMINATED..."""
         with self.lock:
             (key,) = (key for key in self.nodes if key[1] == name)
             self.nodes[key]["state"] = state
@@ -110,7 +110,7 @@ class FakeCloudTpu(Loopback):
             return {name: node["state"] for (_, name), node in self.nodes.items()}
 
     def workers(self) -> dict[int, str]:
-        """Worker id -> name, as the metadata tells it to the worker."""
+        """Map worker ids to names, as the metadata gives them to the worker."""
         with self.lock:
             return {
                 int(node["metadata"]["layertap-worker-id"]): name

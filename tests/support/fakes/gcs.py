@@ -61,7 +61,7 @@ class FakeGcs(Loopback):
             }
 
     def put(self, bucket: str, name: str, data: bytes) -> None:
-        """Let an object be there."""
+        """Add an object."""
         with self.lock:
             self.state.insert(bucket, {"name": name}, data, {}, "application/octet-stream")
 

@@ -40,7 +40,7 @@ class Fault:
 
 @dataclass(frozen=True)
 class Request:
-    """A request as it was asked and answered; status 0 where no answer was sent."""
+    """A request and its answer; status 0 if no answer was sent."""
 
     operation: str
     name: str
@@ -52,7 +52,7 @@ class Request:
 
 @dataclass
 class Faults:
-    """The faults to come, struck in the order in which they were planned; and the log."""
+    """The planned faults, which happen in the order in which they were planned; and the log."""
 
     planned: list[Fault] = field(default_factory=list)
     log: list[Request] = field(default_factory=list)
@@ -66,13 +66,13 @@ class Faults:
         self._chance = random.Random(self.seed)
 
     def plan(self, kind: Kind, operation: str = "*", name: str = "", **more: object) -> Fault:
-        """Let this happen to the next request that it fits."""
+        """Let this happen to the next request that matches it."""
         fault = Fault(kind, operation, name, **more)  # type: ignore[arg-type]
         self.planned.append(fault)
         return fault
 
     def strike(self, operation: str, name: str) -> Fault | None:
-        """The fault that befalls this request."""
+        """Return the fault that happens to this request."""
         with self._lock:
             for fault in self.planned:
                 if fault.operation in ("*", operation) and name.endswith(fault.name):
@@ -86,7 +86,7 @@ class Faults:
             return None
 
     def note(self, request: Request) -> None:
-        """Write down a request."""
+        """Record a request."""
         with self._lock:
             self.log.append(request)
 
@@ -97,7 +97,7 @@ class Faults:
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 60.0) -> None:
-    """Look until `condition` holds."""
+    """Poll until `condition` holds."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"

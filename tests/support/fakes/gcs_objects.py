@@ -42,7 +42,7 @@ class StoredObject:
 
     @property
     def crc32c(self) -> str:
-        """Base64, big-endian, as Google has it."""
+        """Base64, big-endian, as in Google's API."""
         return base64.b64encode(google_crc32c.value(self.data).to_bytes(4, "big")).decode()
 
     @property
@@ -51,7 +51,7 @@ class StoredObject:
         return base64.b64encode(hashlib.md5(self.data, usedforsecurity=False).digest()).decode()
 
     def resource(self) -> Json:
-        """As the JSON API tells it."""
+        """Return the object's metadata, as in the JSON API."""
         return {
             "kind": "storage#object",
             "id": f"{self.bucket}/{self.name}/{self.generation}",
@@ -88,7 +88,7 @@ class Upload:
 
 
 class Buckets:
-    """All buckets, and the uploads that are under way."""
+    """All buckets, and the unfinished uploads."""
 
     def __init__(self) -> None:
         self.objects: dict[str, dict[str, StoredObject]] = {}
@@ -112,7 +112,7 @@ class Buckets:
         return self.objects[name]
 
     def get(self, bucket: str, name: str, query: dict[str, str]) -> StoredObject:
-        """One object, if it fits the preconditions."""
+        """Return one object, if it fits the preconditions."""
         found = self.bucket(bucket).get(name)
         wanted = query.get("generation")
         if found is None or (wanted is not None and int(wanted) != found.generation):
@@ -121,7 +121,7 @@ class Buckets:
         return found
 
     def insert(self, bucket: str, resource: Json, data: bytes, query: dict[str, str], content_type: str) -> Json:
-        """Store an object, whole, over whatever has its name."""
+        """Store an object in one request, over any object with its name."""
         objects, name = self.bucket(bucket), resource.get("name") or query.get("name", "")
         if not name:
             raise Refusal(400, "required", "Required")
@@ -136,7 +136,7 @@ class Buckets:
         return stored.resource()
 
     def start(self, bucket: str, resource: Json, query: dict[str, str]) -> str:
-        """Begin a resumable upload; its id."""
+        """Begin a resumable upload, and return its id."""
         objects = self.bucket(bucket)
         name = resource.get("name") or query.get("name", "")
         _require(objects.get(name), query)
@@ -197,7 +197,7 @@ class Buckets:
 
 
 def rfc3339(seconds: float) -> str:
-    """As Google writes times: milliseconds, Z."""
+    """Write a time as Google does: milliseconds, Z."""
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 

@@ -31,7 +31,7 @@ class Api(Protocol):
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Hands each request to `api`, and writes its answer."""
+    """Passes each request to `api`, and writes its answer."""
 
     protocol_version = "HTTP/1.1"
     api: Api

@@ -155,5 +155,5 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def _blob_id(content: bytes) -> str:
-    """What git calls the file."""
+    """Return the id that git gives the file."""
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()

@@ -41,7 +41,7 @@ class Tracked(ThreadingMixIn, BaseServer):
         super().close_request(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A connection that is gone is no news; a mistake in the server is."""
+        """Ignore a connection that is gone, but not a mistake in the server."""
         if not isinstance(sys.exception(), OSError):
             super().handle_error(request, client_address)
 

@@ -15,7 +15,7 @@ _CODES = {400: "BadRequest", 401: "Unauthorized", 403: "AccessDenied", 404: "NoS
 
 
 class Refusing(Loopback):
-    """Serves while used as a context manager; knows what it was asked for."""
+    """Serves while used as a context manager, and records the requests."""
 
     def __init__(self) -> None:
         self.asked: list[str] = []
