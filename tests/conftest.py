@@ -38,9 +38,7 @@ pytest_plugins = ["leaks"]  # no test leaves a thread, a process, a socket or a 
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """The folder with real ARC tasks and the real Qwen 2.5 tokenizer, which a clone alone does not
-    have.
-    """
+    """The folder with real ARC tasks and the real Qwen 2.5 tokenizer, which are not in a clone."""
     if not _SHARED.is_dir():
         pytest.skip(f"needs real ARC tasks and the Qwen 2.5 tokenizer: no folder {_SHARED} (set LAYERTAP_SHARED_DATA)")
     return _SHARED

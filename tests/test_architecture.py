@@ -88,7 +88,7 @@ def test_torch_is_never_needed(path: Path) -> None:
 
 
 def _hands_over(path: Path) -> bool:
-    """Whether it is a file that may import frameworks, and does so in its functions alone."""
+    """Return whether a file may import frameworks, and does so only in its functions."""
     if path.relative_to(_PACKAGE).as_posix() not in _HANDS_OVER:
         return False
     at_top = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.Import | ast.ImportFrom)]

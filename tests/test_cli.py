@@ -63,7 +63,7 @@ def refused(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> Callable[[Mapping[str, object]], str]:
-    """Extracts with these flags, which must be refused before anything is written; returns the
+    """Extract with these flags, which must be refused before anything is written, and return the
     message.
     """
     monkeypatch.chdir(tmp_path)  # the default --checkpoint_dir is made there before a setting is refused

@@ -40,7 +40,9 @@ _PAGES = [_ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md
 
 
 def _find(texts: Iterator[tuple[int, str]]) -> list[str]:
-    """The line and the words of everything in numbered texts that a reader would stumble over."""
+    """Return the line and the words of everything in numbered texts that a reader would stumble
+    over.
+    """
     return [
         f"line {line}: {found[0].strip()!r}"
         for line, text in texts

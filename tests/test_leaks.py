@@ -69,7 +69,7 @@ def test_what_a_wider_fixture_holds(server):
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """What pytest says of these tests."""
+    """Return what pytest says about these tests."""
     folder = tmp_path_factory.mktemp("leaking")
     (folder / "test_leaking.py").write_text(_TESTS)
     (folder / "pytest.ini").write_text("[pytest]\nleak_seconds = 0.2\n")

@@ -47,7 +47,7 @@ def stream(few_tasks: Path, tiny_model: Path) -> Iterator[layertap.ActivationStr
 
 @pytest.fixture
 def make(stream: layertap.ActivationStream, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
-    """Batches that are made on the device, or on the host."""
+    """Make batches on the device, or on the host."""
     made: list[StreamBatches] = []
 
     def make(*asked: Any, on_device: bool, **more: Any) -> StreamBatches:
@@ -61,7 +61,7 @@ def make(stream: layertap.ActivationStream, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def arrays(batch: Batch) -> list[np.ndarray]:
-    """Everything in a batch, on the host."""
+    """Return everything in a batch, on the host."""
     given = batch.all_taps if batch.inputs is None else {"in": batch.inputs, "out": batch.targets}
     held = [given] if not isinstance(given, dict) else list(given.values())
     return [np.asarray(it.float() if hasattr(it, "float") else it) for it in held] + [

@@ -52,7 +52,7 @@ def stored(few_tasks: Path, tiny_model: Path, tmp_path_factory: pytest.TempPathF
 
 @dataclass(frozen=True, eq=False)
 class Recorded(RunningModel):
-    """A model that ran once over each rank's records, and then says the same again."""
+    """A model that ran once over each rank's records, and then repeats its results."""
 
     runs: dict[tuple[int, int], list[tuple[Position, Sample]]] = field(default_factory=dict)
 
@@ -153,8 +153,10 @@ def test_every_token_comes_once_over_all_ranks(
 
 
 def rows(batches: Sequence[Batch]) -> list[bytes]:
-    """What the rows are of. Each rank counts samples by itself and packs them otherwise, so their
-    numbers and the last bits of activations are its own.
+    """Return what identifies the rows.
+
+    Each rank counts its own samples and packs them differently, so their numbers and the last bits
+    of activations differ.
     """
     return [
         batch.token_ids[row].tobytes() + batch.positions[row].tobytes()
@@ -284,7 +286,7 @@ def test_after_a_task_was_repaired_the_same_batches_go_on(few_tasks: Path, tiny_
 
 
 class _Zeros(RunningModel):
-    """A model that gives nothing but zeros."""
+    """A model that returns only zeros."""
 
     def samples(self, start: Position, proceed: Any) -> Iterator[tuple[Position, Sample]]:
         for position, sample in super().samples(start, proceed):

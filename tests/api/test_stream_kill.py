@@ -44,7 +44,7 @@ stream.close()
 
 
 def train(tasks: Path, model: Path, folder: Path, kill_after: float | None) -> bool:
-    """Whether the trainer came to its end."""
+    """Return whether the trainer came to its end."""
     script = folder / "train.py"
     script.write_text(_TRAINER)
     process = commands.start([script, tasks, model, folder], folder)

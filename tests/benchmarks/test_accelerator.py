@@ -42,7 +42,7 @@ for name in names:
 
 
 def _run(folder: Path, names: str, *, seconds: float = 60, case_seconds: float = 60) -> list[records.Record]:
-    """What is written of a part whose cases have these names."""
+    """Return what is written about a part whose cases have these names."""
 
     def command(skip: Sequence[str]) -> list[str]:
         return [sys.executable, "-c", PART, names, *skip]

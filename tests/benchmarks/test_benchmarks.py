@@ -16,7 +16,7 @@ from layertap.demo.tasks import make_tasks, write_tasks
 
 
 def _tiny(tmp_path: Path, tiny_model: Path) -> ContenderConfig:
-    """Settings whose model is there."""
+    """Return settings whose model exists."""
     (tmp_path / "model-tiny").symlink_to(tiny_model)
     return ContenderConfig(dataset_path="tasks.jsonl", size="tiny", tasks=12, repeats=3, output_dir=str(tmp_path))
 

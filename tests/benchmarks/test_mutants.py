@@ -60,8 +60,9 @@ def test_a_mutant_is_the_same_when_other_lines_move() -> None:
 
 @pytest.mark.parametrize("module", TESTS)
 def test_what_was_drawn_can_be_run(module: str) -> None:
-    """Most of it: a change of the module may take some with it. Where it takes more, draw a new
-    list.
+    """Most of the list must still apply: a change of the module may remove some mutants.
+
+    If it removes more, draw a new list.
     """
     drawn = [mutant for mutant in read_list() if mutant.module == module]
     assert len(set(drawn)) == 50

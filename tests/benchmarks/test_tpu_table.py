@@ -73,7 +73,9 @@ def test_a_collective_is_found_and_counted_in_every_form(line: str, expected: di
 
 
 def kernel_shapes(model: str, fsdp: int) -> set[str]:
-    """A layer's kernels as they are gathered; with the parts ahead where these fill no tiles."""
+    """Return the shapes of a layer's gathered kernels, with the parts in front where these fill no
+    tiles.
+    """
     config = model_config(model)
     hidden, heads = config.hidden_size, config.num_attention_heads * config.head_dim
     qkv = heads + 2 * config.num_key_value_heads * config.head_dim
@@ -83,7 +85,7 @@ def kernel_shapes(model: str, fsdp: int) -> set[str]:
 
 
 def gathered_kernels(sent: Mapping[str, int], model: str, fsdp: int) -> set[str]:
-    """The kernels that are gathered; no activation may go from chip to chip, in whatever dtype."""
+    """Return the gathered kernels. No activation may go from chip to chip, in any dtype."""
     others = [key.split() for key in sent if not key.split()[1].startswith("s32[")]  # which token ids are
     gathered = {shape for operation, shape in others if operation == "all-gather"}
     assert gathered <= kernel_shapes(model, fsdp)

@@ -68,7 +68,7 @@ def ready(page: Page, begins: str = "feature") -> None:
 
 
 def told(page: Page) -> dict[str, str]:
-    """What the address says."""
+    """Return what the address says."""
     return {name: values[0] for name, values in parse_qs(page.url.partition("#")[2]).items()}
 
 
@@ -201,7 +201,9 @@ def pixel(page: Page, selector: str, x: int, y: int) -> tuple[int, ...]:
 
 
 def place_of(page: Page) -> tuple[int, str, int, int, int]:
-    """Of the first top: the sample, the side of the grid, row and column from 0, and the colour."""
+    """Return of the first top the sample, the side of the grid, row and column from 0, and the
+    colour.
+    """
     meta = page.text_content("#tops article:first-child .meta") or ""
     sample, place = int(meta.split(";")[0].split()[1]), meta.split("; ")[-1]
     words = place.replace(",", "").split()
@@ -439,7 +441,7 @@ def test_it_can_be_printed(open_page: Open, page_file: Path, run: Path, table: F
 
 
 def test_thousands_of_features_stay_quick(open_page: Open, run: Path, tmp_path: Path) -> None:
-    """Not how quick, which depends on the machine, but how little is drawn."""
+    """This checks how little is drawn, because the time depends on the machine."""
     folder = write_autoencoder(tmp_path / "sae")
     rng = np.random.default_rng(1)
     count = 8192

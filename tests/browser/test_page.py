@@ -35,7 +35,7 @@ def ready(page: Page, begins: str) -> None:
 
 
 def told(page: Page) -> dict[str, str]:
-    """What the address says."""
+    """Return what the address says."""
     return {name: values[0] for name, values in parse_qs(page.url.partition("#")[2]).items()}
 
 
@@ -50,7 +50,7 @@ def rgb(text: str) -> tuple[int, ...]:
 
 
 def rising(values: np.ndarray) -> Callable[[float], tuple[int, ...]]:
-    """The colour of a size among these, as the legend of the page says it."""
+    """Return the colour of a size among these, from the legend of the page."""
     ordered = np.sort(values)
     low, high = (float(ordered[min(len(ordered) - 1, math.floor(share * len(ordered)))]) for share in (0.02, 0.98))
 

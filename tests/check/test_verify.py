@@ -143,7 +143,7 @@ def test_every_damaged_shard_is_reported(folder):
 
 
 def taps(**changed):
-    """What the manifest says of the taps, with this changed."""
+    """Return what the manifest says about the taps, with this change."""
     return [{"site": "residual", "width": outputs.HIDDEN, "layers": list(outputs.LAYERS)} | changed]
 
 

@@ -44,7 +44,7 @@ def test_codes_of_tokens_that_are_kept_though_not_finite_are_sound(tmp_path, dty
 
 
 def use_half_of_the_range(tensors):
-    """Of two tokens, with norms that fit."""
+    """Halve the codes of two tokens, with norms that match."""
     codes = tensors["residual.2"]
     codes[:2] = (codes[:2].astype(np.float32) / 2).astype(codes.dtype)
     tensors["norms"][1, :2] = np.linalg.norm(codes[:2].astype(np.float32) * tensors["scales"][1, :2, None], axis=1)
@@ -59,7 +59,7 @@ def turn_a_sign(tensors):
 )
 @pytest.mark.parametrize("dtype", ["float8_e4m3", "int8"])
 def test_codes_that_do_not_fit_their_scales_are_found(tmp_path, dtype, edit, token, count):
-    """Norms say nothing."""
+    """The norms do not show it."""
     form = outputs.shard_format(dtype=dtype.replace("e4m3", "e4m3fn"), name="safetensors")
     outputs.write(tmp_path, outputs.three_shards(), form)
     outputs.rewrite_tensors(tmp_path, FILE, lambda tensors, _: edit(tensors))
@@ -125,7 +125,7 @@ def add_one(tensors, name, at):
 
 
 def longer(tensors):
-    """One token more at the end, so that nothing but the manifest's count is wrong in this file."""
+    """Add one token at the end, so that only the manifest's count is wrong in this file."""
     for name, values in tensors.items():
         if name not in ("sample_offsets", "sample_idx"):
             last = values[:, -1:] if name == "norms" else values[-1:]

@@ -36,7 +36,7 @@ def streams(tiny_model: Path, prompts: list[np.ndarray]) -> list[np.ndarray]:
 
 @pytest.fixture
 def look(tiny_model: Path, tmp_path: Path, prompts: list[np.ndarray]) -> Look:
-    """The token ids are those of the first prompt, where no others are given."""
+    """Compare a dump. Its token ids are those of the first prompt, unless others are given."""
 
     def run(ids: np.ndarray | None = None, /, *, model: Path = tiny_model, **tensors: object) -> Comparison:
         given = {"token_ids": prompts[0] if ids is None else ids, **tensors}

@@ -34,7 +34,7 @@ def look_at(tiny_model: Path):
 
 
 def layers(comparison: Comparison) -> list[int]:
-    """Which layer each array is of, all of which have to be right; -1 for the embeddings."""
+    """Return which layer each array is from; -1 means the embeddings. All arrays must be right."""
     assert comparison.sound, [one.verdict.words for one in comparison.findings]
     candidates = [one.diagnosis.best.candidate for one in comparison.findings]
     return [-1 if one.tap.site == "residual_in" else one.tap.layer for one in candidates]
@@ -113,8 +113,8 @@ def test_token_ids_of_a_file_of_their_own(
 
 
 def test_files_of_vllm(batch, look_at, tmp_path: Path) -> None:
-    """`hs_N.safetensors`, a request each: layer id k is what comes out of k layers, never
-    normed.
+    """`hs_N.safetensors`, one for each request: layer id k is the output of k layers, without the
+    norm.
     """
     ids, states = batch
     for number in (0, 1, 10):
@@ -128,7 +128,7 @@ def test_files_of_vllm(batch, look_at, tmp_path: Path) -> None:
 
 
 def test_cached_activations_of_saelens(batch, look_at, tmp_path: Path) -> None:
-    """As `CacheActivationsRunner` of sae-lens 6.54 makes them: features and all, in two files."""
+    """The layout of `CacheActivationsRunner` of sae-lens 6.54: two files, with `features`."""
     ids, states = batch
     hook = "blocks.1.hook_resid_post"
     features = datasets.Features(

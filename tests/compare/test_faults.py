@@ -18,19 +18,19 @@ _EXACT = "equal within float32 rounding"
 
 @pytest.fixture(scope="module")
 def stream(streams: list[np.ndarray]) -> np.ndarray:
-    """`residual` of layer 2, as transformers has it."""
+    """`residual` of layer 2, from transformers."""
     return streams[_LAYER]
 
 
 def fault(look: Look, array: object, ids: np.ndarray | None = None, **beside: object) -> str:
-    """What is said of an array that is named `residual.2`, which has to be a fault."""
+    """Return the words about an array named `residual.2`, which must be a fault."""
     wrong, words = verdict(look(ids, **{"residual.2": array}, **beside), "residual.2")
     assert wrong, words
     return words
 
 
 def right(look: Look, array: object, ids: np.ndarray | None = None, **beside: object) -> str:
-    """The same, of an array which has to be right."""
+    """Return the words about an array named `residual.2`, which must be right."""
     wrong, words = verdict(look(ids, **{"residual.2": array}, **beside), "residual.2")
     assert not wrong, words
     return words
@@ -243,8 +243,8 @@ def test_padding_on_the_left_that_is_attended_to(look: Look, tiny_model: Path, p
 def test_padding_on_the_left_with_a_mask_but_positions_from_the_edge_is_harmless(
     look: Look, tiny_model: Path, prompts, special: list[int]
 ) -> None:
-    """Rotary positions are relative: transformers counts the padding here, and nothing comes of
-    it.
+    """Rotary positions are relative: transformers counts the padding here, and the result is the
+    same.
     """
     ids, mask = padded(prompts, special[1], left=True)
     right(look, run(tiny_model, ids, attention_mask=torch.as_tensor(mask)), ids, attention_mask=mask)

@@ -41,7 +41,9 @@ def test_a_model_that_ran_in_half_precision(
 
 
 def test_products_in_tf32(look: Look, tiny_model: Path, prompts: list[np.ndarray]) -> None:
-    """Made by hand, since no processor computes in it: operands of ten bits, sums in float32."""
+    """TF32 is simulated, because no processor computes in it: operands of ten bits, sums in
+    float32.
+    """
     found = look(**by_rounded_operands(tiny_model, prompts[0], "tf32"))
     assert found.sound
     assert {one.diagnosis.best.rounding.level for one in found.findings} == {"tf32"}
@@ -57,7 +59,7 @@ def test_products_of_bfloat16_operands_are_told_from_those(
 
 
 def by_rounded_operands(folder: Path, ids: np.ndarray, grid: Grid) -> dict[str, torch.Tensor]:
-    """The output of each layer where the operands of all projections lie on a grid."""
+    """Return the output of each layer, with the operands of all projections rounded to a grid."""
 
     def on_grid(values: torch.Tensor) -> torch.Tensor:
         return torch.from_numpy(np.array(rounded(values.detach().numpy(), grid)))

@@ -55,7 +55,7 @@ def held(trained_model: Path, texts: list[np.ndarray], tmp_path: Path) -> Look:
 
 
 def expect(found: Comparison, told: str, said: int = 0) -> None:
-    """Each array has that fault, and is found to be the layer that it is."""
+    """Require that fault in each array, and that each is found to be its own layer."""
     for layer in _LAYERS:
         wrong, words = verdict(found, f"residual.{layer + said}")
         assert wrong, words
@@ -88,7 +88,7 @@ def test_what_was_done_to_it(run: Callable[..., Streams], held: Look, texts: lis
 
 
 def test_a_small_change_is_seen_in_float32(trained_model: Path, held: Look, texts: list[np.ndarray]) -> None:
-    """The mean over channels is a hundredth of the stream here: bfloat16 leaves as much."""
+    """The mean over channels is a hundredth of the stream here; bfloat16's error is as large."""
     outputs = dumps.layer_outputs(trained_model, texts[0][None])
     streams = {layer: outputs[layer][0] for layer in _LAYERS}
     centred = {layer: stream - stream.mean(1, keepdim=True) for layer, stream in streams.items()}

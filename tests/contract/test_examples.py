@@ -21,7 +21,7 @@ Report = Callable[[str], None]
 
 
 def printed(script: str, folder: Path) -> str:
-    """What the script says; it has to end well."""
+    """Run the script, which must succeed, and return what it prints."""
     done = subprocess.run(
         [sys.executable, ROOT / "examples" / script, "--quick"],
         cwd=folder,
@@ -53,7 +53,7 @@ def dataset(folder: Path) -> layertap.ActivationDataset:
 
 
 def activations(folder: Path) -> torch.Tensor:
-    """What the script read its features from, in one piece; float32 [tokens, width]."""
+    """Return the activations that the script read its features from; float32 [tokens, width]."""
     found = dataset(folder)
     batches = found.batches(found.tokens, exclude={"first", "sink"}, as_="torch", dtype="float32", shuffle=False)
     (batch,) = batches

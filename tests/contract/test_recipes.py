@@ -21,7 +21,7 @@ Model = Callable[[torch.Tensor], torch.Tensor]
 
 
 def run_program(name: str) -> dict[str, Any]:
-    """What the program leaves."""
+    """Run the program, and return the names that it leaves."""
     names: dict[str, Any] = {}
     exec(compile(PROGRAMS[name], f"docs/export.md: {name}", "exec"), names)
     return names
@@ -34,7 +34,7 @@ def unexplained(model: Model, x: torch.Tensor) -> float:
 
 
 def require_learned(trained: Model, fresh: Model, x: torch.Tensor, what: str, report: Report) -> None:
-    """The loss went down, and most of what it was shown is explained."""
+    """Require that the loss went down, and that most of what the model saw is explained."""
     before, after = unexplained(fresh, x), unexplained(trained, x)
     report(f"{what}: {1 - after:.1%} of the variance explained, unexplained {before:.3f} before and {after:.3f} after")
     assert after < before / 2

@@ -42,7 +42,7 @@ def test_a_sample_that_is_cut_keeps_the_first_values_of_every_column():
 
 @given(st.lists(st.lists(st.floats(0.5, 2.0, width=32), min_size=1, max_size=9), min_size=1, max_size=4), st.randoms())
 def test_sinks_depend_on_their_own_sample_alone(samples, chance):
-    """Cut into shards in any way, the same tokens are sinks."""
+    """However the samples are cut into shards, the same tokens are sinks."""
     for norms in samples:
         if len(norms) > 2 and chance.random() < 0.5:
             norms[chance.randrange(len(norms))] = 1000.0

@@ -20,7 +20,7 @@ def refuse(name: str) -> None:
 
 
 def finite(value: Any) -> Any:
-    """`value` with null for numbers that are none."""
+    """Replace by null the numbers in `value` that are not finite."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):

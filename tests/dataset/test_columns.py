@@ -124,7 +124,7 @@ def test_nulls_are_absent(tmp_path: Path) -> None:
     ],
 )
 def test_a_task_with_a_wrong_cell_is_no_text(tmp_path, task):
-    """It was meant as a task, so it is named, and not read as a text without a word."""
+    """It was meant as a task, so it is named, and not silently read as a text."""
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps({"id": "a", "what": json.dumps(task)}))
     (record,) = read_records(str(path), column="what")

@@ -17,7 +17,7 @@ _TASK = {"train": [{"input": [[1]], "output": [[2]]}], "test": [{"input": [[3]]}
 
 
 def fill(folder: Path, *names: str) -> Path:
-    """Files by these names, with one task in each, or a text, packed where the name says so."""
+    """Write files with these names, each with one task or a text, packed if the name says so."""
     for name in names:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)

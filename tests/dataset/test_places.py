@@ -97,7 +97,7 @@ def test_damaged_gzip_is_said(tmp_path, data):
 
 
 class _Refusing:
-    """A file system whose every answer is the same failure."""
+    """A file system that answers everything with the same failure."""
 
     def __init__(self, failure: OSError) -> None:
         self.failure = failure

@@ -65,7 +65,7 @@ def refusing() -> Iterator[Refusing]:
 
 
 def said_of(urls: list[str], endpoint: str, folder: Path, **flags: object) -> list[str]:
-    """What is said of each URL by a process of its own."""
+    """Return the message about each URL, from a separate process."""
     settings = dict.fromkeys(("STORAGE_EMULATOR_HOST", "AWS_ENDPOINT_URL", "HF_ENDPOINT"), endpoint)
     keys = {"AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x", "AWS_CONFIG_FILE": os.devnull}
     done = commands.run(["-c", _PROGRAM, json.dumps(flags), *urls], folder, settings | keys)

@@ -53,7 +53,9 @@ def _rows(tasks: list[Task]) -> list[dict]:
 
 
 def _in_memory(name: str, files: dict[str, bytes]) -> str:
-    """Store the files in a new folder in memory; the URL of `name` in it ("": of the folder)."""
+    """Store the files in a new folder in memory, and return the URL of `name` in it ("": of the
+    folder).
+    """
     folder = f"memory://{next(_FOLDER_NUMBERS)}"
     for file, data in files.items():
         fsspec.filesystem("memory").pipe(f"{folder}/{file}", data)

@@ -187,6 +187,6 @@ def test_a_byte_order_mark_is_no_part_of_the_value():
 
 @pytest.mark.parametrize("constant", ["NaN", "Infinity", "-Infinity"])
 def test_numbers_that_json_does_not_have_are_refused(constant):
-    """Python's own reader takes them, and what is dealt out to streams is written as JSON again."""
+    """Python's own reader accepts them, and streams are written as JSON again."""
     with pytest.raises(BadTaskError, match=f"is not JSON: {constant} is not a JSON number"):
         parse(f'{{"messages": [{{"role": "user", "content": "a", "score": {constant}}}]}}'.encode())

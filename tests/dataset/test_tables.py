@@ -70,7 +70,7 @@ def test_pairs_may_be_an_object_of_lists(tmp_path: Path, row: dict[str, Any], co
 
 @pytest.mark.parametrize("column", [None, "messages"])
 def test_what_a_tool_is_given_is_no_list_of_pairs(tmp_path: Path, column: str | None) -> None:
-    """An object of `input` and `output` had been made a list of pairs wherever it stood."""
+    """An object of `input` and `output` once became a list of pairs in any place."""
     called = {"function": {"name": "solve", "arguments": _SIDES}}
     messages = [{"role": "assistant", "content": "Look.", "tool_calls": [called]}]
     path = write(tmp_path / "t.parquet", [{"id": "a", "messages": messages}])

@@ -19,7 +19,7 @@ _OF_OTHERS = {
 
 
 def printed() -> Iterator[tuple[str, list[str]]]:
-    """Commands of Layertap in blocks: where they stand, and their words."""
+    """Return the commands of Layertap in blocks: their place, and their words."""
     for page in PAGES:
         if page.name not in _OLD:
             for block in blocks(page):

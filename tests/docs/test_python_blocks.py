@@ -66,7 +66,7 @@ def test_the_blocks_of_a_page_run(name: str, folder: Path, hub: FakeHub) -> None
 
 
 def test_no_python_is_in_a_block_that_says_no_language() -> None:
-    """It would be run by no test."""
+    """No test would run it."""
     indented = [
         it
         for page in PAGES

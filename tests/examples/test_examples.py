@@ -32,7 +32,7 @@ SCRIPTS = sorted((ROOT / "examples").glob("*.py"))
 
 
 def ended(process: "subprocess.Popen[str]", timeout: float = 280) -> str:
-    """What the process printed; it has to end well."""
+    """Return what the process printed. It must succeed."""
     output, errors = process.communicate(timeout=timeout)
     assert process.returncode == 0, errors[-4000:]
     return output
@@ -61,7 +61,7 @@ def test_is_a_notebook_in_percent_format_that_the_index_names(script: Path) -> N
 
 @pytest.fixture(scope="module")
 def train_jax(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
-    """What a run of train_jax.py printed that nobody disturbed, and its folder."""
+    """What an undisturbed run of train_jax.py printed, and its folder."""
     folder = tmp_path_factory.mktemp("train_jax")
     return ended(begin("train_jax.py", folder, "--quick")), folder
 

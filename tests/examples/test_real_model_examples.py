@@ -13,7 +13,7 @@ import layertap
 
 
 def printed(script: str, folder: Path, *flags: str) -> str:
-    """What the script says that was run in `folder`; it has to end well."""
+    """Run the script in `folder`, where it must succeed, and return what it prints."""
     done = run([ROOT / "examples" / script, *flags], folder)
     assert done.returncode == 0, done.stderr[-4000:]
     return done.stdout

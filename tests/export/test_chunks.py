@@ -21,7 +21,7 @@ datasets = pytest.importorskip("datasets")
 
 
 def rows(lengths: list[int]) -> Rows:
-    """Samples of these lengths; each token has a number of its own."""
+    """Return samples of these lengths; each token has its own number."""
     count = sum(lengths)
     numbers = np.arange(count, dtype=np.int32)
     return Rows([numbers[:, None].astype(np.float32)], {"token_ids": numbers}, np.repeat(range(len(lengths)), lengths))

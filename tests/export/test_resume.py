@@ -31,7 +31,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def start_and_kill(arguments: list[str], folder: Path, files: int) -> bool:
-    """Kill the command when it has written so many more files; whether it was still there."""
+    """Kill the command when it has written so many more files.
+
+    Return whether it was still running.
+    """
     out = Path(arguments[1])
     before = len(list(out.rglob("*")))
     process = commands.start([*BEGIN, *arguments], folder)

@@ -36,7 +36,7 @@ def _quiet() -> None:
 
 @pytest.fixture
 def workers(tmp_path: Path) -> Path:
-    """Two workers with samples of their own, in two formats and dtypes."""
+    """Two workers with their own samples, in two formats and dtypes."""
     for number, (form, dtype) in enumerate((("pickle", "float32"), ("safetensors", "bfloat16"))):
         samples = [[outputs.sample(10 * number + index, 4)] for index in range(2)]
         outputs.write(tmp_path / "run" / f"tpu_{number}", samples, outputs.shard_format(dtype=dtype, name=form))

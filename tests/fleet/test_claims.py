@@ -49,7 +49,7 @@ store, worker = open_store(sys.argv[2]), int(sys.argv[3])
 
 @contextmanager
 def process(program: str, url: str, worker: int) -> Iterator[subprocess.Popen[str]]:
-    """A worker of its own, spoken to line by line."""
+    """A separate worker that the test controls line by line."""
     started = subprocess.Popen(
         [sys.executable, "-c", _PREAMBLE + program, str(commands.ROOT / "tests" / "support"), url, str(worker)],
         env={**os.environ, "PYTHONPATH": str(commands.ROOT / "src")},
@@ -81,14 +81,14 @@ def stolen(store: ObjectStore, worker: int) -> Lease:
 
 @pytest.fixture
 def impatient(gcs: FakeGcs) -> Iterator[ObjectStore]:
-    """A bucket of which nothing is asked twice."""
+    """A bucket that never retries."""
     with closing(open_store("gs://bucket/dataset", Retry(0.0))) as opened:
         yield opened
 
 
 @contextmanager
 def interrupted(store: ObjectStore, moment: str) -> Iterator[None]:
-    """Ctrl-C when a write of the claim has taken effect, before or after the holder knows of it."""
+    """Raise Ctrl-C when a write of the claim took effect, before or after the holder knows it."""
 
     def replace_if(*arguments: Any) -> None:
         assert replace(*arguments) is not None
@@ -281,7 +281,7 @@ def test_a_heartbeat_keeps_the_lease_and_tells_of_its_loss(store: ObjectStore) -
 
 
 def test_a_lease_runs_a_second_longer_than_was_said() -> None:
-    """A bucket's clock may tell whole seconds alone."""
+    """A bucket's clock may have only whole seconds."""
     seen = StoredBytes(b"", "version", updated=1000.0)
     for after, run_out in ((60.0, False), (61.0, False), (61.5, True)):
         far_end = Mock(spec=ObjectStore, server_time=lambda after=after: 1000.0 + after)

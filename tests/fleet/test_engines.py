@@ -58,7 +58,7 @@ def small(config: ExtractConfig, tmp_path: Path) -> ExtractConfig:
 
 @pytest.fixture
 def many(small: ExtractConfig, tmp_path: Path) -> ExtractConfig:
-    """So many tasks that workers are in the middle of them when something happens."""
+    """So many tasks that workers are still busy when something happens."""
     write_tasks(tmp_path / "tasks.jsonl", make_tasks(24, seed=4))
     return changed(small, dataset_path=str(tmp_path / "tasks.jsonl"))
 
@@ -83,7 +83,9 @@ def _own_variables() -> Iterator[None]:
 
 
 def assert_as_one_worker(config: ExtractConfig, place: str, count: int, tmp_path: Path) -> None:
-    """Each shard is done once, with the bytes of a single worker; all are what one run gives."""
+    """Require that each shard is done once, with the bytes of a single worker, and that all equal
+    one run.
+    """
     store = open_store(place)
     manifests = done(store)
     assert [manifest["shard"] for manifest in manifests] == [f"shard_{number:05d}" for number in range(count)]
@@ -135,7 +137,7 @@ def test_workers_end_with_their_parent(many: ExtractConfig, dataset: str, log: P
 
 
 def test_a_worker_whose_parent_is_gone_is_interrupted(small: ExtractConfig, dataset: str) -> None:
-    """Although its own words have nowhere to go any more."""
+    """This holds although its own messages can no longer be written."""
     cut(small.dataset_path, dataset, 1)
     assert take(open_store(dataset), "shard_00000", claim(9)) is not None
     started = subprocess.Popen(
@@ -192,7 +194,9 @@ def test_four_workers_one_killed_every_few_shards(
 def test_a_worker_stopped_past_its_lease_commits_nothing_when_it_wakes(
     many: ExtractConfig, place: str, tmp_path: Path
 ) -> None:
-    """The whole worker, not the lease alone: stopped while it extracts, robbed, woken."""
+    """The whole worker, not only the lease: it is stopped while it extracts, loses the shard, and
+    wakes.
+    """
     store = open_store(place)
     cut(many.dataset_path, place, 1)
     slow = changed(worker_of(many, place, 0, lease_seconds=4.0), shard_size_gb=0.0001)
@@ -213,7 +217,7 @@ def test_a_worker_stopped_past_its_lease_commits_nothing_when_it_wakes(
 
 
 def test_a_worker_goes_on_although_nobody_reads_what_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As under `2>&1 | head -1`: more than a pipe holds."""
+    """As with `2>&1 | head -1`, it prints more than a pipe holds."""
     reading, writing = os.pipe()
     os.close(reading)
     talking = subprocess.Popen([sys.executable, "-c", "print('words\\n' * 100_000)"], stdout=subprocess.PIPE)

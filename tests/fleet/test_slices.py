@@ -44,7 +44,7 @@ def read_done() -> list[dict[str, Any]]:
 
 
 def extracted(output: Path) -> Activations:
-    """What the done-manifests name; fails if a sample is there twice."""
+    """Return what the done-manifests name. This fails if a sample is there twice."""
     found: Activations = {}
     for manifest in read_done():
         assert len(manifest["hosts"]) == HOSTS

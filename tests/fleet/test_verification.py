@@ -22,7 +22,7 @@ from layertap.objects import open_store
 
 @pytest.fixture(scope="module")
 def finished(tiny_model: Path, demo_tasks: Path, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
-    """What two workers made of three shards: the dataset, and the folder with their output."""
+    """What two workers made from three shards: the dataset, and the folder with their output."""
     folder = tmp_path_factory.mktemp("finished")
     config = small_run(demo_tasks, tiny_model, folder, predictions_per_task=1, shard_size_gb=1.0)
     cut(demo_tasks, str(folder / "dataset"), 3)

@@ -61,7 +61,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 @pytest.fixture
 def fleet(config: ExtractConfig, place: str, tmp_path: Path) -> ExtractConfig:
-    """A worker of three shards, with float32 products, so that packing changes rounding alone."""
+    """A worker of three shards, with float32 products, so that packing changes only rounding."""
     exact = changed(config, compute_dtype="float32")
     cut(config.dataset_path, place, COUNT)
     return worker_of(exact, place)
@@ -69,7 +69,7 @@ def fleet(config: ExtractConfig, place: str, tmp_path: Path) -> ExtractConfig:
 
 @pytest.fixture
 def whole(config: ExtractConfig, tmp_path: Path) -> dict[int, dict[str, Any]]:
-    """What a run over the whole dataset gives."""
+    """What a run over the whole dataset writes."""
     return fleets.whole(changed(config, compute_dtype="float32"), tmp_path)
 
 
@@ -309,7 +309,7 @@ def test_two_processes_with_one_id_on_one_disk_are_refused(fleet: ExtractConfig)
 
 @pytest.fixture
 def uploader(config: ExtractConfig, gcs: FakeGcs, bucket: ObjectStore) -> ExtractConfig:
-    """Worker 4, whose dataset and output are in a bucket, and whose disk keeps manifests alone."""
+    """Worker 4, whose dataset and output are in a bucket, and whose disk keeps only manifests."""
     cut(config.dataset_path, bucket.url, COUNT)
     upload = UploadConfig(gcs_bucket=BUCKET, delete_local_after_upload=True)
     return changed(worker_of(config, bucket.url, 4), upload=upload)

@@ -34,7 +34,10 @@ def elsewhere(config: ExtractConfig, folder: Path, **changes: Any) -> ExtractCon
 
 
 def require_same(ours: ExtractConfig, theirs: ExtractConfig, bound: float = 1e-5) -> int:
-    """Both runs stored the same samples, to `bound`; how many of our tokens are a prefix."""
+    """Require the same samples in both runs, to `bound`.
+
+    Return how many of our tokens are a prefix.
+    """
     found, expected = (layertap.ActivationDataset(out(run)) for run in (ours, theirs))
     samples = {sample.sample_idx: sample for sample in expected}
     assert {sample.sample_idx for sample in found} == samples.keys()
@@ -79,7 +82,7 @@ _DEFAULT_SYSTEM = (
 
 
 def _own_template(folder: Path) -> str:
-    """A folder with a wording of one's own."""
+    """A folder with a template of the user's own."""
     folder.mkdir()
     for name, text in (("system", "You copy what you see."), ("user", _USER), ("assistant", "{{ answer }}")):
         (folder / f"{name}.j2").write_text(text)
@@ -87,7 +90,7 @@ def _own_template(folder: Path) -> str:
 
 
 def _with_system_prompt(model: Path, folder: Path) -> str:
-    """The model, with a chat template that brings a system prompt of its own."""
+    """The model, with a chat template that adds its own system prompt."""
     shutil.copytree(model, folder)
     path = folder / "chat_template.jinja"
     path.write_text(_DEFAULT_SYSTEM + CHAT_TEMPLATE)
@@ -96,7 +99,9 @@ def _with_system_prompt(model: Path, folder: Path) -> str:
 
 @pytest.fixture
 def mixed(exact: ExtractConfig, tmp_path: Path) -> ExtractConfig:
-    """Puzzles in one's own wording, conversations with and without a system message, and texts."""
+    """Puzzles in the user's own wording, conversations with and without a system message, and
+    texts.
+    """
     asked = {"role": "user", "content": "Why is the sky blue?"}
     of_all_kinds = [
         {"messages": [asked]},

@@ -158,15 +158,17 @@ def test_a_run_that_ends_while_weights_load_does_not_wait_for_them(
     stopped: list[bool] = []
 
     def load(*arguments: Any) -> None:
-        """Load until it is abandoned, or for minutes: a busy machine may need many seconds to come
-        that far.
+        """Load until abandoned, or for minutes: a busy machine may need many seconds to get that
+        far.
         """
         given = (argument for argument in arguments if isinstance(argument, threading.Event))
         stopped.append(next(given, threading.Event()).wait(250))
         raise CancelledError
 
     def interrupt(*_: Any) -> None:
-        """As the handler of Ctrl-C does, in this thread; the signal itself may be ignored here."""
+        """Interrupt this thread as the handler of Ctrl-C does; the signal itself may be ignored
+        here.
+        """
         raise KeyboardInterrupt
 
     bad, _, _ = with_bad_line(config, tmp_path, 0)

@@ -34,7 +34,10 @@ def _arrays() -> tuple[np.ndarray, np.ndarray]:
 
 
 def test_what_is_moved_to_pinned_memory_is_the_same(model: weights.Decoder) -> None:
-    """As on GPU. tests/plan compiles what TPU programs offload by themselves; no CPU runs it."""
+    """This is the way on GPU.
+
+    tests/plan compiles what TPU programs offload by themselves; no CPU runs it.
+    """
     plan = plan_for("cpu", FLOAT32)
     taps = resolve_taps((), SITES, 2)
     plain, other = (StepProgram(model, taps, chosen) for chosen in (plan, dataclasses.replace(plan, outputs="moved")))

@@ -91,7 +91,7 @@ def test_a_stream_gives_what_a_run_stores_in_its_order(config: ExtractConfig, se
 def test_a_stream_may_be_closed_at_any_moment_and_goes_on_from_any_position(
     session: Session, model: OpenedModel, texts: Prompts
 ) -> None:
-    """That nothing is left behind, no test may do otherwise (tests/support/leaks.py)."""
+    """tests/support/leaks.py checks that nothing is left behind."""
     whole = [sample.sample_idx for _, sample in stream(session, model, texts)]
     stream(session, model, texts).close()
     for count in range(1, len(whole) + 1):

@@ -48,7 +48,7 @@ def _grids(max_side):
 
 
 def _read_back(encoder, text):
-    """The grid that `text` shows, taken apart from the outside in."""
+    """Return the grid that `text` shows, parsed from the outside in."""
     lines = text.split("\n")
     while not isinstance(encoder, MinimalGridEncoder | GridWithSeparationEncoder | RepeatNumberEncoder):
         if isinstance(encoder, GridCodeBlockEncoder):

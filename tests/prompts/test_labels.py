@@ -67,7 +67,7 @@ def _maker(tokenizer: PromptTokenizer, expression: str, answer: bool = True, **s
 
 
 def require_grids(sample: Sample, task: Task, answer: bool) -> None:
-    """Reading the labelled cells back, from the columns alone, gives the grids that are shown."""
+    """Require that the labelled cells, read from the columns alone, give the shown grids."""
     assert read_grids(sample.columns) == _shown_grids(task, answer)
     outside = sample.columns["cells"] == 0
     for name in ("row", "col", "colours"):

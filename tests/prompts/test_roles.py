@@ -61,7 +61,7 @@ def _maker(tokenizer: PromptTokenizer, **settings: object) -> PromptMaker:
 
 
 def _said(maker: PromptMaker, messages, tools=()) -> dict[str, str]:
-    """What each role says: all its characters together."""
+    """Return what each role says: all its characters together."""
     text = maker.tokenizer.chat.render(Chat(tuple(messages), None, tuple(tools)))
     said = dict.fromkeys(ROLES, "")
     for character, mark in zip(str.__str__(text), marks_of(text), strict=True):

@@ -37,7 +37,7 @@ def _sha256(token_ids):
 
 
 def _content(sample):
-    """All of a sample but its place in the dataset."""
+    """Return everything in a sample except its place in the dataset."""
     return sample.task_id, sample.origin, sample.text_preview, sample.token_ids.tolist()
 
 

@@ -82,7 +82,7 @@ def tokens_of(batches: Iterator[Batch] | Batches | Sequence[Batch]) -> list[Toke
 
 
 def runs_of(dataset: ActivationDataset, taps: Sequence[Tap], exclude: Sequence[str], length: int) -> list[list[Token]]:
-    """What the contract says that an epoch of runs holds, from the samples alone."""
+    """Return what an epoch of runs should hold by the contract, from the samples alone."""
     tokens, runs = wanted(dataset, taps, exclude), list[list[Token]]()
     stretch: list[Token] = []
     for token in tokens:
@@ -96,7 +96,7 @@ def runs_of(dataset: ActivationDataset, taps: Sequence[Tap], exclude: Sequence[s
 
 
 def wanted(dataset: ActivationDataset, taps: Sequence[Tap], exclude: Sequence[str]) -> list[Token]:
-    """What the contract says that an epoch holds, from the samples alone."""
+    """Return what an epoch should hold by the contract, from the samples alone."""
     bits = sum(FLAGS[flag] for flag in exclude)
     found = []
     for number, one in enumerate(dataset):
@@ -106,7 +106,7 @@ def wanted(dataset: ActivationDataset, taps: Sequence[Tap], exclude: Sequence[st
 
 
 def require_true(dataset: ActivationDataset, batches: Batches, batch: Batch) -> None:
-    """Every row holds what its sample holds there."""
+    """Require that every row holds what its sample holds there."""
     for row, (number, position) in enumerate(tokens_of([batch])):
         one = dataset[number]
         assert batch.token_ids[row] == one.token_ids[position]

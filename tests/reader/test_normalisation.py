@@ -29,7 +29,7 @@ SOME: dict[str, Any] = {"exclude": {"first", "sink"}}
 
 
 def sample(index: int, tokens: int) -> Sample:
-    """Far from zero, with a sink at the beginning that is nothing like the rest."""
+    """A sample far from zero, with a sink at the beginning that is unlike the rest."""
     plain = outputs.sample(index, tokens, SITES)
     rng = np.random.default_rng(index)
     activations = {}

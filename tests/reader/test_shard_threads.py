@@ -20,8 +20,10 @@ from layertap.shards.tensor_shard import TensorShard
 
 
 def open_first() -> TensorShard:
-    """A shard with two layers at two sites, of which nothing is read yet; of version 1, where each
-    has a file."""
+    """Open a shard with two layers at two sites and read nothing yet.
+
+    In version 1 each has a file.
+    """
     store = open_store(str(Path(__file__).parents[1] / "data" / "version_1" / "safetensors"))
     manifest = require_manifest(store)
     return TensorShard(store, manifest, manifest.shards[0])
@@ -68,10 +70,11 @@ def test_a_header_is_read_once_by_many_threads(tensors: TensorShard, monkeypatch
 
 def test_a_header_that_another_thread_reads_at_any_moment_does_no_harm() -> None:
     """Between any two instructions of one thread's call, another thread reads the header of another
-    layer."""
+    layer.
+    """
 
     def call_with_another_at(moment: int) -> bool:
-        """Whether the call has so many instructions."""
+        """Return whether the call has so many instructions."""
         shard = open_first()
         shard.column("token_ids", 0, 8)
         passed = [0]

@@ -9,7 +9,7 @@ NAMES = [group.name for group in GROUPS]
 
 
 def told(columns: dict[str, np.ndarray]) -> list[dict[str, str]]:
-    """Of each token its answers, in words."""
+    """Return the answers for each token, in words."""
     found = answer(columns)
     return [
         {
@@ -22,7 +22,7 @@ def told(columns: dict[str, np.ndarray]) -> list[dict[str, str]]:
 
 
 def labels(**values: list[int]) -> dict[str, np.ndarray]:
-    """Columns of tokens of the user's; what is not given is as in plain text."""
+    """Columns of the user's tokens; columns that are not given are as in plain text."""
     count = len(next(iter(values.values())))
     usual = {name: [value] * count for name, value in NO_LABELS.items()}
     usual["role"] = [ROLES.index("user")] * count

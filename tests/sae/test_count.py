@@ -56,7 +56,7 @@ def chosen(sample: Sample) -> np.ndarray:
 
 
 def answers(sample: Sample) -> list[dict[str, str]]:
-    """What each token of a sample is, by its group, worked out a token at a time."""
+    """Return what each token of a sample is, by group, computed one token at a time."""
     labels, found = sample.labels, []
     grids = labels.grids()
     for token in range(len(sample)):

@@ -31,7 +31,7 @@ def nothing_said(message: str) -> None:
 
 
 def tokens_counted(dataset: layertap.ActivationDataset, **asked: object) -> tuple[FeatureTable, list[int]]:
-    """The table, and how far the walk was at its beginning and after each step."""
+    """Return the table, and how far the walk was at its beginning and after each step."""
     shown: list[int] = []
     asked = {"say": nothing_said} | asked
     table = count_features(dataset, make_autoencoder(), TAP, show=lambda done, _: shown.append(done), **asked)

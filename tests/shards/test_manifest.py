@@ -269,8 +269,9 @@ def test_what_is_no_manifest_is_refused_with_what_to_do(tmp_path, content, compl
 
 
 def edited(folder, *keys, value=None) -> None:
-    """Replace the value under `keys`, or take it out where none is given; `shards` are those in the
-    part."""
+    """Replace the value under `keys`, or remove it if none is given; `shards` are those in the
+    part.
+    """
     write(folder, FULL)
     path, part = folder / "metadata.json", folder / outputs.PART
     document = place = json.loads(path.read_text())

@@ -19,7 +19,7 @@ from layertap.shards.publisher import Far
 
 
 class HangingStore(LocalStore):
-    """Refuses the first shard, and does not answer for the second until it is told to."""
+    """Refuses the first shard, and does not answer for the second until the test says so."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)

@@ -136,7 +136,9 @@ def sample_lists(draw):
 
 
 def equal_copy(sample: Sample) -> Sample:
-    """An equal sample that shares no object with it, and whose arrays lie otherwise in memory."""
+    """Return an equal sample that shares no object with it, and whose arrays have another memory
+    layout.
+    """
     (tap, activation), *_ = sample.activations.items()
     wide = np.zeros((2 * len(activation), activation.shape[1]), activation.dtype)
     wide[::2] = activation

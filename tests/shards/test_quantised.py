@@ -28,13 +28,15 @@ usual = hnp.arrays(np.float32, shapes, elements=st.floats(-1024, 1024, width=32)
 
 
 def numbers(dtype: np.dtype) -> np.ndarray:
-    """What a code can stand for, ascending, without -128 and NaN, which no code is."""
+    """Return what a code can represent, ascending, without -128 and NaN, which no code is."""
     every = np.arange(256, dtype=np.uint8).view(dtype).astype(np.float64)
     return np.unique(every[np.abs(every) <= LARGEST[dtype]])
 
 
 def nearest(quotients: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """The nearest number to each, and of two the one whose code is even: all are looked at."""
+    """Return the nearest number to each value, and in a tie the one with the even code, by trying
+    all.
+    """
     known = numbers(dtype)
     distances = np.abs(known - quotients[..., None].astype(np.float64))
     even = known.astype(dtype).view(np.uint8) % 2 == 0
@@ -139,7 +141,10 @@ def shard(dtype: str, samples, threads: int | None = None, keep_nonfinite: bool 
 
 
 def by_numpy(content: bytes) -> dict[str, np.ndarray]:
-    """The tensors by the library, whose own way into numpy knows no float8 (safetensors 0.8.0)."""
+    """Read the tensors with the library.
+
+    Its own conversion to numpy does not support float8 (safetensors 0.8.0).
+    """
     of_names = {"F8_E4M3": FLOAT8, "I8": "i1", "F32": "f4", "I64": "i8", "I32": "i4", "I16": "i2", "U8": "u1"}
     return {
         name: np.frombuffer(told["data"], of_names[told["dtype"]]).reshape(told["shape"])

@@ -32,7 +32,7 @@ PREFIX = (7, 8, 9)
 
 
 def sample(index: int, token_ids: Sequence[int]) -> Sample:
-    """With a sink at its first token, and one now and then."""
+    """A sample with a sink at its first token, and some others."""
     plain = outputs.sample(index, len(token_ids), SITES)
     factors = np.random.default_rng(index).choice([1, 1, 1, 1, 500], (len(token_ids), 1)).astype(np.float32)
     factors[:1] = 300
@@ -48,8 +48,8 @@ def shares_of(*folders: Path) -> Shares:
 
 
 def expected_of(samples: Sequence[Sample], tap: Tap) -> tuple[int, list[float]]:
-    """The prefix's tokens, and the shares of sinks, prefix, and prefix without sinks, sample by
-    sample.
+    """Return the prefix's tokens, and the shares of sinks, prefix, and prefix without sinks, sample
+    by sample.
     """
     beginning = zip(*(one.token_ids.tolist() for one in samples), strict=False)
     prefix = len(list(takewhile(lambda ids: len(set(ids)) == 1, beginning)))

@@ -40,8 +40,7 @@ def assert_close_to(found: TapStatistics, expected: dict[str, object], rtol: flo
 
 @st.composite
 def parts(draw):
-    """Samples whose channels may lie far from zero, some tokens being massive, as in real
-    models."""
+    """Samples whose channels may be far from zero, with some massive tokens, as in real models."""
     rng = np.random.default_rng(draw(st.integers(0, 10_000)))
     shift = 10.0 ** draw(st.integers(-3, 5)) * rng.standard_normal(HIDDEN)
     scale = 10.0 ** rng.integers(-2, 2, HIDDEN)
@@ -124,7 +123,7 @@ def test_what_is_not_finite_passes_without_a_warning(value):
 
 @given(parts(), st.data())
 def test_tokens_that_are_not_finite_are_left_out(samples, data):
-    """The rest is as if they were not there, but keeps its places."""
+    """The rest is measured as if they did not exist, but keeps its positions."""
     for index, sample in enumerate(samples):
         finite = np.array(data.draw(st.lists(st.booleans(), min_size=len(sample), max_size=len(sample))))
         broken = sample.copy()

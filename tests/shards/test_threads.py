@@ -27,7 +27,7 @@ TAPS = {Tap(0, "residual"): 96, Tap(3, "residual"): 96, Tap(3, "mlp"): 40}
 
 @cache
 def samples(dtype: str) -> list[Sample]:
-    """Some members of gzip's at each site, with borders inside of activations."""
+    """Samples with several gzip members at each site, whose borders are inside activations."""
     made = [outputs.sample(index, tokens, widths=TAPS) for index, tokens in enumerate((2500, 1, 700, 1900, 3))]
     return [
         replace(one, activations={tap: values.astype(np.dtype(dtype)) for tap, values in one.activations.items()})

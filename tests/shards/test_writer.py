@@ -29,7 +29,7 @@ def writer(folder, form=FORMAT, after_commit=nothing, manifest=None) -> ShardWri
 
 
 def bare(index: int, tokens: int) -> Sample:
-    """A sample of which only the length counts."""
+    """A sample of which only the length matters."""
     return Sample(index, "task", "prompt", token_columns(np.zeros(tokens, np.int32), frozenset()))
 
 

@@ -22,7 +22,7 @@ def cloud() -> Iterator[FakeCloudTpu]:
 
 @pytest.fixture
 def tpu(cloud: FakeCloudTpu, monkeypatch: pytest.MonkeyPatch) -> Tpu:
-    """`layertap tpu ARGUMENTS`, in this process; returns the exit status."""
+    """Run `layertap tpu ARGUMENTS` in this process, and return the exit status."""
     monkeypatch.setenv("GOOGLE_CLOUD_PROJECT", PROJECT)
 
     def run(command: str, *flags: str) -> int:

@@ -22,7 +22,10 @@ def wanted(per_zone: int, *zones: str) -> Wanted:
 
 
 def act(observed: Observed, done: Decision, fails: Set[str] = frozenset()) -> Observed:
-    """The fleet afterwards; creations in zones of `fails` fail after the old TPU was deleted."""
+    """Return the fleet afterwards.
+
+    Creations in zones of `fails` fail after the old TPU was deleted.
+    """
     members = {(m.zone, m.name): m for m in observed.members}
     for action in done.actions:
         gone = action.member if isinstance(action, Delete) else action.replaces
@@ -85,7 +88,10 @@ def test_no_two_tpus_keep_one_worker(observed: Observed, strength: int) -> None:
 def test_ids_stay_dense_and_stable_through_loss_and_interruption(
     losses: list[tuple[int, str]], data: st.DataObject
 ) -> None:
-    """Twelve workers; TPUs are lost, deletions torn from creations; in the end the same ids run."""
+    """There are twelve workers.
+
+    TPUs are lost, and interruptions separate deletions from creations; in the end the same ids run.
+    """
     fleet = settle(wanted(4), Observed())
     assert sorted(m.worker for m in fleet.members) == list(range(12))
     for worker, torn in losses:

@@ -38,7 +38,9 @@ NEEDS_AN_ACCOUNT = "Commands that begin with `gcloud` **need a cloud account, an
 
 
 def printed() -> list[str]:
-    """Every indented command of the guide, lines joined; what `layertap plan` prints is none."""
+    """Return every indented command of the guide, lines joined, without what `layertap plan`
+    prints.
+    """
     blocks = [block for block in re.findall(r"(?m)(?:^    .+\n)+", GUIDE) if not block.startswith("    run  ")]
     text = "\n".join(line.removeprefix("    ") for block in blocks for line in block.splitlines())
     return re.split(r"\n(?=[a-z.][\w./]* )", text.replace("\\\n", " "))
@@ -66,8 +68,8 @@ def test_the_first_plan_is_one_that_the_command_line_takes() -> None:
 def test_from_nothing_to_32_workers_and_back(
     cloud: FakeCloudTpu, tpu: Tpu, running: Running, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """In this process; that the script passes commands on is proven in
-    tests/test_printed_commands.py.
+    """It runs in this process; tests/test_printed_commands.py shows that the script passes commands
+    on.
     """
 
     def output_of(command: str) -> str:

@@ -32,7 +32,7 @@ class Vm:
 
     @property
     def environment(self) -> dict[str, str]:
-        """A startup script's environment: nothing of this process's own settings."""
+        """A startup script's environment, without this process's own settings."""
         installed = [path for path in sys.path if path.endswith("-packages")]
         return {
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
@@ -158,7 +158,7 @@ def test_from_a_bare_vm_to_a_finished_worker_and_nothing_changes_the_second_time
 
 
 def _replace_worker(vm: Vm, body: str) -> None:
-    """Let `body` be the program: the loop does the same for any worker."""
+    """Put `body` in the place of the program: the loop treats any worker alike."""
     program = vm.home / "venv/bin/layertap"
     program.parent.mkdir(parents=True, exist_ok=True)
     program.write_text(f"#!/usr/bin/env bash\n{body}\n")

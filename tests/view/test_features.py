@@ -36,7 +36,7 @@ def run(few_tasks: Path, tiny_model: Path, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture(scope="module")
 def autoencoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of the residual stream behind layer 3."""
+    """An autoencoder of the residual stream after layer 3."""
     return write_autoencoder(tmp_path_factory.mktemp("sae"), hook="blocks.3.hook_resid_post")
 
 
@@ -53,7 +53,7 @@ def table(run: Path, autoencoder: Path) -> FeatureTable:
 
 
 def made_table(active: list[int], colours: list[list[int]], edges: list[list[int]], tokens: int) -> FeatureTable:
-    """A table of features that fire at so many tokens, with labels counted as said."""
+    """A table of features that fire at so many tokens, with the given counts of labels."""
     count, each = len(active), np.array(active, np.int64)
     return FeatureTable(
         tap=TAP,

@@ -316,7 +316,7 @@ def test_it_starts_without_jax(folder, tmp_path):
 
 @pytest.fixture
 def labelled(output: Path) -> Path:
-    """The same, where sample 3 is labelled: a template, and of a grid its opening and two cells."""
+    """The same, where sample 3 is labelled: a template, and the opening and two cells of a grid."""
     contents = outputs.three_shards(SITES)
     columns = contents[1][1].columns
     columns["role"][:] = [0, 3, 3, 3]
