@@ -40,7 +40,10 @@ def main() -> None:
 
 
 def _device(config: BenchmarkConfig) -> str:
-    """What the device is called; ends this process if a needed library does not see it."""
+    """Return the device's name.
+
+    This ends the process if a needed library does not see the device.
+    """
     libraries = ["torch", "jax"] if config.measure == "compare" else ["jax"]
     command = [sys.executable, "-m", "benchmarks.device", "--device", config.device, "--libraries", *libraries]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
@@ -50,8 +53,9 @@ def _device(config: BenchmarkConfig) -> str:
 
 
 def compare(config: BenchmarkConfig, about: dict[str, Any]) -> None:
-    """Tables, results.json and a plot of every size and dtype; ends the process with status 1 where
-    one failed.
+    """Write tables, results.json and a plot for every size and dtype.
+
+    This ends the process with status 1 if one failed.
     """
     output = Path(config.output_dir)
     results: dict[str, dict[str, Any]] = {}
@@ -77,7 +81,7 @@ def compare(config: BenchmarkConfig, about: dict[str, Any]) -> None:
 
 
 def _result(config: ContenderConfig) -> dict[str, Any]:
-    """What is kept of one size and dtype, and printed; of one that fails, what there was."""
+    """Print one size and dtype, and return what to keep of it; if it fails, what it had so far."""
     whole, given = ([len(ids) for ids in make(config)] for make in (prompt_ids, baseline_ids))
     lengths = {name: whole if name in ("forward", "layertap") else given for name in report.TITLES[config.device]}
     gflop = report.gflop_per_token(read_config(model_folder(config)), config.layers, lengths)
@@ -93,8 +97,9 @@ def _result(config: ContenderConfig) -> dict[str, Any]:
 
 
 def take_turns(config: ContenderConfig, runs: Runs) -> None:
-    """Each contender's runs, one after another, into `runs`; one before them fills the compilation
-    cache.
+    """Add each contender's runs to `runs`, one after another.
+
+    A run before them fills the compilation cache.
     """
     turns: list[Contender] = ["ceiling", "padded", "best", "layertap"]
     if config.device == "gpu":
@@ -111,8 +116,8 @@ def take_turns(config: ContenderConfig, runs: Runs) -> None:
 
 
 def _measure(config: BenchmarkConfig, about: dict[str, Any]) -> None:
-    """Sentences of one measure, and every run behind them as JSON, also those that only fill the
-    compilation cache.
+    """Return the sentences of one measure, and every run behind them as JSON, even runs that only
+    fill the compilation cache.
     """
     path = Path(config.output_dir) / f"{config.measure}.json"
     found: dict[str, list[Any]] = {"said": [], "runs": []}
@@ -131,13 +136,13 @@ def _measure(config: BenchmarkConfig, about: dict[str, Any]) -> None:
 
 
 def _settings(config: ContenderConfig) -> dict[str, Any]:
-    """What tells the runs of a measure apart."""
+    """Return the settings that distinguish the runs of a measure."""
     names = ("contender", "size", "dtype", "tasks", "layers", "activation_type", "format", "storage_dtype")
     return {name: getattr(config, name) for name in (*names, "cores", "prefix")}
 
 
 def with_data(config: BenchmarkConfig, size: str) -> ContenderConfig:
-    """The settings for one size, with a dataset and a checkpoint that are there."""
+    """Return the settings for one size, with a dataset and a checkpoint that exist."""
     given = ContenderConfig(**{**asdict(config), "size": size})
     if not (model_folder(given) / "config.json").exists():
         print(f"making {model_folder(given)}", file=sys.stderr)
@@ -151,13 +156,13 @@ def with_data(config: BenchmarkConfig, size: str) -> ContenderConfig:
 
 
 def run_alone(config: ContenderConfig) -> Figures:
-    """One contender's run in a process of its own, which sees one device."""
+    """Run one contender in a separate process, which sees one device."""
     figures: Figures = run_module("benchmarks.contenders", config)
     return figures
 
 
 def run_module(module: str, config: ContenderConfig) -> Any:  # noqa: ANN401 - what it printed, as JSON
-    """The same for any module that takes these settings and prints a line of JSON last."""
+    """Do the same for any module that takes these settings and prints a line of JSON last."""
     flags = []
     for name, value in asdict(config).items():
         parts = value if isinstance(value, tuple) else (value,)

@@ -29,7 +29,7 @@ Model = Callable[..., Any]
 
 
 def padded(config: ContenderConfig) -> Figures:
-    """Tokens and seconds of the padded script."""
+    """Return tokens and seconds of the padded script."""
     from transformers import AutoModelForCausalLM
 
     model, device = load(AutoModelForCausalLM.from_pretrained, config), TORCH_DEVICES[config.device]
@@ -37,7 +37,7 @@ def padded(config: ContenderConfig) -> Figures:
 
 
 def padded_batches(model: Model, prompts: Prompts, device: str) -> None:
-    """Batches of 4, each hidden state copied to the host when it is there."""
+    """Run batches of 4, and copy each hidden state to the host when it is ready."""
     import torch
 
     for first in range(0, len(prompts), BATCH):
@@ -47,7 +47,7 @@ def padded_batches(model: Model, prompts: Prompts, device: str) -> None:
 
 
 def best(config: ContenderConfig) -> Figures:
-    """Tokens and seconds of transformers at its best on this device."""
+    """Return tokens and seconds of transformers at its best on this device."""
     from transformers import AutoModel
 
     model, device = load(AutoModel.from_pretrained, config), TORCH_DEVICES[config.device]
@@ -55,7 +55,7 @@ def best(config: ContenderConfig) -> Figures:
 
 
 def best_of(model: Model, prompts: Prompts, device: str) -> None:
-    """The hidden states of all layers, as suits the device."""
+    """Compute the hidden states of all layers in the way that suits the device."""
     if device == "cpu":
         for ids in prompts:
             hidden_states(model, [ids], device)
@@ -67,7 +67,7 @@ def best_of(model: Model, prompts: Prompts, device: str) -> None:
 
 
 def last_of(model: Model, prompts: Prompts, device: str) -> None:
-    """The same, of the last layer alone: what copies cannot hold up."""
+    """Do the same for the last layer alone, which copies cannot delay."""
     import torch
 
     copies = Copies() if device == "cuda" else None
@@ -80,7 +80,7 @@ def last_of(model: Model, prompts: Prompts, device: str) -> None:
 
 
 def by_length(prompts: Prompts, tokens: int) -> list[list[np.ndarray]]:
-    """The prompts from long to short, in batches that are at most so many tokens when padded; a
+    """Sort the prompts from long to short, into batches with at most so many tokens when padded; a
     longer one is alone.
     """
     batches: list[list[np.ndarray]] = []
@@ -93,7 +93,10 @@ def by_length(prompts: Prompts, tokens: int) -> list[list[np.ndarray]]:
 
 
 def hidden_states(model: Model, batch: Prompts, device: str) -> Iterable[Any]:
-    """Those of all layers, without a mask; behind the end of a row they mean nothing."""
+    """Return the hidden states of all layers, without a mask.
+
+    After the end of a row they mean nothing.
+    """
     import torch
 
     ids = torch.from_numpy(pad(batch)[0])
@@ -105,7 +108,7 @@ def hidden_states(model: Model, batch: Prompts, device: str) -> Iterable[Any]:
 
 
 def pad(prompts: Prompts) -> tuple[np.ndarray, np.ndarray]:
-    """Token ids in rows as long as the longest, and a mask with ones where they are real."""
+    """Return token ids in rows as long as the longest, and a mask with ones where they are real."""
     ids = np.zeros((len(prompts), max(map(len, prompts))), np.int64)
     mask = np.zeros_like(ids)
     for row, prompt in enumerate(prompts):
@@ -115,7 +118,7 @@ def pad(prompts: Prompts) -> tuple[np.ndarray, np.ndarray]:
 
 
 def timed(run: Callable[[Prompts], None], prompts: Prompts, device: str) -> Figures:
-    """Seconds for all prompts, after one of them has warmed up."""
+    """Return the seconds for all prompts, after one of them as a warm-up."""
     import torch
 
     def finished(prompts: Prompts) -> None:
@@ -129,7 +132,7 @@ def timed(run: Callable[[Prompts], None], prompts: Prompts, device: str) -> Figu
 
 
 def load(from_pretrained: Model, config: ContenderConfig) -> Model:
-    """The model on the device that is measured."""
+    """Load the model on the device that is measured."""
     import torch
 
     dtype = getattr(torch, config.dtype)
@@ -138,7 +141,7 @@ def load(from_pretrained: Model, config: ContenderConfig) -> Model:
 
 
 class Copies:
-    """Copies to pinned memory beside the computation, at most one batch behind it."""
+    """Copies to pinned memory during the computation, at most one batch behind it."""
 
     def __init__(self) -> None:
         import torch
@@ -160,6 +163,6 @@ class Copies:
         self._pending = event, host
 
     def wait(self) -> None:
-        """Until all that was queued before the last `start` returned has arrived."""
+        """Wait until everything that was queued before the last `start` returned has arrived."""
         if self._pending is not None:
             self._pending[0].synchronize()

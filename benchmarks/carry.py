@@ -44,7 +44,7 @@ class CarryConfig:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Fetch, unpack, and say what is there; ends with status 1 where it is too much to carry."""
+    """Fetch, unpack, and list what is there. This ends with status 1 if it is too much to carry."""
     config = tyro.cli(CarryConfig, args=arguments, use_underscores=True)
     subprocess.run(pip_command(config), check=True)
     folder = Path(config.folder)
@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def pip_command(config: CarryConfig) -> list[str]:
-    """Wheels alone, for the image and not for this machine."""
+    """Return the command that fetches only wheels, for the image and not for this machine."""
     platforms = [flag for platform in _PLATFORMS for flag in ("--platform", platform)]
     return [
         *(sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--upgrade"),

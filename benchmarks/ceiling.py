@@ -23,7 +23,7 @@ class Products:
     count: int
 
     def gflops(self, run: Callable[[], object]) -> float:
-        """The rate of the fastest of five runs of all of them, after one that warms up."""
+        """Return the rate of the fastest of five runs of all of them, after one warm-up."""
         run()
         return 2 * self.square**3 * self.count / min(seconds_of(run) for _ in range(5)) / 1e9
 
@@ -33,7 +33,7 @@ PRODUCTS: dict[Device, Products] = {"cpu": Products(4096, 1), "gpu": Products(81
 
 
 def ceiling(config: ContenderConfig) -> Figures:
-    """GFLOP/s of both libraries and of the better one, and MB/s of the disk."""
+    """Return GFLOP/s of both libraries and of the better one, and MB/s of the disk."""
     products = PRODUCTS[config.device]
     figures = {
         "torch_gflops": torch_gflops(products, config.dtype, TORCH_DEVICES[config.device]),
@@ -44,7 +44,7 @@ def ceiling(config: ContenderConfig) -> Figures:
 
 
 def torch_gflops(products: Products, dtype: Dtype, device: str) -> float:
-    """The rate of torch; on a card all products are queued before it is waited for."""
+    """Return the rate of torch. On a card all products are queued before it waits."""
     import torch
 
     shape = (products.square, products.square)
@@ -60,7 +60,7 @@ def torch_gflops(products: Products, dtype: Dtype, device: str) -> float:
 
 
 def jax_gflops(products: Products, dtype: Dtype) -> float:
-    """The rate of JAX, of products that sum in float32."""
+    """Return the rate of JAX, for products that sum in float32."""
     import jax
     import jax.numpy as jnp
 

@@ -17,7 +17,7 @@ _BASELINE_BATCHES = 4
 
 @dataclass(frozen=True)
 class _Settings:
-    """What all runs of a benchmark have in common."""
+    """The settings that all runs of a benchmark share."""
 
     measure: Measure = "compare"
     """compare: with transformers, and with the machine's ceiling. depth: half of the layers against
@@ -98,7 +98,7 @@ def resolved(config: BenchmarkConfig) -> BenchmarkConfig:
 
 @dataclass(frozen=True)
 class ContenderConfig(_Settings):
-    """One run of one contender, in a process of its own."""
+    """One run of one contender, in a separate process."""
 
     size: str = "0.5b"
     """The shape of the checkpoint."""

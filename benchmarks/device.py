@@ -54,8 +54,9 @@ def environment(given: Mapping[str, str], device: Device) -> dict[str, str]:
 
 
 def check(device: Device, libraries: tuple[Library, ...]) -> str:
-    """What the device is called, as the last library says it; ends the process where one of them
-    does not see it.
+    """Return the device's name, from the last library.
+
+    This ends the process if one of them does not see the device.
     """
     name: str = device
     for library in libraries:

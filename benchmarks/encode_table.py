@@ -30,7 +30,7 @@ _SHARD_GB = 0.125
 
 
 def encode(config: ContenderConfig, run: Callable[[ContenderConfig], Figures]) -> str:
-    """A table for each compute dtype."""
+    """Make a table for each compute dtype."""
     cores = [count for count in _CORES if count <= len(os.sched_getaffinity(0))]
     base = replace(config, contender="encode", shard_size_gb=min(config.shard_size_gb, _SHARD_GB))
     tables = []
@@ -73,12 +73,12 @@ def table(turns: Sequence[Mapping[tuple[Kind, int], Figures]], cores: Sequence[i
 
 
 def _rates(runs: Sequence[Figures], amount: str, seconds: str) -> list[float]:
-    """MB a second of each run."""
+    """Return the MB a second of each run."""
     return [run[amount] / run[seconds] / 1e6 for run in runs]
 
 
 def _times(by_cores: Sequence[Sequence[float]]) -> str:
-    """How much more the most cores bring than one: the median of the turns, and their span."""
+    """Return how much faster the most cores are than one: the median of the turns and the span."""
     ratios = [most / one for one, most in zip(by_cores[0], by_cores[-1], strict=True)]
     return f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
 
@@ -89,7 +89,7 @@ def _nanoseconds(runs: Sequence[Figures], part: str) -> float:
 
 
 def _waits(runs: Sequence[Figures]) -> str:
-    """What the pipeline waited for, and how much of its time."""
+    """Return what the pipeline waited for, and for how much of its time."""
     shares = {
         name.removeprefix("waited_"): statistics.median(run[name] / run["run_seconds"] for run in runs)
         for name in runs[0]

@@ -52,7 +52,7 @@ _MEMORY = Path("/dev/shm")
 
 
 def encoding(config: ContenderConfig) -> Figures:
-    """One format and storage dtype on so many cores."""
+    """Measure one format and storage dtype on so many cores."""
     if config.cores is not None:
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: config.cores])
     config = replace(config, layers=config.layers or LAYERS)
@@ -90,7 +90,7 @@ def _at_taps(config: ContenderConfig, values: np.ndarray, span: slice) -> dict[T
 
 
 def _alone(samples: list[Sample], form: ShardFormat, folder: Path) -> Figures:
-    """`encode` of all samples as one shard, and its parts; the best of three."""
+    """Time `encode` of all samples as one shard, and its parts; the best of three."""
     plain = encode(1, samples, replace(form, compress=False), _ABOUT)
     shard = encode(1, samples, form, _ABOUT)
     bytes_of = {
@@ -124,7 +124,7 @@ def _parts(
 
 
 def _seconds(run: Callable[[], object]) -> tuple[float, float]:
-    """By the clock, and of the processor."""
+    """Return seconds by the clock, and of the processor."""
     took = []
     for _ in range(_TURNS):
         begun = time.perf_counter(), time.process_time()
@@ -164,7 +164,7 @@ def _loads_nothing(*_: object) -> Iterator[Future[None]]:
 
 
 class _SimulatedDevice:
-    """In place of a `StepProgram`: every row has the same values, each step is ready at once."""
+    """Replaces a `StepProgram`: every row has the same values, and each step is ready at once."""
 
     def __init__(self, values: dict[Tap, np.ndarray]) -> None:
         self._values = values
@@ -173,7 +173,7 @@ class _SimulatedDevice:
         """Nothing to do."""
 
     def begin(self, _weights: None, token_ids: np.ndarray) -> "Beginning":
-        """A prefix has the values of any other row."""
+        """A prefix gets the values of any other row."""
         from layertap.pipeline.step import Beginning
 
         tokens = len(token_ids)
@@ -191,7 +191,7 @@ class _SimulatedDevice:
         return True
 
     def harvest(self, step: tuple[int, int], _beginning: "Beginning | None") -> dict[Tap, np.ndarray]:
-        """Views of the same values."""
+        """Return views of the same values."""
         rows, length = step
         return {
             tap: np.broadcast_to(values[:length], (rows, length, values.shape[1]))

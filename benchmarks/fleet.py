@@ -97,7 +97,7 @@ def main() -> None:
 
 
 def _claims(place: str, count: int) -> dict[str, float]:
-    """Median seconds of each call, and of a plain write."""
+    """Return the median seconds of each call, and of a plain write."""
     seconds: dict[str, list[float]] = {name: [] for name in ("plain", "look", "take", "beat", "commit")}
     with closing(open_store(f"{place}/{uuid4().hex}")) as store:
         for number in range(count):
@@ -138,8 +138,9 @@ def _scaling(folder: Path, config: FleetConfig) -> dict[str, list[dict[str, Any]
 
 
 def _contend(folder: Path, config: FleetConfig, workers: int, alone: bool) -> dict[str, Any]:
-    """One dataset, extracted to its end; the speed is from the first claim to the last commit,
-    loading included.
+    """Extract one dataset to its end.
+
+    The speed counts from the first claim to the last commit, with loading.
     """
     place = folder / uuid4().hex
     tasks, dataset = str(folder / "tasks.jsonl"), str(place / "dataset")
@@ -159,8 +160,9 @@ def _contend(folder: Path, config: FleetConfig, workers: int, alone: bool) -> di
 
 
 def _speed(dataset: str) -> float:
-    """Tokens a second of all workers together, told by the done-manifests; who starts or ends late
-    is idle.
+    """Return the tokens a second of all workers together, from the done-manifests.
+
+    Workers that start late or end early count as idle.
     """
     with closing(open_store(dataset)) as store:
         found = [store.read(info.name) for info in store.list(DONE)]

@@ -1,4 +1,4 @@
-"""transformers in float64 throughout: the truth that float32 is held against.
+"""transformers in float64 throughout: the truth that float32 is compared with.
 
 A model that is loaded in float64 still takes its norms, cosines and sines in float32, whatever its
 dtype. That would favour whoever rounds them the same way.

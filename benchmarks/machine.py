@@ -1,4 +1,4 @@
-"""Which machine and which versions a result is of."""
+"""The machine and the versions that gave a result."""
 
 import importlib.metadata
 import os
@@ -13,8 +13,8 @@ _CPUINFO = Path("/proc/cpuinfo")
 
 
 def machine(device: str) -> dict[str, Any]:
-    """Platform, processor with what it has for matrix products, memory, and the card that was used,
-    if any.
+    """Return platform, processor with its units for matrix products, memory, and the card that was
+    used, if any.
     """
     cpuinfo = _CPUINFO.read_text() if _CPUINFO.exists() else ""
     return {
@@ -27,7 +27,9 @@ def machine(device: str) -> dict[str, Any]:
 
 
 def versions(packages: Sequence[str] = _PACKAGES) -> dict[str, str | None]:
-    """None for what is not installed, as isal where it has no wheel."""
+    """Return the versions; None for packages that are not installed, such as isal where it has no
+    wheel.
+    """
     found: dict[str, str | None] = {}
     for name in packages:
         try:
@@ -38,14 +40,14 @@ def versions(packages: Sequence[str] = _PACKAGES) -> dict[str, str | None]:
 
 
 def processor(cpuinfo: str) -> str:
-    """How many cores of which kind, by the text of `/proc/cpuinfo`."""
+    """Say how many cores of which kind there are, from the text of `/proc/cpuinfo`."""
     lines = cpuinfo.splitlines()
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return f"{len(names)} x {names[0]}" if names else platform.processor()
 
 
 def flags(cpuinfo: str) -> list[str]:
-    """Those of the first core that decide how fast matrix products are."""
+    """Return the flags of the first core that decide how fast matrix products are."""
     first = next((line for line in cpuinfo.splitlines() if line.startswith(("flags", "Features"))), "")
     return [flag for flag in _FLAGS if flag in first.split()]
 

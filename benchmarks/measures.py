@@ -1,6 +1,4 @@
-"""Measures of Layertap by itself: each a few runs in processes of their own, and a sentence of
-result.
-"""
+"""Measures of Layertap alone: each has a few runs in separate processes, and gives a sentence."""
 
 import statistics
 import tempfile
@@ -17,8 +15,9 @@ Run = Callable[[ContenderConfig], Figures]
 
 
 def _median(config: ContenderConfig, run: Run, variants: Mapping[str, ContenderConfig], what: str) -> dict[str, float]:
-    """The median of `what` over the repeats of each variant; a first run of each fills the
-    compilation cache.
+    """Return the median of `what` over the repeats of each variant.
+
+    A first run of each fills the compilation cache.
     """
     for variant in variants.values():
         run(variant)
@@ -31,7 +30,7 @@ def _by_dtype(config: ContenderConfig, sentence: Callable[[ContenderConfig], str
 
 
 def depth(config: ContenderConfig, run: Run) -> str:
-    """The first half of the layers against all of them."""
+    """Compare the first half of the layers with all."""
     half = tuple(range(read_config(model_folder(config)).num_hidden_layers // 2))
 
     def sentence(config: ContenderConfig) -> str:
@@ -43,7 +42,7 @@ def depth(config: ContenderConfig, run: Run) -> str:
 
 
 def sites(config: ContenderConfig, run: Run) -> str:
-    """Three sites against one, writing aside."""
+    """Compare three sites with one, without writing."""
 
     def sentence(config: ContenderConfig) -> str:
         staged = replace(config, contender="stages")
@@ -56,7 +55,7 @@ def sites(config: ContenderConfig, run: Run) -> str:
 
 
 def stages(config: ContenderConfig, run: Run) -> str:
-    """The whole run against the slower of its halves."""
+    """Compare the whole run with the slower of its halves."""
 
     def sentence(config: ContenderConfig) -> str:
         staged = replace(config, contender="stages")
@@ -86,8 +85,8 @@ def formats(config: ContenderConfig, run: Run) -> str:
 
 
 def memory(config: ContenderConfig, run: Run) -> str:
-    """Peak resident size for the tasks and for four times as many, against the model, three shards
-    and 1 GiB.
+    """Compare the peak resident size for the tasks, and for four times as many, with the model,
+    three shards and 1 GiB.
     """
 
     def sentence(config: ContenderConfig) -> str:
@@ -112,7 +111,7 @@ def _model_bytes(config: ContenderConfig) -> int:
 
 
 def _shards(config: ContenderConfig, figures: Figures) -> float:
-    """How many shards a run filled: fewer than four say nothing of whether memory stays bounded."""
+    """Count the shards that a run filled: fewer than four do not show if memory stays bounded."""
     from layertap.pipeline.setup import format_of_shards, resolve_run_taps
 
     settings, shape = extraction(config), read_config(model_folder(config))
@@ -134,7 +133,7 @@ def output(config: ContenderConfig, run: Run) -> str:
 
 
 def start(config: ContenderConfig, run: Run) -> str:
-    """A first start, with an empty compilation cache, against a second one, of one task each."""
+    """Compare a first start, with an empty compilation cache, with a second one; one task each."""
 
     def sentence(config: ContenderConfig) -> str:
         with tempfile.TemporaryDirectory() as cache:
@@ -184,9 +183,9 @@ def _compared(turns: Sequence[Mapping[str, Figures]]) -> str:
 
 
 def prefix(config: ContenderConfig, run: Run) -> str:
-    """The whole run with what all prompts begin with computed once, and with each prompt.
+    """Compare the whole run with the prefix computed once, and with each prompt.
 
-    The two take turns, and change who is first. The processor's seconds are told too, since other
+    The two take turns, and change who is first. Processor seconds are given, too, because other
     work on the machine changes them less.
     """
 

@@ -52,7 +52,9 @@ class PlotConfig:
 
 
 def record_packing(dataset_path: str, tokenizer: str) -> dict[str, Any]:
-    """The lengths of the first whole prompts, and where packing puts them; no prefix is shared."""
+    """Record the lengths of the first whole prompts, and where packing puts them; no prefix is
+    shared.
+    """
     from layertap.config.extract import ExtractConfig
     from layertap.pipeline.packing import pack_window, row_ladder
 
@@ -66,7 +68,7 @@ def record_packing(dataset_path: str, tokenizer: str) -> dict[str, Any]:
 
 
 def record_resume(demo: Path, kills: int) -> dict[str, Any]:
-    """Tokens committed over time by a run that nobody disturbs, and by one that is killed."""
+    """Record the tokens committed over time by an undisturbed run, and by one that is killed."""
     calm, killed = demo / "plot" / "calm", demo / "plot" / "killed"
     found = {"calm": _watch(demo, calm, 0), "killed": _watch(demo, killed, kills)}
     if _digest(calm) != _digest(killed):
@@ -75,7 +77,7 @@ def record_resume(demo: Path, kills: int) -> dict[str, Any]:
 
 
 def _watch(demo: Path, folder: Path, kills: int) -> dict[str, list[Any]]:
-    """Run to the end, with SIGKILL at random moments; [seconds, tokens] and the moments."""
+    """Run to the end, with SIGKILL at random moments. Return [seconds, tokens] and the moments."""
     folder.mkdir(parents=True)
     output, draw, begun = folder / "activations", random.Random(0), time.perf_counter()
     points: list[tuple[float, int]] = [(0.0, 0)]

@@ -37,13 +37,13 @@ _COLUMNS = {"forward": "Layertap, nothing written, is faster by", "layertap": "L
 
 
 def tokens_per_second(runs: Sequence[Figures]) -> float:
-    """The median over runs, in real tokens a second."""
+    """Return the median over runs, in real tokens a second."""
     return statistics.median(run["tokens"] / run["seconds"] for run in runs)
 
 
 def model_gflop(config: DecoderConfig, layers: int, lengths: Sequence[int]) -> float:
-    """What a forward pass over prompts of these lengths must compute at least, in GFLOP: products
-    and causal attention.
+    """Return what a forward pass over prompts of these lengths must compute at least, in GFLOP:
+    products and causal attention.
     """
     return forward_flops(config, layers, sum(lengths), sum(map(causal_pairs, lengths))) / 1e9
 
@@ -51,8 +51,9 @@ def model_gflop(config: DecoderConfig, layers: int, lengths: Sequence[int]) -> f
 def gflop_per_token(
     config: DecoderConfig, kept: Sequence[int], lengths: Mapping[str, Sequence[int]]
 ) -> dict[str, float]:
-    """What each contender computes a token, by the lengths of its prompts: Layertap ends at the
-    last layer that is kept (none stand for all), transformers never does.
+    """Return what each contender computes for each token, from the lengths of its prompts.
+
+    Layertap ends at the last layer that is kept (none means all); transformers computes all layers.
     """
     own = max(kept, default=config.num_hidden_layers - 1) + 1
     layers = {name: own if name in _COLUMNS else config.num_hidden_layers for name in lengths}
@@ -60,7 +61,7 @@ def gflop_per_token(
 
 
 def of_ceiling(runs: Runs, gflop: Mapping[str, float]) -> dict[str, float]:
-    """Which part of the measured matrix products each contender reached, in the median."""
+    """Return the share of the measured matrix products that each contender reached; the median."""
     return {
         name: tokens_per_second(runs[name]) * own / _median(runs["ceiling"], "gflops") for name, own in gflop.items()
     }
@@ -80,7 +81,7 @@ def table(title: str, runs: Runs, gflop: Mapping[str, float], device: Device) ->
 
 
 def waits(runs: Sequence[Figures]) -> str:
-    """Where Layertap's time went, in the median."""
+    """Say where Layertap's time went, in the median."""
     stages = [name for name in runs[0] if name.startswith("waited_")]
     shown = ", ".join(f"{name[7:]} {_median(runs, name):.1f} s" for name in stages)
     real = statistics.median(run["tokens"] / run["computed_tokens"] for run in runs)
@@ -88,7 +89,7 @@ def waits(runs: Sequence[Figures]) -> str:
 
 
 def written(runs: Runs) -> str:
-    """What Layertap put on disk, beside what the disk takes, in the median."""
+    """Say how much Layertap wrote to disk, compared with the disk's own rate, in the median."""
     rate, disk = _writing_rate(runs), _median(runs["ceiling"], "disk_mb")
     megabytes = _median(runs["layertap"], "written_mb")
     return (
@@ -97,7 +98,7 @@ def written(runs: Runs) -> str:
 
 
 def result(runs: Runs, gflop: Mapping[str, float]) -> dict[str, Any]:
-    """What is kept of one size and dtype: every run, and what follows from them."""
+    """Return what is kept of one size and dtype: every run, and what follows from them."""
     medians = {
         name: {figure: _median(own, figure) for figure in own[0]}
         | ({"tokens_per_second": tokens_per_second(own)} if name in gflop else {})
@@ -113,7 +114,7 @@ def result(runs: Runs, gflop: Mapping[str, float]) -> dict[str, Any]:
 
 
 def write_json(path: Path, config: BenchmarkConfig, machine: Mapping[str, Any], found: Mapping[str, Any]) -> None:
-    """What was found, with machine, versions and settings."""
+    """Write the results, with machine, versions and settings."""
     document: dict[str, Any] = {
         "date": date.today().isoformat(),
         "machine": machine,

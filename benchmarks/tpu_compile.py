@@ -1,4 +1,4 @@
-"""What the real TPU compiler says of a step, on a machine that has no TPU.
+"""What the real TPU compiler says about a step, on a machine without a TPU.
 
 libtpu (extra `tpu`) compiles for a described topology. The step that is compiled is the run's own
 (`StepProgram`), from shapes alone: no weight is read, no memory of that size is needed. The
@@ -52,7 +52,7 @@ COMPILER_ENVIRONMENT = {
 
 @dataclass(frozen=True)
 class TpuStep:
-    """A step to compile; `rows` are those on each chip."""
+    """A step to compile; `rows` counts the rows on each chip."""
 
     model: str
     topology: str
@@ -68,7 +68,7 @@ class TpuStep:
 
 @dataclass(frozen=True)
 class CompiledStep:
-    """What the compiler said; bytes are of one chip."""
+    """What the compiler said; bytes are for one chip."""
 
     mesh: str
     arguments: int
@@ -108,7 +108,7 @@ def compile_step(step: TpuStep) -> CompiledStep:
 
 
 def compile_here(text: str) -> CompiledStep:
-    """Compile the step that `text` is as JSON, in a process with `COMPILER_ENVIRONMENT`."""
+    """Compile the step that `text` holds as JSON, in a process with `COMPILER_ENVIRONMENT`."""
     import layertap.pipeline  # noqa: F401, I001 - quietens XLA, which must come before jax
     from jax.experimental import topologies
 
@@ -141,7 +141,7 @@ def compile_here(text: str) -> CompiledStep:
 
 
 def collectives(program: str) -> dict[str, int]:
-    """What goes over the interconnect: `operation shape` -> how often the program has it."""
+    """Map `operation shape`, sent over the interconnect, to how often the program has it."""
     found: Counter[str] = Counter()
     for result, operation, start in _INSTRUCTION.findall(program):
         shapes = _SHAPE.findall(result)

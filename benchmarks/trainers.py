@@ -24,7 +24,7 @@ CONTEXT = 512
 
 
 def stream(config: ContenderConfig) -> Figures:
-    """Layertap's."""
+    """Measure Layertap's stream."""
     import layertap
 
     begun = time.perf_counter()
@@ -43,7 +43,7 @@ def stream(config: ContenderConfig) -> Figures:
 
 
 def saelens(config: ContenderConfig) -> Figures:
-    """SAELens'."""
+    """Measure SAELens' store."""
     import torch
     from datasets import Dataset
     from sae_lens import ActivationsStore

@@ -26,12 +26,12 @@ Figures = dict[str, float]
 
 
 def model_folder(config: ContenderConfig) -> Path:
-    """Where the checkpoint lies."""
+    """Return the folder of the checkpoint."""
     return Path(config.output_dir) / f"model-{config.size}"
 
 
 def prompt_ids(config: ContenderConfig) -> list[np.ndarray]:
-    """The token ids of all prompts, as Layertap makes them."""
+    """Return the token ids of all prompts, as Layertap makes them."""
     return arc_prompts(str(config.dataset_path), model_folder(config), config.tasks)
 
 
@@ -55,7 +55,7 @@ def arc_prompts(dataset_path: str, tokenizer: Path, tasks: int | None) -> list[n
 
 
 def baseline_ids(config: ContenderConfig) -> list[np.ndarray]:
-    """Those that transformers is given: whole batches, from all parts of the dataset."""
+    """Return the token ids for transformers: whole batches, from all parts of the dataset."""
     prompts = prompt_ids(config)
     batches = [prompts[first : first + BATCH] for first in range(0, len(prompts), BATCH)]
     wanted = min(config.baseline_batches or len(batches), len(batches))
@@ -64,7 +64,7 @@ def baseline_ids(config: ContenderConfig) -> list[np.ndarray]:
 
 
 def extraction(config: ContenderConfig) -> ExtractConfig:
-    """The run that is measured, into a folder of this process."""
+    """Return the settings of the run that is measured, into a folder of this process."""
     return ExtractConfig(
         dataset_path=str(config.dataset_path),
         max_tasks=config.tasks,
@@ -82,7 +82,7 @@ def extraction(config: ContenderConfig) -> ExtractConfig:
 
 
 def run_figures(summary: "RunSummary") -> Figures:
-    """What a run took, loading aside."""
+    """Return the figures of a run, without loading."""
     figures: Figures = {f"waited_{stage}": seconds for stage, seconds in summary.waited.items()}
     return figures | {
         "tokens": summary.tokens,
@@ -111,7 +111,7 @@ def disk_mb_per_second(folder: Path) -> float:
 
 
 def seconds_of(run: Callable[[], object]) -> float:
-    """How long a call takes."""
+    """Return how long a call takes."""
     begun = time.perf_counter()
     run()
     return time.perf_counter() - begun

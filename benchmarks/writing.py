@@ -29,7 +29,9 @@ _KEPT = 4  # shards; all of a run would not fit into memory
 
 
 def forward(config: ContenderConfig) -> Figures:
-    """The run with a writer that drops shards: all that a run does but encoding and writing."""
+    """Time the run with a writer that drops shards: everything that a run does except encoding and
+    writing.
+    """
     from layertap.pipeline.run import extract
 
     run = extraction(config)
@@ -45,8 +47,8 @@ def _drop(writer: ShardWriter, _samples: Sequence[Sample], progress: Json, *, co
 
 
 def stages(config: ContenderConfig) -> Figures:
-    """The run with a writer that drops shards, and then the writing by itself: of the first few,
-    for all tokens.
+    """Time the run with a writer that drops shards, and then the writing alone: of the first few
+    shards, for all tokens.
     """
     from layertap.pipeline.run import extract
 
@@ -73,9 +75,10 @@ def stages(config: ContenderConfig) -> Figures:
 
 
 def formats(config: ContenderConfig) -> Figures:
-    """MB a second that each format takes of what a bfloat16 run harvests; safetensors also on disk.
+    """Measure how many MB a second each format accepts of a bfloat16 run's activations; safetensors
+    also on disk.
 
-    Of pickles the float32 bytes before compression count, of safetensors those of the file.
+    For pickles the float32 bytes before compression count, for safetensors those of the file.
     """
     folder = Path(config.output_dir) / "formats"
     samples = _samples()
@@ -113,7 +116,7 @@ def _samples() -> list[Sample]:
 
 
 def _writing_seconds(folder: Path, form: ShardFormat, samples: Sequence[Sample]) -> float:
-    """One shard and its manifest, synced."""
+    """Time the writing of one shard and its manifest, synced."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     writer = ShardWriter(open_store(str(folder)), _manifest(form), form, lambda _manifest: None)
