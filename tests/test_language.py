@@ -1,7 +1,7 @@
 """Docstrings, comments, messages and pages avoid words and inversions that read as if translated.
 
-docs/LOG.md and CHANGELOG.md are dated and stay as they were written. docs/commands.md and
-docs/api.md repeat what the source says.
+docs/LOG.md is dated and stays as it was written. docs/commands.md and docs/api.md repeat what the
+source says.
 """
 
 import io
@@ -34,9 +34,10 @@ _PYTHON = sorted(
 )
 _ASSETS = sorted((_ROOT / "src").rglob("*.js")) + sorted((_ROOT / "src").rglob("*.html"))
 _GENERATED_OR_DATED = {"LOG.md", "commands.md", "api.md"}
-_PAGES = [_ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "examples/README.md")] + sorted(
-    path for path in (_ROOT / "docs").rglob("*.md") if path.name not in _GENERATED_OR_DATED
-)
+_PAGES = [
+    *(_ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "examples/README.md")),
+    *sorted(path for path in (_ROOT / "docs").rglob("*.md") if path.name not in _GENERATED_OR_DATED),
+]
 
 
 def _find(texts: Iterator[tuple[int, str]]) -> list[str]:
