@@ -225,7 +225,7 @@ def test_what_is_no_dump_is_refused(batch, look_at, tmp_path: Path) -> None:
     ids, states = batch
     text = tmp_path / "notes.txt"
     text.write_text("nothing to see")
-    with pytest.raises(DumpError, match=r"is none of safetensors, \.npy and \.npz"):
+    with pytest.raises(DumpError, match=r"is not safetensors, \.npy or \.npz"):
         look_at(text)
     with pytest.raises(DumpError, match="no such file or folder"):
         look_at(tmp_path / "absent")
@@ -233,7 +233,7 @@ def test_what_is_no_dump_is_refused(batch, look_at, tmp_path: Path) -> None:
     with pytest.raises(DumpError, match=r"with a row for each of the 25 tokens.*acts float32\[7, 64\]"):
         look_at(path)
     path = dumps.save(tmp_path / "beyond.safetensors", token_ids=ids + 10_000, acts=states[2])
-    with pytest.raises(DumpError, match=r"token id \d+ is none of .*, which has 0 to 767"):
+    with pytest.raises(DumpError, match=r"token id \d+ does not belong to .*, which has 0 to 767"):
         look_at(path)
     path = dumps.save(tmp_path / "floats.safetensors", token_ids=ids.astype(np.float32), acts=states[2])
     with pytest.raises(DumpError, match="has no token ids"):

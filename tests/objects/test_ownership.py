@@ -93,7 +93,7 @@ def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.touch()
     for place in (path, path / "below"):
-        with pytest.raises(UsageError, match="is a file, or lies below one"), exclusive(place):
+        with pytest.raises(UsageError, match="is a file, or is inside one"), exclusive(place):
             pytest.fail("a file is no folder")
 
 

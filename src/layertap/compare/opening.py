@@ -79,7 +79,7 @@ def _open_file(path: Path, given: Mapping[str, Stored]) -> tuple[str, dict[str, 
     if head[8:9] == b"{":
         return "a safetensors file", {**open_tensors(path), **given}
     raise DumpError(
-        f"{path}: is none of safetensors, .npy and .npz"
+        f"{path}: is not safetensors, .npy or .npz"
         + (
             "; it is a pickle, and reading one runs what is in it: save it as safetensors"
             if head[:1] == b"\x80"

@@ -141,7 +141,7 @@ def _prompt(ids: Stored, span: Span, number: int, facts: ModelFacts, place: str)
     low, high = int(values[start:].min()), int(values[start:].max())
     if low < 0 or high >= facts.vocab_size:
         raise DumpError(
-            f"{place}: token id {low if low < 0 else high} is none of {facts.name}, which has 0 to"
+            f"{place}: token id {low if low < 0 else high} does not belong to {facts.name}, which has 0 to"
             f" {facts.vocab_size - 1}: the ids are of another tokenizer, or not ids"
         )
     before = values[:start] if len(ids.shape) == 2 else values[:0]

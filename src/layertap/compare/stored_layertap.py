@@ -42,7 +42,9 @@ def _prompt(dataset: ActivationDataset, number: int, facts: ModelFacts) -> Promp
             " are needed to compute it again"
         )
     if len(ids) and int(ids.max()) >= facts.vocab_size:
-        raise DumpError(f"{dataset.path}: token id {int(ids.max())} is none of {facts.name}: it is of another model")
+        raise DumpError(
+            f"{dataset.path}: token id {int(ids.max())} does not belong to {facts.name}: the run is of another model"
+        )
     return Prompt(f"sample {sample.sample_idx}", ids.astype(np.int32), np.zeros(0, np.int32))
 
 

@@ -124,7 +124,7 @@ def _clues(diagnosis: Diagnosis) -> Iterator[str]:
     if any(counts):
         yield _how_far_right(case, candidate, counts)
     elif nearest.error > _FAR and nearest.cosine < 1 - _FAR:
-        yield "no tap is near it: another model, other weights or tokens, or something that is none of our sites"
+        yield "no tap is near it: another model, other weights or tokens, or a value that is not at one of our sites"
     told = (
         f"the nearest is {nearest.candidate.describe()}, {nearest.error:.2g} off with a cosine of {nearest.cosine:.3f}"
     )

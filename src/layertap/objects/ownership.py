@@ -49,7 +49,7 @@ def exclusive(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
     except (FileExistsError, NotADirectoryError) as error:
-        raise UsageError(f"{folder}: is a file, or lies below one; give a folder as --output_dir") from error
+        raise UsageError(f"{folder}: is a file, or is inside one; give a folder as --output_dir") from error
     except OSError as error:
         raise StorageError(f"{folder}: cannot be written to: {error.strerror or error}") from error
     try:

@@ -69,7 +69,7 @@ class Position:
             numbers: dict[str, Any] = {name: operator.index(raw[name]) for name in _NUMBERS}
             return cls(**numbers, digest=raw["digest"], window_digest=raw["window_digest"], **lists)
         except (KeyError, TypeError) as error:
-            raise DamageError(f"the manifest's progress lacks or garbles {error}; it was edited or damaged") from error
+            raise DamageError(f"the manifest's progress is edited or damaged: {error} is missing or wrong") from error
 
     def to_json(self) -> dict[str, Any]:
         """As in the manifest; lists include their count."""

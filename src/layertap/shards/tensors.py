@@ -183,7 +183,7 @@ def _parse(head: bytes, size: int) -> TensorLayout:
         begin, end_before = told["data_offsets"][0], end
         end = told["data_offsets"][1]
         if begin != end_before or end - begin != prod(shape) * dtype.itemsize or min(shape, default=0) < 0:
-            raise ValueError(f"tensor {name} {told['dtype']}{list(shape)} does not lie at {told['data_offsets']}")
+            raise ValueError(f"tensor {name} {told['dtype']}{list(shape)} does not fit at {told['data_offsets']}")
         places[name] = Place(dtype, shape, start + begin)
     if start + end != size:
         raise ValueError(f"its tensors end at {start + end}, the file has {size} bytes")
