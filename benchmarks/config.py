@@ -3,6 +3,8 @@
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from layertap.config.extract import StorageDtype
+
 Dtype = Literal["bfloat16", "float32"]
 Device = Literal["cpu", "gpu"]
 Contender = Literal[
@@ -12,7 +14,7 @@ Measure = Literal[
     "compare", "depth", "sites", "stages", "formats", "encode", "memory", "output", "start", "stream", "prefix"
 ]
 
-_BASELINE_BATCHES = 4
+_BASELINE_BATCHES = 2
 
 
 @dataclass(frozen=True)
@@ -40,12 +42,13 @@ class _Settings:
     """A folder with the tokenizer to use, for example Qwen2.5's; None: the demo's, whose prompts
     are longer."""
 
-    tasks: int = 48
-    """How many tasks Layertap extracts, one prompt for each test input."""
+    tasks: int = 12
+    """How many tasks Layertap extracts, one prompt for each test input. 48 take hours, and change
+    the ratios little."""
 
     baseline_batches: int | None = None
     """How many batches of 4 prompts transformers is given, spread evenly over those of all tasks,
-    so that they are as uneven as the rest; None, or more than there are: all, on cpu 4, which
+    so that they are as uneven as the rest; None, or more than there are: all, on cpu 2, which
     halves the time."""
 
     repeats: int = 3
@@ -110,7 +113,7 @@ class ContenderConfig(_Settings):
     dtype: Dtype = "bfloat16"
     """Compute dtype of this run."""
 
-    storage_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    storage_dtype: StorageDtype = "float32"
     """What `encode` stores."""
 
     cores: int | None = None

@@ -13,13 +13,16 @@ from typing import Literal
 
 from benchmarks.config import ContenderConfig
 from benchmarks.workload import Figures
+from layertap.config.extract import StorageDtype
 
-Kind = tuple[Literal["safetensors", "pickle"], Literal["bfloat16", "float16", "float32"]]
+Kind = tuple[Literal["safetensors", "pickle"], StorageDtype]
 
 KINDS: tuple[Kind, ...] = (
     ("safetensors", "bfloat16"),
     ("safetensors", "float16"),
     ("safetensors", "float32"),
+    ("safetensors", "float8_e4m3"),
+    ("safetensors", "int8"),
     ("pickle", "bfloat16"),
     ("pickle", "float16"),
     ("pickle", "float32"),

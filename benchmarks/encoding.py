@@ -30,15 +30,17 @@ import numpy as np
 from benchmarks.config import ContenderConfig
 from benchmarks.workload import Figures, extraction, model_folder
 from layertap.core.columns import token_columns
-from layertap.core.sample import Sample
+from layertap.core.sample import Activation, Sample
 from layertap.core.taps import Tap
 from layertap.model.families import read_config
 from layertap.objects import open_store
 from layertap.objects.base import OWNED
 from layertap.objects.files import crc32c_of
+from layertap.pipeline.setup import DTYPES
 from layertap.shards.encode import EncodedShard, ShardFormat, encode, round_activation
 from layertap.shards.measuring import measure_in_float32
 from layertap.shards.pickles import igzip
+from layertap.shards.quantised import is_quantised, quantise
 
 if TYPE_CHECKING:  # it brings JAX
     from layertap.pipeline.step import Beginning
@@ -61,7 +63,7 @@ def encoding(config: ContenderConfig) -> Figures:
     samples = _samples(config, values)
     taps = {Tap(layer, "residual"): width for layer in config.layers}
     compress = config.format == "pickle"
-    form = ShardFormat(taps, np.dtype(config.storage_dtype), compress=compress, name=config.format)
+    form = ShardFormat(taps, DTYPES[config.storage_dtype], compress=compress, name=config.format)
     folder = Path(tempfile.mkdtemp(dir=_MEMORY if _MEMORY.is_dir() else config.output_dir))
     try:
         run = replace(config, output_dir=str(folder))
@@ -110,17 +112,29 @@ def _bytes(shard: EncodedShard) -> int:
 def _parts(
     samples: list[Sample], form: ShardFormat, plain: EncodedShard, shard: EncodedShard, folder: Path
 ) -> dict[str, Callable[[], object]]:
-    stored = [(round_activation(sample, tap, form.dtype), sample.sample_idx) for sample in samples for tap in form.taps]
+    stored = [(_read(sample, tap, form.dtype), sample.sample_idx) for sample in samples for tap in form.taps]
     given = [sample.activations[tap] for sample in samples for tap in form.taps]
+    convert = quantise if is_quantised(form.dtype) else _converted
     raw = b"".join(chunk for content in plain.contents.values() for chunk in content.chunks()) if form.compress else b""
     store = open_store(str(folder / "parts"))
     return {
         "statistics": lambda: [measure_in_float32(values, number) for values, number in stored],
-        "conversion": lambda: [values.astype(form.dtype, copy=False) for values in given],
+        "conversion": lambda: [convert(values, form.dtype) for values in given],
         "compression": lambda: igzip.compress(raw, 2) if form.compress and igzip is not None else None,
         "crc": lambda: [crc32c_of(content.chunks()) for content in shard.contents.values()],
         "write": lambda: [store.put(path, content, replaces=OWNED) for path, content in shard.contents.items()],
     }
+
+
+def _read(sample: Sample, tap: Tap, dtype: np.dtype) -> Activation:
+    """The values as they are read from what is stored."""
+    if is_quantised(dtype):
+        return quantise(sample.activations[tap], dtype).values
+    return round_activation(sample, tap, dtype)
+
+
+def _converted(values: Activation, dtype: np.dtype) -> Activation:
+    return values.astype(dtype, copy=False)
 
 
 def _seconds(run: Callable[[], object]) -> tuple[float, float]:

@@ -38,7 +38,11 @@ _COLUMNS = {"forward": "Layertap, nothing written, is faster by", "layertap": "L
 
 def tokens_per_second(runs: Sequence[Figures]) -> float:
     """Return the median over runs, in real tokens a second."""
-    return statistics.median(run["tokens"] / run["seconds"] for run in runs)
+    return statistics.median(map(_rate, runs))
+
+
+def _rate(run: Figures) -> float:
+    return run["tokens"] / run["seconds"]
 
 
 def model_gflop(config: DecoderConfig, layers: int, lengths: Sequence[int]) -> float:
@@ -75,9 +79,18 @@ def table(title: str, runs: Runs, gflop: Mapping[str, float], device: Device) ->
     head = [title, "tokens/s", *columns.values(), f"of {_median(runs['ceiling'], 'gflops'):,.0f} GFLOP/s"]
     rows = [head, ["---"] * len(head)]
     for name, said in TITLES[device].items():
-        faster = ["" if name in columns else f"{rates[own] / rates[name]:.2f}" for own in columns]
+        faster = ["" if name in columns else faster_by(runs[own], runs[name]) for own in columns]
         rows.append([said, f"{rates[name]:.0f}", *faster, f"{parts[name]:.0%}"])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def faster_by(own: Sequence[Figures], other: Sequence[Figures]) -> str:
+    """Return how many times as fast as the other: the median of the turns, and their span.
+
+    A ratio is of one turn, in which both met the same machine.
+    """
+    ratios = sorted(_rate(mine) / _rate(its) for mine, its in zip(own, other, strict=True))
+    return f"{statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
 
 
 def waits(runs: Sequence[Figures]) -> str:

@@ -1,7 +1,9 @@
 """Strict by default: no silent promotion of dtypes or ranks. Checkpoints are made once a run."""
 
 import fcntl
+import gc
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 # Programs compiled by tests stay out of the user's own cache; kept between sessions, which saves
@@ -42,6 +44,28 @@ def shared_data() -> Path:
     if not _SHARED.is_dir():
         pytest.skip(f"needs real ARC tasks and the Qwen 2.5 tokenizer: no folder {_SHARED} (set LAYERTAP_SHARED_DATA)")
     return _SHARED
+
+
+_ENOUGH_MEMORY = 2 << 30
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _memory_of_its_own() -> Iterator[None]:
+    """What a file compiled and loaded does not stay in memory for the files after it.
+
+    Models are in circles of references (hooks), which Python looks for only after many small
+    objects. Two workers have grown to 12 GB each.
+    """
+    yield
+    if _resident_bytes() > _ENOUGH_MEMORY:
+        jax.clear_caches()
+        gc.collect()
+
+
+def _resident_bytes() -> int:
+    """How much memory this process has, where the system tells (Linux); else 0."""
+    statm = Path("/proc/self/statm")
+    return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if statm.exists() else 0
 
 
 @pytest.fixture(autouse=True)

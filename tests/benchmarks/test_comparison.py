@@ -35,6 +35,10 @@ def test_gflop_is_that_of_products_and_causal_attention() -> None:
     assert report.model_gflop(config, 24, [10]) == pytest.approx(24 * (10 * per_token + 4 * 896 * pairs) / 1e9)
 
 
+def test_a_ratio_is_of_one_turn_and_its_span_is_told() -> None:
+    assert report.faster_by(_runs(300, 100, 90), _runs(200, 100, 45)) == "1.50 (1.00 to 2.00)"
+
+
 def test_transformers_is_credited_with_all_layers_where_layertap_ends_early() -> None:
     config, lengths = published_config("0.5b"), {"padded": [10, 20], "best": [10], "forward": [10], "layertap": [10]}
     gflop = report.gflop_per_token(config, (3, 11), lengths)

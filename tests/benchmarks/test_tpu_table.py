@@ -186,8 +186,10 @@ _FAMILIES = {
 }  # fmt: skip
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", list(_FAMILIES))
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow if name == "Gemma-2-9B" else pytest.mark.proof) for name in _FAMILIES],
+)
 def test_a_step_of_each_family_compiles_for_a_tpu_within_its_memory(name: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(_FAMILIES[name]))
     compiled = compile_step(TpuStep(str(tmp_path), "v5e:2x4", 1, 4096))

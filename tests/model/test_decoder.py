@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from layertap.core.taps import SITES, Tap
+from layertap.core.taps import SITES, Site, Tap
 from layertap.demo.checkpoint import write_checkpoint
 from layertap.model import weights
 from layertap.model.attention import Attend, attend_dense, attend_flash
@@ -161,14 +161,27 @@ def test_layers_above_the_last_tap_change_nothing(small: Path) -> None:
         np.testing.assert_allclose(value, whole[tap], rtol=1e-5, atol=1e-5)
 
 
+@pytest.fixture(scope="module")
+def full_shape(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint in the shape of Qwen 2.5 0.5B, with its tokenizer."""
+    folder = tmp_path_factory.mktemp("full")
+    write_checkpoint(folder, "0.5b", dtype="float32", tokenizer=shared_data / "qwen2.5-tokenizer")
+    return folder
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1800)  # transformers takes minutes beside other work
-def test_full_0_5b_shape_on_real_prompts(shared_data: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("task", "tokens", "sites"),
+    [("017c7c7b", 625, SITES), ("007bbfb7", 1123, SITES), ("00d62c1b", 2800, ("residual",))],  # all sites: 6 GB
+)
+def test_full_0_5b_shape_on_real_prompts(
+    full_shape: Path, shared_data: Path, task: str, tokens: int, sites: tuple[Site, ...]
+) -> None:
     """24 layers, 151,936 tokens of vocabulary, real ARC prompts."""
-    write_checkpoint(tmp_path, "0.5b", dtype="float32", tokenizer=shared_data / "qwen2.5-tokenizer")
-    lengths = {"007bbfb7": 1123, "00d62c1b": 2800, "017c7c7b": 625}
-    for task, ids in forward.arc_prompts(tmp_path, shared_data, lengths).items():
-        truth, values = huggingface.activations(tmp_path, ids), forward.activations(tmp_path, ids, plan())
-        worst = {tap: huggingface.relative_errors(values[tap], truth[tap]).max() for tap in truth}
-        print(task, len(ids), "tokens, worst relative error", max(worst.values()))
-        assert max(worst.values()) <= 1e-4, worst
+    [ids] = forward.arc_prompts(full_shape, shared_data, {task: tokens}).values()
+    truth = huggingface.activations(full_shape, ids, sites=sites)
+    values = forward.activations(full_shape, ids, plan(), sites=sites)
+    worst = {tap: huggingface.relative_errors(values[tap], truth[tap]).max() for tap in truth}
+    print(task, len(ids), "tokens, worst relative error", max(worst.values()))
+    assert max(worst.values()) <= 1e-4, worst

@@ -44,7 +44,8 @@ def _activations(model: Path, tasks: Path, output: Path, devices: int, mesh: str
     "mesh", ["data=2,fsdp=2", *(pytest.param(mesh, marks=pytest.mark.slow) for mesh in ("auto", "fsdp=4"))]
 )
 def test_four_devices_give_what_one_gives(tiny_model: Path, demo_tasks: Path, tmp_path: Path, mesh: str) -> None:
-    one = _activations(tiny_model, demo_tasks, tmp_path / "one", 1, "auto")
+    """The four compute what prompts begin with once, the one does with each of them."""
+    one = _activations(tiny_model, demo_tasks, tmp_path / "one", 1, "auto", "--no_share_prefix")
     four = _activations(tiny_model, demo_tasks, tmp_path / "four", 4, mesh)
     assert len({sample for _, sample in one}) >= 16
     require_close(four, one)
@@ -58,7 +59,7 @@ def test_four_devices_give_what_one_gives_in_other_families(
     families.write_family(tmp_path / "model", family, vocab_size=1024)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(tiny_model / name, tmp_path / "model")
-    one = _activations(tmp_path / "model", demo_tasks, tmp_path / "one", 1, "auto")
+    one = _activations(tmp_path / "model", demo_tasks, tmp_path / "one", 1, "auto", "--no_share_prefix")
     four = _activations(tmp_path / "model", demo_tasks, tmp_path / "four", 4, "data=2,fsdp=2")
     require_close(four, one)
 
@@ -68,7 +69,8 @@ def test_an_adapter_is_merged_into_each_devices_part(tiny_model: Path, demo_task
     settings = {"r": 4, "target_modules": "all-linear", "use_dora": True}
     adapter = write_adapter(tmp_path / "adapter", tiny_model, **settings)
     plain = _activations(tiny_model, demo_tasks, tmp_path / "plain", 1, "auto")
-    one = _activations(tiny_model, demo_tasks, tmp_path / "one", 1, "auto", "--adapter", str(adapter))
+    apart = ("--no_share_prefix", "--adapter", str(adapter))
+    one = _activations(tiny_model, demo_tasks, tmp_path / "one", 1, "auto", *apart)
     four = _activations(tiny_model, demo_tasks, tmp_path / "four", 4, "data=2,fsdp=2", "--adapter", str(adapter))
     require_close(four, one)
     assert not any(np.allclose(one[key], plain[key], atol=0.01) for key in one)

@@ -55,8 +55,11 @@ def union(output: Path) -> Activations:
 
 @pytest.fixture(scope="module")
 def alone(tiny_model: Path, tasks: Path, tmp_path_factory: pytest.TempPathFactory) -> Activations:
+    """One process, which computes what prompts begin with for each of them."""
     output = tmp_path_factory.mktemp("alone") / "out"
-    done = commands.run(["-m", "layertap", "extract", *flags(tiny_model, tasks, output)], output.parent)
+    done = commands.run(
+        ["-m", "layertap", "extract", *flags(tiny_model, tasks, output), "--no_share_prefix"], output.parent
+    )
     assert done.returncode == 0, done.stderr
     return activations(output)
 
@@ -66,7 +69,8 @@ def alone(tiny_model: Path, tasks: Path, tmp_path_factory: pytest.TempPathFactor
 def test_the_union_is_what_one_process_gives(
     tiny_model: Path, tasks: Path, alone: Activations, tmp_path: Path, mesh: str
 ) -> None:
-    slices.run([*flags(tiny_model, tasks, tmp_path / "out"), "--mesh", mesh], tmp_path, HOSTS)
+    summaries = slices.run([*flags(tiny_model, tasks, tmp_path / "out"), "--mesh", mesh], tmp_path, HOSTS)
+    assert all("a prefix that was computed once" in summary for summary in summaries)
     require_close(union(tmp_path / "out"), alone)
     assert {path.name for path in (tmp_path / "out").glob("tpu_*")} == {f"tpu_0_host_{host}" for host in range(HOSTS)}
 

@@ -40,26 +40,43 @@ def test_killed_between_upload_and_commit_a_run_ends_with_the_same_bytes(new_mac
 @pytest.mark.slow
 def test_killed_between_every_two_steps_of_the_commit(new_machine, whole: Machine, gcs: FakeGcs) -> None:
     machine = new_machine("killed")
-    for name in ("residual/shard_0002.pkl.gz", "statistics/shard_0003.safetensors", MANIFEST, CHECKPOINT):
-        for kind in ("call", "call_after"):
-            gcs.faults.plan(kind, "insert", name, action=machine.kill)
-            machine.start().communicate(timeout=280)
-            assert machine.process.returncode == -signal.SIGKILL, (kind, name)
+    for kind, name in (
+        ("call_after", "residual/shard_0002.pkl.gz"),
+        ("call_after", "statistics/shard_0003.safetensors"),
+        ("call", MANIFEST),
+        ("call_after", MANIFEST),
+        ("call_after", CHECKPOINT),
+    ):  # what is before an object is after the one before it
+        gcs.faults.plan(kind, "insert", name, action=machine.kill)
+        machine.start().communicate(timeout=280)
+        assert machine.process.returncode == -signal.SIGKILL, (kind, name)
     machine.run_to_the_end()
     require_same(machine, whole)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("storm", [0.0, 0.05])
-@pytest.mark.parametrize("form", ["pickle", "safetensors"])
-def test_ten_kills_at_random_change_no_byte(new_machine: NewMachine, gcs: FakeGcs, form: str, storm: float) -> None:
+def kill_at_random(new_machine: NewMachine, gcs: FakeGcs, form: str, storm: float, kills: int) -> None:
+    """A run that is killed so often ends with the bytes of one that nothing disturbed."""
     with FakeGcs(BUCKET) as server:
         undisturbed = new_machine("undisturbed", server, form=form)
         undisturbed.run_to_the_end()
     gcs.faults.storm = storm
     machine, tally = new_machine("killed", form=form), Counter[str]()
-    assert kill_until_done(machine, undisturbed, 10, random.Random(11), tally) >= 1
+    assert kill_until_done(machine, undisturbed, kills, random.Random(11), tally) >= 1
     print(tally)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("form", "storm"), [("pickle", 0.05), ("safetensors", 0.0)])
+def test_three_kills_at_random_change_no_byte(new_machine: NewMachine, gcs: FakeGcs, form: str, storm: float) -> None:
+    kill_at_random(new_machine, gcs, form, storm, kills=3)
+
+
+@pytest.mark.proof
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("storm", [0.0, 0.05])
+@pytest.mark.parametrize("form", ["pickle", "safetensors"])
+def test_ten_kills_at_random_change_no_byte(new_machine: NewMachine, gcs: FakeGcs, form: str, storm: float) -> None:
+    kill_at_random(new_machine, gcs, form, storm, kills=10)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
