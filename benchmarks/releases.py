@@ -78,9 +78,9 @@ def _measure_release(config: ReleasesConfig, release: Path) -> dict[str, float]:
 
 def measure() -> dict[str, Any]:
     """Milliseconds of each piece, and the release of jaxlib that took them."""
-    import jaxlib
+    from importlib.metadata import version
 
-    found: dict[str, Any] = {"release": jaxlib.__version__}
+    found: dict[str, Any] = {"release": version("jaxlib")}
     for dtype in get_args(Dtype):
         found |= {f"{name} {dtype}": took for name, took in _pieces(dtype).items()}
     return found
