@@ -85,7 +85,7 @@ def run(command: str, project: Path, hub: FakeHub, **environment: str) -> str:
         },
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=1100,
         check=False,
     )
     assert done.returncode == 0, done.stderr
@@ -97,6 +97,7 @@ def test_is_short() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)  # minutes on a quiet machine
 def test_five_minutes_end_with_an_autoencoder_and_its_page(project: Path, hub: FakeHub) -> None:
     run("layertap demo", project, hub)  # as `make demo` does
     output = "".join(
@@ -108,6 +109,7 @@ def test_five_minutes_end_with_an_autoencoder_and_its_page(project: Path, hub: F
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_each_kind_of_data(project: Path, hub: FakeHub) -> None:
     blocks = shell_blocks(section("Your data"))
     assert len(blocks) == 4
