@@ -57,8 +57,9 @@ def encoding(config: ContenderConfig) -> Figures:
     """Measure one format and storage dtype on so many cores."""
     if config.cores is not None:
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: config.cores])
-    config = replace(config, layers=config.layers or LAYERS)
-    width = read_config(model_folder(config)).hidden_size
+    shape = read_config(model_folder(config))
+    config = replace(config, layers=config.layers or LAYERS[: shape.num_hidden_layers])
+    width = shape.hidden_size
     values = _values(len(config.layers), _TOKENS, width, np.dtype(config.dtype))
     samples = _samples(config, values)
     taps = {Tap(layer, "residual"): width for layer in config.layers}
