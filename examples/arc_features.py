@@ -47,7 +47,7 @@ PICTURE, PAGE = Path("arc_features.png"), Path("arc_features.html")
 
 # %%
 def extract(model: Path) -> layertap.ActivationDataset:
-    """The activations of a model at all cells."""
+    """Extract the activations of a model at all cells."""
     return layertap.extract(
         dataset_path="puzzles.jsonl",
         model_path=model,
@@ -67,7 +67,7 @@ def extract(model: Path) -> layertap.ActivationDataset:
 
 
 def train_sae(dataset: layertap.ActivationDataset) -> tuple[State, Normalisation]:
-    """The autoencoder of `train_jax.py`, and how activations were normalised for it."""
+    """Train the autoencoder of `train_jax.py`, and return how its activations were normalised."""
     batches = dataset.batches(BATCH, as_="jax", drop_last=True, center=True, scale="unit_rms")
     state = train(batches, init_state(0, dataset.hidden_size, FEATURES), STEPS)
     return state, batches.normalisation
@@ -82,7 +82,7 @@ def train_sae(dataset: layertap.ActivationDataset) -> tuple[State, Normalisation
 
 # %%
 class Cells(NamedTuple):
-    """All cells of all puzzles, one after the other."""
+    """All cells of all puzzles, in sequence."""
 
     fired: np.ndarray
     """float32 [cells, features]: how strongly each feature fires."""
@@ -105,7 +105,7 @@ KINDS = {
 
 
 class Puzzle(NamedTuple):
-    """What a prompt is about, as it shows it."""
+    """The content of a prompt, as it shows it."""
 
     rule: str
     grids: dict[tuple[int | str, str], np.ndarray]
@@ -113,13 +113,13 @@ class Puzzle(NamedTuple):
 
     @property
     def colour(self) -> int:
-        """The one that the rule brings in."""
+        """The colour that the rule introduces."""
         given, answer = self.grids[0, "input"], self.grids[0, "output"]
         return int(answer[given != answer][0])
 
 
 def describe(puzzle: Puzzle, pair: int | str, side: str) -> Iterator[tuple[str, np.ndarray]]:
-    """What is true of each cell of a grid: bool [rows, columns].
+    """Return what is true of each cell of a grid: bool [rows, columns].
 
     Colour 0 counts as background, which it is in nine prompts of ten.
     """
@@ -159,7 +159,7 @@ def describe(puzzle: Puzzle, pair: int | str, side: str) -> Iterator[tuple[str, 
 
 
 def look_at(dataset: layertap.ActivationDataset, state: State, normalisation: Normalisation) -> Cells:
-    """What fires where, puzzle by puzzle."""
+    """Find what fires where, puzzle by puzzle."""
     samples = sorted(dataset, key=lambda sample: sample.sample_idx)
     normal = normalisation[LAYER, "residual"]
     fired = [np.asarray(_fired(state["sae"], normal.apply(sample.activation(LAYER)))) for sample in samples]
@@ -184,7 +184,7 @@ _fired = jax.jit(encode)
 
 # %%
 class Meaning(NamedTuple):
-    """What a feature fires on, counted on puzzles that it was not chosen by."""
+    """What a feature fires on, counted on puzzles that did not choose it."""
 
     feature: int
     name: str
@@ -198,12 +198,12 @@ class Meaning(NamedTuple):
 
     @property
     def precision(self) -> float:
-        """How many of the cells that it fires on have the property."""
+        """The share of the cells it fires on that have the property."""
         return self.both / max(self.fires, 1)
 
     @property
     def chance(self) -> float:
-        """How many of all cells have it."""
+        """The share of all cells that have the property."""
         return self.having / self.cells
 
     @property
@@ -213,7 +213,7 @@ class Meaning(NamedTuple):
 
     @property
     def recall(self) -> float:
-        """On how many of the cells that have the property it fires."""
+        """The share of the cells with the property that it fires on."""
         return self.both / max(self.having, 1)
 
     @property
@@ -229,7 +229,7 @@ def phi(both: Any, fires: Any, having: Any, cells: Any) -> Any:  # noqa: ANN401 
 
 
 def find_meanings(cells: Cells) -> list[Meaning]:
-    """The best property of each feature that fires on enough cells, the surest first."""
+    """Find the best property of each feature that fires on enough cells, the surest first."""
     names = list(cells.properties)
     has = np.stack([cells.properties[name] for name in names], axis=1).astype(np.float64)
     fires = (cells.fired > 0).astype(np.float64)
@@ -248,7 +248,7 @@ def _counts(fires: np.ndarray, has: np.ndarray) -> tuple[np.ndarray, np.ndarray,
 
 
 def surest_of_each(meanings: list[Meaning]) -> list[Meaning]:
-    """For each property the feature that agrees with it best, the surest first."""
+    """Find for each property the feature that agrees with it best, the surest first."""
     found: dict[str, Meaning] = {}
     for one in meanings:
         found.setdefault(one.name, one)
@@ -256,7 +256,7 @@ def surest_of_each(meanings: list[Meaning]) -> list[Meaning]:
 
 
 def print_meanings(meanings: list[Meaning]) -> None:
-    """The surest feature of each property, as a table."""
+    """Print the surest feature of each property, as a table."""
     print("\n| feature | fires on | of which | chance | lift | of all such cells | phi |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for one in surest_of_each(meanings)[:SHOWN]:
@@ -274,7 +274,7 @@ def print_meanings(meanings: list[Meaning]) -> None:
 
 
 def print_kinds(found: dict[str, list[Meaning]]) -> None:
-    """How many features of each model are about what, and how sure the surest is."""
+    """Print how many features of each model are about what, and how sure the surest is."""
     print("\n| about | " + " | ".join(f"{model}: features | phi of the surest" for model in found) + " |")
     print("| --- " * (1 + 2 * len(found)) + "|")
     for kind, names in (*KINDS.items(), ("any of these", [""])):
@@ -340,13 +340,13 @@ def draw(cells: Cells, meanings: list[Meaning]) -> None:
 
 # %%
 def save_folded(folder: Path, state: State, normalisation: Normalisation) -> None:
-    """Write the autoencoder as it takes the activations of the model."""
+    """Write the autoencoder in the form that takes the model's own activations."""
     folded = fold(**state["sae"], inputs=normalisation[LAYER, "residual"])._asdict()
     save_sae(folder, folded, TOP_K, f"blocks.{LAYER}.hook_resid_post")
 
 
 def write_page(model: Path, sae: Path) -> None:
-    """Show what fires on which cells; as `layertap view` does, which this is."""
+    """Show what fires on which cells, on a page of `layertap view`."""
     flags = ["--sae", str(sae), "--out", str(PAGE), "--max_samples", "20"]
     if failed := layertap_command(["view", f"activations_{model}", *flags]):
         raise SystemExit(failed)
@@ -358,7 +358,7 @@ def write_page(model: Path, sae: Path) -> None:
 
 # %%
 def main() -> None:
-    """Make the model where there is none, and look at it before and after its training."""
+    """Make the model if it does not exist, and look at it before and after its training."""
     if not TRAINED.exists():
         arc_model.main()
     write_tasks(Path("puzzles.jsonl"), make_puzzles(PUZZLES, seed=3))

@@ -66,7 +66,7 @@ def fill(task: Random) -> Draw:
 
 
 def repaint(task: Random) -> Draw:
-    """All that is no background gets one colour."""
+    """Everything but the background gets one colour."""
     (colour,) = draw_colours(task, 1)
     return applied(lambda cells: np.where(cells > 0, colour, 0), scene(task))
 
@@ -75,18 +75,18 @@ RULES = (frame, fill, repaint)
 
 
 def scene(task: Random) -> Callable[[Random], Cells]:
-    """Speckled pictures, all of one size for all pairs of a task."""
+    """Return a function that makes speckled pictures, all of one size for all pairs of a task."""
     rows, columns = draw_size(task, *SIDE)
     return lambda rng: speckled(rng, low=SIDE[1], high=SIDE[1])[:rows, :columns]
 
 
 def make_puzzles(count: int, seed: int) -> list[Task]:
-    """`count` puzzles, going round the rules; ids are like `frame_7_00012`."""
+    """Make `count` puzzles, one rule after another. Ids are like `frame_7_00012`."""
     return [make_puzzle(index, seed) for index in range(count)]
 
 
 def make_puzzle(index: int, seed: int) -> Task:
-    """A puzzle with different inputs, none of which the rule leaves as it was."""
+    """Make a puzzle with different inputs, each of which the rule changes."""
     rule = RULES[index % len(RULES)]
     task_id = f"{rule.__name__}_{seed}_{index:05}"
     rng = Random(task_id)
@@ -108,7 +108,7 @@ def make_puzzle(index: int, seed: int) -> Task:
 
 # %%
 class Prompts(NamedTuple):
-    """Prompts with their answers, one a row, filled up at the end."""
+    """Prompts with their answers, one in each row, padded at the end."""
 
     token_ids: np.ndarray
     """int32 [prompts, tokens]"""
@@ -121,7 +121,7 @@ class Prompts(NamedTuple):
 
 
 def write_template(folder: Path) -> None:
-    """A wording of a few tokens."""
+    """Write a prompt template of a few tokens."""
     folder.mkdir(exist_ok=True)
     (folder / "system.j2").write_text("")
     examples = "{% for one in examples %}I\n{{ one.input }}\nO\n{{ one.output }}\n{% endfor %}"
@@ -130,7 +130,7 @@ def write_template(folder: Path) -> None:
 
 
 def make_prompts(puzzles: list[Task], model: Path) -> Prompts:
-    """The puzzles as `layertap extract --include_answer --predictions_per_task 1` shows them."""
+    """Make the prompts of `layertap extract --include_answer --predictions_per_task 1`."""
     maker = PromptMaker(
         load_tokenizer(model),
         load_template(folder=str(TEMPLATE)),
@@ -153,7 +153,7 @@ def make_prompts(puzzles: list[Task], model: Path) -> Prompts:
 
 
 def and_behind(tokens: np.ndarray) -> np.ndarray:
-    """These tokens, and those that follow one of them."""
+    """Mark these tokens, and those that follow one of them."""
     return tokens | np.append(False, tokens[:-1])
 
 
@@ -179,7 +179,7 @@ CONFIG = dataclasses.replace(
 
 
 def init_weights(seed: int) -> Weights:
-    """Random matrices, as transformers begins; norms are one and biases zero."""
+    """Draw random matrices, as transformers initialises them; norms are one and biases zero."""
     rng = np.random.default_rng(seed)
 
     def drawn(tensor: WeightTensor) -> np.ndarray:
@@ -191,7 +191,7 @@ def init_weights(seed: int) -> Weights:
 
 
 def logits(weights: Weights, token_ids: jax.Array) -> jax.Array:
-    """[prompts, tokens, vocabulary]: what each token says about the next one."""
+    """Return [prompts, tokens, vocabulary]: what each token predicts about the next one."""
 
     def norm(x: jax.Array, name: str) -> jax.Array:
         mean_square = jnp.mean(x * x, axis=-1, keepdims=True)
@@ -231,7 +231,7 @@ def rotated(x: jax.Array) -> jax.Array:
 
 
 def save_model(folder: Path, weights: Weights) -> None:
-    """A checkpoint in the layout of Hugging Face, with the demo's tokenizer."""
+    """Write a checkpoint in the layout of Hugging Face, with the demo's tokenizer."""
     folder.mkdir(exist_ok=True)
     write_tokenizer(folder, demo_texts(), CONFIG.vocab_size)
     save_file({name: np.asarray(array) for name, array in weights.items()}, folder / "model.safetensors")
@@ -249,13 +249,13 @@ def save_model(folder: Path, weights: Weights) -> None:
 
 # %%
 def loss(weights: Weights, token_ids: jax.Array, learnt: jax.Array) -> jax.Array:
-    """The mean cross entropy of what is to be learnt."""
+    """Return the mean cross entropy of the tokens to learn."""
     each = optax.softmax_cross_entropy_with_integer_labels(logits(weights, token_ids[:, :-1]), token_ids[:, 1:])
     return jnp.sum(each * learnt[:, 1:]) / jnp.sum(learnt[:, 1:])
 
 
 def train(weights: Weights, prompts: Prompts) -> Weights:
-    """One epoch; prints how it goes."""
+    """Train one epoch, and print the progress."""
     steps = len(prompts.token_ids) // BATCH
     rate = optax.warmup_cosine_decay_schedule(0, RATE, min(steps // 5 + 1, 50), steps, RATE / 20)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rate, b2=0.98, weight_decay=0.01))
@@ -279,13 +279,13 @@ def train(weights: Weights, prompts: Prompts) -> Weights:
 
 
 def batches_of(prompts: Prompts, size: int) -> Iterator[Prompts]:
-    """One batch after the other; what does not fill one is left out."""
+    """Yield one batch after another, without what does not fill one."""
     for begin in range(0, len(prompts.token_ids) - size + 1, size):
         yield Prompts(*(array[begin : begin + size] for array in prompts))
 
 
 def judge(weights: Weights, puzzles: list[Task], prompts: Prompts) -> None:
-    """Print which share of the puzzles and cells is right, rule by rule."""
+    """Print the share of the puzzles and cells that is right, rule by rule."""
     first_choice = jax.jit(lambda weights, token_ids: logits(weights, token_ids).argmax(-1))
     guessed = np.concatenate(
         [first_choice(weights, batch.token_ids[:, :-1]) for batch in batches_of(prompts, HELD_OUT // 10)]
@@ -305,7 +305,7 @@ def judge(weights: Weights, puzzles: list[Task], prompts: Prompts) -> None:
 
 
 def same_cells(puzzle: Task) -> np.ndarray:
-    """For each cell of the answer, whether the question has the same there."""
+    """Return for each cell of the answer whether the question has the same colour there."""
     return (np.array(puzzle.test[0].input) == np.array(puzzle.test[0].output)).ravel()
 
 

@@ -35,7 +35,7 @@ def reference() -> Iterator[Text]:
 
 
 def docstrings() -> Iterator[Text]:
-    """What each module of the standard library says of itself, its classes and its functions."""
+    """Return what each module of the standard library says about itself and what it defines."""
     root = Path(sysconfig.get_paths()["stdlib"])
     for path in sorted(root.rglob("*.py")):
         name = path.relative_to(root)
@@ -50,7 +50,7 @@ def docstrings() -> Iterator[Text]:
 
 
 def all_texts() -> list[Text]:
-    """All of them, each once, cut at `LONGEST`, in a mixed order."""
+    """Return all texts, each once, cut at `LONGEST`, in a mixed order."""
     found = {}
     for record in (*reference(), *docstrings()):
         if len(record["text"]) >= SHORTEST:
@@ -61,7 +61,7 @@ def all_texts() -> list[Text]:
 
 
 def write_texts(path: Path, held_out: Path, characters: int = 50_000 if QUICK else 800_000) -> None:
-    """As JSON lines: texts of so many characters to train on, and a tenth as much to try it on."""
+    """Write JSON lines: texts of so many characters to train on, and a tenth of that for tests."""
     texts = iter(all_texts())
     for to, limit in ((path, characters), (held_out, characters // 10)):
         taken = 0

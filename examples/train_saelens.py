@@ -43,7 +43,7 @@ write_texts(Path("texts.jsonl"), Path("held_out.jsonl"))
 
 
 def activations_of(name: str) -> layertap.ActivationDataset:
-    """The activations of NAME.jsonl, in the folder NAME."""
+    """Return the activations of NAME.jsonl, in the folder NAME."""
     return layertap.extract(
         dataset_path=f"{name}.jsonl",
         model_path=make_model(),
@@ -85,7 +85,7 @@ settings = SAETrainerConfig(
 
 
 def told(tensors: Iterator[torch.Tensor]) -> Iterator[torch.Tensor]:
-    """The same batches; prints now and then what the autoencoder makes of one."""
+    """Yield the same batches; now and then print how well the autoencoder explains one."""
     for step, x in enumerate(tensors):
         if step % TOLD_EVERY == 0:
             with torch.no_grad():
