@@ -114,7 +114,7 @@ def test_an_object_that_vanished_is_uploaded_again_or_missed(uploading, gcs: Fak
     extract(uploading)
     assert gcs.contents(BUCKET, PREFIX) == whole
     del gcs.state.objects[BUCKET][PREFIX + "shard_0002.pkl.gz"]
-    with pytest.raises(DamageError, match=r"gs://bucket/activations/tpu_0/shard_0002.pkl.gz: is gone"):
+    with pytest.raises(DamageError, match=r"gs://bucket/activations/tpu_0/shard_0002.pkl.gz: missing, or not what"):
         extract(elsewhere(uploading, tmp_path))
 
 
