@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from runs import finished, out, small_run
 
@@ -132,7 +132,11 @@ configurations = st.fixed_dictionaries(
     }
 )
 
+# An epoch of every rank takes a second: fewer of these than of others in `make test-slow`.
+_FEWER = settings(max_examples=min(settings.default.max_examples, 50))
 
+
+@_FEWER
 @given(world_size=st.integers(1, 4), config=configurations)
 def test_every_token_comes_once_over_all_ranks(
     recorded: layertap.ActivationStream, world_size: int, config: dict[str, Any]
@@ -192,6 +196,7 @@ def _endless(batches: StreamBatches) -> Iterator[Batch]:
         yield from batches
 
 
+@_FEWER
 @given(world_size=st.integers(2, 4), config=configurations)
 def test_with_drop_last_all_ranks_have_as_many_whole_batches(
     recorded: layertap.ActivationStream, world_size: int, config: dict[str, Any]

@@ -13,7 +13,7 @@ from layertap.compare.command import Comparison, compare
 from layertap.config.compare import CompareConfig
 
 
-@pytest.fixture(autouse=True, scope="session")
+@pytest.fixture(autouse=True, scope="package")
 def _one_thread() -> Iterator[None]:
     """Torch's threads cost more than they save at this size."""
     threads = torch.get_num_threads()

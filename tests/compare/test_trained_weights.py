@@ -31,7 +31,8 @@ def texts(trained_model: Path) -> list[np.ndarray]:
     return load_tokenizer(trained_model).encode_batch(list(_TEXTS))
 
 
-@pytest.fixture(scope="module", params=["float32", "bfloat16"])
+# In bfloat16 each takes a minute of a CPU.
+@pytest.fixture(scope="module", params=["float32", pytest.param("bfloat16", marks=pytest.mark.proof)])
 def run(request: pytest.FixtureRequest, trained_model: Path) -> Callable[..., Streams]:
     """The output of some layers for a row of tokens, computed in a dtype by transformers."""
     model = dumps.open_model(trained_model, getattr(torch, request.param))

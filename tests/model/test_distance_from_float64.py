@@ -97,9 +97,14 @@ def long_prompts(trained_model: Path, shared_data: Path) -> dict[str, np.ndarray
 _TASKS = {"6150a2bd": 482, "264363fd": 7519}
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("task", _TASKS)
+@pytest.mark.parametrize(
+    "task",
+    [
+        pytest.param("6150a2bd", marks=pytest.mark.slow),
+        pytest.param("264363fd", marks=pytest.mark.proof),  # minutes, and 10 GB
+    ],
+)
 def test_real_weights_take_us_no_further_from_float64_than_promised(
     trained_model: Path, long_prompts: dict[str, np.ndarray], task: str
 ) -> None:
