@@ -60,7 +60,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("extract_activations.py", "examples", "scripts"):
         (folder / name).symlink_to(commands.ROOT / name)
     (folder / "bin").mkdir()
-    for name, arguments in (("python", ""), ("layertap", "-m layertap")):
+    for name, arguments in (("python", ""), ("python3", ""), ("layertap", "-m layertap")):
         (folder / "bin" / name).write_text(f'#!/bin/sh\nexec {sys.executable} {arguments} "$@"\n')
         (folder / "bin" / name).chmod(0o755)
     write_tasks(folder / "tasks.jsonl", make_tasks(1))
