@@ -62,8 +62,10 @@ def test_token_ids_of_a_saelens_folder_are_integers(run: Path, tmp_path: Path) -
 def test_the_folder_of_the_page_is_opened_as_the_page_says(place: Path) -> None:
     (command,) = re.findall(r"^    layertap (export activations rows .*)$", PAGE, re.MULTILINE)
     assert main(command.split()) == 0
-    (program,) = re.findall(r"^    (rows = datasets.load_from_disk\(.*?)\n\n", PAGE, re.DOTALL | re.MULTILINE)
-    lines = [line.strip() for line in program.splitlines()]
+    (program,) = re.findall(
+        r"^import datasets\n\n(rows = datasets.load_from_disk\(.*?)```", PAGE, re.DOTALL | re.MULTILINE
+    )
+    lines = program.splitlines()
     names = {"datasets": datasets}
     exec(lines[0], names)
     task_id, token_ids, roles = eval(lines[1], names)
