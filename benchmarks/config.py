@@ -43,8 +43,8 @@ class _Settings:
     are longer."""
 
     tasks: int = 12
-    """How many tasks Layertap extracts, one prompt for each test input. 48 take hours, and change
-    the ratios little."""
+    """How many tasks Layertap extracts, one prompt for each test input. 48 took more than an
+    hour on two cores."""
 
     baseline_batches: int | None = None
     """How many batches of 4 prompts transformers is given, spread evenly over those of all tasks,
