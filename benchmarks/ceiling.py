@@ -9,6 +9,7 @@ torch's default.
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from benchmarks.config import ContenderConfig, Device, Dtype
 from benchmarks.device import TORCH_DEVICES
@@ -62,12 +63,17 @@ def torch_gflops(products: Products, dtype: Dtype, device: str) -> float:
 def jax_gflops(products: Products, dtype: Dtype) -> float:
     """Return the rate of JAX, for products that sum in float32."""
     import jax
+
+    shape = (products.square, products.square)
+    left, right = (jax.random.normal(jax.random.key(seed), shape).astype(dtype) for seed in range(2))
+    product = jax_product(dtype)
+    return products.gflops(lambda: [product(left, right) for _ in range(products.count)][-1].block_until_ready())
+
+
+def jax_product(dtype: Dtype) -> Callable[..., Any]:
+    """Return a compiled product of two matrices of this dtype, which sums in float32."""
+    import jax
     import jax.numpy as jnp
 
     precision = jax.lax.Precision.HIGHEST if dtype == "float32" else jax.lax.Precision.DEFAULT
-    shape = (products.square, products.square)
-    left, right = (jax.random.normal(jax.random.key(seed), shape).astype(dtype) for seed in range(2))
-    product = jax.jit(
-        lambda left, right: jnp.matmul(left, right, precision=precision, preferred_element_type=jnp.float32)
-    )
-    return products.gflops(lambda: [product(left, right) for _ in range(products.count)][-1].block_until_ready())
+    return jax.jit(lambda left, right: jnp.matmul(left, right, precision=precision, preferred_element_type=jnp.float32))

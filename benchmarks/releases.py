@@ -56,7 +56,7 @@ def main() -> None:
     releases = sorted(path for path in Path(config.folder).iterdir() if (path / "jax").is_dir())
     if not releases:
         sys.exit(f"{config.folder}: no release is in it; the first lines of benchmarks/releases.py say how to get one")
-    turns = []
+    turns: list[Turn] = []
     for turn in range(config.repeats):
         order = releases if turn % 2 == 0 else releases[::-1]
         turns.append({path.name: _measure_release(config, path) for path in order})
@@ -92,6 +92,7 @@ def _pieces(dtype: Dtype) -> dict[str, float]:
     import numpy as np
 
     from benchmarks.accelerator.timing import milliseconds
+    from benchmarks.ceiling import jax_product
     from layertap.model.config import published_config
     from layertap.model.weights import abstract_model
     from layertap.pipeline.step import StepProgram, plan_for, resolve_taps
@@ -105,10 +106,7 @@ def _pieces(dtype: Dtype) -> dict[str, float]:
         return (0.02 * jax.random.normal(jax.random.key(0), shape)).astype(as_dtype)
 
     left, right = draw(_ROW, shape.hidden_size), draw(shape.hidden_size, 2 * shape.intermediate_size)
-    precision = jax.lax.Precision.HIGHEST if dtype == "float32" else jax.lax.Precision.DEFAULT
-    product = jax.jit(
-        lambda left, right: jnp.matmul(left, right, precision=precision, preferred_element_type=jnp.float32)
-    )
+    product = jax_product(dtype)
     group = shape.num_attention_heads // shape.num_key_value_heads
     queries = draw(1, _ROW, shape.num_key_value_heads, group, shape.head_dim)
     keys = draw(1, _ROW, shape.num_key_value_heads, shape.head_dim)
@@ -124,7 +122,7 @@ def _pieces(dtype: Dtype) -> dict[str, float]:
     }
 
 
-def table(releases: Sequence[str], turns: Sequence[Mapping[str, Mapping[str, float]]]) -> str:
+def table(releases: Sequence[str], turns: Sequence[Turn]) -> str:
     """In Markdown: the median of each release, and how many times as fast as the first it was."""
     pieces = list(turns[0][releases[0]])
     rows = [["JAX", *(f"{piece} ms" for piece in pieces)], ["---"] * (len(pieces) + 1)]
