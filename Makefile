@@ -1,7 +1,8 @@
-# Everything a newcomer types: `make demo`, `make test`, `make check`. Each makes the environment it needs, if it is not there.
-# There are five. `.venv` is the user's: Layertap and what it runs with. `.venv-test` also has the tests' tools, and libtpu,
-# torch and Ray among them, which would change how a user's runs start. `.venv-contract` has the trainers that we hand
-# activations to, with all that these bring along. `.venv-browser` drives a browser, `.venv-docs` builds the pages.
+# Everything a newcomer types: `make demo`, `make test`, `make check`. Each makes the environment it
+# needs, if it is not there. There are five. `.venv` is the user's: Layertap and what it runs with.
+# `.venv-test` also has the tests' tools, and libtpu, torch and Ray among them, which would change
+# how a user's runs start. `.venv-contract` has the trainers that we hand activations to, with all
+# that these bring along. `.venv-browser` drives a browser, `.venv-docs` builds the pages.
 
 PYTHON ?= python3
 VENV := .venv
@@ -24,7 +25,8 @@ test: $(TESTS)/.installed
 test-slow: $(TESTS)/.installed
 	HYPOTHESIS_PROFILE=many $(BIN)/pytest -q -n 2 --dist loadfile -m "(slow or hypothesis) and not proof"
 
-# Hours: every TPU configuration, every measure, 200 kills, the longest example. A sample of each is in `make test-slow`.
+# Hours: every TPU configuration, every measure, 200 kills, the longest example. A sample of each is
+# in `make test-slow`.
 proof: $(TESTS)/.installed
 	$(BIN)/pytest -q -m proof
 	$(MAKE) soak
@@ -35,7 +37,8 @@ soak: $(TESTS)/.installed
 mutants: $(TESTS)/.installed
 	$(BIN)/python -m benchmarks.mutants $(MUTANTS)
 
-# The real SAELens, dictionary_learning, sparsify and datasets take what we hand them (docs/export.md).
+# The real SAELens, dictionary_learning, sparsify and datasets take what we hand them
+# (docs/export.md).
 contract: $(CONTRACT)/.installed
 	$(CONTRACT)/bin/python -m pytest -q -c tests/contract/pytest.ini --confcutdir tests/contract tests/contract
 
@@ -46,7 +49,8 @@ browser: $(BROWSER)/.installed
 		echo "no Chromium, and none could be installed: the tests of the page are skipped"
 	$(BROWSER)/bin/python -m pytest -q -c tests/browser/pytest.ini --confcutdir tests/browser tests/browser
 
-# The pages as a site, in build/docs. It fails at dead links, pages that nobody finds, and misspelt words.
+# The pages as a site, in build/docs. It fails at dead links, pages that nobody finds, and misspelt
+# words.
 docs: $(DOCS)/.installed
 	$(DOCS)/bin/codespell --skip '*.svg,*.jsonl,*.png,__pycache__,*.egg-info' \
 		README.md CHANGELOG.md CONTRIBUTING.md SECURITY.md CITATION.cff docs src examples benchmarks scripts
@@ -61,12 +65,14 @@ reference: $(TESTS)/.installed
 tutorials: $(TESTS)/.installed
 	$(BIN)/python docs/site/tutorials.py $(TUTORIALS)
 
-# Draws the Mermaid blocks that changed (docs/site/diagrams.py). It takes npm, to fetch Mermaid, and Chromium.
+# Draws the Mermaid blocks that changed (docs/site/diagrams.py). It takes npm, to fetch Mermaid, and
+# Chromium.
 diagrams: $(BROWSER)/.installed build/mermaid-$(MERMAID)/package/dist/mermaid.min.js
 	$(BROWSER)/bin/python docs/site/draw_diagrams.py build/mermaid-$(MERMAID)/package/dist/mermaid.min.js \
 		$(shell git ls-files '*.md')
 
-# What a release would hold: built, checked, installed into an empty environment, and run there (docs/releasing.md).
+# What a release would hold: built, checked, installed into an empty environment, and run there
+# (docs/releasing.md).
 RELEASE := build/release
 release-check: export PYTHONPATH :=  # a layertap that is found there would pass for the wheel
 release-check:

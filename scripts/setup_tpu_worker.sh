@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# From a bare TPU VM to a running worker. Run at every boot as the startup script of `layertap tpu create --startup`, or
-# by hand; a second run changes nothing. See docs/tpu.md.
+# From a bare TPU VM to a running worker. Run at every boot as the startup script of `layertap tpu
+# create --startup`, or by hand; a second run changes nothing. See docs/tpu.md.
 #
 # What to do is read from the instance's metadata, which `layertap tpu create` fills:
 #   layertap-worker-id       the worker's id (TPU_WORKER_ID), which a recreated TPU inherits
 #   layertap-package         a wheel (gs://, https:// or a path), a folder, or git+https://...
 #   layertap-extract-flags   the flags of `layertap extract`; {worker} stands for the worker's id
-# The environment goes before it: LAYERTAP_WORKER_ID, LAYERTAP_PACKAGE, LAYERTAP_EXTRACT_FLAGS. And these, for other
-# places and for tests:
+# The environment goes before it: LAYERTAP_WORKER_ID, LAYERTAP_PACKAGE, LAYERTAP_EXTRACT_FLAGS. And
+# these, for other places and for tests:
 #   LAYERTAP_HOME            where everything goes (/opt/layertap)
 #   LAYERTAP_EXTRAS          extras to install (tpu)
 #   LAYERTAP_PIP_FLAGS, LAYERTAP_VENV_FLAGS    more flags for these
@@ -16,8 +16,9 @@
 #   LAYERTAP_RESTART_SECONDS how long a crashed worker rests (10)
 #   LAYERTAP_UNIT_FOLDER, LAYERTAP_METADATA_URL, LAYERTAP_STORAGE_URL
 #
-# The worker is started again when it crashes. Not when it ends well (0) or says that its input is wrong (2): the same
-# flags would say the same again. What it has done is remembered in the bucket, so starting it too often costs little.
+# The worker is started again when it crashes. Not when it ends well (0) or says that its input is
+# wrong (2): the same flags would say the same again. What it has done is remembered in the bucket,
+# so starting it too often costs little.
 set -euo pipefail
 
 home=$(realpath -m "${LAYERTAP_HOME:-/opt/layertap}")
@@ -109,7 +110,8 @@ file_url() {
     printf 'file://%s' "${path// /%20}"
 }
 
-# A Python of at least 3.11. The images of TPU VMs are Ubuntu 22.04, which has 3.10: there, uv brings one.
+# A Python of at least 3.11. The images of TPU VMs are Ubuntu 22.04, which has 3.10: there, uv
+# brings one.
 python() {
     local name
     for name in python3.13 python3.12 python3.11 python3; do
@@ -154,7 +156,8 @@ set -euo pipefail
 source $(printf %q "$home/worker.env")
 cd $(printf %q "$home/work")
 export HF_HOME=\${HF_HOME:-$(printf %q "$home/huggingface")}
-# The id goes as a flag: to libtpu, a variable TPU_WORKER_ID may mean the number of this host within its slice.
+# The id goes as a flag: to libtpu, a variable TPU_WORKER_ID may mean the number of this host within
+# its slice.
 exec env -u TPU_WORKER_ID $(printf %q "$home/venv/bin/layertap") extract --worker_id "\$TPU_WORKER_ID"$(printf ' %q' "${flags[@]}")
 EOF
 }

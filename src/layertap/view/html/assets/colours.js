@@ -19,8 +19,8 @@ function aroundZero(name) {
   return name === "cosine" || name.startsWith("channel");
 }
 
-// Signed values are coloured around zero, sizes by their logarithm. The outermost two percent get the
-// end colours; otherwise a few sinks would leave one colour for all other tokens.
+// Signed values are coloured around zero, sizes by their logarithm. The outermost two percent get
+// the end colours; otherwise a few sinks would leave one colour for all other tokens.
 function scaleOf(values, name) {
   const known = values.filter(Number.isFinite).sort((a, b) => a - b);
   if (isFeature(name)) return featureScale(quantile(known.filter((value) => value > 0), 0.98) || 0, name);
@@ -33,8 +33,8 @@ function scaleOf(values, name) {
   return { name, low, high, color: (value) => (Number.isNaN(value) ? "#ffffff" : mix(RISING, share(value))) };
 }
 
-// A feature is zero at most tokens. These get no colour, and a cell where it fires gets a square that
-// grows with its value. Both are visible on any of ARC's colours.
+// A feature is zero at most tokens. These get no colour, and a cell where it fires gets a square
+// that grows with its value. Both are visible on any of ARC's colours.
 function featureScale(most, name) {
   const high = Math.max(most, 1e-12);
   const size = (value) => (value > 0 ? 3 + Math.round(7 * Math.sqrt(Math.min(1, value / high))) : 0);

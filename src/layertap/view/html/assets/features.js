@@ -46,8 +46,8 @@ function answerOf({ sae, row }, group, value) {
   return { group: group.name, value: group.values[value], fired, own, chance, lift: own / chance, few: fired < tables[sae].least };
 }
 
-// All values on which it fires. Values that say most come first: the logarithm of the lift, times the
-// share of the feature's tokens. Values on which it fires at few tokens come last.
+// All values on which it fires. Values that say most come first: the logarithm of the lift, times
+// the share of the feature's tokens. Values on which it fires at few tokens come last.
 function answersOf(entry) {
   const active = activeOf(entry), tells = (it) => (it.fired / active) * Math.log2(it.lift);
   const found = tables[entry.sae].groups.flatMap((group) => group.values.map((_, value) => answerOf(entry, group, value)));

@@ -1,7 +1,7 @@
 // The grids of a sample, with a value on each cell.
 //
-// `how` says what to draw: the sample, its values and their scale, the marked token, whether to undo
-// the augmentation, what to do when a token is chosen, and the element that holds all of it.
+// `how` says what to draw: the sample, its values and their scale, the marked token, whether to
+// undo the augmentation, what to do when a token is chosen, and the element that holds all of it.
 
 const turned = (rows) => rows[0].map((_, col) => rows.map((row) => row[col]).reverse());
 
