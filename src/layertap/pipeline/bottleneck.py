@@ -7,6 +7,7 @@ three, so what helps depends on which it was.
 
 from collections.abc import Iterator, Mapping
 
+from layertap.core.amounts import amount
 from layertap.core.selection import ALL
 from layertap.shards.manifest import Manifest
 from layertap.shards.threads import usable_cores
@@ -52,5 +53,4 @@ def _what_helps(manifest: Manifest, slowest: Work) -> Iterator[str]:
 
 
 def _cores() -> str:
-    cores = usable_cores()
-    return f"encoding had {cores} core{'' if cores == 1 else 's'}"
+    return f"encoding had {amount(usable_cores(), 'core')}"

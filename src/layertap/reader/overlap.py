@@ -14,11 +14,13 @@ If two folders keep different tokens of one sample, they are the same if they sh
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import pairwise
 
 import numpy as np
 
 from layertap.errors import DamageError, UsageError
 from layertap.reader.sources import Source
+from layertap.shards.manifest import join_ranges
 
 _DATASET = ("dataset_path", "dataset_name", "dataset_config", "dataset_split", "column_name")
 Described = tuple[str, str, Mapping[int, int]]
@@ -39,21 +41,17 @@ def require_each_once(place: str, sources: Sequence[Source], describe: Describe)
             )
 
 
-_Ranges = list[tuple[int, int]]
+_Ranges = tuple[tuple[int, int], ...]
 
 
 def _span(place: str, source: Source) -> _Ranges:
     """Return the sample numbers of a source, as few ascending ranges."""
-    ranges: _Ranges = []
-    for first, last in sorted(pair for shard in source.manifest.shards for pair in shard.sample_idx):
-        if ranges and first <= ranges[-1][1]:
+    ranges = join_ranges(pair for shard in source.manifest.shards for pair in shard.sample_idx)
+    for (_, last), (first, _) in pairwise(ranges):
+        if first <= last:
             raise DamageError(
                 f"{place}/{source.name}: has sample {first} twice; `layertap verify` says in which shards"
             )
-        if ranges and first == ranges[-1][1] + 1:
-            ranges[-1] = (ranges[-1][0], last)
-        else:
-            ranges.append((first, last))
     return ranges
 
 

@@ -203,12 +203,17 @@ def shard_number(path: str) -> int:
 
 def index_ranges(indices: Iterable[int]) -> tuple[tuple[int, int], ...]:
     """Return ascending, inclusive ranges that cover exactly `indices`."""
+    return join_ranges((index, index) for index in indices)
+
+
+def join_ranges(pairs: Iterable[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
+    """Return inclusive ranges in ascending order, joined where one begins right after another."""
     ranges: list[tuple[int, int]] = []
-    for index in sorted(indices):
-        if ranges and index == ranges[-1][1] + 1:
-            ranges[-1] = (ranges[-1][0], index)
+    for first, last in sorted(pairs):
+        if ranges and first == ranges[-1][1] + 1:
+            ranges[-1] = (ranges[-1][0], last)
         else:
-            ranges.append((index, index))
+            ranges.append((first, last))
     return tuple(ranges)
 
 

@@ -15,7 +15,7 @@ from layertap.core.taps import Site, Tap
 from layertap.errors import DamageError, UsageError
 from layertap.objects.base import ObjectStore
 from layertap.shards.decode import open_shard
-from layertap.shards.manifest import FILE_NAME, Manifest, ShardEntry, index_ranges, listed_ranges
+from layertap.shards.manifest import FILE_NAME, Manifest, ShardEntry, join_ranges, listed_ranges
 from layertap.shards.shard import Shard, Words
 
 OnRead = Callable[[int, int], None]
@@ -63,8 +63,7 @@ def choose_shard(manifest: Manifest, shard: int | None, sample: int | None) -> S
         raise UsageError(f"{FILE_NAME} names no shard; look again when the run has committed one")
     holders = [entry for entry in manifest.shards if sample is not None and _holds(entry, sample)]
     if sample is not None and not holders:
-        pairs = (pair for entry in manifest.shards for pair in entry.sample_idx)
-        held = index_ranges(number for first, last in pairs for number in range(first, last + 1))
+        held = join_ranges(pair for entry in manifest.shards for pair in entry.sample_idx)
         listed = listed_ranges(held, MOST_RANGES)
         raise UsageError(f"--sample {sample}: there is none; the shards hold samples {listed}")
     wanted = shard if shard is not None else (holders or manifest.shards)[0].index
