@@ -5,9 +5,11 @@ it in files of their own: other weights of the same kind would be as fast.
 """
 
 import json
-import struct
 from dataclasses import replace
 from pathlib import Path
+
+import ml_dtypes  # noqa: F401 - numpy knows bfloat16 from here on
+from safetensors.numpy import load_file, save_file
 
 from benchmarks.accelerator.config import PartConfig
 from benchmarks.accelerator.part import Cases, Figures
@@ -58,33 +60,12 @@ def write_deep_checkpoint(folder: Path, shape: DecoderConfig) -> None:
     layers = shape.num_hidden_layers
     write_checkpoint(folder, shape, layers=1)
     whole = folder / "model.safetensors"
-    header, data = _read_first_layer(whole)
+    first = {name: value for name, value in load_file(whole).items() if name.startswith(_FIRST)}
     for layer in range(1, layers):
-        names = {name.replace(_FIRST, f"model.layers.{layer}."): entry for name, entry in header.items()}
-        encoded = json.dumps(names).encode()
-        encoded += b" " * (-len(encoded) % 8)
-        with (folder / _part_name(layer + 1, layers)).open("wb") as file:
-            file.write(struct.pack("<Q", len(encoded)) + encoded)
-            file.write(data)
+        renamed = {name.replace(_FIRST, f"model.layers.{layer}."): value for name, value in first.items()}
+        save_file(renamed, folder / _part_name(layer + 1, layers))
     whole.rename(folder / _part_name(1, layers))
     (folder / "config.json").write_text(json.dumps(config_json(shape, "bfloat16")))
-
-
-def _read_first_layer(path: Path) -> tuple[dict[str, dict[str, object]], bytes]:
-    """Its part of the header, with offsets from its own beginning, and its bytes.
-
-    A layer's tensors follow each other in the file.
-    """
-    with path.open("rb") as file:
-        length = struct.unpack("<Q", file.read(8))[0]
-        header = json.loads(file.read(length))
-        own = {name: entry for name, entry in header.items() if name.startswith(_FIRST)}
-        begin = min(entry["data_offsets"][0] for entry in own.values())
-        end = max(entry["data_offsets"][1] for entry in own.values())
-        file.seek(8 + length + begin)
-        data = file.read(end - begin)
-    moved = {name: [offset - begin for offset in entry["data_offsets"]] for name, entry in own.items()}
-    return {name: entry | {"data_offsets": moved[name]} for name, entry in own.items()}, data
 
 
 def _part_name(number: int, count: int) -> str:
