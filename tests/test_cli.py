@@ -6,7 +6,6 @@ from pathlib import Path
 
 import commands
 import pytest
-import shards
 
 import layertap
 from layertap.cli import main
@@ -63,19 +62,20 @@ def refused(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> Callable[[Mapping[str, object]], str]:
-    """Extract with these flags, which must be refused before anything is written, and return the
+    """Extract with these flags, which must be refused and leave nothing behind, and return the
     message.
     """
-    monkeypatch.chdir(tmp_path)  # the default --checkpoint_dir is made there before a setting is refused
+    monkeypatch.chdir(tmp_path)  # so that the default --checkpoint_dir is here, too
 
     def run(flags: Mapping[str, object]) -> str:
         usual = {"dataset_path": demo_tasks, "model_path": tiny_model, "output_dir": tmp_path / "out"}
         words = [str(word) for name, value in {**usual, **flags}.items() for word in (f"--{name}", value)]
+        before = set(tmp_path.rglob("*"))
         assert main(["extract", *words]) == 2
         errors = capsys.readouterr().err
         assert "\nerror: " in f"\n{errors}"
         assert "Traceback" not in errors
-        assert not shards.contents(tmp_path / "out")
+        assert set(tmp_path.rglob("*")) == before
         return errors
 
     return run

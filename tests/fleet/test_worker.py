@@ -301,7 +301,7 @@ def test_a_reset_between_agreeing_and_claiming_is_noticed(
 
 
 def test_two_processes_with_one_id_on_one_disk_are_refused(fleet: ExtractConfig) -> None:
-    from layertap.objects.ownership import exclusive
+    from layertap.objects.folder_lock import exclusive
 
     with exclusive(out(fleet) / "tpu_0"), pytest.raises(StorageError, match="another run is writing here"):
         work(fleet)

@@ -1,112 +1,23 @@
 """One process for each place: who is refused, who takes over, and who notices another writer."""
 
 import dataclasses
-import errno
-import fcntl
 import json
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from clouds import BUCKET
 from fakes.gcs import FakeGcs
 from fakes.gcs_faults import wait_for
+from holders import end, holder, kill
 
-from layertap.errors import StorageError, UsageError
+from layertap.errors import StorageError
 from layertap.objects import open_store, ownership
 from layertap.objects.base import ObjectStore
-from layertap.objects.ownership import Owner, OwnObject, exclusive
+from layertap.objects.ownership import Owner, OwnObject
 from layertap.objects.retry import Retry
-
-HOLDER = """
-import sys
-from pathlib import Path
-from layertap.objects import open_store
-from layertap.objects.ownership import Owner, exclusive
-
-place = sys.argv[1]
-with Owner(open_store(place), beat=0.1) if "://" in place else exclusive(Path(place)):
-    print("held", flush=True)
-    sys.stdin.read()
-"""
-
-
-@contextmanager
-def holder(place: object) -> Iterator[subprocess.Popen[str]]:
-    """Another process that holds `place`."""
-    command = [sys.executable, "-c", HOLDER, str(place)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout.readline() == "held\n"
-        yield process
-        process.kill()
-
-
-def kill(process: subprocess.Popen[str]) -> None:
-    process.kill()
-    process.wait()
-
-
-def end(process: subprocess.Popen[str]) -> None:
-    process.stdin.close()
-    process.wait()
-
-
-# A folder of this machine
-
-
-def test_a_second_process_is_refused_a_folder_while_the_first_lives(tmp_path: Path) -> None:
-    with holder(tmp_path) as first:
-        with pytest.raises(StorageError, match="another run is writing here") as refused, exclusive(tmp_path):
-            pytest.fail("two processes hold one folder")
-        assert str(refused.value).startswith(f"{tmp_path}: ")
-        assert first.poll() is None
-        with exclusive(tmp_path / "other"):
-            assert (tmp_path / "other").is_dir()
-
-
-@pytest.mark.parametrize("leave", [kill, end])
-def test_a_process_that_is_gone_holds_no_folder(tmp_path: Path, leave) -> None:
-    with holder(tmp_path) as first:
-        leave(first)
-        with exclusive(tmp_path):
-            pass
-
-
-def test_one_process_does_not_hold_a_folder_twice(tmp_path: Path) -> None:
-    with exclusive(tmp_path), pytest.raises(StorageError, match="another run"), exclusive(tmp_path):
-        pytest.fail("held twice")
-
-
-@pytest.mark.parametrize("error", [ValueError, BlockingIOError, OSError])
-def test_an_exception_inside_passes_unchanged_and_the_folder_is_free_again(tmp_path: Path, error) -> None:
-    with pytest.raises(error, match=r"^said inside$"), exclusive(tmp_path):
-        raise error("said inside")
-    with exclusive(tmp_path):
-        pass
-
-
-def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    path.touch()
-    for place in (path, path / "below"):
-        with pytest.raises(UsageError, match="is a file, or is inside one"), exclusive(place):
-            pytest.fail("a file is no folder")
-
-
-def test_a_file_system_without_locks_is_named_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_locks(_descriptor, _operation):
-        raise OSError(errno.ENOLCK, "No locks available")
-
-    monkeypatch.setattr(fcntl, "flock", no_locks)
-    with pytest.raises(StorageError, match="cannot be locked: No locks available"), exclusive(tmp_path):
-        pytest.fail("not locked")
-
-
-# A place in a bucket
 
 
 @pytest.fixture

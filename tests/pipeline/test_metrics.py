@@ -56,6 +56,28 @@ def test_a_run_that_is_refused_leaves_none(config: ExtractConfig) -> None:
     assert lines(out(config)) == before
 
 
+def test_a_run_without_a_sample_writes_no_line(tmp_path: Path) -> None:
+    with metered(0, tmp_path, None) as metrics:
+        metrics.begins(Progress())
+    assert not list(tmp_path.iterdir())
+    with metered(0, tmp_path, None) as metrics:
+        metrics.begins(Progress(samples=2, tokens=50))  # of an earlier start
+    assert len(lines(tmp_path)) == 1
+
+
+def test_a_run_that_stored_nothing_and_removed_its_folder_says_nothing_of_metrics(tmp_path, capsys) -> None:
+    with metered(0, tmp_path / "removed", None) as metrics:
+        metrics.begins(progress(2, 50))
+    assert not list(tmp_path.iterdir())
+    assert capsys.readouterr().err == ""
+
+
+def test_what_happened_to_a_worker_is_a_line_before_its_first_sample(tmp_path: Path) -> None:
+    with metered(0, tmp_path, None) as metrics:
+        metrics.leases_lost += 1
+    assert [line["leases_lost"] for line in lines(tmp_path)] == [1]
+
+
 def test_counts_add_up_over_runs() -> None:
     metrics = Metrics(3)
     assert metrics.of_this_run() == {}

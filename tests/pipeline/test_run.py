@@ -140,6 +140,19 @@ def test_a_bad_task_stops_the_run_before_its_window_and_a_repair_goes_on(config:
     assert repaired == plain
 
 
+def test_a_run_that_is_refused_before_its_first_step_leaves_no_folder(config: ExtractConfig, tmp_path: Path) -> None:
+    bad, _, _ = with_bad_line(config, tmp_path, 0)
+    bad = changed(bad, output_dir=str(tmp_path / "runs" / "first"))
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(BadTaskError):
+        extract(bad)
+    assert sorted(tmp_path.rglob("*")) == before
+    (tmp_path / "runs").mkdir()
+    with pytest.raises(BadTaskError):
+        extract(bad)
+    assert sorted(tmp_path.rglob("*")) == sorted([*before, tmp_path / "runs"])
+
+
 def test_a_bad_task_can_be_skipped_and_is_listed(config: ExtractConfig, tmp_path: Path) -> None:
     bad, _, tasks = with_bad_line(config, tmp_path, 3)
     extract(changed(bad, on_bad_task="skip"))
@@ -259,7 +272,7 @@ def test_flags_mark_the_first_token_and_the_tokenizers_special_ones(config: Extr
 
 
 def test_a_second_run_in_the_same_folder_waits_outside(config: ExtractConfig) -> None:
-    from layertap.objects.ownership import exclusive
+    from layertap.objects.folder_lock import exclusive
 
     with exclusive(out(config)), pytest.raises(StorageError, match="another run is writing here"):
         extract(config)

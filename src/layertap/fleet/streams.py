@@ -28,7 +28,7 @@ from layertap.core.records import BadTask, GoodRecord, Task
 from layertap.dataset import as_row, open_records, opening_lines
 from layertap.errors import BadTaskError, DamageError, RunMismatchError, StorageError, UsageError
 from layertap.objects.files import TEMPORARY, Checksummed, atomic_write, file_crc32c
-from layertap.objects.ownership import exclusive
+from layertap.objects.folder_lock import exclusive
 
 MANIFEST = "manifest.json"
 

@@ -52,7 +52,8 @@ from layertap.fleet.claims import Claim, Heartbeat, Lease
 from layertap.fleet.sharded import RUN, DatasetShard, ShardedDataset, open_claimable, read_dataset
 from layertap.objects import open_store
 from layertap.objects.base import ObjectStore
-from layertap.objects.ownership import Owner, exclusive
+from layertap.objects.folder_lock import exclusive
+from layertap.objects.ownership import Owner
 from layertap.objects.retry import Retry
 from layertap.pipeline import backend
 from layertap.pipeline.hosts import Hosts, join

@@ -1,73 +1,36 @@
-"""Who may write to a place: one process, and how it notices a second one.
+"""Who may write to a place over a network: one process, and how it notices a second one.
 
-`exclusive` is for a folder of this machine. It is an advisory lock (`flock`) on `.lock` for as long
-as the process lives. The system releases it however the process ends, so a killed run leaves
-nothing to clean up.
-
-`Owner` does the same over a network. The owner keeps `owner.json` beside its shards. It rewrites it
-every few seconds, each time only if the file is still its own. A process that finds the file of
-another watches it. If the file changes, its owner is alive, and the newcomer is refused. If it does
-not change for `EXPIRY_SECONDS` by the store's clock, the newcomer takes it over by a conditional
-write, which only one process can win. If the owner was a process of this machine that is gone, the
-newcomer takes over at once, so a run that was killed and restarted does not wait.
+The `Owner` keeps `owner.json` beside its shards. (A folder of this machine has a lock instead:
+folder_lock.py.) It rewrites the file every few seconds, each time only if it is still its own. A
+process that finds the file of another watches it. If the file changes, its owner is alive, and the
+newcomer is refused. If it does not change for `EXPIRY_SECONDS` by the store's clock, the newcomer
+takes it over by a conditional write, which only one process can win. If the owner was a process of
+this machine that is gone, the newcomer takes over at once, so a run that was killed and restarted
+does not wait.
 
 An owner that slept for longer than that finds the file changed, and stops. Its late writes harm
 nothing, because every write of shards and manifest is conditional too (`OwnObject`).
 """
 
-import fcntl
 import json
 import os
 import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from uuid import uuid4
 
 from layertap.core.strict_json import dump_json
-from layertap.errors import LayertapError, StorageError, UsageError
+from layertap.errors import LayertapError, StorageError
 from layertap.objects.base import OWNED, ObjectStore, StoredBytes
 from layertap.objects.content import MemoryContent
 
 OWNER_FILE = "owner.json"
 EXPIRY_SECONDS = 60.0
 _BEAT_SECONDS = 10.0
-
-
-@contextmanager
-def exclusive(folder: Path) -> Iterator[None]:
-    """Hold `folder`, which is made if it is missing.
-
-    Raises UsageError if it is a file, StorageError if another process holds it, or if it cannot be
-    written to or locked.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
-    except (FileExistsError, NotADirectoryError) as error:
-        raise UsageError(f"{folder}: is a file, or is inside one; give a folder as --output_dir") from error
-    except OSError as error:
-        raise StorageError(f"{folder}: cannot be written to: {error.strerror or error}") from error
-    try:
-        _lock(descriptor, folder)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _lock(descriptor: int, folder: Path) -> None:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise StorageError(
-            f"{folder}: another run is writing here; wait for it, or give another --output_dir"
-        ) from error
-    except OSError as error:  # file systems without locks
-        raise StorageError(f"{folder}: cannot be locked: {error.strerror}; give a local --output_dir") from error
 
 
 class OwnObject:

@@ -9,7 +9,6 @@ output goes only to a bucket, the checkpoint is there too.
 
 import json
 import operator
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -99,7 +98,6 @@ def resume(output_dir: Path, fresh: Manifest, checkpoint: Path | None, held: int
     """
     found = load_manifest(open_store(str(output_dir)))
     if checkpoint is not None:
-        _require_writable(checkpoint.parent)
         known = read_checkpoint(checkpoint)
         if known is not None and known.output_dir == str(output_dir.resolve()):
             _require_all_shards(output_dir, found, known, checkpoint)
@@ -165,16 +163,6 @@ def _require_no_shards(output_dir: Path) -> None:
         raise StorageError(
             f"{output_dir} holds {len(numbers)} shards but no {FILE_NAME}; restore it, or give another --output_dir"
         )
-
-
-def _require_writable(folder: Path) -> None:
-    """Find out before the first shard is made."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"--checkpoint_dir {folder}: cannot be made: {error.strerror or error}") from error
-    if not os.access(folder, os.W_OK):
-        raise UsageError(f"--checkpoint_dir {folder}: cannot be written to")
 
 
 def _require_files(output_dir: Path, manifest: Manifest, held: int) -> None:

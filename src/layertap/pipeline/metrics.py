@@ -1,9 +1,11 @@
 """A worker's counts: a line of JSON at intervals, and a page for Prometheus.
 
 `metrics.jsonl` is beside the output. It gets one object a line, every ten seconds and at the end;
-every start of the worker appends to it. It is not output: it holds times, and nothing here reads
-it. With `--metrics_port` the same numbers are served at `http://127.0.0.1:PORT/metrics`, on
-loopback only; if you want them elsewhere, use an agent or a tunnel.
+every start of the worker appends to it. The first line comes when there is something to count, so a
+run that is refused before its first step leaves no file. It is not output: it holds times, and
+nothing here reads it. With `--metrics_port` the same numbers are served at
+`http://127.0.0.1:PORT/metrics`, on loopback only; if you want them elsewhere, use an agent or a
+tunnel.
 
 If the output goes to a URL, so do these lines, once a minute and at the end. Each start has its own
 object there, `metrics/{time}_{nonce}.jsonl`, because a bucket cannot append. If a bucket refuses
@@ -63,9 +65,12 @@ class Metrics:
         self._runs.append(progress)
 
     @property
-    def has_begun(self) -> bool:
-        """Whether there was anything to count."""
-        return bool(self._runs)
+    def counts_anything(self) -> bool:
+        """Whether a sample was extracted, now or by an earlier start, or anything of a fleet
+        happened.
+        """
+        happened = self.dataset_shards or self.leases_lost or self.failed_heartbeats
+        return bool(happened) or any(run.samples or run.resumed_samples for run in self._runs)
 
     def of_this_run(self) -> dict[str, Any]:
         """The progress of the current run, with the commits of its earlier starts."""
@@ -136,7 +141,7 @@ def metered(worker: int, place: str | Path, port: int | None) -> Iterator[Metric
 def _write_lines(metrics: Metrics, lines: "_FileLines | _FarLines", ended: threading.Event) -> None:
     while True:
         last = ended.wait(_SECONDS_BETWEEN_LINES)
-        if metrics.has_begun:
+        if metrics.counts_anything:
             lines.add(dump_json(metrics.sample()) + "\n", last=last)
         if last:
             return
@@ -153,6 +158,8 @@ class _FileLines:
         try:
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(line)
+        except FileNotFoundError:
+            """The run stored nothing, and has removed the folder that it made."""
         except OSError as error:  # a full disk stops the run where its output is written, not here
             print(f"{self._path}: cannot be written: {error.strerror}", file=sys.stderr)
 

@@ -31,7 +31,8 @@ from layertap.objects import open_store
 from layertap.objects.base import ObjectInfo, ObjectStore
 from layertap.objects.content import MemoryContent
 from layertap.objects.files import remove_leftovers
-from layertap.objects.ownership import Owner, exclusive
+from layertap.objects.folder_lock import exclusive
+from layertap.objects.ownership import Owner
 from layertap.objects.retry import Retry
 from layertap.pipeline.checkpoint import (
     checkpoint_bytes,
