@@ -193,7 +193,7 @@ def _paint_resume(figure: Any, recorded: Mapping[str, Any]) -> None:  # noqa: AN
     axis.set_xlabel("seconds")
     axis.set_ylabel("tokens committed")
     axis.set_title("The files are the same, byte for byte", fontsize=9)
-    axis.legend(frameon=False, loc="lower right")
+    figure.legend(frameon=False, loc="outside right upper")  # a kill may be anywhere on the axes
 
 
 def main() -> None:
