@@ -19,8 +19,8 @@ class AcceleratorConfig:
     out: str
     """Where results.jsonl, report.md and log.txt go; an earlier run's are replaced."""
 
-    minutes: float = 8.5
-    """When the last part must have ended."""
+    minutes: float = 12.5
+    """When the last part must have ended; with fewer, parts leave out their last cases."""
 
     platform: Device = "gpu"
     """gpu: one NVIDIA card. cpu: the same code on tiny models, to find mistakes before a card is
@@ -71,18 +71,19 @@ class Limits:
 
 
 PARTS: dict[Part, Limits] = {
-    "kernel": Limits(70, 40),
-    "prepare": Limits(30, 30),
+    "kernel": Limits(150, 40),
+    "prepare": Limits(25, 30),
     "reference": Limits(30, 30),
-    "parity": Limits(40, 40),
+    "parity": Limits(50, 40),
     "ceiling": Limits(15, 15),
-    "layertap": Limits(75, 60),
-    "transformers": Limits(35, 35),
-    "command": Limits(145, 70),
-    "stream": Limits(50, 40),
-    "time": Limits(20, 20),
+    "layertap": Limits(100, 60),
+    "transformers": Limits(70, 40),
+    "command": Limits(200, 90),
+    "stream": Limits(60, 40),
+    "time": Limits(50, 30),
 }
-"""In this order; together they are the usual minutes."""
+"""In this order; together they are the usual minutes. From two runs on an H100, which left out some
+cases; the stream's are a guess."""
 
 TITLES: dict[Part, str] = {
     "kernel": "The kernel against the dense reference",

@@ -249,6 +249,6 @@ def test_the_blocks_fit_the_shared_memory_of_a_small_card(size: int) -> None:
     101,376 bytes.
     """
     for dtype, stages, kept_weights in ((jnp.bfloat16, 2, 0), (jnp.float32, 1, 1)):
-        queries, keys, _ = blocks_for(dtype, size)
+        queries, keys, *_ = blocks_for(dtype, size)
         numbers = (queries + stages * 2 * keys) * size + kept_weights * queries * keys
         assert numbers * jnp.dtype(dtype).itemsize <= 101_376

@@ -33,11 +33,14 @@ _MASKED = -1e30
 
 
 class Blocks(NamedTuple):
-    """Queries of a program, keys of one loop iteration, and warps that share both."""
+    """Queries of a program, keys of one loop iteration, warps that share both, and how many
+    iterations' keys are on their way at a time.
+    """
 
     queries: int
     keys: int
     warps: int
+    stages: int = 2
 
 
 def blocks_for(dtype: DTypeLike, size: int) -> Blocks:
@@ -61,13 +64,17 @@ def attend_triton(
     window: int | None = None,
     cap: float | None = None,
     shared: Shared | None = None,
+    blocks: Blocks | None = None,
     interpret: bool = False,
 ) -> Float[Array, "B T K G D"]:
-    """Attention. T must be a multiple of 128, D a power of two. `interpret` needs no GPU."""
+    """Attention. T must be a multiple of 128, D a power of two.
+
+    `blocks` are sizes to try in place of the usual ones; `interpret` needs no GPU.
+    """
     rows, tokens, kv_heads, group, size = queries.shape
     if tokens % _ROW_MULTIPLE:
         raise ValueError(f"rows of {tokens} tokens are not a multiple of {_ROW_MULTIPLE}")
-    blocks = blocks_for(queries.dtype, size)
+    blocks = blocks or blocks_for(queries.dtype, size)
     query_block = pl.BlockSpec((None, blocks.queries, None, size), lambda row, head, block: (row, block, head, 0))
     numbers = pl.BlockSpec((None, blocks.queries), lambda row, _h, block: (row, block))
     all_keys = pl.BlockSpec((None, tokens, None, size), lambda row, head, _block: (row, 0, head // group, 0))
@@ -84,7 +91,7 @@ def attend_triton(
         in_specs=specs,
         out_specs=query_block,
         out_shape=jax.ShapeDtypeStruct((rows, tokens, kv_heads * group, size), values.dtype),  # type: ignore[no-untyped-call]
-        compiler_params=triton.CompilerParams(num_warps=blocks.warps, num_stages=2),
+        compiler_params=triton.CompilerParams(num_warps=blocks.warps, num_stages=blocks.stages),
         interpret=interpret,
         name="attend_packed",
     )

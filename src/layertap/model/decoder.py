@@ -385,10 +385,10 @@ def in_blocks(function: Callable[..., Blockwise], block: int | None, *arrays: Fl
     bfloat16 products ran 1.5 times as fast (docs/LOG.md). If `block` does not divide the row, the
     largest common divisor is used.
     """
-    if block is None:
-        return function(*arrays)
     rows, tokens = arrays[0].shape[:2]
-    size = math.gcd(block, rows * tokens)
+    size = rows * tokens if block is None else math.gcd(block, rows * tokens)
+    if size == rows * tokens:
+        return function(*arrays)
     blocks = tuple(array.reshape(rows * tokens // size, 1, size, *array.shape[2:]) for array in arrays)
     mapped = lax.map(lambda parts: function(*parts), blocks)
     return cast(Blockwise, jax.tree.map(lambda array: array.reshape(rows, tokens, *array.shape[3:]), mapped))

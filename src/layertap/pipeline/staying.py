@@ -8,7 +8,6 @@ index it like a numpy array, and nothing moves until somebody gathers the tokens
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -82,9 +81,10 @@ class DeviceTokens:
         return DeviceTokens(self.step, self.tap, places)
 
 
-def joined(before: Any, own: Any) -> Any:  # noqa: ANN401 - both arrays, or both tokens that stay
-    """Activations of a sample's prefix, followed by the rest of it, as one new array."""
-    return own.behind(before) if isinstance(own, DeviceTokens) else np.concatenate([before, own])
+def joined(*parts: DeviceTokens) -> DeviceTokens:
+    """Tokens of a sample: all of them, or those of its prefix and then the others."""
+    *before, own = parts
+    return own.behind(*before) if before else own
 
 
 @jax.jit

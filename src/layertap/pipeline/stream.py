@@ -4,7 +4,7 @@
     window             ->  dispatch step i+1, then harvest step i and cut it into samples
 
 The first step that needs a prefix computes it. It is then put before each of the step's samples
-(prefix.py).
+(prefix.py). On an accelerator some threads copy the samples (cutting.py).
 
 Programs compile while weights load. The device always has a step queued while this thread harvests
 the step before; windows are read, rendered and tokenised one ahead. In memory at any time: two
@@ -19,26 +19,22 @@ being read, its thread finishes and drops it too.
 """
 
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any
-
-import numpy as np
 
 from layertap.core.sample import Sample
-from layertap.core.taps import Tap
 from layertap.errors import InputError
 from layertap.model.decoder import Decoder
 from layertap.pipeline.background import read_ahead
+from layertap.pipeline.cutting import Cut, copiers, cutter
 from layertap.pipeline.hosts import Agreed, agree_on_steps
 from layertap.pipeline.kept import KeptTokens
-from layertap.pipeline.packing import Placement, Step, batch_arrays, step_kinds
+from layertap.pipeline.packing import Step, batch_arrays, step_kinds
 from layertap.pipeline.prefix import Prefixes
 from layertap.pipeline.progress import Progress
 from layertap.pipeline.session import OpenedModel, Session
-from layertap.pipeline.staying import joined
-from layertap.pipeline.step import Beginning, HostOutputs, Outputs, StepProgram
+from layertap.pipeline.step import Beginning, Outputs, StepProgram
 from layertap.pipeline.windows import Position, Window, WindowRules
 
 _POLL_SECONDS = 0.005
@@ -64,7 +60,7 @@ def stream_samples(
     program = session.program(model)
     prefixes = rules.prefixes
     kinds = step_kinds(rules.ladder, rules.batch_size, rules.devices, len(prefixes.shared))
-    with read_ahead(windows) as ahead:
+    with cutter(copiers(model), kept) as cut, read_ahead(windows) as ahead:
         agreements = _compile_ahead(agree_on_steps(ahead, kinds, model.hosts), program, prefixes, progress)
         with session.loading(model) as loading:
             first = next(agreements, None)  # its programs compile while weights load
@@ -73,7 +69,7 @@ def stream_samples(
         progress.begin()
         device = _Device(program, weights, prefixes, progress)
         for flight in _one_behind(device.dispatch(chain([first] if first else [], agreements))):
-            yield from _land(flight, program, progress, proceed, kept)
+            yield from _land(flight, program, progress, proceed, cut)
             del flight  # or its outputs would live until the step after the next one has been dispatched
 
 
@@ -155,7 +151,7 @@ def _one_behind(flights: Iterator[_Flight]) -> Iterator[_Flight]:
 
 
 def _land(
-    flight: _Flight, program: StepProgram, progress: Progress, proceed: Callable[[], None], kept: KeptTokens
+    flight: _Flight, program: StepProgram, progress: Progress, proceed: Callable[[], None], cut: Cut
 ) -> Iterator[tuple[Position, Sample]]:
     """Wait for a step, and cut out the samples that are not committed yet."""
     with progress.waiting_for("device"):
@@ -168,35 +164,12 @@ def _land(
     window = flight.window
     if window is None:
         return
-    for emitted, place in enumerate(flight.step.placements, flight.before + 1):
-        if emitted > window.start.emitted:
-            whole = window.samples[place.sample]
-            sample = _cut_out(whole, place, arrays, flight.beginning, kept)
-            progress.add(1, whole.tokens, whole.tokens - place.length)
-            yield window.position(emitted), sample
-
-
-def _cut_out(
-    sample: Sample, place: Placement, arrays: HostOutputs, beginning: Beginning | None, kept: KeptTokens
-) -> Sample:
-    """The kept part of the sample: its prefix, then its part of the step's outputs."""
-    chosen = kept.rows(sample)
-    span = slice(place.start, place.start + place.length)
-    if beginning is not None:
-        return _joined(sample, {tap: rows[place.row][span] for tap, rows in arrays.items()}, beginning, chosen)
-    # Copied: a view would keep the whole step in memory while one of its samples waits to be
-    # written.
-    if chosen is None:
-        return sample.with_activations({tap: rows[place.row][span].copy() for tap, rows in arrays.items()})
-    own = {tap: rows[place.row][span][chosen] for tap, rows in arrays.items()}
-    return sample.only(chosen).with_activations(own)
-
-
-def _joined(sample: Sample, own: Mapping[Tap, Any], beginning: Beginning, chosen: np.ndarray | None) -> Sample:
-    """The chosen tokens of a sample; `own` has the activations after its prefix."""
-    before = beginning.activations
-    if chosen is None:
-        return sample.with_activations({tap: joined(before[tap], rows) for tap, rows in own.items()})
-    first, rest = chosen[: beginning.tokens], chosen[beginning.tokens :]
-    parts = {tap: joined(before[tap][first], rows[rest]) for tap, rows in own.items()}
-    return sample.only(chosen).with_activations(parts)
+    placed = [
+        (emitted, window.samples[place.sample], place)
+        for emitted, place in enumerate(flight.step.placements, flight.before + 1)
+        if emitted > window.start.emitted
+    ]
+    samples = cut([(whole, place) for _, whole, place in placed], arrays, flight.beginning)
+    for (emitted, whole, place), sample in zip(placed, samples, strict=True):
+        progress.add(1, whole.tokens, whole.tokens - place.length)
+        yield window.position(emitted), sample
