@@ -74,6 +74,29 @@ def test_usual_prompts_without_an_accelerator(flags: tuple[str, ...], capsys: Ca
     assert "\nassumed  median prompt" in text
 
 
+def test_it_says_whether_the_prefix_was_counted_or_assumed(tiny_model: Path, capsys: Captured) -> None:
+    flags = ("--model", "7b", "--tokens", "100000000")
+    once, begins = "of all tokens are a prefix that is computed once", "every prompt begins with the same: 298 tokens ("
+    assert plan(*flags) == 0
+    text = capsys.readouterr().out
+    assert f"18.5% {once} (assumed)\n" in text
+    assert (
+        f"{begins}output-from-examples-v0 in Qwen 2.5's tokenizer; a run computes it once; --tokenizer FOLDER" in text
+    )
+    assert plan(*flags, "--tokenizer", tiny_model) == 0
+    text = capsys.readouterr().out
+    assert f"{once}\n" in text
+    assert "every prompt begins" not in text
+    assert plan(*flags, "--no_share_prefix") == 0
+    text = capsys.readouterr().out
+    assert "prefix" not in text
+    assert "every prompt begins" not in text
+    assert plan(*flags, "--prompt_template", "my_templates") == 0
+    text = capsys.readouterr().out
+    assert once not in text
+    assert "every prompt begins with the same: 0 tokens (unknown without a tokenizer, so none is left out;" in text
+
+
 def test_the_plan_of_the_guide_is_as_printed(capsys: Captured) -> None:
     assert PRINTED is not None
     assert main(shlex.split(PRINTED[1].replace("\\\n", " "))[1:]) == 0

@@ -9,7 +9,8 @@ from layertap.config.plan import PlanConfig
 from layertap.plan.accelerators import parse_accelerator
 from layertap.plan.estimate import Stage, costs, pipelined, stages_on
 from layertap.plan.planned import PlannedRun, causal_pairs, forward_flops, mesh_shape, planned_run
-from layertap.plan.workload import Workload, usual_workload
+from layertap.plan.usual import usual_workload
+from layertap.plan.workload import Workload
 
 SEVEN = {"model_path": "7b", "tokens": 10**8, "row_length": 4096, "layers_to_extract": ()}
 

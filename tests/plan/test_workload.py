@@ -4,14 +4,13 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import pytest
 
 from layertap.config.extract import ExtractConfig
 from layertap.config.plan import PlanConfig
 from layertap.pipeline.run import extract
 from layertap.plan.planned import planned_run
-from layertap.plan.workload import count_dataset, typical_lengths, usual_workload
+from layertap.plan.workload import count_dataset
 
 
 def the_run(config: PlanConfig) -> ExtractConfig:
@@ -52,26 +51,6 @@ def test_the_count_is_what_the_run_writes(planned: Callable[..., PlanConfig], ch
     assert (work.output.shards, work.output.files) == (len(done.manifest.shards), len(files))
     assert (work.samples, work.tokens, work.computed_tokens) == (done.samples, done.tokens, done.computed_tokens)
     assert work.output.shards > 1
-
-
-@pytest.mark.parametrize("tokens", [1, 1000, 300_000, 50_000_000])
-def test_usual_prompts_have_the_tokens_that_are_asked_for(planned: Callable[..., PlanConfig], tokens: int) -> None:
-    config = planned(tokens=tokens, window_samples=1024)
-    form = planned_run(config).form
-    work = usual_workload(config, form, devices=1)
-    assert work.tokens == pytest.approx(tokens)
-    assert work.output.activations == tokens * form.bytes_per_token
-    assert work.computed_tokens >= work.tokens
-    assert not work.counted
-
-
-def test_usual_lengths_are_those_of_arc(planned: Callable[..., PlanConfig]) -> None:
-    from layertap.pipeline.hosts import Hosts
-    from layertap.pipeline.inputs import window_rules
-
-    lengths = typical_lengths(window_rules(planned(window_samples=1024, max_seq_length=16_384), Hosts(), 1))
-    assert np.median(lengths) == pytest.approx(1110, rel=0.02)
-    assert np.mean(lengths) == pytest.approx(1617, rel=0.03)
 
 
 def test_several_hosts_count_what_one_does(planned: Callable[..., PlanConfig]) -> None:

@@ -36,7 +36,8 @@ class PlanConfig(RunConfig):
     """Plan for this many tokens of ARC prompts of usual lengths, instead of a dataset."""
 
     tokenizer: Annotated[str | None, Flag("plan", "FOLDER")] = None
-    """A folder with the tokenizer. Needed to count a dataset if --model is a size."""
+    """A folder with the tokenizer, if --model is a size. Needed to count a dataset. With --tokens
+    it counts what all prompts begin with."""
 
     price_per_hour: Annotated[float | None, Flag("plan", "PRICE")] = None
     """What one accelerator with all its chips costs per hour."""

@@ -50,6 +50,21 @@ FAST_SHARE_OF_PEAK = Assumption(
 )
 TYPICAL_MEDIAN = Assumption("median prompt", 1110, "tokens", "ARC-AGI-1 training, 8 predictions, Qwen 2.5's tokenizer")
 TYPICAL_MEAN = Assumption("mean prompt", 1617, "tokens", "the same 3,328 prompts; lengths assumed log-normal")
+TYPICAL_PREFIXES = {
+    version: Assumption(
+        "every prompt begins with the same",
+        tokens,
+        "tokens",
+        f"{version} in Qwen 2.5's tokenizer; a run computes it once; --tokenizer FOLDER counts yours",
+    )
+    for version, tokens in (("output-from-examples-v0", 298), ("output-from-examples-v1", 108))
+}
+UNKNOWN_PREFIX = Assumption(
+    "every prompt begins with the same",
+    0,
+    "tokens",
+    "unknown without a tokenizer, so none is left out; --tokenizer FOLDER counts what a run computes once",
+)
 TYPICAL_TEXT_BYTES = Assumption(
     "a sample's task id, origin and preview",
     600,

@@ -27,7 +27,8 @@ from layertap.plan.accelerators import (
 )
 from layertap.plan.estimate import Costs, Times, costs, pipelined, stages_on, stored_bytes_of
 from layertap.plan.planned import Fit, PlannedRun, fit_on, mesh_shape, planned_run, run_weight_bytes
-from layertap.plan.workload import Workload, count_dataset, usual_workload
+from layertap.plan.usual import UsualPrefix, usual_prefix, usual_workload
+from layertap.plan.workload import Workload, count_dataset
 
 _THIS_MACHINE = "cpu"
 
@@ -56,6 +57,8 @@ class Plan:
     asked_rows: int | None
     """`--batch_size`, if it was given."""
     work: Workload
+    prefix: UsualPrefix
+    """What is assumed of it where no dataset is counted."""
     stored_bytes: float
     """Bytes on disk at the end, without manifests."""
     exact: bool
@@ -151,16 +154,19 @@ def make_plan(config: PlanConfig, note: Callable[[str], None]) -> Plan:
     run = planned_run(config)
     fit = None if accelerator is None else fit_on(run, accelerator)
     run = replace(run, config=replace(config, batch_size=config.batch_size or (1 if fit is None else fit.rows)))
-    work = _workload(run, accelerator, note)
+    prefix = UsualPrefix() if config.tokens is None else usual_prefix(run)
+    work = _workload(run, accelerator, prefix.tokens, note)
     stored, assumed = stored_bytes_of(run, work)
     placed = None if accelerator is None or fit is None else _placed(run, accelerator, fit, work, stored)
     usual = [] if work.counted else [TYPICAL_MEDIAN, TYPICAL_MEAN, TYPICAL_TEXT_BYTES]
+    usual += [] if prefix.assumption is None else [prefix.assumption]
     return Plan(
         run=run,
         placed=placed,
         weight_bytes=run_weight_bytes(run),
         asked_rows=config.batch_size,
         work=work,
+        prefix=prefix,
         stored_bytes=stored,
         exact=work.counted and not run.is_compressed and config.workers == 1,
         costs=costs(run, placed.times if placed else None, stored),
@@ -176,14 +182,21 @@ def _placed(run: PlannedRun, accelerator: Accelerator, fit: Fit, work: Workload,
     return OnAccelerator(accelerator, str(mesh), fit, times, disk_bytes, tuple(assumed))
 
 
-def _workload(run: PlannedRun, accelerator: Accelerator | None, note: Callable[[str], None]) -> Workload:
+def _workload(run: PlannedRun, accelerator: Accelerator | None, prefix: int, note: Callable[[str], None]) -> Workload:
     hosts, chips = (1, 1) if accelerator is None else (accelerator.hosts, accelerator.chips)
     if run.config.max_tokens_total is not None and accelerator is not None and hosts > 1:
         raise UsageError(
             f"--max_tokens_total does not work with the {hosts} hosts of {accelerator.name}; use --max_tasks instead"
         )
     if run.config.tokens is not None:
-        return usual_workload(run.config, run.form, devices=chips // hosts, hosts=hosts, context=run.model.context)
+        return usual_workload(
+            run.config,
+            run.form,
+            devices=chips // hosts,
+            hosts=hosts,
+            context=run.model.context,
+            prefix=prefix,
+        )
     checkpoint = run.checkpoint()
     for line in (*opening_lines(run.config), f"counting {run.config.dataset}"):
         note(line)
@@ -204,7 +217,10 @@ def _run(plan: Plan) -> list[str]:
         lines.insert(1, f"on {many}{on.name}: {amount(on.chips, 'chip', ',')}, {amount(on.hosts, 'host', ',')}")
         lines.append(f"{work.real_share:.1%} of computed tokens are real")
     if work.shared_tokens:
-        lines.append(f"{work.shared_tokens / work.tokens:.1%} of all tokens are a prefix that is computed once")
+        assumed = "" if plan.prefix.assumption is None else " (assumed)"
+        lines.append(
+            f"{work.shared_tokens / work.tokens:.1%} of all tokens are a prefix that is computed once{assumed}"
+        )
     return lines
 
 

@@ -93,6 +93,18 @@ class PlannedRun:
             )
         return open_checkpoint(self.config.model_path, self.config.revision, self.config.adapter)
 
+    def checkpoint_with_tokenizer(self) -> Checkpoint | None:
+        """Find the tokenizer where that fetches nothing that the plan has not fetched already; None
+        if there is none.
+
+        Raises UsageError or ModelError as `checkpoint` does.
+        """
+        config = self.config
+        if config.tokenizer is None and _published_size(config.model_path, config.revision) is not None:
+            return None
+        found = self.checkpoint()
+        return found if config.tokenizer is not None or (found.folder / "tokenizer.json").is_file() else None
+
 
 def planned_run(config: PlanConfig) -> PlannedRun:
     """Resolve `config`; raises ModelError if there is no such model, or it lacks a layer."""
@@ -106,10 +118,17 @@ def model_config(model: str, revision: str | None = None, adapters: Sequence[str
 
     Raises ModelError if there is no such model, or if Layertap does not support it.
     """
+    size = _published_size(model, revision)
+    return open_checkpoint(model, revision, adapters).config if size is None else published_config(size)
+
+
+def _published_size(model: str, revision: str | None) -> str | None:
+    """Return the size that a model is named by, such as `7b`; None if its files decide the
+    shape.
+    """
     match = _PUBLISHED.fullmatch(model)
-    if match and revision is None and not os.path.isdir(os.path.expanduser(model)):
-        return published_config(match[1].lower())
-    return open_checkpoint(model, revision, adapters).config
+    here = revision is not None or os.path.isdir(os.path.expanduser(model))
+    return None if match is None or here else match[1].lower()
 
 
 def layer_products(config: DecoderConfig) -> int:

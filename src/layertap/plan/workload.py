@@ -5,34 +5,29 @@ counts are exact. Its formats write to a sink that only counts. Activations are 
 shape, views of buffers that are never touched, and large buffers are passed on without a copy, so a
 terabyte is counted in seconds. The size after compression depends on the values.
 
-With only a number of tokens, we use windows of prompts of typical lengths (log-normal, like those
-of ARC-AGI-1), packed by the same code. Then only the activations' bytes are exact.
+With only a number of tokens, usual.py makes up the prompts.
 """
 
-import math
 import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
 from itertools import zip_longest
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 
 from layertap.config.plan import PlanConfig
-from layertap.core.columns import COLUMNS
 from layertap.core.sample import Sample
 from layertap.model.checkpoint import Checkpoint
 from layertap.pipeline.hosts import Hosts
 from layertap.pipeline.inputs import prompt_maker, read_dataset, window_rules
 from layertap.pipeline.kept import KeptTokens
-from layertap.pipeline.packing import Step, pack_window, prefix_row
+from layertap.pipeline.packing import Step, prefix_row
 from layertap.pipeline.prefix import find_prefixes
 from layertap.pipeline.step import Shape
-from layertap.pipeline.windows import Position, WindowRules, read_windows
-from layertap.plan.accelerators import TYPICAL_MEAN, TYPICAL_MEDIAN, TYPICAL_TEXT_BYTES
+from layertap.pipeline.windows import Position, read_windows
 from layertap.plan.planned import causal_pairs
 from layertap.shards.encode import ShardFormat, write_samples
 from layertap.shards.manifest import Manifest
@@ -41,10 +36,6 @@ from layertap.shards.statistics import no_statistics
 from layertap.shards.statistics_files import write_statistics
 from layertap.shards.values import SampleValues, TapValues
 from layertap.shards.writer import ShardBuffer
-
-_COLUMN_BYTES = sum(dtype.itemsize for dtype in COLUMNS.values())
-_NORM_BYTES = 4
-_STATISTICS_BYTES_A_VALUE = 16
 
 
 @dataclass(frozen=True)
@@ -127,7 +118,7 @@ def count_dataset(
         rules = window_rules(config, Hosts(index, hosts), devices, checkpoint.config.context, prefixes)
         windows = read_windows(read_dataset(config), maker, rules, Position())
         manifest = blank_manifest(config, checkpoint.config.model_type, form, maker.tokenizer.special_ids)
-        output, tally = OutputCounter(form, manifest, config.shard_bytes, rules.longest), _Tally()
+        output, tally = OutputCounter(form, manifest, config.shard_bytes, rules.longest), Tally()
         begun, left = time.monotonic(), config.max_tokens_total or sys.maxsize
         while left > 0 and (window := next(windows, None)) is not None:
             seconds += time.monotonic() - begun
@@ -143,7 +134,7 @@ def count_dataset(
     whole = OutputSize(*map(sum, zip(*map(astuple, outputs), strict=True)))
     used = {before for tally in tallies for _, before in tally.lengths if before}
     rows = hosts * devices * sum(map(prefix_row, used))
-    return replace(_workload(tallies), output=whole, counted=True, seconds=seconds / hosts, prefix_rows=rows)
+    return replace(add_up(tallies), output=whole, counted=True, seconds=seconds / hosts, prefix_rows=rows)
 
 
 class OutputCounter:
@@ -221,7 +212,7 @@ def _up_to(tokens: int, steps: Sequence[Step], samples: Sequence[Sample]) -> Ite
         yield replace(step, placements=tuple(taken))
 
 
-class _Tally:
+class Tally:
     """Sums over one host's windows."""
 
     def __init__(self) -> None:
@@ -230,11 +221,12 @@ class _Tally:
         self.windows: list[Counter[Shape]] = []
 
     def add(self, lengths: Sequence[tuple[int, int]], steps: Sequence[Step]) -> None:
+        """Add a window: the own tokens and the prefix of each sample, and the steps."""
         self.lengths.update(lengths)
         self.windows.append(Counter((step.rows, step.length) for step in steps))
 
 
-def _workload(hosts: Sequence[_Tally], part: float = 1.0) -> Workload:
+def add_up(hosts: Sequence[Tally], part: float = 1.0) -> Workload:
     """Add up the hosts' tallies, multiplied by `part`."""
     steps: Counter[Shape] = Counter()
     for windows in zip_longest(*(host.windows for host in hosts), fillvalue=Counter[Shape]()):
@@ -270,50 +262,4 @@ def blank_manifest(config: PlanConfig, model_type: str, form: ShardFormat, speci
         format=form.name,
         taps=form.taps,
         storage_dtype=form.stored_as,
-    )
-
-
-def usual_workload(
-    config: PlanConfig, form: ShardFormat, *, devices: int, hosts: int = 1, context: int | None = None
-) -> Workload:
-    """Estimate the work of `config.tokens` tokens of typical prompts, for these hosts and
-    devices.
-    """
-    assert config.tokens is not None
-    rules = window_rules(config, Hosts(0, hosts), devices, context)
-    lengths = typical_lengths(rules)
-    share = config.tokens / hosts
-    lengths = lengths[
-        : max(1, round(len(lengths) * share / sum(lengths)))
-    ]  # shorten a window if the tokens do not fill it
-    tally, part = _Tally(), share / sum(lengths)
-    steps = pack_window(lengths, rules.ladder, rules.batch_size, rules.devices)
-    tally.add([(length, 0) for length in lengths], steps)
-    work = _workload([tally] * hosts, part)
-    return replace(work, output=_usual_output(config.tokens, work.samples, form, config.shard_bytes))
-
-
-def typical_lengths(rules: WindowRules) -> list[int]:
-    """Return a window of typical prompt lengths, long and short mixed, none over the limit."""
-    spread = math.sqrt(2 * math.log(TYPICAL_MEAN.value / TYPICAL_MEDIAN.value))
-    quantiles = NormalDist(math.log(TYPICAL_MEDIAN.value), spread)
-    count = rules.window_samples
-    places = [(number * 0.6180339887 + 0.5 / count) % 1 for number in range(count)]  # evenly spread for any number
-    drawn = [math.exp(quantiles.inv_cdf(min(max(place, 1e-4), 1 - 1e-4))) for place in places]
-    return [max(1, min(round(length), rules.longest)) for length in drawn]
-
-
-def _usual_output(tokens: int, samples: float, form: ShardFormat, shard_bytes: int) -> OutputSize:
-    activations = tokens * form.bytes_per_token
-    shards = max(1, math.ceil(activations / shard_bytes))
-    taps, text = len(form.taps), TYPICAL_TEXT_BYTES.value
-    repeats = taps if form.name == "pickle" else 1  # for what is the same at all taps
-    numbers = 2 if is_quantised(form.dtype) else 1  # a norm, and a scale
-    beside = numbers * taps * tokens * _NORM_BYTES + repeats * (tokens * _COLUMN_BYTES + samples * text)
-    return OutputSize(
-        activations=activations,
-        shard_files=activations + round(beside),
-        statistics_files=shards * sum(form.taps.values()) * _STATISTICS_BYTES_A_VALUE,
-        shards=shards,
-        files=shards * (len(form.files(1)) + 1),
     )
