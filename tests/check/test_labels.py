@@ -11,7 +11,7 @@ CELL = {"role": 3, "example": 0, "side": 1, "row": 2, "col": 3, "colours": 5, "c
 
 @pytest.fixture
 def labelled(tmp_path):
-    """The second token of the second sample is a cell, with two cells the third."""
+    """An output whose second sample has a cell as its second token, and two cells as its third."""
     contents = outputs.three_shards()
     columns = contents[0][1].columns
     for name, value in CELL.items():

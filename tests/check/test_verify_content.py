@@ -192,8 +192,8 @@ def test_norms_of_another_type_or_length_are_found(folder):
 
 @pytest.fixture
 def kept(tmp_path):
-    """A run that keeps cells: of six tokens in each sample the second, third and fifth, and in one
-    sample also the first.
+    """A run that keeps cells. Each of its two samples has six tokens, and keeps the second, third
+    and fifth. The second sample also keeps the first.
     """
     samples = []
     for index, rows in enumerate(([1, 2, 4], [0, 1, 2, 4])):

@@ -15,7 +15,7 @@ from layertap.config.compare import CompareConfig
 
 @pytest.fixture(autouse=True, scope="package")
 def _one_thread() -> Iterator[None]:
-    """Torch's threads cost more than they save at this size."""
+    """Use one thread in torch. At this size, more threads cost more than they save."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -24,7 +24,7 @@ def _one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def prompts() -> list[np.ndarray]:
-    """Two of 40 and 25 tokens."""
+    """Two prompts, of 40 and 25 tokens."""
     return dumps.token_ids(250)
 
 

@@ -20,7 +20,7 @@ from layertap.errors import DumpError, UsageError
 
 @pytest.fixture(scope="module")
 def batch(tiny_model: Path, prompts: list[np.ndarray]) -> tuple[np.ndarray, list[torch.Tensor]]:
-    """Two samples of 25 tokens in a table, and `hidden_states` of them without the last."""
+    """Two samples of 25 tokens in a table, and their `hidden_states` without the last one."""
     ids = np.stack([prompt[:25] for prompt in prompts])
     return ids, dumps.hidden_states(tiny_model, ids)[:-1]
 

@@ -18,7 +18,7 @@ _EXACT = "equal within float32 rounding"
 
 @pytest.fixture(scope="module")
 def stream(streams: list[np.ndarray]) -> np.ndarray:
-    """`residual` of layer 2, from transformers."""
+    """The `residual` of layer 2, computed by transformers."""
     return streams[_LAYER]
 
 

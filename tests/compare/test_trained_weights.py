@@ -34,7 +34,9 @@ def texts(trained_model: Path) -> list[np.ndarray]:
 # In bfloat16 each takes a minute of a CPU.
 @pytest.fixture(scope="module", params=["float32", pytest.param("bfloat16", marks=pytest.mark.proof)])
 def run(request: pytest.FixtureRequest, trained_model: Path) -> Callable[..., Streams]:
-    """The output of some layers for a row of tokens, computed in a dtype by transformers."""
+    """A function that gives the output of some layers for a row of tokens, computed by transformers
+    in a dtype.
+    """
     model = dumps.open_model(trained_model, getattr(torch, request.param))
 
     def outputs(ids: np.ndarray, **given: object) -> Streams:

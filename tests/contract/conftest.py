@@ -24,7 +24,7 @@ _REPORTED: list[str] = []
 
 @pytest.fixture
 def report() -> Callable[[str], None]:
-    """Notes a line for the end of the session."""
+    """A function that keeps a line, which is printed at the end of the session."""
     return _REPORTED.append
 
 
@@ -35,7 +35,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @pytest.fixture(scope="session")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Layer 2 of a model of width 64, on ARC tasks, in bfloat16, several shards."""
+    """The output of layer 2 of a model of width 64 on ARC tasks: several shards in bfloat16."""
     folder = tmp_path_factory.mktemp("run")
     write_checkpoint(folder / "model", "tiny")
     write_tasks(folder / "tasks.jsonl", make_tasks(12, seed=0))
@@ -54,7 +54,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def place(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder in which the programs of the page run: `activations` is there."""
+    """The folder in which the programs of the page run. It contains `activations`."""
     (tmp_path / "activations").symlink_to(run)
     monkeypatch.chdir(tmp_path)
     return tmp_path

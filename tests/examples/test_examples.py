@@ -1,8 +1,8 @@
-"""Each script of examples/ as a user starts it: a process of its own, in an empty folder.
+"""Each script of examples/ as a user starts it: in its own process, in an empty folder.
 
-`--quick` makes a script small. What a script finds out is its own business (docs/examples.md has
-the figures of full runs); here it has to come to its end, say what it promises to say, and leave
-the files that it names.
+`--quick` makes a script small. The tests do not judge what a script finds out (docs/examples.md has
+the figures of full runs). It has to come to its end, print what it promises, and leave the files
+that it names.
 """
 
 import ast
@@ -125,7 +125,9 @@ def test_storage_dtypes_tells_what_each_costs(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def arc(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
-    """What a small run of arc_features.py printed, which makes its model first; and its folder."""
+    """What a small run of arc_features.py printed, and its folder. The script first makes its
+    model.
+    """
     folder = tmp_path_factory.mktemp("arc")
     return ended(begin("arc_features.py", folder, "--quick")), folder
 

@@ -13,7 +13,7 @@ SITES = ("residual", "mlp_in")
 
 @pytest.fixture(params=("pickle", "safetensors"))
 def run(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    """Three shards of two samples, of 8, 7 and 8 tokens; two layers, two sites; bfloat16."""
+    """Three shards of two samples, with 8, 7 and 8 tokens; two layers and sites, in bfloat16."""
     outputs.write(
         tmp_path / "run", outputs.three_shards(SITES), outputs.shard_format(SITES, "bfloat16", name=request.param)
     )
@@ -22,7 +22,7 @@ def run(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 @pytest.fixture(params=("folder", "bucket"))
 def publish(request: pytest.FixtureRequest, gcs: FakeGcs) -> Callable[[Path], str]:
-    """Makes a path or URL of an output folder."""
+    """A function that returns a path or a URL with the content of an output folder."""
 
     def to_bucket(folder: Path) -> str:
         for path in sorted(folder.rglob("*")):

@@ -21,7 +21,7 @@ ADAPTERS = (for_saelens, for_dictionary_learning, for_sparsify)
 
 @pytest.fixture
 def dataset(tmp_path: Path) -> ActivationDataset:
-    """23 tokens in bfloat16, two layers at two sites."""
+    """23 tokens in bfloat16, at two sites of two layers."""
     sites = ("residual", "mlp")
     form = outputs.shard_format(sites, "bfloat16", name="safetensors")
     outputs.write(tmp_path / "run", outputs.three_shards(sites), form)

@@ -14,7 +14,7 @@ from layertap.shards.manifest_files import write_manifest
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """Three shards of float32, two layers, one site."""
+    """Three shards in float32, with two layers and one site."""
     outputs.write(tmp_path / "run", outputs.three_shards(), outputs.shard_format(name="safetensors"))
     return tmp_path / "run"
 

@@ -22,7 +22,7 @@ BEGIN = ("-m", "layertap", "export")
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Forty shards of a sample of 700 tokens."""
+    """Forty shards, each with a sample of 700 tokens."""
     folder = tmp_path_factory.mktemp("killed") / "run"
     samples = [outputs.sample(index, 700, widths=WIDTHS) for index in range(SHARDS)]
     form = ShardFormat(WIDTHS, np.dtype(np.float32), False, "safetensors", False)

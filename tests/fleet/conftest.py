@@ -15,7 +15,7 @@ from layertap.objects.retry import Retry
 
 @pytest.fixture(params=["folder", "gcs"])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """The places where a sharded dataset may be."""
+    """The place of a sharded dataset: a folder, then a bucket."""
     if request.param == "folder":
         return str(tmp_path / "dataset")
     request.getfixturevalue("gcs")

@@ -27,7 +27,7 @@ DATASET, OUTPUT = f"gs://{BUCKET}/dataset", f"gs://{BUCKET}/out"
 def fleet(
     tiny_model: Path, demo_tasks: Path, tmp_path: Path, gcs: FakeGcs, monkeypatch: pytest.MonkeyPatch
 ) -> ExtractConfig:
-    """Settings of a worker of three shards; it is started in a folder that stays empty."""
+    """Settings of a worker of three shards. It starts in a folder that must stay empty."""
     cut(demo_tasks, DATASET, 3)
     (tmp_path / "machine").mkdir()
     monkeypatch.chdir(tmp_path / "machine")

@@ -81,7 +81,7 @@ def stolen(store: ObjectStore, worker: int) -> Lease:
 
 @pytest.fixture
 def impatient(gcs: FakeGcs) -> Iterator[ObjectStore]:
-    """A bucket that never retries."""
+    """A store in a bucket. It never tries a request again."""
     with closing(open_store("gs://bucket/dataset", Retry(0.0))) as opened:
         yield opened
 

@@ -58,7 +58,7 @@ def small(config: ExtractConfig, tmp_path: Path) -> ExtractConfig:
 
 @pytest.fixture
 def many(small: ExtractConfig, tmp_path: Path) -> ExtractConfig:
-    """So many tasks that workers are still busy when something happens."""
+    """Enough tasks to keep the workers busy until something happens."""
     write_tasks(tmp_path / "tasks.jsonl", make_tasks(24, seed=4))
     return changed(small, dataset_path=str(tmp_path / "tasks.jsonl"))
 
@@ -194,8 +194,8 @@ def test_four_workers_one_killed_every_few_shards(
 def test_a_worker_stopped_past_its_lease_commits_nothing_when_it_wakes(
     many: ExtractConfig, place: str, tmp_path: Path
 ) -> None:
-    """The whole worker, not only the lease: it is stopped while it extracts, loses the shard, and
-    wakes.
+    """This tests the whole worker, not only the lease. It is stopped while it extracts, loses the
+    shard, and wakes.
     """
     store = open_store(place)
     cut(many.dataset_path, place, 1)

@@ -44,7 +44,7 @@ def read_done() -> list[dict[str, Any]]:
 
 
 def extracted(output: Path) -> Activations:
-    """Return what the done-manifests name. This fails if a sample is there twice."""
+    """Return the samples that the done-manifests name; fails if one is there twice."""
     found: Activations = {}
     for manifest in read_done():
         assert len(manifest["hosts"]) == HOSTS

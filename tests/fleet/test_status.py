@@ -25,8 +25,9 @@ COUNT = 5
 
 @pytest.fixture
 def bucket_set(demo_tasks: Path, bucket: ObjectStore) -> ObjectStore:
-    """Five shards of two tasks: worker 0 has done one, 1 is busy, 2 is silent, 3 failed; one is
-    free."""
+    """Five shards of two tasks. Worker 0 has done one, worker 1 is busy with one, worker 2 is
+    silent, and worker 3 has failed. One shard is free.
+    """
     cut(demo_tasks, bucket.url, COUNT)
     bucket.create(RUN, json.dumps({"prompts": {"predictions_per_task": 2}}).encode())
     leases = [take(bucket, f"shard_{number:05d}", claim(number, lost_by=("9@there",))) for number in range(4)]

@@ -52,7 +52,7 @@ EVERYWHERE = pytest.mark.parametrize("place", ["folder", "gcs"], indirect=True)
 
 @pytest.fixture
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """A folder, unless a test asks for both."""
+    """The place of the dataset: a folder, unless a test asks for both kinds of places."""
     if getattr(request, "param", "folder") == "gcs":
         request.getfixturevalue("gcs")
         return "gs://bucket/dataset"
@@ -309,7 +309,7 @@ def test_two_processes_with_one_id_on_one_disk_are_refused(fleet: ExtractConfig)
 
 @pytest.fixture
 def uploader(config: ExtractConfig, gcs: FakeGcs, bucket: ObjectStore) -> ExtractConfig:
-    """Worker 4, whose dataset and output are in a bucket, and whose disk keeps only manifests."""
+    """Worker 4. Its dataset and its output are in a bucket, and its disk keeps only manifests."""
     cut(config.dataset_path, bucket.url, COUNT)
     upload = UploadConfig(gcs_bucket=BUCKET, delete_local_after_upload=True)
     return changed(worker_of(config, bucket.url, 4), upload=upload)
@@ -333,7 +333,7 @@ def delete_output(url: str, kept: str | None = None) -> None:
 def test_a_shard_that_is_reset_is_extracted_again_on_the_disk_that_had_it(
     uploader: ExtractConfig, gcs: FakeGcs, bucket: ObjectStore, kept: str | None
 ) -> None:
-    """Its output was deleted in the bucket, and its worker still has the manifest."""
+    """The shard's output was deleted in the bucket, and its worker still has the manifest."""
     work(uploader)
     for manifest in done(bucket):
         assert_uploaded(gcs, manifest)
@@ -349,7 +349,7 @@ def test_a_shard_that_is_reset_is_extracted_again_on_the_disk_that_had_it(
 def test_a_shard_whose_unfinished_output_was_deleted_begins_again(
     uploader: ExtractConfig, gcs: FakeGcs, bucket: ObjectStore
 ) -> None:
-    """No done-manifest names it, so it may be deleted; and its worker still has its manifest."""
+    """No done-manifest names the output, so it may go. Its worker still has the manifest."""
     with pytest.MonkeyPatch.context() as patch:
         interrupt_at(patch, 2, KeyboardInterrupt())
         with pytest.raises(KeyboardInterrupt):

@@ -39,7 +39,7 @@ def _packed(length: int) -> jax.Array:
 
 
 def _inputs(length: int, kv_heads: int, group: int, size: int, dtype: jnp.dtype) -> tuple[jax.Array, ...]:
-    """Queries as they come, already scaled; keys and values; of two rows."""
+    """Queries, already scaled, keys and values of two rows."""
     keys = jax.random.split(jax.random.key(length + group), 3)
     query = jax.random.normal(keys[0], (2, length, kv_heads, group, size)) * size**-0.5
     key, value = (jax.random.normal(seed, (2, length, kv_heads, size)) for seed in keys[1:])
@@ -197,8 +197,8 @@ def test_kernels_equal_dense_in_bfloat16(attend: Attend) -> None:
 
 @both
 def test_float32_operands_are_multiplied_at_full_precision(attend: Attend) -> None:
-    """Interpreted on a CPU they always are: an accelerator would round them to bfloat16 or tf32
-    unless told.
+    """An interpreter on a CPU is always exact. An accelerator would round operands to bfloat16 or
+    tf32 by default.
     """
     traced = str(jax.make_jaxpr(attend)(*_inputs(512, 1, 2, 64, jnp.float32), _packed(512)))
     assert traced.count("dot_general") == traced.count("Precision.HIGHEST, Precision.HIGHEST") >= 2
@@ -221,8 +221,8 @@ def test_rows_that_no_kernel_can_cut_are_refused(attend: Attend) -> None:
     + [(size, 4096, jnp.float32) for size in ("0.5b", "7b")],
 )
 def test_the_gpu_kernel_lowers_to_triton(size: str, tokens: int, dtype: jnp.dtype) -> None:
-    """Every published shape, for a GPU that is not here; a ladder's last row need not be a power of
-    two.
+    """This lowers every published shape for a GPU that is not here. The last row of a ladder need
+    not be a power of two.
     """
     config = published_config(size)
     kv_heads, group = config.num_key_value_heads, config.num_attention_heads // config.num_key_value_heads
@@ -245,7 +245,7 @@ def _behind_prefix(*given: jax.Array) -> jax.Array:
 
 @pytest.mark.parametrize("size", [64, 128])
 def test_the_blocks_fit_the_shared_memory_of_a_small_card(size: int) -> None:
-    """As Triton's compiler was seen to lay them out; a GeForce of compute capability 8.9 has
+    """The sizes are as Triton's compiler laid them out. A GeForce of compute capability 8.9 has
     101,376 bytes.
     """
     for dtype, stages, kept_weights in ((jnp.bfloat16, 2, 0), (jnp.float32, 1, 1)):

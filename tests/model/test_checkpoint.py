@@ -25,7 +25,7 @@ EMBEDDING = "model.embed_tokens.weight"
 
 @pytest.fixture(scope="module")
 def single(tmp_path_factory) -> Path:
-    """Weights in one file; read only."""
+    """A checkpoint with its weights in one file. Tests only read it."""
     folder = tmp_path_factory.mktemp("checkpoint") / "single"
     write_checkpoint(folder)
     return folder
@@ -33,7 +33,7 @@ def single(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def several(tmp_path_factory) -> Path:
-    """The same weights in five files; read only."""
+    """The same checkpoint with its weights in five files. Tests only read it."""
     folder = tmp_path_factory.mktemp("checkpoint") / "several"
     write_checkpoint(folder, max_file_bytes=100_000)
     return folder

@@ -44,7 +44,7 @@ except ModelError as error:
 
 @pytest.fixture(scope="module")
 def several(tmp_path_factory) -> Path:
-    """A checkpoint with its weights in five files; read only."""
+    """A checkpoint with its weights in five files. Tests only read it."""
     folder = tmp_path_factory.mktemp("checkpoint")
     write_checkpoint(folder, max_file_bytes=100_000)
     return folder
@@ -58,8 +58,8 @@ def hub(several):
 
 
 def run(environment: dict[str, str], place: str, *tensors: str, opening: str = OPEN) -> dict:
-    """Where a checkpoint and the files of these tensors are, or the text of the ModelError, from
-    another process.
+    """Return where a checkpoint and the files of these tensors are, or the text of the ModelError.
+    Another process looks for them.
     """
     command = [sys.executable, "-c", _PROGRAM.format(opening=opening), place, *tensors]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)

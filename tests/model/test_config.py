@@ -113,7 +113,7 @@ _SWITCHED_ON = {"use_sliding_window": True, "max_window_layers": 20}
     ],
 )
 def test_a_file_means_what_transformers_writes_of_it(tmp_path, kind, given):
-    """Every default is the one of the family's class, and null is what null is there."""
+    """Every default equals that of the family's class, and null means the same as there."""
     config_class = getattr(transformers, f"{kind}Config")
     whole = json.loads(config_class(**_REQUIRED, **given).to_json_string(use_diff=False))
     left_out = {"model_type": config_class.model_type, **_REQUIRED, **given}
@@ -241,7 +241,9 @@ def test_a_file_that_is_no_json_object_is_refused(tmp_path, content, message):
 
 
 def test_yarn_of_a_phi3_is_refused(tmp_path):
-    """transformers reads it as longrope there, and other frequencies would be a silent fault."""
+    """transformers reads it as longrope. With other frequencies, activations would be silently
+    wrong.
+    """
     sizes = {key: PUBLISHED[key] for key in ("hidden_size", "intermediate_size", "num_hidden_layers", "vocab_size")}
     with pytest.raises(ModelError, match="'yarn', which is longrope in a phi3"):
         read(tmp_path, {"model_type": "phi3", "num_attention_heads": 14, **sizes, "rope_scaling": YARN})

@@ -51,7 +51,7 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture
 def small(tmp_path: Path) -> Path:
-    """A checkpoint of four heads, to be spoilt."""
+    """A checkpoint of four heads, which tests may damage."""
     write_checkpoint(tmp_path, _SMALL, dtype="float32")
     return tmp_path
 
@@ -106,8 +106,8 @@ def test_widened_bfloat16_weights_give_what_float32_gives(tmp_path: Path) -> Non
     "forgotten", ["input_layernorm", "post_attention_layernorm", "q_proj.bias", "k_proj.bias", "v_proj.bias"]
 )
 def test_no_norm_or_bias_could_be_forgotten_unnoticed(small: Path, forgotten: str) -> None:
-    """The parity tests see nothing where random weights leave norms at one and biases at zero; ours
-    must not.
+    """The parity tests would see no fault in norms of one and biases of zero, so our weights must
+    have neither.
     """
     ids = random_ids(64)
     before = forward.activations(small, ids, plan())

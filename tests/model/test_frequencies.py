@@ -48,9 +48,8 @@ def test_frequencies_have_the_bits_of_transformers(head_dim: int) -> None:
 
 @pytest.mark.parametrize("head_dim", [2, 16, 32, 48, 80, 96, 160])
 def test_frequencies_that_do_not_fill_vectors(head_dim: int) -> None:
-    """There torch itself gives a processor with AVX512 other bits than one without.
-
-    The power is then off by one last bit, and so its inverse by two at most.
+    """Here torch gives other bits on a processor with AVX512 than on one without. The power then
+    differs by one last bit, and its inverse by two at most.
     """
     allowed = 0 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 2
     for theta in (*_THETAS, *_DRAWN):

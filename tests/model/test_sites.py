@@ -97,7 +97,7 @@ def test_the_embeddings_alone_can_be_read(folder: Path) -> None:
 
 
 def test_packed_equals_alone_at_every_site(folder: Path) -> None:
-    """By the kernel of CPUs, whose blocks a sample may begin within."""
+    """This uses the kernel of CPUs. A sample may begin inside one of its blocks."""
     ids = np.arange(200, dtype=np.int32) % 128
     plan = ForwardPlan(np.dtype(np.float32))
     alone = forward.activations(folder, ids[70:], plan)

@@ -37,7 +37,7 @@ def test_checksum_and_size_are_those_of_all_that_was_written(chunks, wrap):
 
 @given(st.lists(st.binary(max_size=9), max_size=6), st.lists(st.tuples(st.integers(0, 40), st.integers(0, 40))))
 def test_buffers_in_memory_are_one_file(buffers: list[bytes], reads: list[tuple[int, int]]) -> None:
-    """As a client reads that uploads them: no read is short but at the end, and it seeks back."""
+    """Read it like a client that uploads it: only the last read is short, and it seeks back."""
     file, like = MemoryContent(buffers).open(), io.BytesIO(b"".join(buffers))
     assert file.read() == like.read()
     for place, size in reads:

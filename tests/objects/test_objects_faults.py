@@ -149,7 +149,9 @@ def test_a_bucket_that_is_missing_or_forbidden_is_named(gcs: FakeGcs, call, argu
 
 
 def test_google_s_client_asks_for_nothing_by_itself(gcs: FakeGcs, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Left alone, it has a thread ask for the bucket's metadata, for good where that is gone."""
+    """By default the client has a thread that asks for the bucket's metadata, for ever if the
+    bucket is gone.
+    """
     monkeypatch.delenv("DISABLE_GCS_PYTHON_CLIENT_OTEL_BUCKET_METADATA", raising=False)
     started: list[str] = []
     start = threading.Thread.start

@@ -17,13 +17,15 @@ def config(tiny_model: Path, few_tasks: Path, tmp_path: Path) -> ExtractConfig:
 
 @pytest.fixture
 def scenario() -> dict[str, object]:
-    """What all machines of a file have in common, as `Scenario` names it."""
+    """The fields of `Scenario` that are the same for all machines of a test file."""
     return {}
 
 
 @pytest.fixture
 def new_machine(tiny_model: Path, tmp_path: Path, gcs: FakeGcs, scenario: dict[str, object]) -> NewMachine:
-    """Machines by name, which run the same tasks and have a bucket."""
+    """A function that makes a machine by its name. All of them run the same tasks and have a
+    bucket.
+    """
     write_tasks(tmp_path / "tasks.jsonl", make_tasks(12, seed=1))
 
     def new(name: str, server: FakeGcs = gcs, **own: object) -> Machine:
@@ -35,7 +37,7 @@ def new_machine(tiny_model: Path, tmp_path: Path, gcs: FakeGcs, scenario: dict[s
 
 @pytest.fixture
 def whole(new_machine: NewMachine) -> Machine:
-    """An undisturbed run, with a bucket of its own."""
+    """A machine whose run was not disturbed. It has its own bucket."""
     with FakeGcs(BUCKET) as server:
         machine = new_machine("whole", server)
         machine.run_to_the_end()

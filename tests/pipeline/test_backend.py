@@ -19,7 +19,7 @@ _NAME = "jax_compilation_cache_dir"
 
 @pytest.fixture
 def configured(monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
-    """What `configure` tells JAX; this process's own JAX hears nothing of it."""
+    """What `configure` tells JAX. It does not reach this process's own JAX."""
     told: dict[str, object] = {}
     monkeypatch.setattr(backend, "jax", SimpleNamespace(config=SimpleNamespace(update=told.__setitem__)))
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
@@ -69,7 +69,9 @@ def test_what_any_machine_has_is_no_sign_of_an_accelerator(tmp_path: Path) -> No
 
 @pytest.fixture
 def only_libtpu(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """JAX's configuration where libtpu is the one plugin and nothing shows an accelerator."""
+    """JAX's configuration on a machine that has libtpu as its only plugin, and no sign of an
+    accelerator.
+    """
     config = SimpleNamespace(jax_platforms=None)
     monkeypatch.setattr(backend, "jax", SimpleNamespace(config=config))
     monkeypatch.setattr(backend, "find_spec", lambda name: object() if name == "libtpu" else None)
@@ -82,7 +84,7 @@ def only_libtpu(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 def test_libtpu_alone_is_left_out_unless_platforms_were_named(
     only_libtpu: SimpleNamespace, platforms: str | None, *, left_out: bool
 ) -> None:
-    """JAX itself advises to set the variable to nothing."""
+    """JAX itself advises to set the variable to an empty text."""
     only_libtpu.jax_platforms = platforms
     assert backend.only_libtpu_would_search() is left_out
 

@@ -27,20 +27,20 @@ PREFIX = "some/run/"
 
 @pytest.fixture
 def direct(tiny_model: Path, few_tasks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ExtractConfig:
-    """A run to the bucket, which must leave nothing in the folder that it is started in."""
+    """A run that writes to the bucket. It must leave nothing in the folder where it starts."""
     monkeypatch.chdir(tmp_path)
     return small_run(few_tasks, tiny_model, tmp_path, output_dir=URL, checkpoint_dir="./checkpoints")
 
 
 @pytest.fixture
 def expected(config: ExtractConfig) -> dict[str, bytes]:
-    """What the same run leaves in a folder, without what the manifest says of places."""
+    """What the same run leaves in a folder, without the places that the manifest names."""
     finished(config)
     return comparable(shards.contents(out(config)))
 
 
 def comparable(files: dict[str, bytes]) -> dict[str, bytes]:
-    """Output without checkpoint and metrics; of its settings, without where it lies."""
+    """The output without its checkpoint, its metrics, and the settings that name its place."""
     kept = {name: data for name, data in files.items() if not name.startswith(("metrics/", "checkpoint_worker"))}
     head = json.loads(kept["metadata.json"])
     for name in ("output_dir", "checkpoint_dir", "upload"):
@@ -49,7 +49,7 @@ def comparable(files: dict[str, bytes]) -> dict[str, bytes]:
 
 
 def in_bucket(gcs: FakeGcs) -> dict[str, bytes]:
-    """The output in the bucket, as `comparable` has it; its checkpoint is looked at."""
+    """The output in the bucket, as `comparable` returns it. This also checks its checkpoint."""
     found = gcs.contents(BUCKET, PREFIX)
     checkpoint = json.loads(found["checkpoint_worker_0.json"])
     assert checkpoint["output_dir"] == URL

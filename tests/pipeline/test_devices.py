@@ -44,7 +44,7 @@ def _activations(model: Path, tasks: Path, output: Path, devices: int, mesh: str
     "mesh", ["data=2,fsdp=2", *(pytest.param(mesh, marks=pytest.mark.slow) for mesh in ("auto", "fsdp=4"))]
 )
 def test_four_devices_give_what_one_gives(tiny_model: Path, demo_tasks: Path, tmp_path: Path, mesh: str) -> None:
-    """The four compute what prompts begin with once, the one does with each of them."""
+    """Four devices compute the prefix once; the one device computes it with each prompt."""
     one = _activations(tiny_model, demo_tasks, tmp_path / "one", 1, "auto", "--no_share_prefix")
     four = _activations(tiny_model, demo_tasks, tmp_path / "four", 4, mesh)
     assert len({sample for _, sample in one}) >= 16

@@ -32,7 +32,7 @@ HOSTS = 4
 
 @pytest.fixture(scope="module")
 def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """27 tasks: the last windows of the hosts are of different sizes."""
+    """27 tasks, so that the last windows of the hosts have different sizes."""
     path = tmp_path_factory.mktemp("tasks") / "tasks.jsonl"
     write_tasks(path, make_tasks(27, seed=1))
     return path
@@ -44,7 +44,7 @@ def flags(model: Path, tasks: Path, output: Path) -> list[str]:
 
 
 def union(output: Path) -> Activations:
-    """The activations of all hosts; fails where two hosts have one sample."""
+    """Return the activations of all hosts; fails if two hosts have the same sample."""
     found: Activations = {}
     for folder in sorted(output.glob("tpu_0_host_*")):
         part = activations(folder)
@@ -55,7 +55,7 @@ def union(output: Path) -> Activations:
 
 @pytest.fixture(scope="module")
 def alone(tiny_model: Path, tasks: Path, tmp_path_factory: pytest.TempPathFactory) -> Activations:
-    """One process, which computes what prompts begin with for each of them."""
+    """The activations of one process, which computes the prefix with each prompt."""
     output = tmp_path_factory.mktemp("alone") / "out"
     done = commands.run(
         ["-m", "layertap", "extract", *flags(tiny_model, tasks, output), "--no_share_prefix"], output.parent
@@ -178,7 +178,7 @@ def test_the_summary_of_a_host_names_its_own_folder_and_url(
 def test_one_host_that_meets_nobody_is_a_run_of_its_own(
     tiny_model: Path, tasks: Path, tmp_path: Path, told_by: str
 ) -> None:
-    """Slurm tells by its environment what Cloud TPU tells by its metadata."""
+    """Slurm gives in its environment what Cloud TPU gives in its metadata."""
     port = slices.free_port()
     numbers = {"JOB_ID": 1, "STEP_NUM_NODES": 1, "NTASKS": 1, "PROCID": 0, "LOCALID": 0, "STEP_NODELIST": "127.0.0.1"}
     slurm = {f"SLURM_{name}": str(value) for name, value in numbers.items()} | {"JAX_COORDINATOR_PORT": str(port)}
@@ -191,7 +191,7 @@ def test_one_host_that_meets_nobody_is_a_run_of_its_own(
 
 
 def test_hosts_that_nobody_names_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a machine of no cluster that JAX knows."""
+    """This is like a machine that belongs to no cluster that JAX knows."""
     monkeypatch.setattr(jax.distributed, "initialize", Mock(side_effect=ValueError("coordinator_address ...")))
     with pytest.raises(UsageError, match="give --num_hosts, --host_id and --coordinator_address"):
         join(HostsConfig(multihost=True))

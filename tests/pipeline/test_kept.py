@@ -37,14 +37,14 @@ def answered(config: ExtractConfig) -> ExtractConfig:
 
 @pytest.fixture
 def whole(answered: ExtractConfig) -> dict[int, Any]:
-    """What the run stores of all tokens."""
+    """What the run stores if it keeps all tokens."""
     finished(answered)
     return shards.samples(out(answered), layer=1)
 
 
 @pytest.fixture
 def part(answered: ExtractConfig, tmp_path: Path) -> ExtractConfig:
-    """The same run into another place."""
+    """The same run with other folders."""
     return changed(answered, **{name: str(tmp_path / "part" / name) for name in ("output_dir", "checkpoint_dir")})
 
 

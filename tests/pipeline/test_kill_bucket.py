@@ -16,7 +16,7 @@ from kills import CHECKPOINT, MANIFEST, Machine, NewMachine, kill_until_done, re
 
 @pytest.fixture
 def scenario() -> dict[str, object]:
-    """Output goes to the bucket alone."""
+    """The scenario where output goes only to the bucket."""
     return {"direct": True}
 
 
@@ -55,7 +55,7 @@ def test_killed_between_every_two_steps_of_the_commit(new_machine, whole: Machin
 
 
 def kill_at_random(new_machine: NewMachine, gcs: FakeGcs, form: str, storm: float, kills: int) -> None:
-    """A run that is killed so often ends with the bytes of one that nothing disturbed."""
+    """A run that was killed this often ends with the same bytes as an undisturbed one."""
     with FakeGcs(BUCKET) as server:
         undisturbed = new_machine("undisturbed", server, form=form)
         undisturbed.run_to_the_end()

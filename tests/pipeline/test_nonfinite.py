@@ -24,7 +24,7 @@ WEIGHT = "model.layers.2.mlp.down_proj.weight"
 
 @pytest.fixture(scope="session")
 def diverged_model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A NaN in one weight of layer 2."""
+    """The tiny model with a NaN in one weight of layer 2."""
     folder = tmp_path_factory.mktemp("diverged") / "model"
     shutil.copytree(tiny_model, folder)
     weights = {name: values.copy() for name, values in load_file(folder / "model.safetensors").items()}

@@ -28,7 +28,7 @@ def exact(config: ExtractConfig) -> ExtractConfig:
 
 
 def elsewhere(config: ExtractConfig, folder: Path, **changes: Any) -> ExtractConfig:
-    """The same run into another place."""
+    """The same run with other folders."""
     places = {name: str(folder / name) for name in ("output_dir", "checkpoint_dir")}
     return changed(config, **places, **changes)
 

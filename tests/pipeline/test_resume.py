@@ -34,7 +34,7 @@ def test_a_run_stopped_after_each_shard_ends_with_the_same_bytes(
 
 
 def strip_paths(files: dict[str, bytes]) -> dict[str, Any]:
-    """The files, the manifest without the paths that the settings name."""
+    """The files of an output; its manifest is without the paths that the settings name."""
     document = json.loads(files["metadata.json"])
     del document["config"]["output_dir"], document["config"]["checkpoint_dir"]
     return {**files, "metadata.json": json.dumps(document)}

@@ -21,7 +21,7 @@ _CHAT = [{"role": "user", "content": "How many rows?"}, {"role": "assistant", "c
 
 @pytest.fixture
 def texts(tmp_path: Path) -> Path:
-    """Records of every kind but tasks; the documents are of 1 to about 700 tokens."""
+    """Records of every kind except tasks. The documents have 1 to about 700 tokens."""
     rows = [{"id": f"doc {number}", "text": "a row of cells and " * (number * number + 1)} for number in range(12)]
     rows[3:3] = [{"id": f"chat {number}", "messages": _CHAT * (number + 1)} for number in range(6)]
     rows[9:9] = [{"id": f"ids {number}", "input_ids": list(range(5, 25 + 40 * number))} for number in range(6)]

@@ -10,7 +10,7 @@ from layertap.config.plan import PlanConfig
 
 @pytest.fixture
 def planned(tiny_model: Path, few_tasks: Path, tmp_path: Path) -> Callable[..., PlanConfig]:
-    """The settings of a small plan, changed."""
+    """A function that returns the settings of a small plan, with some changes."""
     run = vars(small_run(few_tasks, tiny_model, tmp_path))
 
     def config(**changes: Any) -> PlanConfig:

@@ -19,7 +19,7 @@ def arc_tasks(shared_data):
 
 @pytest.fixture
 def byte_tokenizer():
-    """One token a byte, and the three tokens of ChatML."""
+    """A tokenizer with a token for each byte, and the three tokens of ChatML."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE(vocab={byte: id_ for id_, byte in enumerate(alphabet)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -30,7 +30,7 @@ def byte_tokenizer():
 
 @pytest.fixture
 def byte_folder(tmp_path, byte_tokenizer):
-    """A checkpoint folder with `tokenizer.json` alone."""
+    """A checkpoint folder that contains only `tokenizer.json`."""
     folder = tmp_path / "checkpoint"
     folder.mkdir()
     byte_tokenizer.save(str(folder / "tokenizer.json"))
@@ -39,7 +39,7 @@ def byte_folder(tmp_path, byte_tokenizer):
 
 @pytest.fixture
 def two_tests():
-    """A task with two train pairs and two test inputs, the second without its answer."""
+    """A task with two train pairs and two test inputs. The second test input has no answer."""
     return Task(
         "two-tests",
         train=(Pair(((0, 1), (2, 3)), ((3, 2), (1, 0))), Pair(((4, 5, 6),), ((6, 5, 4),))),

@@ -41,8 +41,9 @@ tasks = st.builds(
 
 
 def _merging(folder) -> None:
-    """A tokenizer that makes one token of up to three digits, as Llama 3 does, and of a digit and
-    what separates it."""
+    """A tokenizer that makes one token of up to three digits, like Llama 3's, and one of a digit
+    and its separator.
+    """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     digits = [str(digit) for digit in range(10)]
     pairs = [(a, b) for a in digits for b in digits]

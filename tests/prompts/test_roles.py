@@ -108,7 +108,7 @@ def test_each_token_has_the_role_that_says_it(makers, name, system, user, assist
 
 @pytest.mark.parametrize("name", ["own", "thinking"])
 def test_tokens_have_the_roles_of_their_characters(makers, name):
-    """In templates whose own tokens merge with nothing that is said."""
+    """This holds for templates whose own tokens never merge with what is said."""
     maker = makers[name]
     (sample,) = maker.make([(0, Conversation("c", tuple(_TURNS)))])
     roles = sample.columns["role"]
@@ -139,7 +139,7 @@ def test_generation_marks_decide_as_in_transformers(makers, reference, contents)
 
 @given(st.lists(st.text(max_size=20), min_size=1, max_size=5))
 def test_every_character_is_its_messages_or_the_templates(makers, contents):
-    """By ChatML, which writes contents as they are."""
+    """The template is ChatML, which writes contents unchanged."""
     turns = [{"role": ("user", "assistant")[at % 2], "content": content} for at, content in enumerate(contents)]
     shown = _said(makers["own"], [{"role": "system", "content": ""}, *turns])
     assert shown["user"] == "".join(contents[0::2])

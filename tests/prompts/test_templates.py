@@ -11,7 +11,7 @@ _DEFAULT_ENCODER = parse_grid_encoder("GridShapeEncoder(RowNumberEncoder(Minimal
 
 @pytest.fixture
 def write_folder(tmp_path):
-    """Write a user's own template folder; a None leaves that file out."""
+    """Write a folder with a user's own templates. It has no file for a text that is None."""
 
     def write(system="be brief", user="{{ examples[0].input }}>{{ test_input }}", assistant="={{ answer }}"):
         for name, text in (("system", system), ("user", user), ("assistant", assistant)):

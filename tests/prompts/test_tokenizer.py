@@ -164,7 +164,9 @@ def test_digest_follows_ids_and_chat_text(byte_folder, byte_tokenizer):
 
 @given(text=st.text(max_size=60) | st.text("ab 01\n<|im_end|>", max_size=60))
 def test_the_characters_of_tokens_are_those_that_the_library_says(qwen, reference, text):
-    """Found from the tokens' bytes where that can be; the same tokens as without."""
+    """Offsets are found from the tokens' bytes where possible. The tokens are the same as without
+    offsets.
+    """
     ((ids, offsets),) = qwen.encode_marked([text])
     assert ids.tolist() == qwen.encode_batch([text])[0].tolist()
     expected = reference(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]

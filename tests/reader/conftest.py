@@ -19,7 +19,7 @@ def form(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(params=("folder", "bucket"))
 def publish(request: pytest.FixtureRequest, gcs: FakeGcs) -> Callable[[Path], str]:
-    """Makes a path or URL of an output folder."""
+    """A function that returns a path or a URL with the content of an output folder."""
 
     def to_bucket(folder: Path) -> str:
         for path in sorted(folder.rglob("*")):
@@ -32,6 +32,6 @@ def publish(request: pytest.FixtureRequest, gcs: FakeGcs) -> Callable[[Path], st
 
 @pytest.fixture
 def folder(tmp_path: Path, form: str) -> Path:
-    """Three shards of two samples, two layers, one site."""
+    """Three shards of two samples, with two layers and one site."""
     outputs.write(tmp_path / "out", outputs.three_shards(), outputs.shard_format(name=form))
     return tmp_path / "out"

@@ -210,7 +210,7 @@ def attempt(root: Path, name: str, part: str, first: int, *, complete: bool = Tr
 
 @pytest.fixture
 def claimed(tmp_path: Path) -> Path:
-    """Two dataset shards, the first of them attempted twice, with done-manifests in `dataset`."""
+    """Two dataset shards, with done-manifests in `dataset`. Two workers attempted the first one."""
     (tmp_path / "dataset/done").mkdir(parents=True)
     attempt(tmp_path / "out/tpu_0", "aaaa", "shard_00000", 0, complete=False)
     for done in (

@@ -47,7 +47,7 @@ def output(tmp_path: Path, form: str) -> Path:
 
 @pytest.fixture
 def unlabelled(tmp_path: Path) -> Path:
-    """An output of the version before there were labels."""
+    """An output of a version that had no labels."""
     form, old = outputs.shard_format(), dict.fromkeys(("token_ids", "positions"), "int32") | {"flags": "uint8"}
     manifest = outputs.manifest(form, columns=old)
     ShardWriter(open_store(str(tmp_path / "old")), manifest, form, lambda _: None).commit(

@@ -24,7 +24,7 @@ POOL = 2000
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of each format, with two pools of tokens."""
+    """An output folder in each format, with two pools of tokens."""
     folder = tmp_path_factory.mktemp("root")
     for form in ("safetensors", "pickle"):
         samples = [outputs.sample(index, POOL // 10) for index in range(20)]

@@ -47,7 +47,7 @@ def shards() -> list[list[Sample]]:
 
 @pytest.fixture(params=("safetensors", "pickle"))
 def dataset(tmp_path: Path, request: pytest.FixtureRequest) -> ActivationDataset:
-    """Of two workers."""
+    """The output of two workers."""
     form = outputs.shard_format(SITES, name=request.param)
     first, *others = shards()
     outputs.write(tmp_path / "tpu_0", [first], form)

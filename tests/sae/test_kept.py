@@ -48,7 +48,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 def place(folder: Path) -> list[int]:
-    """How far the one walk is whose counts are kept: shards, and steps of the next."""
+    """How far the only walk with kept counts is: whole shards, and steps of the next one."""
     (path,) = (folder / "features").glob("*.safetensors")
     with safe_open(path, "numpy") as file:
         return json.loads(file.metadata()["layertap"])["place"]

@@ -86,7 +86,7 @@ def test_of_equal_norms_the_one_of_the_smallest_sample_and_token_is_named():
 
 
 def test_a_deviation_far_below_the_mean_is_kept():
-    """The naive E[x^2] - E[x]^2 has nothing left of it in float64."""
+    """The naive E[x^2] - E[x]^2 loses all of it in float64."""
     rng = np.random.default_rng(0)
     values = 1e6 + 1e-3 * rng.standard_normal((5000, HIDDEN))
     found = merge_all((measure(values[begin : begin + 7], 0)[0] for begin in range(0, 5000, 7)), HIDDEN)

@@ -13,7 +13,7 @@ BUCKET = "bucket"
 
 @pytest.fixture
 def gcs(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeGcs]:
-    """Google Cloud Storage."""
+    """Google Cloud Storage on loopback, with one empty bucket."""
     with FakeGcs(BUCKET) as server:
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", server.endpoint)
         yield server
@@ -21,7 +21,7 @@ def gcs(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeGcs]:
 
 @pytest.fixture
 def s3(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeS3]:
-    """S3."""
+    """S3 on loopback, with one empty bucket."""
     settings = {"AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x", "AWS_DEFAULT_REGION": "us-east-1"}
     with FakeS3() as server:
         for name, value in {**settings, "AWS_ENDPOINT_URL": server.endpoint, "AWS_CONFIG_FILE": os.devnull}.items():

@@ -1,5 +1,6 @@
-"""Small checkpoints of every family, as transformers itself makes them, with random norms and
-biases, and windows and caps that bite."""
+"""Small checkpoints of every family, made by transformers itself. Norms and biases are random, and
+windows and caps are small enough to matter.
+"""
 
 from pathlib import Path
 from typing import Any

@@ -90,7 +90,7 @@ def assert_same(found: dict[int, dict[str, Any]], wanted: dict[int, dict[str, An
 def engine(
     config: ExtractConfig, log: Path, name: str, count: int, *flags: str, **environment: str
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """`--engine NAME`, its output in a file so that no pipe fills up."""
+    """Run `--engine NAME` with its output in a file, so that no pipe fills up."""
     script = commands.ROOT / "extract_activations.py"
     with log.open("wb") as file:
         process = subprocess.Popen(

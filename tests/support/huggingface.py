@@ -25,7 +25,7 @@ def activations(
 def activations_of(
     model: torch.nn.Module, token_ids: Sequence[int], dtype: str = "float32", sites: Sequence[Site] = SITES
 ) -> dict[Tap, np.ndarray]:
-    """The same of a decoder that is at hand."""
+    """Return the same for a decoder that is already loaded."""
     kept = torch.float64 if dtype == "float64" else torch.float32
     model.eval()
     captured: dict[Tap, np.ndarray] = {}

@@ -150,7 +150,7 @@ def pytest_configure() -> None:
 def leaves_nothing_behind(request: pytest.FixtureRequest) -> Iterator[None]:
     """Fail a test that leaves something behind.
 
-    It is set up before the test's other fixtures, and taken down after them.
+    This fixture begins before the test's other fixtures, and ends after them.
     """
     before = Look.now()
     yield

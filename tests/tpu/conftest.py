@@ -34,7 +34,7 @@ def tpu(cloud: FakeCloudTpu, monkeypatch: pytest.MonkeyPatch) -> Tpu:
 
 @pytest.fixture
 def running(monkeypatch: pytest.MonkeyPatch) -> Running:
-    """Return a function that starts a long command in a thread; it ends with the block."""
+    """Return a function that starts a long command in a thread. The command ends with the block."""
     monkeypatch.setenv("GOOGLE_CLOUD_PROJECT", PROJECT)
     monkeypatch.chdir(commands.ROOT)
     return manage_tpus.running_here

@@ -17,7 +17,7 @@ COST = "That is 8 TPUs of type v5litepod-8 (8 chips each, 64 chips in all), spot
 
 @pytest.fixture
 def nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody is logged in, and this is not a machine of Google's."""
+    """Make this a machine outside Google's cloud, where nobody is logged in."""
     for name in ("GOOGLE_CLOUD_PROJECT", "GOOGLE_APPLICATION_CREDENTIALS", "GCLOUD_PROJECT"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("CLOUDSDK_CONFIG", str(tmp_path))

@@ -76,7 +76,7 @@ class Vm:
 
 @pytest.fixture(scope="module")
 def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the files of the working tree that make the package; builds leave traces there."""
+    """A copy of the files that make the package, because a build leaves files beside them."""
     folder = tmp_path_factory.mktemp("tree")
     shutil.copytree(commands.ROOT / "src", folder / "src", ignore=shutil.ignore_patterns("*.egg-info", "__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
@@ -167,7 +167,7 @@ def _replace_worker(vm: Vm, body: str) -> None:
 
 @pytest.fixture
 def installed(vm: Vm) -> Vm:
-    """A VM on which the script finds the package already installed."""
+    """A VM that already has the package."""
     vm.home.mkdir()
     (vm.home / "installed").write_text(f"{vm.metadata.attributes['layertap-package']} []\n")
     return vm

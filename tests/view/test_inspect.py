@@ -52,8 +52,9 @@ def with_sink(sample: Sample) -> Sample:
 
 @pytest.fixture(params=["pickle", "safetensors"])
 def output(request: pytest.FixtureRequest, tmp_path: Path, tiny_model: Path) -> Path:
-    """Three shards of a run with the tiny model's tokenizer; sample 3, in shard 2, has a text and a
-    sink."""
+    """Three shards of a run with the tiny model's tokenizer. Sample 3, in shard 2, has a text and a
+    sink.
+    """
     tokenizer = load_tokenizer(tiny_model)
     contents = outputs.three_shards(SITES)
     (ids,) = tokenizer.encode_batch([TEXT])
@@ -72,7 +73,7 @@ def output(request: pytest.FixtureRequest, tmp_path: Path, tiny_model: Path) -> 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Three shards of pickles, one site, and no tokenizer."""
+    """Three shards of pickles with one site. There is no tokenizer."""
     outputs.write(tmp_path / "pickles", outputs.three_shards(), outputs.shard_format())
     return tmp_path / "pickles"
 
@@ -316,7 +317,9 @@ def test_it_starts_without_jax(folder, tmp_path):
 
 @pytest.fixture
 def labelled(output: Path) -> Path:
-    """The same, where sample 3 is labelled: a template, and the opening and two cells of a grid."""
+    """The same shards, with labels for sample 3: a template, and the opening and two cells of a
+    grid.
+    """
     contents = outputs.three_shards(SITES)
     columns = contents[1][1].columns
     columns["role"][:] = [0, 3, 3, 3]

@@ -1,8 +1,8 @@
-"""What every server of the tests does alike: it listens on loopback and leaves nothing behind.
+"""What every server of the tests does: it listens on loopback and leaves nothing behind.
 
-On leaving the block, it takes no new connection, shuts those that are open, and waits for each
-thread that served one. A client that hangs up or is killed is no news, and neither is one whose
-server has ended: no traceback is printed.
+At the end of the block, it accepts no new connection, shuts those that are open, and waits for each
+thread that served one. If a client hangs up or is killed, or its server has ended, no traceback is
+printed.
 """
 
 import socket
