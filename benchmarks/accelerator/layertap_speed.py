@@ -36,9 +36,9 @@ _BFLOAT16 = np.dtype(jnp.bfloat16)
 Arrays = tuple[np.ndarray, np.ndarray]
 """Token ids and `seg_start` of a step."""
 
-ALL_TOKENS = "all layers, all tokens at once"
-"""Without the plan's blocks of tokens: XLA copies their results from loop to loop (docs/LOG.md)."""
-
+_BLOCK = 2048
+BLOCKS = "all layers, in blocks of 2,048 tokens"
+"""As it was before a card had run it: XLA copies the results of blocks (docs/LOG.md)."""
 
 ONCE = "all layers, the prefix computed once"
 """As runs do it; computing the prefix itself is not counted, since a run does it once."""
@@ -50,7 +50,7 @@ def cases(config: PartConfig) -> Cases:
     return {
         f"{size} {way}": partial(_speed, config, shape, way)
         for size, shape in speed_shapes(config).items()
-        for way in ("all layers", *once, "last layer", ALL_TOKENS)
+        for way in ("all layers", *once, "last layer", BLOCKS)
     }
 
 
@@ -87,7 +87,7 @@ def tokens_and_gflop(config: PartConfig, shape: DecoderConfig) -> tuple[int, flo
 def _speed(config: PartConfig, shape: DecoderConfig, way: str) -> Figures:
     last, plan = shape.num_hidden_layers - 1, plan_of(config, "bfloat16")
     taps = resolve_taps((last,) if way == "last layer" else (), ("residual",), last + 1)
-    plan = replace(plan, token_block=None) if way == ALL_TOKENS else plan
+    plan = replace(plan, token_block=_BLOCK) if way == BLOCKS else plan
     program = StepProgram(abstract_model(shape, last + 1, _BFLOAT16), taps, plan)
     model = random_model(shape, last + 1)
     beginning = program.begin(model, prefix_of(config)) if way == ONCE else None

@@ -23,7 +23,9 @@ class Sizes:
     steps: int
     """Steps of a forward pass that is timed."""
     tasks: int
-    """Tasks whose prompts fill them, and which the whole command extracts."""
+    """Tasks whose prompts fill them, and which a whole run of one layer extracts."""
+    written: int
+    """Tasks of a whole run that writes all layers."""
     checkpoint: str
     """The shape that is written to disk, for parity, whole runs and the stream."""
     parity_tokens: int
@@ -52,7 +54,8 @@ SIZES: dict[Device, Sizes] = {
         row_length=4096,
         rows=4,
         steps=10,
-        tasks=120,
+        tasks=480,
+        written=120,
         checkpoint="0.5b",
         parity_tokens=6000,
         longest=4096,
@@ -64,6 +67,7 @@ SIZES: dict[Device, Sizes] = {
         rows=2,
         steps=2,
         tasks=4,
+        written=2,
         checkpoint="tiny",
         parity_tokens=700,
         longest=300,

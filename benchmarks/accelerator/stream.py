@@ -47,6 +47,7 @@ def settings(config: PartConfig) -> dict[str, Any]:
     folder = model_folder(contender(config))
     return {
         "dataset_path": str(tasks_file(config)),
+        "max_tasks": sizes_of(config).written,
         "model_path": str(folder),
         "layers_to_extract": [read_config(folder).num_hidden_layers // 2],
         "predictions_per_task": sizes_of(config).trained.predictions,

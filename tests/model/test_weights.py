@@ -169,3 +169,15 @@ def test_of_many_mismatches_the_first_twenty_are_named(own):
     _, *lines, last = str(caught.value).splitlines()
     assert len(lines) == 20
     assert last == "  and 29 more"
+
+
+@pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, np.float16, np.float32])
+@pytest.mark.parametrize("shape", [(1, 3), (64, 5), (130, 7)])
+def test_a_transpose_has_every_value_in_its_place(dtype, shape) -> None:
+    """Rows that end inside a block, and columns of a larger matrix, as a device of a slice has."""
+    values = np.arange(2 * shape[0] * shape[1]).reshape(shape[0], -1).astype(dtype)
+    for own in (values, values[:, shape[1] :]):
+        turned = weights.transpose(own)
+        assert turned.flags.c_contiguous
+        assert turned.dtype == dtype
+        assert np.array_equal(turned, own.T)

