@@ -380,3 +380,11 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+
+# %% [markdown]
+# ## What to think of it
+#
+# Features with a clean meaning are not yet a success: in random weights a cell is its own token and
+# little else, so features of colours are cleaner before the training than after it. Look at the
+# untrained model before you say that a feature was learnt.
+# [What the examples gave](../docs/examples.md) goes through the tables and the picture.

@@ -12,6 +12,7 @@ import contextlib
 import io
 import os
 import platform
+import posixpath
 import re
 import shutil
 import sys
@@ -25,7 +26,7 @@ from types import ModuleType
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "docs" / "tutorials"
-TUTORIALS = ("first_extraction", "train_jax", "chat_data")
+TUTORIALS = ("first_extraction", "train_jax", "chat_data", "arc_features")
 _MARK = re.compile(r"^# %%( \[markdown\])?$", re.MULTILINE)
 
 
@@ -117,7 +118,7 @@ def _prose(body: str) -> str:
 
 def _seen_from_here(link: str) -> str:
     stem, _, ending = link.rpartition(".")
-    return f"{stem}.md" if stem in TUTORIALS and ending == "py" else f"../../examples/{link}"
+    return f"{stem}.md" if stem in TUTORIALS and ending == "py" else posixpath.normpath(f"../../examples/{link}")
 
 
 def _wrap(paragraph: str) -> str:
