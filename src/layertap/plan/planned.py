@@ -31,7 +31,7 @@ from layertap.model.config import DecoderConfig, published_config
 from layertap.model.mesh import MeshShape, auto_shape, parse_mesh, weight_bytes
 from layertap.pipeline.packing import row_ladder
 from layertap.pipeline.setup import format_of_shards, resolve_run_taps
-from layertap.pipeline.step import transfer_dtype
+from layertap.pipeline.step import plan_for, transfer_dtype
 from layertap.plan.accelerators import Accelerator
 from layertap.shards.encode import ShardFormat
 
@@ -47,7 +47,6 @@ _ON_THEIR_WAY = 0.7
 # How many float32 vectors of the MLP's width a token needs, for the tokens that go through
 # together.
 _MLP_VALUES = 3
-_TOKEN_BLOCK = 2048
 _FLOAT32 = 4
 _GATHERED = 2  # layers (model/mesh.py)
 _IN_FLIGHT = 2  # steps whose outputs are on a GPU
@@ -214,9 +213,10 @@ def estimate_memory(run: PlannedRun, accelerator: Accelerator, mesh: MeshShape, 
     model, width = run.model, run.model.hidden_size
     one_layer = _bytes_of(replace(model, vocab_size=1), 1, run.compute_dtype)
     held = run_weight_bytes(run) // mesh.fsdp + (_GATHERED * one_layer if mesh.fsdp > 1 else 0)
-    block = gcd(_TOKEN_BLOCK, tokens)
+    dtype = transfer_dtype(run.compute_dtype, run.form.dtype)
+    block = gcd(plan_for(accelerator.platform, dtype).token_block or 0, tokens)
     passing = tokens * width * _STREAMS * _FLOAT32 + block * model.intermediate_size * _MLP_VALUES * _FLOAT32
-    captured = tokens * run.values_per_token * transfer_dtype(run.compute_dtype, run.form.dtype).itemsize
+    captured = tokens * run.values_per_token * dtype.itemsize
     # A TPU program passes activations to the host while it runs; others keep all of them until the
     # step has ended.
     outputs = captured * (_ON_THEIR_WAY if accelerator.platform == "tpu" else _IN_FLIGHT)
