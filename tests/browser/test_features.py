@@ -201,8 +201,8 @@ def pixel(page: Page, selector: str, x: int, y: int) -> tuple[int, ...]:
 
 
 def place_of(page: Page) -> tuple[int, str, int, int, int]:
-    """Return of the first top the sample, the side of the grid, row and column from 0, and the
-    colour.
+    """Return where the first of the largest values is: its sample, the side of the grid, row and
+    column from 0, and the colour.
     """
     meta = page.text_content("#tops article:first-child .meta") or ""
     sample, place = int(meta.split(";")[0].split()[1]), meta.split("; ")[-1]
@@ -441,7 +441,7 @@ def test_it_can_be_printed(open_page: Open, page_file: Path, run: Path, table: F
 
 
 def test_thousands_of_features_stay_quick(open_page: Open, run: Path, tmp_path: Path) -> None:
-    """This checks how little is drawn, because the time depends on the machine."""
+    """This counts what is drawn, because the time depends on the machine."""
     folder = write_autoencoder(tmp_path / "sae")
     rng = np.random.default_rng(1)
     count = 8192

@@ -58,7 +58,7 @@ def held(trained_model: Path, texts: list[np.ndarray], tmp_path: Path) -> Look:
 
 
 def expect(found: Comparison, told: str, said: int = 0) -> None:
-    """Require that fault in each array, and that each is found to be its own layer."""
+    """Require this fault in each array, and that each array is recognised as its own layer."""
     for layer in _LAYERS:
         wrong, words = verdict(found, f"residual.{layer + said}")
         assert wrong, words

@@ -36,12 +36,14 @@ def printed(script: str, folder: Path) -> str:
 
 
 def explained(output: str, pattern: str) -> list[float]:
-    """The shares of the variance that were printed while it trained, in their order."""
+    """The shares of the variance that it printed during training, in their order."""
     return [float(share) for share in re.findall(pattern, output)]
 
 
 def require_as_printed(features: torch.Tensor, folder: Path, output: str) -> None:
-    """A feature is where the script says: it names one, its value, and the token in its context."""
+    """A feature is where the script says. The script names a feature, its value, and the token in
+    its context.
+    """
     number, value, before, token = re.search(r"feature (\d+), at .*\n +([\d.]+)  (.*)«(.*?)»", output).groups()
     assert float(value) == pytest.approx(float(features[:, int(number)].max()), abs=0.01)
     sample_texts = [sample.text.replace("\n", "⏎").replace("\t", " ") for sample in dataset(folder)]

@@ -60,7 +60,7 @@ def test_a_text_that_looks_like_json_but_is_no_task_stays_a_text(tmp_path: Path)
 
 
 def test_objects_of_lists_are_lists_of_objects(tmp_path: Path) -> None:
-    """`Sequence({...})`, which older datasets use for pairs, returns them so."""
+    """Older datasets use `Sequence({...})` for pairs, which returns them in this form."""
     grid = datasets.Sequence(datasets.Sequence(datasets.Value("int8")))
     pairs = datasets.Sequence({"input": grid, "output": grid})
     features = datasets.Features({"id": datasets.Value("string"), "train": pairs, "test": pairs})
@@ -178,7 +178,7 @@ def test_a_run_says_how_to_get_the_library(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_parquet_is_read_without_the_librarys_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """That one reads ahead, so its memory grows with the file."""
+    """The library's own reader reads ahead, so its memory grows with the file."""
     for part in range(2):
         rows = [{"id": f"{part}-{row}", "text": f"text {part} {row}"} for row in range(3)]
         datasets.Dataset.from_list(rows).to_parquet(tmp_path / f"train-0000{part}-of-00002.parquet")

@@ -126,7 +126,7 @@ def test_what_is_cut_short_or_changed_says_so(tmp_path: Path, packing: str) -> N
 def test_what_follows_a_stream_and_is_none_is_not_passed_over(
     tmp_path: Path, packing: str, pack: Callable[[bytes], bytes], junk: bytes
 ) -> None:
-    """Python's own readers take it for the end, and silently lose the second row."""
+    """Python's own readers mistake it for the end, and silently lose the second row."""
     for behind in (pack(_TWO_ROWS[16:]), b""):
         (tmp_path / "a.jsonl").write_bytes(pack(_TWO_ROWS[:16]) + junk + behind)
         with pytest.raises(DatasetError, match=rf"a\.jsonl: its {packing} data is damaged or cut short"):

@@ -1,4 +1,6 @@
-"""A task is the same in every format: random ones written and read back, and published ones."""
+"""A task is the same in every format. The tests write and read random tasks, and read published
+ones.
+"""
 
 import gzip
 import json

@@ -44,7 +44,7 @@ def model(tiny):
 
 
 def stored(folder):
-    """The tensors of each file."""
+    """Return the tensors of each file."""
     files = {}
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, framework="numpy") as file:

@@ -1,4 +1,6 @@
-"""Who has a shard, and who may commit it: races, stopped holders, lost replies, wrong clocks."""
+"""Who has a shard, and who may commit it, with races, stopped holders, lost replies and wrong
+clocks.
+"""
 
 import json
 import os

@@ -105,8 +105,8 @@ def test_kernels_equal_dense(attend: Attend, length: int, shape: tuple[int, int,
 
 @both
 def test_kernels_equal_dense_in_rows_of_several_of_the_largest_blocks(attend: Attend) -> None:
-    """Splash then scores half a block of keys at a time, as on a TPU; samples begin and end on and
-    beside its edges.
+    """Here splash scores half a block of keys at a time, as on a TPU. Samples begin and end on its
+    edges, and beside them.
     """
     rows = [_seg_start(2048, 512, 1024, 1536, 2047), _seg_start(2048, 1, 511, 1025, 1985)]
     inputs, starts = _inputs(2048, 1, 1, 64, jnp.float32), jnp.asarray(np.stack(rows))

@@ -24,7 +24,9 @@ DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat
 
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory) -> dict[tuple[str, bool], Path]:
-    """By stored dtype and whether the weights are in several files; read only."""
+    """Checkpoints, by their stored dtype and by whether the weights are in several files. Tests
+    only read them.
+    """
     folder = tmp_path_factory.mktemp("checkpoints")
     made = {(dtype, split): folder / f"{dtype}-{split}" for dtype in DTYPES for split in (False, True)}
     for (dtype, split), path in made.items():
@@ -34,7 +36,7 @@ def checkpoints(tmp_path_factory) -> dict[tuple[str, bool], Path]:
 
 @pytest.fixture
 def own(checkpoints, tmp_path) -> Path:
-    """A checkpoint in one float32 file, to be spoilt."""
+    """A checkpoint in one float32 file, which tests may damage."""
     return shutil.copytree(checkpoints["float32", False], tmp_path / "own")
 
 

@@ -1,4 +1,4 @@
-"""Marked text does what text does, and its marks go along."""
+"""Marked text behaves like text, and keeps its marks."""
 
 import numpy as np
 import pytest

@@ -1,5 +1,6 @@
-"""Samples are those that were written, wherever they lie; folders are read together only where that
-makes sense."""
+"""A reader returns the samples that were written, from any place. It reads folders together only if
+they fit together.
+"""
 
 import json
 from collections.abc import Callable, Sequence

@@ -186,8 +186,9 @@ del ActivationDataset
 
 @pytest.mark.parametrize(("way", "status"), [("end", 0), ("exit", 7), ("raise", 1)])
 def test_python_ends_in_silence_inside_an_epoch(root: Path, way: str, status: int) -> None:
-    """Each process leaves iterators in a module's globals, in a circle, in a frame, and one that
-    nobody asked yet."""
+    """Each process leaves iterators in a module's globals, in a circle and in a frame, and one that
+    was never used.
+    """
     done = commands.run(["-c", _SCRIPT, root, way], root)
     assert done.returncode == status, done.stderr
     said = done.stderr.splitlines()

@@ -1,4 +1,4 @@
-"""The affine maps: what they make of activations, and that weights take them in exactly."""
+"""The affine maps: how they change activations, and how they are folded into weights exactly."""
 
 import json
 

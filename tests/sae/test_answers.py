@@ -1,4 +1,4 @@
-"""What a token is, where it has several cells, a cell several tokens, or a grid is not whole."""
+"""What a token is if it has several cells, if a cell has several tokens, or a grid is not whole."""
 
 import numpy as np
 

@@ -146,7 +146,7 @@ def at_random(machine: Machine, chance: random.Random, seconds: float) -> str:
 
 
 def at_a_file(machine: Machine, chance: random.Random) -> str:
-    """Kill when a file of some kind appears or is replaced, at a random time of these."""
+    """Kill when a file of some kind appears or is replaced, at a random one of these moments."""
     kind = chance.choice(("partial", "shard", "metadata.json", "checkpoint", "statistics"))
     countdown = chance.randrange(1, 6)
     process = machine.start()
@@ -162,7 +162,7 @@ def at_a_file(machine: Machine, chance: random.Random) -> str:
 
 
 def at_a_request(machine: Machine, chance: random.Random) -> str:
-    """Kill before or after a random request reaches the bucket, at a random time of these."""
+    """Kill before or after a random request to the bucket takes effect."""
     kind = chance.choice(("call", "call_after"))
     operation, name = chance.choice(
         (

@@ -180,7 +180,7 @@ def _files() -> Iterator[tuple[int, str]]:
 
 
 def _may_be_written(number: int, target: str) -> bool:
-    """Return whether it is no file, or one that was opened for more than reading."""
+    """Return whether it is something other than a file, or a file that was opened for writing."""
     if not target.startswith("/"):
         return True
     with suppress(OSError):  # closed meanwhile

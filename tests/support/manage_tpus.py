@@ -1,10 +1,10 @@
 """scripts/manage_tpus.sh, pointed at a Cloud TPU on loopback: as a process of its own, or its
 command in a thread.
 
-A thread starts at once, where a process takes a second of the processor to import Google's client.
-But it is interrupted only while the command pauses, and there can be one at a time, since what it
-prints is caught for the whole process: tests of signals, and of two commands beside each other,
-need processes.
+A thread starts at once. A process takes a second of the processor to import Google's client. But a
+thread is interrupted only while the command pauses. And there can be only one at a time, since its
+output is captured for the whole process. So tests of signals, and of two commands beside each
+other, need processes.
 """
 
 import os

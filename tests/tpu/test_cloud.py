@@ -81,7 +81,7 @@ def test_a_name_that_was_taken_since_the_look_is_told_and_left_alone(
 def test_a_failed_creation_clears_away_nothing_but_its_own_traces(
     cloud: FakeCloudTpu, client: Cloud, monkeypatch: pytest.MonkeyPatch, labels: dict[str, str]
 ) -> None:
-    """Between the failure and the cleaning up, somebody else gets the name."""
+    """Between the failure and the cleanup, somebody else takes the name."""
     cloud.stockouts = {ZONE}
     clear = client._clear
 

@@ -88,9 +88,8 @@ def test_no_two_tpus_keep_one_worker(observed: Observed, strength: int) -> None:
 def test_ids_stay_dense_and_stable_through_loss_and_interruption(
     losses: list[tuple[int, str]], data: st.DataObject
 ) -> None:
-    """There are twelve workers.
-
-    TPUs are lost, and interruptions separate deletions from creations; in the end the same ids run.
+    """There are twelve workers. TPUs are lost, and interruptions come between deletions and
+    creations. In the end the same ids run.
     """
     fleet = settle(wanted(4), Observed())
     assert sorted(m.worker for m in fleet.members) == list(range(12))

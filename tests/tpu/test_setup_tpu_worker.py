@@ -158,7 +158,7 @@ def test_from_a_bare_vm_to_a_finished_worker_and_nothing_changes_the_second_time
 
 
 def _replace_worker(vm: Vm, body: str) -> None:
-    """Put `body` in the place of the program: the loop treats any worker alike."""
+    """Replace the program by `body`; the loop treats every worker in the same way."""
     program = vm.home / "venv/bin/layertap"
     program.parent.mkdir(parents=True, exist_ok=True)
     program.write_text(f"#!/usr/bin/env bash\n{body}\n")

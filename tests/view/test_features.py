@@ -190,7 +190,9 @@ def texts(folder: Path) -> Path:
 
 
 def table_of_texts(_dataset: ActivationDataset, autoencoder: Autoencoder, tap: Tap) -> FeatureTable:
-    """Each feature is largest at token 200 of the second sample, then at token 10 of the first."""
+    """Each feature is largest at token 200 of the second sample. Its next largest value is at token
+    10 of the first sample.
+    """
     count = autoencoder.features
     return FeatureTable(
         tap=tap,

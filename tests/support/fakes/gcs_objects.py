@@ -145,7 +145,7 @@ class Buckets:
         return upload_id
 
     def append(self, upload_id: str, begin: int, chunk: bytes, total: int | None) -> Upload:
-        """Take a chunk; the object appears with the last one."""
+        """Accept a chunk. The object appears with the last one."""
         upload = self.upload(upload_id)
         if upload.finished is None:
             if begin > len(upload.data):
