@@ -70,34 +70,45 @@ def record_packing(dataset_path: str, tokenizer: str) -> dict[str, Any]:
 def record_resume(demo: Path, kills: int) -> dict[str, Any]:
     """Record the tokens committed over time by an undisturbed run, and by one that is killed."""
     calm, killed = demo / "plot" / "calm", demo / "plot" / "killed"
-    found = {"calm": _watch(demo, calm, 0), "killed": _watch(demo, killed, kills)}
+    alone = _watch(demo, calm, [])
+    (begun, _), (ended, _) = alone["points"][1], alone["points"][-1]
+    draw = random.Random(0)
+    # Together less than the run, so that all of them come before its end.
+    moments = [draw.uniform(0.3, 0.9) / kills * (ended - begun) for _ in range(kills)]
+    found = {"calm": alone, "killed": _watch(demo, killed, moments)}
     if _digest(calm) != _digest(killed):
         sys.exit(f"{killed} is not byte for byte {calm}")
+    if len(found["killed"]["deaths"]) < kills:
+        sys.exit(f"the run ended before it was killed {kills} times; record again where less else runs")
     return found
 
 
-def _watch(demo: Path, folder: Path, kills: int) -> dict[str, list[Any]]:
-    """Run to the end, with SIGKILL at random moments. Return [seconds, tokens] and the moments."""
+def _watch(demo: Path, folder: Path, kills: Sequence[float]) -> dict[str, list[Any]]:
+    """Run to the end, with SIGKILL so many seconds after a process committed for the first time.
+    Return [seconds, tokens] and when it was killed.
+    """
     folder.mkdir(parents=True)
-    output, draw, begun = folder / "activations", random.Random(0), time.perf_counter()
+    output, begun = folder / "activations", time.perf_counter()
     points: list[tuple[float, int]] = [(0.0, 0)]
     deaths: list[float] = []
     while True:
         process = subprocess.Popen(_command(demo), cwd=folder, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-        first, allowed = points[-1][1], draw.uniform(3.0, 12.0)
+        first = points[-1][1]
         seen: float | None = None
         while process.poll() is None:
             now = time.perf_counter() - begun
             if (tokens := _committed(output)) > points[-1][1]:
                 points.append((round(now, 2), tokens))
             seen = now if seen is None and points[-1][1] > first else seen
-            if len(deaths) < kills and seen is not None and now > seen + allowed:
+            if len(deaths) < len(kills) and seen is not None and now > seen + kills[len(deaths)]:
                 process.kill()
                 process.wait()
                 deaths.append(round(now, 2))
             time.sleep(0.02)
         if process.returncode == 0:
             return {"points": points, "deaths": deaths}
+        if process.returncode > 0:  # it failed by itself, and would again
+            sys.exit(f"{' '.join(_command(demo))} failed in {folder}; run it there to see why")
 
 
 def _command(demo: Path) -> list[str]:
