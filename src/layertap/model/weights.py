@@ -26,7 +26,7 @@ from layertap.model.mesh import sharding_of
 from layertap.model.tensors import READABLE, Readable, Tensor
 
 _READERS = 4  # parameters that are read at once
-_TURNED_ROWS = 64
+_TURNED_ROWS = 64  # of a matrix at a time: they fit into the cache
 _SHOWN = 20  # mismatches that one message names
 
 

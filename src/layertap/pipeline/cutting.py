@@ -3,8 +3,7 @@
 Copied, because a view would keep the whole step in memory while one of its samples waits to be
 written. A sample's activations at all taps of one width are one array, and each tap has a part of
 it. An array of 4 MiB or more gets pages of 2 MiB where Linux has them (numpy asks for those), so
-the system makes some ten pages for a sample of many layers instead of ten thousand. Making them
-costs more than copying: it was most of the main thread's time on a GPU (docs/LOG.md).
+the system makes some ten pages for a sample of many layers instead of ten thousand (docs/LOG.md).
 
 An accelerator gives steps faster than one thread copies them, so there some threads copy samples
 side by side. On a CPU the forward pass needs the cores, and the caller's thread copies.
@@ -44,9 +43,9 @@ def copiers(model: OpenedModel) -> int:
 
 
 @contextmanager
-def cutter(copiers: int, kept: KeptTokens) -> Iterator[Cut]:
+def cutter(count: int, kept: KeptTokens) -> Iterator[Cut]:
     """What cuts steps into samples with the `kept` tokens, in so many threads, in the block."""
-    with nullcontext() if copiers == 1 else working(copiers) as threads:
+    with nullcontext() if count == 1 else working(count) as threads:
 
         def cut(placed: Sequence[Placed], arrays: HostOutputs, beginning: Beginning | None) -> Iterator[Sample]:
             def one(own: Placed) -> Sample:

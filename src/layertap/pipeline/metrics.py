@@ -159,7 +159,7 @@ class _FileLines:
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(line)
         except FileNotFoundError:
-            """The run stored nothing, and has removed the folder that it made."""
+            pass  # the run stored nothing, and has removed the folder that it made
         except OSError as error:  # a full disk stops the run where its output is written, not here
             print(f"{self._path}: cannot be written: {error.strerror}", file=sys.stderr)
 
