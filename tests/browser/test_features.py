@@ -179,17 +179,17 @@ def test_features_are_left_by_label_number_and_grids(open_page: Open, page_file:
     page = open_page(page_file, "#tab=feature")
     ready(page)
     page.select_option("#feature-label", "colour: black")
-    page.wait_for_function("location.hash.includes('label=colour')")
+    page.wait_for_function("() => location.hash.includes('label=colour')")
     group = next(group for group in table.groups if group.name == "colour")
     fits = (table.lifts(group)[:, 0] >= 2) & (table.label_active["colour"][:, 0] >= LEAST)
     assert {numbered(row) for row in rows(page, "#feature-list")[1:]} == set(np.flatnonzero(fits).tolist())
     page.select_option("#feature-label", "")
     page.fill("#feature-search", "12")
-    page.wait_for_function("location.hash.includes('number=12')")
+    page.wait_for_function("() => location.hash.includes('number=12')")
     assert {numbered(row) for row in rows(page, "#feature-list")[1:]} == {12, *range(120, 130)}
     page.fill("#feature-search", "")
     page.check("#feature-drawn")
-    page.wait_for_function("document.querySelectorAll('#feature-list tr').length === 41")
+    page.wait_for_function("() => document.querySelectorAll('#feature-list tr').length === 41")
     assert all("▦" in row[0] for row in rows(page, "#feature-list")[1:])
 
 
@@ -293,7 +293,7 @@ def test_a_place_opens_in_samples_and_leads_back(
     index = (article.locator(".meta").text_content() or "").split(";")[0].split()[1]
     title = article.locator("h4").text_content() or ""
     opener.click()
-    page.wait_for_function("document.body.dataset.ready.startsWith('sample')")
+    page.wait_for_function("() => document.body.dataset.ready.startsWith('sample')")
     assert told(page)["sample"] == index
     assert told(page)["value"].startswith("feature ")
     assert told(page)["layer"] == "2"
@@ -308,9 +308,9 @@ def test_a_link_shows_the_same_again(open_page: Open, page_file: Path) -> None:
     ready(page)
     page.select_option("#feature-order", "density")
     page.click("#features-after")
-    page.wait_for_function("location.hash.includes('page=1')")
+    page.wait_for_function("() => location.hash.includes('page=1')")
     page.locator("#feature-list button").nth(7).click()
-    page.wait_for_function("document.querySelectorAll('#feature-list [aria-current]').length === 1")
+    page.wait_for_function("() => document.querySelectorAll('#feature-list [aria-current]').length === 1")
     again = open_page(page_file, "#" + page.url.partition("#")[2])
     ready(again)
     assert again.text_content("#feature-name") == page.text_content("#feature-name")

@@ -138,7 +138,7 @@ def test_a_link_shows_the_same_again(open_page: Open, page_file: Path) -> None:
     page.locator("#layer").fill("2")
     page.select_option("#value", "deviation")
     page.locator("#grids canvas").first.click(position={"x": 30, "y": 10})
-    page.wait_for_function("!document.body.dataset.ready.endsWith(' -1')")
+    page.wait_for_function("() => !document.body.dataset.ready.endsWith(' -1')")
     again = open_page(page_file, "#" + page.url.partition("#")[2])
     ready(again, "sample")
     assert again.text_content("#detail-text") == page.text_content("#detail-text")
