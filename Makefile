@@ -20,10 +20,10 @@ demo: $(VENV)/.installed
 	$(VENV)/bin/layertap demo
 
 test: $(TESTS)/.installed
-	$(BIN)/pytest -q -n 2 --dist worksteal -m "not slow and not proof"
+	$(BIN)/pytest -q -n 2 --dist worksteal -m "not whole and not slow and not proof"
 
 test-slow: $(TESTS)/.installed
-	HYPOTHESIS_PROFILE=many $(BIN)/pytest -q -n 2 --dist loadfile -m "(slow or hypothesis) and not proof"
+	HYPOTHESIS_PROFILE=many $(BIN)/pytest -q -n 2 --dist loadfile -m "(whole or slow or hypothesis) and not proof"
 
 # Hours: every TPU configuration, every measure, 200 kills, the longest example. A sample of each is
 # in `make test-slow`.

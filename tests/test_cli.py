@@ -120,6 +120,7 @@ BAD_LINES = {
 }
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("kind", BAD_LINES)
 def test_a_bad_task_is_named_or_skipped(
     kind: str, refused: Callable[[Mapping[str, object]], str], tiny_model: Path, tmp_path: Path
@@ -155,6 +156,7 @@ def test_so_it_is_where_all_samples_were_too_long(
     assert "the run skipped 8 samples longer than --max_seq_length; " in capsys.readouterr().err
 
 
+@pytest.mark.whole
 def test_the_demo_runs_and_verifies(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["demo", "--output_dir", str(tmp_path / "demo"), "--num_tasks", "3"]) == 0
     text = capsys.readouterr().out

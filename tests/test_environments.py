@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import tomllib
+from itertools import product
 
 import pytest
 import yaml
@@ -32,6 +33,25 @@ def test_the_demo_installs_what_a_user_needs_into_the_users_environment() -> Non
     assert install.startswith(".venv/bin/python ")
     assert install.endswith(" --editable .")
     assert commands[-1] == ".venv/bin/layertap demo"
+
+
+def test_each_test_is_in_one_of_the_suites() -> None:
+    """`make test-slow` runs all that `make test` leaves out, and properties again with more
+    examples."""
+    marks = ("whole", "slow", "proof", "hypothesis")
+    fast, slow = (_selection(target) for target in ("test", "test-slow"))
+    for has in product([False, True], repeat=len(marks)):
+        marked = dict(zip(marks, has, strict=True))
+        chosen = eval(fast, {}, marked), eval(slow, {}, marked)
+        assert any(chosen) == (not marked["proof"]), marked
+        assert all(chosen) == (marked["hypothesis"] and not any(has[:3])), marked
+
+
+def _selection(target: str) -> str:
+    """Return the expression over marks by which `make` chooses the tests of a suite."""
+    (command,) = [line for line in recipe(target) if "/pytest " in line]
+    (chosen,) = re.findall(r'-m "([a-z ()]+)"', command)
+    return str(chosen)
 
 
 @pytest.mark.parametrize("target", ["test", "test-slow", "check", "lint", "bench", "soak", "mutants", "format"])
@@ -75,7 +95,8 @@ def test_the_workflow_checks_every_python_that_the_project_names() -> None:
 
 def test_the_workflow_runs_what_a_newcomer_runs_with_actions_that_cannot_change() -> None:
     steps = [step for job in _WORKFLOW["jobs"].values() for step in job["steps"]]
-    assert {"make PYTHON=python demo", "make PYTHON=python check"} <= {step.get("run") for step in steps}
+    called = {"make PYTHON=python demo", "make PYTHON=python check", "make PYTHON=python test-slow"}
+    assert called <= {step.get("run") for step in steps}
     used = [step["uses"] for step in steps if "uses" in step]
     assert used
     assert all(re.fullmatch(r"[\w-]+/[\w-]+@[0-9a-f]{40}", action) for action in used)

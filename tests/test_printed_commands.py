@@ -116,6 +116,7 @@ def names(bucket: FakeGcs) -> set[str]:
     return found
 
 
+@pytest.mark.whole
 def test_a_single_worker(project: Path, hub: FakeHub, bucket: FakeGcs) -> None:
     assert "tokens/s" in ends_well(shell(SINGLE, project, hub))
     assert {"activations/tpu_0/shard_0001.pkl.gz", "activations/tpu_0/metadata.json"} <= names(bucket)
@@ -159,6 +160,7 @@ def test_a_slice_of_four_hosts(project: Path, hub: FakeHub, bucket: FakeGcs) -> 
     assert {name.split("/")[1] for name in found} == {f"tpu_0_host_{host}" for host in range(4)}
 
 
+@pytest.mark.whole
 def test_a_fleet_of_tpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with FakeCloudTpu() as cloud:
         # The endpoint is all that the printed commands lack; it comes with the Python that the

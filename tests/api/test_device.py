@@ -86,6 +86,7 @@ ASKED: list[dict[str, Any]] = [
 OF_TORCH = [(ASKED[0], "torch"), (ASKED[6], "torch")]
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize(("asked", "framework"), [*((asked, "jax") for asked in ASKED), *OF_TORCH], ids=str)
 def test_an_epoch_is_that_of_the_host(make: Make, asked: dict[str, Any], framework: str) -> None:
     asked = {"batch_size": 300, "pool_tokens": 2000, "as_": framework} | asked
@@ -98,6 +99,7 @@ def test_an_epoch_is_that_of_the_host(make: Make, asked: dict[str, Any], framewo
     assert count > 10
 
 
+@pytest.mark.whole
 def test_batches_stay_where_the_model_runs(make: Make) -> None:
     batch = next(iter(make(300, on_device=True, as_="jax", sites=["residual"])))
     assert isinstance(batch.activations, jax.Array)
@@ -111,6 +113,7 @@ def test_norms_on_the_device_are_those_of_the_host() -> None:
     np.testing.assert_allclose(step.norms[Tap(0, "residual")], expected.reshape(-1), rtol=1e-6)
 
 
+@pytest.mark.whole
 def test_a_state_goes_from_the_host_to_the_device(make: Make) -> None:
     asked: dict[str, Any] = {"sites": ["residual"], "pool_tokens": 1500, "as_": "jax", "exclude": {"first"}}
     asked |= {"center": True, "scale": "unit_rms"}

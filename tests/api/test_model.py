@@ -42,6 +42,7 @@ def texts(count: int) -> list[str]:
     return [f"text {number}: " + "one two three " * (1 + 7 * number % 11) for number in range(count)]
 
 
+@pytest.mark.whole
 def test_the_numbers_are_those_of_the_command(
     model: layertap.Model, few_tasks: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
@@ -88,6 +89,7 @@ def test_inputs_are_read_as_samples_come(model: layertap.Model) -> None:
     reading.close()  # type: ignore[attr-defined]
 
 
+@pytest.mark.whole
 def test_weights_are_loaded_once_and_serve_lower_layers(model: layertap.Model, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded: list[int] = []
     load = weights.load
@@ -137,6 +139,7 @@ print(next(iter(model.read("again", layers=[1]))).text)
 """
 
 
+@pytest.mark.whole
 def test_ctrl_c_leaves_the_model_usable(tiny_model: Path) -> None:
     command = [sys.executable, "-c", _INTERRUPTED, str(tiny_model)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:

@@ -136,6 +136,7 @@ configurations = st.fixed_dictionaries(
 _FEWER = settings(max_examples=min(settings.default.max_examples, 50))
 
 
+@pytest.mark.whole
 @_FEWER
 @given(world_size=st.integers(1, 4), config=configurations)
 def test_every_token_comes_once_over_all_ranks(
@@ -169,6 +170,7 @@ def rows(batches: Sequence[Batch]) -> list[bytes]:
     ]
 
 
+@pytest.mark.whole
 @given(world_size=st.integers(1, 3), config=configurations, data=st.data(), center=st.booleans())
 def test_resumed_anywhere_it_goes_on_byte_for_byte(
     recorded: layertap.ActivationStream, world_size: int, config: dict[str, Any], data: st.DataObject, center: bool
@@ -196,6 +198,7 @@ def _endless(batches: StreamBatches) -> Iterator[Batch]:
         yield from batches
 
 
+@pytest.mark.whole
 @_FEWER
 @given(world_size=st.integers(2, 4), config=configurations)
 def test_with_drop_last_all_ranks_have_as_many_whole_batches(
@@ -209,6 +212,7 @@ def test_with_drop_last_all_ranks_have_as_many_whole_batches(
     assert all(len(batch) == full for epoch in epochs for batch in epoch)
 
 
+@pytest.mark.whole
 def test_the_model_itself_goes_on_byte_for_byte(stream: layertap.ActivationStream) -> None:
     asked: dict[str, Any] = {"pool_tokens": 1500, "exclude": {"first"}, "seed": 3}
     first = stream.batches(250, **asked)
@@ -223,6 +227,7 @@ def test_the_model_itself_goes_on_byte_for_byte(stream: layertap.ActivationStrea
         assert resumed.epoch == 1
 
 
+@pytest.mark.whole
 def test_a_loop_that_was_left_goes_on(stream: layertap.ActivationStream) -> None:
     asked: dict[str, Any] = {"pool_tokens": 1500}
     whole = [as_bytes(batch) for batch in stream.batches(250, **asked)]
@@ -262,6 +267,7 @@ class _Interrupted(RunningModel):
             yield found
 
 
+@pytest.mark.whole
 def test_after_an_interruption_a_later_loop_goes_on(stream: layertap.ActivationStream) -> None:
     asked: dict[str, Any] = {"pool_tokens": 500, "seed": 2}
     whole = [as_bytes(batch) for batch in stream.batches(250, **asked)]
@@ -307,6 +313,7 @@ def test_a_pool_that_cannot_be_measured_is_never_handed_out_as_it_is(stream: lay
             next(iter(batches))
 
 
+@pytest.mark.whole
 def test_the_state_of_a_stream_is_that_of_its_batches(stream: layertap.ActivationStream) -> None:
     batches = stream.batches(500)
     next(iter(batches))
@@ -335,6 +342,7 @@ def test_frameworks_get_the_same_numbers(stream: layertap.ActivationStream) -> N
         one.close()
 
 
+@pytest.mark.whole
 def test_it_is_normalised_by_its_first_pool(stream: layertap.ActivationStream) -> None:
     asked: dict[str, Any] = {"center": True, "scale": "unit_rms", "exclude": {"first"}}
     batches = stream.batches(500, pool_tokens=10_000, **asked)
@@ -414,6 +422,7 @@ def test_a_state_that_was_refused_is_not_forgotten(recorded: layertap.Activation
     assert recorded.batches(100).state_dict() == state
 
 
+@pytest.mark.whole
 def test_a_dataset_that_changed_within_the_pool_is_refused(
     stream: layertap.ActivationStream, few_tasks: Path, tiny_model: Path, tmp_path: Path
 ) -> None:

@@ -76,6 +76,7 @@ def require_same_after_kills(tasks: Path, model: Path, tmp_path: Path, kills: in
     print(f"{count} kills, {len((whole / 'log.txt').read_text().splitlines())} batches", file=sys.stderr)
 
 
+@pytest.mark.whole
 def test_a_killed_trainer_goes_on_with_the_batches_that_would_have_come(
     few_tasks: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
@@ -105,6 +106,7 @@ print("left", flush=True)
 _OTHER_ENDS = ["del batches, stream", "batches.close(); stream.close()", "held = iter(batches)"]
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("end", ["", *(pytest.param(end, marks=pytest.mark.slow) for end in _OTHER_ENDS)])
 def test_python_ends_in_silence_inside_an_epoch(demo_tasks: Path, tiny_model: Path, tmp_path: Path, end: str) -> None:
     script = tmp_path / "leave.py"

@@ -74,6 +74,7 @@ def test_a_case_that_dies_is_recorded_and_those_behind_it_run(tmp_path: Path) ->
     assert "about to die of dies too" not in found[1]["printed"]
 
 
+@pytest.mark.whole
 def test_a_case_that_hangs_is_ended_with_all_of_its_process(tmp_path: Path) -> None:
     begun = time.monotonic()
     found = _run(tmp_path, "one,hangs,two", case_seconds=1.5)
@@ -88,6 +89,7 @@ def test_a_case_that_hangs_is_ended_with_all_of_its_process(tmp_path: Path) -> N
         os.kill(found[0]["figures"]["pid"], 0)
 
 
+@pytest.mark.whole
 def test_what_a_part_has_no_time_for_is_named(tmp_path: Path) -> None:
     found = _run(tmp_path, "hangs,two,three", seconds=1.5)
     assert [(record["case"], record["what"]) for record in found] == [("hangs", "failed"), ("three; two", "missed")]

@@ -51,6 +51,7 @@ def test_what_a_second_core_brings_is_the_median_of_the_turns() -> None:
     assert row == f"| safetensors bfloat16 | 500 | {speeds} | {ratio} | {speeds} | {ratio} | {parts} | writing 50% |"
 
 
+@pytest.mark.whole
 def test_encoding_is_measured_behind_a_prefix(tmp_path: Path, tiny_model: Path) -> None:
     """The simulated device computes what all prompts begin with, as a run asks it to."""
     _tiny(tmp_path, tiny_model)

@@ -124,6 +124,7 @@ def test_a_contender_counts_the_tokens_of_the_same_prompts(
     assert [path.name for path in tmp_path.iterdir()] == ["model-tiny"]
 
 
+@pytest.mark.whole
 def test_one_failure_loses_neither_its_own_runs_nor_the_rest(
     tmp_path: Path, demo_tasks: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -4,9 +4,9 @@ These tests run in an environment of their own (`make browser`), without tests/c
 that Playwright would download cannot be had everywhere, so it is pointed at the system's.
 LAYERTAP_BROWSER names another one. Screenshots are kept in the folder LAYERTAP_SCREENSHOTS.
 
-What `wait_for_function` waits for is written as a function, `() => ...`. Playwright evaluates a bare
-expression anew at every frame, and from the second frame on the page's own policy refuses that: a
-test would pass only where the page was faster than the first look.
+What `wait_for_function` waits for is written as a function, `() => ...`. Playwright evaluates a
+bare expression again at every frame, and from the second one on the policy of the page refuses
+that. A test would pass only where the page is ready at the first look.
 """
 
 import os

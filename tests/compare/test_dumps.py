@@ -147,6 +147,7 @@ def test_cached_activations_of_saelens(batch, look_at, tmp_path: Path) -> None:
     assert len(look_at(tmp_path / "cached", max_samples=1).dump.prompts) == 1
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("form", ["pickle", "safetensors"])
 def test_our_own_output(form: str, tiny_model: Path, few_tasks: Path, look_at, tmp_path: Path) -> None:
     extract(
@@ -186,6 +187,7 @@ def test_less_is_compared_where_the_context_is_short(tiny_model: Path, prompts, 
     assert found.dump.remarks[0].startswith("the first 30 tokens of each sample are compared")
 
 
+@pytest.mark.whole
 def test_candidates_can_be_fewer(batch, look_at, tmp_path: Path) -> None:
     ids, states = batch
     path = dumps.save(tmp_path / "dump.safetensors", token_ids=ids, acts=states[2])

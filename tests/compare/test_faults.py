@@ -137,6 +137,7 @@ def test_rows_that_hold_nothing(look: Look, stream: np.ndarray) -> None:
     assert "3 of 40 rows are all zeros, the first at sample 0, row 30" in words
 
 
+@pytest.mark.whole
 def test_rows_that_are_all_the_same(look: Look, stream: np.ndarray) -> None:
     assert "nothing explains it: all its rows are the same" in fault(look, np.ones_like(stream))
     assert "nothing explains it: 40 of 40 rows are all zeros" in fault(look, np.zeros_like(stream))
@@ -172,6 +173,7 @@ def run(model: Path, ids: np.ndarray, **given: object) -> np.ndarray:
     return output if np.ndim(ids) == 2 else output[0]
 
 
+@pytest.mark.whole
 def test_a_first_token_that_the_ids_lack(look: Look, tiny_model: Path, prompts, special: list[int]) -> None:
     states = run(tiny_model, np.append(special[0], prompts[0]))
     told = (
@@ -190,6 +192,7 @@ def test_the_words_of_a_chat_template_that_the_ids_lack(look: Look, tiny_model: 
     assert f"the model had {before!r} before the tokens" in fault(look, states[len(opening) :])
 
 
+@pytest.mark.whole
 def test_a_first_token_that_the_model_did_not_have(look: Look, tiny_model: Path, prompts) -> None:
     states = run(tiny_model, prompts[0][1:])
     told = "the model did not have the first of the token ids"
@@ -203,6 +206,7 @@ def test_a_row_of_samples_that_see_each_other(look: Look, tiny_model: Path, prom
     assert "its samples attended to those before them" in words
 
 
+@pytest.mark.whole
 def test_samples_in_a_row_that_do_not(look: Look, tiny_model: Path, prompts) -> None:
     states = np.concatenate([run(tiny_model, prompt) for prompt in prompts])
     row = np.concatenate(prompts)

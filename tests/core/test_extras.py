@@ -89,6 +89,7 @@ print((len(dataset), main(["verify", "activations"])), file=out)
 """
 
 
+@pytest.mark.whole
 def test_a_run_to_a_local_folder_needs_no_library_of_a_cloud(
     tiny_model: Path, demo_tasks: Path, tmp_path: Path
 ) -> None:

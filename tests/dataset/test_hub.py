@@ -137,6 +137,7 @@ def test_a_dataset_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyP
         read("nobody/nothing")
 
 
+@pytest.mark.whole
 def test_a_run_takes_a_dataset_by_name_and_writes_what_it_would_of_the_same_lines(
     tmp_path: Path, tiny_model: Path, few_tasks: Path
 ) -> None:
@@ -153,6 +154,7 @@ def test_a_run_takes_a_dataset_by_name_and_writes_what_it_would_of_the_same_line
     assert written[0].shards == written[1].shards
 
 
+@pytest.mark.whole
 def test_a_run_by_name_goes_on_where_it_was_stopped(tmp_path: Path, tiny_model: Path) -> None:
     name = folder(tmp_path, [{"text": f"Text number {number}."} for number in range(40)])
     config = changed(

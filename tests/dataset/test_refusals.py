@@ -73,6 +73,7 @@ def said_of(urls: list[str], endpoint: str, folder: Path, **flags: object) -> li
     return json.loads(done.stdout)
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("scheme", URLS)
 def test_every_refusal_is_one_sentence(scheme: str, refusing: Refusing, tmp_path: Path) -> None:
     url = URLS[scheme].replace("{host}", refusing.endpoint.removeprefix("http://"))
@@ -85,6 +86,7 @@ def test_every_refusal_is_one_sentence(scheme: str, refusing: Refusing, tmp_path
         assert ("--anonymous" in sentence) == (scheme in ("gs", "s3") and status in ("401", "403")), sentence
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("scheme", URLS)
 def test_no_connection_is_one_sentence(scheme: str, tmp_path: Path) -> None:
     (sentence,) = said_of([URLS[scheme].replace("{host}", _CLOSED).format("200")], f"http://{_CLOSED}", tmp_path)
@@ -92,6 +94,7 @@ def test_no_connection_is_one_sentence(scheme: str, tmp_path: Path) -> None:
     assert sentence.endswith("; check the network and the address")
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("scheme", ["gs", "s3", "http"])
 def test_no_answer_is_one_sentence(scheme: str, refusing: Refusing, tmp_path: Path) -> None:
     url = URLS[scheme].replace("{host}", refusing.endpoint.removeprefix("http://"))
@@ -110,6 +113,7 @@ def test_a_page_is_read_once_and_what_may_pass_is_asked_for_again(refusing: Refu
     assert refusing.asked.count("GET /s403/a.jsonl") == 1
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("scheme", ["gs", "s3"])
 def test_anonymous_readers_sign_nothing_and_paying_ones_say_who_pays(
     scheme: str, refusing: Refusing, tmp_path: Path
@@ -125,6 +129,7 @@ def test_anonymous_readers_sign_nothing_and_paying_ones_say_who_pays(
         assert refusing.signed
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize(
     "command",
     [

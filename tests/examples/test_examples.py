@@ -82,6 +82,7 @@ def test_train_jax(train_jax: tuple[str, Path]) -> None:
     }
 
 
+@pytest.mark.whole
 def test_train_jax_takes_a_stored_run_and_view_opens_what_it_saves(tmp_path: Path) -> None:
     ended(start(["-m", "layertap", "demo", "--num_tasks", "2"], tmp_path))
     output = ended(begin("train_jax.py", tmp_path, "--quick", "--run", "layertap-demo/activations"))
@@ -93,6 +94,7 @@ def test_train_jax_takes_a_stored_run_and_view_opens_what_it_saves(tmp_path: Pat
     assert 'id="features-0"' in (tmp_path / "page.html").read_text(encoding="utf-8")
 
 
+@pytest.mark.whole
 def test_train_jax_goes_on_where_it_was_killed(train_jax: tuple[str, Path], tmp_path: Path) -> None:
     process = begin("train_jax.py", tmp_path, "--quick")
     while not (tmp_path / "sae.msgpack").exists() and process.poll() is None:
@@ -112,6 +114,7 @@ def test_train_jax_in_full(tmp_path: Path) -> None:
     assert explained(ended(begin("train_jax.py", tmp_path), timeout=900))[-1] > 95
 
 
+@pytest.mark.whole
 def test_storage_dtypes_tells_what_each_costs(tmp_path: Path) -> None:
     output = ended(begin("storage_dtypes.py", tmp_path, "--quick"))
     rows = [line.strip("| ").split(" | ") for line in output.splitlines() if line.startswith("| ")]

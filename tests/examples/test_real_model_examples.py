@@ -25,6 +25,7 @@ def layers(output: str) -> dict[int, tuple[float, float]]:
     return {int(layer): tuple(float(norm.replace(",", "")) for norm in norms) for layer, *norms in rows}
 
 
+@pytest.mark.whole
 def test_first_extraction(tmp_path: Path) -> None:
     output = printed("first_extraction.py", tmp_path, "--quick")
     assert list(layers(output)) == [0, 1, 2, 3]
@@ -36,6 +37,7 @@ def test_first_extraction(tmp_path: Path) -> None:
     assert all(" ".join(map(str, row)) in output for row in grids["test", "input"])
 
 
+@pytest.mark.whole
 def test_chat_data(tmp_path: Path) -> None:
     output = printed("chat_data.py", tmp_path, "--quick")
     assert "the same numbers as in the whole: True" in output

@@ -167,6 +167,7 @@ next(iter(torch.utils.data.DataLoader(layertap.export.as_iterable_dataset(batche
 """
 
 
+@pytest.mark.whole
 def test_a_worker_of_a_data_loader_is_refused(dataset: ActivationDataset, tmp_path: Path) -> None:
     # In a process of its own: a worker is a fork, which JAX here would warn of.
     done = commands.run(["-c", WITH_A_WORKER, str(tmp_path / "run")], tmp_path)

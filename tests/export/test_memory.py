@@ -34,6 +34,7 @@ def peak_mb(run: Path, out: Path, to: str) -> float:
     return int(done.stdout.splitlines()[-1]) / 1000
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("form", ["pickle", "safetensors"])
 def test_memory_does_not_grow_with_the_data(form: str, tmp_path: Path) -> None:
     once, four_times = write(tmp_path / "once", 4, form), write(tmp_path / "four", 16, form)
@@ -42,6 +43,7 @@ def test_memory_does_not_grow_with_the_data(form: str, tmp_path: Path) -> None:
         assert more - less < 1.5 * SHARD_MB, f"{to}: {less:.0f} MB, and {more:.0f} MB for 12 shards more"
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("to", ["saelens", "memmap"])
 def test_of_safetensors_not_even_a_shard_is_held(to: str, tmp_path: Path) -> None:
     small, large = (write(tmp_path / str(mb), 1, "safetensors", shard_mb=mb) for mb in (50, 200))

@@ -48,6 +48,7 @@ def start_and_kill(arguments: list[str], folder: Path, files: int) -> bool:
     return process.returncode != 0
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("form", exports.FORMS)
 def test_killed_again_and_again(form: str, run: Path, tmp_path: Path) -> None:
     options = ["--to", form, "--dtype", "float16"]
@@ -63,6 +64,7 @@ def test_killed_again_and_again(form: str, run: Path, tmp_path: Path) -> None:
     assert here.stdout.splitlines()[1:] == there.stdout.splitlines()[1:]
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("form", exports.FORMS)
 def test_what_is_there_is_not_written_again(form: str, run: Path, tmp_path: Path) -> None:
     arguments = [*BEGIN, str(run), str(tmp_path / "out"), "--to", form]

@@ -83,6 +83,7 @@ def test_a_run_that_has_grown_is_another_source(tmp_path: Path, capsys: pytest.C
     assert "or it has grown since" in said
 
 
+@pytest.mark.whole
 def test_an_adapter_takes_a_stream(tiny_model: Path, few_tasks: Path) -> None:
     settings = {"layers_to_extract": [2], "predictions_per_task": 1, "row_length": 1024, "batch_size": 2}
     stream = ActivationStream(dataset_path=str(few_tasks), model_path=str(tiny_model), **settings)
@@ -102,6 +103,7 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("form", exports.FORMS)
 def test_a_disk_that_takes_no_more(form: str, tmp_path: Path) -> None:
     widths = {Tap(0, "residual"): 256}
@@ -118,6 +120,7 @@ def test_a_disk_that_takes_no_more(form: str, tmp_path: Path) -> None:
     assert not list((tmp_path / "out").rglob("*.partial"))
 
 
+@pytest.mark.whole
 def test_an_interruption_says_that_it_goes_on(tmp_path: Path) -> None:
     widths = {Tap(0, "residual"): 64}
     layout = ShardFormat(widths, np.dtype(np.float32), False, "safetensors", False)

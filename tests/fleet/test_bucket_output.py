@@ -50,6 +50,7 @@ def interrupt_after(commits: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ShardWriter, "commit", interrupted)
 
 
+@pytest.mark.whole
 def test_a_worker_goes_on_in_its_shard_on_another_machine(
     fleet: ExtractConfig, gcs: FakeGcs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -71,6 +72,7 @@ def test_a_worker_goes_on_in_its_shard_on_another_machine(
     assert (report["sound"], report["complete"], report["folders"]) == (True, True, 3)
 
 
+@pytest.mark.whole
 def test_it_is_what_a_worker_with_a_disk_writes(fleet: ExtractConfig, demo_tasks: Path, tmp_path: Path) -> None:
     work(fleet)
     local = changed(fleet, output_dir=str(tmp_path / "out"), checkpoint_dir=str(tmp_path / "checkpoints"))

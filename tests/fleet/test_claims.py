@@ -113,6 +113,7 @@ def done(store: ObjectStore) -> object:
 # -- one holder ------------------------------------------------------------------------------------
 
 
+@pytest.mark.whole
 def test_of_eight_racing_processes_one_wins_fifty_times(place: str) -> None:
     program = """
 for line in sys.stdin:
@@ -179,6 +180,7 @@ def test_who_was_robbed_notices_and_cannot_commit(store: ObjectStore) -> None:
     assert done(store) == {"by": 1}
 
 
+@pytest.mark.whole
 def test_a_process_stopped_past_its_lease_does_not_commit_when_it_wakes(place: str, store: ObjectStore) -> None:
     program = """
 import signal

@@ -101,6 +101,7 @@ def assert_as_one_worker(config: ExtractConfig, place: str, count: int, tmp_path
 # -- processes of this machine ---------------------------------------------------------------------
 
 
+@pytest.mark.whole
 def test_workers_share_a_dataset(small: ExtractConfig, dataset: str, log: Path, tmp_path: Path) -> None:
     cut(small.dataset_path, dataset, 4)
     with engine(worker_of(small, dataset, 5), log, "local", 2) as process:
@@ -111,6 +112,7 @@ def test_workers_share_a_dataset(small: ExtractConfig, dataset: str, log: Path, 
     assert_same(union(open_store(dataset), layer=3), whole(small, tmp_path), 1e-5)
 
 
+@pytest.mark.whole
 def test_wrong_input_stops_all_workers(small: ExtractConfig, dataset: str, log: Path, tmp_path: Path) -> None:
     cut(small.dataset_path, dataset, 4)
     wrong = worker_of(changed(small, model_path=str(tmp_path / "nothing")), dataset)
@@ -119,6 +121,7 @@ def test_wrong_input_stops_all_workers(small: ExtractConfig, dataset: str, log: 
     assert "stopped with the error above" in log.read_text()
 
 
+@pytest.mark.whole
 @pytest.mark.timeout(900)  # three processes load a model on what may be a busy machine
 @pytest.mark.parametrize("how", ["interrupt", pytest.param("kill", marks=pytest.mark.slow)])
 def test_workers_end_with_their_parent(many: ExtractConfig, dataset: str, log: Path, how: str) -> None:
@@ -136,6 +139,7 @@ def test_workers_end_with_their_parent(many: ExtractConfig, dataset: str, log: P
     assert count_done(open_store(dataset)) == 24
 
 
+@pytest.mark.whole
 def test_a_worker_whose_parent_is_gone_is_interrupted(small: ExtractConfig, dataset: str) -> None:
     """This holds although its own messages can no longer be written."""
     cut(small.dataset_path, dataset, 1)
@@ -307,6 +311,7 @@ def test_an_address_is_tried_before_ray_waits_for_it(
     assert asked == ([address] if listens else [])
 
 
+@pytest.mark.whole
 @pytest.mark.usefixtures("_own_variables")
 def test_resources_that_ray_does_not_take_are_refused(small: ExtractConfig) -> None:
     ray = pytest.importorskip("ray")

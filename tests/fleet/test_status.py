@@ -96,6 +96,7 @@ def test_done_manifests_are_read_once(bucket_set: ObjectStore, gcs: FakeGcs) -> 
     assert gcs.faults.count("media", "done/shard_00000.json") == 1
 
 
+@pytest.mark.whole
 def test_the_command_watches_until_all_is_done(
     config: ExtractConfig, place: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

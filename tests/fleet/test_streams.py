@@ -170,6 +170,7 @@ def test_a_hugging_face_dataset_is_dealt_out_by_a_column_to_files_with_short_nam
     assert found[0].test[0].input == ((3, 4),)
 
 
+@pytest.mark.whole
 def test_killed_while_writing_nothing_is_there_and_the_next_start_makes_it(tmp_path: Path) -> None:
     fifo = tmp_path / "tasks.jsonl"
     tasks = tmp_path / "tasks"
@@ -189,6 +190,7 @@ def test_killed_while_writing_nothing_is_there_and_the_next_start_makes_it(tmp_p
     assert not list(tmp_path.glob(".out*"))
 
 
+@pytest.mark.whole
 def test_memory_stays_bounded(tmp_path: Path) -> None:
     line = json.dumps({"text": "x" * 10_000}) + "\n"
     with (tmp_path / "texts.jsonl").open("w") as file:
@@ -203,6 +205,7 @@ def test_memory_stays_bounded(tmp_path: Path) -> None:
     assert int(done.stdout.split()[-1]) * 1024 < 150e6
 
 
+@pytest.mark.whole
 def test_prompts_are_the_same_whichever_stream_they_are_in(config: ExtractConfig, tmp_path: Path) -> None:
     """The seed, the task's id and the prediction's number decide a prompt."""
 

@@ -100,6 +100,7 @@ def test_the_union_is_what_one_run_over_everything_gives(fleet: ExtractConfig, s
     assert "committed 0 dataset shards" in work(fleet).describe()
 
 
+@pytest.mark.whole
 def test_the_model_is_loaded_and_compiled_once(fleet: ExtractConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     loads = []
     from layertap.model import weights
@@ -110,6 +111,7 @@ def test_the_model_is_loaded_and_compiled_once(fleet: ExtractConfig, monkeypatch
     assert len(loads) == 1
 
 
+@pytest.mark.whole
 def test_two_workers_share_and_the_order_can_be_chosen(fleet: ExtractConfig, place: str, store: ObjectStore) -> None:
     first = worker_of(fleet, place, 0, preferred_shard_id=2, max_shards=1)
     assert work(first).shards == 1
@@ -118,6 +120,7 @@ def test_two_workers_share_and_the_order_can_be_chosen(fleet: ExtractConfig, pla
     assert [manifest["worker"] for manifest in done(store)] == [1, 1, 0]
 
 
+@pytest.mark.whole
 @EVERYWHERE
 def test_an_interrupted_worker_gives_its_shard_back_and_goes_on_in_it(
     fleet: ExtractConfig, place: str, store: ObjectStore
@@ -137,6 +140,7 @@ def test_an_interrupted_worker_gives_its_shard_back_and_goes_on_in_it(
     assert all(after[name] == data for name, data in before.items() if name.startswith("shard_"))
 
 
+@pytest.mark.whole
 @EVERYWHERE
 def test_a_worker_that_died_takes_its_own_shard_over_at_once(
     fleet: ExtractConfig, place: str, store: ObjectStore, monkeypatch: pytest.MonkeyPatch
@@ -154,6 +158,7 @@ def test_a_worker_that_died_takes_its_own_shard_over_at_once(
     assert done(store)[1]["lost_by"] == []
 
 
+@pytest.mark.whole
 def test_another_worker_waits_for_the_lease_and_begins_again(
     fleet: ExtractConfig, place: str, store: ObjectStore, whole
 ) -> None:
@@ -182,6 +187,7 @@ def test_a_commit_that_nobody_settled_is_settled_without_waiting_for_the_lease(
     assert not list(store.list("claims/"))
 
 
+@pytest.mark.whole
 @EVERYWHERE
 def test_a_worker_that_is_robbed_commits_nothing_of_that_shard(
     fleet: ExtractConfig, place: str, store: ObjectStore, monkeypatch: pytest.MonkeyPatch
@@ -205,6 +211,7 @@ def test_a_worker_that_is_robbed_commits_nothing_of_that_shard(
     assert [manifest["shard"] for manifest in done(store) if manifest["worker"] == 9] == robbed
 
 
+@pytest.mark.whole
 def test_a_shard_that_cannot_be_extracted_is_left_out_and_told(
     fleet: ExtractConfig, place: str, store: ObjectStore, monkeypatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -250,6 +257,7 @@ def test_samples_that_are_too_long_fail_their_shards(fleet: ExtractConfig, store
     assert "--max_seq_length is 256" in read_claim(store, "shard_00000")[1].error
 
 
+@pytest.mark.whole
 def test_what_is_wrong_with_a_worker_fails_no_shard(fleet: ExtractConfig, store: ObjectStore, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UsageError, match=r"--checkpoint_dir .* is a file"):
@@ -267,6 +275,7 @@ def test_what_is_wrong_with_a_worker_fails_no_shard(fleet: ExtractConfig, store:
     assert len(done(store)) == COUNT
 
 
+@pytest.mark.whole
 def test_workers_with_other_settings_are_refused(fleet: ExtractConfig, place: str) -> None:
     work(worker_of(fleet, place, max_shards=1))
     other = worker_of(changed(fleet, layers_to_extract=(0,)), place, 1)
@@ -329,6 +338,7 @@ def delete_output(url: str, kept: str | None = None) -> None:
         assert all(output.delete_if(info.name, info.version) for info in list(output.list()) if info.name != kept)
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("kept", ["metadata.json", None], ids=["files deleted", "all deleted"])
 def test_a_shard_that_is_reset_is_extracted_again_on_the_disk_that_had_it(
     uploader: ExtractConfig, gcs: FakeGcs, bucket: ObjectStore, kept: str | None
@@ -346,6 +356,7 @@ def test_a_shard_that_is_reset_is_extracted_again_on_the_disk_that_had_it(
     assert_uploaded(gcs, after)
 
 
+@pytest.mark.whole
 def test_a_shard_whose_unfinished_output_was_deleted_begins_again(
     uploader: ExtractConfig, gcs: FakeGcs, bucket: ObjectStore
 ) -> None:
@@ -362,6 +373,7 @@ def test_a_shard_whose_unfinished_output_was_deleted_begins_again(
     assert_uploaded(gcs, done(bucket)[1])
 
 
+@pytest.mark.whole
 def test_what_a_shard_costs_in_requests(config: ExtractConfig, gcs: FakeGcs, bucket: ObjectStore) -> None:
     """docs/fleet.md says so."""
 

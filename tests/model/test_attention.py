@@ -60,6 +60,7 @@ def test_dense_is_softmax_over_the_visible_keys() -> None:
 # --- the loop for CPUs
 
 
+@pytest.mark.whole
 @given(boundaries=st.lists(st.integers(1, 767), max_size=12), padding=st.integers(0, 700))
 @example(boundaries=[200], padding=0)  # a sample that begins inside a block, with clear blocks behind it
 @example(boundaries=[300], padding=150)
@@ -178,6 +179,7 @@ def test_kernels_begin_with_the_prefix(attend: Attend, window: int | None, cap: 
     np.testing.assert_allclose(mixed, expected, rtol=1e-5, atol=2e-6)
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("attend", [attend_flash, attend_splash, attend_triton])
 def test_kernels_begin_with_the_prefix_in_bfloat16(attend: Attend) -> None:
     inputs, starts, shared = _inputs(256, 2, 2, 64, jnp.bfloat16), _packed(256), _prefix(100, 2, 64, jnp.bfloat16)

@@ -71,12 +71,14 @@ def weight_map(folder: Path) -> dict[str, str]:
     return json.loads((folder / INDEX).read_text())["weight_map"]
 
 
+@pytest.mark.whole
 def test_a_hub_id_is_opened_with_its_small_files_alone(hub, tmp_path):
     opened = run(hub.environment(tmp_path), "demo/tiny")
     assert {path.name for path in Path(opened["folder"]).iterdir()} == SMALL_FILES
     assert sorted(hub.downloads()) == sorted(SMALL_FILES)
 
 
+@pytest.mark.whole
 def test_only_weight_files_that_hold_a_needed_tensor_are_downloaded(hub, tmp_path, several):
     run(hub.environment(tmp_path), "demo/tiny")
     hub.requests.clear()
@@ -89,6 +91,7 @@ def test_only_weight_files_that_hold_a_needed_tensor_are_downloaded(hub, tmp_pat
     }
 
 
+@pytest.mark.whole
 def test_weights_come_from_the_commit_that_the_config_came_from(hub, tmp_path, several):
     environment = hub.environment(tmp_path / "home")
     opened = run(environment, "demo/tiny")
@@ -98,6 +101,7 @@ def test_weights_come_from_the_commit_that_the_config_came_from(hub, tmp_path, s
     assert Path(path).read_bytes() == (several / weight_map(several)[EMBEDDING]).read_bytes()
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize(
     ("place", "opening"), [("demo/tiny@v1", OPEN), ("demo/tiny", OPEN_TAG), ("demo/tiny@v1", OPEN_TAG)]
 )
@@ -114,6 +118,7 @@ def test_a_revision_is_the_commit_that_is_read(hub, tmp_path, several, place, op
     assert run({**environment, "HF_HUB_OFFLINE": "1"}, place, EMBEDDING, opening=opening) == opened
 
 
+@pytest.mark.whole
 def test_a_commit_can_be_given_and_an_unknown_revision_is_named(hub, tmp_path, several):
     environment = hub.environment(tmp_path / "home")
     commit = hub.publish("demo/tiny", several)
@@ -124,6 +129,7 @@ def test_a_commit_can_be_given_and_an_unknown_revision_is_named(hub, tmp_path, s
     assert error == "--model_path demo/tiny@other and --revision v1 contradict each other; give one of the two"
 
 
+@pytest.mark.whole
 def test_the_cache_folder_of_a_repository_is_the_commit_that_its_refs_say(hub, tmp_path, several):
     hub.tags["v1"] = hub.publish("demo/tiny", several)
     environment = hub.environment(tmp_path / "home")
@@ -145,6 +151,7 @@ def test_the_cache_folder_of_a_repository_is_the_commit_that_its_refs_say(hub, t
     assert f"{root}: this cache of a Hub repository does not hold main; it has" in error
 
 
+@pytest.mark.whole
 def test_an_adapter_on_the_hub_is_fetched_like_a_model(hub, tmp_path):
     hub.tags["v1"] = hub.publish("demo/lora", write_by_hand(tmp_path / "one"))
     hub.publish("demo/lora", write_by_hand(tmp_path / "two", lora_alpha=8))
@@ -162,6 +169,7 @@ for adapter in open_checkpoint("demo/tiny", None, sys.argv[1:]).adapters:
     assert error.startswith("--adapter demo/none: no such folder here, and the Hugging Face Hub has no such model")
 
 
+@pytest.mark.whole
 def test_an_adapter_in_a_models_repository_is_applied_or_refused(hub, tmp_path, several):
     hub.publish("demo/both", write_by_hand(shutil.copytree(several, tmp_path / "both")))
     hub.publish("demo/lora", write_by_hand(tmp_path / "lora"))
@@ -189,6 +197,7 @@ ERRORS = {
 }
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("case", ERRORS)
 def test_what_the_hub_refuses_is_said_in_our_words(hub, tmp_path, case):
     state, settings, words = ERRORS[case]
@@ -201,6 +210,7 @@ def test_what_the_hub_refuses_is_said_in_our_words(hub, tmp_path, case):
     assert hub.requests == [] or case != "offline"
 
 
+@pytest.mark.whole
 def test_offline_the_cache_is_enough(hub, tmp_path):
     online = run(hub.environment(tmp_path), "demo/tiny", *tensor_names(published_config("0.5b"), 1))
     hub.requests.clear()
@@ -211,6 +221,7 @@ def test_offline_the_cache_is_enough(hub, tmp_path):
     assert hub.requests == []
 
 
+@pytest.mark.whole
 def test_offline_a_weight_file_that_was_never_fetched_is_named(hub, tmp_path):
     run(hub.environment(tmp_path), "demo/tiny")
     error = run(hub.environment(tmp_path, HF_HUB_OFFLINE="1"), "demo/tiny", EMBEDDING)["error"]

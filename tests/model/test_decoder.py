@@ -80,6 +80,7 @@ def test_float32_is_within_1e_4_of_transformers_at_every_layer_and_site(folder: 
     assert max(worst.values()) <= 1e-4, worst
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("widen", [False, True])
 def test_bfloat16_is_no_further_from_float32_than_transformers_in_bfloat16(folder: Path, widen: bool) -> None:
     truth, theirs = truth_of(folder), truth_of(folder, dtype="bfloat16")
@@ -91,6 +92,7 @@ def test_bfloat16_is_no_further_from_float32_than_transformers_in_bfloat16(folde
     assert not further
 
 
+@pytest.mark.whole
 def test_widened_bfloat16_weights_give_what_float32_gives(tmp_path: Path) -> None:
     write_checkpoint(tmp_path, _SMALL, dtype="bfloat16")
     ids = random_ids(256)

@@ -60,6 +60,7 @@ def test_products_that_have_no_parts_are_one(inputs: int, outputs: int, terms: i
     np.testing.assert_array_equal(multiply(x, kernel, terms), multiply(x, kernel, None))
 
 
+@pytest.mark.whole
 def test_a_massive_activation_takes_us_no_further_from_float64_than_transformers(tmp_path: Path) -> None:
     shape = replace(
         published_config("0.5b"),

@@ -70,6 +70,7 @@ def test_bfloat16_is_no_further_from_float32_than_transformers_in_bfloat16(folde
     assert not further
 
 
+@pytest.mark.whole
 def test_packed_equals_alone(folder: Path) -> None:
     ids = [_ids(count, seed) for seed, count in enumerate((150, 331, 30))]
     starts = np.cumsum([0] + [len(own) for own in ids])
@@ -84,6 +85,7 @@ def test_packed_equals_alone(folder: Path) -> None:
             np.testing.assert_allclose(found, value, rtol=2e-5, atol=2e-5)
 
 
+@pytest.mark.whole
 def test_samples_that_go_on_behind_a_prefix_equal_whole_ones(folder: Path) -> None:
     """Two of them in one row; the prefix is longer than some windows, and is no whole block."""
     whole = _ids(_TOKENS)

@@ -45,6 +45,7 @@ def read(folder: Path, *taps: Tap) -> dict[Tap, np.ndarray]:
     return {tap: np.asarray(value) for tap, value in zip(taps, outputs, strict=True)}
 
 
+@pytest.mark.whole
 def test_every_site_alone_is_that_of_all_in_one_pass(folder: Path) -> None:
     together = read(folder, *resolve_taps((), SITES, 3))
     for tap, expected in together.items():

@@ -144,6 +144,7 @@ def test_a_name_that_leads_elsewhere_is_refused(store: ObjectStore, name: str) -
         store.read(name)
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("replaces", [None, OWNED])
 def test_content_that_is_not_what_it_should_be_is_not_stored_in_silence(store, tmp_path: Path, replaces) -> None:
     (tmp_path / "source").write_bytes(b"damaged on disk")

@@ -54,6 +54,7 @@ def test_a_process_that_ends_leaves_no_claim(gcs: FakeGcs, store) -> None:
     assert gcs.contents(BUCKET) == {}
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("skew", [-3600.0, 0.0, 3600.0])
 def test_an_owner_elsewhere_that_gives_no_sign_of_life_expires_by_the_server_s_clock(gcs, store, skew) -> None:
     gcs.state.skew = skew

@@ -189,6 +189,7 @@ def test_a_processor_that_the_system_does_not_name_is_named_by_its_kind(tmp_path
     assert backend.processor(tmp_path)
 
 
+@pytest.mark.whole
 def test_what_it_computes_on_is_the_first_line_of_a_run(
     config: ExtractConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:

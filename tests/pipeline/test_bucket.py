@@ -66,6 +66,7 @@ def test_the_bucket_holds_what_a_folder_would_and_the_disk_nothing(direct, expec
     assert "owner.json" not in gcs.contents(BUCKET, PREFIX)
 
 
+@pytest.mark.whole
 def test_a_start_after_an_end_says_so_and_uploads_nothing(direct, expected, gcs: FakeGcs) -> None:
     extract(direct)
     sent = gcs.faults.count("insert", ".gz")
@@ -75,6 +76,7 @@ def test_a_start_after_an_end_says_so_and_uploads_nothing(direct, expected, gcs:
     assert in_bucket(gcs) == expected
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("operation", ["call", "call_after"])
 def test_what_no_manifest_names_is_written_again(direct, expected, gcs: FakeGcs, operation: Any) -> None:
     """A run that ends between upload and commit, or right after the commit."""
@@ -100,6 +102,7 @@ def test_what_no_manifest_names_is_written_again(direct, expected, gcs: FakeGcs,
     assert in_bucket(gcs) == expected
 
 
+@pytest.mark.whole
 def test_a_storm_of_faults_changes_nothing(direct, expected, gcs: FakeGcs) -> None:
     gcs.faults.storm = 0.2
     gcs.faults.plan("lose", "insert", "metadata.json", times=2)
@@ -132,6 +135,7 @@ def test_so_many_shards_are_on_their_way_and_no_more(direct, gcs: FakeGcs) -> No
     assert most == 2
 
 
+@pytest.mark.whole
 def test_uploads_that_lag_hold_the_run_back(direct, gcs: FakeGcs) -> None:
     """Shards are in memory, so none may be encoded behind those that wait for a bucket."""
     inserted = threading.Event()
@@ -183,6 +187,7 @@ def test_what_a_stranger_wrote_is_not_written_over(direct, name: str, message: s
     assert gcs.contents(BUCKET, PREFIX)[name] == b"{}"
 
 
+@pytest.mark.whole
 def test_another_run_and_objects_of_nobody_are_refused(direct, gcs: FakeGcs) -> None:
     gcs.put(BUCKET, "strange/shard_0001.pkl.gz", b"precious")
     with pytest.raises(StorageError, match=r"holds 1 objects .* no metadata\.json.* --output_dir"):
@@ -196,6 +201,7 @@ def test_another_run_and_objects_of_nobody_are_refused(direct, gcs: FakeGcs) -> 
     assert gcs.contents(BUCKET) == before
 
 
+@pytest.mark.whole
 def test_committed_shards_that_have_gone_are_missed(direct, gcs: FakeGcs) -> None:
     extract(direct)
     whole = gcs.contents(BUCKET, PREFIX)
@@ -212,6 +218,7 @@ def test_committed_shards_that_have_gone_are_missed(direct, gcs: FakeGcs) -> Non
         extract(direct)
 
 
+@pytest.mark.whole
 def test_what_is_left_over_of_a_longer_start_is_deleted(direct, gcs: FakeGcs) -> None:
     gcs.faults.plan("refuse", "insert", "shard_0001.pkl.gz", times=10_000, status=403)
     with pytest.raises(AccessError):
@@ -239,6 +246,7 @@ def with_sound_output(url: str) -> None:
     assert report.manifest.complete
 
 
+@pytest.mark.whole
 def test_when_tries_run_out_the_run_stops_and_the_next_one_goes_on(direct, expected, gcs: FakeGcs) -> None:
     impatient = changed(direct, upload=UploadConfig(upload_retry_seconds=0.1))
     gcs.faults.plan("refuse", "insert", "shard_0002.pkl.gz", times=10_000)
@@ -258,6 +266,7 @@ def test_a_bucket_that_is_missing_or_forbidden_stops_the_run_before_it_begins(di
         extract(changed(direct, output_dir=f"gs://{bucket}/run"))
 
 
+@pytest.mark.whole
 def test_metrics_land_beside_the_shards_each_start_in_its_own_object(direct, gcs: FakeGcs) -> None:
     extract(direct)
     extract(direct)
@@ -266,6 +275,7 @@ def test_metrics_land_beside_the_shards_each_start_in_its_own_object(direct, gcs
     assert json.loads(found[0].splitlines()[-1])["samples"] > 0
 
 
+@pytest.mark.whole
 def test_s3_will_do_as_well(direct, expected, s3: FakeS3, tmp_path: Path) -> None:
     there = changed(direct, output_dir=f"s3://{BUCKET}/some/run")
     extract(changed(there, max_tokens_total=2500))
@@ -282,6 +292,7 @@ def test_s3_will_do_as_well(direct, expected, s3: FakeS3, tmp_path: Path) -> Non
     with_sound_output(f"s3://{BUCKET}/some/run")
 
 
+@pytest.mark.whole
 def test_every_command_that_reads_output_takes_the_url(
     direct: ExtractConfig, gcs: FakeGcs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -23,6 +23,7 @@ def certified(config: ExtractConfig) -> ExtractConfig:
     return changed(config, certify=5, activation_type=("residual", "mlp"))
 
 
+@pytest.mark.whole
 def test_the_cosine_is_that_of_transformers_in_float32(certified: ExtractConfig, tiny_model: Path) -> None:
     summary = extract(certified)
     certificate = manifest(certified)["certificate"]
@@ -64,6 +65,7 @@ def test_rounding_to_the_storage_dtype_counts(certified: ExtractConfig, tmp_path
         assert 1e-5 < tap["relative_error_mean"] < 2**-10
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize(
     ("dtype", "least", "most"), [("float8_e4m3", 2**-7, 2**-4), ("int8", 2**-9, 2**-5)], ids=["float8_e4m3", "int8"]
 )
@@ -87,6 +89,7 @@ def test_quantising_counts_and_an_interruption_changes_no_byte(
         extract(changed(quantised, storage_dtype="bfloat16"))
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("kept", [0, 3])
 def test_an_interrupted_run_has_the_certificate_of_one_that_ran_through(certified: ExtractConfig, kept: int) -> None:
     finished(certified)
@@ -98,6 +101,7 @@ def test_an_interrupted_run_has_the_certificate_of_one_that_ran_through(certifie
     assert shards.contents(out(certified)) == whole
 
 
+@pytest.mark.whole
 def test_a_resumed_run_does_not_certify_again(certified: ExtractConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     extract_some(certified, 2)
     again: list[object] = []
@@ -106,6 +110,7 @@ def test_a_resumed_run_does_not_certify_again(certified: ExtractConfig, monkeypa
     assert not again
 
 
+@pytest.mark.whole
 def test_it_is_part_of_the_run(certified: ExtractConfig) -> None:
     extract_some(certified, 1)
     with pytest.raises(RunMismatchError, match="certify: 5 there, 0 now"):

@@ -40,6 +40,7 @@ def _activations(model: Path, tasks: Path, output: Path, devices: int, mesh: str
     return activations(output)
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize(
     "mesh", ["data=2,fsdp=2", *(pytest.param(mesh, marks=pytest.mark.slow) for mesh in ("auto", "fsdp=4"))]
 )

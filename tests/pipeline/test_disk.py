@@ -37,6 +37,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", folder], check=True)
 
 
+@pytest.mark.whole
 def test_a_full_disk_stops_the_run_and_room_lets_it_go_on(config: ExtractConfig, disk: Path) -> None:
     finished(config)
     small = changed(config, output_dir=str(disk / "out"), checkpoint_dir=str(disk / "checkpoints"))

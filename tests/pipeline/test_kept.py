@@ -62,6 +62,7 @@ def test_what_is_kept_is_what_a_whole_run_stores_of_it(whole: dict[int, Any], pa
     assert report.sound, report.findings
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("format_", ["pickle", "safetensors"])
 def test_no_prefix_leaves_out_what_all_prompts_begin_with_and_no_more(
     whole: dict[int, Any], part: ExtractConfig, format_: str
@@ -135,6 +136,7 @@ def test_a_lost_sample_is_still_found(mixed: ExtractConfig) -> None:
     assert any("are in no shard" in finding for finding in verify(out(mixed)).findings)
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("changes", [{}, {"max_tokens_total": 3000}])
 def test_an_interruption_makes_no_difference(mixed: ExtractConfig, changes: dict[str, Any], tmp_path: Path) -> None:
     config = changed(mixed, shard_size_gb=0.0003, **changes)

@@ -24,6 +24,7 @@ def there(machine: Machine) -> list[object]:
     return shards.described(machine.bucket_contents())["shards"]
 
 
+@pytest.mark.whole
 def test_killed_between_upload_and_commit_a_run_ends_with_the_same_bytes(new_machine, whole, gcs: FakeGcs) -> None:
     machine = new_machine("killed")
     gcs.faults.plan("call", "insert", "part_0001.jsonl", action=machine.kill)

@@ -40,6 +40,7 @@ def limited(config: ExtractConfig, tmp_path: Path) -> ExtractConfig:
     return changed(config, **folders, max_tokens_total=5000)
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("beside", [-1, 0, 1])
 @pytest.mark.parametrize("samples", [1, 4, 13])
 def test_a_run_stops_with_the_sample_that_reaches_the_limit(
@@ -59,6 +60,7 @@ def test_a_run_stops_with_the_sample_that_reaches_the_limit(
     assert f"stopped at --max_tokens_total {limit}; with more tokens" in summary.describe()
 
 
+@pytest.mark.whole
 def test_more_tokens_than_there_are_change_nothing(config: ExtractConfig, limited: ExtractConfig) -> None:
     finished(config)
     extract(changed(limited, max_tokens_total=10**9))
@@ -68,6 +70,7 @@ def test_more_tokens_than_there_are_change_nothing(config: ExtractConfig, limite
     assert "max_tokens_total" not in manifest(limited)["progress"]
 
 
+@pytest.mark.whole
 def test_an_interruption_makes_no_difference(limited: ExtractConfig) -> None:
     finished(limited)
     whole, count = shards.contents(out(limited)), len(manifest(limited)["shards"])
@@ -80,6 +83,7 @@ def test_an_interruption_makes_no_difference(limited: ExtractConfig) -> None:
         assert shards.contents(out(limited)) == whole
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("more", [9000, None])
 def test_a_start_with_more_tokens_goes_on(whole: dict[int, Any], limited: ExtractConfig, more: int | None) -> None:
     extract(limited)
@@ -132,6 +136,7 @@ def test_it_is_refused_where_it_would_not_be_one_number(config: ExtractConfig) -
         changed(config, max_tokens_total=0)
 
 
+@pytest.mark.whole
 def test_a_copy_that_stopped_goes_on_from_another_machine(
     whole: dict[int, Any], limited: ExtractConfig, tmp_path: Path
 ) -> None:

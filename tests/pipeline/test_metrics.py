@@ -36,6 +36,7 @@ def progress(samples: int, tokens: int, resumed: tuple[int, int] = (0, 0)) -> Pr
     return made
 
 
+@pytest.mark.whole
 def test_a_run_leaves_its_counts_beside_its_output(config: ExtractConfig) -> None:
     extract(config)
     last = lines(out(config))[-1]
@@ -88,6 +89,7 @@ def test_counts_add_up_over_runs() -> None:
     assert (metrics.of_this_run()["samples"], metrics.of_this_run()["tokens"]) == (5, 97)
 
 
+@pytest.mark.whole
 def test_a_run_that_goes_on_counts_samples_and_tokens_from_its_beginning(config: ExtractConfig) -> None:
     committed = extract_some(config, 2)["totals"]
     metrics = Metrics(0)

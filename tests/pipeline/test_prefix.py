@@ -66,6 +66,7 @@ def test_the_numbers_are_those_without_sharing(exact: ExtractConfig, tmp_path: P
     assert verify(out(exact)).sound
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("changes", [{"row_length": 256}, {"row_length": 2048, "batch_size": 1}])
 def test_the_numbers_do_not_depend_on_the_row(exact: ExtractConfig, tmp_path: Path, changes: dict[str, int]) -> None:
     finished(exact)
@@ -116,6 +117,7 @@ def mixed(exact: ExtractConfig, tmp_path: Path) -> ExtractConfig:
     return changed(exact, dataset_path=str(path), prompt_template=own, model_path=model, activation_type=("residual",))
 
 
+@pytest.mark.whole
 def test_each_kind_of_sample_goes_on_from_its_own_prefix(mixed: ExtractConfig, tmp_path: Path) -> None:
     extract(mixed)
     apart = elsewhere(mixed, tmp_path / "apart", share_prefix=False)

@@ -32,15 +32,18 @@ def refused(hub: FakeHub, folder: Path, **flags: str | Path) -> str:
     return done.stderr
 
 
+@pytest.mark.whole
 def test_a_dataset_that_is_not_there_costs_no_download(hub: FakeHub, tmp_path: Path) -> None:
     assert "no.jsonl: no such file or folder" in refused(hub, tmp_path)
 
 
+@pytest.mark.whole
 def test_neither_does_a_file_that_is_no_dataset(hub: FakeHub, tmp_path: Path) -> None:
     (tmp_path / "notes.json").write_text(json.dumps({"notes": 1}))
     assert "notes.json" in refused(hub, tmp_path, dataset_path="notes.json")
 
 
+@pytest.mark.whole
 def test_nor_an_output_folder_that_cannot_be_made(hub: FakeHub, demo_tasks: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     said = refused(hub, tmp_path, dataset_path=demo_tasks, output_dir="file/out")
@@ -48,6 +51,7 @@ def test_nor_an_output_folder_that_cannot_be_made(hub: FakeHub, demo_tasks: Path
     assert not hub.requests
 
 
+@pytest.mark.whole
 def test_nor_a_bucket_that_is_not_there(hub: FakeHub, gcs: FakeGcs, demo_tasks: Path, tmp_path: Path) -> None:
     said = refused(hub, tmp_path, dataset_path=demo_tasks, gcs_bucket="nowhere")
     assert "there is no such bucket" in said

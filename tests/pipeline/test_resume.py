@@ -18,6 +18,7 @@ from layertap.pipeline.hosts import Hosts
 from layertap.pipeline.run import extract
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("name", ["pickle", "safetensors"])
 def test_a_run_stopped_after_each_shard_ends_with_the_same_bytes(
     config: ExtractConfig, tmp_path: Path, name: FormatName
@@ -73,6 +74,7 @@ def test_another_run_in_the_same_folder_is_refused(config: ExtractConfig, change
     assert shards.contents(out(config)) == before
 
 
+@pytest.mark.whole
 def test_a_model_that_was_moved_changes_no_byte(config: ExtractConfig, tmp_path: Path) -> None:
     config = changed(config, format="safetensors")
     finished(config)
@@ -92,6 +94,7 @@ def test_another_model_is_refused(config: ExtractConfig, tmp_path: Path) -> None
         extract(changed(config, model_path=str(tmp_path / "other")))
 
 
+@pytest.mark.whole
 def test_an_adapter_is_another_run_and_changes_what_comes_after_it(
     config: ExtractConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -173,6 +176,7 @@ def test_lost_manifest_is_noticed_without_a_checkpoint_too(config: ExtractConfig
         extract(changed(config, checkpoint_dir=str(tmp_path / "elsewhere")))
 
 
+@pytest.mark.whole
 def test_two_runs_may_share_a_checkpoint_folder(config: ExtractConfig, tmp_path: Path) -> None:
     extract_some(config, 2)
     other = changed(config, output_dir=str(tmp_path / "other"), random_seed=1)
@@ -197,6 +201,7 @@ def test_a_checkpoint_that_cannot_be_read_is_refused(config: ExtractConfig) -> N
         extract(config)
 
 
+@pytest.mark.whole
 def test_what_was_left_out_is_listed_once_its_window_is_begun(config: ExtractConfig) -> None:
     cut = changed(config, max_seq_length=1200, overlong="skip", window_samples=100)
     partial = extract_some(cut, 2)["progress"]["overlong_samples"]

@@ -91,6 +91,7 @@ def test_the_same_run_twice_gives_the_same_bytes(config: ExtractConfig, tmp_path
     assert written[0] == written[1]
 
 
+@pytest.mark.whole
 def test_machines_share_the_dataset_and_agree_on_numbers(config: ExtractConfig, tmp_path: Path) -> None:
     finished(config)
     whole = shards.samples(out(config), layer=3)
@@ -121,6 +122,7 @@ def with_bad_line(config: ExtractConfig, tmp_path: Path, number: int) -> tuple[E
     return changed(config, dataset_path=str(path)), path, tasks
 
 
+@pytest.mark.whole
 def test_a_bad_task_stops_the_run_before_its_window_and_a_repair_goes_on(config: ExtractConfig, tmp_path: Path) -> None:
     bad, path, tasks = with_bad_line(config, tmp_path, 4)
     with pytest.raises(BadTaskError) as raised:
@@ -193,6 +195,7 @@ def test_a_run_that_ends_while_weights_load_does_not_wait_for_them(
     assert not any(thread.name.startswith("loading") for thread in threading.enumerate())
 
 
+@pytest.mark.whole
 def test_overlong_samples_can_be_skipped_or_cut_at_their_end(config: ExtractConfig, tmp_path: Path) -> None:
     path = tmp_path / "text.jsonl"
     path.write_text("".join(json.dumps({"text": "one two three " * (100 * n + 1)}) + "\n" for n in range(6)))

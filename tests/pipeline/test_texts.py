@@ -37,6 +37,7 @@ def config(texts: Path, tiny_model: Path, tmp_path: Path) -> ExtractConfig:
     )
 
 
+@pytest.mark.whole
 def test_contexts_are_stored_and_resumed_with_the_same_bytes(config: ExtractConfig, tmp_path: Path) -> None:
     extract(config)
     whole = shards.contents(out(config))

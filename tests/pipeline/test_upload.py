@@ -51,6 +51,7 @@ def in_bucket(gcs: FakeGcs) -> dict[str, bytes]:
     return found
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("form", ["pickle", "safetensors"])
 def test_the_bucket_holds_what_the_folder_holds(uploading: ExtractConfig, gcs: FakeGcs, form: Any) -> None:
     extract(changed(uploading, format=form))
@@ -58,6 +59,7 @@ def test_the_bucket_holds_what_the_folder_holds(uploading: ExtractConfig, gcs: F
     assert manifest(uploading)["complete"]
 
 
+@pytest.mark.whole
 def test_a_shard_counts_only_after_its_files_and_the_checkpoint_comes_last(uploading, gcs: FakeGcs) -> None:
     seen: list[tuple[set[str], set[str], int]] = []
 
@@ -76,6 +78,7 @@ def test_a_shard_counts_only_after_its_files_and_the_checkpoint_comes_last(uploa
     assert all(known <= len(named) for _, named, known in seen)
 
 
+@pytest.mark.whole
 def test_a_machine_with_an_empty_disk_goes_on_from_the_bucket(uploading, gcs: FakeGcs, tmp_path: Path) -> None:
     finished(changed(uploading, upload=UploadConfig()))
     whole = shards.contents(out(uploading))
@@ -90,6 +93,7 @@ def test_a_machine_with_an_empty_disk_goes_on_from_the_bucket(uploading, gcs: Fa
     assert "shard_0001.pkl.gz" not in shards.contents(out(uploading))
 
 
+@pytest.mark.whole
 def test_another_folder_on_another_machine_takes_the_bucket_s_manifest_over(uploading, gcs, tmp_path: Path) -> None:
     extract_some(uploading, 2)
     there = elsewhere(uploading, tmp_path)
@@ -98,6 +102,7 @@ def test_another_folder_on_another_machine_takes_the_bucket_s_manifest_over(uplo
     assert manifest(there)["config"]["output_dir"] == uploading.output_dir  # as the first start had it
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("count", [3, None])
 def test_what_is_committed_here_and_not_there_is_uploaded_by_the_next_start(uploading, gcs: FakeGcs, count) -> None:
     alone = changed(uploading, upload=UploadConfig())
@@ -106,6 +111,7 @@ def test_what_is_committed_here_and_not_there_is_uploaded_by_the_next_start(uplo
     assert in_bucket(gcs) == shards.contents(out(uploading))
 
 
+@pytest.mark.whole
 def test_an_object_that_vanished_is_uploaded_again_or_missed(uploading, gcs: FakeGcs, tmp_path: Path) -> None:
     extract(uploading)
     whole = gcs.contents(BUCKET, PREFIX)
@@ -118,6 +124,7 @@ def test_an_object_that_vanished_is_uploaded_again_or_missed(uploading, gcs: Fak
         extract(elsewhere(uploading, tmp_path))
 
 
+@pytest.mark.whole
 def test_another_run_in_the_bucket_or_the_folder_is_refused(uploading, gcs: FakeGcs, tmp_path: Path) -> None:
     extract(uploading)
     before = gcs.contents(BUCKET)
@@ -139,6 +146,7 @@ def test_objects_without_a_manifest_are_nobody_s_to_write_over(uploading, gcs: F
     assert gcs.contents(BUCKET, PREFIX) == {"shard_0001.pkl.gz": b"precious"}
 
 
+@pytest.mark.whole
 def test_deleting_leaves_what_is_not_verified(uploading, gcs: FakeGcs) -> None:
     deleting = changed(uploading, upload=UploadConfig(gcs_bucket=BUCKET, delete_local_after_upload=True))
     gcs.faults.plan("refuse", "insert", "shard_0003.pkl.gz", times=10_000, status=403)
@@ -155,6 +163,7 @@ def test_deleting_leaves_what_is_not_verified(uploading, gcs: FakeGcs) -> None:
     assert sorted(files) == sorted([*named, "manifest/part_0001.jsonl", "metadata.json"])
 
 
+@pytest.mark.whole
 def test_with_deleting_the_local_disk_holds_a_few_shards_at_most(uploading, gcs: FakeGcs) -> None:
     most = 0
 
@@ -171,6 +180,7 @@ def test_with_deleting_the_local_disk_holds_a_few_shards_at_most(uploading, gcs:
     assert 0 < most <= 4  # one allowed behind, one beyond it that waits for room, two with the writer
 
 
+@pytest.mark.whole
 def test_when_retries_run_out_the_run_stops_and_the_next_one_uploads_the_rest(uploading, gcs: FakeGcs) -> None:
     impatient = changed(uploading, upload=UploadConfig(gcs_bucket=BUCKET, upload_retry_seconds=0.1))
     gcs.faults.plan("refuse", "insert", "shard_0002.pkl.gz", times=10_000)
@@ -183,6 +193,7 @@ def test_when_retries_run_out_the_run_stops_and_the_next_one_uploads_the_rest(up
     assert in_bucket(gcs) == shards.contents(out(uploading))
 
 
+@pytest.mark.whole
 def test_a_storm_of_faults_changes_nothing(uploading, gcs: FakeGcs) -> None:
     gcs.faults.storm = 0.2
     gcs.faults.plan("refuse", "delete", "owner.json", times=2)
@@ -211,6 +222,7 @@ def test_the_manifest_in_the_bucket_is_not_written_over_a_stranger_s(uploading, 
     assert gcs.contents(BUCKET, PREFIX)["metadata.json"] == b"{}"
 
 
+@pytest.mark.whole
 def test_without_checkpointing_output_is_uploaded_once(uploading, gcs: FakeGcs, tmp_path: Path) -> None:
     once = changed(uploading, checkpointing=False)
     extract(once)
@@ -219,6 +231,7 @@ def test_without_checkpointing_output_is_uploaded_once(uploading, gcs: FakeGcs, 
         extract(elsewhere(once, tmp_path))
 
 
+@pytest.mark.whole
 def test_a_folder_will_do_as_well(config: ExtractConfig, tmp_path: Path) -> None:
     copied = with_upload(config, upload_to=str(tmp_path / "shared"))
     extract_some(copied, 2)
@@ -232,6 +245,7 @@ def test_a_folder_will_do_as_well(config: ExtractConfig, tmp_path: Path) -> None
     assert copies[0] == copies[1] != {}
 
 
+@pytest.mark.whole
 def test_s3_will_do_as_well(config: ExtractConfig, s3: FakeS3) -> None:
     copied = with_upload(config, upload_to=f"s3://{BUCKET}/some/where", delete_local_after_upload=True)
     extract_some(copied, 2)

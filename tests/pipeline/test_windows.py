@@ -55,6 +55,7 @@ def test_windows_hold_every_sample_in_turn(maker: PromptMaker, demo_tasks: Path)
     assert all(len(window.samples) >= 6 for window in found[:-1])
 
 
+@pytest.mark.whole
 def test_from_any_position_the_rest_is_the_same(maker: PromptMaker, demo_tasks: Path) -> None:
     whole = windows(maker, demo_tasks)
     for number, window in enumerate(whole):

@@ -17,6 +17,7 @@ def the_run(config: PlanConfig) -> ExtractConfig:
     return ExtractConfig(**{field.name: getattr(config, field.name) for field in dataclasses.fields(ExtractConfig)})
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize(
     "changes",
     [

@@ -93,6 +93,7 @@ def test_labelled_cells_read_back_are_the_grids(tokenizers, vocabulary, expressi
         require_grids(sample, _augmented(sample, task), answer)
 
 
+@pytest.mark.whole
 def test_cells_of_every_real_task_read_back_are_its_grids(tokenizers, arc_tasks):
     maker = _maker(tokenizers["qwen"], ENCODERS[-2])
     for task in arc_tasks:

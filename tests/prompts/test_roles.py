@@ -137,6 +137,7 @@ def test_generation_marks_decide_as_in_transformers(makers, reference, contents)
     assert found.astype(int).tolist() == expected["assistant_masks"]
 
 
+@pytest.mark.whole
 @given(st.lists(st.text(max_size=20), min_size=1, max_size=5))
 def test_every_character_is_its_messages_or_the_templates(makers, contents):
     """The template is ChatML, which writes contents unchanged."""

@@ -162,6 +162,7 @@ more_of_it = st.fixed_dictionaries(
 )
 
 
+@pytest.mark.whole
 @given(st.sampled_from(KINDS), st.integers(1, 4), configurations, more_of_it, st.data())
 def test_resumed_anywhere_it_goes_on_byte_for_byte(
     datasets: dict[str, ActivationDataset],
@@ -198,6 +199,7 @@ def runs_in(batches: Batches) -> list[list[Token]]:
     ]
 
 
+@pytest.mark.whole
 @given(st.sampled_from(KINDS), st.integers(1, 4), st.integers(1, 4), st.integers(1, 9), configurations)
 def test_every_run_comes_once_over_all_ranks(
     datasets: dict[str, ActivationDataset], kind: str, length: int, runs: int, world_size: int, config: dict[str, Any]

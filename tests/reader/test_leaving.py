@@ -107,6 +107,7 @@ def test_all_may_go_in_any_order(root: Path) -> None:
         assert own_threads() == [], order
 
 
+@pytest.mark.whole
 def test_the_garbage_collector_may_come_by_in_a_thread_that_reads(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     left, collected = threading.Event(), threading.Event()
     read = Pieces.read
@@ -184,6 +185,7 @@ del ActivationDataset
 """
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize(("way", "status"), [("end", 0), ("exit", 7), ("raise", 1)])
 def test_python_ends_in_silence_inside_an_epoch(root: Path, way: str, status: int) -> None:
     """Each process leaves iterators in a module's globals, in a circle and in a frame, and one that

@@ -4,11 +4,13 @@ import re
 from pathlib import Path
 
 import commands
+import pytest
 
 from layertap.config.extract import ExtractConfig
 from layertap.pipeline.run import extract
 
 
+@pytest.mark.whole
 def test_the_autoencoder_of_the_page_learns(tmp_path: Path, tiny_model: Path, demo_tasks: Path) -> None:
     config = ExtractConfig(
         dataset_path=str(demo_tasks),

@@ -93,6 +93,7 @@ def environment() -> dict[str, str]:
     return os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
 
 
+@pytest.mark.whole
 def test_shards_that_came_later_are_added(config: ExtractConfig) -> None:
     extract_some(config, 3)
     part = layertap.ActivationDataset(out(config))
@@ -108,6 +109,7 @@ def test_shards_that_came_later_are_added(config: ExtractConfig) -> None:
     assert files(out(config)) == grown
 
 
+@pytest.mark.whole
 def test_a_run_goes_on_beside_it_and_is_sound(config: ExtractConfig) -> None:
     extract_some(config, 3)
     tokens_counted(layertap.ActivationDataset(out(config)))
@@ -130,6 +132,7 @@ def test_another_autoencoder_tap_or_choice_has_another_file(run: Path) -> None:
     assert len(files(run)) == 5
 
 
+@pytest.mark.whole
 def test_other_shards_are_counted_again(run: Path, few_tasks: Path, tiny_model: Path, tmp_path: Path) -> None:
     tokens_counted(layertap.ActivationDataset(run))
     other = small_run(few_tasks, tiny_model, tmp_path / "other", format="safetensors", random_seed=7)
@@ -189,6 +192,7 @@ def test_many_workers_have_it_beside_their_folders(run: Path, tmp_path: Path) ->
     assert not (tmp_path / "all" / "tpu_0" / "features").exists()
 
 
+@pytest.mark.whole
 def test_killed_walks_end_with_the_same_bytes(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(count, "_MOST", 64)
     tokens_counted(layertap.ActivationDataset(run))

@@ -66,6 +66,7 @@ def test_flags_reach_the_machine(cloud: FakeCloudTpu, tpu: Tpu, tmp_path: Path) 
     }
 
 
+@pytest.mark.whole
 def test_a_stockout_in_the_operations_result_sends_the_worker_to_the_next_zone(cloud: FakeCloudTpu, tpu: Tpu) -> None:
     cloud.stockouts = {"us-central1-a"}
     assert tpu("create --zones us-central1-a,us-central1-b --workers_per_zone 2") == 0

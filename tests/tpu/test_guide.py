@@ -65,6 +65,7 @@ def test_the_first_plan_is_one_that_the_command_line_takes() -> None:
     assert config.batch_size is None
 
 
+@pytest.mark.whole
 def test_from_nothing_to_32_workers_and_back(
     cloud: FakeCloudTpu, tpu: Tpu, running: Running, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -25,6 +25,7 @@ def sent(cloud: FakeCloudTpu, method: str) -> int:
         return sum(line.startswith(method) for line in cloud.log)
 
 
+@pytest.mark.whole
 def test_watch_keeps_the_fleet_at_strength(cloud: FakeCloudTpu) -> None:
     with running_script(cloud, "create --zones us-central1-a,us-central1-b --workers_per_zone 2 --watch") as process:
         wait_for(lambda: list(cloud.states().values()) == ["READY"] * 4, process)
@@ -52,6 +53,7 @@ def test_watch_keeps_the_fleet_at_strength(cloud: FakeCloudTpu) -> None:
         assert line in log
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize(
     ("trouble", "calm"),
     [({"denied": True}, {"denied": False}), ({"forgotten": {"us-central1-a"}}, {"forgotten": set()})],
@@ -104,6 +106,7 @@ def test_watch_outlasts_the_loss_of_the_whole_fleet(cloud: FakeCloudTpu, running
     assert {node["acceleratorType"] for node in cloud.nodes.values()} == {"v4-8"}
 
 
+@pytest.mark.whole
 def test_ctrl_c_in_mid_create_and_the_next_call_goes_on(cloud: FakeCloudTpu) -> None:
     command = "create --zones us-central1-a,us-central1-b --workers_per_zone 2"
     cloud.stuck = True
@@ -122,6 +125,7 @@ def test_ctrl_c_in_mid_create_and_the_next_call_goes_on(cloud: FakeCloudTpu) -> 
     assert sent(cloud, "POST") == 4, "what was begun is waited for, not begun again"
 
 
+@pytest.mark.whole
 def test_a_create_makes_nothing_again_while_delete_takes_the_fleet_down(cloud: FakeCloudTpu) -> None:
     command = "create --zones us-central1-a,us-central1-b --workers_per_zone 1"
     cloud.stuck = True
@@ -152,6 +156,7 @@ def test_watch_replaces_what_is_preempted_while_it_is_made(cloud: FakeCloudTpu, 
         interrupt(process)
 
 
+@pytest.mark.whole
 def test_ctrl_c_between_deleting_and_creating(cloud: FakeCloudTpu, tpu: Tpu) -> None:
     assert tpu("create --zones us-central1-a,us-central1-b --workers_per_zone 2") == 0
     cloud.set_state("tpu-us-central1-b-3", "PREEMPTED")

@@ -10,6 +10,7 @@ from manage_tpus import ALL, HOME_A, HOME_B, TWO_ZONES, posts
 Tpu = Callable[..., int]
 
 
+@pytest.mark.whole
 def test_half_a_fleet_lost_comes_back_with_the_same_ids_made_as_it_was(
     cloud: FakeCloudTpu, tpu: Tpu, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -35,6 +36,7 @@ def test_half_a_fleet_lost_comes_back_with_the_same_ids_made_as_it_was(
     assert tpu(f"recreate-preempted {TWO_ZONES}") == 0
 
 
+@pytest.mark.whole
 def test_a_fleet_that_is_lost_as_a_whole_is_copied_though_nothing_of_it_stands_any_more(
     cloud: FakeCloudTpu, tpu: Tpu
 ) -> None:
@@ -66,6 +68,7 @@ def test_recreating_what_never_was_is_refused(
     assert "create one with `create`" in capsys.readouterr().err
 
 
+@pytest.mark.whole
 def test_suspended_and_failed_requests_are_replaced(cloud: FakeCloudTpu, tpu: Tpu) -> None:
     assert tpu("create --zones us-central1-a --workers_per_zone 3 --queued") == 0
     assert [tpu("status") for _ in range(3)] == [0, 0, 0]

@@ -227,6 +227,7 @@ def test_of_texts_the_tokens_around_the_largest_are_there(tmp_path: Path) -> Non
         assert header["grids"] == []
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("megabytes", [0.2, 0.28, 0.5])
 def test_a_page_with_features_stays_as_small_as_asked(
     run: Path, autoencoder: Path, tmp_path: Path, megabytes: float, capsys: pytest.CaptureFixture[str]
