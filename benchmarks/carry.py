@@ -22,7 +22,7 @@ from typing import Annotated
 
 import tyro
 
-PACKAGES = ("docstring_parser", "google-crc32c", "isal", "typeguard", "tyro")
+PACKAGES = ("crc32c", "docstring_parser", "isal", "typeguard", "tyro")
 
 _CONSTRAINTS = Path(__file__).parents[1] / "constraints.txt"
 _PLATFORMS = (*(f"manylinux_2_{minor}_x86_64" for minor in (28, 27, 26, 24, 17)), "manylinux2014_x86_64")

@@ -39,7 +39,7 @@ _PRELOADED = """
     pytest _pytest.assertion.rewrite hypothesis hypothesis.strategies numpy ml_dtypes jax jax.numpy flax.nnx jaxtyping
     jax.experimental.multihost_utils jax.experimental.topologies jax.experimental.mesh_utils jax.experimental.pallas
     jax.experimental.pallas.triton jax.experimental.pallas.ops.tpu.splash_attention safetensors.numpy tokenizers
-    beartype huggingface_hub.hf_api fsspec google.cloud.storage google_crc32c requests jinja2.sandbox tyro tqdm
+    beartype huggingface_hub.hf_api fsspec google.cloud.storage crc32c requests jinja2.sandbox tyro tqdm
 """
 # The warning is about plugins, which are imported before the fork.
 _FLAGS = "-x -q --tb=no -p no:cacheprovider -p no:xdist -p no:anyio -W ignore::pytest.PytestAssertRewriteWarning"

@@ -3,6 +3,7 @@ import os
 import pickle
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import google_crc32c
@@ -13,7 +14,14 @@ from hypothesis import strategies as st
 
 from layertap.errors import StorageError
 from layertap.objects.content import MemoryContent
-from layertap.objects.files import TEMPORARY, Checksummed, atomic_write, file_crc32c, remove_leftovers
+from layertap.objects.files import (
+    TEMPORARY,
+    Checksummed,
+    atomic_write,
+    crc32c_extended,
+    file_crc32c,
+    remove_leftovers,
+)
 
 
 def files(folder: Path) -> list[str]:
@@ -33,6 +41,22 @@ def test_checksum_and_size_are_those_of_all_that_was_written(chunks, wrap):
     assert [sink.write(wrap(chunk)) for chunk in chunks] == [len(chunk) for chunk in chunks]
     assert inner.getvalue() == b"".join(chunks)
     assert (sink.size, sink.crc32c) == (len(inner.getvalue()), f"{google_crc32c.value(inner.getvalue()):08x}")
+
+
+def test_other_threads_run_while_a_checksum_is_computed() -> None:
+    """Python takes the interpreter from no thread here, so only the checksum can give it away."""
+    begun, other_ran, chunk = threading.Event(), threading.Event(), bytes(16 << 20)
+    other = threading.Thread(target=lambda: (begun.wait(), other_ran.set()))
+    interval = sys.getswitchinterval()
+    other.start()
+    sys.setswitchinterval(10_000)
+    try:
+        begun.set()
+        meanwhile = any(crc32c_extended(0, chunk) and other_ran.is_set() for _ in range(2000))
+    finally:
+        sys.setswitchinterval(interval)
+        other.join()
+    assert meanwhile
 
 
 @given(st.lists(st.binary(max_size=9), max_size=6), st.lists(st.tuples(st.integers(0, 40), st.integers(0, 40))))

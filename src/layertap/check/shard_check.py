@@ -11,7 +11,6 @@ from io import BytesIO
 from itertools import pairwise
 from typing import cast
 
-import google_crc32c
 import numpy as np
 
 from layertap.check.labels import find_wrong_labels
@@ -21,6 +20,7 @@ from layertap.core.selection import ALL, NAMES, NO_PREFIX
 from layertap.core.taps import Tap
 from layertap.errors import DamageError
 from layertap.objects.base import ObjectStore
+from layertap.objects.files import crc32c_extended
 from layertap.shards.decode import open_shard
 from layertap.shards.manifest import Manifest, ShardEntry, StoredFile, index_ranges, listed_ranges
 from layertap.shards.quantised import fits
@@ -257,7 +257,7 @@ def _checksum(columns: Columns, span: slice) -> int:
     """Return the checksum of the columns, which are the same at all taps."""
     crc = 0
     for values in columns.values():
-        crc = google_crc32c.extend(crc, values[span].tobytes())
+        crc = crc32c_extended(crc, values[span].tobytes())
     return crc
 
 

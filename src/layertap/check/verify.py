@@ -23,14 +23,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-import google_crc32c
-
 from layertap.check.relabel import open_relabelling
 from layertap.check.shard_check import ShardCheck
 from layertap.core.amounts import amount
 from layertap.objects import open_store
 from layertap.objects.base import ObjectStore
-from layertap.objects.files import TEMPORARY
+from layertap.objects.files import TEMPORARY, crc32c_of
 from layertap.shards.manifest import FILE_NAME, Json, Manifest, fingerprint_of, index_ranges, shard_number
 from layertap.shards.manifest_files import parse_manifest, read_head
 
@@ -126,7 +124,7 @@ def verify_folder(store: ObjectStore, on_read: OnRead = lambda _done, _total: No
     labels = open_relabelling(manifest)
     for shard in manifest.shards:
         findings += ShardCheck(store, manifest, shard, count, labels).run()
-    return VerifyReport(store.url, manifest, f"{google_crc32c.value(head):08x}", tuple(findings), labels.compared)
+    return VerifyReport(store.url, manifest, crc32c_of([head]), tuple(findings), labels.compared)
 
 
 def _wrong_fingerprint(manifest: Manifest) -> Iterator[str]:

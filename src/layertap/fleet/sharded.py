@@ -25,8 +25,6 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import IO, Any
 
-import google_crc32c
-
 from layertap.config.fleet import CreateShardsConfig
 from layertap.core.records import Task
 from layertap.core.strict_json import dump_json
@@ -34,6 +32,7 @@ from layertap.errors import DamageError, RunMismatchError, UsageError
 from layertap.fleet.streams import encode_record, read_sound_records
 from layertap.objects import open_store
 from layertap.objects.base import ObjectStore
+from layertap.objects.files import crc32c_of
 from layertap.objects.retry import Retry
 
 MANIFEST = "dataset.json"
@@ -117,7 +116,7 @@ def read_dataset(store: ObjectStore) -> ShardedDataset:
 def read_shard(store: ObjectStore, shard: DatasetShard) -> bytes:
     """Return the records of a shard, as JSON lines; raises DamageError if they were changed."""
     found = store.read(shard.path)
-    if found is None or _crc32c(found.data) != shard.crc32c:
+    if found is None or crc32c_of([found.data]) != shard.crc32c:
         state = "is missing" if found is None else "was changed"
         raise DamageError(
             f"{store.url}/{shard.path}: {state}; restore it, or create the dataset again in another place"
@@ -168,7 +167,7 @@ def _cut(spool: IO[bytes], counts: "array[int]", config: CreateShardsConfig) -> 
             documents_before=documents,
             test_inputs_before=tests,
             bytes=len(data),
-            crc32c=_crc32c(data),
+            crc32c=crc32c_of([data]),
         )
         documents, tests = documents + shard.documents, tests + shard.test_inputs
         yield shard, data
@@ -224,7 +223,3 @@ def _parse(data: bytes, where: str) -> ShardedDataset:
         return ShardedDataset(shards, tuple(raw["skipped"]["list"]))
     except (ValueError, KeyError, TypeError) as error:
         raise DamageError(f"{where}: is not a valid manifest of a sharded dataset ({error!r}); restore it") from error
-
-
-def _crc32c(data: bytes) -> str:
-    return f"{google_crc32c.value(data):08x}"

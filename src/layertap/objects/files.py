@@ -14,8 +14,8 @@ from pickle import PickleBuffer
 from typing import BinaryIO
 from uuid import uuid4
 
-import google_crc32c
 import numpy as np
+from crc32c import crc32c
 
 from layertap.errors import StorageError
 
@@ -107,9 +107,11 @@ def crc32c_of(chunks: Iterable[bytes | memoryview]) -> str:
 
 
 def crc32c_extended(crc: int, chunk: bytes | memoryview) -> int:
-    """Return the CRC-32C of some bytes, whose own is `crc`, with the chunk after them."""
-    # google_crc32c takes arrays and bytes, but no memoryview.
-    return int(google_crc32c.extend(crc, np.frombuffer(chunk, np.uint8)))
+    """Return the CRC-32C of some bytes, whose own is `crc`, with the chunk after them.
+
+    Other threads run meanwhile, if the chunk is 32 kB or longer.
+    """
+    return crc32c(chunk, crc)
 
 
 def file_crc32c(path: Path, chunk_bytes: int = 1 << 22) -> str:

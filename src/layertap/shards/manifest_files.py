@@ -9,13 +9,12 @@ from operator import index as exact_int
 from pathlib import PurePosixPath
 from typing import Any
 
-import google_crc32c
-
 from layertap.core.strict_json import dump_json
 from layertap.core.taps import SITES, Tap
 from layertap.errors import DamageError, UsageError
 from layertap.objects.base import OWNED, ObjectStore
 from layertap.objects.content import MemoryContent
+from layertap.objects.files import crc32c_of
 from layertap.shards.manifest import FILE_NAME, SHARDS_A_PART, Json, Manifest, ShardEntry, StoredFile
 
 _REMEDY = "restore it from a copy, or extract into another --output_dir"
@@ -112,20 +111,13 @@ def _head(manifest: Manifest) -> dict[str, Any]:
         **raw,
         "taps": [{"site": site, "width": width, "layers": own} for (site, width), own in layers.items()],
         "totals": _totals(manifest),
-        "shards_crc32c": _checksum(shard.line for shard in manifest.shards),
+        "shards_crc32c": crc32c_of(shard.line for shard in manifest.shards),
     }
 
 
 def _totals(manifest: Manifest) -> dict[str, int]:
     totals = {"shards": len(manifest.shards), "samples": manifest.samples, "tokens": manifest.tokens}
     return totals | ({"nonfinite": manifest.nonfinite} if manifest.nonfinite else {})
-
-
-def _checksum(lines: Iterator[bytes]) -> str:
-    crc = 0
-    for line in lines:
-        crc = google_crc32c.extend(crc, line)
-    return f"{crc:08x}"
 
 
 def _listed_shards(store: ObjectStore, head: Json) -> list[Any]:
@@ -137,7 +129,7 @@ def _listed_shards(store: ObjectStore, head: Json) -> list[Any]:
         if part is None:
             raise DamageError(f"{store.url}/{part_name(number)}: missing; {_REMEDY}")
         lines += part.data.splitlines(keepends=True)[: count - len(lines)]
-    if _checksum(iter(lines)) != head["shards_crc32c"]:
+    if crc32c_of(lines) != head["shards_crc32c"]:
         raise DamageError(f"{store.url}/manifest: its parts do not list what {FILE_NAME} counts; {_REMEDY}")
     return [json.loads(line) for line in lines]
 

@@ -32,8 +32,11 @@ LARGEST = {FLOAT8: 448.0, np.dtype(np.int8): 127.0}
 SMALLEST_SCALE = float(np.finfo(np.float32).smallest_normal)
 
 _NAMES = {FLOAT8: "float8_e4m3"}
-_BLOCK_BYTES = 1 << 18
-"""The size of a block in float32. Three such blocks are in use at a time."""
+_BLOCK_BYTES = 1 << 20
+"""The size of a block in float32. Three such blocks are in use at a time.
+
+With shorter ones two threads wait for the interpreter most of the time (docs/LOG.md).
+"""
 _EXPONENT = np.uint32(0x7F800000)
 _LEAST_EXPONENT = np.uint32((127 - 6) << 23)
 """The exponent of 2^-6, below which the codes of float8 are evenly spaced."""

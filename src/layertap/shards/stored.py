@@ -1,9 +1,8 @@
 """Reading a whole file of an output folder, and comparing it with the manifest."""
 
-import google_crc32c
-
 from layertap.errors import DamageError, StorageError
 from layertap.objects.base import ObjectStore
+from layertap.objects.files import crc32c_of
 from layertap.shards.manifest import StoredFile
 
 
@@ -26,7 +25,7 @@ def read_stored(store: ObjectStore, file: StoredFile) -> bytes:
         info = store.stat(file.path)
         size = len(content) if info is None else info.size
         raise DamageError(f"{file.path}: has {size} bytes, should have {file.bytes}")
-    crc32c = f"{google_crc32c.value(content):08x}"
+    crc32c = crc32c_of([content])
     if crc32c != file.crc32c:
         raise DamageError(f"{file.path}: has CRC-32C {crc32c}, should have {file.crc32c}")
     return content

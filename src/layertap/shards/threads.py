@@ -4,8 +4,8 @@ A shard's bytes must not depend on how many threads made them. So the samples al
 is cut (some samples at a tap, a mebibyte to compress), and results are taken in the order of the
 work. The queue is bounded: at most two pieces for each thread are started and not yet taken.
 
-These are threads, not processes: numpy, isal and the checksum let other threads run meanwhile, and
-no value has to be copied. The threads belong to the encoder of a shard and end with it. So the
+These are threads, not processes: numpy, isal and crc32c let other threads run meanwhile, and no
+value has to be copied. The threads belong to the encoder of a shard and end with it. So the
 threads of a writer with low priority have a low priority, too (pipeline/background.py).
 """
 
