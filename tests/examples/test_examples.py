@@ -66,6 +66,7 @@ def train_jax(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     return ended(begin("train_jax.py", folder, "--quick")), folder
 
 
+@pytest.mark.whole
 def test_train_jax(train_jax: tuple[str, Path]) -> None:
     output, folder = train_jax
     shares = explained(output)
@@ -135,6 +136,7 @@ def arc(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     return ended(begin("arc_features.py", folder, "--quick")), folder
 
 
+@pytest.mark.whole
 def test_arc_features_tells_what_fires_where_in_both_models(arc: tuple[str, Path]) -> None:
     output, folder = arc
     assert re.findall(r"^(\w+): 3,240 cells, layer 2, width 256$", output, re.MULTILINE) == ["untrained", "trained"]
@@ -147,6 +149,7 @@ def test_arc_features_tells_what_fires_where_in_both_models(arc: tuple[str, Path
     assert (folder / "arc_features.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.whole
 def test_arc_features_ends_in_its_page(arc: tuple[str, Path]) -> None:
     output, folder = arc
     assert "arc_features.html: 20 samples of activations_trained" in output
@@ -159,6 +162,7 @@ def test_arc_features_ends_in_its_page(arc: tuple[str, Path]) -> None:
     assert {"colour", "row", "grid"} <= {group["name"] for group in listed.header["groups"]}
 
 
+@pytest.mark.whole
 def test_the_model_of_the_puzzles_is_what_transformers_reads(
     arc: tuple[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -175,6 +179,7 @@ def test_the_model_of_the_puzzles_is_what_transformers_reads(
     np.testing.assert_allclose(ours, theirs, atol=1e-4)
 
 
+@pytest.mark.whole
 def test_training_and_extraction_of_puzzles_see_the_same_tokens(
     arc: tuple[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
