@@ -37,10 +37,12 @@ from layertap.objects import open_store
 from layertap.objects.base import OWNED
 from layertap.objects.files import crc32c_of
 from layertap.pipeline.setup import DTYPES
-from layertap.shards.encode import EncodedShard, ShardFormat, encode, round_activation
+from layertap.shards.encode import EncodedShard, encode
+from layertap.shards.form import ShardFormat
 from layertap.shards.measuring import measure_in_float32
 from layertap.shards.pickles import igzip
 from layertap.shards.quantised import is_quantised, quantise
+from layertap.shards.rounding import round_activation
 
 if TYPE_CHECKING:  # it brings JAX
     from layertap.pipeline.step import Beginning

@@ -32,7 +32,7 @@ from layertap.core.columns import token_columns
 from layertap.core.sample import Sample
 from layertap.core.taps import Tap
 from layertap.objects import open_store
-from layertap.shards.encode import ShardFormat
+from layertap.shards.form import ShardFormat
 from layertap.shards.manifest import Manifest
 from layertap.shards.writer import ShardWriter
 

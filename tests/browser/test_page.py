@@ -20,7 +20,7 @@ from layertap.core.sample import Sample
 from layertap.core.taps import Tap
 from layertap.objects import open_store
 from layertap.sae.load import load_autoencoder
-from layertap.shards.encode import ShardFormat
+from layertap.shards.form import ShardFormat
 from layertap.shards.manifest import Manifest, fingerprint_of
 from layertap.shards.writer import ShardWriter
 

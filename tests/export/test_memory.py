@@ -9,7 +9,7 @@ import outputs
 import pytest
 
 from layertap.core.taps import Tap
-from layertap.shards.encode import ShardFormat
+from layertap.shards.form import ShardFormat
 
 WIDTHS = {Tap(0, "residual"): 256}
 SHARD_MB = 12

@@ -13,7 +13,7 @@ import outputs
 import pytest
 
 from layertap.core.taps import Tap
-from layertap.shards.encode import ShardFormat
+from layertap.shards.form import ShardFormat
 
 SHARDS = 40
 WIDTHS = {Tap(layer, "residual"): 32 for layer in (0, 2)}

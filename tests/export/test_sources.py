@@ -21,7 +21,7 @@ from layertap.config.export import ExportConfig
 from layertap.core.taps import Tap
 from layertap.export import for_saelens
 from layertap.objects import open_store
-from layertap.shards.encode import ShardFormat
+from layertap.shards.form import ShardFormat
 from layertap.shards.manifest_files import load_manifest
 from layertap.shards.writer import ShardWriter
 

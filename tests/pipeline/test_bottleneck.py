@@ -7,6 +7,7 @@ import outputs
 import pytest
 from runs import small_run
 
+from layertap.pipeline import bottleneck
 from layertap.pipeline.bottleneck import describe_bottleneck
 from layertap.pipeline.run import extract
 from layertap.shards.manifest import Manifest
@@ -42,6 +43,15 @@ def test_what_helps_follows_from_what_took_longest(spent, told, untold) -> None:
     assert told in said
     assert untold not in said
     assert "--format safetensors" not in said
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_numba_is_advised_where_it_is_missing(monkeypatch, installed) -> None:
+    monkeypatch.setattr(bottleneck, "find_spec", lambda name: object() if installed else None)
+    said = describe_bottleneck(manifest(), ENCODING, waited=50.0, working=100.0)
+    assert ("numba, which encodes several times as fast: " in said) is not installed
+    assert ("[fast]" in said) is not installed
+    assert "numba" not in describe_bottleneck(manifest(), STORING, waited=50.0, working=100.0)
 
 
 def test_where_a_bucket_takes_the_shards_no_disk_is_advised() -> None:

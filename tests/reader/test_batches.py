@@ -26,7 +26,7 @@ from layertap.errors import DamageError, UsageError
 from layertap.objects import open_store
 from layertap.reader.batches import Batches
 from layertap.reader.handover import Batch
-from layertap.shards.encode import ShardFormat
+from layertap.shards.form import ShardFormat
 from layertap.shards.quantised import quantise
 from layertap.shards.writer import ShardWriter
 

@@ -20,7 +20,7 @@ from layertap.core.taps import Tap
 from layertap.errors import UsageError
 from layertap.reader.batches import Batches
 from layertap.reader.scaling import Normalisation, fold
-from layertap.shards.encode import ShardFormat
+from layertap.shards.form import ShardFormat
 
 SITES = ("residual", "mlp")
 SHAPES = ((7, 30), (12, 2), (40,))

@@ -11,8 +11,10 @@ import pytest
 
 from layertap.core.taps import Tap
 from layertap.errors import StorageError
-from layertap.shards import encode as encoding
-from layertap.shards.encode import ShardFormat, encode, round_activation
+from layertap.shards import rounding
+from layertap.shards.encode import encode
+from layertap.shards.form import ShardFormat
+from layertap.shards.rounding import round_activation
 from layertap.shards.statistics_files import read_statistics
 
 ABOUT = {"model_path": "m", "model_type": "qwen2", "fingerprint": "f" * 64}
@@ -88,13 +90,13 @@ def test_each_activation_is_converted_once(monkeypatch, name, given, stored):
     ]
     asked = Counter()
 
-    def counted(sample, tap, dtype):
+    def counted(sample, tap, dtype, *, by_loops):
         asked[sample.sample_idx, tap] += 1
-        return round_activation(sample, tap, dtype)
+        return round_activation(sample, tap, dtype, by_loops=by_loops)
 
-    monkeypatch.setattr(encoding, "round_activation", counted)
+    monkeypatch.setattr(rounding, "round_activation", counted)
     looks = Mock(wraps=np.isfinite)
-    monkeypatch.setattr(encoding.np, "isfinite", looks)  # whether what became infinite was finite before
+    monkeypatch.setattr(rounding.np, "isfinite", looks)  # whether what became infinite was finite before
     encode(1, as_given, form, ABOUT)
     assert asked == {(index, tap): 1 for index in range(3) for tap in form.taps}
     on_samples = [call for call in looks.call_args_list if call.args[0].ndim == 2]

@@ -70,6 +70,31 @@ def test_every_float_between_two_codes_rounds_as_ml_dtypes_has_it():
     assert np.array_equal(made.codes[:, 0].view(np.uint8), quotients.astype(FLOAT8).view(np.uint8))
 
 
+def assert_same_either_way(values: np.ndarray, dtype: np.dtype) -> None:
+    by_numpy, by_loops = quantise(values, dtype), quantise(values, dtype, by_loops=True)
+    assert np.array_equal(by_loops.codes.view(np.uint8), by_numpy.codes.view(np.uint8))
+    assert np.array_equal(by_loops.scales, by_numpy.scales, equal_nan=True)
+    assert np.array_equal(by_loops.values, by_numpy.values, equal_nan=True)
+    assert np.array_equal(np.signbit(by_loops.values), np.signbit(by_numpy.values))
+
+
+@DTYPES
+@given(values=hnp.arrays(np.uint32, hnp.array_shapes(min_dims=2, max_dims=2, max_side=40)))
+def test_the_loops_give_what_numpy_gives_for_any_bits(dtype, values):
+    assert_same_either_way(values.view(np.float32), dtype)
+
+
+@DTYPES
+@pytest.mark.parametrize("given", ["float32", "bfloat16"])
+@pytest.mark.parametrize("exponent", [-45, -38, -6, 0, 3, 37])
+def test_the_loops_give_what_numpy_gives_at_any_scale(dtype, exponent, given):
+    rng = np.random.default_rng(0)
+    spread = rng.uniform(-4, 0, (300, 70))  # so that codes are evenly spaced or not
+    values = (rng.standard_normal((300, 70)) * 10.0 ** (exponent + spread)).astype(np.float32)
+    values[3], values[4], values[5, 60], values[6, 1] = 0, -0.0, np.nan, -np.inf
+    assert_same_either_way(values.astype(np.dtype(given)), dtype)
+
+
 @DTYPES
 @given(scale=st.floats(2.0**-120, 2.0**118, width=32))
 def test_what_a_code_can_stand_for_comes_back_with_the_same_code(dtype, scale):

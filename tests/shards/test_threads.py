@@ -17,7 +17,8 @@ from layertap.core.columns import COLUMNS
 from layertap.core.sample import Sample
 from layertap.core.taps import Tap
 from layertap.errors import StorageError
-from layertap.shards.encode import ShardFormat, encode
+from layertap.shards.encode import encode
+from layertap.shards.form import ShardFormat
 from layertap.shards.pickles import load_pickle
 from layertap.shards.threads import InOrder, usable_cores, working
 

@@ -18,7 +18,7 @@ from layertap.core.sample import Sample
 from layertap.core.taps import Tap
 from layertap.objects import open_store
 from layertap.objects.files import atomic_write, file_crc32c
-from layertap.shards.encode import ShardFormat
+from layertap.shards.form import ShardFormat
 from layertap.shards.manifest import Manifest, fingerprint_of
 from layertap.shards.tensors import TensorStream, parse_tensors, write_tensors
 from layertap.shards.writer import ShardWriter

@@ -27,7 +27,8 @@ from layertap.reader.blocks import Block, BlockLayout
 from layertap.reader.config import BatchConfig
 from layertap.reader.handover import torch_sees
 from layertap.reader.pieces import Rows
-from layertap.shards.encode import ShardFormat, require_finite
+from layertap.shards.form import ShardFormat
+from layertap.shards.rounding import require_finite
 
 _FEWEST = 256
 

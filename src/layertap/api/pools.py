@@ -34,7 +34,8 @@ from layertap.reader.choice import SampleTokens, choose_tokens, cut_runs
 from layertap.reader.config import BatchConfig
 from layertap.reader.pieces import Rows
 from layertap.reader.workers import Workers
-from layertap.shards.encode import ShardFormat, measure_sample
+from layertap.shards.form import ShardFormat
+from layertap.shards.rounding import measure_sample
 
 
 @dataclass(frozen=True)

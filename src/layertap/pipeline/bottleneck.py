@@ -6,8 +6,10 @@ three, so what helps depends on which it was.
 """
 
 from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
 
 from layertap.core.amounts import amount
+from layertap.core.extras import install_command
 from layertap.core.selection import ALL
 from layertap.shards.manifest import Manifest
 from layertap.shards.threads import usable_cores
@@ -49,6 +51,8 @@ def _what_helps(manifest: Manifest, slowest: Work) -> Iterator[str]:
     if ALL in manifest.keep_tokens:
         yield "fewer tokens, with --keep_tokens"
     if slowest == "encoding":
+        if find_spec("numba") is None:
+            yield f"numba, which encodes several times as fast: {install_command('fast')}"
         yield "more cores"
 
 

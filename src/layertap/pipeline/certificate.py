@@ -27,8 +27,9 @@ from layertap.pipeline.progress import Progress, Watch
 from layertap.pipeline.session import OpenedModel, Session
 from layertap.pipeline.stream import stream_samples
 from layertap.pipeline.windows import Position, Window, WindowRules
-from layertap.shards.encode import ShardFormat, measure_sample
+from layertap.shards.form import ShardFormat
 from layertap.shards.manifest import index_ranges
+from layertap.shards.rounding import measure_sample
 
 _FLOAT32 = np.dtype(np.float32)
 

@@ -44,7 +44,7 @@ from layertap.pipeline.checkpoint import (
 )
 from layertap.pipeline.setup import Setup
 from layertap.pipeline.windows import Position
-from layertap.shards.encode import ShardFormat, statistics_path
+from layertap.shards.form import ShardFormat, statistics_path
 from layertap.shards.manifest import Manifest, shard_number
 from layertap.shards.mirror import Mirror, open_mirror
 from layertap.shards.publisher import Checkpoint, Far, Publisher

@@ -48,7 +48,7 @@ from layertap.pipeline.kept import KeptTokens
 from layertap.pipeline.prefix import find_prefixes
 from layertap.pipeline.session import OpenedModel, open_model
 from layertap.pipeline.step import resolve_taps
-from layertap.shards.encode import ShardFormat
+from layertap.shards.form import ShardFormat
 from layertap.shards.manifest import FILE_NAME, Manifest, fingerprint_of
 from layertap.shards.pickles import codec
 from layertap.shards.quantised import FLOAT8

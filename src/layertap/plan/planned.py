@@ -33,7 +33,7 @@ from layertap.pipeline.packing import row_ladder
 from layertap.pipeline.setup import format_of_shards, resolve_run_taps
 from layertap.pipeline.step import plan_for, transfer_dtype
 from layertap.plan.accelerators import Accelerator
-from layertap.shards.encode import ShardFormat
+from layertap.shards.form import ShardFormat
 
 # "7b", "Qwen/Qwen2.5-7B", "Qwen2.5-Coder-7B-Instruct": all releases of one size have one shape.
 _PUBLISHED = re.compile(r"(?:(?:Qwen/)?Qwen2\.5-(?:(?:Coder|Math)-)?)?(\d+(?:\.\d+)?b)(?:-Instruct)?", re.IGNORECASE)

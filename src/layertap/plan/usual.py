@@ -29,7 +29,7 @@ from layertap.plan.accelerators import (
 )
 from layertap.plan.planned import PlannedRun
 from layertap.plan.workload import OutputSize, Tally, Workload, add_up
-from layertap.shards.encode import ShardFormat
+from layertap.shards.form import ShardFormat
 from layertap.shards.quantised import is_quantised
 
 _COLUMN_BYTES = sum(dtype.itemsize for dtype in COLUMNS.values())

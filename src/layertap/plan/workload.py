@@ -29,7 +29,8 @@ from layertap.pipeline.prefix import find_prefixes
 from layertap.pipeline.step import Shape
 from layertap.pipeline.windows import Position, read_windows
 from layertap.plan.planned import causal_pairs
-from layertap.shards.encode import ShardFormat, write_samples
+from layertap.shards.encode import write_samples
+from layertap.shards.form import ShardFormat
 from layertap.shards.manifest import Manifest
 from layertap.shards.quantised import is_quantised
 from layertap.shards.statistics import no_statistics

@@ -12,28 +12,24 @@ puts buffers in order and computes their checksum.
 Memory holds the bytes of the shard as it will be stored. Values that need no conversion are views
 of the samples. Each thread adds two pieces of 16 MiB (or a sample, where that is more) of converted
 values, or two mebibytes of a pickle.
-
-Norms describe the values as stored: values are rounded first and measured afterwards.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, islice
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
-
-from layertap.core.columns import Norms
-from layertap.core.sample import Activation, Sample
-from layertap.core.taps import Site, Tap
-from layertap.errors import StorageError
+from layertap.core.sample import Sample
+from layertap.core.taps import Tap
 from layertap.objects.content import MemoryContent
 from layertap.objects.files import crc32c_extended
+from layertap.shards.form import ShardFormat, statistics_path
+from layertap.shards.loops import loops_pay
 from layertap.shards.manifest import ShardEntry, StoredFile, index_ranges
-from layertap.shards.measuring import measure_in_float32
 from layertap.shards.pickles import write_pickle
-from layertap.shards.quantised import dtype_name, is_quantised, quantise
+from layertap.shards.quantised import is_quantised, quantise
+from layertap.shards.rounding import measure_read, measure_sample
 from layertap.shards.safetensors import write_safetensors
 from layertap.shards.statistics import TapStatistics, merge_all
 from layertap.shards.statistics_files import KIND, write_statistics
@@ -43,56 +39,6 @@ from layertap.shards.values import SampleValues, TapValues
 
 _PIECE_VALUES = 1 << 22
 """How many values a thread converts and measures before it takes more work."""
-
-
-@dataclass(frozen=True)
-class ShardFormat:
-    """How to encode shards."""
-
-    taps: Mapping[Tap, int]
-    """The taps to store, with the width of each."""
-    dtype: np.dtype
-    compress: bool
-    """Whether to gzip pickles. safetensors files are never compressed."""
-    name: Literal["pickle", "safetensors"] = "pickle"
-    keep_nonfinite: bool = False
-    """True: store and count activations with a NaN or an infinity. False: raise StorageError."""
-
-    @property
-    def stored_as(self) -> str:
-        """The dtype's name in the manifest."""
-        return dtype_name(self.dtype)
-
-    @property
-    def bytes_per_token(self) -> int:
-        """How many bytes of activations a token adds, before compression."""
-        return sum(self.taps.values()) * self.dtype.itemsize
-
-    @property
-    def layers(self) -> tuple[int, ...]:
-        """The layers among the taps, ascending."""
-        return tuple(sorted({tap.layer for tap in self.taps}))
-
-    @property
-    def sites(self) -> tuple[Site, ...]:
-        """The sites among the taps, in their order."""
-        return tuple(dict.fromkeys(tap.site for tap in self.taps))
-
-    def files(self, index: int) -> dict[str, str | None]:
-        """Map each path of shard `index` (from 1) that holds activations to its site.
-
-        The site is None for a file that holds all sites.
-        """
-        if self.name == "safetensors":
-            return {f"shard_{index:04d}.safetensors": None}
-        name = f"shard_{index:04d}.pkl" + (".gz" if self.compress else "")
-        alone = len(self.sites) == 1
-        return {name if alone else f"{site}/{name}": site for site in self.sites}
-
-
-def statistics_path(index: int) -> str:
-    """Return the path of the statistics of shard `index`."""
-    return f"statistics/shard_{index:04d}.safetensors"
 
 
 @dataclass(frozen=True)
@@ -113,6 +59,8 @@ def encode(
     is the number of threads; None means one for each core. Raises StorageError where a finite value
     does not fit into float16, or for a NaN or an infinity that the run does not keep.
     """
+    tokens = sum(sample.tokens for sample in samples)
+    form = replace(form, by_loops=loops_pay(tokens * sum(form.taps.values())))
     measured: dict[Tap, list[TapStatistics]] = {tap: [] for tap in form.taps}
     contents: dict[str, MemoryContent] = {}
     with working(threads) as workers:
@@ -126,7 +74,6 @@ def encode(
     path = statistics_path(index)
     contents[path] = _encode_statistics(statistics, about)
     files.append(StoredFile(path, KIND, None, contents[path].size, contents[path].crc32c))
-    tokens = sum(sample.tokens for sample in samples)
     entry = ShardEntry(
         index=index,
         samples=len(samples),
@@ -136,75 +83,6 @@ def encode(
         nonfinite=sum(tokens - it.count for it in statistics.values()),
     )
     return EncodedShard(entry, contents)
-
-
-def measure_sample(
-    sample: Sample, tap: Tap, form: ShardFormat, *, widen: bool = False
-) -> tuple[Activation, Norms, TapStatistics]:
-    """Return what a reader gets of a sample at a tap: the values, their norms, their statistics.
-
-    Values that the storage dtype holds exactly are returned as they are, or in the storage dtype
-    with `widen`. Quantised values are returned in float32. Raises StorageError where a finite value
-    does not fit into float16, or for a NaN or an infinity that the run does not keep.
-    """
-    if is_quantised(form.dtype):
-        values = quantise(sample.activations[tap], form.dtype).values
-        return values, *_measure_read(values, sample, tap, form)
-    rounded = round_activation(sample, tap, form.dtype)
-    widened = np.empty(rounded.shape, np.float32) if widen and rounded.dtype != form.dtype else None
-    measured = _measure_read(rounded, sample, tap, form, widened)
-    return rounded if widened is None else widened, *measured
-
-
-def _measure_read(
-    values: Activation, sample: Sample, tap: Tap, form: ShardFormat, widened: np.ndarray | None = None
-) -> tuple[Norms, TapStatistics]:
-    """Measure the norms and statistics of values as they will be read."""
-    statistics, norms = measure_in_float32(values, sample.sample_idx, widened)
-    require_finite(sample, tap, norms, form)
-    if statistics.count:
-        positions = sample.columns["positions"]
-        statistics = replace(statistics, max_position=int(positions[statistics.max_position]))
-    return norms.astype(np.float32), statistics
-
-
-def require_finite(sample: Sample, tap: Tap, norms: Norms, form: ShardFormat) -> None:
-    """Raise StorageError for a NaN or an infinity that the run does not keep; the norms show it."""
-    finite = np.isfinite(norms)
-    if not form.keep_nonfinite and not finite.all():
-        raise _nonfinite(sample, tap, sample.columns["positions"][~finite], form)
-
-
-def round_activation(sample: Sample, tap: Tap, dtype: np.dtype) -> Activation:
-    """Round the activation to values that `dtype` holds exactly.
-
-    Raises StorageError where a finite value does not fit into float16.
-    """
-    activation = sample.activations[tap]
-    if np.can_cast(activation.dtype, dtype):
-        return activation
-    with np.errstate(over="ignore", invalid="ignore"):  # overflow is reported below; NaN stays NaN
-        rounded = np.asarray(activation, dtype)
-        too_large = dtype == np.float16 and (np.isinf(rounded) & np.isfinite(activation)).any()
-    if too_large:
-        raise StorageError(
-            f"{_place(sample, tap)}: a value is too large for float16 (65504); use --storage_dtype float32 or bfloat16"
-        )
-    return rounded
-
-
-def _nonfinite(sample: Sample, tap: Tap, tokens: np.ndarray, form: ShardFormat) -> StorageError:
-    """Return the error for the tokens at these positions, which have a NaN or an infinity."""
-    kept = f"such tokens of {form.stored_as} as NaN" if is_quantised(form.dtype) else "such activations as they are"
-    return StorageError(
-        f"{_place(sample, tap)}, token {tokens[0]}: the activation has a NaN or an infinity, as have those of"
-        f" {len(tokens)} of its {sample.tokens} tokens there. A sound model gives none: look for it in the weights."
-        f" To store {kept}, and have them counted, pass --on_nonfinite keep"
-    )
-
-
-def _place(sample: Sample, tap: Tap) -> str:
-    return f"task {sample.task_id}, sample {sample.sample_idx}, layer {tap.layer}, {tap.site}"
 
 
 def _encode_file(
@@ -251,8 +129,8 @@ def _store(sample: Sample, tap: Tap, form: ShardFormat) -> tuple[SampleValues, T
     if not is_quantised(form.dtype):
         activation, norms, statistics = measure_sample(sample, tap, form, widen=True)
         return SampleValues(activation, norms), statistics
-    made = quantise(sample.activations[tap], form.dtype)
-    norms, statistics = _measure_read(made.values, sample, tap, form)
+    made = quantise(sample.activations[tap], form.dtype, by_loops=form.by_loops)
+    norms, statistics = measure_read(made.values, sample, tap, form)
     return SampleValues(made.codes, norms, made.scales), statistics
 
 

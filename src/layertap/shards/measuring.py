@@ -1,9 +1,9 @@
 """Norms and statistics of stored values, in float32, by blocks that fit into a core's cache.
 
 `statistics.measure` is exact. It works in float64 and takes 2 to 2.5 ns a value on one core, which
-was most of the cost of a safetensors shard. Encoding uses this module instead: it takes 0.8 ns. It
-makes float32 copies on the way and leaves them for the caller to store (`widened`), so a value is
-converted once.
+was most of the cost of a safetensors shard. Encoding uses this module instead: it takes 0.8 ns, or
+0.2 to 0.4 ns in large shards where numba is installed (compiled.py). It makes float32 copies on the
+way and leaves them for the caller to store (`widened`), so a value is converted once.
 
 float32 loses precision where means are large, and some channels of these models have means of ten
 thousand times their deviation. So a pivot is subtracted first: the mean of some tokens spread over
@@ -15,8 +15,7 @@ ones. Norms are stored in float32 anyway. `verify` measures exactly and allows t
 
 What float32 cannot hold (a NaN, an infinity, squares beyond its range) is measured exactly. So are
 float64 values, and a sample whose pivot turns out to be far from the mean. numpy lets other threads
-run meanwhile. A kernel in C or numba might save half of the 0.8 ns; docs/decisions.md says why
-there is none.
+run meanwhile, but wants the interpreter back after each of its passes.
 """
 
 import threading
@@ -42,17 +41,17 @@ _DOT = 2048
 
 
 def measure_in_float32(
-    activation: Activation, sample_idx: int, widened: np.ndarray | None = None
+    activation: Activation, sample_idx: int, widened: np.ndarray | None = None, *, by_loops: bool = False
 ) -> tuple[TapStatistics, Norms]:
     """Return what `statistics.measure` returns, within a millionth.
 
     For an activation that is not float32, the values are written to `widened`, which is float32 of
-    the same shape.
+    the same shape. `by_loops`: whether the loops of compiled.py do this, which need numba.
     """
     if activation.dtype == np.float64 or not activation.size:
         return measure(activation, sample_idx)  # size 0: there is nothing to widen
     with np.errstate(invalid="ignore", over="ignore"):  # such values are measured again below
-        squares, mean, m2, excess = _sums(activation, widened)
+        squares, mean, m2, excess = _sums(activation, widened, by_loops)
     in_range = _SMALLEST < squares.min() <= squares.max() < _LARGEST  # False where there is a NaN
     if not in_range or (excess > _EXCESS * m2).any():
         return measure(activation, sample_idx)
@@ -71,13 +70,28 @@ def measure_in_float32(
     return statistics, norms
 
 
-def _sums(activation: Activation, widened: np.ndarray | None) -> tuple[np.ndarray, ...]:
+def _sums(activation: Activation, widened: np.ndarray | None, by_loops: bool) -> tuple[np.ndarray, ...]:
     """Return, in float64, each token's squared norm and each channel's mean, M2 and excess.
 
     The excess is how much larger the sum of squares around the pivot is than M2.
     """
-    tokens, width = activation.shape
     pivot = _pivot(activation)
+    if by_loops:
+        from layertap.shards import compiled
+
+        squares, sums, squares_around = compiled.sums(activation, pivot, widened)
+    else:
+        squares, sums, squares_around = _sums_of_blocks(activation, pivot, widened)
+    off = sums / len(activation)
+    excess = len(activation) * off * off
+    return squares, pivot + off, np.maximum(squares_around - excess, 0), excess
+
+
+def _sums_of_blocks(
+    activation: Activation, pivot: np.ndarray, widened: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return squared norms, and each channel's sum and sum of squares around the pivot."""
+    tokens, width = activation.shape
     rows = max(_BLOCK_BYTES // (4 * width) // _GROUP, 1) * _GROUP
     groups = -(-tokens // _GROUP)
     wide, shifted, sums, m2 = _scratch(width, rows, rows, groups, groups)
@@ -94,10 +108,7 @@ def _sums(activation: Activation, widened: np.ndarray | None) -> tuple[np.ndarra
             channels = block[:, part * _DOT : (part + 1) * _DOT]
             np.vecdot(channels, channels, out=own[span])
         _add_up(np.subtract(block, pivot, out=shifted[:count]), sums[begin // _GROUP :], m2[begin // _GROUP :])
-    off = sums.sum(axis=0, dtype=np.float64) / tokens
-    excess = tokens * off * off
-    m2_of_all = np.maximum(m2.sum(axis=0, dtype=np.float64) - excess, 0)
-    return squares.sum(axis=0, dtype=np.float64), pivot + off, m2_of_all, excess
+    return squares.sum(axis=0, dtype=np.float64), sums.sum(axis=0, dtype=np.float64), m2.sum(axis=0, dtype=np.float64)
 
 
 def _scratch(width: int, *rows: int) -> list[np.ndarray]:

@@ -23,7 +23,8 @@ from typing import Literal, get_args
 from layertap.core.sample import Sample
 from layertap.objects.base import OWNED, ObjectStore
 from layertap.objects.content import MemoryContent
-from layertap.shards.encode import EncodedShard, ShardFormat, encode
+from layertap.shards.encode import EncodedShard, encode
+from layertap.shards.form import ShardFormat
 from layertap.shards.manifest import Json, Manifest
 from layertap.shards.manifest_files import commit_manifest
 
