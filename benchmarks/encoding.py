@@ -5,6 +5,9 @@
     pipeline  `layertap extract` with a simulated device, which returns rows at once: everything but
               the forward pass, into a folder in memory where the system has one
 
+A virtual machine may get memory from its host when a page is first used, at a fifth of the speed
+of writing to it. A long run uses pages again. So some gigabytes are written and removed beforehand.
+
 Seconds of the parts are processor time. Of `alone` and `pipeline` there is the wall clock too,
 since only that shows what a second core brings. `--cores` is the processor affinity of the process.
 
@@ -39,10 +42,11 @@ from layertap.objects.files import crc32c_of
 from layertap.pipeline.setup import DTYPES
 from layertap.shards.encode import EncodedShard, encode
 from layertap.shards.form import ShardFormat
+from layertap.shards.loops import loops_pay
 from layertap.shards.measuring import measure_in_float32
 from layertap.shards.pickles import igzip
 from layertap.shards.quantised import is_quantised, quantise
-from layertap.shards.rounding import round_activation
+from layertap.shards.rounding import round_activation, round_values
 
 if TYPE_CHECKING:  # it brings JAX
     from layertap.pipeline.step import Beginning
@@ -53,6 +57,7 @@ _SAMPLE = 1024
 _TURNS = 3
 _ABOUT = {"model_path": "", "model_type": "", "fingerprint": ""}
 _MEMORY = Path("/dev/shm")
+_TOUCHED_BYTES = 6_000_000_000
 
 
 def encoding(config: ContenderConfig) -> Figures:
@@ -70,9 +75,20 @@ def encoding(config: ContenderConfig) -> Figures:
     folder = Path(tempfile.mkdtemp(dir=_MEMORY if _MEMORY.is_dir() else config.output_dir))
     try:
         run = replace(config, output_dir=str(folder))
+        _touch_memory(folder / "touched")
         return _alone(samples, form, folder) | _pipeline(run, str(model_folder(config)), form, values)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _touch_memory(file: Path) -> None:
+    """Use as much memory as a run will, or half of what is free, and give it back."""
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    chunk = bytes(1 << 20)
+    with file.open("wb") as opened:
+        for _ in range(min(_TOUCHED_BYTES, free // 2) // len(chunk)):
+            opened.write(chunk)
+    file.unlink()
 
 
 def _values(layers: int, tokens: int, width: int, dtype: np.dtype) -> np.ndarray:
@@ -115,14 +131,14 @@ def _bytes(shard: EncodedShard) -> int:
 def _parts(
     samples: list[Sample], form: ShardFormat, plain: EncodedShard, shard: EncodedShard, folder: Path
 ) -> dict[str, Callable[[], object]]:
+    by_loops = loops_pay(sum(sample.tokens for sample in samples) * sum(form.taps.values()))
     stored = [(_read(sample, tap, form.dtype), sample.sample_idx) for sample in samples for tap in form.taps]
     given = [sample.activations[tap] for sample in samples for tap in form.taps]
-    convert = quantise if is_quantised(form.dtype) else _converted
     raw = b"".join(chunk for content in plain.contents.values() for chunk in content.chunks()) if form.compress else b""
     store = open_store(str(folder / "parts"))
     return {
-        "statistics": lambda: [measure_in_float32(values, number) for values, number in stored],
-        "conversion": lambda: [convert(values, form.dtype) for values in given],
+        "statistics": lambda: [measure_in_float32(values, number, by_loops=by_loops) for values, number in stored],
+        "conversion": lambda: [_convert(values, form.dtype, by_loops) for values in given],
         "compression": lambda: igzip.compress(raw, 2) if form.compress and igzip is not None else None,
         "crc": lambda: [crc32c_of(content.chunks()) for content in shard.contents.values()],
         "write": lambda: [store.put(path, content, replaces=OWNED) for path, content in shard.contents.items()],
@@ -136,8 +152,10 @@ def _read(sample: Sample, tap: Tap, dtype: np.dtype) -> Activation:
     return round_activation(sample, tap, dtype)
 
 
-def _converted(values: Activation, dtype: np.dtype) -> Activation:
-    return values.astype(dtype, copy=False)
+def _convert(values: Activation, dtype: np.dtype, by_loops: bool) -> object:
+    if is_quantised(dtype):
+        return quantise(values, dtype, by_loops=by_loops)
+    return round_values(values, dtype, by_loops=by_loops)
 
 
 def _seconds(run: Callable[[], object]) -> tuple[float, float]:

@@ -123,9 +123,9 @@ def test_every_float_beside_a_float16_rounds_as_numpy_has_it():
 def test_large_shards_alone_use_the_loops(monkeypatch):
     asked = []
     monkeypatch.setattr(loops, "has_loops", lambda: asked.append(True) or True)
-    assert not loops.loops_pay((1 << 25) - 1)
+    assert not loops.loops_pay((1 << 24) - 1)
     assert not asked  # a small shard imports nothing
-    assert loops.loops_pay(1 << 25)
+    assert loops.loops_pay(1 << 24)
 
 
 @pytest.mark.parametrize("missing", ["numba", "layertap.shards.compiled"])

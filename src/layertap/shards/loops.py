@@ -9,7 +9,7 @@ the same bytes, and the two ways may differ in the last digit of a norm.
 
 from functools import cache
 
-_LARGE = 1 << 25
+_LARGE = 1 << 24
 """How many values make a shard large."""
 
 

@@ -63,12 +63,7 @@ def round_activation(sample: Sample, tap: Tap, dtype: np.dtype, *, by_loops: boo
     activation = sample.activations[tap]
     if np.can_cast(activation.dtype, dtype):
         return activation
-    if by_loops and dtype == np.float16:
-        from layertap.shards import compiled_rounding
-
-        rounded, too_large = compiled_rounding.to_float16(activation)
-    else:
-        rounded, too_large = _rounded(activation, dtype)
+    rounded, too_large = round_values(activation, dtype, by_loops=by_loops)
     if too_large:
         raise StorageError(
             f"{_place(sample, tap)}: a value is too large for float16 (65504); use --storage_dtype float32 or bfloat16"
@@ -76,8 +71,12 @@ def round_activation(sample: Sample, tap: Tap, dtype: np.dtype, *, by_loops: boo
     return rounded
 
 
-def _rounded(activation: Activation, dtype: np.dtype) -> tuple[Activation, bool]:
+def round_values(activation: Activation, dtype: np.dtype, *, by_loops: bool) -> tuple[Activation, bool]:
     """Return the values in `dtype`, and whether a finite one became an infinite float16."""
+    if by_loops and dtype == np.float16:
+        from layertap.shards import compiled_rounding
+
+        return compiled_rounding.to_float16(activation)
     with np.errstate(over="ignore", invalid="ignore"):  # NaN stays NaN
         rounded = np.asarray(activation, dtype)
         return rounded, bool(dtype == np.float16 and (np.isinf(rounded) & np.isfinite(activation)).any())
