@@ -8,6 +8,8 @@ image's Python and for x86-64 Linux, and unpacks them; there, nothing is install
 
     PYTHONPATH=DIR:src python3 -m benchmarks.accelerator --out OUT
 
+numba is not among them, because its LLVM alone is 170 MB: where the image lacks it, numpy encodes.
+
 Unpacked, because a folder on the path needs neither pip nor a second command. Without their own
 dependencies, so that nothing of the image's is put in the shade. Google's client is not among them:
 only buckets need it.

@@ -52,7 +52,7 @@ if TYPE_CHECKING:  # it brings JAX
     from layertap.pipeline.step import Beginning
 
 LAYERS = tuple(range(8))
-_TOKENS = 8192
+_TOKENS = 16_384
 _SAMPLE = 1024
 _TURNS = 3
 _ABOUT = {"model_path": "", "model_type": "", "fingerprint": ""}
@@ -75,7 +75,8 @@ def encoding(config: ContenderConfig) -> Figures:
     folder = Path(tempfile.mkdtemp(dir=_MEMORY if _MEMORY.is_dir() else config.output_dir))
     try:
         run = replace(config, output_dir=str(folder))
-        _touch_memory(folder / "touched")
+        if folder.parent == _MEMORY:
+            _touch_memory(folder / "touched")
         return _alone(samples, form, folder) | _pipeline(run, str(model_folder(config)), form, values)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -83,7 +84,7 @@ def encoding(config: ContenderConfig) -> Figures:
 
 def _touch_memory(file: Path) -> None:
     """Use as much memory as a run will, or half of what is free, and give it back."""
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    free = min(shutil.disk_usage(file.parent).free, os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     chunk = bytes(1 << 20)
     with file.open("wb") as opened:
         for _ in range(min(_TOUCHED_BYTES, free // 2) // len(chunk)):
@@ -153,9 +154,12 @@ def _read(sample: Sample, tap: Tap, dtype: np.dtype) -> Activation:
 
 
 def _convert(values: Activation, dtype: np.dtype, by_loops: bool) -> object:
+    """As `encode` does it, which widens values while it measures them."""
+    if np.can_cast(values.dtype, dtype):
+        return None
     if is_quantised(dtype):
         return quantise(values, dtype, by_loops=by_loops)
-    return round_values(values, dtype, by_loops=by_loops)
+    return round_values(values, np.empty(values.shape, dtype), by_loops=by_loops)
 
 
 def _seconds(run: Callable[[], object]) -> tuple[float, float]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-_PACKAGES = ("layertap", "jax", "jaxlib", "flax", "numpy", "torch", "transformers", "isal")
+_PACKAGES = ("layertap", "jax", "jaxlib", "flax", "numpy", "torch", "transformers", "isal", "numba")
 _FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16", "sve")
 _CPUINFO = Path("/proc/cpuinfo")
 

@@ -90,9 +90,9 @@ def test_each_activation_is_converted_once(monkeypatch, name, given, stored):
     ]
     asked = Counter()
 
-    def counted(sample, tap, dtype, *, by_loops):
+    def counted(sample, tap, dtype, into, *, by_loops):
         asked[sample.sample_idx, tap] += 1
-        return round_activation(sample, tap, dtype, by_loops=by_loops)
+        return round_activation(sample, tap, dtype, into, by_loops=by_loops)
 
     monkeypatch.setattr(rounding, "round_activation", counted)
     looks = Mock(wraps=np.isfinite)

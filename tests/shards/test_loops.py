@@ -1,21 +1,27 @@
 """numba's loops encode large shards where numba is installed, and give what numpy gives."""
 
+import os
+import subprocess
 import sys
 import threading
 from dataclasses import replace
+from pathlib import Path
 
 import ml_dtypes
+import numba
 import numpy as np
 import outputs
 import pytest
 
+import layertap
 from layertap.core.sample import Sample
 from layertap.core.taps import Tap
 from layertap.errors import StorageError
 from layertap.shards import compiled, compiled_rounding, loops
 from layertap.shards.encode import encode
+from layertap.shards.measuring import measure_in_float32
 from layertap.shards.pickles import load_pickle
-from layertap.shards.rounding import measure_sample
+from layertap.shards.rounding import round_values
 from layertap.shards.statistics_files import read_statistics
 from layertap.shards.tensors import parse_tensors
 
@@ -113,19 +119,20 @@ def test_every_float_beside_a_float16_rounds_as_numpy_has_it():
     """All 2^20 leading bits of a float32, and the floats on either side of them."""
     bits = (np.arange(1 << 20, dtype=np.int64) << 12)[:, None] + np.array([-1, 0, 1])
     values = bits.astype(np.uint32).view(np.float32)
-    rounded, overflown = compiled_rounding.to_float16(values)
+    rounded = np.empty(values.shape, np.float16)
+    overflown = compiled_rounding.to_float16(values, rounded)
     with np.errstate(over="ignore"):
         assert np.array_equal(rounded.view(np.uint16), values.astype(np.float16).view(np.uint16))
     assert overflown
-    assert not compiled_rounding.to_float16(np.array([[65519.996, np.inf, np.nan]], np.float32))[1]
+    assert not compiled_rounding.to_float16(np.array([[65519.996, np.inf, np.nan]], np.float32), rounded[:1])
 
 
 def test_large_shards_alone_use_the_loops(monkeypatch):
     asked = []
     monkeypatch.setattr(loops, "has_loops", lambda: asked.append(True) or True)
-    assert not loops.loops_pay((1 << 24) - 1)
+    assert not loops.loops_pay((1 << 26) - 1)
     assert not asked  # a small shard imports nothing
-    assert loops.loops_pay(1 << 24)
+    assert loops.loops_pay(1 << 26)
 
 
 @pytest.mark.parametrize("missing", ["numba", "layertap.shards.compiled"])
@@ -139,17 +146,32 @@ def test_without_numba_numpy_encodes(monkeypatch, missing):
     assert encoded(monkeypatch, True, samples("float32"), form) == encoded(monkeypatch, False, samples("float32"), form)
 
 
-def test_a_reader_of_one_sample_does_not_wait_for_numba():
-    form = outputs.shard_format()
-    assert not form.by_loops
-    measure_sample(outputs.sample(0), Tap(0, "residual"), form)
+def test_loops_that_nobody_may_compile_are_not_used(monkeypatch):
+    monkeypatch.setattr(numba.config, "DISABLE_JIT", 1)
+    assert not loops.has_loops.__wrapped__()
 
 
-def test_a_loop_without_a_folder_for_its_result_is_compiled_all_the_same():
-    source = "def double(value):\n    return 2 * value\n"
-    space: dict[str, object] = {}
-    exec(compile(source, "<no file>", "exec"), space)
-    assert compiled.compiled("int64(int64)")(space["double"])(21) == 42
+def test_a_small_shard_does_not_import_numba():
+    code = (
+        "import sys, outputs\n"
+        "from layertap.shards.encode import encode\n"
+        f"encode(1, [outputs.sample(0)], outputs.shard_format(), {ABOUT})\n"
+        "assert 'numba' not in sys.modules\n"
+    )
+    path = os.pathsep.join([str(Path(outputs.__file__).parent), str(Path(layertap.__file__).parents[1])])
+    subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"PYTHONPATH": path})
+
+
+@pytest.mark.parametrize("dtype", ["float64", ">f4"])
+def test_numpy_does_what_the_loops_cannot_read(dtype):
+    values = np.random.default_rng(0).standard_normal((20, 30)).astype(dtype)
+    values[3, 3] = 1 + 2.0**-11 + 2.0**-40 if dtype == "float64" else 1
+    for measured in zip(*(measure_in_float32(values, 0, by_loops=way) for way in (False, True)), strict=True):
+        assert repr(measured[0]) == repr(measured[1])
+    halves = np.empty((2, 20, 30), np.float16)
+    overflown = [round_values(values, half, by_loops=way) for half, way in zip(halves, (False, True), strict=True)]
+    assert overflown == [False, False]
+    assert np.array_equal(halves[0], halves[1])
 
 
 def test_other_threads_run_while_the_loops_do():
@@ -167,3 +189,5 @@ def test_other_threads_run_while_the_loops_do():
         sys.setswitchinterval(interval)
         other.join()
     assert meanwhile
+    assert all(it.targetoptions["nogil"] for it in (compiled._sum_singles, compiled._sum_halves))
+    assert all(it.targetoptions["nogil"] for it in (compiled_rounding._to_codes, compiled_rounding._to_float16))

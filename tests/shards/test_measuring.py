@@ -105,5 +105,6 @@ def test_the_loops_widen_every_number_as_numpy_does(dtype):
 def test_the_loops_take_what_is_not_writable_and_not_in_one_piece(dtype):
     values = np.random.default_rng(0).standard_normal((120, 64)).astype(np.dtype(dtype))
     values.flags.writeable = False
+    assert_as_exact(values, by_loops=True)
     assert_as_exact(values[::2, ::3], by_loops=True)
     assert_as_exact(np.broadcast_to(values[0], (40, 64)), by_loops=True)

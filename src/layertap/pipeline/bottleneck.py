@@ -51,8 +51,8 @@ def _what_helps(manifest: Manifest, slowest: Work) -> Iterator[str]:
     if ALL in manifest.keep_tokens:
         yield "fewer tokens, with --keep_tokens"
     if slowest == "encoding":
-        if find_spec("numba") is None:
-            yield f"numba, which encodes several times as fast: {install_command('fast')}"
+        if not compressed and find_spec("numba") is None:
+            yield f"numba, which encodes large shards twice as fast or more: {install_command('fast')}"
         yield "more cores"
 
 

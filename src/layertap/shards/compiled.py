@@ -9,19 +9,18 @@ supports a new Python some months late. measuring.py does the same with numpy. B
 exact numbers within a millionth, which is what `verify` allows. So you can resume a run without
 numba that began with it.
 
-numba compiles for the processor at hand when a machine encodes for the first time. That takes four
-to six seconds. It keeps the result beside this file, or in the user's cache folder if it may not
-write here. Sums may be added in any order (`fastmath`), which is what makes loops fast. NaN and
-infinities stay what they are, since callers find them in the squared norms.
+Each process compiles for its processor what it needs, in two seconds for bfloat16. numba could keep
+the result in a folder. Then a damaged file there would end every run, and a shared folder might
+hold code for another processor. Sums may be added in any order (`fastmath`), which is what makes
+loops fast. NaN and infinities stay what they are, since callers find them in the squared norms.
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, TypeVar
 
 import ml_dtypes
 import numpy as np
-from numba import boolean, float32, float64, njit, types, uint16, uint32, void
+from numba import float32, float64, njit, uint32
 
 from layertap.core.sample import Activation
 
@@ -33,41 +32,25 @@ _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 _HALF_INFINITY, _HALF_SIGN = uint32(0x7C00), uint32(0x8000)
 _INFINITE_EXPONENT, _TO_SINGLE = uint32(0x70000000), float32(2.0**112)
 
-SINGLES, _HALVES = (types.Array(it, 2, "C", readonly=True) for it in (float32, uint16))
-"""[tokens, width], which need not be writable."""
-
 Loop = TypeVar("Loop", bound=Callable[..., Any])
 
 
-def compiled(*signature: Any, any_order: bool = False) -> Callable[[Loop], Loop]:  # noqa: ANN401 - or none
-    """Compile a loop for arguments of these types, and keep the result for other processes.
-
-    Without a signature, it becomes a part of the loops that call it. `any_order` lets sums be added
-    in any order.
-    """
-    order: Any = {"reassoc", "contract", "nsz"} if any_order else False
-    compile_it: Any = partial(njit, *signature, nogil=True, error_model="numpy", fastmath=order)
-
-    def decorate(loop: Loop) -> Loop:
-        made: Loop
-        try:
-            made = compile_it(cache=bool(signature))(loop)
-        except RuntimeError:  # there is no folder to keep the result in, so each process compiles
-            made = compile_it()(loop)
-        return made
-
-    return decorate
+def _in_any_order(loop: Loop) -> Loop:
+    """Compile a loop that may add in any order."""
+    made: Any = njit(nogil=True, error_model="numpy", fastmath={"reassoc", "contract", "nsz"})(loop)
+    compiled: Loop = made
+    return compiled
 
 
 def sums(activation: Activation, pivot: np.ndarray, widened: np.ndarray | None) -> tuple[np.ndarray, ...]:
     """Return squared norms [tokens], and each channel's sum and sum of squares around the pivot.
 
-    All are float64. `pivot` is float32 [width]. Values in 16 bits are written to `widened`, if it
-    is given: float32 of the same shape.
+    All are float64. `activation` is float32, bfloat16 or float16; `pivot` is float32 [width].
+    Values in 16 bits are written to `widened`, if it is given: float32 of the same shape.
     """
     tokens, width = activation.shape
     squares, totals, m2 = np.empty(tokens), np.zeros(width), np.zeros(width)
-    rows = np.ascontiguousarray(activation)
+    rows = readable(activation)
     if rows.dtype == np.float32:
         _sum_singles(rows, pivot, squares, totals, m2)
     else:
@@ -77,13 +60,20 @@ def sums(activation: Activation, pivot: np.ndarray, widened: np.ndarray | None) 
     return squares, totals, m2
 
 
-@compiled(any_order=True)
+def readable(activation: Activation) -> Activation:
+    """Return the same rows in one piece and not writable. Each kind of array is compiled for."""
+    rows = np.ascontiguousarray(activation).view()
+    rows.flags.writeable = False
+    return rows
+
+
+@_in_any_order
 def _widen_bfloat16(bits: np.ndarray, token: int, wide: np.ndarray, row: int) -> None:
     for channel in range(bits.shape[1]):
         wide[row, channel] = uint32(bits[token, channel]) << uint32(16)
 
 
-@compiled(any_order=True)
+@_in_any_order
 def _widen_float16(bits: np.ndarray, token: int, wide: np.ndarray, row: int) -> None:
     """Move the digits to their place, and let a product correct the exponent.
 
@@ -100,7 +90,7 @@ def _widen_float16(bits: np.ndarray, token: int, wide: np.ndarray, row: int) -> 
         wide[row, channel] |= (uint32(bits[token, channel]) & _HALF_SIGN) << uint32(16)
 
 
-@compiled(any_order=True)
+@_in_any_order
 def _square(rows: np.ndarray, row: int) -> float:
     total = float64(0)
     for begin in range(0, rows.shape[1], _RUN):
@@ -112,7 +102,7 @@ def _square(rows: np.ndarray, row: int) -> float:
     return total
 
 
-@compiled(any_order=True)
+@_in_any_order
 def _add_four(rows: np.ndarray, row: int, pivot: np.ndarray, total: np.ndarray, m2: np.ndarray) -> None:
     """Add four tokens at a time: to load and store the sums costs more than to add."""
     for channel in range(rows.shape[1]):
@@ -124,7 +114,7 @@ def _add_four(rows: np.ndarray, row: int, pivot: np.ndarray, total: np.ndarray, 
         m2[channel] += (first * first + second * second) + (third * third + fourth * fourth)
 
 
-@compiled(any_order=True)
+@_in_any_order
 def _add_one(rows: np.ndarray, row: int, pivot: np.ndarray, total: np.ndarray, m2: np.ndarray) -> None:
     for channel in range(rows.shape[1]):
         shifted = rows[row, channel] - pivot[channel]
@@ -132,7 +122,7 @@ def _add_one(rows: np.ndarray, row: int, pivot: np.ndarray, total: np.ndarray, m
         m2[channel] += shifted * shifted
 
 
-@compiled(any_order=True)
+@_in_any_order
 def _add_group(
     rows: np.ndarray,
     begin: int,
@@ -156,10 +146,7 @@ def _add_group(
         all_m2[channel] += m2[channel]
 
 
-_SUMS = (float32[::1], float64[::1], float64[::1], float64[::1])
-
-
-@compiled(void(SINGLES, *_SUMS), any_order=True)
+@_in_any_order
 def _sum_singles(
     rows: np.ndarray, pivot: np.ndarray, squares: np.ndarray, totals: np.ndarray, all_m2: np.ndarray
 ) -> None:
@@ -171,7 +158,7 @@ def _sum_singles(
         _add_group(rows, begin, end, pivot, total, m2, totals, all_m2)
 
 
-@compiled(void(_HALVES, boolean, float32[:, ::1], boolean, *_SUMS), any_order=True)
+@_in_any_order
 def _sum_halves(
     bits: np.ndarray,
     is_bfloat16: bool,

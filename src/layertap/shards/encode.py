@@ -1,8 +1,9 @@
 """Encoding: from some samples to the bytes of a shard, as a pure function.
 
-`encode` reads and writes no file and knows no device. Its result depends on its arguments alone,
-not on the number of threads. So shards may be encoded in any order; they are appended in their own
-order later (writer.py).
+`encode` reads and writes no file and knows no device. Its result depends on its arguments, not on
+the number of threads or on earlier calls. So shards may be encoded in any order; they are appended
+in their own order later (writer.py). Only norms and statistics may differ in a last digit: between
+processors, between versions of numpy, and with numba or without.
 
 Each thread converts and measures some samples at one tap, a little ahead of the format, which takes
 them in its own order. A value is loaded into the cache once for its conversion, its norm and its
@@ -20,6 +21,8 @@ from functools import partial
 from itertools import chain, islice
 from typing import Any
 
+import numpy as np
+
 from layertap.core.sample import Sample
 from layertap.core.taps import Tap
 from layertap.objects.content import MemoryContent
@@ -31,6 +34,7 @@ from layertap.shards.pickles import write_pickle
 from layertap.shards.quantised import is_quantised, quantise
 from layertap.shards.rounding import measure_read, measure_sample
 from layertap.shards.safetensors import write_safetensors
+from layertap.shards.scratch import Scratch
 from layertap.shards.statistics import TapStatistics, merge_all
 from layertap.shards.statistics_files import KIND, write_statistics
 from layertap.shards.tensors import Sink
@@ -39,6 +43,8 @@ from layertap.shards.values import SampleValues, TapValues
 
 _PIECE_VALUES = 1 << 22
 """How many values a thread converts and measures before it takes more work."""
+_SCRATCH = Scratch()
+"""For the values that readers of quantised ones get."""
 
 
 @dataclass(frozen=True)
@@ -120,16 +126,20 @@ def _pieces(samples: Sequence[Sample], width: int) -> Iterator[list[Sample]]:
 
 
 def _store_piece(piece: tuple[Tap, Sequence[Sample]], form: ShardFormat) -> list[tuple[SampleValues, TapStatistics]]:
+    """Store some samples at a tap. Converted values get one array, which has large pages."""
     tap, samples = piece
-    return [_store(sample, tap, form) for sample in samples]
+    ends = np.cumsum([sample.tokens for sample in samples])
+    memory = np.empty((ends[-1], form.taps[tap]), form.dtype)  # costs nothing if nothing is written
+    return [_store(sample, tap, form, into) for sample, into in zip(samples, np.split(memory, ends[:-1]), strict=True)]
 
 
-def _store(sample: Sample, tap: Tap, form: ShardFormat) -> tuple[SampleValues, TapStatistics]:
+def _store(sample: Sample, tap: Tap, form: ShardFormat, into: np.ndarray) -> tuple[SampleValues, TapStatistics]:
     """Return what is stored of a sample at a tap, and the statistics of the values as read."""
     if not is_quantised(form.dtype):
-        activation, norms, statistics = measure_sample(sample, tap, form, widen=True)
+        activation, norms, statistics = measure_sample(sample, tap, form, into)
         return SampleValues(activation, norms), statistics
-    made = quantise(sample.activations[tap], form.dtype, by_loops=form.by_loops)
+    (read,) = _SCRATCH.rows(into.shape[1], len(into))
+    made = quantise(sample.activations[tap], form.dtype, by_loops=form.by_loops, codes=into, values=read)
     norms, statistics = measure_read(made.values, sample, tap, form)
     return SampleValues(made.codes, norms, made.scales), statistics
 

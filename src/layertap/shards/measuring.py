@@ -18,11 +18,11 @@ float64 values, and a sample whose pivot turns out to be far from the mean. nump
 run meanwhile, but wants the interpreter back after each of its passes.
 """
 
-import threading
-
+import ml_dtypes  # noqa: F401 - numpy knows bfloat16 from here on
 import numpy as np
 
 from layertap.core.sample import Activation
+from layertap.shards.scratch import Scratch
 from layertap.shards.statistics import Norms, TapStatistics, measure
 
 _BLOCK_BYTES = 2 << 20
@@ -31,11 +31,13 @@ _GROUP = 16
 """How many tokens are summed in float32."""
 _PIVOT = 16
 """The pivot is the mean of so many tokens."""
-_SMALLEST, _LARGEST = 1e-24, 1e37
+_SMALLEST, _LARGEST = 1e-24, 1e36
 """Between these squared norms, neither a sum nor its terms leave the range of float32."""
 _EXCESS = 3.0
 """How many times M2 the excess of the pivot may be before digits of M2 are lost."""
-_kept = threading.local()
+_SCRATCH = Scratch()
+LOOPED = frozenset(map(np.dtype, ("float32", "bfloat16", "float16")))
+"""The dtypes that the loops of compiled.py can read. numpy does the others."""
 _DOT = 2048
 """How many channels' squares are summed in float32. At 10,000 BLAS would start its own threads."""
 
@@ -76,7 +78,7 @@ def _sums(activation: Activation, widened: np.ndarray | None, by_loops: bool) ->
     The excess is how much larger the sum of squares around the pivot is than M2.
     """
     pivot = _pivot(activation)
-    if by_loops:
+    if by_loops and activation.dtype in LOOPED:
         from layertap.shards import compiled
 
         squares, sums, squares_around = compiled.sums(activation, pivot, widened)
@@ -94,7 +96,7 @@ def _sums_of_blocks(
     tokens, width = activation.shape
     rows = max(_BLOCK_BYTES // (4 * width) // _GROUP, 1) * _GROUP
     groups = -(-tokens // _GROUP)
-    wide, shifted, sums, m2 = _scratch(width, rows, rows, groups, groups)
+    wide, shifted, sums, m2 = _SCRATCH.rows(width, rows, rows, groups, groups)
     squares = np.empty((-(-width // _DOT), tokens), np.float32)
     for begin in range(0, tokens, rows):
         span = slice(begin, min(begin + rows, tokens))
@@ -109,19 +111,6 @@ def _sums_of_blocks(
             np.vecdot(channels, channels, out=own[span])
         _add_up(np.subtract(block, pivot, out=shifted[:count]), sums[begin // _GROUP :], m2[begin // _GROUP :])
     return squares.sum(axis=0, dtype=np.float64), sums.sum(axis=0, dtype=np.float64), m2.sum(axis=0, dtype=np.float64)
-
-
-def _scratch(width: int, *rows: int) -> list[np.ndarray]:
-    """Return float32 arrays with so many rows. The thread keeps their memory for its next call.
-
-    Returning memory to the system stops all cores for a moment. When each call made its own arrays,
-    two cores were slower than one.
-    """
-    if getattr(_kept, "values", np.empty(0)).size < sum(rows) * width:
-        _kept.values = np.empty(sum(rows) * width, np.float32)
-    ends = np.cumsum(rows)
-    whole = _kept.values[: ends[-1] * width].reshape(-1, width)
-    return np.split(whole, ends[:-1])
 
 
 def _pivot(activation: Activation) -> np.ndarray:

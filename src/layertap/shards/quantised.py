@@ -84,14 +84,24 @@ def read_as(stored: str) -> str:
     return "float32" if stored in map(dtype_name, LARGEST) else stored
 
 
-def quantise(activation: Activation, dtype: np.dtype, *, by_loops: bool = False) -> Quantised:
+def quantise(
+    activation: Activation,
+    dtype: np.dtype,
+    *,
+    by_loops: bool = False,
+    codes: np.ndarray | None = None,
+    values: np.ndarray | None = None,
+) -> Quantised:
     """Return the activation as codes of `dtype`. The norms show whether it is finite.
 
-    `by_loops`: whether the loops of compiled_rounding.py do this, which need numba. They give the
-    same codes, scales and values.
+    Codes and values are written into the arrays that are given. `by_loops`: whether the loops of
+    compiled_rounding.py do this, which need numba. They give the same codes, scales and values.
     """
-    shape = activation.shape
-    made = Quantised(np.empty(shape, dtype), np.empty(shape[0], np.float32), np.empty(shape, np.float32))
+    made = Quantised(
+        codes=np.empty(activation.shape, dtype) if codes is None else codes,
+        scales=np.empty(len(activation), np.float32),
+        values=np.empty(activation.shape, np.float32) if values is None else values,
+    )
     if by_loops:
         from layertap.shards import compiled_rounding
 

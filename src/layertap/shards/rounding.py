@@ -13,25 +13,26 @@ from layertap.core.sample import Activation, Sample
 from layertap.core.taps import Tap
 from layertap.errors import StorageError
 from layertap.shards.form import ShardFormat
-from layertap.shards.measuring import measure_in_float32
+from layertap.shards.measuring import LOOPED, measure_in_float32
 from layertap.shards.quantised import is_quantised, quantise
 from layertap.shards.statistics import TapStatistics
 
 
 def measure_sample(
-    sample: Sample, tap: Tap, form: ShardFormat, *, widen: bool = False
+    sample: Sample, tap: Tap, form: ShardFormat, into: np.ndarray | None = None
 ) -> tuple[Activation, Norms, TapStatistics]:
     """Return what a reader gets of a sample at a tap: the values, their norms, their statistics.
 
-    Values that the storage dtype holds exactly are returned as they are, or in the storage dtype
-    with `widen`. Quantised values are returned in float32. Raises StorageError where a finite value
-    does not fit into float16, or for a NaN or an infinity that the run does not keep.
+    Quantised values are returned in float32. Others are returned as they are if the storage dtype
+    holds them exactly. With `into`, an array of the storage dtype, they are returned in that dtype:
+    values that need a conversion are written there. Raises StorageError where a finite value does
+    not fit into float16, or for a NaN or an infinity that the run does not keep.
     """
     if is_quantised(form.dtype):
         values = quantise(sample.activations[tap], form.dtype, by_loops=form.by_loops).values
         return values, *measure_read(values, sample, tap, form)
-    rounded = round_activation(sample, tap, form.dtype, by_loops=form.by_loops)
-    widened = np.empty(rounded.shape, np.float32) if widen and rounded.dtype != form.dtype else None
+    rounded = round_activation(sample, tap, form.dtype, into, by_loops=form.by_loops)
+    widened = into if rounded.dtype != form.dtype else None
     measured = measure_read(rounded, sample, tap, form, widened)
     return rounded if widened is None else widened, *measured
 
@@ -55,31 +56,34 @@ def require_finite(sample: Sample, tap: Tap, norms: Norms, form: ShardFormat) ->
         raise _nonfinite(sample, tap, sample.columns["positions"][~finite], form)
 
 
-def round_activation(sample: Sample, tap: Tap, dtype: np.dtype, *, by_loops: bool = False) -> Activation:
-    """Round the activation to values that `dtype` holds exactly; numba's loops give the same.
+def round_activation(
+    sample: Sample, tap: Tap, dtype: np.dtype, into: np.ndarray | None = None, *, by_loops: bool = False
+) -> Activation:
+    """Round the activation to values that `dtype` holds exactly, into that array if it is given.
 
     Raises StorageError where a finite value does not fit into float16.
     """
     activation = sample.activations[tap]
     if np.can_cast(activation.dtype, dtype):
         return activation
-    rounded, too_large = round_values(activation, dtype, by_loops=by_loops)
-    if too_large:
+    rounded = np.empty(activation.shape, dtype) if into is None else into
+    if round_values(activation, rounded, by_loops=by_loops):
         raise StorageError(
             f"{_place(sample, tap)}: a value is too large for float16 (65504); use --storage_dtype float32 or bfloat16"
         )
     return rounded
 
 
-def round_values(activation: Activation, dtype: np.dtype, *, by_loops: bool) -> tuple[Activation, bool]:
-    """Return the values in `dtype`, and whether a finite one became an infinite float16."""
-    if by_loops and dtype == np.float16:
+def round_values(activation: Activation, rounded: np.ndarray, *, by_loops: bool) -> bool:
+    """Round into `rounded`, and return whether a finite value became an infinite float16."""
+    is_float16 = rounded.dtype == np.float16
+    if by_loops and is_float16 and activation.dtype in LOOPED:
         from layertap.shards import compiled_rounding
 
-        return compiled_rounding.to_float16(activation)
+        return compiled_rounding.to_float16(activation, rounded)
     with np.errstate(over="ignore", invalid="ignore"):  # NaN stays NaN
-        rounded = np.asarray(activation, dtype)
-        return rounded, bool(dtype == np.float16 and (np.isinf(rounded) & np.isfinite(activation)).any())
+        np.copyto(rounded, activation, casting="unsafe")
+        return bool(is_float16 and (np.isinf(rounded) & np.isfinite(activation)).any())
 
 
 def _nonfinite(sample: Sample, tap: Tap, tokens: np.ndarray, form: ShardFormat) -> StorageError:
