@@ -29,7 +29,7 @@ KINDS: tuple[Kind, ...] = (
 )
 PARTS = ("statistics", "conversion", "compression", "crc", "write")
 _CORES = (1, 2)
-_SHARD_GB = 0.5
+_SHARD_GB = 0.3
 
 
 def encode(config: ContenderConfig, run: Callable[[ContenderConfig], Figures]) -> str:

@@ -72,7 +72,7 @@ TYPICAL_TEXT_BYTES = Assumption(
     "a guess: 200 characters of preview, an augmentation",
 )
 MEASURING_SECONDS_A_VALUE = Assumption(
-    "converting and measuring", 0.9e-9, "s a value, of one core", "benchmarks --measure encode, Zen 4"
+    "converting and measuring", 0.5e-9, "s a value, of one core", "benchmarks --measure encode, Zen 4, with numba"
 )
 GZIP_BYTES_A_SECOND = {
     "float32": Assumption("gzip of float32 that was bfloat16", 300e6, "B/s, one core", "the same"),
