@@ -18,7 +18,7 @@ TESTS: Mapping[str, tuple[str, ...]] = {
     "pipeline.packing": ("pipeline/test_packing.py", "pipeline/test_windows.py"),
     "pipeline.windows": ("pipeline/test_windows.py",),
     "shards.writer": ("shards/test_writer.py",),
-    "shards.encode": ("shards/test_encode.py", "shards/test_writer.py"),
+    "shards.encode": ("shards/test_encode.py", "shards/test_writer.py", "shards/test_loops.py"),
     "shards.rounding": ("shards/test_encode.py", "shards/test_loops.py"),
     "shards.manifest": ("shards/test_manifest.py", "shards/test_writer.py"),
     "shards.manifest_files": ("shards/test_manifest.py", "shards/test_version_1.py"),

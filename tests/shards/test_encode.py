@@ -147,6 +147,28 @@ def test_a_nan_is_refused_with_its_place_or_kept_and_counted(value, dtype):
     )
 
 
+@pytest.mark.parametrize(
+    ("dtype", "kept"), [("int8", "such tokens of int8 as NaN"), ("float32", "such activations as")]
+)
+def test_a_nan_is_refused_with_how_it_would_be_stored(dtype, kept):
+    sample = outputs.sample(41)
+    sample.activations[Tap(2, "residual")][1, 1] = np.nan
+    with pytest.raises(StorageError, match=f"To store {kept}"):
+        encode(1, [sample], outputs.shard_format(dtype=dtype, name="safetensors"), ABOUT)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "bfloat16"])
+def test_the_longest_token_is_named_by_its_position_in_the_prompt(dtype):
+    whole, kept = outputs.sample(7, tokens=9), np.array([2, 5, 8])
+    sample = whole.only(kept).with_activations({tap: values[kept] for tap, values in whole.activations.items()})
+    for values in sample.activations.values():
+        values[1] = 100
+    form = outputs.shard_format(dtype=dtype, name="safetensors")
+    written = content(encode(1, [sample], form, ABOUT))["statistics/shard_0001.safetensors"]
+    statistics = read_statistics(written, "statistics", form.taps)
+    assert {(row.max_sample_idx, row.max_position) for row in statistics.values()} == {(7, 5)}
+
+
 def rounded(values: np.ndarray, dtype: str = "float16") -> np.ndarray:
     tap = Tap(0, "residual")
     sample = replace(outputs.sample(0, len(values)), activations={tap: values})

@@ -6,6 +6,7 @@ import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import ml_dtypes
 import numba
@@ -21,7 +22,7 @@ from layertap.shards import compiled, compiled_rounding, loops
 from layertap.shards.encode import encode
 from layertap.shards.measuring import measure_in_float32
 from layertap.shards.pickles import load_pickle
-from layertap.shards.rounding import round_values
+from layertap.shards.rounding import measure_sample, round_values
 from layertap.shards.statistics_files import read_statistics
 from layertap.shards.tensors import parse_tensors
 
@@ -97,6 +98,29 @@ def test_verify_finds_nothing_wrong_in_what_the_loops_wrote(monkeypatch, tmp_pat
     monkeypatch.setattr(loops, "_LARGE", 0)
     outputs.write(tmp_path, outputs.three_shards(), outputs.shard_format(dtype=dtype, name="safetensors"))
     assert outputs.findings(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("dtype", "loop"), [("bfloat16", "sums"), ("int8", "sums"), ("int8", "to_codes"), ("float16", "to_float16")]
+)
+def test_a_large_shard_is_encoded_by_the_loops(monkeypatch, dtype, loop):
+    module = compiled if loop == "sums" else compiled_rounding
+    asked = Mock(wraps=getattr(module, loop))
+    monkeypatch.setattr(module, loop, asked)
+    form = outputs.shard_format(dtype=dtype, name="safetensors")
+    encoded(monkeypatch, False, samples("float32"), form)
+    assert asked.call_count == 0
+    encoded(monkeypatch, True, samples("float32"), form)
+    assert asked.call_count == len(samples("float32")) * len(form.taps)
+
+
+def test_what_a_reader_gets_is_made_by_the_loops_if_the_form_says_so(monkeypatch):
+    asked = Mock(wraps=compiled_rounding.to_codes)
+    monkeypatch.setattr(compiled_rounding, "to_codes", asked)
+    form = replace(outputs.shard_format(dtype="int8", name="safetensors"), by_loops=True)
+    values, norms, _ = measure_sample(outputs.sample(0), Tap(0, "residual"), form)
+    assert asked.call_count == 1
+    np.testing.assert_allclose(norms, np.linalg.norm(values.astype(np.float64), axis=1), rtol=1e-6)
 
 
 def test_any_number_of_threads_gives_the_same_bytes(monkeypatch):
