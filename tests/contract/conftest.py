@@ -10,6 +10,7 @@ from pathlib import Path
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("WANDB_MODE", "disabled")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("SPARSIFY_DISABLE_TRITON", "1")  # a torch for CUDA brings Triton, which needs a GPU
 
 import pytest
 import torch
