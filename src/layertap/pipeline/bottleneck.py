@@ -52,7 +52,7 @@ def _what_helps(manifest: Manifest, slowest: Work) -> Iterator[str]:
         yield "fewer tokens, with --keep_tokens"
     if slowest == "encoding":
         if not compressed and find_spec("numba") is None:
-            yield f"numba, which encodes large shards twice as fast or more: {install_command('fast')}"
+            yield f"numba, which encodes large shards 1.5 to 4 times as fast: {install_command('fast')}"
         yield "more cores"
 
 

@@ -8,45 +8,35 @@ Each loop over channels reads and writes few arrays. Otherwise the compiler cann
 not overlap, and does one value at a time.
 """
 
-from collections.abc import Callable
-from typing import Any, TypeVar
-
 import numpy as np
-from numba import float32, int64, njit, uint8, uint16, uint32
+from numba import float32, int64, uint8, uint16, uint32
 
 from layertap.core.sample import Activation
-from layertap.shards.compiled import readable
+from layertap.shards.compiled import exactly, readable
+from layertap.shards.quantised import DROPPED, EXPONENT, LEAST_EXPONENT, ROUNDER, SMALLEST_SCALE
 from layertap.shards.scratch import Scratch
 
 _SIGN, _MAGNITUDE = uint32(1 << 31), uint32((1 << 31) - 1)
-_INFINITY = uint32(0x7F800000)
-_LEAST_SCALE = float32(np.finfo(np.float32).smallest_normal)
-
-_LEAST_EXPONENT = uint32((127 - 6) << 23)
-"""The exponent of 2^-6, below which the codes of float8 are evenly spaced."""
-_ROUNDER = uint32((20 << 23) + (1 << 22))
-"""Added to the bits of 2^e, it gives 1.5 * 2^(e + 20), whose last digit is 2^(e - 3)."""
+_LEAST_SCALE = float32(SMALLEST_SCALE)
 _SPACED_EVENLY = float32(2.0**14)
-"""Its last digit is 2^-9, the distance of those codes."""
+"""Its last digit is 2^-9, the distance of the codes of float8 below 2^-6."""
 _BITS_OF_IT = uint32((127 + 14) << 23)
-_DROPPED, _REBIASED = uint32(20), uint32((127 - 7) << 3)
+_REBIASED = uint32((127 - 7) << 3)
 
 _HALF_INFINITY, _HALF_LARGEST, _HALF_LEAST = uint32(0x7C00), uint32((127 + 16) << 23), uint32((127 - 14) << 23)
 _HALF_REBIASED = uint32((127 - 15) << 10)
 
-
-Loop = TypeVar("Loop", bound=Callable[..., Any])
 _SCRATCH = Scratch()
 
 
-def to_codes(values: np.ndarray, codes: np.ndarray, scales: np.ndarray, largest: float) -> None:
+def to_codes(
+    values: np.ndarray, codes: np.ndarray, scales: np.ndarray, largest: float, largest_scale: np.float32
+) -> None:
     """Write codes, and a scale for each token, and replace the values by those that a reader gets.
 
     `values` is float32 [tokens, width]; `codes` has 8 bits. quantised.py says what is written.
     """
-    of_int8 = codes.dtype == np.int8
-    highest = np.nextafter(np.float32(np.finfo(np.float32).max / largest), np.float32(0))
-    _to_codes(values, codes.view(np.uint8), scales, np.float32(largest), highest, of_int8)
+    _to_codes(values, codes.view(np.uint8), scales, np.float32(largest), largest_scale, codes.dtype == np.int8)
 
 
 def to_float16(activation: Activation, rounded: np.ndarray) -> bool:
@@ -58,14 +48,7 @@ def to_float16(activation: Activation, rounded: np.ndarray) -> bool:
     return overflown > 0
 
 
-def _exactly(loop: Loop) -> Loop:
-    """Compile a loop that adds in the order in which it is written."""
-    made: Any = njit(nogil=True, error_model="numpy")(loop)
-    compiled: Loop = made
-    return compiled
-
-
-@_exactly
+@exactly
 def _largest_magnitude(bits: np.ndarray, token: int) -> np.uint32:
     """Return its bits. Those of a NaN are larger than those of infinity."""
     most = uint32(0)
@@ -74,7 +57,7 @@ def _largest_magnitude(bits: np.ndarray, token: int) -> np.uint32:
     return most
 
 
-@_exactly
+@exactly
 def _to_int8(values: np.ndarray, token: int, codes: np.ndarray) -> None:
     for channel in range(values.shape[1]):
         rounded = np.rint(values[token, channel])
@@ -82,7 +65,7 @@ def _to_int8(values: np.ndarray, token: int, codes: np.ndarray) -> None:
         codes[token, channel] = uint8(int64(rounded))
 
 
-@_exactly
+@exactly
 def _to_float8(
     values: np.ndarray, bits: np.ndarray, token: int, codes: np.ndarray, rounders: np.ndarray, signs: np.ndarray
 ) -> None:
@@ -92,7 +75,7 @@ def _to_float8(
     """
     rounder_bits = rounders.view(np.uint32)
     for channel in range(bits.shape[1]):
-        rounder_bits[channel] = max(bits[token, channel] & _INFINITY, _LEAST_EXPONENT) + _ROUNDER
+        rounder_bits[channel] = max(bits[token, channel] & EXPONENT, LEAST_EXPONENT) + ROUNDER
         signs[channel] = bits[token, channel] & _SIGN
     for channel in range(bits.shape[1]):
         rounded = (values[token, channel] + rounders[channel]) - rounders[channel]
@@ -100,24 +83,29 @@ def _to_float8(
         rounders[channel] = abs(rounded) + _SPACED_EVENLY
     for channel in range(bits.shape[1]):
         magnitude = bits[token, channel] & _MAGNITUDE
-        usual, small = (magnitude >> _DROPPED) - _REBIASED, rounder_bits[channel] - _BITS_OF_IT
-        code = usual if magnitude >= _LEAST_EXPONENT else small
+        usual, small = (magnitude >> uint32(DROPPED)) - _REBIASED, rounder_bits[channel] - _BITS_OF_IT
+        code = usual if magnitude >= LEAST_EXPONENT else small
         codes[token, channel] = uint8(code | (signs[channel] >> uint32(24)))
         bits[token, channel] = magnitude | signs[channel]  # the sum has made a negative zero positive
 
 
-@_exactly
+@exactly
 def _to_codes(
-    values: np.ndarray, codes: np.ndarray, scales: np.ndarray, largest: np.float32, highest: np.float32, of_int8: bool
+    values: np.ndarray,
+    codes: np.ndarray,
+    scales: np.ndarray,
+    largest: np.float32,
+    largest_scale: np.float32,
+    of_int8: bool,
 ) -> None:
     rounders, signs = np.empty(values.shape[1], np.float32), np.empty(values.shape[1], np.uint32)
     bits, one = values.view(np.uint32), np.zeros(1, np.uint32)
     for token in range(len(scales)):
         one[0] = _largest_magnitude(bits, token)
-        if one[0] >= _INFINITY:
+        if one[0] >= EXPONENT:
             scales[token], codes[token], values[token] = float32(np.nan), 0, float32(np.nan)
             continue
-        scale = min(max(one.view(np.float32)[0] / largest, _LEAST_SCALE), highest)
+        scale = min(max(one.view(np.float32)[0] / largest, _LEAST_SCALE), largest_scale)
         scales[token] = scale
         for channel in range(values.shape[1]):
             values[token, channel] /= scale
@@ -129,7 +117,7 @@ def _to_codes(
             values[token, channel] *= scale
 
 
-@_exactly
+@exactly
 def _to_float16(values: np.ndarray, bits: np.ndarray, rounded: np.ndarray) -> int:
     """Return how many finite values became infinite.
 
@@ -146,9 +134,9 @@ def _to_float16(values: np.ndarray, bits: np.ndarray, rounded: np.ndarray) -> in
             usual = ((magnitude + uint32(0xFFF) + odd) >> uint32(13)) - _HALF_REBIASED
             digits = (magnitude >> uint32(13)) & uint32(0x3FF)
             nan = _HALF_INFINITY | max(digits, uint32(1))
-            large = nan if magnitude > _INFINITY else _HALF_INFINITY
+            large = nan if magnitude > EXPONENT else _HALF_INFINITY
             small = sum_bits[channel] - uint32(0x3F000000)
             half = small if magnitude < _HALF_LEAST else (usual if magnitude < _HALF_LARGEST else large)
-            overflown += 1 if half == _HALF_INFINITY and magnitude < _INFINITY else 0
+            overflown += 1 if half == _HALF_INFINITY and magnitude < EXPONENT else 0
             rounded[token, channel] = uint16(half | ((bits[token, channel] & _SIGN) >> uint32(16)))
     return overflown

@@ -38,17 +38,17 @@ _BLOCK_BYTES = 1 << 20
 
 With shorter ones two threads wait for the interpreter most of the time (docs/LOG.md).
 """
-_EXPONENT = np.uint32(0x7F800000)
-_LEAST_EXPONENT = np.uint32((127 - 6) << 23)
+EXPONENT = np.uint32(0x7F800000)
+LEAST_EXPONENT = np.uint32((127 - 6) << 23)
 """The exponent of 2^-6, below which the codes of float8 are evenly spaced."""
-_ROUNDER = np.uint32((20 << 23) + (1 << 22))
+ROUNDER = np.uint32((20 << 23) + (1 << 22))
 """Added to the bits of 2^e, it gives 1.5 * 2^(e + 20), whose last digit is 2^(e - 3)."""
-_DROPPED = 20
+DROPPED = 20
 """How many bits of a float32 are 0 in all numbers of float8."""
 
 
 def _codes_by_leading_bits() -> np.ndarray:
-    numbers = (np.arange(1 << (32 - _DROPPED), dtype=np.uint32) << _DROPPED).view(np.float32)
+    numbers = (np.arange(1 << (32 - DROPPED), dtype=np.uint32) << DROPPED).view(np.float32)
     with np.errstate(invalid="ignore", over="ignore"):
         return numbers.astype(FLOAT8).view(np.uint8)
 
@@ -106,7 +106,8 @@ def quantise(
         from layertap.shards import compiled_rounding
 
         np.copyto(made.values, activation, casting="same_kind")
-        compiled_rounding.to_codes(made.values, made.codes, made.scales, LARGEST[dtype])
+        largest = LARGEST[dtype]
+        compiled_rounding.to_codes(made.values, made.codes, made.scales, largest, _largest_scale(largest))
     else:
         _quantise_blocks(activation, made)
     return made
@@ -131,9 +132,13 @@ def _quantise_blocks(activation: Activation, made: Quantised) -> None:
 
 def _scales(block: np.ndarray, largest: float) -> np.ndarray:
     most = np.abs(block).max(axis=1, initial=0)
-    highest = np.nextafter(np.float32(np.finfo(np.float32).max / largest), np.float32(0))
-    scales = np.clip(most / np.float32(largest), np.float32(SMALLEST_SCALE), highest)
+    scales = np.clip(most / np.float32(largest), np.float32(SMALLEST_SCALE), _largest_scale(largest))
     return np.where(np.isfinite(most), scales, np.float32(np.nan))
+
+
+def _largest_scale(largest: float) -> np.float32:
+    """Return the largest scale whose product with the largest code is finite."""
+    return np.nextafter(np.float32(np.finfo(np.float32).max / largest), np.float32(0))
 
 
 def _to_int8(block: np.ndarray, codes: np.ndarray) -> None:
@@ -148,15 +153,15 @@ def _to_float8(block: np.ndarray, codes: np.ndarray) -> None:
     No quotient exceeds the largest code by more than a last digit.
     """
     bits = block.view(np.uint32)
-    rounder = bits & _EXPONENT
-    np.maximum(rounder, _LEAST_EXPONENT, out=rounder)
-    rounder += _ROUNDER
+    rounder = bits & EXPONENT
+    np.maximum(rounder, LEAST_EXPONENT, out=rounder)
+    rounder += ROUNDER
     large = rounder.view(np.float32)
     negative_zeros = bits & np.uint32(1 << 31)
     block += large
     block -= large
     bits |= negative_zeros  # the sum has made them positive
-    bits = np.right_shift(bits, _DROPPED, out=rounder)
+    bits = np.right_shift(bits, DROPPED, out=rounder)
     np.take(_CODES, bits, mode="clip", out=codes.view(np.uint8))
 
 
